@@ -1,0 +1,304 @@
+// Masked average and max pooling on NVIDIA GPUs: x is read once, in 16-byte loads, with several rows in flight per
+// warp. No atomics: every output has one writer, so results are the same bits in every run.
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "masked_pool.h"
+
+// Only a CUDA build of torch has this symbol. Weak, it stays null under a CPU-only torch, where no CUDA tensor can
+// reach this file, and the same library loads there too.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** ret_stream);
+
+namespace esim_fast {
+namespace {
+
+constexpr int kLanes = 32;
+constexpr int kWarps = 8;          // per thread block
+constexpr int kRowsInFlight = 8;   // independent 16-byte loads per thread before the first is used
+constexpr int kGradientRows = 64;  // rows that one warp writes in the backward pass
+
+template <typename scalar_t, int kVector>
+struct alignas(sizeof(scalar_t) * kVector) Vector {
+  scalar_t value[kVector];
+};
+
+// Like torch.max: NaN beats everything, then the larger value, then the earlier token.
+template <typename acc_t>
+__device__ bool better(acc_t value, int t, acc_t other, int other_t) {
+  if (value != value) return other == other || t < other_t;
+  return other == other && (value > other || (value == other && t < other_t));
+}
+
+// A warp pools kLanes * kVector neighbouring columns of one sequence. With kSplit > 1 that many warps of the block
+// share its tokens and meet in shared memory: for few but long sequences.
+template <typename scalar_t, int kVector, int kSplit>
+__global__ void __launch_bounds__(kLanes* kWarps)
+    pool_kernel(const scalar_t* __restrict__ x, Layout layout, int64_t column_blocks, scalar_t* __restrict__ v,
+                int32_t* __restrict__ argmax_out, int32_t* __restrict__ count_out) {
+  using acc_t = accumulate_t<scalar_t>;
+  using vector_t = Vector<scalar_t, kVector>;
+  constexpr int kUnits = kWarps / kSplit;  // (sequence, column block) pairs in one thread block
+
+  const int lane = threadIdx.x, warp = threadIdx.y;
+  const int part = warp % kSplit;
+  const int64_t unit = static_cast<int64_t>(blockIdx.x) * kUnits + warp / kSplit;
+  const int64_t b = unit / column_blocks;
+  const int64_t column = (unit % column_blocks * kLanes + lane) * kVector;
+  const bool active = b < layout.batch && column < layout.width;
+
+  acc_t total[kVector], maximum[kVector];
+  int argmax[kVector];
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    total[j] = 0;
+    maximum[j] = -INFINITY;
+    argmax[j] = INT_MAX;
+  }
+  int count = 0;
+
+  const int length = active ? static_cast<int>(layout.tokens.length(b)) : 0;
+  for (int first = part; first < length; first += kSplit * kRowsInFlight) {
+    vector_t row[kRowsInFlight];
+    bool take[kRowsInFlight];
+#pragma unroll
+    for (int i = 0; i < kRowsInFlight; ++i) {
+      const int t = first + i * kSplit;
+      take[i] = t < length && layout.tokens.unmasked(b, t);
+      if (take[i]) row[i] = *reinterpret_cast<const vector_t*>(x + layout.offsets(b, t) + column);
+    }
+    acc_t partial[kVector] = {};  // summed apart, so that rounding grows with the number of groups, not of rows
+#pragma unroll
+    for (int i = 0; i < kRowsInFlight; ++i) {
+      if (!take[i]) continue;
+      ++count;
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        const acc_t value = static_cast<acc_t>(row[i].value[j]);
+        partial[j] += value;
+        if (better(value, first + i * kSplit, maximum[j], argmax[j])) {
+          maximum[j] = value;
+          argmax[j] = first + i * kSplit;
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) total[j] += partial[j];
+  }
+
+  if constexpr (kSplit > 1) {
+    __shared__ acc_t totals[kWarps][kLanes * kVector], maxima[kWarps][kLanes * kVector];
+    __shared__ int argmaxes[kWarps][kLanes * kVector], counts[kWarps];
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      totals[warp][j * kLanes + lane] = total[j];
+      maxima[warp][j * kLanes + lane] = maximum[j];
+      argmaxes[warp][j * kLanes + lane] = argmax[j];
+    }
+    // Lane 0 is active whenever any lane of the warp is.
+    if (lane == 0) counts[warp] = count;
+    __syncthreads();
+    if (part != 0) return;
+    count = 0;
+    for (int other = warp; other < warp + kSplit; ++other) count += counts[other];
+    for (int other = warp + 1; other < warp + kSplit; ++other) {
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        const int slot = j * kLanes + lane;
+        total[j] += totals[other][slot];
+        if (better(maxima[other][slot], argmaxes[other][slot], maximum[j], argmax[j])) {
+          maximum[j] = maxima[other][slot];
+          argmax[j] = argmaxes[other][slot];
+        }
+      }
+    }
+  }
+  if (!active) return;
+
+  vector_t average_out, maximum_out;
+  Vector<int32_t, kVector> argmax_vector;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    average_out.value[j] = static_cast<scalar_t>(count ? total[j] / static_cast<acc_t>(count) : acc_t{0});
+    maximum_out.value[j] = static_cast<scalar_t>(count ? maximum[j] : acc_t{0});
+    argmax_vector.value[j] = count ? argmax[j] : -1;
+  }
+  scalar_t* average = v + b * 2 * layout.width + column;
+  *reinterpret_cast<vector_t*>(average) = average_out;
+  *reinterpret_cast<vector_t*>(average + layout.width) = maximum_out;
+  // 4-byte indices are wider than 2-byte values: the compiler splits what one 16-byte store cannot take.
+  int32_t* where = argmax_out + b * layout.width + column;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) where[j] = argmax_vector.value[j];
+  if (column == 0) count_out[b] = count;
+}
+
+// A warp writes kGradientRows rows of kLanes * kVector columns of one sequence.
+template <typename scalar_t, int kVector>
+__global__ void __launch_bounds__(kLanes* kWarps)
+    gradient_kernel(const scalar_t* __restrict__ grad_v, const int32_t* __restrict__ argmax_in,
+                    const int32_t* __restrict__ count_in, Layout layout, int64_t column_blocks, int64_t row_blocks,
+                    bool padded, scalar_t* __restrict__ grad_x) {
+  using acc_t = accumulate_t<scalar_t>;
+  using vector_t = Vector<scalar_t, kVector>;
+
+  const int64_t unit = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
+  const int64_t column = (unit % column_blocks * kLanes + threadIdx.x) * kVector;
+  const int64_t row_block = unit / column_blocks % row_blocks;
+  const int64_t b = unit / column_blocks / row_blocks;
+  if (b >= layout.batch || column >= layout.width) return;
+
+  const scalar_t* average = grad_v + b * 2 * layout.width + column;
+  const vector_t grad_average = *reinterpret_cast<const vector_t*>(average);
+  const vector_t grad_maximum = *reinterpret_cast<const vector_t*>(average + layout.width);
+  const acc_t divisor = static_cast<acc_t>(max(count_in[b], 1));
+  acc_t share[kVector], maximum[kVector];
+  int argmax[kVector];
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    share[j] = static_cast<acc_t>(grad_average.value[j]) / divisor;
+    maximum[j] = static_cast<acc_t>(grad_maximum.value[j]);
+    argmax[j] = argmax_in[b * layout.width + column + j];
+  }
+
+  const int64_t length = layout.tokens.length(b);
+  const int64_t end = padded ? layout.tokens.max_length : length;
+  const int64_t first = row_block * kGradientRows;
+  for (int64_t t = first; t < min(end, first + kGradientRows); ++t) {
+    const bool counts = t < length && layout.tokens.unmasked(b, t);
+    if (!counts && !padded) continue;
+    vector_t row;
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      row.value[j] = static_cast<scalar_t>(counts ? share[j] + (argmax[j] == t ? maximum[j] : acc_t{0}) : acc_t{0});
+    }
+    *reinterpret_cast<vector_t*>(grad_x + layout.offsets(b, t) + column) = row;
+  }
+}
+
+struct CudaStream {
+  torch::stable::accelerator::DeviceGuard guard;
+  int device;
+  cudaStream_t stream = nullptr;
+
+  explicit CudaStream(const Tensor& x) : guard(x.get_device_index()), device(x.get_device_index()) {
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "esim_fast: this torch has no CUDA support");
+    void* current = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &current) == AOTI_TORCH_SUCCESS,
+                    "esim_fast: torch gave no CUDA stream for device ", device);
+    stream = static_cast<cudaStream_t>(current);
+  }
+  int multiprocessors() const {
+    int count = 1;
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return count;
+  }
+};
+
+void check_launch(const char* name) {
+  const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error == cudaSuccess, "esim_fast: ", name, " failed to start: ", cudaGetErrorString(error));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+unsigned int grid_size(int64_t blocks) {
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "esim_fast: the batch needs ", blocks, " thread blocks, more than CUDA allows");
+  return static_cast<unsigned int>(blocks);
+}
+
+// 16-byte accesses where every row begins at a multiple of 16 bytes. Row-addressed rows do so when D does: their
+// offsets count whole rows.
+template <typename scalar_t>
+bool rows_aligned(const scalar_t* data, const Layout& layout) {
+  constexpr int64_t kVector = 16 / sizeof(scalar_t);
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && layout.width % kVector == 0 &&
+         layout.offsets.batch_stride % kVector == 0 && layout.offsets.time_stride % kVector == 0;
+}
+
+template <typename scalar_t, int kVector>
+void launch_pool(const CudaStream& cuda, const scalar_t* x, const Layout& layout, scalar_t* v, int32_t* argmax,
+                 int32_t* count) {
+  const int64_t column_blocks = ceil_div(layout.width, kLanes * kVector);
+  const int64_t units = layout.batch * column_blocks;
+  const dim3 threads(kLanes, kWarps);
+  // Enough sequences fill the GPU with a warp each; fewer long ones are split over a block's warps.
+  const bool split = layout.tokens.max_length > 2 * kRowsInFlight && units < 16 * cuda.multiprocessors();
+  if (split) {
+    pool_kernel<scalar_t, kVector, kWarps>
+        <<<grid_size(units), threads, 0, cuda.stream>>>(x, layout, column_blocks, v, argmax, count);
+  } else {
+    pool_kernel<scalar_t, kVector, 1>
+        <<<grid_size(ceil_div(units, kWarps)), threads, 0, cuda.stream>>>(x, layout, column_blocks, v, argmax, count);
+  }
+  check_launch("masked_pool");
+}
+
+template <typename scalar_t, int kVector>
+void launch_gradient(const CudaStream& cuda, const scalar_t* grad_v, const int32_t* argmax, const int32_t* count,
+                     const Layout& layout, bool padded, scalar_t* grad_x) {
+  const int64_t column_blocks = ceil_div(layout.width, kLanes * kVector);
+  const int64_t row_blocks = ceil_div(layout.tokens.max_length, kGradientRows);
+  const int64_t units = layout.batch * column_blocks * row_blocks;
+  gradient_kernel<scalar_t, kVector><<<grid_size(ceil_div(units, kWarps)), dim3(kLanes, kWarps), 0, cuda.stream>>>(
+      grad_v, argmax, count, layout, column_blocks, row_blocks, padded, grad_x);
+  check_launch("masked_pool_backward");
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_pool_cuda(const Tensor& input, std::optional<Tensor> start,
+                                                    std::optional<Tensor> step, std::optional<Tensor> lengths,
+                                                    std::optional<Tensor> mask) {
+  const CudaStream cuda(input);
+  const auto [x, layout] = forward_layout(input, start, step, lengths, mask);
+  PoolOutputs outputs = allocate_outputs(x, layout);
+  if (outputs.argmax.numel() == 0) return {outputs.v, outputs.argmax, torch::stable::fill_(outputs.count, 0)};
+
+  dispatch_floating(x.scalar_type(), "masked_pool", [&, &x = x, &layout = layout](auto zero) {
+    using scalar_t = decltype(zero);
+    const scalar_t* data = x.template const_data_ptr<scalar_t>();
+    scalar_t* v = outputs.v.template mutable_data_ptr<scalar_t>();
+    int32_t* argmax = outputs.argmax.template mutable_data_ptr<int32_t>();
+    int32_t* count = outputs.count.template mutable_data_ptr<int32_t>();
+    if (rows_aligned(data, layout)) {
+      launch_pool<scalar_t, 16 / sizeof(scalar_t)>(cuda, data, layout, v, argmax, count);
+    } else {
+      launch_pool<scalar_t, 1>(cuda, data, layout, v, argmax, count);
+    }
+  });
+  return {outputs.v, outputs.argmax, outputs.count};
+}
+
+Tensor masked_pool_backward_cuda(const Tensor& grad_v, const Tensor& argmax, const Tensor& count,
+                                 std::optional<Tensor> start, std::optional<Tensor> step,
+                                 std::optional<Tensor> lengths, std::optional<Tensor> mask, int64_t rows) {
+  const CudaStream cuda(grad_v);
+  PoolGradient g = allocate_gradient(grad_v, argmax, count, start, step, lengths, mask, rows);
+  if (g.grad_x.numel() == 0 || g.layout.batch == 0 || g.layout.tokens.max_length == 0) return g.grad_x;
+
+  dispatch_floating(g.grad_v.scalar_type(), "masked_pool_backward", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const scalar_t* v = g.grad_v.template const_data_ptr<scalar_t>();
+    scalar_t* grad_x = g.grad_x.template mutable_data_ptr<scalar_t>();
+    const int32_t* where = g.argmax.template const_data_ptr<int32_t>();
+    const int32_t* counts = g.count.template const_data_ptr<int32_t>();
+    const bool padded = !start.has_value();
+    // grad_v comes from autograd and may begin anywhere; grad_x is ours.
+    if (rows_aligned(grad_x, g.layout) && reinterpret_cast<uintptr_t>(v) % 16 == 0) {
+      launch_gradient<scalar_t, 16 / sizeof(scalar_t)>(cuda, v, where, counts, g.layout, padded, grad_x);
+    } else {
+      launch_gradient<scalar_t, 1>(cuda, v, where, counts, g.layout, padded, grad_x);
+    }
+  });
+  return g.grad_x;
+}
+
+}  // namespace
+}  // namespace esim_fast
+
+STABLE_TORCH_LIBRARY_IMPL(esim_fast, CUDA, m) {
+  m.impl("masked_pool", TORCH_BOX(&esim_fast::masked_pool_cuda));
+  m.impl("masked_pool_backward", TORCH_BOX(&esim_fast::masked_pool_backward_cuda));
+}

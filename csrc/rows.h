@@ -1,0 +1,125 @@
+// Where the tokens of a batch lie, and which of them count. One rule serves padded, concatenated and packed
+// layouts: the D values of token t of sequence b begin, in elements, at offset(b, t) = start[b] + step[t].
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#define ESIM_HOST_DEVICE __host__ __device__
+#else
+#define ESIM_HOST_DEVICE
+#endif
+
+namespace esim_fast {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Sums and averages are kept in fp32, or in fp64 for fp64 input.
+template <typename scalar_t>
+using accumulate_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+struct Offsets {
+  const int64_t* start;  // [B], or null: b * batch_stride
+  const int64_t* step;   // [T], or null: t * time_stride
+  int64_t batch_stride;
+  int64_t time_stride;
+
+  ESIM_HOST_DEVICE int64_t operator()(int64_t b, int64_t t) const {
+    return (start ? start[b] : b * batch_stride) + (step ? step[t] : t * time_stride);
+  }
+};
+
+struct Tokens {
+  const int64_t* lengths;  // [B], or null: every sequence has max_length tokens
+  const bool* mask;        // [B, max_length], or null: every token below the length counts
+  int64_t mask_batch_stride;
+  int64_t mask_time_stride;
+  int64_t max_length;
+
+  // Lengths on a GPU are not read back to be checked, so they are clamped: a wrong one must not read out of bounds.
+  ESIM_HOST_DEVICE int64_t length(int64_t b) const {
+    if (!lengths) return max_length;
+    const int64_t n = lengths[b];
+    return n < 0 ? 0 : (n > max_length ? max_length : n);
+  }
+  ESIM_HOST_DEVICE bool unmasked(int64_t b, int64_t t) const {
+    return !mask || mask[b * mask_batch_stride + t * mask_time_stride];
+  }
+};
+
+// The batch as the operators see it: x is [B, L, D] (padded) or, with start and step, [N, D] (row-addressed).
+struct Layout {
+  int64_t batch;
+  int64_t width;  // D
+  Offsets offsets;
+  Tokens tokens;
+};
+
+inline void check_vector(const std::optional<Tensor>& vector, const char* name, const Tensor& x) {
+  if (!vector) return;
+  STD_TORCH_CHECK(vector->dim() == 1 && vector->scalar_type() == ScalarType::Long && vector->is_contiguous() &&
+                      vector->device() == x.device(),
+                  "esim_fast: ", name, " must be a contiguous one-dimensional int64 tensor on the device of x");
+}
+
+// Operators can be called directly, and inside compiled graphs, without the Python checks: what could crash is
+// checked here again.
+inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_stride, int64_t padded_batch,
+                          int64_t padded_length, int64_t width, const std::optional<Tensor>& start,
+                          const std::optional<Tensor>& step, const std::optional<Tensor>& lengths,
+                          const std::optional<Tensor>& mask) {
+  STD_TORCH_CHECK(start.has_value() == step.has_value(), "esim_fast: start and step must be given together");
+  check_vector(start, "start", x);
+  check_vector(step, "step", x);
+  check_vector(lengths, "lengths", x);
+  STD_TORCH_CHECK(!start || lengths, "esim_fast: row-addressed input needs lengths");
+
+  const int64_t batch = start ? start->size(0) : padded_batch;
+  const int64_t length = step ? step->size(0) : padded_length;
+  STD_TORCH_CHECK(!lengths || lengths->size(0) == batch, "esim_fast: lengths must have one entry for each of the ",
+                  batch, " sequences, got ", lengths ? lengths->size(0) : 0);
+  if (mask) {
+    STD_TORCH_CHECK(mask->dim() == 2 && mask->scalar_type() == ScalarType::Bool && mask->device() == x.device() &&
+                        mask->size(0) == batch && mask->size(1) == length,
+                    "esim_fast: mask must be a boolean tensor [", batch, ", ", length, "] on the device of x");
+  }
+  return Layout{
+      batch,
+      width,
+      Offsets{start ? start->const_data_ptr<int64_t>() : nullptr, step ? step->const_data_ptr<int64_t>() : nullptr,
+              batch_stride, time_stride},
+      Tokens{lengths ? lengths->const_data_ptr<int64_t>() : nullptr, mask ? mask->const_data_ptr<bool>() : nullptr,
+             mask ? mask->stride(0) : 0, mask ? mask->stride(1) : 0, length},
+  };
+}
+
+// Calls f with a zero of the C++ type behind `type`.
+template <typename F>
+void dispatch_floating(ScalarType type, const char* name, const F& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "esim_fast: ", name, " takes float16, bfloat16, float32 or float64, got ",
+                      torch::headeronly::toString(type));
+  }
+}
+
+}  // namespace esim_fast

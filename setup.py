@@ -1,0 +1,125 @@
+"""Builds the one extension, esim_fast/_C.abi3.so, on LibTorch's stable ABI.
+
+CPU code always, CUDA code whenever nvcc is found. Built against any torch >= 2.10, CPU or CUDA, the result runs on
+all of them. Environment: ESIM_FAST_CUDA=auto|0|1 (1: fail where CUDA code cannot be built), CXX, CUDA_HOME,
+TORCH_CUDA_ARCH_LIST (default: DEFAULT_ARCHITECTURES as far as nvcc knows them).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+from setuptools import setup
+
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")  # Ampere and Ada, Hopper, Blackwell
+TORCH_TARGET, TORCH_TARGET_VERSION = "2.10", "0x020a000000000000"
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    sys.exit("esim_fast: torch >= 2.10 is needed to build: install it first, or leave out --no-build-isolation")
+
+
+class Cuda(NamedTuple):
+    home: str
+    library_flags: list[str]
+
+
+def find_cuda() -> Cuda | None:
+    """The CUDA toolkit that nvcc belongs to, or None where only CPU code is built."""
+    wish = os.environ.get("ESIM_FAST_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        sys.exit(f"esim_fast: ESIM_FAST_CUDA must be auto, 0 or 1, got {wish!r}")
+    if wish == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None or sys.platform != "linux":
+        if wish == "1":
+            sys.exit("esim_fast: ESIM_FAST_CUDA=1, but no nvcc was found: set CUDA_HOME or put nvcc on the PATH")
+        return None
+    # The nvcc on the PATH may be a wrapper somewhere else: nvcc itself says where its toolkit and libraries are.
+    plan = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null", "-o", "/dev/null"], stderr=subprocess.PIPE)
+    text = plan.stderr.decode(errors="replace")
+    top = re.search(r"^#\$ TOP=(.+)$", text, flags=re.MULTILINE)
+    if plan.returncode != 0 or top is None:
+        sys.exit(f"esim_fast: {nvcc} does not work (ESIM_FAST_CUDA=0 builds without it): {text.strip()[-300:]}")
+    return Cuda(os.path.realpath(top[1]), re.findall(r'"(-L[^"]+)"', text))
+
+
+def cuda_architectures(cuda_home: str) -> list[str]:
+    """What to compile for, such as ["8.0", "9.0+PTX"]."""
+    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return chosen.replace(" ", ";").split(";")
+    listing = subprocess.run([f"{cuda_home}/bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = [a for a in DEFAULT_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listing.stdout.split()]
+    return [*known[:-1], f"{known[-1]}+PTX"]
+
+
+def code_flags(architectures: list[str]) -> list[str]:
+    """nvcc's flags: given here, they keep torch from compiling for just the GPUs it sees, or failing without one."""
+    flags = []
+    for architecture in architectures:
+        number = architecture.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if architecture.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+class Build(cpp_extension.BuildExtension):
+    def build_extensions(self) -> None:
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if not shutil.which(compiler.split()[0]):
+            sys.exit(
+                f"esim_fast: no C++ compiler ({compiler} not found): "
+                "install one (Debian and Ubuntu: apt-get install g++) or set CXX"
+            )
+        super().build_extensions()
+
+
+def extension() -> cpp_extension.CppExtension:
+    sources = ["csrc/ops.cpp", "csrc/masked_pool_cpu.cpp"]
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
+    nvcc_args: list[str] = []
+    # In a CUDA build of torch, libtorch.so brings in the CUDA library: it must stay among the needed libraries even
+    # though no symbol of it is used directly.
+    link_args = ["-Wl,--no-as-needed", "-ltorch"] if sys.platform == "linux" else []
+
+    architectures: list[str] = []
+    if cuda := find_cuda():
+        architectures = cuda_architectures(cuda.home)
+        sources.append("csrc/masked_pool_cuda.cu")
+        macros.append(("USE_CUDA", None))
+        nvcc_args = ["-O3", "-Xcompiler=-fvisibility=hidden", *code_flags(architectures)]
+        link_args += [*cuda.library_flags, "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
+        cpp_extension.CUDA_HOME = cuda.home
+        # torch compares its own CUDA version with nvcc's, because extensions usually share CUDA libraries with it.
+        # This one links its own runtime statically and asks torch for nothing but a stream.
+        cpp_extension._check_cuda_version = lambda *_: None
+    # For build_info(); not among the macros, because nvcc would split them at their commas.
+    facts = [
+        f"-DESIM_FAST_CUDA_ARCHITECTURES={','.join(architectures)}",
+        f"-DESIM_FAST_TORCH_TARGET={TORCH_TARGET}",
+        f"-DESIM_FAST_BUILT_WITH_TORCH={torch.__version__}",
+    ]
+    return cpp_extension.CppExtension(
+        "esim_fast._C",
+        sources,
+        define_macros=macros,
+        extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden", *facts], "nvcc": nvcc_args},
+        extra_link_args=link_args,
+        depends=["csrc/rows.h", "csrc/masked_pool.h"],
+        py_limited_api=True,
+    )
+
+
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
