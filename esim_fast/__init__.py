@@ -1,0 +1,8 @@
+"""ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels."""
+
+from . import ops
+from .extension import build_info
+from .model import ESIM, LocalInference, Pooling
+from .packed import Rows
+
+__all__ = ["ESIM", "LocalInference", "Pooling", "Rows", "build_info", "ops"]

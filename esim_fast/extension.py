@@ -1,0 +1,35 @@
+"""The compiled part of the library: found beside this file, loaded once, registered as torch.ops.esim_fast."""
+
+from pathlib import Path
+
+import torch
+
+
+def _load() -> None:
+    directory = Path(__file__).parent
+    libraries = sorted(directory.glob("_C*.so"))
+    if not libraries:
+        raise ImportError(
+            f"esim_fast's compiled extension is missing from {directory}: run `pip install .` in the source "
+            "directory and import esim_fast from elsewhere, or `pip install -e .` to build it there"
+        )
+    try:
+        torch.ops.load_library(libraries[0])
+    except OSError as error:
+        raise ImportError(f"{libraries[0]} cannot be loaded by torch {torch.__version__}: {error}") from error
+
+
+_load()
+
+
+def build_info() -> dict[str, object]:
+    """What the extension was built with.
+
+    Returns:
+        ``cpu`` (always true), ``cuda`` (the architectures that its CUDA code was compiled for, such as
+        ``["8.0", "9.0+PTX"]``; empty in a CPU-only build), ``torch_target`` (the oldest torch that can load it),
+        ``built_with_torch`` and ``compiler``.
+    """
+    facts = dict(line.split("=", 1) for line in torch.ops.esim_fast.build_info().splitlines())
+    cuda = [architecture for architecture in facts.pop("cuda_architectures").split(",") if architecture]
+    return {"cpu": True, "cuda": cuda, **facts}

@@ -1,0 +1,320 @@
+"""ESIM (Chen et al. 2017), on packed rows from the token ids to the pooled vector.
+
+Modules carry the names that the model's best-known notebook gave them, so that its state dicts load as they are.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .ops import reference
+from .ops.checks import check_lengths
+from .packed import PackedPairs, Rows, left_align, pack_pairs, token_mask
+
+# What a variant leaves open: the projection's and the classifier's activation, and dropout on embeddings and within
+# the classifier. "notebook" is the notebook's mathematics with its recurrence put right.
+_VARIANTS = {
+    "paper": {"projection": "relu", "classifier": "tanh", "feedforward_dropout": True},
+    "notebook": {"projection": None, "classifier": "relu", "feedforward_dropout": False},
+}
+_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {None: nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}
+_FROM_VARIANT = "variant"
+_BACKENDS = (None, "triton", "cpp", "reference")
+
+
+class ESIM(nn.Module):
+    """The enhanced LSTM for sentence pairs: natural language inference, paraphrase, question matching.
+
+    Args:
+        hidden_size: of each direction of both LSTMs, and of the projection.
+        embedding_dim: width of the word vectors.
+        vocab_size: rows of the embedding.
+        num_labels: classes.
+        device: where the parameters are created.
+        padding_idx: the id that fills sentences up; None if there is no such id. It is never part of a sentence.
+        dropout: probability, on embeddings (variant "paper"), after the projection and in the classifier.
+        variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
+        projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
+        freeze_embedding: word vectors are not trained.
+        backend: of the ops: "triton", "cpp", "reference" or None, the best ones for the tensors at hand.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is not positive, ``padding_idx`` is no row of the embedding, ``dropout`` lies outside 0..1,
+            or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        embedding_dim: int,
+        vocab_size: int,
+        num_labels: int,
+        device: torch.device | str | None = None,
+        *,
+        padding_idx: int | None = 1,
+        dropout: float = 0.5,
+        variant: str = "paper",
+        projection_activation: str | None = _FROM_VARIANT,
+        classifier_activation: str | None = _FROM_VARIANT,
+        freeze_embedding: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"hidden_size": hidden_size, "embedding_dim": embedding_dim, "vocab_size": vocab_size}
+        for name, size in {**sizes, "num_labels": num_labels}.items():
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{name} must be an int, got {size!r}")
+            if size < 1:
+                raise ValueError(f"{name} must be positive, got {size}")
+        if padding_idx is not None and not 0 <= padding_idx < vocab_size:
+            raise ValueError(f"padding_idx = {padding_idx} must lie between 0 and vocab_size - 1 = {vocab_size - 1}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
+        _check_choice("variant", variant, tuple(_VARIANTS))
+        _check_choice("backend", backend, _BACKENDS)
+        chosen = _VARIANTS[variant]
+        if projection_activation == _FROM_VARIANT:
+            projection_activation = chosen["projection"]
+        if classifier_activation == _FROM_VARIANT:
+            classifier_activation = chosen["classifier"]
+        _check_choice("projection_activation", projection_activation, tuple(_ACTIVATIONS))
+        _check_choice("classifier_activation", classifier_activation, tuple(_ACTIVATIONS))
+        feedforward_dropout = dropout if chosen["feedforward_dropout"] else 0.0
+
+        self.padding_idx = padding_idx
+        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=padding_idx)
+        self.embedding_dropout = nn.Dropout(feedforward_dropout)
+        self.encoder = InputEncoding(embedding_dim, hidden_size)
+        self.inference = LocalInference(backend)
+        self.infercomposition = InferenceComposition(hidden_size, dropout, projection_activation, backend)
+        self.linear = MLP(hidden_size, num_labels, dropout, classifier_activation, feedforward_dropout)
+        if freeze_embedding:
+            self.embedding.weight.requires_grad_(False)
+        if device is not None:
+            self.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embedding.weight.device
+
+    def forward(
+        self,
+        p: Tensor,
+        h: Tensor,
+        p_lengths: Tensor | Sequence[int] | None = None,
+        h_lengths: Tensor | Sequence[int] | None = None,
+    ) -> Tensor:
+        """Logits of a batch of pairs.
+
+        Args:
+            p, h: token ids of premises ``[B, Lp]`` and hypotheses ``[B, Lh]``. Padding to the left of or inside a
+                sentence is removed; the sentence is what remains, and may be empty.
+            p_lengths, h_lengths: integers ``[B]``, best on the CPU: the sentence lies within the first ``lengths[b]``
+                ids. With them, ids on a GPU are not waited for, and must then have their padding behind.
+
+        Returns:
+            ``[B, num_labels]``, raw scores.
+
+        Raises:
+            TypeError: ids or lengths are not integers.
+            ValueError: shapes or devices disagree, lengths lie outside 0..L, or ids on the CPU are not rows of the
+                embedding.
+        """
+        pairs = self._pack(p, h, p_lengths, h_lengths)
+        if len(p) == 0:
+            return self.linear(self.embedding.weight.new_zeros(0, self.linear.input_size))
+        x = self.encode(pairs)  # [N, 2H], a row for each token of the batch
+        width = x.shape[1]
+        m, _ = self.inference(x, x, p_rows=pairs.premise_rows(width), h_rows=pairs.hypothesis_rows(width))
+        v = self.infercomposition(m, pairs)  # [B, 8H]
+        return self.linear(v)
+
+    def encode(self, pairs: PackedPairs) -> Tensor:
+        """Embedding and BiLSTM, equations 1 and 2: ``[N, 2H]``."""
+        return self.encoder(self.embedding_dropout(self.embedding(pairs.tokens)), pairs)
+
+    def attention(
+        self,
+        p: Tensor,
+        h: Tensor,
+        p_lengths: Tensor | Sequence[int] | None = None,
+        h_lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The soft alignment's weights, equations 12 and 13; arguments as in :meth:`forward`.
+
+        Returns:
+            alpha, beta ``[B, Lp, Lh]``: how much each word of the premise looks at each of the hypothesis (rows of
+            alpha sum to one), and the other way round (columns of beta do). Zero at padding.
+        """
+        pairs = self._pack(p, h, p_lengths, h_lengths)
+        if len(p) == 0:
+            nothing = self.embedding.weight.new_zeros(0, p.shape[1], h.shape[1])
+            return nothing, nothing.clone()
+        x = self.encode(pairs)
+        width = x.shape[1]
+        weights = reference.attention(x, x, a_rows=pairs.premise_rows(width), b_rows=pairs.hypothesis_rows(width))
+        p_lengths, h_lengths = (self._lengths(n, x, l) for n, x, l in (("p", p, p_lengths), ("h", h, h_lengths)))
+        p_mask, h_mask = token_mask(p, self.padding_idx, p_lengths), token_mask(h, self.padding_idx, h_lengths)
+        return tuple(_spread(_spread(w, p_mask, 1), h_mask, 2) for w in weights)
+
+    def _lengths(self, name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
+        return None if lengths is None else check_lengths(f"{name}_lengths", lengths, *ids.shape).cpu()
+
+    def _pack(self, p: Tensor, h: Tensor, p_lengths, h_lengths) -> PackedPairs:
+        for name, ids in (("p", p), ("h", h)):
+            self._check_ids(name, ids)
+        if len(p) != len(h):
+            raise ValueError(f"p and h must hold as many sentences, got {len(p)} and {len(h)}")
+        p, p_lengths = left_align(p, self.padding_idx, self._lengths("p", p, p_lengths))
+        h, h_lengths = left_align(h, self.padding_idx, self._lengths("h", h, h_lengths))
+        return pack_pairs(p, h, p_lengths, h_lengths)
+
+    def _check_ids(self, name: str, ids: Tensor) -> None:
+        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+            found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"{name} must be a tensor of token ids, int64 or int32, got {found}")
+        if ids.dim() != 2:
+            raise ValueError(f"{name} must be [batch, length], got shape {list(ids.shape)}")
+        if ids.device != self.device:
+            raise ValueError(f"{name} is on {ids.device}, but the model on {self.device}")
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = (int(value) for value in ids.aminmax())
+            words = self.embedding.num_embeddings
+            if low < 0 or high >= words:
+                wrong = low if low < 0 else high
+                place = (ids == wrong).nonzero()[0].tolist()
+                raise ValueError(f"{name}{place} = {wrong} is no token id: the vocabulary has {words} words")
+
+
+class InputEncoding(nn.Module):
+    """A BiLSTM over each sentence, all of them in one packed call."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(input_size, hidden_size, bidirectional=True)
+
+    def forward(self, x: Tensor, pairs: PackedPairs) -> Tensor:
+        """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
+        return _encode_rows(self.lstm, x, pairs)
+
+
+class LocalInference(nn.Module):
+    """:func:`esim_fast.ops.local_inference` as a layer, in the notebook's words."""
+
+    def __init__(self, backend: str | None = None) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(
+        self,
+        p: Tensor,
+        h: Tensor,
+        p_mask: Tensor | None = None,
+        h_mask: Tensor | None = None,
+        *,
+        p_rows: Rows | None = None,
+        h_rows: Rows | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Soft alignment and enhancement of premise and hypothesis.
+
+        Args:
+            p, h: encoded ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``, or ``[N, 2H]`` with rows.
+            p_mask, h_mask: ``[B, Lp]`` and ``[B, Lh]``, 0 at padding.
+
+        Returns:
+            m_p, m_h: ``[B, Lp, 8H]`` and ``[B, Lh, 8H]``, or ``[N, 8H]``.
+        """
+        return ops.local_inference(
+            p, h, a_mask=p_mask, b_mask=h_mask, a_rows=p_rows, b_rows=h_rows, backend=self.backend
+        )
+
+
+class Pooling(nn.Module):
+    """:func:`esim_fast.ops.masked_pool` as a layer: average; maximum."""
+
+    def __init__(self, backend: str | None = None) -> None:
+        super().__init__()
+        # Pooling has no Triton kernel: a model whose local inference runs on Triton pools with the best there is.
+        self.backend = None if backend == "triton" else backend
+
+    def forward(self, x: Tensor, x_mask: Tensor | None = None, *, rows: Rows | None = None) -> Tensor:
+        """``x [B, L, 2H]`` with ``x_mask [B, L]``, 0 at padding, or ``[N, 2H]`` with rows, to ``[B, 4H]``."""
+        return ops.masked_pool(x, mask=x_mask, rows=rows, backend=self.backend)
+
+
+class InferenceComposition(nn.Module):
+    """Projection, BiLSTM and pooling, equations 16-20."""
+
+    def __init__(self, hidden_size: int, dropout: float, activation: str | None, backend: str | None) -> None:
+        super().__init__()
+        self.composition = CompositionLayer(hidden_size, dropout, activation)
+        self.pooling = Pooling(backend)
+
+    def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
+        """``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
+        y = self.composition(m, pairs)  # [N, 2H]
+        v = self.pooling(y, rows=pairs.rows(y.shape[1]))  # [2B, 4H]
+        v_p, v_h = v.chunk(2)
+        return torch.cat([v_p, v_h], dim=1)
+
+
+class CompositionLayer(nn.Module):
+    def __init__(self, hidden_size: int, dropout: float, activation: str | None) -> None:
+        super().__init__()
+        self.F = nn.Linear(8 * hidden_size, hidden_size)
+        self.activation = _ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(hidden_size, hidden_size, bidirectional=True)
+
+    def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
+        """``m [N, 8H]`` to ``[N, 2H]``."""
+        y = self.dropout(self.activation(self.F(m)))
+        return _encode_rows(self.lstm, y, pairs)
+
+
+class MLP(nn.Module):
+    """The classifier: one hidden layer of H units."""
+
+    def __init__(
+        self, hidden_size: int, num_labels: int, dropout: float, activation: str | None, inner_dropout: float
+    ) -> None:
+        super().__init__()
+        self.input_size = 8 * hidden_size
+        self.mlp = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(self.input_size, hidden_size),
+            nn.Sequential(_ACTIVATIONS[activation](), nn.Dropout(inner_dropout)),
+            nn.Linear(hidden_size, num_labels),
+        )
+
+    def forward(self, v: Tensor) -> Tensor:
+        """``v [B, 8H]`` to logits ``[B, num_labels]``."""
+        return self.mlp(v)
+
+
+def _encode_rows(lstm: nn.LSTM, x: Tensor, pairs: PackedPairs) -> Tensor:
+    """All sentences of the batch in one call: ``[N, input]`` to ``[N, 2H]``."""
+    if len(x) == 0:  # every sentence is empty
+        return x.new_zeros(0, 2 * lstm.hidden_size)
+    return lstm(pairs.sequence(x))[0].data
+
+
+def _check_choice(name: str, value: str | None, known: Sequence[str | None]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def _spread(weights: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Moves the weights of a sentence's words along ``dim`` to where ``mask [B, L]`` says that the words stand."""
+    position = (mask.cumsum(1) - 1).clamp(min=0)  # which word of its sentence stands here
+    shape = [len(mask), 1, 1]
+    shape[dim] = mask.shape[1]
+    size = list(weights.shape)
+    size[dim] = mask.shape[1]
+    if weights.shape[dim] == 0:  # every sentence is empty
+        return weights.new_zeros(size)
+    return weights.gather(dim, position.view(shape).expand(size)) * mask.view(shape)

@@ -1,0 +1,109 @@
+"""What every op asks of its input, said in the same words.
+
+Values on a GPU are not read back to be checked; shapes, dtypes, devices and what lies on the CPU are.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..packed import Rows
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_features(name: str, x: Tensor, rows: Rows | None) -> None:
+    """``x`` must be floating point, ``[B, L, D]`` or, with rows, ``[N, D]``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
+    expected, layout = (3, "[batch, length, D]") if rows is None else (2, "[N, D], as it comes with rows")
+    if x.dim() != expected:
+        raise ValueError(f"{name} must be {layout}, got shape {list(x.shape)}")
+
+
+def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longest: int) -> Tensor:
+    """Returns ``lengths`` as an int64 tensor ``[batch]``, each between 0 and ``longest`` where that can be read."""
+    lengths = torch.as_tensor(lengths)
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        if lengths.numel() != 0:
+            raise TypeError(f"{name} must be integers, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise ValueError(f"{name} must have shape [{batch}], one for each sequence, got {list(lengths.shape)}")
+    lengths = lengths.to(torch.int64)
+    if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in lengths.aminmax())
+        if low < 0 or high > longest:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"{name}[{int((lengths == wrong).nonzero()[0])}] = {wrong}, expected 0 to {longest} (the padded length)"
+            )
+    return lengths
+
+
+def check_mask(name: str, mask: Tensor, batch: int, longest: int, x: Tensor) -> Tensor:
+    """Returns ``mask`` as a boolean tensor ``[batch, longest]``."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(mask).__name__}")
+    if mask.shape != (batch, longest):
+        raise ValueError(f"{name} must have shape [{batch}, {longest}], got {list(mask.shape)}")
+    if mask.device != x.device:
+        raise ValueError(f"{name} is on {mask.device}, but the input on {x.device}")
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def check_rows(name: str, rows: Rows, x: Tensor) -> None:
+    """Rows must lie on the device of ``x [N, D]`` and, where that can be read, inside it."""
+    if not isinstance(rows, Rows):
+        raise TypeError(f"{name} must be esim_fast.Rows, got {type(rows).__name__}")
+    if rows.start.device != x.device:
+        raise ValueError(f"{name} is on {rows.start.device}, but the input on {x.device}: use Rows.to")
+    if x.device.type != "cpu" or len(rows.start) == 0 or torch.compiler.is_compiling():
+        return
+    check_lengths(f"{name}.lengths", rows.lengths, len(rows.start), rows.max_length)
+    used = rows.lengths > 0
+    if not bool(used.any()):
+        return
+    count, width = x.shape
+    steps = rows.step[: int(rows.lengths.max())]
+    last = torch.cummax(steps, 0).values[rows.lengths[used] - 1]
+    low = int(rows.start[used].min() + steps.min())
+    high = int((rows.start[used] + last).max())
+    if low < 0 or high > (count - 1) * width:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name} addresses element {wrong} of an input with {count} rows of {width} elements")
+    stray = torch.cat([rows.start[used], steps]).remainder(max(width, 1))
+    if bool(stray.any()):
+        raise ValueError(f"{name} must count whole rows: start and step must be multiples of D = {width}")
+
+
+def tokens_of(
+    name: str, x: Tensor, lengths: Tensor | Sequence[int] | None, mask: Tensor | None, rows: Rows | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Checks what says which tokens of ``x`` count, and returns lengths and mask on the device of ``x``."""
+    check_features(name, x, rows)
+    prefix = "" if name == "x" else f"{name}_"
+    if rows is not None:
+        check_rows(f"{prefix}rows", rows, x)
+        if lengths is not None:
+            raise ValueError(f"{prefix}rows have lengths of their own: leave {prefix}lengths out")
+        batch, longest = len(rows.start), rows.max_length
+    else:
+        batch, longest = x.shape[0], x.shape[1]
+    if lengths is not None and mask is not None:
+        raise ValueError(f"give {prefix}lengths or {prefix}mask, not both")
+    if lengths is not None:
+        lengths = check_lengths(f"{prefix}lengths", lengths, batch, longest).to(x.device, non_blocking=True)
+    if mask is not None:
+        mask = check_mask(f"{prefix}mask", mask, batch, longest, x)
+    return lengths, mask
+
+
+def check_backend(backend: str | None, op: str, possible: Sequence[str], where: torch.device) -> None:
+    """A backend that cannot run is an error, never a silent fallback."""
+    if backend is not None and backend not in possible:
+        raise ValueError(
+            f"backend={backend!r} cannot run {op} on {where}: possible here are {', '.join(map(repr, possible))}"
+        )

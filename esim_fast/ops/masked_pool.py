@@ -1,0 +1,117 @@
+"""Masked average and max pooling: C++ on the CPU, CUDA on NVIDIA GPUs, plain PyTorch elsewhere.
+
+The kernels are csrc/masked_pool_cpu.cpp and csrc/masked_pool_cuda.cu, their schemas csrc/ops.cpp.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..extension import build_info
+from ..packed import Rows
+from . import reference
+from .checks import check_backend, tokens_of
+
+_HAS_CUDA_KERNEL = bool(build_info()["cuda"]) and torch.version.cuda is not None
+
+
+def masked_pool(
+    x: Tensor,
+    lengths: Tensor | Sequence[int] | None = None,
+    *,
+    mask: Tensor | None = None,
+    rows: Rows | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Average and max pooling over the tokens of each sentence (Chen et al. 2017, equations 18-20).
+
+    Equivalent to, with ``x_b`` the tokens of sentence b alone::
+
+        v[b] = torch.cat([x_b.mean(0), x_b.max(0).values])
+
+    Args:
+        x: ``[B, L, D]``, fp32, fp16, bf16 or fp64, any strides; or ``[N, D]`` with ``rows``.
+        lengths: integers ``[B]``, on any device: the first ``lengths[b]`` tokens count.
+        mask: ``[B, L]``, boolean or 0/1 of any dtype, any pattern: where it is not 0 the token counts. With ``rows``
+            it narrows them.
+        rows: where the tokens of a row-addressed (concatenated, packed) ``x`` lie.
+        backend: "cpp" (the kernels), "reference" (plain PyTorch) or None, the best one for ``x``.
+
+    Returns:
+        ``[B, 2D]``: average; maximum, in the dtype of ``x``; sums are taken in fp32 (fp64 for fp64). A sentence of
+        length 0 gives zeros. NaN propagates; the maximum's gradient goes to the first of equal ones, as in
+        ``torch.max``. Second derivatives are not implemented and raise.
+
+    Raises:
+        TypeError: a dtype or type is wrong.
+        ValueError: shapes or devices disagree, lengths lie outside 0..L (checked on the CPU), or ``backend`` cannot
+            run here.
+    """
+    lengths, mask = tokens_of("x", x, lengths, mask, rows)
+    has_kernel = x.device.type == "cpu" or (x.device.type == "cuda" and _HAS_CUDA_KERNEL)
+    possible = ("cpp", "reference") if has_kernel else ("reference",)
+    check_backend(backend, "masked_pool", possible, x.device)
+    if (backend or possible[0]) == "reference":
+        return reference.masked_pool(x, lengths, mask=mask, rows=rows)
+    start, step = None, None
+    if rows is not None:
+        start, step, lengths = rows.start, rows.step[: rows.max_length], rows.lengths
+    v, _argmax, _count = _MaskedPool.apply(x, start, step, lengths, mask)
+    return v
+
+
+class _MaskedPool(torch.autograd.Function):
+    @staticmethod
+    def forward(x, start, step, lengths, mask):
+        return torch.ops.esim_fast.masked_pool(x, start, step, lengths, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *addresses = inputs
+        _, argmax, count = output
+        ctx.mark_non_differentiable(argmax, count)
+        ctx.save_for_backward(argmax, count, *addresses)
+        ctx.rows = x.shape[-2]
+
+    @staticmethod
+    def backward(ctx, grad_v, _grad_argmax, _grad_count):
+        argmax, count, *addresses = ctx.saved_tensors
+        grad_x = _MaskedPoolBackward.apply(grad_v, argmax, count, *addresses, ctx.rows)
+        return grad_x, None, None, None, None
+
+
+class _MaskedPoolBackward(torch.autograd.Function):
+    """A function of its own, which refuses to be differentiated: a second derivative must not be silently wrong."""
+
+    @staticmethod
+    def forward(grad_v, argmax, count, start, step, lengths, mask, rows):
+        return torch.ops.esim_fast.masked_pool_backward(grad_v, argmax, count, start, step, lengths, mask, rows)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("esim_fast.ops.masked_pool has no second derivative: use backend='reference' for it")
+
+
+@torch.library.register_fake("esim_fast::masked_pool")
+def _masked_pool_fake(x, start, step, lengths, mask):
+    batch, width = x.shape[0] if start is None else start.shape[0], x.shape[-1]
+    return (
+        x.new_empty(batch, 2 * width),
+        x.new_empty(batch, width, dtype=torch.int32),
+        x.new_empty(batch, dtype=torch.int32),
+    )
+
+
+@torch.library.register_fake("esim_fast::masked_pool_backward")
+def _masked_pool_backward_fake(grad_v, argmax, count, start, step, lengths, mask, rows):
+    width = argmax.shape[1]
+    return grad_v.new_empty(rows, width) if start is not None else grad_v.new_empty(argmax.shape[0], rows, width)
+
+
+def _refuse_second_derivative(ctx, *grads):
+    raise RuntimeError("esim_fast.ops.masked_pool has no second derivative: use backend='reference' for it")

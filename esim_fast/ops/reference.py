@@ -1,0 +1,128 @@
+"""The paper's equations in plain PyTorch: what the kernels are tested against, and what runs where none exists.
+
+Chen et al. 2017, *Enhanced LSTM for Natural Language Inference*: https://aclanthology.org/P17-1152
+
+Arithmetic is fp32, or fp64 for fp64 input; results have the input's dtype. Nothing outside a sentence has any
+influence, whatever it holds: outputs and gradients there are exactly zero.
+"""
+
+import torch
+from torch import Tensor
+
+from ..packed import Rows
+
+
+def local_inference(
+    a: Tensor,
+    b: Tensor,
+    a_lengths: Tensor | None = None,
+    b_lengths: Tensor | None = None,
+    *,
+    a_mask: Tensor | None = None,
+    b_mask: Tensor | None = None,
+    a_rows: Rows | None = None,
+    b_rows: Rows | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Soft alignment of two sentences and its enhancement, equations 11-15.
+
+    Arguments and results are those of :func:`esim_fast.ops.local_inference`; input is not checked.
+    """
+    a_padded, a_valid = _padded(a, a_lengths, a_mask, a_rows)
+    b_padded, b_valid = _padded(b, b_lengths, b_mask, b_rows)
+    alpha, beta = _weights(a_padded, b_padded, a_valid, b_valid)
+    m_a = enhance(a_padded, alpha @ b_padded)  # eq. 12, 14
+    m_b = enhance(b_padded, beta.transpose(1, 2) @ a_padded)  # eq. 13, 15
+    if a is b and a_rows is not None and b_rows is not None:
+        m = _scatter(_scatter(a.new_zeros(len(a), 4 * a.shape[1]), m_a, a_valid, a_rows), m_b, b_valid, b_rows)
+        return m, m
+    return _as_given(m_a, a, a_valid, a_rows), _as_given(m_b, b, b_valid, b_rows)
+
+
+def attention(
+    a: Tensor, b: Tensor, *, a_rows: Rows | None = None, b_rows: Rows | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weights of the soft alignment, equations 11-13.
+
+    Returns:
+        alpha, beta ``[B, La, Lb]``: rows of alpha and columns of beta sum to one within the sentences, and are zero
+        outside.
+    """
+    a_padded, a_valid = _padded(a, None, None, a_rows)
+    b_padded, b_valid = _padded(b, None, None, b_rows)
+    alpha, beta = _weights(a_padded, b_padded, a_valid, b_valid)
+    pairs = a_valid[:, :, None] & b_valid[:, None, :]
+    return (alpha * pairs).to(a.dtype), (beta * pairs).to(a.dtype)
+
+
+def enhance(x: Tensor, aligned: Tensor) -> Tensor:
+    """``[x; x̃; x - x̃; x ⊙ x̃]``, equations 14 and 15: ``[..., D]`` twice to ``[..., 4D]``."""
+    return torch.cat([x, aligned, x - aligned, x * aligned], dim=-1)
+
+
+def masked_pool(
+    x: Tensor, lengths: Tensor | None = None, *, mask: Tensor | None = None, rows: Rows | None = None
+) -> Tensor:
+    """Average and max pooling over the tokens of each sentence, equations 18-20.
+
+    Arguments and results are those of :func:`esim_fast.ops.masked_pool`; input is not checked.
+    """
+    padded, valid = _padded(x, lengths, mask, rows)
+    if padded.shape[1] == 0:
+        return padded.sum(1).repeat(1, 2).to(x.dtype)  # zeros, and still a function of x
+    average = padded.sum(1) / valid.sum(1).clamp(min=1)[:, None]
+    highest, first = padded.masked_fill(~valid[:, :, None], float("-inf")).max(1)
+    # Where all tokens are -inf, so is the padding: the first token is the maximum.
+    first = torch.where(highest == float("-inf"), valid.to(torch.uint8).argmax(1)[:, None], first)
+    maximum = padded.gather(1, first[:, None, :]).squeeze(1)
+    return torch.cat([average, maximum], dim=1).to(x.dtype)
+
+
+def _weights(a: Tensor, b: Tensor, a_valid: Tensor, b_valid: Tensor) -> tuple[Tensor, Tensor]:
+    scores = a @ b.transpose(1, 2)  # eq. 11: [B, La, Lb]
+    return _masked_softmax(scores, b_valid[:, None, :], dim=2), _masked_softmax(scores, a_valid[:, :, None], dim=1)
+
+
+def _masked_softmax(scores: Tensor, valid: Tensor, dim: int) -> Tensor:
+    """Softmax over valid positions. With none at all the weights are meaningless but finite; what they weigh is 0."""
+    outside = ~valid & valid.any(dim, keepdim=True)
+    return scores.masked_fill(outside, float("-inf")).softmax(dim)
+
+
+def _padded(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Tensor, Tensor]:
+    """``x`` as ``[B, L, D]`` in the dtype of the arithmetic, zero outside the sentences, and boolean ``[B, L]``."""
+    if rows is not None:
+        position = torch.arange(rows.max_length, device=x.device)
+        valid = position < rows.lengths[:, None]
+    else:
+        position = torch.arange(x.shape[1], device=x.device)
+        valid = position < (x.new_full((len(x),), x.shape[1], dtype=torch.int64) if lengths is None else lengths)[:, None]
+    if mask is not None:
+        valid = valid & (mask != 0)
+    if rows is not None:
+        x = _gather(x, valid, rows)
+    x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return torch.where(valid[:, :, None], x, 0.0), valid
+
+
+def _row_numbers(valid: Tensor, rows: Rows, width: int) -> Tensor:
+    """Which row of ``[N, D]`` each token is: ``[B, L]``, 0 outside the sentences."""
+    offset = rows.start[:, None] + rows.step[: rows.max_length]
+    return torch.where(valid, offset // max(width, 1), 0)
+
+
+def _gather(x: Tensor, valid: Tensor, rows: Rows) -> Tensor:
+    if len(x) == 0:
+        return x.new_zeros(*valid.shape, x.shape[1])
+    return x[_row_numbers(valid, rows, x.shape[1])]
+
+
+def _scatter(out: Tensor, m: Tensor, valid: Tensor, rows: Rows) -> Tensor:
+    """Puts the tokens of ``m [B, L, 4D]`` into their rows of ``out [N, 4D]``."""
+    numbers = _row_numbers(valid, rows, out.shape[1] // 4)
+    return out.index_put((numbers[valid],), m[valid].to(out.dtype))
+
+
+def _as_given(m: Tensor, x: Tensor, valid: Tensor, rows: Rows | None) -> Tensor:
+    if rows is None:
+        return torch.where(valid[:, :, None], m, 0.0).to(x.dtype)
+    return _scatter(x.new_zeros(len(x), 4 * x.shape[1]), m, valid, rows)

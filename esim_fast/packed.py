@@ -1,0 +1,190 @@
+"""Pairs of sentences as one packed sequence, and the addressing rule that every kernel follows.
+
+The D values of a token lie together in every layout; only where token ``t`` of sequence ``b`` begins changes:
+
+    offset(b, t) = start[b] + step[t]        (in elements)
+
+which is ``b*L*D + t*D`` in a padded ``[B, L, D]``, ``cu_seqlens[b]*D + t*D`` in concatenated sequences, and
+``rank(b)*D + sum(batch_sizes[:t])*D`` in a packed one (sorted by length, time-major, as cuDNN's LSTM wants it).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Where the tokens of a row-addressed tensor ``[N, D]`` lie.
+
+    Offsets count elements of the tensor laid out contiguously, so they are multiples of D; a row belongs to one
+    sequence at most.
+
+    Attributes:
+        start: int64 ``[B]``, the sequence's part of the offset.
+        step: int64 ``[T]`` with ``T >= max_length``, the time step's part.
+        lengths: int64 ``[B]``, tokens in each sequence, between 0 and ``max_length``.
+        max_length: the longest sequence's length, or any bound of it; known without reading ``lengths`` back.
+
+    Raises:
+        TypeError: a tensor is not int64, or ``max_length`` is no integer.
+        ValueError: shapes or devices disagree, or ``max_length`` is negative or longer than ``step``.
+    """
+
+    start: Tensor
+    step: Tensor
+    lengths: Tensor
+    max_length: int
+
+    def __post_init__(self) -> None:
+        for name in ("start", "step", "lengths"):
+            tensor = getattr(self, name)
+            if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+                found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"Rows.{name} must be an int64 tensor, got {found}")
+            if tensor.dim() != 1:
+                raise ValueError(f"Rows.{name} must have one dimension, got shape {list(tensor.shape)}")
+            if tensor.device != self.start.device:
+                raise ValueError(f"Rows.start is on {self.start.device}, but Rows.{name} on {tensor.device}")
+        if self.start.shape != self.lengths.shape:
+            raise ValueError(
+                f"Rows.start and Rows.lengths must have one entry for each sequence, "
+                f"got {len(self.start)} and {len(self.lengths)}"
+            )
+        if not isinstance(self.max_length, int):
+            raise TypeError(f"Rows.max_length must be an int, got {type(self.max_length).__name__}")
+        if not 0 <= self.max_length <= len(self.step):
+            raise ValueError(
+                f"Rows.max_length = {self.max_length} must lie between 0 and the {len(self.step)} entries of Rows.step"
+            )
+
+    @classmethod
+    def concatenated(cls, lengths: Tensor, width: int) -> "Rows":
+        """Rows of sequences that lie one behind the other in a tensor ``[sum(lengths), width]``.
+
+        Args:
+            lengths: int64 ``[B]``; its longest entry is read, so lengths on a GPU are waited for.
+            width: D, the elements of a row.
+        """
+        max_length = int(lengths.max()) if len(lengths) else 0
+        start = (lengths.cumsum(0) - lengths) * width
+        return cls(start, torch.arange(max_length, device=lengths.device) * width, lengths, max_length)
+
+    def to(self, device: torch.device | str) -> "Rows":
+        """The same rows with their tensors on ``device``."""
+        return Rows(
+            self.start.to(device, non_blocking=True),
+            self.step.to(device, non_blocking=True),
+            self.lengths.to(device, non_blocking=True),
+            self.max_length,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedPairs:
+    """The 2B sentences of B pairs as one packed sequence of N rows: one LSTM call serves them all.
+
+    Attributes:
+        tokens: int64 ``[N]``, the sentences' token ids, sorted by length and time-major.
+        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
+        rank: int64 ``[2B]``, each sentence's place in the sorted order: premises first, then hypotheses.
+        first_row: int64 ``[T]``, where each time step begins.
+        lengths: int64 ``[2B]``, tokens in each sentence: premises first, then hypotheses.
+        longest: the longest premise and the longest hypothesis.
+    """
+
+    tokens: Tensor
+    batch_sizes: Tensor
+    rank: Tensor
+    first_row: Tensor
+    lengths: Tensor
+    longest: tuple[int, int]
+
+    def sequence(self, data: Tensor) -> PackedSequence:
+        """``data [N, D]``, one row for each token, as the packed sequence that an LSTM takes."""
+        return PackedSequence(data, self.batch_sizes)
+
+    def rows(self, width: int) -> Rows:
+        """All 2B sentences, premises first, in a tensor ``[N, width]``."""
+        return Rows(self.rank * width, self.first_row * width, self.lengths, len(self.first_row))
+
+    def premise_rows(self, width: int) -> Rows:
+        """The premises in a tensor ``[N, width]``."""
+        pairs = len(self.rank) // 2
+        return Rows(self.rank[:pairs] * width, self.first_row * width, self.lengths[:pairs], self.longest[0])
+
+    def hypothesis_rows(self, width: int) -> Rows:
+        """The hypotheses in a tensor ``[N, width]``."""
+        pairs = len(self.rank) // 2
+        return Rows(self.rank[pairs:] * width, self.first_row * width, self.lengths[pairs:], self.longest[1])
+
+
+def left_align(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Moves padding behind the sentence: what remains of ``ids [B, L]`` without it is the sentence.
+
+    Ids on a GPU are read back only where no lengths are given; with lengths, the first ``lengths[b]`` ids there are
+    the sentence.
+
+    Returns:
+        ids ``[B, L]`` and int64 lengths ``[B]`` on the CPU.
+    """
+    if lengths is not None and (ids.device.type != "cpu" or padding_idx is None):
+        return ids, lengths
+    counts = token_mask(ids, padding_idx, lengths)
+    sentence_lengths = counts.sum(1)
+    position = torch.arange(ids.shape[1], device=ids.device)
+    if not torch.equal(counts, position < sentence_lengths[:, None]):
+        ids = ids.gather(1, counts.logical_not().to(torch.uint8).argsort(dim=1, stable=True))
+    return ids, sentence_lengths.cpu()
+
+
+def token_mask(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> Tensor:
+    """Which of ``ids [B, L]`` are words of their sentence: boolean ``[B, L]``."""
+    mask = torch.ones_like(ids, dtype=torch.bool) if padding_idx is None else ids != padding_idx
+    if lengths is not None:
+        mask &= torch.arange(ids.shape[1], device=ids.device) < lengths.to(ids.device)[:, None]
+    return mask
+
+
+def pack_pairs(premises: Tensor, hypotheses: Tensor, premise_lengths: Tensor, hypothesis_lengths: Tensor) -> PackedPairs:
+    """Packs token ids directly: no padded embeddings, no work per time step.
+
+    Args:
+        premises, hypotheses: token ids ``[B, Lp]`` and ``[B, Lh]``, each sentence at the beginning of its row.
+        premise_lengths, hypothesis_lengths: int64 ``[B]`` on the CPU; what depends on lengths is computed there, so
+            that ids on a GPU need not be waited for.
+    """
+    device = premises.device
+    pairs, width_p = premises.shape
+    width_h = hypotheses.shape[1]
+    lengths = torch.cat([premise_lengths, hypothesis_lengths])
+    steps = int(lengths.max()) if len(lengths) else 0
+
+    sorted_lengths, order = lengths.sort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    time = torch.arange(steps)
+    # A sentence reaches step t if it is longer than t. Lengths fall, so those above t are counted by bisection.
+    batch_sizes = torch.searchsorted(-sorted_lengths, -time)
+    first_row = batch_sizes.cumsum(0) - batch_sizes
+
+    # Row (t, r) holds token t of the r-th longest sentence.
+    row_time = time.repeat_interleave(batch_sizes)
+    row_sentence = order[torch.arange(len(row_time)) - first_row[row_time]]
+    sentence_begin = torch.cat([torch.arange(pairs) * width_p, pairs * width_p + torch.arange(pairs) * width_h])
+    place = sentence_begin[row_sentence] + row_time
+    ids = torch.cat([premises.reshape(-1), hypotheses.reshape(-1)])
+
+    def longest(of: Tensor) -> int:
+        return int(of.max()) if len(of) else 0
+
+    return PackedPairs(
+        tokens=ids[place.to(device, non_blocking=True)],
+        batch_sizes=batch_sizes,
+        rank=rank.to(device, non_blocking=True),
+        first_row=first_row.to(device, non_blocking=True),
+        lengths=lengths.to(device, non_blocking=True),
+        longest=(longest(premise_lengths), longest(hypothesis_lengths)),
+    )

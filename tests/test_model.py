@@ -1,0 +1,274 @@
+"""ESIM: the same mathematics as its eager peer, and independence of everything that is not the sentence."""
+
+import pytest
+import torch
+from baselines import NotebookESIM
+from torch import nn
+
+import esim_fast
+
+WORDS, WIDTH, HIDDEN, LABELS = 50, 12, 8, 3
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def random_pairs(lengths_p, lengths_h, seed=0):
+    """Token ids 2..WORDS-1, padded behind with 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(lengths):
+        ids = torch.ones(len(lengths), max(lengths, default=0), dtype=torch.int64)
+        for row, length in zip(ids, lengths, strict=True):
+            row[:length] = torch.randint(2, WORDS, (length,), generator=generator)
+        return ids
+
+    return fill(lengths_p), fill(lengths_h)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
+
+
+@pytest.fixture
+def batch():
+    return random_pairs([5, 9, 1, 7, 3], [4, 2, 6, 1, 8])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_notebook_variant_equals_the_eager_notebook(device):
+    torch.manual_seed(1)
+    peer = NotebookESIM(30, 20, WORDS, LABELS).to(device).eval()
+    ours = esim_fast.ESIM(30, 20, WORDS, LABELS, device, variant="notebook").eval()
+    ours.load_state_dict(peer.state_dict())
+    p, h = random_pairs([5, 9, 1, 36, 3, 14], [4, 2, 19, 1, 8, 7])
+    p, h, target = p.to(device), h.to(device), torch.tensor([0, 1, 2, 0, 1, 2], device=device)
+
+    expected, logits = peer(p, h), ours(p, h)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    for model_logits in (expected, logits):
+        nn.functional.cross_entropy(model_logits, target).backward()
+    theirs = dict(peer.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-5, atol=1e-5, msg=name)
+        assert parameter.grad.abs().max() > 1e-5, f"{name} gets no gradient: nothing was compared"
+
+
+def test_state_dicts_go_both_ways():
+    peer, ours = NotebookESIM(HIDDEN, WIDTH, WORDS, LABELS), esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS)
+    peer.load_state_dict(ours.state_dict())
+    ours.load_state_dict(peer.state_dict())
+
+
+@pytest.mark.parametrize("variant", ["paper", "notebook"])
+def test_packed_model_equals_padded_layers(variant):
+    """The packed path against the paper's equations written out, sentence by sentence, in fp64."""
+    torch.manual_seed(2)
+    net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variant=variant).double().eval()
+    p, h = random_pairs([6, 2], [3, 5])
+    logits = net(p, h)
+    for i, (premise, hypothesis) in enumerate(zip(p, h, strict=True)):
+        a, b = (net.encoder.lstm(net.embedding(ids[ids != 1]))[0] for ids in (premise, hypothesis))
+        e = a @ b.T
+        a_aligned, b_aligned = e.softmax(1) @ b, e.softmax(0).T @ a
+        pooled = []
+        for x, aligned in ((a, a_aligned), (b, b_aligned)):
+            projected = net.infercomposition.composition.F(torch.cat([x, aligned, x - aligned, x * aligned], 1))
+            composed = net.infercomposition.composition.lstm(projected.relu() if variant == "paper" else projected)[0]
+            pooled += [composed.mean(0), composed.max(0).values]
+        hidden = net.linear.mlp[1](torch.cat(pooled))
+        expected = net.linear.mlp[3](hidden.tanh() if variant == "paper" else hidden.relu())
+        torch.testing.assert_close(logits[i], expected, rtol=1e-10, atol=1e-10)
+
+
+class TestInvariance:
+    def test_more_padding(self, net, batch):
+        p, h = batch
+        wider = nn.functional.pad(p, (0, 11), value=1), nn.functional.pad(h, (0, 3), value=1)
+        torch.testing.assert_close(net(*wider), net(p, h), rtol=1e-5, atol=1e-5)
+
+    def test_padding_left_of_and_inside_a_sentence(self, net, batch):
+        p, h = batch
+        generator = torch.Generator().manual_seed(3)
+        scattered = torch.ones(len(p), 20, dtype=torch.int64)
+        for row, sentence in zip(scattered, p, strict=True):
+            words = sentence[sentence != 1]
+            places = torch.randperm(20, generator=generator)[: len(words)].sort().values
+            row[places] = words
+        torch.testing.assert_close(net(scattered, h), net(p, h), rtol=1e-5, atol=1e-5)
+        full = torch.full((len(p),), 20)
+        torch.testing.assert_close(net(scattered, h, full, (h != 1).sum(1)), net(p, h), rtol=1e-5, atol=1e-5)
+
+    def test_neighbours_in_the_batch(self, net, batch):
+        together = net(*batch)
+        for i in range(len(together)):
+            alone = net(batch[0][i : i + 1], batch[1][i : i + 1])
+            torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
+
+    def test_order_of_the_batch(self, net, batch):
+        order = torch.tensor([3, 0, 4, 1, 2])
+        torch.testing.assert_close(net(batch[0][order], batch[1][order]), net(*batch)[order], rtol=1e-5, atol=1e-5)
+
+    def test_lengths_change_nothing(self, net, batch):
+        p, h = batch
+        with_lengths = net(p, h, (p != 1).sum(1), (h != 1).sum(1).tolist())
+        assert torch.equal(with_lengths, net(p, h))
+
+    def test_lengths_cut(self, net, batch):
+        p, h = batch
+        lengths = torch.tensor([2, 3, 1, 4, 3])
+        cut = p.masked_fill(torch.arange(p.shape[1]) >= lengths[:, None], 1)
+        torch.testing.assert_close(net(p, h, lengths, (h != 1).sum(1)), net(cut, h), rtol=1e-5, atol=1e-5)
+
+    def test_shuffled_words_change_the_logits(self, net, batch):
+        p, h = (ids.clone() for ids in batch)
+        shuffled = p.clone()
+        shuffled[1, :9] = p[1, :9].flip(0)
+        difference = (net(shuffled, h) - net(p, h)).abs().amax(1)
+        assert difference[1] > 1e-3
+        assert difference[[0, 2, 3, 4]].max() < 1e-6
+
+
+class TestEmptiness:
+    def test_empty_batch(self, net):
+        logits = net(*random_pairs([], []))
+        assert logits.shape == (0, LABELS)
+        alpha, beta = net.attention(torch.ones(0, 4, dtype=torch.int64), torch.ones(0, 2, dtype=torch.int64))
+        assert alpha.shape == beta.shape == (0, 4, 2)
+
+    @pytest.mark.parametrize(
+        ("lengths_p", "lengths_h"), [([0, 3], [2, 2]), ([3, 2], [0, 0]), ([0, 0], [0, 0]), ([0], [0])]
+    )
+    def test_empty_sentences(self, net, lengths_p, lengths_h):
+        p, h = random_pairs(lengths_p, lengths_h)
+        logits = net(p, h)
+        logits.sum().backward()
+        assert logits.isfinite().all()
+        assert all(q.grad is None or q.grad.isfinite().all() for q in net.parameters())
+        # A pair's logits are the same alone, with its empty sentence of width 0, and padded.
+        padded = net(nn.functional.pad(p, (0, 3), value=1), nn.functional.pad(h, (0, 3), value=1))
+        torch.testing.assert_close(padded, logits, rtol=1e-5, atol=1e-5)
+        alpha, _ = net.attention(p, h)
+        assert alpha.isfinite().all()
+
+
+class TestAttention:
+    def test_rows_of_alpha_and_columns_of_beta_sum_to_one(self, net, batch):
+        p, h = batch
+        alpha, beta = net.attention(p, h)
+        assert alpha.shape == beta.shape == (len(p), p.shape[1], h.shape[1])
+        torch.testing.assert_close(alpha.sum(2), (p != 1).float(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(beta.sum(1), (h != 1).float(), rtol=1e-5, atol=1e-6)
+        assert not alpha[(h == 1)[:, None, :].expand_as(alpha)].any()
+
+    def test_weights_are_those_of_the_scores(self, net, batch):
+        p, h = batch
+        alpha, beta = net.attention(p, h)
+        a = net.encoder.lstm(net.embedding(p[3, :7]))[0]
+        b = net.encoder.lstm(net.embedding(h[3, :1]))[0]
+        torch.testing.assert_close(alpha[3, :7, :1], (a @ b.T).softmax(1))
+        torch.testing.assert_close(beta[3, :7, :1], (a @ b.T).softmax(0))
+
+    def test_padding_inside_keeps_its_place(self, net):
+        p, h = random_pairs([4], [3])
+        gapped = torch.tensor([[1, *p[0, :2].tolist(), 1, *p[0, 2:].tolist()]])
+        alpha, beta = net.attention(p, h)
+        alpha_gapped, beta_gapped = net.attention(gapped, h)
+        words = [1, 2, 4, 5]
+        torch.testing.assert_close(alpha_gapped[:, words], alpha)
+        torch.testing.assert_close(beta_gapped[:, words], beta)
+        assert not alpha_gapped[:, [0, 3]].any()
+
+
+class TestTraining:
+    def test_the_notebooks_way_to_load_vectors(self, net):
+        vectors = torch.randn(WORDS, WIDTH)
+        net.embedding.weight.data.copy_(vectors)
+        assert torch.equal(net.embedding.weight, vectors)
+
+    def test_frozen_embedding(self, batch):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, freeze_embedding=True)
+        net(*batch).sum().backward()
+        assert net.embedding.weight.grad is None
+        assert net.encoder.lstm.weight_ih_l0.grad is not None
+
+    def test_it_learns_word_order(self):
+        """Label: does the hypothesis repeat the premise's two words in their order? A bag of words cannot tell."""
+        torch.manual_seed(0)
+        first, second = torch.randint(2, 10, (256,)), torch.randint(10, 20, (256,))
+        swapped = torch.rand(256) < 0.5
+        p = torch.stack([first, second], 1)
+        h = torch.where(swapped[:, None], p.flip(1), p)
+        net = esim_fast.ESIM(32, 16, 20, 2, dropout=0.0)
+        optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
+        for _ in range(40):
+            loss = nn.functional.cross_entropy(net(p, h), swapped.long())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert (net.eval()(p, h).argmax(1) == swapped).float().mean() > 0.99
+
+    def test_dropout_only_in_training(self, net, batch):
+        assert torch.equal(net(*batch), net(*batch))
+        net.train()
+        assert not torch.equal(net(*batch), net(*batch))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast(self, net, batch, dtype):
+        with torch.autocast("cpu", dtype):
+            logits = net(*batch)
+        torch.testing.assert_close(logits.float(), net(*batch), rtol=0.1, atol=0.02)
+
+
+class TestLayers:
+    def test_local_inference_and_pooling_take_the_notebooks_masks(self):
+        p, h = torch.randn(2, 5, 6), torch.randn(2, 4, 6)
+        p_mask, h_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+        m_p, m_h = esim_fast.LocalInference()(p, h, p_mask, h_mask)
+        expected = esim_fast.ops.local_inference(p, h, [5, 2], [3, 4])
+        assert torch.equal(m_p, expected[0])
+        assert torch.equal(m_h, expected[1])
+        assert torch.equal(esim_fast.Pooling()(p, p_mask), esim_fast.ops.masked_pool(p, [5, 2]))
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (lambda p, h: (p.float(), h), TypeError, "p must be a tensor of token ids, int64 or int32, got torch.float"),
+            (lambda p, h: (p.tolist(), h), TypeError, "got list"),
+            (lambda p, h: (p[0], h), ValueError, r"p must be \[batch, length\], got shape \[9\]"),
+            (lambda p, h: (p, h[:3]), ValueError, "as many sentences, got 5 and 3"),
+            (lambda p, h: (p.clamp(max=99).fill_(50), h), ValueError, r"p\[0, 0\] = 50 is no token id.* 50 words"),
+            (lambda p, h: (p, -h), ValueError, r"h\[3, 0\] = -\d+ is no token id"),
+            (lambda p, h: (p, h, [5, 9, 1, 7, 10], [4, 2, 6, 1, 8]), ValueError, r"p_lengths\[4\] = 10, expected 0 to 9"),
+            (lambda p, h: (p, h, [5, 9, -1, 7, 3], [4, 2, 6, 1, 8]), ValueError, r"p_lengths\[2\] = -1"),
+            (lambda p, h: (p, h, [5, 9], [4, 2, 6, 1, 8]), ValueError, r"p_lengths must have shape \[5\].* got \[2\]"),
+            (lambda p, h: (p, h, [5.0] * 5, [4] * 5), TypeError, "p_lengths must be integers"),
+            (lambda p, h: (p.to("meta"), h), ValueError, "p is on meta, but the model on cpu"),
+        ],
+    )
+    def test_forward(self, net, batch, change, error, message):
+        with pytest.raises(error, match=message):
+            net(*change(*batch))
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "error", "message"),
+        [
+            ((0, 4, 9, 3), {}, ValueError, "hidden_size must be positive, got 0"),
+            ((8, 4, 9.5, 3), {}, TypeError, "vocab_size must be an int, got 9.5"),
+            ((8, 4, 9, 3), {"padding_idx": 9}, ValueError, "padding_idx = 9 must lie between 0 and vocab_size - 1 = 8"),
+            ((8, 4, 9, 3), {"dropout": 1.5}, ValueError, "dropout must lie between 0 and 1, got 1.5"),
+            ((8, 4, 9, 3), {"variant": "coetaur"}, ValueError, "variant must be one of 'paper', 'notebook'"),
+            ((8, 4, 9, 3), {"backend": "cuda"}, ValueError, "backend must be one of"),
+            ((8, 4, 9, 3), {"classifier_activation": "gelu"}, ValueError, "classifier_activation must be one of"),
+        ],
+    )
+    def test_constructor(self, arguments, options, error, message):
+        with pytest.raises(error, match=message):
+            esim_fast.ESIM(*arguments, **options)
+
+    def test_a_backend_that_cannot_run(self, batch):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, backend="triton")
+        with pytest.raises(ValueError, match="backend='triton' cannot run local_inference on cpu"):
+            net(*batch)
