@@ -1,8 +1,9 @@
 """ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels."""
 
 from . import ops
+from .classifier import Classifier
 from .extension import build_info
 from .model import ESIM, LocalInference, Pooling
 from .packed import Rows
 
-__all__ = ["ESIM", "LocalInference", "Pooling", "Rows", "build_info", "ops"]
+__all__ = ["ESIM", "Classifier", "LocalInference", "Pooling", "Rows", "build_info", "ops"]

@@ -82,6 +82,19 @@ class ESIM(nn.Module):
             classifier_activation = chosen["classifier"]
         _check_choice("projection_activation", projection_activation, tuple(_ACTIVATIONS))
         _check_choice("classifier_activation", classifier_activation, tuple(_ACTIVATIONS))
+        # What a saved model needs to be built again.
+        self.config = {
+            "hidden_size": hidden_size,
+            "embedding_dim": embedding_dim,
+            "vocab_size": vocab_size,
+            "num_labels": num_labels,
+            "padding_idx": padding_idx,
+            "dropout": dropout,
+            "variant": variant,
+            "projection_activation": projection_activation,
+            "classifier_activation": classifier_activation,
+            "freeze_embedding": freeze_embedding,
+        }
         feedforward_dropout = dropout if chosen["feedforward_dropout"] else 0.0
 
         self.padding_idx = padding_idx
@@ -157,8 +170,8 @@ class ESIM(nn.Module):
         x = self.encode(pairs)
         width = x.shape[1]
         weights = reference.attention(x, x, a_rows=pairs.premise_rows(width), b_rows=pairs.hypothesis_rows(width))
-        p_lengths, h_lengths = (self._lengths(n, x, l) for n, x, l in (("p", p, p_lengths), ("h", h, h_lengths)))
-        p_mask, h_mask = token_mask(p, self.padding_idx, p_lengths), token_mask(h, self.padding_idx, h_lengths)
+        p_mask = token_mask(p, self.padding_idx, self._lengths("p", p, p_lengths))
+        h_mask = token_mask(h, self.padding_idx, self._lengths("h", h, h_lengths))
         return tuple(_spread(_spread(w, p_mask, 1), h_mask, 2) for w in weights)
 
     def _lengths(self, name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:

@@ -148,7 +148,9 @@ def token_mask(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> 
     return mask
 
 
-def pack_pairs(premises: Tensor, hypotheses: Tensor, premise_lengths: Tensor, hypothesis_lengths: Tensor) -> PackedPairs:
+def pack_pairs(
+    premises: Tensor, hypotheses: Tensor, premise_lengths: Tensor, hypothesis_lengths: Tensor
+) -> PackedPairs:
     """Packs token ids directly: no padded embeddings, no work per time step.
 
     Args:

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A slow machine is no failure.
+settings.register_profile("esim_fast", deadline=None)
+settings.load_profile("esim_fast")
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ def check_features(name: str, x: Tensor, rows: Rows | None) -> None:
 def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longest: int) -> Tensor:
     """Returns ``lengths`` as an int64 tensor ``[batch]``, each between 0 and ``longest`` where that can be read."""
     lengths = torch.as_tensor(lengths)
-    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
-        if lengths.numel() != 0:
-            raise TypeError(f"{name} must be integers, got {lengths.dtype}")
+    # An empty list becomes a float tensor, and is a list of no lengths all the same.
+    if lengths.numel() and (lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex()):
+        raise TypeError(f"{name} must be integers, got {lengths.dtype}")
     if lengths.shape != (batch,):
         raise ValueError(f"{name} must have shape [{batch}], one for each sequence, got {list(lengths.shape)}")
     lengths = lengths.to(torch.int64)

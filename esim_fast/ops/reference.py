@@ -38,9 +38,7 @@ def local_inference(
     return _as_given(m_a, a, a_valid, a_rows), _as_given(m_b, b, b_valid, b_rows)
 
 
-def attention(
-    a: Tensor, b: Tensor, *, a_rows: Rows | None = None, b_rows: Rows | None = None
-) -> tuple[Tensor, Tensor]:
+def attention(a: Tensor, b: Tensor, *, a_rows: Rows | None = None, b_rows: Rows | None = None) -> tuple[Tensor, Tensor]:
     """The weights of the soft alignment, equations 11-13.
 
     Returns:
@@ -95,7 +93,9 @@ def _padded(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows |
         valid = position < rows.lengths[:, None]
     else:
         position = torch.arange(x.shape[1], device=x.device)
-        valid = position < (x.new_full((len(x),), x.shape[1], dtype=torch.int64) if lengths is None else lengths)[:, None]
+        valid = (
+            position < (x.new_full((len(x),), x.shape[1], dtype=torch.int64) if lengths is None else lengths)[:, None]
+        )
     if mask is not None:
         valid = valid & (mask != 0)
     if rows is not None:

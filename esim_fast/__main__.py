@@ -1,0 +1,7 @@
+"""``python -m esim_fast`` is the command ``esim-fast``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,169 @@
+"""A trained model as people use it: raw text in, labels out."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .data import DataError, EncodedPairs, Vocabulary, batches, get_tokeniser
+from .model import ESIM
+
+WEIGHTS, CONFIG, VOCABULARY, LABELS = "model.safetensors", "config.json", "vocabulary.txt", "labels.json"
+
+
+class Predictions(NamedTuple):
+    """What the model says of n pairs, in their order."""
+
+    labels: list[str]
+    probabilities: Tensor  # float32 [n, number of labels] on the CPU, columns as in Classifier.labels
+
+
+class Classifier:
+    """An ESIM with the vocabulary, the labels and the tokeniser that it was trained with.
+
+    Args:
+        net: the network; it stays on its device.
+        vocabulary: one word for each row of the network's embedding.
+        labels: names of the network's outputs, in their order.
+        tokeniser: name of the tokeniser, see :func:`esim_fast.data.get_tokeniser`.
+
+    Raises:
+        ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokeniser is unknown.
+    """
+
+    def __init__(self, net: ESIM, vocabulary: Vocabulary, labels: Sequence[str], tokeniser: str = "nltk") -> None:
+        if len(vocabulary) != net.config["vocab_size"]:
+            raise ValueError(f"the network has {net.config['vocab_size']} words, the vocabulary {len(vocabulary)}")
+        if len(labels) != net.config["num_labels"]:
+            raise ValueError(f"the network has {net.config['num_labels']} labels, got {len(labels)}: {list(labels)}")
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"labels must be distinct, got {list(labels)}")
+        self.net = net
+        self.vocabulary = vocabulary
+        self.labels = list(labels)
+        self.tokeniser = tokeniser
+        self._tokenise = get_tokeniser(tokeniser)
+
+    def predict(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 256) -> Predictions:
+        """Labels and probabilities of (premise, hypothesis) pairs of raw text.
+
+        Raises:
+            TypeError: an entry is not a pair of strings.
+        """
+        for index, pair in enumerate(pairs):
+            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(sentence, str) for sentence in pair):
+                raise TypeError(f"pairs[{index}] must be a (premise, hypothesis) pair of strings, got {pair!r}")
+        premises, hypotheses = (
+            [self.vocabulary.encode(self._tokenise(pair[side])) for pair in pairs] for side in (0, 1)
+        )
+        probabilities = self.logits(EncodedPairs(premises, hypotheses, None), batch_size=batch_size).softmax(1)
+        return Predictions([self.labels[index] for index in probabilities.argmax(1)], probabilities)
+
+    @torch.no_grad()
+    def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
+        """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
+        was_training = self.net.training
+        self.net.eval()
+        result = torch.empty(len(pairs), len(self.labels))
+        for batch in batches(pairs, batch_size, shuffle=False):
+            batch = batch.to(self.net.device)
+            scores = self.net(batch.premises, batch.hypotheses, batch.premise_lengths, batch.hypothesis_lengths)
+            result[batch.indices] = scores.float().cpu()
+        self.net.train(was_training)
+        return result
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes weights, configuration, vocabulary and labels; each file is replaced only by a complete one."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        config = {"model": "ESIM", **self.net.config, "tokeniser": self.tokeniser}
+        weights = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+        replace_file(directory / CONFIG, lambda path: write_json(path, config))
+        replace_file(directory / LABELS, lambda path: write_json(path, self.labels))
+        replace_file(directory / VOCABULARY, self.vocabulary.save)
+        replace_file(directory / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path))
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | os.PathLike[str], *, device: torch.device | str = "cpu", backend: str | None = None
+    ) -> "Classifier":
+        """Reads what :meth:`save_pretrained` wrote; nothing in the directory is executed.
+
+        Raises:
+            DataError: a part is missing, malformed, or does not fit the others; the message names the file.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise DataError(f"{directory}: no such model directory")
+        for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS):
+            if not (directory / name).is_file():
+                raise DataError(f"{directory}: no model, {name} is missing")
+
+        config = _read_json(directory / CONFIG, dict)
+        labels = _read_json(directory / LABELS, list)
+        if not all(isinstance(label, str) for label in labels):
+            raise DataError(f"{directory / LABELS}: expected a list of strings")
+        vocabulary = Vocabulary.load(directory / VOCABULARY)
+        if config.pop("model", None) != "ESIM":
+            raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
+        tokeniser = config.pop("tokeniser", "nltk")
+        if config.get("vocab_size") != len(vocabulary):
+            raise DataError(
+                f"{directory / VOCABULARY}: {len(vocabulary)} words, but {CONFIG} says {config.get('vocab_size')}"
+            )
+        try:
+            net = ESIM(**config, backend=backend)
+            model = cls(net, vocabulary, labels, tokeniser)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{directory / CONFIG}: {error}") from error
+        _load_weights(net, directory / WEIGHTS)
+        net.to(device).eval()
+        return model
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file under another name first: whoever reads ``path`` finds the old content or all of the new."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path, expected: type) -> dict | list:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, expected):
+        raise DataError(f"{path}: expected a JSON {'object' if expected is dict else 'array'}")
+    return value
+
+
+def _load_weights(net: ESIM, path: Path) -> None:
+    try:
+        weights = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file: {error}") from error
+    expected = net.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise DataError(f"{path}: {name} is missing")
+        if name not in expected:
+            raise DataError(f"{path}: {name} is no part of an ESIM")
+        if weights[name].shape != expected[name].shape:
+            raise DataError(
+                f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(expected[name].shape)}"
+            )
+    net.load_state_dict(weights)

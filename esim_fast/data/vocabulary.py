@@ -1,0 +1,115 @@
+"""Words and their ids."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+from .reading import DataError, open_file, read_lines
+
+UNKNOWN, UNKNOWN_ID = "<unk>", 0  # as in torchtext, so that its users' embedding matrices keep their rows
+PADDING, PADDING_ID = "<pad>", 1
+
+# A word is one line of the saved file, in UTF-8.  Carriage returns are refused as well, because editors and version
+# control rewrite them.
+_UNSAVABLE = re.compile("[\n\r\ud800-\udfff]")
+
+
+class Vocabulary:
+    """A list of words, each standing at its id: ``<unk>``, ``<pad>``, then the words of the text.
+
+    The two special words are never words of the text: where a text holds ``<pad>`` literally, it is unknown like any
+    other word that is not listed, and never mistaken for padding.
+    """
+
+    words: list[str]
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Take the full list of words, the special ones first.
+
+        Raises:
+            ValueError: the special words are not where they belong, or a word is repeated, empty or holds a line break.
+        """
+        self.words = list(words)
+        for index, word in enumerate(self.words):
+            reason = _why_invalid(index, word)
+            if reason:
+                raise ValueError(f"word {index}: {reason}")
+        if len(self.words) < 2:
+            raise ValueError(f"expected {UNKNOWN} and {PADDING} first, got {len(self.words)} words")
+        self._ids = {word: index for index, word in enumerate(self.words)}
+        if len(self._ids) < len(self.words):
+            word, count = Counter(self.words).most_common(1)[0]
+            raise ValueError(f"expected distinct words, got {word!r} {count} times")
+        del self._ids[UNKNOWN], self._ids[PADDING]
+
+    @classmethod
+    def build(cls, sentences: Iterable[Sequence[str]], *, min_count: int = 1) -> "Vocabulary":
+        """The words that occur at least ``min_count`` times, the most frequent first, then alphabetically.
+
+        Raises:
+            ValueError: a word is empty or holds a line break.
+        """
+        counts = Counter(chain.from_iterable(sentences))
+        del counts[UNKNOWN], counts[PADDING]
+        frequent = [word for word, count in counts.items() if count >= min_count]
+        return cls([UNKNOWN, PADDING, *sorted(frequent, key=lambda word: (-counts[word], word))])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: the file cannot be read, or a line of it is not what :meth:`save` writes.
+        """
+        name = os.fspath(path)
+        lines: dict[str, int] = {}
+        for number, line in enumerate(read_lines(path), start=1):
+            try:
+                word = line.removesuffix(b"\n").decode()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{name}:{number}: not valid UTF-8 at byte {error.start + 1}") from error
+            reason = _why_invalid(number - 1, word)
+            if reason:
+                raise DataError(f"{name}:{number}: {reason}")
+            if word in lines:
+                raise DataError(f"{name}:{number}: expected distinct words, got {word!r} as on line {lines[word]}")
+            lines[word] = number
+        if len(lines) < 2:
+            raise DataError(f"{name}: expected {UNKNOWN} and {PADDING} first, got {len(lines)} lines")
+        return cls(list(lines))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one word a line, in the order of their ids: UTF-8, ended by line feeds."""
+        with open_file(path, "wb") as file:
+            file.write("".join(f"{word}\n" for word in self.words).encode())
+
+    def encode(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of a sentence's words, :data:`UNKNOWN_ID` for those not listed."""
+        return [self._ids.get(token, UNKNOWN_ID) for token in tokens]
+
+    def __contains__(self, word: object) -> bool:
+        """Whether a word of the text has an id of its own (the special words are not words of a text)."""
+        return word in self._ids
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __eq__(self, other: object) -> bool:
+        return self.words == other.words if isinstance(other, Vocabulary) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} words)"
+
+
+def _why_invalid(index: int, word: str) -> str | None:
+    """What is wrong with a word at this place of the list, looked at by itself."""
+    special = (UNKNOWN, PADDING)
+    if index < 2 and word != special[index]:
+        return f"expected {special[index]}, got {word!r}"
+    if not word or _UNSAVABLE.search(word):
+        return f"expected a word without line breaks, got {word!r}"
+    return None

@@ -1,0 +1,171 @@
+"""The training loop: Adam, clipping, a learning rate that halves when dev accuracy stalls, the best model kept."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..classifier import Classifier
+from ..data import EncodedPairs, batches
+from .checkpoint import Checkpoint
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_STEPS_PER_UPDATE = 20  # of the progress bar: reading the loss makes a GPU wait
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are the paper's.
+
+    Raises:
+        ValueError: a value makes no sense.
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    learning_rate: float = 4e-4
+    clip: float = 10.0
+    seed: int = 0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "clip"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One line of ``metrics.jsonl``; accuracies are fractions of one, training figures are taken with dropout."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    dev_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+def accuracy(model: Classifier, pairs: EncodedPairs) -> float:
+    """The fraction of labelled pairs that the model gets right."""
+    return float((model.logits(pairs).argmax(1).numpy() == pairs.labels).mean())
+
+
+def fit(
+    model: Classifier,
+    train: EncodedPairs,
+    dev: EncodedPairs,
+    recipe: Recipe,
+    *,
+    on_best: Callable[[], object],
+    on_epoch: Callable[[EpochMetrics], object],
+    checkpoint_path: Path | None = None,
+    resume_from: Checkpoint | None = None,
+    settings: dict[str, Any] | None = None,
+) -> float:
+    """Trains ``model.net`` in place, on its device.
+
+    Args:
+        on_best: called when dev accuracy is the best so far, before ``on_epoch``: the moment to save the model.
+        on_epoch: called after each epoch, with what was measured.
+        checkpoint_path: where to leave the state of the run after each epoch.
+        resume_from: where to go on.
+        settings: kept in checkpoints.
+
+    Returns:
+        The best dev accuracy.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+    """
+    net, device = model.net, model.net.device
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=device.type in ("cpu", "cuda"))
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, mode="max", factor=0.5, patience=0)
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    stateful = {"net": net, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
+
+    torch.manual_seed(recipe.seed)  # of dropout
+    done, best, history = 0, -math.inf, []
+    if resume_from is not None:
+        done, best, history = resume_from.epoch, resume_from.best_accuracy, list(resume_from.metrics)
+        for name, owner in stateful.items():
+            owner.load_state_dict(resume_from.states[name])
+        torch.set_rng_state(resume_from.states["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(resume_from.states["cuda_rng"], device)
+
+    for epoch in range(done + 1, recipe.epochs + 1):
+        begin = time.perf_counter()
+        learning_rate = optimiser.param_groups[0]["lr"]
+        loss, train_accuracy = _run_epoch(net, train, recipe, epoch, optimiser, scaler)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the training loss of epoch {epoch} is {loss}: try a lower learning rate")
+        dev_accuracy = accuracy(model, dev)
+        scheduler.step(dev_accuracy)
+        metrics = EpochMetrics(
+            epoch, loss, train_accuracy, dev_accuracy, learning_rate, round(time.perf_counter() - begin, 3)
+        )
+        history.append(asdict(metrics))
+        if dev_accuracy > best:
+            best = dev_accuracy
+            on_best()
+        if checkpoint_path is not None:
+            states = {name: owner.state_dict() for name, owner in stateful.items()}
+            states["rng"] = torch.get_rng_state()
+            if device.type == "cuda":
+                states["cuda_rng"] = torch.cuda.get_rng_state(device)
+            Checkpoint(settings or {}, epoch, best, history, states).save(checkpoint_path)
+        on_epoch(metrics)
+    return best
+
+
+def _run_epoch(
+    net: nn.Module,
+    train: EncodedPairs,
+    recipe: Recipe,
+    epoch: int,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> tuple[float, float]:
+    """One pass over the training pairs; returns mean loss and accuracy."""
+    device, autocast_dtype = net.device, PRECISIONS[recipe.precision]
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    net.train()
+    loader = batches(train, recipe.batch_size, shuffle=True, seed=recipe.seed, epoch=epoch)
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
+    description = f"epoch {epoch}/{recipe.epochs}"
+    bar = tqdm(loader, desc=description, unit="batch", leave=False, dynamic_ncols=True, mininterval=interval)
+    for step, batch in enumerate(bar, start=1):
+        batch = batch.to(device)
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            logits = net(batch.premises, batch.hypotheses, batch.premise_lengths, batch.hypothesis_lengths)
+            loss = nn.functional.cross_entropy(logits, batch.labels)
+        optimiser.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
+        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        scaler.step(optimiser)
+        scaler.update()
+
+        loss_sum += loss.detach() * len(batch)
+        correct += (logits.detach().argmax(1) == batch.labels).sum()
+        seen += len(batch)
+        if step % _STEPS_PER_UPDATE == 0:
+            bar.set_postfix(
+                loss=f"{float(loss_sum) / seen:.4f}", accuracy=f"{float(correct) / seen:.2%}", refresh=False
+            )
+    return float(loss_sum) / seen, float(correct) / seen
