@@ -113,10 +113,9 @@ class Classifier:
         if config.pop("model", None) != "ESIM":
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
         tokeniser = config.pop("tokeniser", "nltk")
-        if config.get("vocab_size") != len(vocabulary):
-            raise DataError(
-                f"{directory / VOCABULARY}: {len(vocabulary)} words, but {CONFIG} says {config.get('vocab_size')}"
-            )
+        for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
+            if config.get(key) != len(part):
+                raise DataError(f"{directory / name}: {len(part)} entries, but {key} is {config.get(key)} in {CONFIG}")
         try:
             net = ESIM(**config, backend=backend)
             model = cls(net, vocabulary, labels, tokeniser)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from .classifier import CONFIG, Classifier, replace_file
 from .data import (
     TOKENISERS,
-    Corpus,
     DataError,
     EncodedPairs,
     Pair,
@@ -54,7 +53,7 @@ class Defaults:
 
 # The paper's recipe, and a small model for the small world of the bundled sample.
 _PAPER = Defaults(epochs=10, learning_rate=4e-4, hidden_size=300, embedding_dim=300, dropout=0.5)
-_SAMPLE = Defaults(epochs=8, learning_rate=1e-3, hidden_size=128, embedding_dim=100, dropout=0.2)
+_SAMPLE = Defaults(epochs=6, learning_rate=1e-3, hidden_size=128, embedding_dim=100, dropout=0.2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `esim-fast predict … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"esim-fast: {error}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        print(f"esim-fast: {error.filename}: {error.strerror}" if named else f"esim-fast: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("esim-fast: interrupted", file=sys.stderr)
@@ -85,6 +85,8 @@ def train(options: argparse.Namespace) -> None:
     defaults = _SAMPLE if files.bundled else _PAPER
     recipe = _recipe(options, defaults)
     device = _device(options.device)
+    if recipe.precision == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU")
     output = Path(options.output)
     checkpoint_path = output / "checkpoint" / "last.pt"
     settings = _settings(options, files, recipe, defaults)
@@ -93,8 +95,8 @@ def train(options: argparse.Namespace) -> None:
         _say(f"{output}: all {checkpoint.epoch} epochs are done, best dev accuracy {checkpoint.best_accuracy:.2%}")
         return
 
-    corpus, dev_corpus = _read(files.train), _read(files.dev)
-    test_corpus = _read(files.test) if files.test else None
+    corpus, dev_corpus = read_pairs(files.train), read_pairs(files.dev)
+    test_corpus = read_pairs(files.test) if files.test else None
     tokenise = get_tokeniser(options.tokeniser)
     tokens = tokenise_pairs(corpus.pairs, tokenise)
     vocabulary = Vocabulary.build(chain.from_iterable(tokens))
@@ -111,7 +113,6 @@ def train(options: argparse.Namespace) -> None:
     if options.vectors:
         vectors, found = load_vectors(options.vectors, vocabulary, seed=recipe.seed)
         embedding_dim = vectors.shape[1]
-        _say(f"{options.vectors}: vectors for {found} of {len(vocabulary) - 2} words")
     net = ESIM(
         settings["hidden_size"], embedding_dim, len(vocabulary), len(labels), device, dropout=settings["dropout"]
     )
@@ -120,6 +121,12 @@ def train(options: argparse.Namespace) -> None:
     model = Classifier(net, vocabulary, labels, options.tokeniser)
 
     output.mkdir(parents=True, exist_ok=True)
+    # Said only now: until here a mistake is the one line on stderr.
+    for read in filter(None, (corpus, dev_corpus, test_corpus)):
+        dropped = f", {read.dropped} more without a gold label dropped" if read.dropped else ""
+        _say(f"{read.path}: {len(read.pairs)} pairs{dropped}")
+    if vectors is not None:
+        _say(f"{options.vectors}: vectors for {found} of {len(vocabulary) - 2} words")
     metrics_path = output / "metrics.jsonl"
     history = [] if checkpoint is None else list(checkpoint.metrics)
 
@@ -152,7 +159,7 @@ def train(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Accuracy, per-class figures and the confusion matrix, as one JSON object."""
     model = Classifier.from_pretrained(options.model, device=_device(options.device))
-    corpus = _read(options.file)
+    corpus = read_pairs(options.file)
     tokens = tokenise_pairs(corpus.pairs, get_tokeniser(model.tokeniser))
     pairs = encode_pairs(corpus, tokens, model.vocabulary, model.labels)
     predicted = model.logits(pairs, batch_size=options.batch_size).argmax(1)
@@ -261,6 +268,8 @@ def _settings(options: argparse.Namespace, files: _CorpusFiles, recipe: Recipe, 
 
 def _resumable(output: Path, checkpoint_path: Path, settings: dict[str, Any], resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from, if any; nobody's trained model is overwritten unasked."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: not a directory")
     if not resume:
         if (output / CONFIG).exists() or checkpoint_path.exists():
             raise UsageError(f"{output} already holds a model: go on with --resume, or choose another --output")
@@ -281,13 +290,6 @@ def _device(name: str) -> torch.device:
     elif name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no usable GPU here")
     return torch.device(name)
-
-
-def _read(path: str) -> Corpus:
-    corpus = read_pairs(path)
-    dropped = f", {corpus.dropped} without a gold label dropped" if corpus.dropped else ""
-    _say(f"{path}: {len(corpus.pairs)} pairs{dropped}")
-    return corpus
 
 
 def _pairs_from(lines: Iterator[bytes] | IO[bytes], name: str) -> Iterator[Pair]:

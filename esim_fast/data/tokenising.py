@@ -1,19 +1,32 @@
 """Sentences to lower-cased words, by tokenisers that a saved model can name."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
-
-import nltk
-from nltk.tokenize import NLTKWordTokenizer, word_tokenize
+from functools import cache
+from typing import TYPE_CHECKING, TypeAlias
 
 from .reading import DataError, Pair
+
+if TYPE_CHECKING:
+    from nltk.tokenize import NLTKWordTokenizer
 
 Tokeniser: TypeAlias = Callable[[str], list[str]]
 TokenPair: TypeAlias = tuple[list[str], list[str]]
 
-# What word_tokenize(text, preserve_line=True) uses: Treebank's conventions, on the text as one sentence.
-_treebank = NLTKWordTokenizer()
+
+@cache
+def _treebank() -> NLTKWordTokenizer:
+    """What word_tokenize(text, preserve_line=True) uses: Treebank's conventions, on the text as one sentence.
+
+    NLTK is imported when first needed: it brings in SciPy and scikit-learn where they are installed, a second that
+    nobody should wait for who only wants the network.
+    """
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer()
+
 
 # Nineteen in twenty of SNLI's sentences are words with commas between and a full stop at the end.  For these, all of
 # NLTK's rules but the contractions ("cannot" gives "can", "not") come to splitting off the punctuation.
@@ -24,9 +37,9 @@ def _split_words(text: str) -> list[str]:
     """NLTK's answer, ten times as fast on plain text."""
     if _PLAIN.fullmatch(text):
         spaced = f" {text} ".replace(",", " ,").replace(".", " .")
-        if not any(rule.search(spaced) for rule in _treebank.CONTRACTIONS2):
+        if not any(rule.search(spaced) for rule in _treebank().CONTRACTIONS2):
             return spaced.split()
-    return _treebank.tokenize(text)
+    return _treebank().tokenize(text)
 
 
 # Words are lowered after the text is split, as torchtext's Field(tokenize=word_tokenize, lower=True) does: the
@@ -36,6 +49,8 @@ def _nltk(text: str) -> list[str]:
 
 
 def _nltk_punkt(text: str) -> list[str]:
+    from nltk.tokenize import word_tokenize
+
     return [word.lower() for word in word_tokenize(text)]
 
 
@@ -56,6 +71,8 @@ def get_tokeniser(name: str = "nltk") -> Tokeniser:
     if name not in TOKENISERS:
         raise ValueError(f"expected a tokeniser among {', '.join(TOKENISERS)}, got {name!r}")
     if name == "nltk-punkt":
+        import nltk
+
         try:
             nltk.data.find("tokenizers/punkt_tab/english/")
         except LookupError as error:

@@ -1,0 +1,143 @@
+"""Classifier: raw text in, labels out; a directory that is written and read whole, or refused with its reason."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+import esim_fast
+from esim_fast import Classifier
+from esim_fast.data import DataError, Vocabulary
+
+PAIRS = [("A man sleeps.", "A person rests."), ("A man sleeps.", ""), ("", ""), ("Two dogs run", "A man rests")]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    words = ["<unk>", "<pad>", "a", "man", "person", "rests", "sleeps", ".", "dogs"]
+    net = esim_fast.ESIM(6, 5, len(words), 3).eval()
+    return Classifier(net, Vocabulary(words), ["contradiction", "entailment", "neutral"])
+
+
+def test_predict(model):
+    labels, probabilities = model.predict(PAIRS)
+    assert probabilities.shape == (4, 3)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
+    assert labels == [model.labels[i] for i in probabilities.argmax(1)]
+    assert model.predict([]).labels == []
+
+
+def test_predict_keeps_the_order_whatever_the_batches(model):
+    expected = model.predict(PAIRS).probabilities
+    for batch_size in (1, 2, 3):
+        torch.testing.assert_close(model.predict(PAIRS, batch_size=batch_size).probabilities, expected)
+    torch.testing.assert_close(model.predict(PAIRS[::-1]).probabilities, expected.flip(0))
+
+
+def test_predict_leaves_training_mode_as_it_was(model):
+    model.net.train()
+    first = model.predict(PAIRS).probabilities
+    assert torch.equal(first, model.predict(PAIRS).probabilities), "dropout is on"
+    assert model.net.training
+
+
+@pytest.mark.parametrize("pair", ["ab", ("a",), ("a", None), ("a", "b", "c")])
+def test_predict_refuses_what_is_no_pair(model, pair):
+    with pytest.raises(TypeError, match=r"pairs\[1\] must be a \(premise, hypothesis\) pair of strings"):
+        model.predict([("a", "b"), pair])
+
+
+def test_save_and_load(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    names = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == names
+    again = Classifier.from_pretrained(tmp_path / "model")
+    assert again.labels == model.labels
+    assert again.vocabulary == model.vocabulary
+    assert torch.equal(again.predict(PAIRS).probabilities, model.predict(PAIRS).probabilities)
+    model.save_pretrained(tmp_path / "model")  # replaces
+
+
+def test_every_option_of_the_network_comes_back(tmp_path):
+    options = {
+        "padding_idx": 0,
+        "dropout": 0.25,
+        "variant": "notebook",
+        "projection_activation": "tanh",
+        "classifier_activation": None,
+        "freeze_embedding": True,
+    }
+    net = esim_fast.ESIM(4, 3, 2, 2, **options)
+    Classifier(net, Vocabulary(["<unk>", "<pad>"]), ["no", "yes"]).save_pretrained(tmp_path)
+    assert Classifier.from_pretrained(tmp_path).net.config == net.config
+
+
+class TestBrokenDirectories:
+    def break_and_load(self, model, directory, name, content):
+        model.save_pretrained(directory)
+        path = directory / name
+        if content is None:
+            path.unlink()
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content, encoding="utf-8")
+        with pytest.raises(DataError) as caught:
+            Classifier.from_pretrained(directory)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert name in message
+        return message
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocabulary.txt", "labels.json"])
+    @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"{}", b"[]", b"null", b"[" * 100_000])
+    def test_every_part(self, model, tmp_path, name, content):
+        self.break_and_load(model, tmp_path, name, content)
+
+    def test_no_directory(self, tmp_path):
+        with pytest.raises(DataError, match="nowhere: no such model directory"):
+            Classifier.from_pretrained(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"hidden_size": 7}, "has shape"),
+            ({"hidden_size": "6"}, "hidden_size must be an int"),
+            ({"num_labels": 4}, "labels.json: 3 entries, but num_labels is 4"),
+            ({"vocab_size": 10}, "vocabulary.txt: 9 entries, but vocab_size is 10"),
+            ({"variant": "other"}, "variant must be one of"),
+            ({"tokeniser": "spacy"}, "expected a tokeniser among"),
+            ({"model": "BERT"}, "expected the configuration of an ESIM"),
+            ({"unheard_of": 1}, "unheard_of"),
+        ],
+    )
+    def test_parts_that_disagree(self, model, tmp_path, changes, reason):
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text()) | changes
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(DataError, match=reason):
+            Classifier.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda w: w.pop("linear.mlp.1.bias"), "linear.mlp.1.bias is missing"),
+            (lambda w: w.update(extra=torch.zeros(1)), "extra is no part of an ESIM"),
+            (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(4)}), r"has shape \[4\], expected \[3\]"),
+        ],
+    )
+    def test_weights(self, model, tmp_path, change, reason):
+        model.save_pretrained(tmp_path)
+        weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+        change(weights)
+        safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+        with pytest.raises(DataError, match=reason):
+            Classifier.from_pretrained(tmp_path)
+
+    def test_construction(self, model):
+        with pytest.raises(ValueError, match="the network has 9 words, the vocabulary 2"):
+            Classifier(model.net, Vocabulary(["<unk>", "<pad>"]), model.labels)
+        with pytest.raises(ValueError, match="labels must be distinct"):
+            Classifier(model.net, model.vocabulary, ["a", "a", "b"])

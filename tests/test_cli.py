@@ -1,0 +1,295 @@
+"""The command line as a user meets it: what it prints, what it leaves behind, and what it says of mistakes."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from esim_fast.cli import main
+
+TRAIN = [
+    ("entailment", "A man is sleeping.", "A man sleeps."),
+    ("contradiction", "A man is sleeping.", "A man runs."),
+    ("neutral", "A man is sleeping.", "A man dreams."),
+    ("entailment", "Two dogs are running.", "Dogs run."),
+    ("contradiction", "Two dogs are running.", "Dogs sleep."),
+    ("-", "Two dogs are running.", "Dogs dream."),
+]
+SMALL = ["--hidden-size", "8", "--epochs", "2", "--batch-size", "2", "--device", "cpu"]
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def esim_fast(*arguments, stdin="", cwd=None):
+    """Runs the command in this process: a new one would import torch each time."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        if cwd is not None:
+            stack.callback(os.chdir, Path.cwd())
+            os.chdir(cwd)
+        stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()))))
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:  # argparse's way out
+            code = exit.code
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def succeeds(*arguments, **options):
+    result = esim_fast(*arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def fails(*arguments, **options):
+    """A user's mistake: exit code 2, one line on stderr, nothing on stdout."""
+    result = esim_fast(*arguments, **options)
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    assert result.stderr.endswith("\n")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.strip()
+
+
+def write_tsv(path, rows, header=True):
+    lines = (["gold_label\tsentence1\tsentence2"] if header else []) + ["\t".join(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_tsv(tmp_path_factory.mktemp("corpus") / "pairs.tsv", TRAIN)
+
+
+@pytest.fixture(scope="module")
+def model(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "model"
+    succeeds("train", "--train", corpus, "--dev", corpus, "--output", output, *SMALL)
+    return output
+
+
+class TestTrain:
+    def test_what_it_leaves_behind(self, model):
+        names = {path.name for path in model.iterdir()}
+        expected = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json", "metrics.jsonl", "checkpoint"}
+        assert names == expected
+        metrics = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in metrics] == [1, 2]
+        assert {"epoch", "train_loss", "dev_accuracy", "seconds"} <= metrics[0].keys()
+        assert json.loads((model / "labels.json").read_text()) == ["contradiction", "entailment", "neutral"]
+
+    def test_messages(self, corpus, tmp_path):
+        options = ["--train", corpus, "--dev", corpus, "--test", corpus, "--output", tmp_path / "m"]
+        result = esim_fast("train", *options, *SMALL)
+        assert result.returncode == 0
+        assert "5 pairs, 1 more without a gold label dropped" in result.stderr
+        assert "epoch 2/2: train loss" in result.stderr
+        assert result.stdout.startswith("dev accuracy ")
+        assert "test accuracy " in result.stdout
+
+    def test_the_bundled_sample_is_the_default(self, tmp_path):
+        result = esim_fast("train", "--epochs", "0", cwd=tmp_path)
+        assert result.returncode == 2
+        assert "epochs must be positive" in result.stderr
+        assert not list(tmp_path.iterdir())
+
+    def test_a_folder_of_official_files(self, tmp_path):
+        data = tmp_path / "snli_1.0"
+        data.mkdir()
+        for part in ("train", "dev", "test"):
+            records = [{"gold_label": a, "sentence1": b, "sentence2": c} for a, b, c in TRAIN]
+            (data / f"snli_1.0_{part}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+            write_tsv(data / f"snli_1.0_{part}.txt", TRAIN)
+        assert "test accuracy" in succeeds("train", "--data", data, "--output", tmp_path / "m", *SMALL)
+
+    def test_vectors(self, corpus, tmp_path):
+        vectors = tmp_path / "glove.txt"
+        vectors.write_text("man 0.1 0.2 0.3\nDogs 1 2 3\nzebra 1 1 1\n")
+        options = ["--train", corpus, "--dev", corpus, "--vectors", vectors, "--output", tmp_path / "m"]
+        result = esim_fast("train", *options, *SMALL)
+        assert result.returncode == 0, result.stderr
+        assert f"{vectors}: vectors for 2 of " in result.stderr
+        assert json.loads((tmp_path / "m" / "config.json").read_text())["embedding_dim"] == 3
+
+    def test_resume(self, corpus, tmp_path):
+        def options(epochs):
+            small = ["--hidden-size", "8", "--epochs", epochs, "--batch-size", "2", "--device", "cpu"]
+            return ["train", "--train", corpus, "--dev", corpus, *small]
+
+        succeeds(*options(3), "--output", tmp_path / "whole")
+        succeeds(*options(1), "--output", tmp_path / "parts", "--resume")  # nothing to resume: starts afresh
+        succeeds(*options(3), "--output", tmp_path / "parts", "--resume")
+        for name in ("model.safetensors", "config.json"):
+            assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        metrics = [
+            [json.loads(line) | {"seconds": 0} for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+            for run in ("whole", "parts")
+        ]
+        assert metrics[0] == metrics[1]
+
+        before = (tmp_path / "parts" / "metrics.jsonl").read_bytes()
+        result = esim_fast(*options(3), "--output", tmp_path / "parts", "--resume")
+        assert result.returncode == 0
+        assert "all 3 epochs are done" in result.stderr
+        assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == before
+        message = fails(*options(3), "--lr", "0.1", "--output", tmp_path / "parts", "--resume")
+        assert "this run has learning_rate = 0.0004, not 0.1" in message
+        assert "already holds a model" in fails(*options(3), "--output", tmp_path / "parts")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--train", "{corpus}"], "--train needs --dev as well"),
+            (["--dev", "{corpus}"], "--dev needs --train as well"),
+            (["--data", ".", "--train", "{corpus}"], "--data and --train exclude each other"),
+            (["--data", "{tmp}"], "expected a file with train in its name"),
+            (["--data", "nowhere"], "nowhere: no such directory"),
+            (["--train", "nowhere.tsv", "--dev", "{corpus}"], "nowhere.tsv: No such file or directory"),
+            (["--train", "{corpus}", "--dev", "{corpus}", "--vectors", "no.txt"], "no.txt: No such file"),
+            (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
+            (["--batch-size", "0"], "batch_size must be positive, got 0"),
+            (["--lr", "-1"], "learning_rate must be positive, got -1.0"),
+            (["--hidden-size", "0"], "--hidden-size must be positive, got 0"),
+            (["--dropout", "1"], "--dropout must be at least 0 and below 1, got 1.0"),
+            (["--seed", "-1"], "seed must not be negative"),
+            (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
+            (["--precision", "int8"], "argument --precision: invalid choice"),
+            (["--unheard-of"], "unrecognized arguments: --unheard-of"),
+        ],
+    )
+    def test_mistakes(self, corpus, tmp_path, options, message):
+        options = [option.format(corpus=corpus, tmp=tmp_path) for option in options]
+        assert message in fails("train", *options, cwd=tmp_path)
+        assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([("entailment", "one", "two"), ("entailment", "only one")], "bad.tsv:3: expected 3 columns, got 2"),
+            ([("entailment", "one", "two")], "expected at least two labels, got only 'entailment'"),
+            ([("-", "one", "two")], "bad.tsv: expected sentence pairs, got only 1 labelled -"),
+            ([], "bad.tsv: expected sentence pairs, got none"),
+        ],
+    )
+    def test_bad_corpora(self, corpus, tmp_path, rows, message):
+        bad = write_tsv(tmp_path / "bad.tsv", rows)
+        assert message in fails("train", "--train", bad, "--dev", corpus, "--output", tmp_path / "m", *SMALL)
+        assert not (tmp_path / "m").exists()
+
+    def test_an_unknown_label_in_dev(self, corpus, tmp_path):
+        dev = write_tsv(tmp_path / "dev.tsv", [*TRAIN, ("maybe", "one", "two")])
+        message = fails("train", "--train", corpus, "--dev", dev, "--output", tmp_path / "m", *SMALL)
+        assert "dev.tsv:8: expected a label among contradiction, entailment, neutral, got 'maybe'" in message
+
+    def test_an_output_that_cannot_be_written(self, corpus, tmp_path):
+        (tmp_path / "file").write_text("")
+        options = ["--train", corpus, "--dev", corpus, "--output"]
+        assert "file: not a directory" in fails("train", *options, tmp_path / "file", *SMALL)
+        assert "file/m: Not a directory" in fails("train", *options, tmp_path / "file" / "m", *SMALL)
+
+
+class TestEvaluate:
+    def test_report(self, model, corpus):
+        report = json.loads(succeeds("evaluate", model, corpus))
+        assert (report["pairs"], report["dropped"]) == (5, 1)
+        confusion = report["confusion_matrix"]
+        assert sum(sum(row.values()) for row in confusion.values()) == 5
+        right = sum(confusion[label][label] for label in confusion)
+        assert report["accuracy"] == right / 5
+        assert {label: figures["support"] for label, figures in report["classes"].items()} == {
+            "contradiction": 2,
+            "entailment": 2,
+            "neutral": 1,
+        }
+        for label, figures in report["classes"].items():
+            answers = sum(row[label] for row in confusion.values())
+            assert figures["recall"] == confusion[label][label] / figures["support"]
+            assert figures["precision"] == (confusion[label][label] / answers if answers else 0)
+
+    def test_agrees_with_predict(self, model, corpus):
+        report = json.loads(succeeds("evaluate", model, corpus))
+        lines = succeeds("predict", model, corpus).splitlines()
+        labelled = [(json.loads(line)["label"], gold) for line, (gold, *_) in zip(lines, TRAIN, strict=True)]
+        assert report["accuracy"] == sum(label == gold for label, gold in labelled) / 5
+
+    def test_mistakes(self, model, corpus, tmp_path):
+        assert "no such model directory" in fails("evaluate", tmp_path / "nowhere", corpus)
+        assert "config.json is missing" in fails("evaluate", tmp_path, corpus)
+        other = write_tsv(tmp_path / "other.tsv", [("paraphrase", "a", "b")])
+        assert "other.tsv:2: expected a label among" in fails("evaluate", model, other)
+
+
+class TestPredict:
+    def test_one_pair(self, model):
+        (line,) = succeeds("predict", model, "--premise", "A man sleeps.", "--hypothesis", "A man runs.").splitlines()
+        answer = json.loads(line)
+        assert answer["premise"] == "A man sleeps."
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+
+    def test_files_and_stdin_give_the_same(self, model, corpus, tmp_path):
+        expected = succeeds("predict", model, corpus)
+        assert len(expected.splitlines()) == len(TRAIN)
+        bare = write_tsv(tmp_path / "bare.tsv", [row[1:] for row in TRAIN], header=False)
+        records = [{"premise": p, "hypothesis": h} for _, p, h in TRAIN]
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        assert succeeds("predict", model, bare) == expected
+        assert succeeds("predict", model, tmp_path / "pairs.jsonl") == expected
+        assert succeeds("predict", model, "-", stdin=bare.read_text()) == expected
+        assert succeeds("predict", model, "-", stdin=(tmp_path / "pairs.jsonl").read_text()) == expected
+
+    def test_words_of_any_language_and_none(self, model):
+        pairs = "一个男人在睡觉。\tEin Mann schläft.\n\t\n<pad> <pad>\t<unk>\n"
+        answers = [json.loads(line) for line in succeeds("predict", model, "-", stdin=pairs).splitlines()]
+        assert answers[0]["premise"] == "一个男人在睡觉。"
+        assert all(answer["label"] in ("contradiction", "entailment", "neutral") for answer in answers)
+
+    def test_a_bad_row_loses_nothing_before_it(self, model):
+        result = esim_fast("predict", model, "-", stdin="a\tb\nc\td\nonly one\n")
+        assert result.returncode == 2
+        assert len(result.stdout.splitlines()) == 2
+        assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
+
+    def test_mistakes(self, model, tmp_path):
+        assert "--premise and --hypothesis must be given together" in fails("predict", model, "--premise", "a")
+        assert "give either a file" in fails("predict", model)
+        assert "give either a file" in fails("predict", model, "f.tsv", "--premise", "a", "--hypothesis", "b")
+        assert "no.tsv: No such file" in fails("predict", model, tmp_path / "no.tsv")
+        assert "expected a positive integer" in fails("predict", model, "-", "--batch-size", "0")
+
+    def test_a_reader_that_leaves_early(self, model, tmp_path):
+        many = write_tsv(tmp_path / "many.tsv", [("a man sleeps", "a man runs")] * 20_000, header=False)
+        command = f"'{sys.executable}' -m esim_fast predict '{model}' '{many}' | head -n 1"
+        result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+        assert len(result.stdout.splitlines()) == 1
+        assert result.stderr == ""
+
+
+def test_help_names_the_commands():
+    text = succeeds("--help")
+    assert all(command in text for command in ("train", "evaluate", "predict"))
+    assert "see esim-fast --help" in fails()
+
+
+def test_console_script_and_module():
+    script = Path(sys.executable).with_name("esim-fast")
+    if not script.exists():
+        pytest.skip("esim_fast is not installed in this environment")
+    for command in ([script], [sys.executable, "-m", "esim_fast"]):
+        result = subprocess.run([*command, "--help"], capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (0, succeeds("--help"))
