@@ -66,9 +66,8 @@ def environment() -> str:
         hardware = torch.cuda.get_device_name()
     else:
         hardware = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    info = esim_fast.build_info()
-    date = datetime.now(timezone.utc).date()
-    return f"{hardware}; torch {torch.__version__}, Python {platform.python_version()}, {info['compiler']}; {date.isoformat()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}, {esim_fast.build_info()['compiler']}"
+    return f"{hardware}; {versions}; {datetime.now(timezone.utc).date().isoformat()}"
 
 
 def _processor() -> str:

@@ -1,17 +1,18 @@
 """The compiled part of the library: found beside this file, loaded once, registered as torch.ops.esim_fast."""
 
+import sys
 from pathlib import Path
 
 import torch
 
 
 def _load() -> None:
-    directory = Path(__file__).parent
-    libraries = sorted(directory.glob("_C*.so"))
+    # In a clone's directory Python imports the sources there, which hide the installed package: its extension serves.
+    directories = [Path(__file__).parent, *(Path(entry, "esim_fast") for entry in sys.path)]
+    libraries = [library for directory in directories for library in sorted(directory.glob("_C*.so"))]
     if not libraries:
         raise ImportError(
-            f"esim_fast's compiled extension is missing from {directory}: run `pip install .` in the source "
-            "directory and import esim_fast from elsewhere, or `pip install -e .` to build it there"
+            f"esim_fast's compiled extension is not in {directories[0]}, nor is esim_fast installed: run `pip install .`"
         )
     try:
         torch.ops.load_library(libraries[0])
