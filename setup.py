@@ -37,7 +37,9 @@ def find_cuda() -> Cuda | None:
     if wish == "0":
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("/usr/local/cuda/bin/nvcc")
+    nvcc = (
+        shutil.which(f"{home}/bin/nvcc") if home else shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    )
     if nvcc is None or sys.platform != "linux":
         if wish == "1":
             sys.exit("esim_fast: ESIM_FAST_CUDA=1, but no nvcc was found: set CUDA_HOME or put nvcc on the PATH")
@@ -73,12 +75,13 @@ def code_flags(architectures: list[str]) -> list[str]:
 
 class Build(cpp_extension.BuildExtension):
     def build_extensions(self) -> None:
-        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        if not shutil.which(compiler.split()[0]):
-            sys.exit(
-                f"esim_fast: no C++ compiler ({compiler} not found): "
-                "install one (Debian and Ubuntu: apt-get install g++) or set CXX"
-            )
+        # torch compiles with the first of these, setuptools links with the second.
+        for compiler in (cpp_extension.get_cxx_compiler().split()[0], self.compiler.compiler_cxx[0]):
+            if not shutil.which(compiler):
+                sys.exit(
+                    f"esim_fast: no C++ compiler ({compiler} not found): "
+                    "install one (Debian and Ubuntu: apt-get install g++) or set CXX"
+                )
         super().build_extensions()
 
 

@@ -12,6 +12,8 @@ import torch
 
 import esim_fast
 
+CALLS_PER_TURN = 5
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -38,7 +40,11 @@ class Comparison:
 def interleaved(
     title: str, variants: dict[str, Callable[[], object]], *, device: torch.device, seconds: float = 5.0
 ) -> Comparison:
-    """Calls the variants in turn for about ``seconds``, after a warm-up that also compiles and chooses algorithms."""
+    """Calls the variants in turn for about ``seconds``, after a warm-up that also compiles and chooses algorithms.
+
+    A turn is several calls: the first ones pay for what another variant left in the caches, and medians forget them.
+    """
+    _settle_allocator()
 
     def timed(call: Callable[[], object]) -> float:
         _wait_for(device)
@@ -55,7 +61,7 @@ def interleaved(
     rounds = 0
     while rounds < 5 or time.perf_counter() < end:
         for variant, call in variants.items():
-            samples[variant].append(timed(call))
+            samples[variant] += [timed(call) for _ in range(CALLS_PER_TURN)]
         rounds += 1
     return Comparison(title, {variant: median(values) for variant, values in samples.items()}, rounds)
 
@@ -68,6 +74,15 @@ def environment() -> str:
         hardware = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {esim_fast.build_info()['compiler']}"
     return f"{hardware}; {versions}; {datetime.now(timezone.utc).date().isoformat()}"
+
+
+def _settle_allocator() -> None:
+    """Brings glibc's malloc to where a training process has it, which has freed large tensors before.
+
+    Until then it hands the memory of each gradient back to the system and gets it anew page by page, by chance of what
+    was freed just before, and that can take longer than what is measured here.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(0)
 
 
 def _processor() -> str:

@@ -7,12 +7,12 @@ import torch
 
 
 def _load() -> None:
-    # In a clone's directory Python imports the sources there, which hide the installed package: its extension serves.
+    # In a clone, Python imports the sources there, which hide the installed package: its extension serves then.
     directories = [Path(__file__).parent, *(Path(entry, "esim_fast") for entry in sys.path)]
     libraries = [library for directory in directories for library in sorted(directory.glob("_C*.so"))]
     if not libraries:
         raise ImportError(
-            f"esim_fast's compiled extension is not in {directories[0]}, nor is esim_fast installed: run `pip install .`"
+            f"esim_fast's extension is neither in {directories[0]} nor installed: run `pip install .` in its sources"
         )
     try:
         torch.ops.load_library(libraries[0])

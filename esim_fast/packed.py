@@ -9,7 +9,9 @@ which is ``b*L*D + t*D`` in a padded ``[B, L, D]``, ``cu_seqlens[b]*D + t*D`` in
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -71,6 +73,19 @@ class Rows:
         max_length = int(lengths.max()) if len(lengths) else 0
         start = (lengths.cumsum(0) - lengths) * width
         return cls(start, torch.arange(max_length, device=lengths.device) * width, lengths, max_length)
+
+    @cached_property
+    def extent(self) -> tuple[int, int, int] | None:
+        """Of rows on the CPU: the lowest and the highest offset, and a divisor of all; None if there is no token."""
+        lengths = self.lengths.numpy()
+        used = lengths > 0
+        if not used.any():
+            return None
+        start, step = self.start.numpy()[used], self.step.numpy()[: lengths.max()]
+        last = lengths[used] - 1
+        lowest = int((start + np.minimum.accumulate(step)[last]).min())
+        highest = int((start + np.maximum.accumulate(step)[last]).max())
+        return lowest, highest, int(np.gcd.reduce(np.concatenate([start, step])))
 
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows with their tensors on ``device``."""

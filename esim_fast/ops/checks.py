@@ -60,22 +60,17 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
         raise TypeError(f"{name} must be esim_fast.Rows, got {type(rows).__name__}")
     if rows.start.device != x.device:
         raise ValueError(f"{name} is on {rows.start.device}, but the input on {x.device}: use Rows.to")
-    if x.device.type != "cpu" or len(rows.start) == 0 or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return
     check_lengths(f"{name}.lengths", rows.lengths, len(rows.start), rows.max_length)
-    used = rows.lengths > 0
-    if not bool(used.any()):
+    if rows.extent is None:
         return
+    lowest, highest, divisor = rows.extent
     count, width = x.shape
-    steps = rows.step[: int(rows.lengths.max())]
-    last = torch.cummax(steps, 0).values[rows.lengths[used] - 1]
-    low = int(rows.start[used].min() + steps.min())
-    high = int((rows.start[used] + last).max())
-    if low < 0 or high > (count - 1) * width:
-        wrong = low if low < 0 else high
+    if lowest < 0 or highest > (count - 1) * width:
+        wrong = lowest if lowest < 0 else highest
         raise ValueError(f"{name} addresses element {wrong} of an input with {count} rows of {width} elements")
-    stray = torch.cat([rows.start[used], steps]).remainder(max(width, 1))
-    if bool(stray.any()):
+    if width and divisor % width:
         raise ValueError(f"{name} must count whole rows: start and step must be multiples of D = {width}")
 
 

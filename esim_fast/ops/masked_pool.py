@@ -71,14 +71,18 @@ class _MaskedPool(torch.autograd.Function):
         x, *addresses = inputs
         _, argmax, count = output
         ctx.mark_non_differentiable(argmax, count)
+        ctx.set_materialize_grads(False)  # nobody needs zeros as the gradients of indices
         ctx.save_for_backward(argmax, count, *addresses)
         ctx.rows = x.shape[-2]
 
     @staticmethod
     def backward(ctx, grad_v, _grad_argmax, _grad_count):
+        if grad_v is None:
+            return None, None, None, None, None
         argmax, count, *addresses = ctx.saved_tensors
-        grad_x = _MaskedPoolBackward.apply(grad_v, argmax, count, *addresses, ctx.rows)
-        return grad_x, None, None, None, None
+        # Grad mode is on in a backward pass only if somebody wants to differentiate it.
+        backward = _MaskedPoolBackward.apply if torch.is_grad_enabled() else torch.ops.esim_fast.masked_pool_backward
+        return backward(grad_v, argmax, count, *addresses, ctx.rows), None, None, None, None
 
 
 class _MaskedPoolBackward(torch.autograd.Function):
