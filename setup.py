@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from setuptools import setup
 
-DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")  # Ampere and Ada, Hopper, Blackwell
+DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")  # Turing, Ampere and Ada, Hopper, Blackwell
 TORCH_TARGET, TORCH_TARGET_VERSION = "2.10", "0x020a000000000000"
 
 try:
@@ -22,6 +22,8 @@ try:
     from torch.utils import cpp_extension
 except ImportError:
     sys.exit("esim_fast: torch >= 2.10 is needed to build: install it first, or leave out --no-build-isolation")
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    sys.exit(f"esim_fast: torch >= 2.10 is needed to build, this is {torch.__version__}: update it first")
 
 
 class Cuda(NamedTuple):
@@ -55,10 +57,15 @@ def find_cuda() -> Cuda | None:
 
 def cuda_architectures(cuda_home: str) -> list[str]:
     """What to compile for, such as ["8.0", "9.0+PTX"]."""
-    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return chosen.replace(" ", ";").split(";")
+    if chosen := re.findall(r"[^\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")):
+        for architecture in chosen:
+            if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", architecture):
+                sys.exit(f"esim_fast: TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got {architecture!r} in it")
+        return chosen
     listing = subprocess.run([f"{cuda_home}/bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = [a for a in DEFAULT_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listing.stdout.split()]
+    if not known:
+        sys.exit(f"esim_fast: {cuda_home}/bin/nvcc knows none of {', '.join(DEFAULT_ARCHITECTURES)}: use CUDA 11 or newer")
     return [*known[:-1], f"{known[-1]}+PTX"]
 
 

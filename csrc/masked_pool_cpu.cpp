@@ -8,7 +8,7 @@
 
 // One binary serves every x86-64: the loops below are compiled for each of these, and the loader picks one.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define ESIM_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define ESIM_VECTORISED __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
 #define ESIM_VECTORISED
 #endif
@@ -129,9 +129,10 @@ void check_addresses(const Layout& layout, int64_t elements) {
                     " is not between 0 and ", layout.tokens.max_length);
     if (!layout.offsets.start) continue;
     for (int64_t t = 0; t < length; ++t) {
-      const int64_t offset = layout.offsets(b, t);
-      STD_TORCH_CHECK(0 <= offset && offset + layout.width <= elements, "esim_fast: start[", b, "] + step[", t,
-                      "] = ", offset, " is outside x, which has ", elements, " elements");
+      int64_t offset = 0;
+      const bool overflow = __builtin_add_overflow(layout.offsets.start[b], layout.offsets.step[t], &offset);
+      STD_TORCH_CHECK(!overflow && 0 <= offset && offset <= elements - layout.width, "esim_fast: start[", b,
+                      "] + step[", t, "] is outside x, which has ", elements, " elements");
     }
   }
 }

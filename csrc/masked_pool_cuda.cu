@@ -18,13 +18,31 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kWarps = 8;          // per thread block
-constexpr int kRowsInFlight = 8;   // independent 16-byte loads per thread before the first is used
 constexpr int kGradientRows = 64;  // rows that one warp writes in the backward pass
+
+// Independent loads per thread before the first is used; fewer where a load brings 8 values, to keep registers for
+// two thread blocks on a multiprocessor.
+template <int kVector>
+constexpr int kRowsInFlight = kVector == 8 ? 4 : 8;
 
 template <typename scalar_t, int kVector>
 struct alignas(sizeof(scalar_t) * kVector) Vector {
   scalar_t value[kVector];
 };
+
+// The compiler splits an assignment of 16 bytes into smaller stores (though not loads), so it is spelled out.
+template <typename vector_t>
+__device__ void store(void* to, const vector_t& from) {
+  if constexpr (sizeof(vector_t) == 16) {
+    uint4 bits;
+    memcpy(&bits, &from, 16);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bits.x),
+                 "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                 : "memory");
+  } else {
+    *static_cast<vector_t*>(to) = from;
+  }
+}
 
 // Like torch.max: NaN beats everything, then the larger value, then the earlier token.
 template <typename acc_t>
@@ -42,6 +60,7 @@ __global__ void __launch_bounds__(kLanes* kWarps)
   using acc_t = accumulate_t<scalar_t>;
   using vector_t = Vector<scalar_t, kVector>;
   constexpr int kUnits = kWarps / kSplit;  // (sequence, column block) pairs in one thread block
+  constexpr int kRows = kRowsInFlight<kVector>;
 
   const int lane = threadIdx.x, warp = threadIdx.y;
   const int part = warp % kSplit;
@@ -61,18 +80,25 @@ __global__ void __launch_bounds__(kLanes* kWarps)
   int count = 0;
 
   const int length = active ? static_cast<int>(layout.tokens.length(b)) : 0;
-  for (int first = part; first < length; first += kSplit * kRowsInFlight) {
-    vector_t row[kRowsInFlight];
-    bool take[kRowsInFlight];
+  const scalar_t* sequence = active ? x + layout.offsets.begin(b) + column : x;
+  for (int first = part; first < length; first += kSplit * kRows) {
+    // First where the rows are and which count, then the rows: no load waits for another row's address.
+    const scalar_t* place[kRows];
+    bool take[kRows];
 #pragma unroll
-    for (int i = 0; i < kRowsInFlight; ++i) {
-      const int t = first + i * kSplit;
-      take[i] = t < length && layout.tokens.unmasked(b, t);
-      if (take[i]) row[i] = *reinterpret_cast<const vector_t*>(x + layout.offsets(b, t) + column);
+    for (int i = 0; i < kRows; ++i) {
+      const int t = min(first + i * kSplit, length - 1);
+      place[i] = sequence + layout.offsets.advance(t);
+      take[i] = first + i * kSplit < length && layout.tokens.unmasked(b, t);
+    }
+    vector_t row[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (take[i]) row[i] = *reinterpret_cast<const vector_t*>(place[i]);
     }
     acc_t partial[kVector] = {};  // summed apart, so that rounding grows with the number of groups, not of rows
 #pragma unroll
-    for (int i = 0; i < kRowsInFlight; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if (!take[i]) continue;
       ++count;
 #pragma unroll
@@ -118,21 +144,21 @@ __global__ void __launch_bounds__(kLanes* kWarps)
   }
   if (!active) return;
 
+  constexpr int kIndices = kVector < 4 ? kVector : 4;  // of 4 bytes in one store
   vector_t average_out, maximum_out;
-  Vector<int32_t, kVector> argmax_vector;
+  Vector<int32_t, kIndices> argmax_group[kVector / kIndices];
 #pragma unroll
   for (int j = 0; j < kVector; ++j) {
     average_out.value[j] = static_cast<scalar_t>(count ? total[j] / static_cast<acc_t>(count) : acc_t{0});
     maximum_out.value[j] = static_cast<scalar_t>(count ? maximum[j] : acc_t{0});
-    argmax_vector.value[j] = count ? argmax[j] : -1;
+    argmax_group[j / kIndices].value[j % kIndices] = count ? argmax[j] : -1;
   }
   scalar_t* average = v + b * 2 * layout.width + column;
-  *reinterpret_cast<vector_t*>(average) = average_out;
-  *reinterpret_cast<vector_t*>(average + layout.width) = maximum_out;
-  // 4-byte indices are wider than 2-byte values: the compiler splits what one 16-byte store cannot take.
+  store(average, average_out);
+  store(average + layout.width, maximum_out);
   int32_t* where = argmax_out + b * layout.width + column;
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) where[j] = argmax_vector.value[j];
+  for (int j = 0; j < kVector / kIndices; ++j) store(where + j * kIndices, argmax_group[j]);
   if (column == 0) count_out[b] = count;
 }
 
@@ -164,6 +190,7 @@ __global__ void __launch_bounds__(kLanes* kWarps)
     argmax[j] = argmax_in[b * layout.width + column + j];
   }
 
+  scalar_t* sequence = grad_x + layout.offsets.begin(b) + column;
   const int64_t length = layout.tokens.length(b);
   const int64_t end = padded ? layout.tokens.max_length : length;
   const int64_t first = row_block * kGradientRows;
@@ -175,7 +202,7 @@ __global__ void __launch_bounds__(kLanes* kWarps)
     for (int j = 0; j < kVector; ++j) {
       row.value[j] = static_cast<scalar_t>(counts ? share[j] + (argmax[j] == t ? maximum[j] : acc_t{0}) : acc_t{0});
     }
-    *reinterpret_cast<vector_t*>(grad_x + layout.offsets(b, t) + column) = row;
+    store(sequence + layout.offsets.advance(t), row);
   }
 }
 
@@ -210,8 +237,8 @@ unsigned int grid_size(int64_t blocks) {
   return static_cast<unsigned int>(blocks);
 }
 
-// 16-byte accesses where every row begins at a multiple of 16 bytes. Row-addressed rows do so when D does: their
-// offsets count whole rows.
+// 16-byte accesses where every row begins at a multiple of 16 bytes. Row-addressed rows do so when D does, because
+// start and step are multiples of D: esim_fast.Rows asks for that, and here it cannot be read.
 template <typename scalar_t>
 bool rows_aligned(const scalar_t* data, const Layout& layout) {
   constexpr int64_t kVector = 16 / sizeof(scalar_t);
@@ -226,7 +253,7 @@ void launch_pool(const CudaStream& cuda, const scalar_t* x, const Layout& layout
   const int64_t units = layout.batch * column_blocks;
   const dim3 threads(kLanes, kWarps);
   // Enough sequences fill the GPU with a warp each; fewer long ones are split over a block's warps.
-  const bool split = layout.tokens.max_length > 2 * kRowsInFlight && units < 16 * cuda.multiprocessors();
+  const bool split = layout.tokens.max_length > 2 * kRowsInFlight<kVector> && units < 16 * cuda.multiprocessors();
   if (split) {
     pool_kernel<scalar_t, kVector, kWarps>
         <<<grid_size(units), threads, 0, cuda.stream>>>(x, layout, column_blocks, v, argmax, count);

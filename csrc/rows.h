@@ -35,9 +35,9 @@ struct Offsets {
   int64_t batch_stride;
   int64_t time_stride;
 
-  ESIM_HOST_DEVICE int64_t operator()(int64_t b, int64_t t) const {
-    return (start ? start[b] : b * batch_stride) + (step ? step[t] : t * time_stride);
-  }
+  ESIM_HOST_DEVICE int64_t begin(int64_t b) const { return start ? start[b] : b * batch_stride; }
+  ESIM_HOST_DEVICE int64_t advance(int64_t t) const { return step ? step[t] : t * time_stride; }
+  ESIM_HOST_DEVICE int64_t operator()(int64_t b, int64_t t) const { return begin(b) + advance(t); }
 };
 
 struct Tokens {
@@ -87,6 +87,8 @@ inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_st
 
   const int64_t batch = start ? start->size(0) : padded_batch;
   const int64_t length = step ? step->size(0) : padded_length;
+  // Time steps and counts are kept in 32 bits.
+  STD_TORCH_CHECK(length < INT32_MAX - 1024, "esim_fast: sentences of ", length, " tokens are longer than supported");
   STD_TORCH_CHECK(!lengths || lengths->size(0) == batch, "esim_fast: lengths must have one entry for each of the ",
                   batch, " sequences, got ", lengths ? lengths->size(0) : 0);
   if (mask) {
