@@ -65,7 +65,9 @@ def cuda_architectures(cuda_home: str) -> list[str]:
     listing = subprocess.run([f"{cuda_home}/bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = [a for a in DEFAULT_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listing.stdout.split()]
     if not known:
-        sys.exit(f"esim_fast: {cuda_home}/bin/nvcc knows none of {', '.join(DEFAULT_ARCHITECTURES)}: use CUDA 11 or newer")
+        sys.exit(
+            f"esim_fast: {cuda_home}/bin/nvcc knows none of {', '.join(DEFAULT_ARCHITECTURES)}: use CUDA 11 or newer"
+        )
     return [*known[:-1], f"{known[-1]}+PTX"]
 
 

@@ -1,5 +1,6 @@
 """A trained model as people use it: raw text in, labels out."""
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from .data import DataError, EncodedPairs, Vocabulary, batches, get_tokeniser
 from .model import ESIM
 
+_SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
 WEIGHTS, CONFIG, VOCABULARY, LABELS = "model.safetensors", "config.json", "vocabulary.txt", "labels.json"
 
 
@@ -47,6 +49,8 @@ class Classifier:
         self.net = net
         self.vocabulary = vocabulary
         self.labels = list(labels)
+        if not isinstance(tokeniser, str):
+            raise TypeError(f"tokeniser must be the name of one, got {tokeniser!r}")
         self.tokeniser = tokeniser
         self._tokenise = get_tokeniser(tokeniser)
 
@@ -68,18 +72,26 @@ class Classifier:
     @torch.no_grad()
     def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
-        was_training = self.net.training
-        self.net.eval()
         result = torch.empty(len(pairs), len(self.labels))
-        for batch in batches(pairs, batch_size, shuffle=False):
-            batch = batch.to(self.net.device)
-            scores = self.net(batch.premises, batch.hypotheses, batch.premise_lengths, batch.hypothesis_lengths)
-            result[batch.indices] = scores.float().cpu()
-        self.net.train(was_training)
+        was_training = self.net.training
+        try:
+            if was_training:
+                self.net.eval()
+            for batch in batches(pairs, batch_size, shuffle=False):
+                batch = batch.to(self.net.device)
+                scores = self.net(batch.premises, batch.hypotheses, batch.premise_lengths, batch.hypothesis_lengths)
+                result[batch.indices] = scores.float().cpu()
+        finally:
+            if was_training:
+                self.net.train()
         return result
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes weights, configuration, vocabulary and labels; each file is replaced only by a complete one."""
+        """Writes weights, configuration, vocabulary and labels; each file is replaced only by a complete one.
+
+        Raises:
+            OSError: the directory cannot be written to.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = {"model": "ESIM", **self.net.config, "tokeniser": self.tokeniser}
@@ -87,7 +99,10 @@ class Classifier:
         replace_file(directory / CONFIG, lambda path: write_json(path, config))
         replace_file(directory / LABELS, lambda path: write_json(path, self.labels))
         replace_file(directory / VOCABULARY, self.vocabulary.save)
-        replace_file(directory / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path))
+        try:
+            replace_file(directory / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path))
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(f"{directory / WEIGHTS}: cannot be written: {error}") from error
 
     @classmethod
     def from_pretrained(
@@ -113,14 +128,19 @@ class Classifier:
         if config.pop("model", None) != "ESIM":
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
         tokeniser = config.pop("tokeniser", "nltk")
+        for name in sorted(config.keys() ^ _SAVED_OPTIONS):
+            raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
             if config.get(key) != len(part):
                 raise DataError(f"{directory / name}: {len(part)} entries, but {key} is {config.get(key)} in {CONFIG}")
         try:
-            net = ESIM(**config, backend=backend)
+            with torch.device(
+                "meta"
+            ):  # its sizes must not take memory before they are known to be those of the weights
+                net = ESIM(**config, backend=backend)
             model = cls(net, vocabulary, labels, tokeniser)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{directory / CONFIG}: {error}") from error
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise DataError(f"{directory / CONFIG}: {_first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)
         net.to(device).eval()
         return model
@@ -154,7 +174,7 @@ def _load_weights(net: ESIM, path: Path) -> None:
     try:
         weights = safetensors.torch.load_file(path)
     except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file: {error}") from error
+        raise DataError(f"{path}: not a safetensors file: {_first_line(error)}") from error
     expected = net.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
@@ -165,4 +185,10 @@ def _load_weights(net: ESIM, path: Path) -> None:
             raise DataError(
                 f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(expected[name].shape)}"
             )
-    net.load_state_dict(weights)
+        if not weights[name].is_floating_point() or not weights[name].isfinite().all():
+            raise DataError(f"{path}: {name} holds something else than finite floating-point numbers")
+    net.load_state_dict(weights, assign=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -4,22 +4,26 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0, or 2 and o
 """
 
 import argparse
+import hashlib
+import io
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
 
-from .classifier import CONFIG, Classifier, replace_file
+from .classifier import WEIGHTS, Classifier, replace_file
 from .data import (
     TOKENISERS,
+    Corpus,
     DataError,
     EncodedPairs,
     Pair,
@@ -59,18 +63,24 @@ _SAMPLE = Defaults(epochs=6, learning_rate=1e-3, hidden_size=128, embedding_dim=
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         options.run(options)
-        sys.stdout.flush()
-    except (DataError, UsageError, FloatingPointError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `esim-fast predict … | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        print(f"esim-fast: {error.filename}: {error.strerror}" if named else f"esim-fast: {error}", file=sys.stderr)
-        return 2
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `esim-fast predict … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (DataError, UsageError, FloatingPointError) as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        return _fail(f"out of memory: {str(error).partition(chr(10))[0]}")
     except KeyboardInterrupt:
-        print("esim-fast: interrupted", file=sys.stderr)
+        _say("esim-fast: interrupted")
         return 130
     return 0
 
@@ -83,57 +93,58 @@ def train(options: argparse.Namespace) -> None:
     """Trains a model; the best one by dev accuracy is kept in the output directory."""
     files = _find_corpora(options)
     defaults = _SAMPLE if files.bundled else _PAPER
-    recipe = _recipe(options, defaults)
+    recipe = Recipe(
+        epochs=options.epochs or defaults.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.lr or defaults.learning_rate,
+        seed=options.seed,
+        precision=options.precision,
+    )
     device = _device(options.device)
     if recipe.precision == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU")
     output = Path(options.output)
-    checkpoint_path = output / "checkpoint" / "last.pt"
-    settings = _settings(options, files, recipe, defaults)
-    checkpoint = _resumable(output, checkpoint_path, settings, options.resume)
-    if checkpoint is not None and checkpoint.epoch >= recipe.epochs:
-        _say(f"{output}: all {checkpoint.epoch} epochs are done, best dev accuracy {checkpoint.best_accuracy:.2%}")
-        return
+    checkpoint_path, metrics_path = output / "checkpoint" / "last.pt", output / "metrics.jsonl"
+    checkpoint = _resumable(output, checkpoint_path, options.resume)
 
-    corpus, dev_corpus = read_pairs(files.train), read_pairs(files.dev)
-    test_corpus = read_pairs(files.test) if files.test else None
-    tokenise = get_tokeniser(options.tokeniser)
-    tokens = tokenise_pairs(corpus.pairs, tokenise)
-    vocabulary = Vocabulary.build(chain.from_iterable(tokens))
-    labels = sorted({pair.label for pair in corpus.pairs})
-    if len(labels) < 2:
-        raise DataError(f"{corpus.path}: expected at least two labels, got only {labels[0]!r}")
-    encoded = encode_pairs(corpus, tokens, vocabulary, labels)
-    dev = encode_pairs(dev_corpus, tokenise_pairs(dev_corpus.pairs, tokenise), vocabulary, labels)
-    # Encoded now, so that an unknown label in it is not found out after hours of training.
-    test = test_corpus and encode_pairs(test_corpus, tokenise_pairs(test_corpus.pairs, tokenise), vocabulary, labels)
-
+    data = _read_training_data(files, options.tokeniser)
     torch.manual_seed(recipe.seed)
     vectors, embedding_dim = None, defaults.embedding_dim
     if options.vectors:
-        vectors, found = load_vectors(options.vectors, vocabulary, seed=recipe.seed)
+        vectors, found = load_vectors(options.vectors, data.vocabulary, seed=recipe.seed)
         embedding_dim = vectors.shape[1]
-    net = ESIM(
-        settings["hidden_size"], embedding_dim, len(vocabulary), len(labels), device, dropout=settings["dropout"]
-    )
+    sizes = {
+        "hidden_size": options.hidden_size or defaults.hidden_size,
+        "embedding_dim": embedding_dim,
+        "vocab_size": len(data.vocabulary),
+        "num_labels": len(data.labels),
+    }
+    dropout = defaults.dropout if options.dropout is None else options.dropout
+    # What must not change between a run and its continuation; the number of epochs may.
+    settings = {**asdict(recipe), **sizes, "dropout": dropout, "tokeniser": options.tokeniser, "pairs": data.digest}
+    del settings["epochs"]
+    history = [] if checkpoint is None else list(checkpoint.metrics)
+    if checkpoint is not None:
+        _check_settings(output, checkpoint.settings, settings)
+        _write_metrics(metrics_path, history)
+
+    net = ESIM(**sizes, device=device, dropout=dropout)
     if vectors is not None:
         net.embedding.weight.data.copy_(vectors)
-    model = Classifier(net, vocabulary, labels, options.tokeniser)
+    model = Classifier(net, data.vocabulary, data.labels, options.tokeniser)
 
-    output.mkdir(parents=True, exist_ok=True)
+    # The folder marks a run that began: if it ends before its first checkpoint, --resume may start it afresh.
+    checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     # Said only now: until here a mistake is the one line on stderr.
-    for read in filter(None, (corpus, dev_corpus, test_corpus)):
+    for read in data.corpora:
         dropped = f", {read.dropped} more without a gold label dropped" if read.dropped else ""
         _say(f"{read.path}: {len(read.pairs)} pairs{dropped}")
     if vectors is not None:
-        _say(f"{options.vectors}: vectors for {found} of {len(vocabulary) - 2} words")
-    metrics_path = output / "metrics.jsonl"
-    history = [] if checkpoint is None else list(checkpoint.metrics)
+        _say(f"{options.vectors}: vectors for {found} of {len(data.vocabulary) - 2} words")
 
     def keep_metrics(metrics: EpochMetrics) -> None:
         history.append(asdict(metrics))
-        lines = "".join(json.dumps(line) + "\n" for line in history)
-        replace_file(metrics_path, lambda path: path.write_text(lines, encoding="utf-8"))
+        _write_metrics(metrics_path, history)
         tqdm.write(
             f"epoch {metrics.epoch}/{recipe.epochs}: train loss {metrics.train_loss:.4f}, train accuracy "
             f"{metrics.train_accuracy:.2%}, dev accuracy {metrics.dev_accuracy:.2%}, {metrics.seconds:.1f} s",
@@ -142,8 +153,8 @@ def train(options: argparse.Namespace) -> None:
 
     best = fit(
         model,
-        encoded,
-        dev,
+        data.train,
+        data.dev,
         recipe,
         on_best=lambda: model.save_pretrained(output),
         on_epoch=keep_metrics,
@@ -152,8 +163,8 @@ def train(options: argparse.Namespace) -> None:
         settings=settings,
     )
     print(f"dev accuracy {best:.2%}; the model is in {output}")
-    if test is not None:
-        print(f"test accuracy {accuracy(Classifier.from_pretrained(output, device=device), test):.2%}")
+    if data.test is not None:
+        print(f"test accuracy {accuracy(Classifier.from_pretrained(output, device=device), data.test):.2%}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -177,9 +188,12 @@ def predict(options: argparse.Namespace) -> None:
     if options.file is None:
         pairs = iter([Pair(options.premise, options.hypothesis, None, 1)])
     elif options.file == "-":
-        pairs = _pairs_from(sys.stdin.buffer, "stdin")
+        if sys.stdin is None:
+            raise UsageError("stdin is closed")
+        pairs = _pairs_from_stdin()
     else:
-        pairs = _pairs_from(read_lines(options.file), options.file)
+        form = "jsonl" if options.file.removesuffix(".gz").endswith(".jsonl") else "tsv"
+        pairs = parse_pairs(read_lines(options.file), options.file, form=form, labelled=False)
     while chunk := list(_until_error(islice(pairs, _CHUNK))):
         error = chunk.pop() if isinstance(chunk[-1], DataError) else None
         labels, probabilities = model.predict([pair[:2] for pair in chunk], batch_size=options.batch_size)
@@ -233,55 +247,59 @@ def _find_part(directory: Path, part: str) -> str | None:
     return str(preferred[0]) if preferred else None
 
 
-def _recipe(options: argparse.Namespace, defaults: Defaults) -> Recipe:
-    try:
-        return Recipe(
-            epochs=defaults.epochs if options.epochs is None else options.epochs,
-            batch_size=options.batch_size,
-            learning_rate=defaults.learning_rate if options.lr is None else options.lr,
-            seed=options.seed,
-            precision=options.precision,
-        )
-    except ValueError as error:
-        raise UsageError(error) from error
+@dataclass(frozen=True)
+class _TrainingData:
+    corpora: list[Corpus]
+    vocabulary: Vocabulary
+    labels: list[str]
+    train: EncodedPairs
+    dev: EncodedPairs
+    test: EncodedPairs | None
+    digest: str  # of the training and dev pairs
 
 
-def _settings(options: argparse.Namespace, files: _CorpusFiles, recipe: Recipe, defaults: Defaults) -> dict[str, Any]:
-    """What must not change between a run and its continuation; the number of epochs may."""
-    hidden_size = defaults.hidden_size if options.hidden_size is None else options.hidden_size
-    dropout = defaults.dropout if options.dropout is None else options.dropout
-    if hidden_size < 1:
-        raise UsageError(f"--hidden-size must be positive, got {hidden_size}")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"--dropout must be at least 0 and below 1, got {dropout}")
-    kept = {key: value for key, value in asdict(recipe).items() if key != "epochs"}
-    corpora = {"train": None, "dev": None} if files.bundled else {"train": files.train, "dev": files.dev}
-    return {
-        **corpora,
-        **kept,
-        "hidden_size": hidden_size,
-        "dropout": dropout,
-        "vectors": options.vectors,
-        "tokeniser": options.tokeniser,
-    }
+def _read_training_data(files: _CorpusFiles, tokeniser: str) -> _TrainingData:
+    """Reads everything before anything is trained: a mistake in the test file is not found out hours later."""
+    corpora = [read_pairs(path) for path in (files.train, files.dev, files.test) if path is not None]
+    tokenise = get_tokeniser(tokeniser)
+    tokens = [tokenise_pairs(corpus.pairs, tokenise) for corpus in corpora]
+    vocabulary = Vocabulary.build(chain.from_iterable(tokens[0]))
+    labels = sorted({pair.label for pair in corpora[0].pairs})
+    if len(labels) < 2:
+        raise DataError(f"{files.train}: expected at least two labels, got only {labels[0]!r}")
+    encoded = [encode_pairs(corpus, words, vocabulary, labels) for corpus, words in zip(corpora, tokens, strict=True)]
+    digest = hashlib.sha256()
+    for corpus in corpora[:2]:
+        for pair in corpus.pairs:
+            digest.update("\t".join((pair.label, pair.premise, pair.hypothesis, "")).encode())
+    train, dev, test = encoded if len(encoded) == 3 else (*encoded, None)
+    return _TrainingData(corpora, vocabulary, labels, train, dev, test, digest.hexdigest())
 
 
-def _resumable(output: Path, checkpoint_path: Path, settings: dict[str, Any], resume: bool) -> Checkpoint | None:
+def _resumable(output: Path, checkpoint_path: Path, resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from, if any; nobody's trained model is overwritten unasked."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output}: not a directory")
-    if not resume:
-        if (output / CONFIG).exists() or checkpoint_path.exists():
+    if checkpoint_path.exists():
+        if not resume:
             raise UsageError(f"{output} already holds a model: go on with --resume, or choose another --output")
-        return None
-    if not checkpoint_path.exists():
-        return None
-    checkpoint = Checkpoint.load(checkpoint_path)
-    for name, value in settings.items():
-        before = checkpoint.settings.get(name)
-        if before != value:
-            raise UsageError(f"{output}: this run has {name} = {before}, not {value}; resume it with the same options")
-    return checkpoint
+        return Checkpoint.load(checkpoint_path)
+    if (output / WEIGHTS).exists() and not (resume and checkpoint_path.parent.exists()):
+        raise UsageError(f"{output} already holds a model, and no checkpoint to go on from: choose another --output")
+    return None
+
+
+def _check_settings(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            if name == "pairs":
+                raise UsageError(f"{output}: this run began with other training or dev pairs")
+            raise UsageError(f"{output}: this run has {name} = {before.get(name)}, not {value}; resume it with that")
+
+
+def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in history)
+    replace_file(path, lambda partial: partial.write_text(lines, encoding="utf-8"))
 
 
 def _device(name: str) -> torch.device:
@@ -292,12 +310,12 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _pairs_from(lines: Iterator[bytes] | IO[bytes], name: str) -> Iterator[Pair]:
-    """Pairs of a stream whose first byte tells JSON lines from tab-separated ones."""
-    lines = iter(lines)
+def _pairs_from_stdin() -> Iterator[Pair]:
+    """Without a name to go by, the first byte tells JSON lines from tab-separated ones."""
+    lines = iter(sys.stdin.buffer)
     first = next(lines, b"")
     form = "jsonl" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
-    return parse_pairs(chain([first], lines), name, form=form, labelled=False)
+    return parse_pairs(chain([first], lines), "stdin", form=form, labelled=False)
 
 
 def _until_error(pairs: Iterator[Pair]) -> Iterator[Pair | DataError]:
@@ -334,6 +352,11 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+def _fail(message: object) -> int:
+    _say(f"esim-fast: {message}")
+    return 2
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, instead of argparse's usage and line."""
@@ -354,19 +377,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", metavar="DIR", help="a folder with train, dev and perhaps test files")
     command.add_argument("--vectors", metavar="FILE", help="word vectors: GloVe text (also .gz), or .npz")
     command.add_argument("--output", metavar="DIR", default="esim-fast-model", help="default: %(default)s")
-    command.add_argument("--epochs", type=int, metavar="N", help=f"default: {_PAPER.epochs} (sample: {_SAMPLE.epochs})")
-    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: %(default)s")
     command.add_argument(
-        "--lr", type=float, metavar="X", help=f"default: {_PAPER.learning_rate} (sample: {_SAMPLE.learning_rate})"
+        "--epochs", type=_count, metavar="N", help=f"default: {_PAPER.epochs} (sample: {_SAMPLE.epochs})"
+    )
+    command.add_argument("--batch-size", type=_count, default=32, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--lr", type=_rate, metavar="X", help=f"default: {_PAPER.learning_rate} (sample: {_SAMPLE.learning_rate})"
     )
     command.add_argument(
-        "--hidden-size", type=int, metavar="N", help=f"default: {_PAPER.hidden_size} (sample: {_SAMPLE.hidden_size})"
+        "--hidden-size", type=_size, metavar="N", help=f"default: {_PAPER.hidden_size} (sample: {_SAMPLE.hidden_size})"
     )
     command.add_argument(
-        "--dropout", type=float, metavar="X", help=f"default: {_PAPER.dropout} (sample: {_SAMPLE.dropout})"
+        "--dropout", type=_fraction, metavar="X", help=f"default: {_PAPER.dropout} (sample: {_SAMPLE.dropout})"
     )
     command.add_argument("--tokeniser", choices=tuple(TOKENISERS), default="nltk", help="default: %(default)s")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
     command.add_argument("--device", choices=devices, default="auto", help="default: %(default)s")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s")
     command.add_argument("--resume", action="store_true", help="go on where a run with the same options stopped")
@@ -383,12 +408,28 @@ def _parser() -> argparse.ArgumentParser:
     answers.add_argument("--premise", metavar="TEXT")
     answers.add_argument("--hypothesis", metavar="TEXT")
     for reader in (command, answers):
-        reader.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="default: %(default)s")
+        reader.add_argument("--batch-size", type=_count, default=256, metavar="N", help="default: %(default)s")
         reader.add_argument("--device", choices=devices, default="auto", help="default: %(default)s")
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
+def _number(kind: Callable[[str], Any], expected: str, accept: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """An argparse type that says what it expected."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+_count = _number(int, "an integer from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
+_size = _number(int, "an integer from 1 to 65536", lambda value: 1 <= value <= 65_536)
+_seed = _number(int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+_rate = _number(float, "a positive number", lambda value: 0 < value < math.inf)
+_fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)

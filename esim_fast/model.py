@@ -41,7 +41,7 @@ class ESIM(nn.Module):
         backend: of the ops: "triton", "cpp", "reference" or None, the best ones for the tensors at hand.
 
     Raises:
-        TypeError: a size is no integer.
+        TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.
         ValueError: a size is not positive, ``padding_idx`` is no row of the embedding, ``dropout`` lies outside 0..1,
             or a name is unknown.
     """
@@ -69,8 +69,14 @@ class ESIM(nn.Module):
                 raise TypeError(f"{name} must be an int, got {size!r}")
             if size < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
+        if padding_idx is not None and (isinstance(padding_idx, bool) or not isinstance(padding_idx, int)):
+            raise TypeError(f"padding_idx must be an int or None, got {padding_idx!r}")
         if padding_idx is not None and not 0 <= padding_idx < vocab_size:
             raise ValueError(f"padding_idx = {padding_idx} must lie between 0 and vocab_size - 1 = {vocab_size - 1}")
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
+            raise TypeError(f"dropout must be a number, got {dropout!r}")
+        if not isinstance(freeze_embedding, bool):
+            raise TypeError(f"freeze_embedding must be True or False, got {freeze_embedding!r}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
         _check_choice("variant", variant, tuple(_VARIANTS))

@@ -10,11 +10,21 @@ which is ``b*L*D + t*D`` in a padded ``[B, L, D]``, ``cu_seqlens[b]*D + t*D`` in
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+
+class Extent(NamedTuple):
+    """What the offsets of Rows span: the lowest, the highest, a divisor of all, and whether no two are the same."""
+
+    lowest: int
+    highest: int
+    divisor: int
+    distinct: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,26 +85,28 @@ class Rows:
         return cls(start, torch.arange(max_length, device=lengths.device) * width, lengths, max_length)
 
     @cached_property
-    def extent(self) -> tuple[int, int, int] | None:
-        """Of rows on the CPU: the lowest and the highest offset, and a divisor of all; None if there is no token."""
+    def extent(self) -> Extent | None:
+        """Of rows on the CPU: what their offsets span; None if there is no token."""
         lengths = self.lengths.numpy()
-        used = lengths > 0
-        if not used.any():
+        if not lengths.any():
             return None
-        start, step = self.start.numpy()[used], self.step.numpy()[: lengths.max()]
-        last = lengths[used] - 1
-        lowest = int((start + np.minimum.accumulate(step)[last]).min())
-        highest = int((start + np.maximum.accumulate(step)[last]).max())
-        return lowest, highest, int(np.gcd.reduce(np.concatenate([start, step])))
+        start, step = self.start.numpy()[lengths > 0], self.step.numpy()[: lengths.max()]
+        offsets = (self.start.numpy()[:, None] + step)[np.arange(len(step)) < lengths[:, None]]
+        return Extent(
+            int(offsets.min()),
+            int(offsets.max()),
+            divisor=int(np.gcd.reduce(np.concatenate([start, step]))),
+            distinct=len(np.unique(offsets)) == len(offsets),
+        )
 
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows with their tensors on ``device``."""
-        return Rows(
-            self.start.to(device, non_blocking=True),
-            self.step.to(device, non_blocking=True),
-            self.lengths.to(device, non_blocking=True),
-            self.max_length,
-        )
+        return Rows(move(self.start, device), move(self.step, device), move(self.lengths, device), self.max_length)
+
+
+def move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """To a GPU without waiting for it; back from one only when the values have arrived."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,11 +209,12 @@ def pack_pairs(
     def longest(of: Tensor) -> int:
         return int(of.max()) if len(of) else 0
 
+    # One copy brings all of it to a GPU, and from pinned memory nobody waits for it.
+    addresses = torch.cat([place, rank, first_row, lengths])
+    if device.type == "cuda":
+        addresses = addresses.pin_memory()
+    sizes = [len(place), len(rank), len(first_row), len(lengths)]
+    place, rank, first_row, lengths = move(addresses, device).split(sizes)
     return PackedPairs(
-        tokens=ids[place.to(device, non_blocking=True)],
-        batch_sizes=batch_sizes,
-        rank=rank.to(device, non_blocking=True),
-        first_row=first_row.to(device, non_blocking=True),
-        lengths=lengths.to(device, non_blocking=True),
-        longest=(longest(premise_lengths), longest(hypothesis_lengths)),
+        ids[place], batch_sizes, rank, first_row, lengths, (longest(premise_lengths), longest(hypothesis_lengths))
     )

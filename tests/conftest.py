@@ -28,3 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
+def pytest_configure() -> None:
+    # On a GPU torch runs fp32 LSTMs in TF32 unless told otherwise, and no test could bound that rounding.
+    torch.backends.cudnn.allow_tf32 = False

@@ -8,7 +8,7 @@ import torch
 
 import esim_fast
 from esim_fast import Classifier
-from esim_fast.data import DataError, Vocabulary
+from esim_fast.data import DataError, EncodedPairs, Vocabulary
 
 PAIRS = [("A man sleeps.", "A person rests."), ("A man sleeps.", ""), ("", ""), ("Two dogs run", "A man rests")]
 
@@ -40,6 +40,13 @@ def test_predict_leaves_training_mode_as_it_was(model):
     model.net.train()
     first = model.predict(PAIRS).probabilities
     assert torch.equal(first, model.predict(PAIRS).probabilities), "dropout is on"
+    assert model.net.training
+
+
+def test_a_failure_leaves_training_mode_as_it_was(model):
+    model.net.train()
+    with pytest.raises(ValueError, match="is no token id"):
+        model.logits(EncodedPairs([[99]], [[2]], None))
     assert model.net.training
 
 
@@ -110,7 +117,15 @@ class TestBrokenDirectories:
             ({"variant": "other"}, "variant must be one of"),
             ({"tokeniser": "spacy"}, "expected a tokeniser among"),
             ({"model": "BERT"}, "expected the configuration of an ESIM"),
-            ({"unheard_of": 1}, "unheard_of"),
+            ({"unheard_of": 1}, "config.json: unheard_of is unknown"),
+            ({"device": "nonsense"}, "config.json: device is unknown"),
+            ({"hidden_size": 10**7}, "has shape"),
+            ({"hidden_size": 10**30}, "config.json"),
+            ({"padding_idx": 1.5}, "padding_idx must be an int or None, got 1.5"),
+            ({"padding_idx": True}, "padding_idx must be an int or None, got True"),
+            ({"freeze_embedding": "no"}, "freeze_embedding must be True or False, got 'no'"),
+            ({"dropout": "0.5"}, "dropout must be a number, got '0.5'"),
+            ({"tokeniser": []}, "tokeniser must be the name of one"),
         ],
     )
     def test_parts_that_disagree(self, model, tmp_path, changes, reason):
@@ -126,6 +141,8 @@ class TestBrokenDirectories:
             (lambda w: w.pop("linear.mlp.1.bias"), "linear.mlp.1.bias is missing"),
             (lambda w: w.update(extra=torch.zeros(1)), "extra is no part of an ESIM"),
             (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(4)}), r"has shape \[4\], expected \[3\]"),
+            (lambda w: w["linear.mlp.3.bias"].fill_(float("nan")), "finite floating-point numbers"),
+            (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(3, dtype=torch.int64)}), "finite floating-point"),
         ],
     )
     def test_weights(self, model, tmp_path, change, reason):

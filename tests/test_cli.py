@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -102,12 +103,6 @@ class TestTrain:
         assert result.stdout.startswith("dev accuracy ")
         assert "test accuracy " in result.stdout
 
-    def test_the_bundled_sample_is_the_default(self, tmp_path):
-        result = esim_fast("train", "--epochs", "0", cwd=tmp_path)
-        assert result.returncode == 2
-        assert "epochs must be positive" in result.stderr
-        assert not list(tmp_path.iterdir())
-
     def test_a_folder_of_official_files(self, tmp_path):
         data = tmp_path / "snli_1.0"
         data.mkdir()
@@ -145,11 +140,51 @@ class TestTrain:
         before = (tmp_path / "parts" / "metrics.jsonl").read_bytes()
         result = esim_fast(*options(3), "--output", tmp_path / "parts", "--resume")
         assert result.returncode == 0
-        assert "all 3 epochs are done" in result.stderr
+        assert result.stdout.startswith("dev accuracy ")
         assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == before
         message = fails(*options(3), "--lr", "0.1", "--output", tmp_path / "parts", "--resume")
         assert "this run has learning_rate = 0.0004, not 0.1" in message
-        assert "already holds a model" in fails(*options(3), "--output", tmp_path / "parts")
+        assert "already holds a model: go on with --resume" in fails(*options(3), "--output", tmp_path / "parts")
+
+    def test_resuming_with_other_data(self, corpus, tmp_path):
+        data = write_tsv(tmp_path / "pairs.tsv", TRAIN)
+        options = ["train", "--train", data, "--dev", corpus, "--output", tmp_path / "m", "--resume", *SMALL]
+        succeeds(*options)
+        before = (tmp_path / "m" / "model.safetensors").read_bytes()
+        # The same number of words and pairs, but other ones: ids would silently mean something else.
+        write_tsv(data, [(label, p.replace("man", "boy"), h.replace("man", "boy")) for label, p, h in TRAIN])
+        assert "this run began with other training or dev pairs" in fails(*options)
+        write_tsv(data, [*TRAIN, ("neutral", "Many new words here.", "No.")])
+        assert "this run has vocab_size = " in fails(*options)
+        assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+
+    def test_resuming_never_replaces_a_model_without_checkpoint(self, corpus, model, tmp_path):
+        shutil.copytree(model, tmp_path / "m")
+        shutil.rmtree(tmp_path / "m" / "checkpoint")
+        options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
+        for resume in ([], ["--resume"]):
+            assert "already holds a model, and no checkpoint to go on from" in fails(*options, *resume)
+
+    def test_resuming_a_run_that_ended_between_model_and_checkpoint(self, corpus, model, tmp_path):
+        shutil.copytree(model, tmp_path / "m")
+        (tmp_path / "m" / "checkpoint" / "last.pt").unlink()
+        options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
+        succeeds(*options, "--resume")
+        assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+    def test_a_lost_line_of_metrics_comes_back(self, corpus, model, tmp_path):
+        shutil.copytree(model, tmp_path / "m")
+        (tmp_path / "m" / "metrics.jsonl").write_text("")
+        options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
+        succeeds(*options, "--resume")
+        assert (tmp_path / "m" / "metrics.jsonl").read_bytes() == (model / "metrics.jsonl").read_bytes()
+
+    def test_a_damaged_checkpoint(self, corpus, model, tmp_path):
+        shutil.copytree(model, tmp_path / "m")
+        path = tmp_path / "m" / "checkpoint" / "last.pt"
+        path.write_bytes(path.read_bytes()[:-100])
+        options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
+        assert "last.pt: not a checkpoint of esim-fast" in fails(*options, "--resume")
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -161,12 +196,15 @@ class TestTrain:
             (["--data", "nowhere"], "nowhere: no such directory"),
             (["--train", "nowhere.tsv", "--dev", "{corpus}"], "nowhere.tsv: No such file or directory"),
             (["--train", "{corpus}", "--dev", "{corpus}", "--vectors", "no.txt"], "no.txt: No such file"),
-            (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
-            (["--batch-size", "0"], "batch_size must be positive, got 0"),
-            (["--lr", "-1"], "learning_rate must be positive, got -1.0"),
-            (["--hidden-size", "0"], "--hidden-size must be positive, got 0"),
-            (["--dropout", "1"], "--dropout must be at least 0 and below 1, got 1.0"),
-            (["--seed", "-1"], "seed must not be negative"),
+            (["--epochs", "1", "--vectors", "no.txt"], "no.txt: No such file"),  # of the bundled sample
+            (["--epochs", "two"], "argument --epochs: expected an integer from 1 to 1000000, got 'two'"),
+            (["--epochs", "0"], "argument --epochs: expected an integer from 1 to 1000000, got '0'"),
+            (["--batch-size", "1" + 30 * "0"], "argument --batch-size: expected an integer from 1 to 1000000"),
+            (["--lr", "-1"], "argument --lr: expected a positive number, got '-1'"),
+            (["--lr", "nan"], "argument --lr: expected a positive number, got 'nan'"),
+            (["--hidden-size", "1000000000"], "argument --hidden-size: expected an integer from 1 to 65536"),
+            (["--dropout", "1"], "argument --dropout: expected a number from 0 to below 1, got '1'"),
+            (["--seed", "18446744073709551616"], "argument --seed: expected an integer from 0 to 2**63 - 1"),
             (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
             (["--precision", "int8"], "argument --precision: invalid choice"),
             (["--unheard-of"], "unrecognized arguments: --unheard-of"),
@@ -200,7 +238,7 @@ class TestTrain:
         (tmp_path / "file").write_text("")
         options = ["--train", corpus, "--dev", corpus, "--output"]
         assert "file: not a directory" in fails("train", *options, tmp_path / "file", *SMALL)
-        assert "file/m: Not a directory" in fails("train", *options, tmp_path / "file" / "m", *SMALL)
+        assert "file/m/checkpoint: Not a directory" in fails("train", *options, tmp_path / "file" / "m", *SMALL)
 
 
 class TestEvaluate:
@@ -270,7 +308,20 @@ class TestPredict:
         assert "give either a file" in fails("predict", model)
         assert "give either a file" in fails("predict", model, "f.tsv", "--premise", "a", "--hypothesis", "b")
         assert "no.tsv: No such file" in fails("predict", model, tmp_path / "no.tsv")
-        assert "expected a positive integer" in fails("predict", model, "-", "--batch-size", "0")
+        assert "expected an integer from 1" in fails("predict", model, "-", "--batch-size", "0")
+        with mock.patch("sys.stdin", None), contextlib.redirect_stderr(io.StringIO()) as stderr:
+            assert main(["predict", str(model), "-"]) == 2
+        assert stderr.getvalue() == "esim-fast: stdin is closed\n"
+
+    def test_a_sentence_that_looks_like_json(self, model, tmp_path):
+        path = write_tsv(tmp_path / "brace.tsv", [("{a} man", "a man")], header=False)
+        assert json.loads(succeeds("predict", model, path))["premise"] == "{a} man"
+
+    def test_output_is_utf8_whatever_the_terminal_speaks(self, model):
+        command = [sys.executable, "-m", "esim_fast", "predict", model, "--premise", "睡觉", "--hypothesis", "Schläft"]
+        result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout.decode("utf-8"))["premise"] == "睡觉"
 
     def test_a_reader_that_leaves_early(self, model, tmp_path):
         many = write_tsv(tmp_path / "many.tsv", [("a man sleeps", "a man runs")] * 20_000, header=False)

@@ -151,6 +151,27 @@ def test_compile():
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_shape_depends_on_values(backward):
+    """On tensors without values everything that would wait for a GPU raises."""
+    rows = [Rows.concatenated(torch.tensor(lengths), 4) for lengths in ([2, 0, 1], [1, 3, 0])]
+    a_rows, b_rows = (Rows(*(t.to("meta") for t in (r.start, r.step, r.lengths)), r.max_length) for r in rows)
+    x = torch.randn(7, 4, device="meta", requires_grad=backward)
+    for a, b in ((x, x), (x, torch.randn(7, 4, device="meta"))):
+        m_a, m_b = local_inference(a, b, a_rows=a_rows, b_rows=b_rows)
+        assert m_a.shape == m_b.shape == (7, 16)
+        if backward:
+            m_a.sum().backward()
+
+
+def test_no_rows_at_all_still_have_a_gradient():
+    rows = Rows.concatenated(torch.tensor([0, 0]), 4)
+    x = torch.randn(0, 4, requires_grad=True)
+    m, _ = local_inference(x, x, a_rows=rows, b_rows=rows)
+    m.sum().backward()
+    assert x.grad.shape == (0, 4)
+
+
 @pytest.mark.parametrize(("la", "lb"), [(0, 3), (3, 0), (0, 0)])
 def test_empty_dimensions(la, lb):
     m_a, m_b = local_inference(torch.randn(2, la, 4), torch.randn(2, lb, 4))

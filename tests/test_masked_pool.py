@@ -11,6 +11,7 @@ from numerics import DTYPES, assert_as_exact_as_eager
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool, reference
+from esim_fast.ops.masked_pool import can_run
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 WIDTHS = [1, 3, 600, 601]  # odd ones take the scalar path of the CUDA kernel, 600 the 16-byte one
@@ -181,6 +182,16 @@ class TestLayouts:
         assert torch.equal(masked_pool(x, mask=mask), masked_pool(x, mask=mask.bool()))
         assert torch.equal(masked_pool(x, mask=mask.t().contiguous().t()), masked_pool(x, mask=mask))
 
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_lengths_and_rows_of_any_strides(self, device):
+        x, table = torch.randn(3, 4, 5, device=device), torch.tensor([[1, 9], [4, 9], [0, 9]], device=device)
+        assert torch.equal(masked_pool(x, table[:, 0]), masked_pool(x, [1, 4, 0]))
+        assert torch.equal(masked_pool(x, torch.tensor(2).expand(3)), masked_pool(x, [2, 2, 2]))
+        rows = Rows.concatenated(torch.tensor([1, 2, 0]), 5).to(device)
+        apart = [torch.stack([part, part], 1)[:, 0] for part in (rows.start, rows.step, rows.lengths)]
+        data = torch.randn(3, 5, device=device)
+        assert torch.equal(masked_pool(data, rows=Rows(*apart, 2)), masked_pool(data, rows=rows))
+
     @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
     def test_lengths_of_any_integer_dtype(self, dtype):
         x = torch.randn(3, 4, 5)
@@ -275,6 +286,15 @@ class TestIntegration:
         expected = torch.func.grad(lambda x: masked_pool(x, [2, 3], backend="reference").square().sum())(x)
         torch.testing.assert_close(gradient, expected)
 
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_vmap(self, device):
+        x, lengths = torch.randn(6, 2, 3, 4, device=device), torch.tensor([2, 3])
+        together = torch.func.vmap(lambda x: masked_pool(x, lengths))(x)
+        torch.testing.assert_close(together, torch.stack([masked_pool(one, lengths) for one in x]))
+        jacobian = torch.func.jacrev(lambda x: masked_pool(x, lengths))(x[0])
+        expected = torch.func.jacrev(lambda x: masked_pool(x, lengths, backend="reference"))(x[0])
+        torch.testing.assert_close(jacobian, expected)
+
     def test_second_derivative_raises(self):
         x = torch.randn(2, 3, 4, requires_grad=True)
         (gradient,) = torch.autograd.grad(masked_pool(x).square().sum(), x, create_graph=True)
@@ -292,6 +312,25 @@ class TestIntegration:
 
         for ours, expected in zip(penalty("cpp"), penalty("reference"), strict=True):
             torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "expected"),
+    [
+        (["8.0", "9.0+PTX"], (8, 0), True),
+        (["8.0", "9.0+PTX"], (8, 9), True),  # machine code serves its generation
+        (["8.0", "9.0+PTX"], (12, 0), True),  # PTX serves what comes later
+        (["8.0", "9.0"], (12, 0), False),
+        (["8.6"], (8, 0), False),
+        (["8.0", "9.0+PTX"], (7, 5), False),
+        (["9.0a"], (9, 0), True),
+        (["9.0a"], (10, 0), False),
+        (["10.0a+PTX"], (10, 3), False),
+        ([], (9, 0), False),
+    ],
+)
+def test_which_gpus_have_a_kernel(architectures, capability, expected):
+    assert can_run(architectures, capability) is expected
 
 
 class TestBadInput:
@@ -339,6 +378,7 @@ class TestBadInput:
             (lambda: masked_pool(x, rows=self.rows(lengths=(2, 2))), ValueError, "element 12 of an input with 3 rows"),
             (lambda: masked_pool(x, rows=self.rows(start=(-4, 8))), ValueError, "addresses element -4"),
             (lambda: masked_pool(x, rows=self.rows(start=(1, 8))), ValueError, "multiples of D = 4"),
+            (lambda: masked_pool(x, rows=self.rows(start=(0, 4))), ValueError, "a row of its own, but two share one"),
             (
                 lambda: masked_pool(x, rows=self.rows(lengths=(3, 1))),
                 ValueError,
@@ -366,6 +406,9 @@ class TestBadInput:
             ((x[0], index([0]), index([0]), None, None), "needs lengths"),
             ((x[0], index([9]), index([0]), index([1]), None), "is outside x"),
             ((x[0], index([-4]), index([0]), index([1]), None), "is outside x"),
+            ((x[0], index([2**63 - 1]), index([1]), index([1]), None), "is outside x"),
+            ((x[0], index([2**63 - 1]), index([0]), index([1]), None), "is outside x"),
+            ((x[:, :1, :0].expand(2, 2**31, 0), None, None, None, None), "longer than supported"),
             ((x.long(), None, None, None, None), "float16, bfloat16, float32 or float64"),
         ]:
             with pytest.raises(RuntimeError, match=message):

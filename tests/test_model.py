@@ -24,18 +24,23 @@ def random_pairs(lengths_p, lengths_h, seed=0):
     return fill(lengths_p), fill(lengths_h)
 
 
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
 @pytest.fixture
-def net():
+def net(device):
     torch.manual_seed(0)
-    return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
+    return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, device).eval()
 
 
 @pytest.fixture
-def batch():
-    return random_pairs([5, 9, 1, 7, 3], [4, 2, 6, 1, 8])
+def batch(device):
+    p, h = random_pairs([5, 9, 1, 7, 3], [4, 2, 6, 1, 8])
+    return p.to(device), h.to(device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_notebook_variant_equals_the_eager_notebook(device):
     torch.manual_seed(1)
     peer = NotebookESIM(30, 20, WORDS, LABELS).to(device).eval()
@@ -90,14 +95,15 @@ class TestInvariance:
     def test_padding_left_of_and_inside_a_sentence(self, net, batch):
         p, h = batch
         generator = torch.Generator().manual_seed(3)
-        scattered = torch.ones(len(p), 20, dtype=torch.int64)
+        scattered = torch.ones(len(p), 20, dtype=torch.int64, device=p.device)
         for row, sentence in zip(scattered, p, strict=True):
             words = sentence[sentence != 1]
             places = torch.randperm(20, generator=generator)[: len(words)].sort().values
             row[places] = words
         torch.testing.assert_close(net(scattered, h), net(p, h), rtol=1e-5, atol=1e-5)
-        full = torch.full((len(p),), 20)
-        torch.testing.assert_close(net(scattered, h, full, (h != 1).sum(1)), net(p, h), rtol=1e-5, atol=1e-5)
+        if p.device.type == "cpu":  # with lengths, ids on a GPU are not looked at, and have their padding behind
+            full = torch.full((len(p),), 20)
+            torch.testing.assert_close(net(scattered, h, full, (h != 1).sum(1)), net(p, h), rtol=1e-5, atol=1e-5)
 
     def test_neighbours_in_the_batch(self, net, batch):
         together = net(*batch)
@@ -106,18 +112,31 @@ class TestInvariance:
             torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
 
     def test_order_of_the_batch(self, net, batch):
-        order = torch.tensor([3, 0, 4, 1, 2])
+        order = torch.tensor([3, 0, 4, 1, 2], device=batch[0].device)
         torch.testing.assert_close(net(batch[0][order], batch[1][order]), net(*batch)[order], rtol=1e-5, atol=1e-5)
 
     def test_lengths_change_nothing(self, net, batch):
         p, h = batch
         with_lengths = net(p, h, (p != 1).sum(1), (h != 1).sum(1).tolist())
-        assert torch.equal(with_lengths, net(p, h))
+        torch.testing.assert_close(with_lengths, net(p, h), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(net(p.int(), h.int()), net(p, h), rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.gpu
+    def test_a_gpu_is_not_waited_for_when_lengths_are_given(self, batch):
+        p, h = (ids.cuda() for ids in batch)
+        lengths = [(ids != 1).sum(1).cpu() for ids in (p, h)]
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, "cuda")
+        net(p, h, *lengths).sum().backward()  # the first call initialises libraries
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            net(p, h, *lengths).sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     def test_lengths_cut(self, net, batch):
         p, h = batch
         lengths = torch.tensor([2, 3, 1, 4, 3])
-        cut = p.masked_fill(torch.arange(p.shape[1]) >= lengths[:, None], 1)
+        cut = p.masked_fill((torch.arange(p.shape[1]) >= lengths[:, None]).to(p.device), 1)
         torch.testing.assert_close(net(p, h, lengths, (h != 1).sum(1)), net(cut, h), rtol=1e-5, atol=1e-5)
 
     def test_shuffled_words_change_the_logits(self, net, batch):
@@ -131,16 +150,16 @@ class TestInvariance:
 
 class TestEmptiness:
     def test_empty_batch(self, net):
-        logits = net(*random_pairs([], []))
-        assert logits.shape == (0, LABELS)
-        alpha, beta = net.attention(torch.ones(0, 4, dtype=torch.int64), torch.ones(0, 2, dtype=torch.int64))
+        p, h = (torch.ones(0, length, dtype=torch.int64, device=net.device) for length in (4, 2))
+        assert net(p, h).shape == (0, LABELS)
+        alpha, beta = net.attention(p, h)
         assert alpha.shape == beta.shape == (0, 4, 2)
 
     @pytest.mark.parametrize(
         ("lengths_p", "lengths_h"), [([0, 3], [2, 2]), ([3, 2], [0, 0]), ([0, 0], [0, 0]), ([0], [0])]
     )
     def test_empty_sentences(self, net, lengths_p, lengths_h):
-        p, h = random_pairs(lengths_p, lengths_h)
+        p, h = (ids.to(net.device) for ids in random_pairs(lengths_p, lengths_h))
         logits = net(p, h)
         logits.sum().backward()
         assert logits.isfinite().all()
@@ -170,8 +189,8 @@ class TestAttention:
         torch.testing.assert_close(beta[3, :7, :1], (a @ b.T).softmax(0))
 
     def test_padding_inside_keeps_its_place(self, net):
-        p, h = random_pairs([4], [3])
-        gapped = torch.tensor([[1, *p[0, :2].tolist(), 1, *p[0, 2:].tolist()]])
+        p, h = (ids.to(net.device) for ids in random_pairs([4], [3]))
+        gapped = torch.tensor([[1, *p[0, :2].tolist(), 1, *p[0, 2:].tolist()]], device=net.device)
         alpha, beta = net.attention(p, h)
         alpha_gapped, beta_gapped = net.attention(gapped, h)
         words = [1, 2, 4, 5]
@@ -184,10 +203,10 @@ class TestTraining:
     def test_the_notebooks_way_to_load_vectors(self, net):
         vectors = torch.randn(WORDS, WIDTH)
         net.embedding.weight.data.copy_(vectors)
-        assert torch.equal(net.embedding.weight, vectors)
+        assert torch.equal(net.embedding.weight.cpu(), vectors)
 
     def test_frozen_embedding(self, batch):
-        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, freeze_embedding=True)
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, batch[0].device, freeze_embedding=True)
         net(*batch).sum().backward()
         assert net.embedding.weight.grad is None
         assert net.encoder.lstm.weight_ih_l0.grad is not None
@@ -215,7 +234,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast(self, net, batch, dtype):
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(net.device.type, dtype):
             logits = net(*batch)
         torch.testing.assert_close(logits.float(), net(*batch), rtol=0.1, atol=0.02)
 
@@ -256,6 +275,7 @@ class TestBadInput:
             (lambda p, h: (p.to("meta"), h), ValueError, "p is on meta, but the model on cpu"),
         ],
     )
+    @pytest.mark.parametrize("device", ["cpu"])  # values on a GPU are not read back to be checked
     def test_forward(self, net, batch, change, error, message):
         with pytest.raises(error, match=message):
             net(*change(*batch))
@@ -277,6 +297,6 @@ class TestBadInput:
             esim_fast.ESIM(*arguments, **options)
 
     def test_a_backend_that_cannot_run(self, batch):
-        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, backend="triton")
-        with pytest.raises(ValueError, match="backend='triton' cannot run local_inference on cpu"):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, batch[0].device, backend="triton")
+        with pytest.raises(ValueError, match="backend='triton' cannot run local_inference on c"):
             net(*batch)

@@ -1,6 +1,8 @@
 """The training loop: it learns, keeps the best, repeats itself, and goes on to the bit after an interruption."""
 
+import contextlib
 import itertools
+import random
 
 import pytest
 import torch
@@ -121,7 +123,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     [
         ({"epochs": 0}, "epochs must be positive, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
-        ({"seed": -1}, "seed must not be negative"),
+        ({"seed": -1}, "seed must lie between 0 and"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
     ],
 )
@@ -135,3 +137,23 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
         Checkpoint.load(tmp_path / "last.pt")
+
+
+def test_any_damage_to_a_checkpoint_is_one_clear_error(tmp_path):
+    path = tmp_path / "last.pt"
+    run(Recipe(epochs=1), checkpoint_path=path)
+    whole, generator = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 20)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(DataError):  # and nothing else; damage can also hit what does not matter
+            run(Recipe(epochs=1), resume_from=Checkpoint.load(path))
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    run(Recipe(epochs=1), checkpoint_path=tmp_path / "last.pt")
+    other = Classifier(esim_fast.ESIM(8, 12, len(WORDS), 2), Vocabulary(WORDS), ["same", "swapped"])
+    with pytest.raises(DataError, match="the checkpoint does not fit this run: RuntimeError"):
+        run(Recipe(epochs=2), other, resume_from=Checkpoint.load(tmp_path / "last.pt"))

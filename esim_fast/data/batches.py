@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..packed import move
 from .reading import Corpus, DataError
 from .tokenising import TokenPair
 from .vocabulary import PADDING_ID, Vocabulary
@@ -41,9 +42,9 @@ class Batch:
         """The batch with its ids and labels on ``device``; a copy to a GPU is queued without waiting for it."""
         return replace(
             self,
-            premises=self.premises.to(device, non_blocking=True),
-            hypotheses=self.hypotheses.to(device, non_blocking=True),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            premises=move(self.premises, device),
+            hypotheses=move(self.hypotheses, device),
+            labels=None if self.labels is None else move(self.labels, device),
         )
 
 

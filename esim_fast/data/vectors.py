@@ -52,8 +52,10 @@ def load_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary, *, seed: 
         raise DataError(f"{name}: expected vectors of the vocabulary's words, got none of {len(vocabulary) - 2}")
 
     found = np.array(preference) < len(_CASES)
+    # A single vector says nothing of how a dimension varies: then its numbers are taken together.
+    axis = 0 if found.sum() > 1 else None
     mean, deviation = (
-        torch.from_numpy(moment(table[found], axis=0, dtype=np.float64)).float() for moment in (np.mean, np.std)
+        torch.as_tensor(moment(table[found], axis=axis, dtype=np.float64)).float() for moment in (np.mean, np.std)
     )
     vectors, missing = torch.from_numpy(table), torch.from_numpy(~found)
     noise = torch.randn(int(missing.sum()), vectors.size(1), generator=torch.Generator().manual_seed(seed))

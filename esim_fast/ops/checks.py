@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..packed import Rows
+from ..packed import Rows, move
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -32,7 +32,7 @@ def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longes
         raise TypeError(f"{name} must be integers, got {lengths.dtype}")
     if lengths.shape != (batch,):
         raise ValueError(f"{name} must have shape [{batch}], one for each sequence, got {list(lengths.shape)}")
-    lengths = lengths.to(torch.int64)
+    lengths = lengths.to(torch.int64).contiguous()
     if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > longest:
@@ -65,13 +65,15 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
     check_lengths(f"{name}.lengths", rows.lengths, len(rows.start), rows.max_length)
     if rows.extent is None:
         return
-    lowest, highest, divisor = rows.extent
+    lowest, highest, divisor, distinct = rows.extent
     count, width = x.shape
     if lowest < 0 or highest > (count - 1) * width:
         wrong = lowest if lowest < 0 else highest
         raise ValueError(f"{name} addresses element {wrong} of an input with {count} rows of {width} elements")
     if width and divisor % width:
         raise ValueError(f"{name} must count whole rows: start and step must be multiples of D = {width}")
+    if width and not distinct:
+        raise ValueError(f"{name} must give each token a row of its own, but two share one")
 
 
 def tokens_of(
@@ -90,7 +92,8 @@ def tokens_of(
     if lengths is not None and mask is not None:
         raise ValueError(f"give {prefix}lengths or {prefix}mask, not both")
     if lengths is not None:
-        lengths = check_lengths(f"{prefix}lengths", lengths, batch, longest).to(x.device, non_blocking=True)
+        lengths = check_lengths(f"{prefix}lengths", lengths, batch, longest)
+        lengths = move(lengths, x.device)
     if mask is not None:
         mask = check_mask(f"{prefix}mask", mask, batch, longest, x)
     return lengths, mask

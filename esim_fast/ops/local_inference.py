@@ -50,19 +50,19 @@ def local_inference(
         ValueError: shapes, dtypes or devices disagree, lengths lie outside 0..L (checked on the CPU), or ``backend``
             cannot run here.
     """
-    same = a is b
     a_lengths, a_mask = tokens_of("a", a, a_lengths, a_mask, a_rows)
     b_lengths, b_mask = tokens_of("b", b, b_lengths, b_mask, b_rows)
     _check_pair(a, b, a_rows, b_rows)
     check_backend(backend, "local_inference", ("reference",), a.device)
-    if torch.is_autocast_enabled(a.device.type):
-        dtype = torch.get_autocast_dtype(a.device.type)
-        a = a.to(dtype) if a.dtype == torch.float32 else a
-        b = a if same else b.to(dtype) if b.dtype == torch.float32 else b
-    with torch.autocast(a.device.type, enabled=False):
-        return reference.local_inference(
-            a, b, a_lengths, b_lengths, a_mask=a_mask, b_mask=b_mask, a_rows=a_rows, b_rows=b_rows
-        )
+    options = {"a_mask": a_mask, "b_mask": b_mask, "a_rows": a_rows, "b_rows": b_rows}
+    device = a.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return reference.local_inference(a, b, a_lengths, b_lengths, **options)
+    if a.dtype == torch.float32:
+        dtype = torch.get_autocast_dtype(device)
+        a, b = (a.to(dtype),) * 2 if a is b else (a.to(dtype), b.to(dtype))
+    with torch.autocast(device, enabled=False):
+        return reference.local_inference(a, b, a_lengths, b_lengths, **options)
 
 
 def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) -> None:

@@ -3,6 +3,7 @@
 The kernels are csrc/masked_pool_cpu.cpp and csrc/masked_pool_cuda.cu, their schemas csrc/ops.cpp.
 """
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,28 @@ from ..packed import Rows
 from . import reference
 from .checks import check_backend, tokens_of
 
-_HAS_CUDA_KERNEL = bool(build_info()["cuda"]) and torch.version.cuda is not None
+_CUDA_ARCHITECTURES = build_info()["cuda"]
+
+
+def can_run(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code built for these architectures ("8.0", "9.0a", "12.0+PTX") runs on a GPU of this capability."""
+    for architecture in architectures:
+        major, minor = (int(number) for number in re.findall(r"\d+", architecture))
+        if (major, minor) == capability:
+            return True
+        # Machine code serves later GPUs of its generation, PTX all later ones; neither does what is tied to one chip.
+        tied = "a" in architecture or "f" in architecture
+        later = (major, minor) < capability and (major == capability[0] or architecture.endswith("+PTX"))
+        if later and not tied:
+            return True
+    return False
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(device: torch.device) -> bool:
+    if device.type == "cuda" and torch.version.cuda is not None:
+        return can_run(_CUDA_ARCHITECTURES, torch.cuda.get_device_capability(device))
+    return device.type == "cpu"
 
 
 def masked_pool(
@@ -49,19 +71,21 @@ def masked_pool(
             run here.
     """
     lengths, mask = tokens_of("x", x, lengths, mask, rows)
-    has_kernel = x.device.type == "cpu" or (x.device.type == "cuda" and _HAS_CUDA_KERNEL)
-    possible = ("cpp", "reference") if has_kernel else ("reference",)
+    possible = ("cpp", "reference") if _has_kernel(x.device) else ("reference",)
     check_backend(backend, "masked_pool", possible, x.device)
     if (backend or possible[0]) == "reference":
         return reference.masked_pool(x, lengths, mask=mask, rows=rows)
     start, step = None, None
     if rows is not None:
-        start, step, lengths = rows.start, rows.step[: rows.max_length], rows.lengths
+        start, step = rows.start.contiguous(), rows.step[: rows.max_length].contiguous()
+        lengths = rows.lengths.contiguous()
     v, _argmax, _count = _MaskedPool.apply(x, start, step, lengths, mask)
     return v
 
 
 class _MaskedPool(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, start, step, lengths, mask):
         return torch.ops.esim_fast.masked_pool(x, start, step, lengths, mask)
@@ -87,6 +111,8 @@ class _MaskedPool(torch.autograd.Function):
 
 class _MaskedPoolBackward(torch.autograd.Function):
     """A function of its own, which refuses to be differentiated: a second derivative must not be silently wrong."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad_v, argmax, count, start, step, lengths, mask, rows):
@@ -115,7 +141,3 @@ def _masked_pool_fake(x, start, step, lengths, mask):
 def _masked_pool_backward_fake(grad_v, argmax, count, start, step, lengths, mask, rows):
     width = argmax.shape[1]
     return grad_v.new_empty(rows, width) if start is not None else grad_v.new_empty(argmax.shape[0], rows, width)
-
-
-def _refuse_second_derivative(ctx, *grads):
-    raise RuntimeError("esim_fast.ops.masked_pool has no second derivative: use backend='reference' for it")

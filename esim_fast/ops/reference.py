@@ -33,7 +33,7 @@ def local_inference(
     m_a = enhance(a_padded, alpha @ b_padded)  # eq. 12, 14
     m_b = enhance(b_padded, beta.transpose(1, 2) @ a_padded)  # eq. 13, 15
     if a is b and a_rows is not None and b_rows is not None:
-        m = _scatter(_scatter(a.new_zeros(len(a), 4 * a.shape[1]), m_a, a_valid, a_rows), m_b, b_valid, b_rows)
+        m = _scatter(m_a, a, a_valid, a_rows, onto=_scatter(m_b, b, b_valid, b_rows))
         return m, m
     return _as_given(m_a, a, a_valid, a_rows), _as_given(m_b, b, b_valid, b_rows)
 
@@ -104,25 +104,31 @@ def _padded(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows |
     return torch.where(valid[:, :, None], x, 0.0), valid
 
 
-def _row_numbers(valid: Tensor, rows: Rows, width: int) -> Tensor:
-    """Which row of ``[N, D]`` each token is: ``[B, L]``, 0 outside the sentences."""
+def _row_numbers(valid: Tensor, rows: Rows, width: int, outside: int) -> Tensor:
+    """Which row of ``[N, D]`` each token is: ``[B, L]``, ``outside`` where there is none."""
     offset = rows.start[:, None] + rows.step[: rows.max_length]
-    return torch.where(valid, offset // max(width, 1), 0)
+    return torch.where(valid, offset // max(width, 1), outside)
 
 
 def _gather(x: Tensor, valid: Tensor, rows: Rows) -> Tensor:
     if len(x) == 0:
-        return x.new_zeros(*valid.shape, x.shape[1])
-    return x[_row_numbers(valid, rows, x.shape[1])]
+        return x.sum(0).expand(*valid.shape, -1)  # zeros, and still a function of x
+    return x[_row_numbers(valid, rows, x.shape[1], outside=0)]
 
 
-def _scatter(out: Tensor, m: Tensor, valid: Tensor, rows: Rows) -> Tensor:
-    """Puts the tokens of ``m [B, L, 4D]`` into their rows of ``out [N, 4D]``."""
-    numbers = _row_numbers(valid, rows, out.shape[1] // 4)
-    return out.index_put((numbers[valid],), m[valid].to(out.dtype))
+def _scatter(m: Tensor, x: Tensor, valid: Tensor, rows: Rows, onto: Tensor | None = None) -> Tensor:
+    """Puts the tokens of ``m [B, L, 4D]`` into their rows of ``[N, 4D]``, zero elsewhere or what ``onto`` has there.
+
+    Shapes do not depend on what ``valid`` holds, so a GPU is not waited for: what is no token goes to a row too many.
+    """
+    count, width = x.shape
+    out = x.new_zeros(count, 4 * width) if onto is None else onto
+    numbers = _row_numbers(valid, rows, width, outside=count)
+    with_spare = torch.cat([out, out.new_zeros(1, 4 * width)])
+    return with_spare.index_put((numbers.reshape(-1),), m.reshape(-1, 4 * width).to(x.dtype))[:count]
 
 
 def _as_given(m: Tensor, x: Tensor, valid: Tensor, rows: Rows | None) -> Tensor:
     if rows is None:
         return torch.where(valid[:, :, None], m, 0.0).to(x.dtype)
-    return _scatter(x.new_zeros(len(x), 4 * x.shape[1]), m, valid, rows)
+    return _scatter(m, x, valid, rows)

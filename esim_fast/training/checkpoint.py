@@ -1,9 +1,7 @@
 """What a run needs to go on after an interruption: one file, replaced when the next is complete."""
 
 import os
-import pickle
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ class Checkpoint:
         epoch: how many epochs are done.
         best_accuracy: on dev, so far.
         metrics: one dictionary for each epoch.
-        states: state dicts of network, optimiser, scheduler and scaler, and random number generators' states.
+        states: state dicts of whatever has one, by name.
+        random: states of torch's random number generators, by device type.
     """
 
     settings: dict[str, Any]
@@ -30,10 +29,46 @@ class Checkpoint:
     best_accuracy: float
     metrics: list[dict[str, float]]
     states: dict[str, Any]
+    random: dict[str, Any]
+
+    @classmethod
+    def take(cls, owners: dict[str, Any], device: torch.device, **progress: Any) -> "Checkpoint":
+        """The present state of ``owners``, objects with a ``state_dict``, and of the generators in use."""
+        random = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        return cls(**progress, states={name: owner.state_dict() for name, owner in owners.items()}, random=random)
+
+    def restore(self, owners: dict[str, Any], device: torch.device) -> None:
+        """Puts ``owners`` and generators back; one that this checkpoint does not know, on another device, stays.
+
+        Raises:
+            DataError: the checkpoint belongs to something else.
+        """
+        try:
+            for name, owner in owners.items():
+                owner.load_state_dict(self.states[name])
+            torch.set_rng_state(self.random["cpu"])
+            if device.type == "cuda" and "cuda" in self.random:
+                torch.cuda.set_rng_state(self.random["cuda"], device)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"the checkpoint does not fit this run: {type(error).__name__}: {reason}") from error
 
     def save(self, path: Path) -> None:
+        """Writes the checkpoint; the one that was there is replaced only by a complete one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda partial: torch.save(vars(self), partial))
+        try:
+            replace_file(
+                path, lambda partial: torch.save({f.name: getattr(self, f.name) for f in fields(self)}, partial)
+            )
+        except RuntimeError as error:  # torch's way to say that the disk is full
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"{path}: cannot be written: {reason}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Checkpoint":
@@ -43,6 +78,18 @@ class Checkpoint:
             DataError: the file is no checkpoint.
         """
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            checkpoint = cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # a damaged file makes torch.load raise anything
             raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast") from error
+        expected = {
+            "settings": dict,
+            "epoch": int,
+            "best_accuracy": float,
+            "metrics": list,
+            "states": dict,
+            "random": dict,
+        }
+        for name, kind in expected.items():
+            if not isinstance(getattr(checkpoint, name), kind):
+                raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast: {name} is no {kind.__name__}")
+        return checkpoint

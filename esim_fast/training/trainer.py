@@ -40,8 +40,8 @@ class Recipe:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive, got {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
@@ -79,7 +79,7 @@ def fit(
 
     Args:
         on_best: called when dev accuracy is the best so far, before ``on_epoch``: the moment to save the model.
-        on_epoch: called after each epoch, with what was measured.
+        on_epoch: called after each epoch, before its checkpoint is saved, with what was measured.
         checkpoint_path: where to leave the state of the run after each epoch.
         resume_from: where to go on.
         settings: kept in checkpoints.
@@ -88,6 +88,7 @@ def fit(
         The best dev accuracy.
 
     Raises:
+        DataError: ``resume_from`` belongs to another run.
         FloatingPointError: the loss of an epoch is not finite.
     """
     net, device = model.net, model.net.device
@@ -101,11 +102,7 @@ def fit(
     done, best, history = 0, -math.inf, []
     if resume_from is not None:
         done, best, history = resume_from.epoch, resume_from.best_accuracy, list(resume_from.metrics)
-        for name, owner in stateful.items():
-            owner.load_state_dict(resume_from.states[name])
-        torch.set_rng_state(resume_from.states["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(resume_from.states["cuda_rng"], device)
+        resume_from.restore(stateful, device)
 
     for epoch in range(done + 1, recipe.epochs + 1):
         begin = time.perf_counter()
@@ -122,13 +119,11 @@ def fit(
         if dev_accuracy > best:
             best = dev_accuracy
             on_best()
-        if checkpoint_path is not None:
-            states = {name: owner.state_dict() for name, owner in stateful.items()}
-            states["rng"] = torch.get_rng_state()
-            if device.type == "cuda":
-                states["cuda_rng"] = torch.cuda.get_rng_state(device)
-            Checkpoint(settings or {}, epoch, best, history, states).save(checkpoint_path)
         on_epoch(metrics)
+        # Last, so that an epoch whose results were not all kept is run again.
+        if checkpoint_path is not None:
+            progress = {"settings": settings or {}, "epoch": epoch, "best_accuracy": best, "metrics": history}
+            Checkpoint.take(stateful, device, **progress).save(checkpoint_path)
     return best
 
 
