@@ -75,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
-    except RuntimeError as error:
-        if "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:  # torch says RuntimeError when memory is short
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and "memory" not in reason:
             raise
-        return _fail(f"out of memory: {str(error).partition(chr(10))[0]}")
+        return _fail(f"out of memory: {reason}")
     except KeyboardInterrupt:
         _say("esim-fast: interrupted")
         return 130

@@ -8,6 +8,7 @@ which is ``b*L*D + t*D`` in a padded ``[B, L, D]``, ``cu_seqlens[b]*D + t*D`` in
 ``rank(b)*D + sum(batch_sizes[:t])*D`` in a packed one (sorted by length, time-major, as cuDNN's LSTM wants it).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -73,13 +74,14 @@ class Rows:
             )
 
     @classmethod
-    def concatenated(cls, lengths: Tensor, width: int) -> "Rows":
+    def concatenated(cls, lengths: Tensor | Sequence[int], width: int) -> "Rows":
         """Rows of sequences that lie one behind the other in a tensor ``[sum(lengths), width]``.
 
         Args:
-            lengths: int64 ``[B]``; its longest entry is read, so lengths on a GPU are waited for.
+            lengths: integers ``[B]``; the longest is read, so lengths on a GPU are waited for.
             width: D, the elements of a row.
         """
+        lengths = torch.as_tensor(lengths, dtype=torch.int64)
         max_length = int(lengths.max()) if len(lengths) else 0
         start = (lengths.cumsum(0) - lengths) * width
         return cls(start, torch.arange(max_length, device=lengths.device) * width, lengths, max_length)

@@ -330,7 +330,7 @@ class TestIntegration:
     ],
 )
 def test_which_gpus_have_a_kernel(architectures, capability, expected):
-    assert can_run(architectures, capability) is expected
+    assert can_run(tuple(architectures), capability) is expected
 
 
 class TestBadInput:

@@ -5,6 +5,7 @@ The kernels are csrc/masked_pool_cpu.cpp and csrc/masked_pool_cuda.cu, their sch
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from ..packed import Rows
 from . import reference
 from .checks import check_backend, tokens_of
 
-_CUDA_ARCHITECTURES = build_info()["cuda"]
+_CUDA_ARCHITECTURES = tuple(build_info()["cuda"])
 
 
-def can_run(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+@cache
+def can_run(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
     """Whether code built for these architectures ("8.0", "9.0a", "12.0+PTX") runs on a GPU of this capability."""
     for architecture in architectures:
         major, minor = (int(number) for number in re.findall(r"\d+", architecture))
