@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,12 +54,17 @@ class Classifier:
         self.tokeniser = tokeniser
         self._tokenise = get_tokeniser(tokeniser)
 
-    def predict(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 256) -> Predictions:
+    def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions:
         """Labels and probabilities of (premise, hypothesis) pairs of raw text.
+
+        Returns:
+            (labels, probabilities): a list of n names, and float32 ``[n, number of labels]`` with columns in the order
+            of ``self.labels``.
 
         Raises:
             TypeError: an entry is not a pair of strings.
         """
+        pairs = list(pairs)
         for index, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(sentence, str) for sentence in pair):
                 raise TypeError(f"pairs[{index}] must be a (premise, hypothesis) pair of strings, got {pair!r}")
@@ -95,14 +100,11 @@ class Classifier:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = {"model": "ESIM", **self.net.config, "tokeniser": self.tokeniser}
-        weights = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+        weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.net.state_dict().items()})
         replace_file(directory / CONFIG, lambda path: write_json(path, config))
         replace_file(directory / LABELS, lambda path: write_json(path, self.labels))
         replace_file(directory / VOCABULARY, self.vocabulary.save)
-        try:
-            replace_file(directory / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path))
-        except SafetensorError as error:  # its way to say that the disk is full
-            raise OSError(f"{directory / WEIGHTS}: cannot be written: {error}") from error
+        replace_file(directory / WEIGHTS, lambda path: path.write_bytes(weights))
 
     @classmethod
     def from_pretrained(

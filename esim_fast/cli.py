@@ -10,9 +10,11 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +42,7 @@ from .model import ESIM
 from .training import Checkpoint, EpochMetrics, Recipe, accuracy, fit
 from .training.trainer import PRECISIONS
 
+_MOST_LABELS = 1000  # more are sentences in the wrong column
 _CHUNK = 4096  # pairs that `predict` holds at a time
 _CORPUS_ENDINGS = (".jsonl", ".tsv", ".txt", ".jsonl.gz", ".tsv.gz", ".txt.gz")
 
@@ -62,7 +65,7 @@ _SAMPLE = Defaults(epochs=6, learning_rate=1e-3, hidden_size=128, embedding_dim=
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
@@ -138,8 +141,9 @@ def train(options: argparse.Namespace) -> None:
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     # Said only now: until here a mistake is the one line on stderr.
     for read in data.corpora:
-        dropped = f", {read.dropped} more without a gold label dropped" if read.dropped else ""
-        _say(f"{read.path}: {len(read.pairs)} pairs{dropped}")
+        counts = ", ".join(f"{label} {count}" for label, count in sorted(Counter(p.label for p in read.pairs).items()))
+        dropped = f"; {read.dropped} more without a gold label dropped" if read.dropped else ""
+        _say(f"{read.path}: {len(read.pairs)} pairs ({counts}){dropped}")
     if vectors is not None:
         _say(f"{options.vectors}: vectors for {found} of {len(data.vocabulary) - 2} words")
 
@@ -266,8 +270,11 @@ def _read_training_data(files: _CorpusFiles, tokeniser: str) -> _TrainingData:
     tokens = [tokenise_pairs(corpus.pairs, tokenise) for corpus in corpora]
     vocabulary = Vocabulary.build(chain.from_iterable(tokens[0]))
     labels = sorted({pair.label for pair in corpora[0].pairs})
-    if len(labels) < 2:
-        raise DataError(f"{files.train}: expected at least two labels, got only {labels[0]!r}")
+    if not 2 <= len(labels) <= _MOST_LABELS:
+        few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0]!r}"
+        raise DataError(
+            f"{files.train}: expected 2 to {_MOST_LABELS} labels, got {few} (columns are label, premise, hypothesis)"
+        )
     encoded = [encode_pairs(corpus, words, vocabulary, labels) for corpus, words in zip(corpora, tokens, strict=True)]
     digest = hashlib.sha256()
     for corpus in corpora[:2]:
@@ -293,7 +300,7 @@ def _resumable(output: Path, checkpoint_path: Path, resume: bool) -> Checkpoint 
 def _check_settings(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
         if before.get(name) != value:
-            if name == "pairs":
+            if name in ("pairs", "vocab_size", "num_labels"):
                 raise UsageError(f"{output}: this run began with other training or dev pairs")
             raise UsageError(f"{output}: this run has {name} = {before.get(name)}, not {value}; resume it with that")
 
@@ -359,6 +366,9 @@ def _fail(message: object) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         """One line, instead of argparse's usage and line."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -366,11 +376,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="esim-fast", description="ESIM for sentence pairs: train, evaluate, predict.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('esim_fast')}")
     commands = parser.add_subparsers(required=True, metavar="command")
     devices = ("auto", "cpu", "cuda")
 
     command = commands.add_parser("train", help="train a model", description=train.__doc__)
-    command.set_defaults(run=train)
+    command.set_defaults(run=train, parser=command)
     files = "tab-separated (label, premise, hypothesis, or with SNLI's header) or .jsonl, also .gz"
     command.add_argument("--train", metavar="FILE", help=f"training pairs: {files}; default: the bundled sample")
     command.add_argument("--dev", metavar="FILE", help="pairs that choose the best epoch")
@@ -398,12 +409,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on where a run with the same options stopped")
 
     command = commands.add_parser("evaluate", help="score a model on labelled pairs", description=evaluate.__doc__)
-    command.set_defaults(run=evaluate)
+    command.set_defaults(run=evaluate, parser=command)
     command.add_argument("model", metavar="MODEL_DIR")
     command.add_argument("file", metavar="FILE", help=files)
 
     answers = commands.add_parser("predict", help="label pairs", description=predict.__doc__)
-    answers.set_defaults(run=predict)
+    answers.set_defaults(run=predict, parser=answers)
     answers.add_argument("model", metavar="MODEL_DIR")
     answers.add_argument("file", nargs="?", metavar="FILE", help="pairs, with or without labels; - reads stdin")
     answers.add_argument("--premise", metavar="TEXT")
@@ -412,6 +423,14 @@ def _parser() -> argparse.ArgumentParser:
         reader.add_argument("--batch-size", type=_count, default=256, metavar="N", help="default: %(default)s")
         reader.add_argument("--device", choices=devices, default="auto", help="default: %(default)s")
     return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # argparse itself would point to the help of the whole program
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def _number(kind: Callable[[str], Any], expected: str, accept: Callable[[Any], bool]) -> Callable[[str], Any]:

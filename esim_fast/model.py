@@ -38,7 +38,8 @@ class ESIM(nn.Module):
         variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
         projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
         freeze_embedding: word vectors are not trained.
-        backend: of the ops: "triton", "cpp", "reference" or None, the best ones for the tensors at hand.
+        backend: of the ops, or None, the best ones for the tensors at hand. Only "reference" (plain PyTorch) serves
+            both ops so far; "triton" and "cpp" raise when local inference is reached.
 
     Raises:
         TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.

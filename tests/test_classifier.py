@@ -27,6 +27,7 @@ def test_predict(model):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
     assert labels == [model.labels[i] for i in probabilities.argmax(1)]
     assert model.predict([]).labels == []
+    assert model.predict(zip(*zip(*PAIRS, strict=True), strict=True)).labels == labels  # pairs from an iterator
 
 
 def test_predict_keeps_the_order_whatever_the_batches(model):

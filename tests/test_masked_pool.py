@@ -337,13 +337,14 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("x", "options", "error", "message"),
         [
-            (torch.zeros(3, 4), {}, ValueError, r"x must be \[batch, length, D\], got shape \[3, 4\]"),
+            (torch.zeros(3, 4), {}, ValueError, r"x must be \[batch, length, D\] .*got shape \[3, 4\]"),
             (torch.zeros(2, 3, 4).long(), {}, TypeError, "x must be float32, .* got torch.int64"),
             ([[1.0]], {}, TypeError, "x must be a tensor, got list"),
             (torch.zeros(2, 3, 4), {"lengths": [1, 4]}, ValueError, r"lengths\[1\] = 4, expected 0 to 3"),
             (torch.zeros(2, 3, 4), {"lengths": [-1, 4]}, ValueError, r"lengths\[0\] = -1, expected 0 to 3"),
             (torch.zeros(2, 3, 4), {"lengths": [1]}, ValueError, r"lengths must have shape \[2\].* got \[1\]"),
             (torch.zeros(2, 3, 4), {"lengths": [1.0, 2.0]}, TypeError, "lengths must be integers, got torch.float32"),
+            (torch.zeros(2, 3, 4), {"lengths": torch.ones(2, 3).bool()}, TypeError, "a mask is given as mask="),
             (
                 torch.zeros(2, 3, 4),
                 {"mask": torch.ones(2, 4)},
@@ -374,6 +375,7 @@ class TestBadInput:
         for wrong, error, message in [
             (lambda: masked_pool(torch.zeros(1, 3, 4), rows=self.rows()), ValueError, r"x must be \[N, D\]"),
             (lambda: masked_pool(x, [2, 1], rows=self.rows()), ValueError, "rows have lengths of their own"),
+            (lambda: masked_pool(x[None], self.rows()), TypeError, "they are given as rows="),
             (lambda: masked_pool(x, rows=(0, 8)), TypeError, "rows must be esim_fast.Rows, got tuple"),
             (lambda: masked_pool(x, rows=self.rows(lengths=(2, 2))), ValueError, "element 12 of an input with 3 rows"),
             (lambda: masked_pool(x, rows=self.rows(start=(-4, 8))), ValueError, "addresses element -4"),

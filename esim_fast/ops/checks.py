@@ -19,17 +19,20 @@ def check_features(name: str, x: Tensor, rows: Rows | None) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    expected, layout = (3, "[batch, length, D]") if rows is None else (2, "[N, D], as it comes with rows")
+    expected, layout = (3, "[batch, length, D] (or [N, D] with rows=)") if rows is None else (2, "[N, D] with rows")
     if x.dim() != expected:
         raise ValueError(f"{name} must be {layout}, got shape {list(x.shape)}")
 
 
 def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longest: int) -> Tensor:
     """Returns ``lengths`` as an int64 tensor ``[batch]``, each between 0 and ``longest`` where that can be read."""
+    if isinstance(lengths, Rows):
+        raise TypeError(f"{name} must be integers, got Rows (they are given as rows=)")
     lengths = torch.as_tensor(lengths)
     # An empty list becomes a float tensor, and is a list of no lengths all the same.
     if lengths.numel() and (lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex()):
-        raise TypeError(f"{name} must be integers, got {lengths.dtype}")
+        hint = f" (a mask is given as {name.replace('lengths', 'mask')}=)" if lengths.dtype == torch.bool else ""
+        raise TypeError(f"{name} must be integers, got {lengths.dtype}{hint}")
     if lengths.shape != (batch,):
         raise ValueError(f"{name} must have shape [{batch}], one for each sequence, got {list(lengths.shape)}")
     lengths = lengths.to(torch.int64).contiguous()
