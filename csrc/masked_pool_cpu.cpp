@@ -7,8 +7,13 @@
 #include "masked_pool.h"
 
 // One binary serves every x86-64: the loops below are compiled for each of these, and the loader picks one.
+// Named by instruction sets: a name of a processor, such as haswell, would be picked on that maker's processors alone.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define ESIM_VECTORISED __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#if __GNUC__ >= 12
+#define ESIM_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define ESIM_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define ESIM_VECTORISED
 #endif
