@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from typing import NamedTuple
 
 from setuptools import setup
@@ -82,19 +83,19 @@ def code_flags(architectures: list[str]) -> list[str]:
     return flags
 
 
-class Build(cpp_extension.BuildExtension):
-    def build_extensions(self) -> None:
-        # torch compiles with the first of these, setuptools links with the second.
-        for compiler in (cpp_extension.get_cxx_compiler().split()[0], self.compiler.compiler_cxx[0]):
-            if not shutil.which(compiler):
-                sys.exit(
-                    f"esim_fast: no C++ compiler ({compiler} not found): "
-                    "install one (Debian and Ubuntu: apt-get install g++) or set CXX"
-                )
-        super().build_extensions()
+def check_compiler() -> None:
+    # torch compiles with the first of these, setuptools links with the second.
+    linker = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    for command in (cpp_extension.get_cxx_compiler(), linker):
+        if not shutil.which(command.split()[0]):
+            sys.exit(
+                f"esim_fast: no C++ compiler ({command.split()[0]} not found): "
+                "install one (Debian and Ubuntu: apt-get install g++) or set CXX"
+            )
 
 
 def extension() -> cpp_extension.CppExtension:
+    check_compiler()
     sources = ["csrc/ops.cpp", "csrc/masked_pool_cpu.cpp"]
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     nvcc_args: list[str] = []
@@ -132,6 +133,6 @@ def extension() -> cpp_extension.CppExtension:
 
 setup(
     ext_modules=[extension()],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
