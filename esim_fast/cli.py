@@ -37,7 +37,7 @@ from .data import (
     read_pairs,
     tokenise_pairs,
 )
-from .data.reading import read_lines
+from .data.reading import form_of, read_lines
 from .model import ESIM
 from .training import Checkpoint, EpochMetrics, Recipe, accuracy, fit
 from .training.trainer import PRECISIONS
@@ -197,8 +197,7 @@ def predict(options: argparse.Namespace) -> None:
             raise UsageError("stdin is closed")
         pairs = _pairs_from_stdin()
     else:
-        form = "jsonl" if options.file.removesuffix(".gz").endswith(".jsonl") else "tsv"
-        pairs = parse_pairs(read_lines(options.file), options.file, form=form, labelled=False)
+        pairs = parse_pairs(read_lines(options.file), options.file, form=form_of(options.file), labelled=False)
     while chunk := list(_until_error(islice(pairs, _CHUNK))):
         error = chunk.pop() if isinstance(chunk[-1], DataError) else None
         labels, probabilities = model.predict([pair[:2] for pair in chunk], batch_size=options.batch_size)

@@ -214,19 +214,6 @@ def test_json_that_python_refuses(tmp_path: Path, content: str) -> None:
         read_pairs(path)
 
 
-def test_every_bad_row_can_be_collected(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.tsv", b"x\ta\tb\nx\ta\n\n\tc\td\nx\t\xff\tb\nx\te\tf\n")
-    errors: list[DataError] = []
-    corpus = read_pairs(path, on_error=errors.append)
-    assert [(pair.premise, pair.line) for pair in corpus.pairs] == [("a", 1), ("e", 6)]
-    assert [str(error).removeprefix(path) for error in errors] == [
-        ":2: expected 3 columns, got 2",
-        ":3: blank line",
-        ":4: empty label",
-        ":5: not valid UTF-8 at byte 3",
-    ]
-
-
 def test_a_stream_is_parsed_as_it_arrives() -> None:
     rows = parse_pairs(io.BytesIO(b"a\tb\nc\td\te\n"), "<stdin>", form="tsv", labelled=False)
     assert next(rows) == Pair("a", "b", None, 1)

@@ -14,7 +14,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Literal, NamedTuple
 
@@ -52,21 +52,17 @@ class Corpus:
     dropped: int
 
 
-def read_pairs(
-    path: str | os.PathLike[str], *, labelled: bool = True, on_error: Callable[[DataError], None] | None = None
-) -> Corpus:
+def read_pairs(path: str | os.PathLike[str], *, labelled: bool = True) -> Corpus:
     """Read a corpus.
 
     With ``labelled`` every row needs a label, and rows labelled "-" are dropped and counted.  Without it labels may be
     missing, as may their column, and every row is kept; "-" becomes None.
 
     Raises:
-        DataError: the file cannot be read, a row is malformed, or no pair is left.  With ``on_error``, bad rows are
-            passed to it and skipped instead.
+        DataError: the file cannot be read, a row is malformed, or no pair is left.
     """
     name = os.fspath(path)
-    form: Literal["tsv", "jsonl"] = "jsonl" if name.removesuffix(".gz").endswith(".jsonl") else "tsv"
-    rows = list(parse_pairs(read_lines(name), name, form=form, labelled=labelled, on_error=on_error))
+    rows = list(parse_pairs(read_lines(name), name, form=form_of(name), labelled=labelled))
     pairs = [row for row in rows if row.label is not None] if labelled else rows
     dropped = len(rows) - len(pairs)
     if not pairs:
@@ -82,7 +78,6 @@ def parse_pairs(
     *,
     form: Literal["tsv", "jsonl"],
     labelled: bool = True,
-    on_error: Callable[[DataError], None] | None = None,
 ) -> Iterator[Pair]:
     """Yield the pair of every row as it arrives, including the rows labelled "-", whose label is None.
 
@@ -90,35 +85,30 @@ def parse_pairs(
         lines: undecoded lines, for example ``sys.stdin.buffer``: text streams split at more than line feeds.
         name: what messages call the source.
         labelled: whether a row without a label is an error.
-        on_error: called with the error of a bad row, which is then skipped.
 
     Raises:
-        DataError: a malformed row, where no ``on_error`` takes it.
+        DataError: a malformed row.
     """
-
-    def report(number: int, reason: str) -> None:
-        error = DataError(f"{name}:{number}: {reason}")
-        if on_error is None:
-            raise error
-        on_error(error)
-
     parse = _TsvRows(labelled) if form == "tsv" else _JsonRows(labelled)
-    blanks: list[int] = []  # blank lines are an error only once something follows them
+    blank = None  # the first blank line: an error only once something follows it
     for number, line in enumerate(lines, start=1):
         try:
             text = _decode(line, first=number == 1)
             if not text:
-                blanks.append(number)
+                blank = blank or number
                 continue
-            for blank in blanks:
-                report(blank, "blank line")
-            blanks.clear()
+            if blank is not None:
+                raise DataError(f"{name}:{blank}: blank line")
             row = parse(text)
         except _BadRowError as error:
-            report(number, str(error))
-            continue
+            raise DataError(f"{name}:{number}: {error}") from error
         if row is not None:
             yield Pair(**row, line=number)
+
+
+def form_of(name: str) -> Literal["tsv", "jsonl"]:
+    """What a file of this name holds."""
+    return "jsonl" if name.removesuffix(".gz").endswith(".jsonl") else "tsv"
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
