@@ -101,8 +101,8 @@ class Classifier:
         directory.mkdir(parents=True, exist_ok=True)
         config = {"model": "ESIM", **self.net.config, "tokeniser": self.tokeniser}
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.net.state_dict().items()})
-        replace_file(directory / CONFIG, lambda path: write_json(path, config))
-        replace_file(directory / LABELS, lambda path: write_json(path, self.labels))
+        replace_file(directory / CONFIG, lambda path: _write_json(path, config))
+        replace_file(directory / LABELS, lambda path: _write_json(path, self.labels))
         replace_file(directory / VOCABULARY, self.vocabulary.save)
         replace_file(directory / WEIGHTS, lambda path: path.write_bytes(weights))
 
@@ -133,16 +133,15 @@ class Classifier:
         for name in sorted(config.keys() ^ _SAVED_OPTIONS):
             raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
-            if config.get(key) != len(part):
-                raise DataError(f"{directory / name}: {len(part)} entries, but {key} is {config.get(key)} in {CONFIG}")
+            if config[key] != len(part):
+                raise DataError(f"{directory / name}: {len(part)} entries, but {key} is {config[key]} in {CONFIG}")
         try:
-            with torch.device(
-                "meta"
-            ):  # its sizes must not take memory before they are known to be those of the weights
+            # Sizes must not take memory before they are known to be those of the weights.
+            with torch.device("meta"):
                 net = ESIM(**config, backend=backend)
             model = cls(net, vocabulary, labels, tokeniser)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise DataError(f"{directory / CONFIG}: {_first_line(error)}") from error
+            raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)
         net.to(device).eval()
         return model
@@ -158,7 +157,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: object) -> None:
+def first_line(error: Exception) -> str:
+    """Of an error's message, which libraries continue over many lines."""
+    return str(error).partition("\n")[0]
+
+
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -176,7 +180,7 @@ def _load_weights(net: ESIM, path: Path) -> None:
     try:
         weights = safetensors.torch.load_file(path)
     except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file: {_first_line(error)}") from error
+        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
     expected = net.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
@@ -190,7 +194,3 @@ def _load_weights(net: ESIM, path: Path) -> None:
         if not weights[name].is_floating_point() or not weights[name].isfinite().all():
             raise DataError(f"{path}: {name} holds something else than finite floating-point numbers")
     net.load_state_dict(weights, assign=True)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

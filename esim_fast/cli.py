@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from .classifier import WEIGHTS, Classifier, replace_file
+from .classifier import WEIGHTS, Classifier, first_line, replace_file
 from .data import (
     TOKENISERS,
     Corpus,
@@ -79,10 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
     except (MemoryError, RuntimeError) as error:  # torch says RuntimeError when memory is short
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, RuntimeError) and "memory" not in reason:
+        if isinstance(error, RuntimeError) and "memory" not in first_line(error):
             raise
-        return _fail(f"out of memory: {reason}")
+        return _fail(f"out of memory: {first_line(error)}")
     except KeyboardInterrupt:
         _say("esim-fast: interrupted")
         return 130

@@ -9,15 +9,15 @@ import torch
 def _load() -> None:
     # In a clone, Python imports the sources there, which hide the installed package: its extension serves then.
     directories = [Path(__file__).parent, *(Path(entry, "esim_fast") for entry in sys.path)]
-    libraries = [library for directory in directories for library in sorted(directory.glob("_C*.so"))]
-    if not libraries:
+    library = next((found for directory in directories for found in sorted(directory.glob("_C*.so"))), None)
+    if library is None:
         raise ImportError(
             f"esim_fast's extension is neither in {directories[0]} nor installed: run `pip install .` in its sources"
         )
     try:
-        torch.ops.load_library(libraries[0])
+        torch.ops.load_library(library)
     except OSError as error:
-        raise ImportError(f"{libraries[0]} cannot be loaded by torch {torch.__version__}: {error}") from error
+        raise ImportError(f"{library} cannot be loaded by torch {torch.__version__}: {error}") from error
 
 
 _load()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..classifier import replace_file
+from ..classifier import first_line, replace_file
 from ..data import DataError
 
 
@@ -52,8 +52,8 @@ class Checkpoint:
             if device.type == "cuda" and "cuda" in self.random:
                 torch.cuda.set_rng_state(self.random["cuda"], device)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"the checkpoint does not fit this run: {type(error).__name__}: {reason}") from error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"the checkpoint does not fit this run: {reason}") from error
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint; the one that was there is replaced only by a complete one.
@@ -67,8 +67,7 @@ class Checkpoint:
                 path, lambda partial: torch.save({f.name: getattr(self, f.name) for f in fields(self)}, partial)
             )
         except RuntimeError as error:  # torch's way to say that the disk is full
-            reason = str(error).partition("\n")[0]
-            raise OSError(f"{path}: cannot be written: {reason}") from error
+            raise OSError(f"{path}: cannot be written: {first_line(error)}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Checkpoint":
