@@ -40,9 +40,11 @@ class Rows:
         step: int64 ``[T]`` with ``T >= max_length``, the time step's part.
         lengths: int64 ``[B]``, tokens in each sequence, between 0 and ``max_length``.
         max_length: the longest sequence's length, or any bound of it; known without reading ``lengths`` back.
+        tokens: the sum of ``lengths``, where it is known without reading them back. Where it is all rows of the
+            tensor, results need not be cleared before they are written.
 
     Raises:
-        TypeError: a tensor is not int64, or ``max_length`` is no integer.
+        TypeError: a tensor is not int64, or ``max_length`` or ``tokens`` is no integer.
         ValueError: shapes or devices disagree, or ``max_length`` is negative or longer than ``step``.
     """
 
@@ -50,6 +52,7 @@ class Rows:
     step: Tensor
     lengths: Tensor
     max_length: int
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("start", "step", "lengths"):
@@ -68,6 +71,8 @@ class Rows:
             )
         if not isinstance(self.max_length, int):
             raise TypeError(f"Rows.max_length must be an int, got {type(self.max_length).__name__}")
+        if not isinstance(self.tokens, int | None):
+            raise TypeError(f"Rows.tokens must be an int or None, got {type(self.tokens).__name__}")
         if not 0 <= self.max_length <= len(self.step):
             raise ValueError(
                 f"Rows.max_length = {self.max_length} must lie between 0 and the {len(self.step)} entries of Rows.step"
@@ -78,13 +83,14 @@ class Rows:
         """Rows of sequences that lie one behind the other in a tensor ``[sum(lengths), width]``.
 
         Args:
-            lengths: integers ``[B]``; the longest is read, so lengths on a GPU are waited for.
+            lengths: integers ``[B]``; the longest and their sum are read, so lengths on a GPU are waited for.
             width: D, the elements of a row.
         """
         lengths = torch.as_tensor(lengths, dtype=torch.int64)
         max_length = int(lengths.max()) if len(lengths) else 0
         start = (lengths.cumsum(0) - lengths) * width
-        return cls(start, torch.arange(max_length, device=lengths.device) * width, lengths, max_length)
+        step = torch.arange(max_length, device=lengths.device) * width
+        return cls(start, step, lengths, max_length, int(lengths.sum()))
 
     @cached_property
     def extent(self) -> Extent | None:
@@ -103,7 +109,8 @@ class Rows:
 
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows with their tensors on ``device``."""
-        return Rows(move(self.start, device), move(self.step, device), move(self.lengths, device), self.max_length)
+        start, step, lengths = (move(part, device) for part in (self.start, self.step, self.lengths))
+        return Rows(start, step, lengths, self.max_length, self.tokens)
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -122,6 +129,7 @@ class PackedPairs:
         first_row: int64 ``[T]``, where each time step begins.
         lengths: int64 ``[2B]``, tokens in each sentence: premises first, then hypotheses.
         longest: the longest premise and the longest hypothesis.
+        words: how many tokens the premises have, and the hypotheses.
     """
 
     tokens: Tensor
@@ -130,6 +138,7 @@ class PackedPairs:
     first_row: Tensor
     lengths: Tensor
     longest: tuple[int, int]
+    words: tuple[int, int]
 
     def sequence(self, data: Tensor) -> PackedSequence:
         """``data [N, D]``, one row for each token, as the packed sequence that an LSTM takes."""
@@ -137,17 +146,19 @@ class PackedPairs:
 
     def rows(self, width: int) -> Rows:
         """All 2B sentences, premises first, in a tensor ``[N, width]``."""
-        return Rows(self.rank * width, self.first_row * width, self.lengths, len(self.first_row))
+        return Rows(self.rank * width, self.first_row * width, self.lengths, len(self.first_row), len(self.tokens))
 
     def premise_rows(self, width: int) -> Rows:
         """The premises in a tensor ``[N, width]``."""
-        pairs = len(self.rank) // 2
-        return Rows(self.rank[:pairs] * width, self.first_row * width, self.lengths[:pairs], self.longest[0])
+        return self._rows_of(0, slice(None, len(self.rank) // 2), width)
 
     def hypothesis_rows(self, width: int) -> Rows:
         """The hypotheses in a tensor ``[N, width]``."""
-        pairs = len(self.rank) // 2
-        return Rows(self.rank[pairs:] * width, self.first_row * width, self.lengths[pairs:], self.longest[1])
+        return self._rows_of(1, slice(len(self.rank) // 2, None), width)
+
+    def _rows_of(self, side: int, these: slice, width: int) -> Rows:
+        start, step = self.rank[these] * width, self.first_row * width
+        return Rows(start, step, self.lengths[these], self.longest[side], self.words[side])
 
 
 def left_align(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -208,15 +219,13 @@ def pack_pairs(
     place = sentence_begin[row_sentence] + row_time
     ids = torch.cat([premises.reshape(-1), hypotheses.reshape(-1)])
 
-    def longest(of: Tensor) -> int:
-        return int(of.max()) if len(of) else 0
-
     # One copy brings all of it to a GPU, and from pinned memory nobody waits for it.
     addresses = torch.cat([place, rank, first_row, lengths])
     if device.type == "cuda":
         addresses = addresses.pin_memory()
     sizes = [len(place), len(rank), len(first_row), len(lengths)]
     place, rank, first_row, lengths = move(addresses, device).split(sizes)
-    return PackedPairs(
-        ids[place], batch_sizes, rank, first_row, lengths, (longest(premise_lengths), longest(hypothesis_lengths))
-    )
+    sides = (premise_lengths, hypothesis_lengths)
+    longest = tuple(int(side.max()) if len(side) else 0 for side in sides)
+    words = tuple(int(side.sum()) for side in sides)
+    return PackedPairs(ids[place], batch_sizes, rank, first_row, lengths, longest, words)

@@ -66,6 +66,8 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return
     check_lengths(f"{name}.lengths", rows.lengths, len(rows.start), rows.max_length)
+    if rows.tokens is not None and rows.tokens != (words := int(rows.lengths.sum())):
+        raise ValueError(f"{name}.tokens = {rows.tokens}, but the lengths sum up to {words}")
     if rows.extent is None:
         return
     lowest, highest, divisor, distinct = rows.extent
@@ -81,8 +83,13 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
 
 def tokens_of(
     name: str, x: Tensor, lengths: Tensor | Sequence[int] | None, mask: Tensor | None, rows: Rows | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Checks what says which tokens of ``x`` count, and returns lengths and mask on the device of ``x``."""
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """Checks what says which tokens of ``x`` count.
+
+    Returns:
+        lengths and mask on the device of ``x``, and the longest sentence's length, or the least bound of it that is
+        known without reading anything back.
+    """
     check_features(name, x, rows)
     prefix = "" if name == "x" else f"{name}_"
     if rows is not None:
@@ -96,10 +103,12 @@ def tokens_of(
         raise ValueError(f"give {prefix}lengths or {prefix}mask, not both")
     if lengths is not None:
         lengths = check_lengths(f"{prefix}lengths", lengths, batch, longest)
+        if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+            longest = int(lengths.max())
         lengths = move(lengths, x.device)
     if mask is not None:
         mask = check_mask(f"{prefix}mask", mask, batch, longest, x)
-    return lengths, mask
+    return lengths, mask, longest
 
 
 def check_backend(backend: str | None, op: str, possible: Sequence[str], where: torch.device) -> None:

@@ -1,6 +1,10 @@
-"""Local inference: masked co-attention, soft alignment and enhancement. Plain PyTorch, so far, on every device."""
+"""Local inference: masked co-attention, soft alignment and enhancement. Triton on NVIDIA GPUs, plain PyTorch elsewhere.
+
+The kernels are triton/one_tile.py and triton/many_tiles.py; triton/launch.py chooses between them.
+"""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -8,6 +12,20 @@ from torch import Tensor
 from ..packed import Rows
 from . import reference
 from .checks import check_backend, tokens_of
+
+if find_spec("triton") is not None:  # torch brings it where it has CUDA; on the CPU alone it is not needed
+    from .triton import launch
+else:
+    launch = None
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    if launch is None or dtype == torch.float64:
+        return False
+    if device.type == "cuda" and torch.version.cuda is not None:
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # what Triton supports
+    return device.type == "cpu" and launch.INTERPRETED
 
 
 def local_inference(
@@ -32,37 +50,58 @@ def local_inference(
         m_b = torch.cat([b, b_aligned, b - b_aligned, b * b_aligned], 1)
 
     Args:
-        a, b: ``[B, La, D]`` and ``[B, Lb, D]``, fp32, fp16, bf16 or fp64, any strides; or ``[N, D]`` with rows.
-        a_lengths, b_lengths: integers ``[B]``, on any device: the first ``lengths[b]`` tokens count.
+        a, b: ``[B, La, D]`` and ``[B, Lb, D]``, fp32, fp16, bf16 or fp64, any strides of batch and time, the D values
+            of a token one behind the other; or ``[N, D]`` with rows.
+        a_lengths, b_lengths: integers ``[B]``, on any device: the first ``lengths[b]`` tokens count. On the CPU they
+            also say how long the longest sentence is, and with it how large a tile a kernel needs.
         a_mask, b_mask: ``[B, La]`` and ``[B, Lb]``, boolean or 0/1 of any dtype, any pattern.
         a_rows, b_rows: where the tokens of row-addressed (concatenated, packed) input lie. ``a`` and ``b`` may be the
             same tensor, with the rows of either in it.
-        backend: "reference" (plain PyTorch) or None, the best one for the tensors at hand.
+        backend: "triton" (the kernels: NVIDIA GPUs from compute capability 8.0 on, not fp64; CPU tensors too if
+            ``TRITON_INTERPRET=1``), "reference" (plain PyTorch) or None, the best one for the tensors at hand.
 
     Returns:
         m_a, m_b: ``[B, La, 4D]`` and ``[B, Lb, 4D]``, or ``[N, 4D]`` in the rows of ``a`` and ``b``; where ``a`` and
         ``b`` are the same row-addressed tensor, one tensor holds both and is returned twice. Exactly zero outside the
-        sentences. The partner of a sentence of length 0 is aligned with zeros. Softmax is taken in fp32 (fp64 for
-        fp64); results have the input's dtype, or autocast's for fp32 input under autocast.
+        sentences. The partner of a sentence of length 0 is aligned with zeros. Sums and softmax are taken in fp32 (fp64
+        for fp64); results have the input's dtype, or autocast's for fp32 input under autocast. The kernels multiply
+        fp32 in TF32 where PyTorch's matrix products may (``torch.set_float32_matmul_precision``), else as exactly as
+        fp32 does, and give the same bits every time. Second derivatives are not implemented in them and raise.
 
     Raises:
         TypeError: a dtype or type is wrong.
-        ValueError: shapes, dtypes or devices disagree, lengths lie outside 0..L (checked on the CPU), or ``backend``
-            cannot run here.
+        ValueError: shapes, dtypes or devices disagree, lengths lie outside 0..L (checked on the CPU), the D values of
+            a token lie apart, or ``backend`` cannot run here.
     """
-    a_lengths, a_mask = tokens_of("a", a, a_lengths, a_mask, a_rows)
-    b_lengths, b_mask = tokens_of("b", b, b_lengths, b_mask, b_rows)
+    a_lengths, a_mask, a_longest = tokens_of("a", a, a_lengths, a_mask, a_rows)
+    b_lengths, b_mask, b_longest = tokens_of("b", b, b_lengths, b_mask, b_rows)
     _check_pair(a, b, a_rows, b_rows)
-    check_backend(backend, "local_inference", ("reference",), a.device)
-    options = {"a_mask": a_mask, "b_mask": b_mask, "a_rows": a_rows, "b_rows": b_rows}
     device = a.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know tensors without values
-        return reference.local_inference(a, b, a_lengths, b_lengths, **options)
-    if a.dtype == torch.float32:
+    # Autocast does not know tensors without values.
+    if device != "meta" and torch.is_autocast_enabled(device) and a.dtype == torch.float32:
         dtype = torch.get_autocast_dtype(device)
         a, b = (a.to(dtype),) * 2 if a is b else (a.to(dtype), b.to(dtype))
-    with torch.autocast(device, enabled=False):
-        return reference.local_inference(a, b, a_lengths, b_lengths, **options)
+    possible = ("triton", "reference") if _has_kernel(a.device, a.dtype) else ("reference",)
+    check_backend(backend, "local_inference", possible, f"{a.device} in {a.dtype}")
+    # The interpreter is for trying the kernels out: it runs only when it is asked for.
+    if backend == "reference" or (backend is None and (len(possible) == 1 or device == "cpu")):
+        options = {"a_mask": a_mask, "b_mask": b_mask, "a_rows": a_rows, "b_rows": b_rows}
+        if device == "meta":
+            return reference.local_inference(a, b, a_lengths, b_lengths, **options)
+        with torch.autocast(device, enabled=False):
+            return reference.local_inference(a, b, a_lengths, b_lengths, **options)
+
+    one_tensor = a is b and a_rows is not None and b_rows is not None
+    if one_tensor:
+        every_row = _every_row(a, a_rows, b_rows)
+    else:
+        every_row = all(_every_row(x, rows) for x, rows in ((a, a_rows), (b, b_rows)) if rows is not None)
+    a, *a_addresses = _addresses(a, a_lengths, a_mask, a_rows)
+    b, *b_addresses = _addresses(b, b_lengths, b_mask, b_rows)
+    m_a, m_b, _, _ = _LocalInference.apply(
+        a, None if one_tensor else b, *a_addresses, *b_addresses, a_longest, b_longest, every_row
+    )
+    return (m_a, m_a) if one_tensor else (m_a, m_b)
 
 
 def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) -> None:
@@ -75,3 +114,92 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
     pairs = [len(x) if rows is None else len(rows.start) for x, rows in ((a, a_rows), (b, b_rows))]
     if pairs[0] != pairs[1]:
         raise ValueError(f"a and b must hold as many sentences, got {pairs[0]} and {pairs[1]}")
+    for name, x in (("a", a), ("b", b)):
+        if x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
+            raise ValueError(
+                f"{name} must have the D values of a token one behind the other, got strides {list(x.stride())}: "
+                f"use {name}.contiguous()"
+            )
+
+
+def _every_row(x: Tensor, *rows: Rows) -> bool:
+    """Whether these rows are known to be all rows of ``x [N, D]``."""
+    tokens = [of.tokens for of in rows]
+    return None not in tokens and sum(tokens) == len(x)
+
+
+def _addresses(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Tensor | None, ...]:
+    """``x``, start, step, lengths and mask, as the operator takes them."""
+    mask = None if mask is None else mask.contiguous()
+    if rows is None:
+        return x, None, None, lengths, mask
+    # Offsets count elements of a contiguous tensor.
+    return x.contiguous(), rows.start.contiguous(), rows.step.contiguous(), rows.lengths.contiguous(), mask
+
+
+class _LocalInference(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a, b, *addresses):
+        return torch.ops.esim_fast.local_inference_triton(a, b, *addresses)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, *addresses, a_longest, b_longest, every_row = inputs
+        _, _, *statistics = output
+        ctx.mark_non_differentiable(*statistics)
+        ctx.save_for_backward(a, b, *statistics, *addresses)
+        ctx.options = (a_longest, b_longest, every_row)
+
+    @staticmethod
+    def backward(ctx, grad_m_a, grad_m_b, _a_statistics, _b_statistics):
+        # Grad mode is on in a backward pass only if somebody wants to differentiate it.
+        differentiable = torch.is_grad_enabled()
+        backward = (
+            _LocalInferenceBackward.apply if differentiable else torch.ops.esim_fast.local_inference_triton_backward
+        )
+        a, b, *others = ctx.saved_tensors
+        grad_a, grad_b = backward(grad_m_a, grad_m_b, a, b, *others, *ctx.options)
+        return grad_a, None if b is None else grad_b, *[None] * 11
+
+
+class _LocalInferenceBackward(torch.autograd.Function):
+    """A function of its own, which refuses to be differentiated: a second derivative must not be silently wrong."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments):
+        return torch.ops.esim_fast.local_inference_triton_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("esim_fast.ops.local_inference has no second derivative: use backend='reference' for it")
+
+
+if launch is not None:
+    _ADDRESSES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask"))
+    _OPTIONS = "SymInt a_longest, SymInt b_longest, bool every_row"
+    _library = torch.library.Library("esim_fast", "FRAGMENT")
+    # a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]; b is None where a holds the rows of both.
+    # every_row: the rows of a and b are all there are. Returns m_a and m_b, and for sentences of many tiles
+    # [2, B, L] each: the maximum and the sum of exponentials of each token's scores.
+    _library.define(
+        f"local_inference_triton(Tensor a, Tensor? b, {_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+        tags=torch.Tag.pt2_compliant_tag,
+    )
+    _library.define(
+        "local_inference_triton_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor? b, Tensor a_statistics, "
+        f"Tensor b_statistics, {_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor)",
+        tags=torch.Tag.pt2_compliant_tag,
+    )
+    for _device in ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",):
+        _library.impl("local_inference_triton", launch.forward, _device)
+        _library.impl("local_inference_triton_backward", launch.backward, _device)
+    torch.library.register_fake("esim_fast::local_inference_triton")(launch.new_results)
+    torch.library.register_fake("esim_fast::local_inference_triton_backward")(launch.new_gradients)

@@ -72,7 +72,7 @@ def masked_pool(
         ValueError: shapes or devices disagree, lengths lie outside 0..L (checked on the CPU), or ``backend`` cannot
             run here.
     """
-    lengths, mask = tokens_of("x", x, lengths, mask, rows)
+    lengths, mask, _ = tokens_of("x", x, lengths, mask, rows)
     possible = ("cpp", "reference") if _has_kernel(x.device) else ("reference",)
     check_backend(backend, "masked_pool", possible, x.device)
     if (backend or possible[0]) == "reference":

@@ -1,0 +1,125 @@
+"""What all kernels here share: where the tokens of a sentence lie, which of them count, and products of tiles."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on CPU tensors, in Python
+_INTERPRETED = tl.constexpr(INTERPRETED)
+NOTHING = tl.constexpr(float("-inf"))  # the score of a pair of words that does not count
+
+
+class Tokens(NamedTuple):
+    """One side of a batch of sentence pairs, as a kernel takes it.
+
+    Beside it goes ``length``, L of a padded ``x`` or the longest sentence of a row-addressed one. It is not in here
+    because whatever is gets compiled anew for each pattern of ones and multiples of 16.
+
+    Attributes:
+        x: ``[B, L, D]``, or row-addressed ``[N, D]``, contiguous.
+        start, step: where row-addressed tokens begin, ``start[b] + step[t]`` elements behind ``x``; None if padded.
+        lengths: int64 ``[B]``, or None: all ``length`` tokens count.
+        mask: boolean ``[B, length]``, contiguous, or None.
+        time_stride: of a padded ``x``, in elements.
+    """
+
+    x: torch.Tensor
+    start: torch.Tensor | None
+    step: torch.Tensor | None
+    lengths: torch.Tensor | None
+    mask: torch.Tensor | None
+    time_stride: int
+
+
+@triton.jit
+def end_of(tokens, length, pair):
+    """One behind the last position at which a token can count."""
+    if tokens.lengths is None:
+        return length
+    return tl.minimum(tl.load(tokens.lengths + pair), length).to(tl.int32)
+
+
+@triton.jit
+def counting(tokens, length, pair, t):
+    """Which positions ``t [T]`` hold a token that counts."""
+    inside = t < end_of(tokens, length, pair)
+    if tokens.mask is not None:
+        inside &= tl.load(tokens.mask + pair * length + t, mask=inside, other=0) != 0
+    return inside
+
+
+@triton.jit
+def written(tokens, length, pair, t):
+    """Which positions ``t [T]`` results are written to: padding too, as zeros."""
+    if tokens.start is None:
+        return t < length
+    return t < end_of(tokens, length, pair)
+
+
+@triton.jit
+def offsets(tokens, length, batch_stride, pair, t, D: tl.constexpr, VECTOR: tl.constexpr):
+    """Where the tokens at ``t [T]`` begin: in ``x``, and in a contiguous tensor of its shape. In elements.
+
+    Results ``[..., 4D]`` have the tokens four times as far. Offsets are multiples of VECTOR, and the compiler, which
+    cannot know what ``start`` and the strides hold, is told so: it decides how wide loads and stores are.
+    """
+    if tokens.start is None:
+        x_offset = pair * batch_stride + t.to(tl.int64) * tokens.time_stride
+        offset = (pair * length + t) * D
+    else:
+        inside = t < end_of(tokens, length, pair)
+        offset = tl.load(tokens.start + pair) + tl.load(tokens.step + t, mask=inside, other=0)
+        x_offset = offset
+    return tl.multiple_of(x_offset, VECTOR), tl.multiple_of(offset, VECTOR)
+
+
+@triton.jit
+def load(x, offset, rows, d, D: tl.constexpr):
+    """``[T, W]``: elements ``d [W]`` of the rows at ``offset [T]``, zero where ``rows [T]`` is false."""
+    return tl.load(x + offset[:, None] + d[None, :], mask=rows[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store(x, offset, rows, d, value, D: tl.constexpr):
+    """The reverse of :func:`load`."""
+    value = value.to(x.dtype.element_ty)
+    tl.store(x + offset[:, None] + d[None, :], value, mask=rows[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def enhance(m, offset, counts, rows, d, x, aligned, D: tl.constexpr):
+    """Writes ``[x; x̃; x - x̃; x ⊙ x̃]``, equations 14 and 15, for the rows at ``offset [T]`` of ``[..., D]``."""
+    x = x.to(tl.float32)
+    aligned = tl.where(counts[:, None], aligned, 0.0)
+    store(m, 4 * offset, rows, d, x, D)
+    store(m + D, 4 * offset, rows, d, aligned, D)
+    store(m + 2 * D, 4 * offset, rows, d, x - aligned, D)
+    store(m + 3 * D, 4 * offset, rows, d, x * aligned, D)
+
+
+@triton.jit
+def aligned_gradient(grad_m, offset, counts, d, x, D: tl.constexpr):
+    """The gradient of the alignment x̃: what its three quarters of the enhancement ask of it."""
+    second = load(grad_m + D, 4 * offset, counts, d, D).to(tl.float32)
+    third = load(grad_m + 2 * D, 4 * offset, counts, d, D).to(tl.float32)
+    fourth = load(grad_m + 3 * D, 4 * offset, counts, d, D).to(tl.float32)
+    return (second - third + fourth * x.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def direct_gradient(grad_m, offset, counts, d, aligned, D: tl.constexpr):
+    """The gradient of x by its own three quarters of the enhancement."""
+    first = load(grad_m, 4 * offset, counts, d, D).to(tl.float32)
+    third = load(grad_m + 2 * D, 4 * offset, counts, d, D).to(tl.float32)
+    fourth = load(grad_m + 3 * D, 4 * offset, counts, d, D).to(tl.float32)
+    return first + third + fourth * aligned
+
+
+@triton.jit
+def dot(x, y, total, PRECISION: tl.constexpr):
+    """``total + x @ y`` in fp32."""
+    if _INTERPRETED:  # numpy knows no bf16, and the interpreter multiplies its bits
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, total, input_precision=PRECISION)
