@@ -3,9 +3,15 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from packaging.version import Version
+
+if not torch.cuda.is_available():
+    # Triton's kernels run on CPU tensors then. It must be said before Triton is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A slow machine is no failure.
 settings.register_profile("esim_fast", deadline=None)
@@ -23,11 +29,24 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    missing = {"gpu": None if torch.cuda.is_available() else "no NVIDIA GPU here", "interpreter": no_interpreter()}
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def no_interpreter() -> str | None:
+    """Why Triton's interpreter cannot run its kernels here, if so."""
+    try:
+        import triton
+    except ImportError:
+        return "Triton is not installed here"
+    if not triton.knobs.runtime.interpret:
+        return "Triton's interpreter is off here (TRITON_INTERPRET=1), because the kernels run on the GPU"
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+        return f"the interpreter of Triton {triton.__version__} fails with numpy {np.__version__}"
+    return None
 
 
 def pytest_configure() -> None:

@@ -1,10 +1,11 @@
-"""The one rule by which results in low precision are judged.
+"""The rules by which results in low precision are judged, in one place.
 
 Over a family of cases the error against an fp64 reference (norms taken over all of them) is at most twice that of
 eager PyTorch in the same dtype. Single cases are no measure: an equally good variant loses many of them by chance.
-Elements are bounded by what the arithmetic allows, in the test that knows the arithmetic.
+Each element is bounded by what the arithmetic allows: here for local inference, for simpler ops in their tests.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -21,3 +22,43 @@ def error_norm(results: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
 def assert_as_exact_as_eager(ours: list[Tensor], eager: list[Tensor], exact: list[Tensor]) -> None:
     our_error, eager_error = error_norm(ours, exact), error_norm(eager, exact)
     assert our_error <= 2 * eager_error, f"error {our_error:.3e}, eager PyTorch's {eager_error:.3e}"
+
+
+def local_inference_bounds(
+    a: Tensor, b: Tensor, grad_m_a: Tensor, grad_m_b: Tensor, dtype: torch.dtype, product: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How far m_a, m_b and the gradients of a and b of one pair may be off when fp32 sums are rounded to ``dtype``.
+
+    Every sum is replaced by that of its terms' magnitudes. A score is off by a few ``product`` of its own (in theory
+    by one for each term, but their roundings do not conspire); a weight, an exponential of scores, relatively by the
+    error of two of them; and whatever is computed from weights by that of two weights and a few roundings to
+    ``dtype``, of its magnitude.
+
+    Args:
+        a, b: fp64 ``[La, D]`` and ``[Lb, D]``.
+        grad_m_a, grad_m_b: fp64 ``[La, 4D]`` and ``[Lb, 4D]``.
+        dtype: of the results, and of the weights before they are multiplied.
+        product: the relative error of one rounded product and sum: fp32's epsilon, or TF32's.
+    """
+    scores, magnitude = a @ b.T, a.abs() @ b.T.abs()
+    off = 8 * product * float(magnitude.max()) if magnitude.numel() else 0.0
+    relative = math.expm1(4 * off) + 8 * torch.finfo(dtype).eps + 8 * product
+    floor = torch.finfo(dtype).smallest_normal  # below which rounding is no longer relative
+    alpha = scores.softmax(1) + floor if len(b) else scores
+    beta = scores.softmax(0) + floor if len(a) else scores
+
+    def enhanced(x: Tensor, aligned: Tensor) -> Tensor:
+        x = x.abs()
+        return relative * torch.cat([0 * x, aligned, x + aligned, x * aligned], 1)
+
+    a_aligned, b_aligned = alpha @ b.abs(), beta.T @ a.abs()
+    bounds = [enhanced(a, a_aligned), enhanced(b, b_aligned)]
+
+    (a1, a2, a3, a4), (b1, b2, b3, b4) = (g.abs().chunk(4, 1) for g in (grad_m_a, grad_m_b))
+    grad_a_aligned, grad_b_aligned = a2 + a3 + a4 * a.abs() + floor, b2 + b3 + b4 * b.abs() + floor
+    grad_alpha, grad_beta = grad_a_aligned @ b.T.abs(), a.abs() @ grad_b_aligned.T
+    grad_scores = floor + alpha * (grad_alpha + (alpha * grad_alpha).sum(1, keepdim=True))
+    grad_scores += beta * (grad_beta + (beta * grad_beta).sum(0, keepdim=True))
+    grad_a = a1 + a3 + a4 * a_aligned + beta @ grad_b_aligned + grad_scores @ b.abs()
+    grad_b = b1 + b3 + b4 * b_aligned + alpha.T @ grad_a_aligned + grad_scores.T @ a.abs()
+    return tuple(bound + floor for bound in (*bounds, relative * grad_a, relative * grad_b))

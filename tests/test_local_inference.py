@@ -1,20 +1,38 @@
-"""local_inference: the paper's equations, sentence by sentence, and independence of what is not the sentence."""
+"""local_inference: the paper's equations, sentence by sentence, and independence of what is not the sentence.
+
+The reference is held to the equations in fp64, the kernels to the equations in each dtype by the rules of numerics.py.
+"""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from baselines import eager_local_inference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS, Layout, packed_rows
+from numerics import DTYPES, assert_as_exact_as_eager, error_norm, local_inference_bounds
+from torch import Tensor
 
-from esim_fast import Rows
+from esim_fast import ESIM, Rows
 from esim_fast.ops import local_inference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# Where the kernels run: interpreted, or compiled on a GPU.
+KERNEL_DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.interpreter),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+IMPLEMENTATIONS = [
+    pytest.param("reference", "cpu", id="reference"),
+    pytest.param("reference", "cuda", marks=pytest.mark.gpu, id="reference-cuda"),
+    pytest.param("triton", "cpu", marks=pytest.mark.interpreter, id="triton-interpreted"),
+    pytest.param("triton", "cuda", marks=pytest.mark.gpu, id="triton"),
+]
 
 
-def written_out(a, b):
+def written_out(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Equations 11-15 for one pair without padding: [La, D] and [Lb, D]."""
     e = a @ b.T
     a_aligned = e.softmax(1) @ b if len(b) else torch.zeros_like(a)
@@ -24,79 +42,239 @@ def written_out(a, b):
     return m_a, m_b
 
 
-def ragged(lengths_a, lengths_b, width, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
+@dataclass
+class Pairs:
+    """Sentence pairs ``[n, D]`` and gradients of their enhancements ``[n, 4D]``."""
 
-    def draw(lengths):
-        return [torch.randn(n, width, generator=generator, dtype=torch.float64) * scale for n in lengths]
+    a: list[Tensor]
+    b: list[Tensor]
+    grad_m_a: list[Tensor]
+    grad_m_b: list[Tensor]
 
-    return draw(lengths_a), draw(lengths_b)
+    @classmethod
+    def draw(cls, lengths, width, seed=0, score=1.0, dtype=torch.float64) -> "Pairs":
+        """Random pairs of ``lengths [(of a, of b), ...]`` with scores about as large as ``score``."""
+        generator = torch.Generator().manual_seed(seed)
+        scale = (score / max(width, 1) ** 0.5) ** 0.5
+
+        def sentences(side, width, scale):
+            of_a_kind = {"generator": generator, "dtype": torch.float64}
+            return [(torch.randn(pair[side], width, **of_a_kind) * scale).to(dtype) for pair in lengths]
+
+        # Products of gradients must still be numbers in fp16.
+        sides = [sentences(side, width, scale) for side in (0, 1)]
+        return cls(*sides, *(sentences(side, 4 * width, min(1.0, 0.1 / scale)) for side in (0, 1)))
+
+    def __iter__(self):
+        return zip(self.a, self.b, self.grad_m_a, self.grad_m_b, strict=True)
+
+    def expected(self, dtype=torch.float64) -> list[tuple[Tensor, ...]]:
+        """m_a, m_b and the gradients of a and b, pair by pair, by the equations in ``dtype``."""
+        results = []
+        for a, b, *grad_m in self:
+            a, b = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
+            m = written_out(a, b)
+            gradients = torch.autograd.grad(m, (a, b), [of.to(dtype) for of in grad_m])
+            results.append((*(of.detach() for of in m), *gradients))
+        return results
+
+    def bounds(self, product: float) -> list[tuple[Tensor, ...]]:
+        """How far each of the results may be off in the dtype of the pairs, see :func:`local_inference_bounds`."""
+        return [local_inference_bounds(*(x.detach().double() for x in pair), pair[0].dtype, product) for pair in self]
+
+    def through_the_op(self, layout: str, device="cpu", backend=None, seed=0) -> list[tuple[Tensor, ...]]:
+        """The same through ``local_inference``; one of LAYOUTS, or "one tensor" for both sides."""
+        lengths_a, lengths_b = ([len(x) for x in side] for side in (self.a, self.b))
+        width = self.a[0].shape[1]
+        if layout == "one tensor":
+            both = Layout.make("packed", lengths_a + lengths_b, width)
+            half, rows = len(lengths_a), both.given_as["rows"].to(device)
+            x = both.fill(self.a + self.b).to(device).requires_grad_()
+            grad_m = both.fill(self.grad_m_a + self.grad_m_b).to(device)
+            m, again = local_inference(
+                x,
+                x,
+                a_rows=Rows(rows.start[:half], rows.step, rows.lengths[:half], max(lengths_a), sum(lengths_a)),
+                b_rows=Rows(rows.start[half:], rows.step, rows.lengths[half:], max(lengths_b), sum(lengths_b)),
+                backend=backend,
+            )
+            assert m is again
+            of_m, of_x = both.sentences(m), both.sentences(torch.autograd.grad(m, x, grad_m)[0])
+            return list(zip(of_m[:half], of_m[half:], of_x[:half], of_x[half:], strict=True))
+
+        sides = [Layout.make(layout, lengths, width, seed) for lengths in (lengths_a, lengths_b)]
+        a, b = (side.fill(x).to(device).requires_grad_() for side, x in zip(sides, (self.a, self.b), strict=True))
+        options = {
+            f"{name}_{key}": value.to(device)
+            for name, side in zip("ab", sides, strict=True)
+            for key, value in side.given_as.items()
+        }
+        m = local_inference(a, b, backend=backend, **options)
+        grad_m = [side.fill(x).to(device) for side, x in zip(sides, (self.grad_m_a, self.grad_m_b), strict=True)]
+        results = (*m, *torch.autograd.grad(m, (a, b), grad_m))
+        return list(zip(*(side.sentences(x) for side, x in zip(sides * 2, results, strict=True)), strict=True))
 
 
-def pad(sentences, length, width):
-    """NaN outside the sentences: it must have no influence."""
-    padded = torch.full((len(sentences), length, width), math.nan, dtype=torch.float64)
-    for row, sentence in zip(padded, sentences, strict=True):
-        row[: len(sentence)] = sentence
-    return padded
+@pytest.fixture
+def poisoned():
+    """New memory holds NaN, so that what nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4),
     width=st.integers(1, 20),
     seed=st.integers(0, 2**20),
-    scale=st.sampled_from([1e-3, 1.0, 30.0, 100.0]),
-    layout=st.sampled_from(["lengths", "mask", "rows", "same rows"]),
+    score=st.sampled_from([1e-3, 1.0, 1e3, 1e4]),
+    layout=st.sampled_from([*LAYOUTS, "one tensor"]),
 )
-def test_equals_the_equations_written_out(lengths, width, seed, scale, layout):
-    lengths_a, lengths_b = (torch.tensor(column) for column in zip(*lengths, strict=True))
-    sentences_a, sentences_b = ragged(lengths_a, lengths_b, width, seed, scale)
-    expected = [written_out(a, b) for a, b in zip(sentences_a, sentences_b, strict=True)]
-    expected_a, expected_b = (torch.cat(side) for side in zip(*expected, strict=True))
-
-    if layout == "same rows":
-        rows = Rows.concatenated(torch.cat([lengths_a, lengths_b]), width)
-        count = len(lengths)
-        a_rows = Rows(rows.start[:count], rows.step, lengths_a, int(lengths_a.max()))
-        b_rows = Rows(rows.start[count:], rows.step, lengths_b, int(lengths_b.max()))
-        x = torch.cat([*sentences_a, *sentences_b])
-        m, again = local_inference(x, x, a_rows=a_rows, b_rows=b_rows)
-        assert m is again
-        torch.testing.assert_close(m, torch.cat([expected_a, expected_b]), rtol=1e-10, atol=1e-10)
-        return
-    if layout == "rows":
-        a_rows, b_rows = Rows.concatenated(lengths_a, width), Rows.concatenated(lengths_b, width)
-        m_a, m_b = local_inference(torch.cat(sentences_a), torch.cat(sentences_b), a_rows=a_rows, b_rows=b_rows)
-    else:
-        a, b = pad(sentences_a, 10, width), pad(sentences_b, 11, width)
-        a_mask, b_mask = (torch.arange(n) < of[:, None] for n, of in ((10, lengths_a), (11, lengths_b)))
-        if layout == "mask":
-            m_a, m_b = local_inference(a, b, a_mask=a_mask.int(), b_mask=b_mask.float())
-        else:
-            m_a, m_b = local_inference(a, b, lengths_a, lengths_b)
-        assert not m_a[~a_mask].any()
-        assert not m_b[~b_mask].any()
-        m_a, m_b = m_a[a_mask], m_b[b_mask]
-    torch.testing.assert_close(m_a, expected_a, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(m_b, expected_b, rtol=1e-10, atol=1e-10)
+def test_the_reference_equals_the_equations(lengths, width, seed, score, layout):
+    pairs = Pairs.draw(lengths, width, seed, score)
+    for got, expected in zip(pairs.through_the_op(layout, seed=seed), pairs.expected(), strict=True):
+        for ours, exact in zip(got, expected, strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9 * max(1.0, score))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_gradients(device):
-    sentences = ragged([3, 0, 4], [2, 3, 0], 5)
-    a, b = (pad(side, 4, 5).to(device).requires_grad_() for side in sentences)
-    m_a, m_b = local_inference(a, b, [3, 0, 4], [2, 3, 0])
-    (m_a.square().sum() + m_b.sin().sum()).backward()
-    for padded, side in ((a, 0), (b, 1)):
-        for i, sentence in enumerate(sentences[side]):
-            assert not padded.grad[i, len(sentence) :].any(), "padding gets a gradient"
-    for i in range(3):
-        alone = [sentences[side][i].to(device).requires_grad_() for side in (0, 1)]
-        m_a, m_b = written_out(*alone)
-        gradients = torch.autograd.grad(m_a.square().sum() + m_b.sin().sum(), alone, allow_unused=True)
-        for padded, sentence, gradient in zip((a, b), alone, gradients, strict=True):
-            torch.testing.assert_close(padded.grad[i, : len(sentence)], gradient, rtol=1e-10, atol=1e-10)
+class TestKernels:
+    """The Triton kernels against the equations in fp64."""
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_random_cases(self, dtype, device, poisoned):
+        ours, eager, exact = [], [], []
+        # On a GPU an fp32 product is the sum of three in TF32.
+        product = torch.finfo(torch.float32).eps if device == "cpu" else 2**-21
+
+        @settings(max_examples=200 if dtype == torch.float32 else 100)
+        @given(
+            # Tiles are 16, 32 and 64 tokens wide; beyond, there are many of them.
+            longest=st.sampled_from([(5, 9), (16, 17), (33, 20), (64, 3), (70, 12), (9, 130)]),
+            shares=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=3),
+            width=st.sampled_from([1, 7, 16, 30, 64, 72, 130]),
+            seed=st.integers(0, 2**20),
+            score=st.sampled_from([1e-2, 1.0, 30.0, 1e4]),
+            layout=st.sampled_from([*LAYOUTS, "one tensor"]),
+        )
+        def one(longest, shares, width, seed, score, layout):
+            lengths = [tuple(round(share * n) for share, n in zip(pair, longest, strict=True)) for pair in shares]
+            pairs = Pairs.draw(lengths, width, seed, score, dtype)
+            got = pairs.through_the_op(layout, device, "triton", seed)
+            for results, *expected in zip(
+                got, pairs.expected(dtype), pairs.expected(), pairs.bounds(product), strict=True
+            ):
+                for result, in_dtype, value, bound in zip(results, *expected, strict=True):
+                    assert result.dtype == dtype
+                    assert ((result.double() - value).abs() <= bound).all()
+                    # Every case counts the same, however large its values are.
+                    size = max(float(value.norm()), 1e-30)
+                    ours.append(result.double() / size)
+                    eager.append(in_dtype.double() / size)
+                    exact.append(value / size)
+
+        one()
+        assert_as_exact_as_eager(ours, eager, exact)
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    @pytest.mark.parametrize(
+        ("lengths", "width"),
+        [
+            ([(14, 8), (3, 12), (16, 16)], 600),  # SNLI's width
+            ([(35, 19), (20, 4)], 601),
+            ([(5, 6)], 2048),
+            ([(82, 62), (60, 3)], 72),  # SNLI's longest
+            ([(205, 1), (40, 64)], 24),
+            ([(1100, 7), (0, 4), (3, 0)], 5),
+        ],
+        ids=str,
+    )
+    def test_sizes(self, lengths, width, device, poisoned):
+        pairs = Pairs.draw(lengths, width, dtype=torch.float32)
+        for layout in ("mask", "one tensor"):
+            got, expected = pairs.through_the_op(layout, device, "triton"), pairs.expected()
+            for results, values, bounds in zip(got, expected, pairs.bounds(2**-21), strict=True):
+                for result, value, bound in zip(results, values, bounds, strict=True):
+                    assert ((result.double() - value).abs() <= bound).all()
+                    assert error_norm([result], [value]) <= 1e-5 * float(value.norm())
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    def test_the_longest_sentences(self, device):
+        """4,096 tokens: nothing of size La x Lb is there, and the online softmax goes through all tiles."""
+        pairs = Pairs.draw([(4096, 3)], 3, dtype=torch.float32)
+        for results, values in zip(pairs.through_the_op("lengths", device, "triton"), pairs.expected(), strict=True):
+            for result, value in zip(results, values, strict=True):
+                torch.testing.assert_close(result.double(), value, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    @pytest.mark.parametrize("lengths", [[(9, 4), (0, 3), (16, 0)], [(70, 5), (3, 66)]], ids=str)
+    def test_same_bits_in_every_layout_and_every_time(self, lengths, device):
+        pairs = Pairs.draw(lengths, 24, dtype=torch.float32)
+        first = pairs.through_the_op("lengths", device, "triton")
+        for layout in ("lengths", "concatenated", "packed", "one tensor"):
+            for once, again in zip(first, pairs.through_the_op(layout, device, "triton"), strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),  # time-major
+            lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],  # a slice of wider rows
+            lambda x: torch.cat([x, x], 2)[:, :, 3 : x.shape[2] + 3],  # which begins at no multiple of 16 bytes
+            lambda x: torch.cat([x, x[:, :, :1]], 2)[:, :, : x.shape[2]],  # rows begin at none
+            lambda x: torch.cat([x, x], 1)[:, ::2][:, : x.shape[1] // 2],  # every other token
+            lambda x: x[:1].expand(3, -1, -1),  # one sentence, three times
+        ],
+    )
+    def test_strides(self, view, device):
+        a, b = view(torch.randn(3, 10, 24, device=device)), view(torch.randn(3, 6, 24, device=device))
+        grad_m = [torch.randn(len(x), x.shape[1], 96, device=device) for x in (a, b)]
+        results = []
+        for x, y in ((a, b), (a.contiguous(), b.contiguous())):
+            x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+            m = local_inference(x, y, [3, 0, 5], [2, 3, 0], backend="triton")
+            # Gradients that arrive with strides of their own are taken as they come.
+            apart = [torch.stack([g, g], 3)[..., 0] for g in grad_m]
+            results.append([*m, *torch.autograd.grad(m, (x, y), apart)])
+        assert all(torch.equal(ours, contiguous) for ours, contiguous in zip(*results, strict=True))
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    def test_padding_beyond_the_tile_is_cleared(self, device, poisoned):
+        """Lengths on the CPU say that a small tile will do, however wide the padding is."""
+        a, b = (torch.randn(2, n, 8, device=device, requires_grad=True) for n in (100, 40))
+        m_a, m_b = local_inference(a, b, [5, 3], [4, 16], backend="triton")
+        assert not m_a[:, 5:].any()
+        assert not m_b[0, 4:].any()
+        (m_a.sum() + m_b.sum()).backward()
+        assert not a.grad[:, 5:].any()
+        assert not b.grad[:, 16:].any()
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    def test_nan_and_infinity_stay_in_their_pair(self, device):
+        a, b = (torch.randn(3, 5, 8, device=device) for _ in range(2))
+        a[1, 2, 0], b[2, 0, 3] = math.nan, math.inf
+        got = [local_inference(a, b, [5, 4, 3], [5, 3, 4], backend=backend) for backend in ("triton", "reference")]
+        for ours, expected in zip(*got, strict=True):
+            torch.testing.assert_close(ours, expected, equal_nan=True)
+            assert ours[0].isfinite().all()
+        assert not got[0][0][1, 4:].any()  # not even its padding
+
+    @pytest.mark.parametrize("device", KERNEL_DEVICES)
+    @pytest.mark.parametrize("length", [10, 70])
+    def test_one_of_two_results(self, length, device):
+        """The gradient of the other is nothing."""
+        a, b = (torch.randn(2, length, 8, device=device) for _ in range(2))
+        for side in (0, 1):
+            gradients = []
+            for backend in ("triton", "reference"):
+                x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+                local_inference(x, y, [4, length], backend=backend)[side].square().sum().backward()
+                gradients.append((x.grad, y.grad))
+            for ours, expected in zip(*gradients, strict=True):
+                torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradcheck():
@@ -132,25 +310,6 @@ def test_half_precision_is_rounded_once(dtype):
     torch.testing.assert_close(m_a.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
 
 
-def test_autocast_gives_autocasts_dtype():
-    a, b = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 4, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        m_a, m_b = local_inference(a, b)
-        kept, _ = local_inference(a.double(), b.double())
-    assert m_a.dtype == m_b.dtype == torch.bfloat16
-    assert kept.dtype == torch.float64
-    m_a.float().sum().backward()
-    assert a.grad.dtype == torch.float32
-
-
-def test_compile():
-    a, b = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
-    compiled = torch.compile(lambda a, b, n: local_inference(a, b, a_lengths=n), fullgraph=True)
-    lengths = torch.tensor([3, 1])
-    for got, expected in zip(compiled(a, b, lengths), local_inference(a, b, lengths), strict=True):
-        torch.testing.assert_close(got, expected)
-
-
 @pytest.mark.parametrize("backward", [False, True])
 def test_no_shape_depends_on_values(backward):
     """On tensors without values everything that would wait for a GPU raises."""
@@ -164,24 +323,204 @@ def test_no_shape_depends_on_values(backward):
             m_a.sum().backward()
 
 
-def test_no_rows_at_all_still_have_a_gradient():
-    rows = Rows.concatenated(torch.tensor([0, 0]), 4)
-    x = torch.randn(0, 4, requires_grad=True)
-    m, _ = local_inference(x, x, a_rows=rows, b_rows=rows)
-    m.sum().backward()
-    assert x.grad.shape == (0, 4)
+@pytest.mark.parametrize(("backend", "device"), IMPLEMENTATIONS)
+class TestNothing:
+    def test_no_rows_at_all_still_have_a_gradient(self, backend, device):
+        rows = Rows.concatenated(torch.tensor([0, 0]), 4).to(device)
+        x = torch.randn(0, 4, device=device, requires_grad=True)
+        m, _ = local_inference(x, x, a_rows=rows, b_rows=rows, backend=backend)
+        m.sum().backward()
+        assert m.shape == (0, 16)
+        assert x.grad.shape == (0, 4)
+
+    @pytest.mark.parametrize("other", [3, 70])
+    def test_a_side_without_tokens(self, other, backend, device, poisoned):
+        for la, lb in ((0, other), (other, 0), (0, 0)):
+            a, b = (torch.randn(2, n, 4, device=device, requires_grad=True) for n in (la, lb))
+            m_a, m_b = local_inference(a, b, backend=backend)
+            assert m_a.shape == (2, la, 16)
+            assert m_b.shape == (2, lb, 16)
+            for x, m in ((a, m_a), (b, m_b)):
+                expected = torch.cat([x, 0 * x, x, 0 * x], 2)
+                assert torch.equal(m, expected)
+            (m_a.sum() + m_b.sum()).backward()
+            assert torch.equal(a.grad, torch.full_like(a, 2.0))
+
+    @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (0, 70, 4), (2, 70, 0), (0, 0, 0)])
+    def test_no_pairs_or_no_features(self, shape, backend, device):
+        a = torch.randn(shape, device=device, requires_grad=True)
+        m_a, m_b = local_inference(a, a, backend=backend)
+        (m_a.sum() + m_b.sum()).backward()
+        assert m_a.shape == m_b.shape == (*shape[:2], 4 * shape[2])
+        assert a.grad.shape == shape
+
+    def test_rows_of_no_sentence_are_zero(self, backend, device, poisoned):
+        rows = Rows.concatenated(torch.tensor([], dtype=torch.int64), 4).to(device)
+        x = torch.randn(3, 4, device=device, requires_grad=True)
+        m, _ = local_inference(x, x, a_rows=rows, b_rows=rows, backend=backend)
+        m.sum().backward()
+        assert not m.any()
+        assert not x.grad.any()
 
 
-@pytest.mark.parametrize(("la", "lb"), [(0, 3), (3, 0), (0, 0)])
-def test_empty_dimensions(la, lb):
-    m_a, m_b = local_inference(torch.randn(2, la, 4), torch.randn(2, lb, 4))
-    assert m_a.shape == (2, la, 16)
-    assert m_b.shape == (2, lb, 16)
-    if la:
-        assert not m_a[..., 4:8].any()  # aligned with nothing
-    m_a, m_b = local_inference(torch.randn(0, 3, 4), torch.randn(0, 2, 4))
-    assert m_a.shape == (0, 3, 16)
-    assert m_b.shape == (0, 2, 16)
+def case(device, layout, longest=9):
+    """The arguments of the operator ``local_inference_triton`` for three pairs."""
+    lengths = [3, longest, 0], [2, 0, 7]
+    width = 12
+    if layout == "one tensor":
+        rows, count = packed_rows(lengths[0] + lengths[1], width)
+        rows, x = rows.to(device), torch.randn(count, width, device=device)
+        sides = [
+            (rows.start[:3], rows.step, rows.lengths[:3], None),
+            (rows.start[3:], rows.step, rows.lengths[3:], None),
+        ]
+        return x, None, *sides[0], *sides[1], longest, 7, True
+    a, b = torch.randn(3, longest, width, device=device), torch.randn(3, 7, width, device=device)
+    if layout == "mask":
+        masks = [torch.rand(3, n, device=device) < 0.5 for n in (longest, 7)]
+        return a, b, None, None, None, masks[0], None, None, None, masks[1], longest, 7, False
+    lengths = [torch.tensor(n, device=device) for n in lengths]
+    return a, b, None, None, lengths[0], None, None, None, lengths[1], None, longest, 7, False
+
+
+@pytest.mark.parametrize("device", KERNEL_DEVICES)
+class TestIntegration:
+    @pytest.mark.parametrize("longest", [9, 70])
+    @pytest.mark.parametrize("layout", ["lengths", "mask", "one tensor"])
+    def test_opcheck(self, device, layout, longest):
+        arguments = case(device, layout, longest)
+        torch.library.opcheck(torch.ops.esim_fast.local_inference_triton, arguments)
+        m = torch.ops.esim_fast.local_inference_triton(*arguments)
+        grad_m = [torch.randn_like(x) for x in m]
+        torch.library.opcheck(torch.ops.esim_fast.local_inference_triton_backward, (*grad_m, *arguments))
+
+    @pytest.mark.parametrize("dynamic", [False, True])
+    @pytest.mark.parametrize("longest", [9, 70])
+    def test_compile(self, device, longest, dynamic):
+        a, b = torch.randn(3, longest, 12, device=device), torch.randn(3, 7, 12, device=device)
+        lengths = torch.tensor([3, longest, 0], device=device)
+
+        def function(a, b, lengths):
+            m_a, m_b = local_inference(a.sin(), b, lengths, backend="triton")
+            return m_a.square().sum() + m_b.cos().sum()
+
+        results = []
+        for run in (function, torch.compile(function, fullgraph=True, dynamic=dynamic)):
+            x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+            loss = run(x, y, lengths)
+            results.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
+        for eager, compiled in zip(*results, strict=True):
+            torch.testing.assert_close(compiled, eager)
+
+    def test_compile_with_rows(self, device):
+        rows, count = packed_rows([3, 5, 2, 4], 12)
+        rows = rows.to(device)
+        sides = {
+            "a_rows": Rows(rows.start[:2], rows.step, rows.lengths[:2], 5, 8),
+            "b_rows": Rows(rows.start[2:], rows.step, rows.lengths[2:], 4, 6),
+        }
+        x = torch.randn(count, 12, device=device)
+        function = lambda x: local_inference(x, x, **sides, backend="triton")[0]  # noqa: E731
+        assert torch.equal(torch.compile(function, fullgraph=True)(x), function(x))
+
+    def test_autocast_gives_autocasts_dtype(self, device):
+        a, b = torch.randn(2, 3, 8, device=device, requires_grad=True), torch.randn(2, 4, 8, device=device)
+        with torch.autocast(device, torch.bfloat16):
+            m_a, m_b = local_inference(a, b, backend="triton")
+            kept, _ = local_inference(a.half(), b.half(), backend="triton")
+        assert m_a.dtype == m_b.dtype == torch.bfloat16
+        assert kept.dtype == torch.float16
+        m_a.float().sum().backward()
+        assert a.grad.dtype == torch.float32
+
+    def test_torch_func(self, device):
+        a, b = torch.randn(2, 3, 4, device=device), torch.randn(2, 5, 4, device=device)
+
+        def loss(a, backend):
+            m_a, m_b = local_inference(a, b, [2, 3], backend=backend)
+            return m_a.square().sum() + m_b.square().sum()
+
+        gradient = torch.func.grad(loss)(a, "triton")
+        torch.testing.assert_close(gradient, torch.func.grad(loss)(a, "reference"), rtol=1e-4, atol=1e-4)
+        both = torch.stack([a, 2 * a])
+        together = torch.func.vmap(lambda a: local_inference(a, b, [2, 3], backend="triton")[1])(both)
+        one_by_one = torch.stack([local_inference(a, b, [2, 3], backend="triton")[1] for a in both])
+        torch.testing.assert_close(together, one_by_one)
+
+    def test_second_derivative_raises(self, device):
+        a, b = torch.randn(2, 3, 4, device=device, requires_grad=True), torch.randn(2, 3, 4, device=device)
+        m_a, _ = local_inference(a, b, backend="triton")
+        (gradient,) = torch.autograd.grad(m_a.square().sum(), a, create_graph=True)
+        with pytest.raises(RuntimeError, match="local_inference has no second derivative"):
+            gradient.square().sum().backward()
+
+    def test_gradient_penalty_through_another_path(self, device):
+        """Right where it needs nothing of local inference, and never silently wrong."""
+        a, b = torch.randn(2, 3, 4, device=device, requires_grad=True), torch.randn(2, 3, 4, device=device)
+        w = torch.randn(4, device=device, requires_grad=True)
+        m_a, _ = local_inference(a * w, b, backend="triton")
+        (gradient,) = torch.autograd.grad(m_a.sum() + (a**3).sum(), a, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(gradient.square().sum(), (a, w))
+
+    def test_memory_saved_for_the_backward_pass(self, device):
+        """At SNLI's shapes at most half of eager's: the encoded sentences, and nothing that is computed from them."""
+        lengths_p = torch.randint(5, 21, (32,))
+        lengths_h = torch.randint(3, 13, (32,))
+        p, h = (torch.randn(32, int(n.max()), 600, device=device) for n in (lengths_p, lengths_h))
+        p_mask, h_mask = ((torch.arange(int(n.max())) < n[:, None]).to(device) for n in (lengths_p, lengths_h))
+
+        def saved(function) -> int:
+            storages = {}
+
+            def pack(x):
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                return x
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                kept = function(p.clone().requires_grad_(), h.clone().requires_grad_())
+            del kept
+            return sum(storages.values())
+
+        ours = saved(lambda p, h: local_inference(p, h, a_mask=p_mask, b_mask=h_mask, backend="triton"))
+        eager = saved(lambda p, h: eager_local_inference(p, h, p_mask.long(), h_mask.long()))
+        inputs = 4 * (p.numel() + h.numel())
+        assert inputs <= ours <= 1.01 * inputs
+        assert ours <= eager / 2
+
+    def test_deterministic_mode(self, device):
+        pairs = Pairs.draw([(9, 4), (20, 3)], 24, dtype=torch.float32)
+        torch.use_deterministic_algorithms(True)
+        try:
+            pairs.through_the_op("one tensor", device, "triton")
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def test_esim_takes_the_same_steps_as_with_the_reference(self, device):
+        """Three steps of training on the kernels and three on plain PyTorch."""
+        generator = torch.Generator().manual_seed(0)
+        p, h = (torch.randint(2, 30, (4, n), generator=generator).to(device) for n in (7, 20))
+        p[1, 3:], h[0, 15:], h[2, :] = 1, 1, 1
+        labels = torch.tensor([0, 1, 2, 1], device=device)
+        torch.manual_seed(1)
+        start = ESIM(8, 6, 30, 3, device, dropout=0.0).state_dict()
+        losses = []
+        for backend in ("triton", "reference"):
+            net = ESIM(8, 6, 30, 3, device, dropout=0.0, backend=backend)
+            net.load_state_dict(start)
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+            for _ in range(3):
+                loss = torch.nn.functional.cross_entropy(net(p, h), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            losses.append(loss.item())
+            weights = {name: weight.detach().clone() for name, weight in net.state_dict().items()}
+            if backend == "triton":
+                after = weights
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+        for name, weight in weights.items():
+            torch.testing.assert_close(after[name], weight, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +546,20 @@ def test_empty_dimensions(la, lb):
             "b_mask must have shape",
         ),
         (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), {"backend": "cpp"}, ValueError, "backend='cpp' cannot run"),
+        (
+            torch.zeros(2, 3, 4).double(),
+            torch.zeros(2, 3, 4).double(),
+            {"backend": "triton"},
+            ValueError,
+            "backend='triton' cannot run local_inference on cpu in torch.float64: possible here are 'reference'",
+        ),
+        (
+            torch.zeros(2, 4, 3).transpose(1, 2),
+            torch.zeros(2, 3, 4),
+            {},
+            ValueError,
+            r"a must have the D values of a token one behind the other, got strides \[12, 1, 3\]",
+        ),
     ],
 )
 def test_bad_input(a, b, options, error, message):

@@ -7,6 +7,7 @@ import torch
 from baselines import eager_pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import packed_rows
 from numerics import DTYPES, assert_as_exact_as_eager
 
 from esim_fast import Rows
@@ -22,17 +23,6 @@ def forward_and_gradient(pool, x, *arguments, **options):
     v = pool(x, *arguments, **options)
     weight = torch.randn(v.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(v)
     return v.detach(), torch.autograd.grad(v, x, weight)[0]
-
-
-def packed_rows(lengths, width, seed=0):
-    """Rows of sentences scattered over a tensor: sorted and time-major, as an LSTM packs them. Returns N too."""
-    lengths = torch.as_tensor(lengths)
-    order = lengths.argsort(descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    batch_sizes = (lengths[:, None] > torch.arange(int(lengths.max()))).sum(0)
-    first = batch_sizes.cumsum(0) - batch_sizes
-    return Rows(rank * width, first * width, lengths, int(lengths.max())), int(lengths.sum())
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -98,7 +98,7 @@ def local_inference(
         every_row = all(_every_row(x, rows) for x, rows in ((a, a_rows), (b, b_rows)) if rows is not None)
     a, *a_addresses = _addresses(a, a_lengths, a_mask, a_rows)
     b, *b_addresses = _addresses(b, b_lengths, b_mask, b_rows)
-    m_a, m_b, _, _ = _LocalInference.apply(
+    m_a, m_b = _LocalInference.apply(
         a, None if one_tensor else b, *a_addresses, *b_addresses, a_longest, b_longest, every_row
     )
     return (m_a, m_a) if one_tensor else (m_a, m_b)
@@ -146,21 +146,17 @@ class _LocalInference(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        a, b, *addresses, a_longest, b_longest, every_row = inputs
-        _, _, *statistics = output
-        ctx.mark_non_differentiable(*statistics)
-        ctx.save_for_backward(a, b, *statistics, *addresses)
+        *tensors, a_longest, b_longest, every_row = inputs
+        ctx.save_for_backward(*tensors)
         ctx.options = (a_longest, b_longest, every_row)
 
     @staticmethod
-    def backward(ctx, grad_m_a, grad_m_b, _a_statistics, _b_statistics):
+    def backward(ctx, grad_m_a, grad_m_b):
+        a, b, *addresses = ctx.saved_tensors
+        operator = torch.ops.esim_fast.local_inference_triton_backward
         # Grad mode is on in a backward pass only if somebody wants to differentiate it.
-        differentiable = torch.is_grad_enabled()
-        backward = (
-            _LocalInferenceBackward.apply if differentiable else torch.ops.esim_fast.local_inference_triton_backward
-        )
-        a, b, *others = ctx.saved_tensors
-        grad_a, grad_b = backward(grad_m_a, grad_m_b, a, b, *others, *ctx.options)
+        backward = _LocalInferenceBackward.apply if torch.is_grad_enabled() else operator
+        grad_a, grad_b = backward(grad_m_a, grad_m_b, a, b, *addresses, *ctx.options)
         return grad_a, None if b is None else grad_b, *[None] * 11
 
 
@@ -187,15 +183,14 @@ if launch is not None:
     _OPTIONS = "SymInt a_longest, SymInt b_longest, bool every_row"
     _library = torch.library.Library("esim_fast", "FRAGMENT")
     # a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]; b is None where a holds the rows of both.
-    # every_row: the rows of a and b are all there are. Returns m_a and m_b, and for sentences of many tiles
-    # [2, B, L] each: the maximum and the sum of exponentials of each token's scores.
+    # every_row: the rows of a and b are all there are. Returns m_a and m_b.
     _library.define(
-        f"local_inference_triton(Tensor a, Tensor? b, {_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+        f"local_inference_triton(Tensor a, Tensor? b, {_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor)",
         tags=torch.Tag.pt2_compliant_tag,
     )
     _library.define(
-        "local_inference_triton_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor? b, Tensor a_statistics, "
-        f"Tensor b_statistics, {_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor)",
+        "local_inference_triton_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor? b, "
+        f"{_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor)",
         tags=torch.Tag.pt2_compliant_tag,
     )
     for _device in ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",):

@@ -24,15 +24,14 @@ class Config(NamedTuple):
         block_k: features at a time in sums over all of them.
         block_d: features of the result at a time.
         num_warps, num_stages: of a program; how far its loads run ahead.
-        x_tile, y_tile: tokens at a time, in many_tiles.
+        tile: tokens at a time, in many_tiles.
     """
 
     block_k: int
     block_d: int
     num_warps: int
     num_stages: int
-    x_tile: int = 0
-    y_tile: int = 0
+    tile: int = 0
 
 
 TILES = (16, 32, 64)  # sides of the tile of scores that a program can hold as a whole
@@ -51,14 +50,14 @@ ONE_TILE = {
     ("backward", 2, 32): Config(64, 64, 4, 2),
     ("backward", 2, 64): Config(32, 32, 8, 2),
 }
-# By kernel and bytes of an element.
+# By kernel and bytes of an element. What backward_statistics and backward make of a tile must be the same numbers.
 MANY_TILES = {
-    ("forward", 4): Config(32, 64, 4, 2, x_tile=64, y_tile=32),
-    ("forward", 2): Config(64, 128, 8, 2, x_tile=64, y_tile=64),
-    ("backward_means", 4): Config(32, 0, 4, 2, x_tile=32, y_tile=32),
-    ("backward_means", 2): Config(64, 0, 8, 2, x_tile=64, y_tile=64),
-    ("backward", 4): Config(32, 64, 4, 2, x_tile=32, y_tile=32),
-    ("backward", 2): Config(64, 128, 8, 2, x_tile=64, y_tile=64),
+    ("forward", 4): Config(32, 64, 4, 2, tile=32),
+    ("forward", 2): Config(64, 128, 8, 2, tile=64),
+    ("backward_statistics", 4): Config(32, 0, 4, 2, tile=32),
+    ("backward_statistics", 2): Config(32, 0, 8, 2, tile=64),
+    ("backward", 4): Config(32, 32, 4, 2, tile=32),
+    ("backward", 2): Config(32, 64, 8, 2, tile=64),
 }
 
 
@@ -106,83 +105,69 @@ def _side(x: Tensor, start: Tensor | None, step: Tensor | None, lengths, mask, l
     return Side(Tokens(x, start, step, lengths, mask, 0), longest, 0, longest)
 
 
-def forward(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, ...]:
-    """``esim_fast::local_inference_triton``: m_a, m_b, and what the backward pass needs of many tiles' softmaxes."""
-    results = new_results(a, b, *addresses)
-    m_a, m_b, *statistics = results
+def forward(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
+    """``esim_fast::local_inference_triton``: m_a and m_b."""
+    m_a, m_b = new_results(a, b, *addresses)
     with torch.cuda.device_of(a):
-        for launch in plan_forward(*sides_of(a, b, addresses), (m_a, m_a if b is None else m_b), statistics):
+        for launch in plan_forward(*sides_of(a, b, addresses), m_a, m_a if b is None else m_b):
             launch.start()
-    return results
+    return m_a, m_b
 
 
-def backward(
-    grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *statistics_and_addresses: Any
-) -> tuple[Tensor, Tensor]:
+def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
     """``esim_fast::local_inference_triton_backward``: the gradients of a and b."""
-    *statistics, addresses = *statistics_and_addresses[:2], statistics_and_addresses[2:]
-    gradients = new_gradients(grad_m_a, grad_m_b, a, b, *statistics_and_addresses)
-    grad_a, grad_b = gradients
+    grad_a, grad_b = new_gradients(grad_m_a, grad_m_b, a, b, *addresses)
     grad_m_a = grad_m_a.contiguous()
     grad_m = (grad_m_a, grad_m_a if b is None else grad_m_b.contiguous())
     with torch.cuda.device_of(a):
-        results = (grad_a, grad_a if b is None else grad_b)
-        for launch in plan_backward(*sides_of(a, b, addresses), grad_m, statistics, results):
+        gradients = (grad_a, grad_a if b is None else grad_b)
+        for launch in plan_backward(*sides_of(a, b, addresses), *grad_m, *gradients):
             launch.start()
-    return gradients
+    return grad_a, grad_b
 
 
-def new_results(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, ...]:
+def new_results(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
     """What :func:`forward` returns, before anything is computed. Where b is None, the first tensor holds both."""
-    sides = sides_of(a, b, addresses)
-    one_tile = _fit_one_tile(*sides)
-    m_a, m_b = _like(sides, 4, b is None, addresses[-1])
-    shapes = [(0,) if one_tile else (2, side.pairs, side.length) for side in sides]
-    return m_a, m_b, *(a.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return _like(a, b, addresses, times=4)
 
 
 def new_gradients(
-    grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *statistics_and_addresses: Any
+    grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *addresses: Any
 ) -> tuple[Tensor, Tensor]:
     """What :func:`backward` returns, before anything is computed. Where b is None, the first tensor holds both."""
-    addresses = statistics_and_addresses[2:]
-    return _like(sides_of(a, b, addresses), 1, b is None, addresses[-1])
+    return _like(a, b, addresses, times=1)
 
 
-def _like(sides: tuple[Side, Side], times: int, one_tensor: bool, every_row: bool) -> tuple[Tensor, Tensor]:
-    """Tensors like those of both sides, ``times`` as wide, and cleared unless the kernels write all of them."""
-    new = []
-    for side in sides:
+def _like(a: Tensor, b: Tensor | None, addresses: Sequence[Any], times: int) -> tuple[Tensor, Tensor]:
+    """Tensors like a and b, ``times`` as wide, and cleared unless the kernels write all of them."""
+    sides = sides_of(a, b, addresses)
+    every_row = addresses[-1]
+
+    def new(side: Side) -> Tensor:
         x = side.tokens.x
         padded = side.tokens.start is None
         all_written = (not _fit_one_tile(*sides) or side.length <= side.tile) if padded else every_row
         shape = (*x.shape[:-1], times * x.shape[-1])
-        new.append(x.new_empty(shape) if all_written and side.pairs else x.new_zeros(shape))
-        if one_tensor:
-            return new[0], x.new_empty(0)
-    return tuple(new)
+        return x.new_empty(shape) if all_written and side.pairs else x.new_zeros(shape)
+
+    return new(sides[0]), a.new_empty(0) if b is None else new(sides[1])
 
 
-def plan_forward(a: Side, b: Side, m: Sequence[Tensor], statistics: Sequence[Tensor]) -> list[Launch]:
+def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
     if _fit_one_tile(a, b):
-        return [_one_tile("forward", a, b, *m)]
-    return [
-        _many_tiles("forward", a, b, m[0], statistics[0]),
-        _many_tiles("forward", b, a, m[1], statistics[1]),
-    ]
+        return [_one_tile("forward", a, b, m_a, m_b)]
+    return [_many_tiles("forward", a, b, m_a), _many_tiles("forward", b, a, m_b)]
 
 
-def plan_backward(
-    a: Side, b: Side, grad_m: Sequence[Tensor], statistics: Sequence[Tensor], gradients: Sequence[Tensor]
-) -> list[Launch]:
+def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: Tensor, grad_b: Tensor) -> list[Launch]:
     if _fit_one_tile(a, b):
-        return [_one_tile("backward", a, b, *grad_m, *gradients)]
-    means = [of[0].new_empty(of.shape[1:]) for of in statistics]
+        return [_one_tile("backward", a, b, grad_m_a, grad_m_b, grad_a, grad_b)]
+    of_a, of_b = (grad_m_a.new_empty(3, side.pairs, side.length, dtype=torch.float32) for side in (a, b))
     return [
-        _many_tiles("backward_means", a, b, grad_m[0], statistics[0], means[0]),
-        _many_tiles("backward_means", b, a, grad_m[1], statistics[1], means[1]),
-        _many_tiles("backward", a, b, *grad_m, *statistics, *means, gradients[0]),
-        _many_tiles("backward", b, a, *grad_m[::-1], *statistics[::-1], *means[::-1], gradients[1]),
+        _many_tiles("backward_statistics", a, b, grad_m_a, of_a, a.pairs, SWAPPED=False),
+        _many_tiles("backward_statistics", b, a, grad_m_b, of_b, a.pairs, SWAPPED=True),
+        _many_tiles("backward", a, b, grad_m_a, grad_m_b, of_a, of_b, grad_a, a.pairs, SWAPPED=False),
+        _many_tiles("backward", b, a, grad_m_b, grad_m_a, of_b, of_a, grad_b, a.pairs, SWAPPED=True),
     ]
 
 
@@ -202,13 +187,12 @@ def _one_tile(kernel: str, a: Side, b: Side, *tensors: Tensor) -> Launch:
     return _launch(getattr(one_tile, kernel), config, a.pairs * splits, a, b, arguments, constants)
 
 
-def _many_tiles(kernel: str, x: Side, y: Side, *tensors: Tensor) -> Launch:
+def _many_tiles(kernel: str, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
     config = MANY_TILES[kernel, x.tokens.x.element_size()]
     blocks = triton.cdiv(x.tokens.x.shape[-1], config.block_d) if config.block_d else 1
-    programs = x.pairs * triton.cdiv(x.length, config.x_tile) * blocks
-    constants = {"X_TILE": config.x_tile, "Y_TILE": config.y_tile}
-    arguments = (x.tokens, y.tokens, x.length, y.length, x.batch_stride, y.batch_stride, x.pairs, *tensors)
-    return _launch(getattr(many_tiles, kernel), config, programs, x, y, arguments, constants)
+    programs = x.pairs * triton.cdiv(x.length, config.tile) * blocks
+    arguments = (x.tokens, y.tokens, x.length, y.length, x.batch_stride, y.batch_stride, *others)
+    return _launch(getattr(many_tiles, kernel), config, programs, x, y, arguments, {**constants, "TILE": config.tile})
 
 
 def _launch(kernel, config: Config, programs: int, a: Side, b: Side, arguments: tuple, constants: dict) -> Launch:
