@@ -140,9 +140,13 @@ def _addresses(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Row
 class _LocalInference(torch.autograd.Function):
     generate_vmap_rule = True
 
+    # Written out: torch.compile counts the parameters to tell whether the first is a context.
     @staticmethod
-    def forward(a, b, *addresses):
-        return torch.ops.esim_fast.local_inference_triton(a, b, *addresses)
+    def forward(
+        a, b, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_longest, b_longest, every_row
+    ):
+        a_side, b_side = (a_start, a_step, a_lengths, a_mask), (b_start, b_step, b_lengths, b_mask)
+        return torch.ops.esim_fast.local_inference_triton(a, b, *a_side, *b_side, a_longest, b_longest, every_row)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

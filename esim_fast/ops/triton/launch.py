@@ -34,31 +34,43 @@ class Config(NamedTuple):
     tile: int = 0
 
 
-TILES = (16, 32, 64)  # sides of the tile of scores that a program can hold as a whole
-# By kernel, bytes of an element, and the larger side of the tile.
+# Chosen by what the compiler makes of them for every GPU supported: no register goes to memory, and as much is loaded
+# at a time as that leaves room for. tools/kernel_resources.py prints it.
+# By kernel, arithmetic and the larger side of the tile of scores that a program holds as a whole.
 ONE_TILE = {
-    ("forward", 4, 16): Config(64, 64, 4, 2),
-    ("forward", 4, 32): Config(64, 64, 4, 2),
-    ("forward", 4, 64): Config(32, 32, 4, 2),
-    ("forward", 2, 16): Config(64, 64, 4, 2),
-    ("forward", 2, 32): Config(64, 64, 4, 2),
-    ("forward", 2, 64): Config(64, 64, 4, 2),
-    ("backward", 4, 16): Config(32, 64, 4, 2),
-    ("backward", 4, 32): Config(32, 64, 4, 2),
-    ("backward", 4, 64): Config(32, 32, 8, 2),
-    ("backward", 2, 16): Config(64, 64, 4, 2),
-    ("backward", 2, 32): Config(64, 64, 4, 2),
-    ("backward", 2, 64): Config(32, 32, 8, 2),
+    ("forward", "half", 16): Config(128, 64, 4, 3),
+    ("forward", "half", 32): Config(128, 64, 8, 3),
+    ("forward", "half", 64): Config(128, 32, 8, 2),
+    ("forward", "tf32", 16): Config(64, 64, 4, 3),
+    ("forward", "tf32", 32): Config(64, 64, 8, 3),
+    ("forward", "tf32", 64): Config(32, 32, 8, 2),
+    ("forward", "ieee", 16): Config(64, 64, 4, 3),
+    ("forward", "ieee", 32): Config(64, 64, 8, 3),
+    ("forward", "ieee", 64): Config(32, 32, 8, 2),
+    ("backward", "half", 16): Config(64, 64, 4, 3),
+    ("backward", "half", 32): Config(32, 64, 4, 3),
+    ("backward", "half", 64): Config(16, 16, 8, 2),
+    ("backward", "tf32", 16): Config(32, 64, 4, 2),
+    ("backward", "tf32", 32): Config(32, 64, 8, 2),
+    ("backward", "ieee", 16): Config(32, 32, 4, 3),
+    ("backward", "ieee", 32): Config(32, 32, 8, 2),
+    # fp32's gradients of 64 tokens do not fit the registers: many_tiles takes them.
 }
-# By kernel and bytes of an element. What backward_statistics and backward make of a tile must be the same numbers.
+# By kernel and arithmetic. backward_statistics and backward must make the same numbers of a tile: their configurations
+# differ in block_d alone.
 MANY_TILES = {
-    ("forward", 4): Config(32, 64, 4, 2, tile=32),
-    ("forward", 2): Config(64, 128, 8, 2, tile=64),
-    ("backward_statistics", 4): Config(32, 0, 4, 2, tile=32),
-    ("backward_statistics", 2): Config(32, 0, 8, 2, tile=64),
-    ("backward", 4): Config(32, 32, 4, 2, tile=32),
-    ("backward", 2): Config(32, 64, 8, 2, tile=64),
+    ("forward", "half"): Config(64, 256, 8, 2, tile=64),
+    ("forward", "tf32"): Config(32, 256, 8, 2, tile=32),
+    ("forward", "ieee"): Config(32, 256, 8, 2, tile=32),
+    ("backward_statistics", "half"): Config(32, 0, 8, 1, tile=32),
+    ("backward_statistics", "tf32"): Config(32, 0, 8, 2, tile=16),
+    ("backward_statistics", "ieee"): Config(32, 0, 8, 2, tile=16),
+    ("backward", "half"): Config(32, 128, 8, 1, tile=32),
+    ("backward", "tf32"): Config(32, 128, 8, 2, tile=16),
+    ("backward", "ieee"): Config(32, 128, 8, 2, tile=16),
 }
+TILES = (16, 32, 64)
+PROGRAMS_PER_MULTIPROCESSOR = 4  # that a small batch is split into, so that enough loads are under way
 
 
 class Launch(NamedTuple):
@@ -82,6 +94,10 @@ class Side(NamedTuple):
     length: int  # L of padded input, the longest sentence of row-addressed one
     batch_stride: int
     longest: int
+
+    @property
+    def width(self) -> int:
+        return self.tokens.x.shape[-1]
 
     @property
     def pairs(self) -> int:
@@ -128,25 +144,27 @@ def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *a
 
 def new_results(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
     """What :func:`forward` returns, before anything is computed. Where b is None, the first tensor holds both."""
-    return _like(a, b, addresses, times=4)
+    return _like(a, b, addresses, "forward", times=4)
 
 
 def new_gradients(
     grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *addresses: Any
 ) -> tuple[Tensor, Tensor]:
     """What :func:`backward` returns, before anything is computed. Where b is None, the first tensor holds both."""
-    return _like(a, b, addresses, times=1)
+    return _like(a, b, addresses, "backward", times=1)
 
 
-def _like(a: Tensor, b: Tensor | None, addresses: Sequence[Any], times: int) -> tuple[Tensor, Tensor]:
+def _like(a: Tensor, b: Tensor | None, addresses: Sequence[Any], kernel: str, times: int) -> tuple[Tensor, Tensor]:
     """Tensors like a and b, ``times`` as wide, and cleared unless the kernels write all of them."""
     sides = sides_of(a, b, addresses)
     every_row = addresses[-1]
+    one = _one_tile_config(kernel, *sides)
 
     def new(side: Side) -> Tensor:
         x = side.tokens.x
         padded = side.tokens.start is None
-        all_written = (not _fit_one_tile(*sides) or side.length <= side.tile) if padded else every_row
+        # Many tiles cover all padding, one need not.
+        all_written = (one is None or side.length <= side.tile) if padded else every_row
         shape = (*x.shape[:-1], times * x.shape[-1])
         return x.new_empty(shape) if all_written and side.pairs else x.new_zeros(shape)
 
@@ -154,70 +172,90 @@ def _like(a: Tensor, b: Tensor | None, addresses: Sequence[Any], times: int) -> 
 
 
 def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
-    if _fit_one_tile(a, b):
-        return [_one_tile("forward", a, b, m_a, m_b)]
-    return [_many_tiles("forward", a, b, m_a), _many_tiles("forward", b, a, m_b)]
-
-
-def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: Tensor, grad_b: Tensor) -> list[Launch]:
-    if _fit_one_tile(a, b):
-        return [_one_tile("backward", a, b, grad_m_a, grad_m_b, grad_a, grad_b)]
-    of_a, of_b = (grad_m_a.new_empty(3, side.pairs, side.length, dtype=torch.float32) for side in (a, b))
+    if config := _one_tile_config("forward", a, b):
+        return [_one_tile(one_tile.forward, config, a, b, m_a, m_b)]
+    config = _many_tiles_config("forward", a)
     return [
-        _many_tiles("backward_statistics", a, b, grad_m_a, of_a, a.pairs, SWAPPED=False),
-        _many_tiles("backward_statistics", b, a, grad_m_b, of_b, a.pairs, SWAPPED=True),
-        _many_tiles("backward", a, b, grad_m_a, grad_m_b, of_a, of_b, grad_a, a.pairs, SWAPPED=False),
-        _many_tiles("backward", b, a, grad_m_b, grad_m_a, of_b, of_a, grad_b, a.pairs, SWAPPED=True),
+        _many_tiles(many_tiles.forward, config, a, b, m_a),
+        _many_tiles(many_tiles.forward, config, b, a, m_b),
     ]
 
 
-def _fit_one_tile(a: Side, b: Side) -> bool:
-    return a.tile is not None and b.tile is not None
+def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: Tensor, grad_b: Tensor) -> list[Launch]:
+    if config := _one_tile_config("backward", a, b):
+        return [_one_tile(one_tile.backward, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b)]
+    of_a, of_b = (grad_m_a.new_empty(3, side.pairs, side.length, dtype=torch.float32) for side in (a, b))
+    statistics, backward = many_tiles.backward_statistics, many_tiles.backward
+    config = _many_tiles_config("backward_statistics", a)
+    first = [
+        _many_tiles(statistics, config, a, b, grad_m_a, of_a, a.pairs, SWAPPED=False),
+        _many_tiles(statistics, config, b, a, grad_m_b, of_b, a.pairs, SWAPPED=True),
+    ]
+    config = _many_tiles_config("backward", a)
+    return [
+        *first,
+        _many_tiles(backward, config, a, b, grad_m_a, grad_m_b, of_a, of_b, grad_a, a.pairs, SWAPPED=False),
+        _many_tiles(backward, config, b, a, grad_m_b, grad_m_a, of_b, of_a, grad_b, a.pairs, SWAPPED=True),
+    ]
 
 
-def _one_tile(kernel: str, a: Side, b: Side, *tensors: Tensor) -> Launch:
-    x = a.tokens.x
-    config = ONE_TILE[kernel, x.element_size(), max(a.tile, b.tile)]
-    blocks = max(1, triton.cdiv(x.shape[-1], config.block_d))
-    # Two programs for each multiprocessor, as far as there are features to share out, and as evenly as they go.
-    wanted = max(1, min(blocks, 2 * _multiprocessors(x.device) // max(1, a.pairs)))
-    splits = triton.cdiv(blocks, triton.cdiv(blocks, wanted))
-    constants = {"A_TILE": a.tile, "B_TILE": b.tile, "SPLITS": splits}
-    arguments = (a.tokens, b.tokens, a.length, b.length, a.batch_stride, b.batch_stride, *tensors)
-    return _launch(getattr(one_tile, kernel), config, a.pairs * splits, a, b, arguments, constants)
+def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
+    """None where a pair takes many tiles."""
+    if a.tile is None or b.tile is None:
+        return None
+    config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile)))
+    return config and _fitting(config, a.width)
 
 
-def _many_tiles(kernel: str, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
-    config = MANY_TILES[kernel, x.tokens.x.element_size()]
-    blocks = triton.cdiv(x.tokens.x.shape[-1], config.block_d) if config.block_d else 1
-    programs = x.pairs * triton.cdiv(x.length, config.tile) * blocks
-    arguments = (x.tokens, y.tokens, x.length, y.length, x.batch_stride, y.batch_stride, *others)
-    return _launch(getattr(many_tiles, kernel), config, programs, x, y, arguments, {**constants, "TILE": config.tile})
+def _many_tiles_config(kernel: str, side: Side) -> Config:
+    return _fitting(MANY_TILES[kernel, _arithmetic(side)], side.width)
 
 
-def _launch(kernel, config: Config, programs: int, a: Side, b: Side, arguments: tuple, constants: dict) -> Launch:
-    x = a.tokens.x
-    width, vector = x.shape[-1], 16 // x.element_size()
-    strides = [stride for side in (a, b) for stride in (side.batch_stride, side.tokens.time_stride)]
-    constants |= {
-        "D": width,
-        # Whether every token begins at a multiple of 16 bytes, if the tensors do.
-        "VECTOR": 1 if any(of % vector for of in (width, *strides)) else vector,
-        "PRECISION": _precision(x.dtype),
-        "BLOCK_K": config.block_k,
-    }
+def _fitting(config: Config, width: int) -> Config:
+    """No blocks wider than the features are many."""
+    widest = max(16, triton.next_power_of_2(width))
+    return config._replace(block_k=min(config.block_k, widest), block_d=min(config.block_d, widest))
+
+
+def _arithmetic(side: Side) -> str:
+    """How tiles are multiplied: fp32 in TF32 where PyTorch's matrix products may be, else exactly."""
+    if side.tokens.x.element_size() == 2:
+        return "half"
+    # torch.set_float32_matmul_precision sets this too; asking for what it set raises once somebody has set this.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -> Launch:
+    blocks = max(1, triton.cdiv(a.width, config.block_d))
+    # As many programs as there are features to share out, if the batch is small, and as evenly as they go.
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(a.tokens.x.device) // max(1, a.pairs)
+    splits = triton.cdiv(blocks, triton.cdiv(blocks, max(1, min(blocks, wanted))))
+    constants = {"A_TILE": a.tile, "B_TILE": b.tile, "SPLITS": splits, "BLOCK_D": config.block_d}
+    return _launch(kernel, config, a.pairs * splits, a, b, tensors, constants)
+
+
+def _many_tiles(kernel: Any, config: Config, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
+    constants["TILE"] = config.tile
+    programs = x.pairs * triton.cdiv(x.length, config.tile)
     if config.block_d:
         constants["BLOCK_D"] = config.block_d
+        programs *= triton.cdiv(x.width, config.block_d)
+    return _launch(kernel, config, programs, x, y, others, constants)
+
+
+def _launch(kernel: Any, config: Config, programs: int, a: Side, b: Side, others: tuple, constants: dict) -> Launch:
+    arithmetic, vector = _arithmetic(a), 16 // a.tokens.x.element_size()
+    strides = [stride for side in (a, b) for stride in (side.batch_stride, side.tokens.time_stride)]
+    constants |= {
+        "D": a.width,
+        # Whether every token begins at a multiple of 16 bytes, if the tensors do.
+        "VECTOR": 1 if any(of % vector for of in (a.width, *strides)) else vector,
+        "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
+        "BLOCK_K": config.block_k,
+    }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    return Launch(kernel, programs if width else 0, arguments, constants, options)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How tiles are multiplied: fp32 in TF32 where PyTorch does so, else in three TF32 products, which are fp32's."""
-    if dtype != torch.float32:
-        return "ieee"
-    # torch.set_float32_matmul_precision sets this too; asking for what it set raises once somebody has set this.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+    arguments = (a.tokens, b.tokens, a.length, b.length, a.batch_stride, b.batch_stride, *others)
+    return Launch(kernel, programs if a.width else 0, arguments, constants, options)
 
 
 @cache

@@ -125,21 +125,24 @@ def backward(
     grad_scores = alpha * (grad_alpha - tl.sum(alpha * grad_alpha, 1)[:, None])
     grad_scores += beta * (grad_beta - tl.sum(beta * grad_beta, 0)[None, :])
 
+    # One side after the other: both at once would want more registers than there are.
     dtype = a.x.dtype.element_ty
     alpha, beta, grad_scores = alpha.to(dtype), beta.to(dtype), grad_scores.to(dtype)
     for d0 in range(split * BLOCK_D, D, SPLITS * BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
-        a_part, b_part = load(a.x, a_offset, a_counts, d, D), load(b.x, b_offset, b_counts, d, D)
+        b_part = load(b.x, b_offset, b_counts, d, D)
+        grad_b_aligned = aligned_gradient(grad_m_b, grad_b_offset, b_counts, d, b_part, D)
         a_aligned = dot(alpha, b_part, tl.zeros([A_TILE, BLOCK_D], tl.float32), PRECISION)
         total = direct_gradient(grad_m_a, grad_a_offset, a_counts, d, a_aligned, D)
-        grad_b_aligned = aligned_gradient(grad_m_b, grad_b_offset, b_counts, d, b_part, D)
         total = dot(beta, grad_b_aligned, total, PRECISION)
         total = dot(grad_scores, b_part, total, PRECISION)
         store(grad_a, grad_a_offset, a_rows, d, tl.where(a_counts[:, None], total, 0.0), D)
-
+    for d0 in range(split * BLOCK_D, D, SPLITS * BLOCK_D):
+        d = d0 + tl.arange(0, BLOCK_D)
+        a_part = load(a.x, a_offset, a_counts, d, D)
+        grad_a_aligned = aligned_gradient(grad_m_a, grad_a_offset, a_counts, d, a_part, D)
         b_aligned = dot(beta.T, a_part, tl.zeros([B_TILE, BLOCK_D], tl.float32), PRECISION)
         total = direct_gradient(grad_m_b, grad_b_offset, b_counts, d, b_aligned, D)
-        grad_a_aligned = aligned_gradient(grad_m_a, grad_a_offset, a_counts, d, a_part, D)
         total = dot(alpha.T, grad_a_aligned, total, PRECISION)
         total = dot(grad_scores.T, a_part, total, PRECISION)
         store(grad_b, grad_b_offset, b_rows, d, tl.where(b_counts[:, None], total, 0.0), D)
