@@ -4,11 +4,22 @@ The notebook's model, in our own words, with two defects put right, because uneq
 its LSTMs run along each sentence (``batch_first=True``), and padding is kept out of their recurrence.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 PADDING = 1
+
+
+@cache
+def compiled(function):
+    """The function under ``torch.compile``, for batches of any shape."""
+    return torch.compile(function, dynamic=True)
 
 
 def eager_pool(x: Tensor, mask: Tensor) -> Tensor:
@@ -31,11 +42,38 @@ def eager_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) 
     scores = p @ h.transpose(1, 2)
     pairs = p_mask.unsqueeze(2).float() @ h_mask.unsqueeze(1).float()
     scores = scores.masked_fill(pairs < 0.5, -1e7)
-    p_aligned = scores.softmax(2) @ h
-    h_aligned = scores.softmax(1).transpose(1, 2) @ p
-    m_p = torch.cat([p, p_aligned, p - p_aligned, p * p_aligned], dim=-1)
-    m_h = torch.cat([h, h_aligned, h - h_aligned, h * h_aligned], dim=-1)
-    return m_p, m_h
+    return enhance(p, scores.softmax(2) @ h), enhance(h, scores.softmax(1).transpose(1, 2) @ p)
+
+
+def enhance(x: Tensor, aligned: Tensor) -> Tensor:
+    return torch.cat([x, aligned, x - aligned, x * aligned], dim=-1)
+
+
+def sdpa_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Two calls of PyTorch's attention with the roles swapped, in the backend that takes this width on a GPU."""
+
+    def look(x: Tensor, y: Tensor, y_mask: Tensor) -> Tensor:
+        mask = y_mask.bool()[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        x, y = x[:, None], y[:, None]
+        return scaled_dot_product_attention(x, y, y, attn_mask=mask, scale=1.0)[:, 0]
+
+    backend = SDPBackend.EFFICIENT_ATTENTION if p.is_cuda else SDPBackend.MATH
+    with sdpa_kernel(backend):
+        return enhance(p, look(p, h, h_mask)), enhance(h, look(h, p, p_mask))
+
+
+def flex_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Two calls of FlexAttention, compiled, because it is slow otherwise."""
+    if not p.is_cuda:
+        raise NotImplementedError("FlexAttention has no backward pass on the CPU")
+
+    def look(x: Tensor, y: Tensor, y_mask: Tensor) -> Tensor:
+        def outside(score, batch, head, x_index, y_index):
+            return torch.where(y_mask[batch, y_index], score, -float("inf"))
+
+        return compiled(flex_attention)(x[:, None], y[:, None], y[:, None], score_mod=outside, scale=1.0)[:, 0]
+
+    return enhance(p, look(p, h, h_mask.bool())), enhance(h, look(h, p, p_mask.bool()))
 
 
 class NotebookESIM(nn.Module):

@@ -1,11 +1,18 @@
-"""Prints what the benchmarks measured, at the end of the run, whatever pytest captures."""
+"""Prints what the benchmarks measured, at the end of the run, whatever pytest captures, and writes it as JSON."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from timing import Comparison, environment
 
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--json", type=Path, metavar="FILE", help="write what the benchmarks measured to FILE")
 
 
 @pytest.fixture
@@ -20,3 +27,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(environment())
         for comparison in comparisons:
             terminalreporter.write_line(f"\n{comparison}")
+        if file := config.getoption("--json"):
+            measured = [asdict(comparison) for comparison in comparisons]
+            file.write_text(json.dumps({"environment": environment(), "measured": measured}, indent=1) + "\n")

@@ -90,9 +90,9 @@ def test_share_of_the_copy_bandwidth(dtype, report):
     read = inputs[0].numel() * inputs[0].element_size()
     written = batch * 2 * width * inputs[0].element_size() + batch * width * 4  # v and argmax
     rates = {"esim_fast": 4 * (read + written), "device-to-device copy": 4 * 2 * read}
-    rates = {name: moved / comparison.seconds[name] for name, moved in rates.items()}
+    rates = {name: moved / comparison.values[name] for name, moved in rates.items()}
     share = rates["esim_fast"] / rates["device-to-device copy"]
     note = (
         f"{rates['esim_fast'] / 1e12:.2f} TB/s of the copy's {rates['device-to-device copy'] / 1e12:.2f}: {share:.0%}"
     )
-    report(type(comparison)(comparison.title, comparison.seconds, comparison.rounds, (note,)))
+    report(type(comparison)(comparison.title, comparison.values, comparison.rounds, (note,)))

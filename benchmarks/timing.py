@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import version
 from statistics import median
 
 import torch
@@ -17,24 +19,26 @@ CALLS_PER_TURN = 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median seconds of each variant; the first variant is what the others are compared with."""
+    """What each variant takes, median seconds or bytes; the first is what the others are compared with."""
 
     title: str
-    seconds: dict[str, float]
+    values: dict[str, float]
     rounds: int
     notes: tuple[str, ...] = ()
+    unit: str = "s"
 
     def ratio(self, variant: str) -> float:
-        """How many times as fast as the first variant."""
-        return self.seconds[next(iter(self.seconds))] / self.seconds[variant]
+        """How many times as little as the first variant."""
+        return self.values[next(iter(self.values))] / max(self.values[variant], 1e-12)
 
     def __str__(self) -> str:
-        lines = [f"{self.title} (medians of {self.rounds} interleaved rounds)"]
-        lines += [
-            f"  {variant:<36} {1e6 * value:>12,.1f} µs {self.ratio(variant):>8.2f} x"
-            for variant, value in self.seconds.items()
+        how = f" (medians of {self.rounds} interleaved rounds)" if self.unit == "s" else ""
+        scale, unit = (1e6, "µs") if self.unit == "s" else (1e-6, "MB")
+        lines = [
+            f"  {variant:<36} {scale * value:>12,.1f} {unit} {self.ratio(variant):>8.2f} x"
+            for variant, value in self.values.items()
         ]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return "\n".join([f"{self.title}{how}", *lines, *(f"  {note}" for note in self.notes)])
 
 
 def interleaved(
@@ -66,6 +70,62 @@ def interleaved(
     return Comparison(title, {variant: median(values) for variant, values in samples.items()}, rounds)
 
 
+def device_times(title: str, variants: dict[str, Callable[[], object]], *, rounds: int = 30) -> Comparison:
+    """Seconds on the GPU without what Python and launches take: each variant is recorded as a CUDA graph and replayed.
+
+    A variant that cannot be recorded is left out, and noted.
+    """
+    graphs, notes = {}, []
+    for name, call in variants.items():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on another stream
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                call()
+        except RuntimeError as error:
+            notes.append(f"{name}: cannot be recorded ({str(error).strip().splitlines()[0][:80]})")
+            continue
+        graphs[name] = graph
+    samples: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            samples[name].append(begin.elapsed_time(end) / 1e3)
+    return Comparison(title, {name: median(values) for name, values in samples.items()}, rounds, tuple(notes))
+
+
+def peak_memory(title: str, variants: dict[str, Callable[[], object]]) -> Comparison:
+    """Bytes that each variant allocates on the GPU at most, above what was there before."""
+    peaks = {}
+    for name, call in variants.items():
+        call()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        peaks[name] = float(torch.cuda.max_memory_allocated() - before)
+    return Comparison(title, peaks, 1, unit="bytes")
+
+
+@cache
+def copy_bandwidth(size: int = 2**29) -> float:
+    """Bytes per second, read and written, of a copy on the GPU that is too large for its cache."""
+    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    copy = torch.empty_like(source)
+    return 2 * size / device_times("copy", {"copy": lambda: copy.copy_(source)}).values["copy"]
+
+
 def environment() -> str:
     """The hardware and versions that a figure belongs to."""
     if torch.cuda.is_available():
@@ -73,6 +133,8 @@ def environment() -> str:
     else:
         hardware = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {esim_fast.build_info()['compiler']}"
+    if torch.cuda.is_available():
+        versions += f", Triton {version('triton')}, CUDA {torch.version.cuda}"
     return f"{hardware}; {versions}; {datetime.now(timezone.utc).date().isoformat()}"
 
 

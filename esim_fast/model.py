@@ -38,8 +38,9 @@ class ESIM(nn.Module):
         variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
         projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
         freeze_embedding: word vectors are not trained.
-        backend: of the ops, or None, the best ones for the tensors at hand. Only "reference" (plain PyTorch) serves
-            both ops so far; "triton" and "cpp" raise when local inference is reached.
+        backend: of the ops, or None, the best ones for the tensors at hand. "triton" is local inference on Triton, and
+            pooling on what is best; "reference" is plain PyTorch for both; "cpp" serves pooling alone so far, and
+            raises when local inference is reached.
 
     Raises:
         TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.

@@ -34,27 +34,42 @@ class Config(NamedTuple):
     tile: int = 0
 
 
-# Chosen by what the compiler makes of them for every GPU supported: no register goes to memory, and as much is loaded
-# at a time as that leaves room for. tools/kernel_resources.py prints it.
-# By kernel, arithmetic and the larger side of the tile of scores that a program holds as a whole.
+# Chosen by what the compiler makes of them for every GPU supported (tools/kernel_resources.py prints it): no register
+# goes to memory, and as much is loaded at a time as that leaves room for. None has been timed yet.
+# By kernel, arithmetic, and the sides of the tile of scores that a program holds as a whole, the larger first.
 ONE_TILE = {
-    ("forward", "half", 16): Config(128, 64, 4, 3),
-    ("forward", "half", 32): Config(128, 64, 8, 3),
-    ("forward", "half", 64): Config(128, 32, 8, 2),
-    ("forward", "tf32", 16): Config(64, 64, 4, 3),
-    ("forward", "tf32", 32): Config(64, 64, 8, 3),
-    ("forward", "tf32", 64): Config(32, 32, 8, 2),
-    ("forward", "ieee", 16): Config(64, 64, 4, 3),
-    ("forward", "ieee", 32): Config(64, 64, 8, 3),
-    ("forward", "ieee", 64): Config(32, 32, 8, 2),
-    ("backward", "half", 16): Config(64, 64, 4, 3),
-    ("backward", "half", 32): Config(32, 64, 4, 3),
-    ("backward", "half", 64): Config(16, 16, 8, 2),
-    ("backward", "tf32", 16): Config(32, 64, 4, 2),
-    ("backward", "tf32", 32): Config(32, 64, 8, 2),
-    ("backward", "ieee", 16): Config(32, 32, 4, 3),
-    ("backward", "ieee", 32): Config(32, 32, 8, 2),
-    # fp32's gradients of 64 tokens do not fit the registers: many_tiles takes them.
+    ("forward", "half", 16, 16): Config(128, 64, 4, 3),
+    ("forward", "half", 32, 16): Config(128, 64, 8, 3),
+    ("forward", "half", 32, 32): Config(128, 64, 8, 3),
+    ("forward", "half", 64, 16): Config(128, 32, 8, 2),
+    ("forward", "half", 64, 32): Config(128, 32, 8, 2),
+    ("forward", "half", 64, 64): Config(128, 32, 8, 2),
+    ("forward", "tf32", 16, 16): Config(64, 64, 4, 3),
+    ("forward", "tf32", 32, 16): Config(64, 64, 8, 2),
+    ("forward", "tf32", 32, 32): Config(64, 64, 8, 2),
+    ("forward", "tf32", 64, 16): Config(32, 32, 8, 2),
+    ("forward", "tf32", 64, 32): Config(32, 32, 8, 2),
+    ("forward", "tf32", 64, 64): Config(32, 32, 8, 2),
+    ("forward", "ieee", 16, 16): Config(64, 64, 4, 3),
+    ("forward", "ieee", 32, 16): Config(64, 64, 8, 3),
+    ("forward", "ieee", 32, 32): Config(64, 64, 8, 3),
+    ("forward", "ieee", 64, 16): Config(32, 16, 8, 2),
+    ("forward", "ieee", 64, 32): Config(32, 16, 8, 2),
+    ("forward", "ieee", 64, 64): Config(32, 16, 8, 2),
+    ("backward", "half", 16, 16): Config(64, 64, 4, 3),
+    ("backward", "half", 32, 16): Config(32, 64, 4, 3),
+    ("backward", "half", 32, 32): Config(32, 64, 4, 3),
+    ("backward", "half", 64, 16): Config(32, 32, 8, 2),
+    ("backward", "half", 64, 32): Config(32, 32, 8, 2),
+    ("backward", "half", 64, 64): Config(16, 16, 8, 2),
+    ("backward", "tf32", 16, 16): Config(32, 64, 4, 2),
+    ("backward", "tf32", 32, 16): Config(32, 64, 8, 2),
+    ("backward", "tf32", 32, 32): Config(32, 64, 8, 2),
+    ("backward", "tf32", 64, 16): Config(32, 32, 8, 2),
+    ("backward", "ieee", 16, 16): Config(32, 32, 4, 3),
+    ("backward", "ieee", 32, 16): Config(32, 64, 8, 2),
+    ("backward", "ieee", 32, 32): Config(32, 32, 8, 2),
+    # The other gradients in fp32 do not fit the registers: many_tiles takes them.
 }
 # By kernel and arithmetic. backward_statistics and backward must make the same numbers of a tile: their configurations
 # differ in block_d alone.
@@ -65,8 +80,8 @@ MANY_TILES = {
     ("backward_statistics", "half"): Config(32, 0, 8, 1, tile=32),
     ("backward_statistics", "tf32"): Config(32, 0, 8, 2, tile=16),
     ("backward_statistics", "ieee"): Config(32, 0, 8, 2, tile=16),
-    ("backward", "half"): Config(32, 128, 8, 1, tile=32),
-    ("backward", "tf32"): Config(32, 128, 8, 2, tile=16),
+    ("backward", "half"): Config(32, 64, 8, 1, tile=32),
+    ("backward", "tf32"): Config(32, 64, 8, 2, tile=16),
     ("backward", "ieee"): Config(32, 128, 8, 2, tile=16),
 }
 TILES = (16, 32, 64)
@@ -173,6 +188,8 @@ def _like(a: Tensor, b: Tensor | None, addresses: Sequence[Any], kernel: str, ti
 
 def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
     if config := _one_tile_config("forward", a, b):
+        if a.tile < b.tile:  # the sides are alike, and with the larger first there are fewer kernels to compile
+            a, b, m_a, m_b = b, a, m_b, m_a
         return [_one_tile(one_tile.forward, config, a, b, m_a, m_b)]
     config = _many_tiles_config("forward", a)
     return [
@@ -183,6 +200,8 @@ def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
 
 def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: Tensor, grad_b: Tensor) -> list[Launch]:
     if config := _one_tile_config("backward", a, b):
+        if a.tile < b.tile:
+            a, b, grad_m_a, grad_m_b, grad_a, grad_b = b, a, grad_m_b, grad_m_a, grad_b, grad_a
         return [_one_tile(one_tile.backward, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b)]
     of_a, of_b = (grad_m_a.new_empty(3, side.pairs, side.length, dtype=torch.float32) for side in (a, b))
     statistics, backward = many_tiles.backward_statistics, many_tiles.backward
@@ -203,7 +222,7 @@ def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
     """None where a pair takes many tiles."""
     if a.tile is None or b.tile is None:
         return None
-    config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile)))
+    config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile), min(a.tile, b.tile)))
     return config and _fitting(config, a.width)
 
 

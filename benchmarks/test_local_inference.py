@@ -1,0 +1,181 @@
+"""local_inference against the notebook's eager co-attention, the same compiled, SDPA and FlexAttention.
+
+`pytest benchmarks/test_local_inference.py` prints the tables, `--json FILE` writes them; nothing is asserted of speed,
+everything of results. On a GPU there are more shapes, bf16, device time, peak memory and the share of the copy's rate.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from baselines import compiled, eager_local_inference, flex_local_inference, sdpa_local_inference
+from timing import Comparison, copy_bandwidth, device_times, interleaved, peak_memory
+from torch import Tensor
+
+from esim_fast import Rows
+from esim_fast.ops import local_inference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+WIDTH = 600
+# Every twentieth of SNLI's sentences (20,000 training pairs, Treebank tokens) is at most as long as this.
+SNLI_PREMISES = [2, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13, 13, 14, 15, 16, 17, 18, 20, 22, 25, 70]
+SNLI_HYPOTHESES = [2, 4, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 12, 14, 43]
+# Kind of lengths and pairs in a batch.
+SHAPES = [("SNLI", 32), ("SNLI", 256), ("SNLI", 1024), ("128 tokens", 64), ("512 tokens", 16)]
+DTYPES = [torch.float32, torch.bfloat16]
+if not ON_GPU:
+    SHAPES, DTYPES = SHAPES[:1], DTYPES[:1]
+BATCHES = 4  # that take turns, so that no cache answers
+
+
+@dataclass
+class Batch:
+    """One batch, padded and as packed rows, with the gradients of the results."""
+
+    a: Tensor
+    b: Tensor
+    a_mask: Tensor
+    b_mask: Tensor
+    packed: Tensor
+    a_rows: Rows
+    b_rows: Rows
+    grad_m_a: Tensor
+    grad_m_b: Tensor
+    grad_m: Tensor
+
+
+def lengths_of(kind: str, pairs: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Lengths ``[pairs, 2]`` of BATCHES batches, as a bucketing loader makes them: pairs of like lengths together."""
+    if kind == "SNLI":
+        pool = pairs * max(BATCHES, 4096 // pairs)
+        twentieths = np.linspace(0, 1, 21)
+        sides = (SNLI_PREMISES, SNLI_HYPOTHESES)
+        drawn = [np.interp(generator.random(pool), twentieths, side).round().astype(int) for side in sides]
+        lengths = np.stack(drawn, 1)
+        lengths = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))]
+        buckets = lengths.reshape(-1, pairs, 2)
+        # Batches from all over the corpus, the shortest and the longest sentences' among them.
+        return [buckets[i] for i in np.linspace(0, len(buckets) - 1, BATCHES).round().astype(int)]
+    longest = int(kind.split()[0])
+    return [generator.integers(longest // 2, longest + 1, (pairs, 2)) for _ in range(BATCHES)]
+
+
+def make_batch(lengths: np.ndarray, dtype: torch.dtype, seed: int) -> Batch:
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    a_lengths, b_lengths = torch.from_numpy(lengths).unbind(1)
+    masks = [(torch.arange(int(n.max())) < n[:, None]).to(DEVICE) for n in (a_lengths, b_lengths)]
+
+    def draw(*shape):
+        # Scores of a trained encoder are of the order of ten.
+        return torch.randn(*shape, generator=generator, device=DEVICE).mul(0.5).to(dtype)
+
+    a, b = (draw(*mask.shape, WIDTH).requires_grad_() for mask in masks)
+    pairs, words = len(lengths), int(a_lengths.sum())
+    rows = Rows.concatenated(torch.cat([a_lengths, b_lengths]), WIDTH).to(DEVICE)
+
+    def side(these: slice, of: Tensor) -> Rows:
+        return Rows(rows.start[these], rows.step, rows.lengths[these], int(of.max()), int(of.sum()))
+
+    packed = torch.cat([a.detach()[masks[0]], b.detach()[masks[1]]]).requires_grad_()
+    grads = [draw(*mask.shape, 4 * WIDTH) * mask[:, :, None] for mask in masks]
+    grad_m = torch.cat([grads[0][masks[0]], grads[1][masks[1]]])
+    assert words == int(masks[0].sum())
+    sides = side(slice(None, pairs), a_lengths), side(slice(pairs, None), b_lengths)
+    return Batch(a, b, *masks, packed, *sides, *grads, grad_m)
+
+
+# From a batch to m_a and m_b, or one m for packed rows. The first is what the others are compared with.
+VARIANTS: dict[str, Callable[[Batch], tuple[Tensor, ...]]] = {
+    "eager, as in the notebook": lambda x: eager_local_inference(x.a, x.b, x.a_mask, x.b_mask),
+    "torch.compile of it": lambda x: compiled(eager_local_inference)(x.a, x.b, x.a_mask, x.b_mask),
+    "two SDPA calls": lambda x: sdpa_local_inference(x.a, x.b, x.a_mask, x.b_mask),
+    "FlexAttention": lambda x: flex_local_inference(x.a, x.b, x.a_mask, x.b_mask),
+    "esim_fast, mask": lambda x: local_inference(x.a, x.b, a_mask=x.a_mask, b_mask=x.b_mask),
+    "esim_fast, packed rows": lambda x: local_inference(x.packed, x.packed, a_rows=x.a_rows, b_rows=x.b_rows)[:1],
+}
+
+
+def gradients(name: str, batch: Batch, m: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if "packed" in name:
+        return torch.autograd.grad(m, batch.packed, batch.grad_m)
+    return torch.autograd.grad(m, (batch.a, batch.b), (batch.grad_m_a, batch.grad_m_b))
+
+
+def valid(name: str, batch: Batch, results: tuple[Tensor, ...]) -> Tensor:
+    """Results of the tokens alone, one behind the other."""
+    if "packed" in name:
+        return results[0].detach()
+    return torch.cat([of.detach()[mask] for of, mask in zip(results, (batch.a_mask, batch.b_mask), strict=True)])
+
+
+def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str, Callable], list[str]]:
+    """The variants that run here, each found to be right, and why the others do not."""
+    batch = batches[-1]
+    exact_batch = replace(
+        batch, a=batch.a.detach().double().requires_grad_(), b=batch.b.detach().double().requires_grad_()
+    )
+    m = eager_local_inference(exact_batch.a, exact_batch.b, exact_batch.a_mask, exact_batch.b_mask)
+    grad_m = (batch.grad_m_a.double(), batch.grad_m_b.double())
+    exact = [valid("", batch, m), valid("", batch, torch.autograd.grad(m, (exact_batch.a, exact_batch.b), grad_m))]
+    running, notes = {}, []
+    for name, variant in VARIANTS.items():
+        try:
+            m = variant(batch)
+            results = [valid(name, batch, m), valid(name, batch, gradients(name, batch, m))]
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if name.startswith("esim_fast"):
+                raise
+            notes.append(f"{name}: does not run here ({str(error).strip().splitlines()[0][:100]})")
+            continue
+        for result, value in zip(results, exact, strict=True):
+            error = float((result.double() - value).norm() / value.norm())
+            # Scores of about ten rounded to the dtype before their exponentials, as eager bf16 does.
+            assert error < 40 * torch.finfo(dtype).eps, f"{name}: relative error {error:.1e}"
+        running[name] = variant
+    return running, notes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("kind", "pairs"), SHAPES, ids=str)
+def test_forward_and_backward(kind, pairs, dtype, report):
+    random = np.random.default_rng(0)
+    batches = [make_batch(lengths, dtype, seed) for seed, lengths in enumerate(lengths_of(kind, pairs, random))]
+    running, notes = running_variants(batches, dtype)
+    shapes = " ".join(f"{x.a.shape[1]}x{x.b.shape[1]}" for x in batches)
+    title = f"local_inference, {kind} at batch {pairs} ({shapes}), {str(dtype).removeprefix('torch.')} on {DEVICE.type}"
+
+    def forward(variant):
+        for batch in batches:
+            variant(batch)
+
+    def both(name, variant):
+        for batch in batches:
+            gradients(name, batch, variant(batch))
+
+    passes = {
+        "forward": {name: lambda v=v: forward(v) for name, v in running.items()},
+        "forward + backward": {name: lambda n=name, v=v: both(n, v) for name, v in running.items()},
+    }
+    for which, calls in passes.items():
+        with torch.no_grad() if which == "forward" else nullcontext():
+            comparison = interleaved(f"{title}: {which}, {BATCHES} batches", calls, device=DEVICE)
+            report(replace(comparison, notes=tuple(notes)))
+            if ON_GPU:
+                on_device = device_times(f"{title}: {which}, {BATCHES} batches, device time", calls)
+                report(replace(on_device, notes=bandwidth_notes(batches, on_device) if which == "forward" else ()))
+                report(peak_memory(f"{title}: {which}, peak memory", calls))
+
+
+def bandwidth_notes(batches: list[Batch], comparison: Comparison) -> tuple[str, ...]:
+    """The least bytes that must move, a and b once and their enhancements once, over the time and the copy's rate."""
+    copied = copy_bandwidth()
+    notes = []
+    for name in ("esim_fast, mask", "esim_fast, packed rows"):
+        sizes = [x.packed.numel() if "packed" in name else x.a.numel() + x.b.numel() for x in batches]
+        rate = 5 * sum(sizes) * batches[0].a.element_size() / comparison.values[name]
+        notes.append(f"{name}: {rate / 1e12:.2f} TB/s of the copy's {copied / 1e12:.2f}: {rate / copied:.0%}")
+    return tuple(notes)

@@ -1,0 +1,232 @@
+"""What the Triton kernels need of a GPU, told by the compiler: no GPU is needed to ask.
+
+    python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
+
+compiles the kernels that esim_fast launches by default, for every GPU generation supported, and prints a table of
+shared memory, registers, spills and the width of loads and stores. ``--all`` adds other layouts, widths and batch
+sizes. The exit code is 1 if a kernel does not fit: too much shared memory, registers that go to memory, or narrow
+accesses where rows are aligned.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: kernels are compiled here
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from esim_fast.ops.triton import launch
+from esim_fast.ops.triton.tokens import Tokens
+
+# Shared memory that a program can have, in bytes: CUDA C++ Programming Guide, "technical specifications".
+SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448}
+ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.bool: "i1"}
+
+
+class Case(NamedTuple):
+    """A batch whose kernels are compiled; the lengths are the longest sentences of a and b."""
+
+    arithmetic: str
+    a_length: int
+    b_length: int
+    layout: str = "rows"
+    width: int = 600
+    pairs: int = 32
+
+
+class Resources(NamedTuple):
+    case: Case
+    kernel: str
+    config: str
+    target: str
+    shared: int
+    registers: int
+    spilled: int
+    widest_load: int
+    widest_store: int
+
+    @property
+    def problem(self) -> str | None:
+        limit = SHARED_MEMORY[self.target]
+        if self.shared > limit:
+            return f"{self.shared} bytes of shared memory, but {self.target} has {limit}"
+        if self.spilled:
+            return f"{self.spilled} bytes of registers go to memory"
+        # A small tile shared out among many threads leaves less than 16 bytes for each; one element is too little.
+        # backward_statistics stores numbers for each token, nothing else.
+        widths = [self.widest_load] if self.kernel == "backward_statistics" else [self.widest_load, self.widest_store]
+        if self.case.width % 8 == 0 and min(widths) < 8:
+            return f"aligned rows are loaded {self.widest_load} and stored {self.widest_store} bytes at a time"
+        return None
+
+    def __str__(self) -> str:
+        case = self.case
+        sizes = f"{case.a_length:>4} x {case.b_length:<4} {case.layout:<7} D={case.width:<5} B={case.pairs:<5}"
+        figures = f"{self.shared:>7} shared {self.registers:>4} registers {self.spilled:>6} spilled"
+        figures += f" {self.widest_load:>3}-byte loads {self.widest_store:>3}-byte stores"
+        return (
+            f"{self.target:<7} {case.arithmetic:<5} {sizes} {self.kernel:<20} {self.config:<44} {figures} "
+            f"{self.problem or 'fits'}"
+        )
+
+
+def default_cases() -> list[Case]:
+    """Every tile that the selector picks, and many tiles, on packed rows of ESIM's width."""
+    tiles = list(itertools.combinations_with_replacement(launch.TILES[::-1], 2))
+    return [Case(arithmetic, *lengths) for arithmetic in ARITHMETIC for lengths in [*tiles, (200, 200)]]
+
+
+def other_cases() -> list[Case]:
+    """Padded layouts, odd and large widths, and batches that are split up less."""
+    lengths = [(16, 16), (32, 16), (64, 64), (200, 100)]
+    return [
+        case
+        for arithmetic, (a, b) in itertools.product(ARITHMETIC, lengths)
+        for case in (
+            Case(arithmetic, a, b, "lengths"),
+            Case(arithmetic, a, b, "mask"),
+            Case(arithmetic, a, b, width=601),
+            Case(arithmetic, a, b, width=64),
+            Case(arithmetic, a, b, width=2048),
+            Case(arithmetic, a, b, pairs=1),
+            Case(arithmetic, a, b, pairs=1024),
+        )
+    ]
+
+
+def launches(case: Case) -> list[launch.Launch]:
+    """The launches of forward and backward, on tensors without values."""
+
+    def new(*shape, dtype=torch.int64):
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    def side(length):
+        dtype, mask = ARITHMETIC[case.arithmetic], None
+        if case.layout == "rows":
+            x = new(case.pairs * length, case.width, dtype=dtype)
+            return launch.Side(Tokens(x, new(case.pairs), new(length), new(case.pairs), None, 0), length, 0, length)
+        if case.layout == "mask":
+            mask = new(case.pairs, length, dtype=torch.bool)
+        x = new(case.pairs, length, case.width, dtype=dtype)
+        tokens = Tokens(x, None, None, None if mask is not None else new(case.pairs), mask, x.stride(1))
+        return launch.Side(tokens, length, x.stride(0), length)
+
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if case.arithmetic == "tf32" else "ieee"
+    # The GPU that the programs of a small batch are counted for: its size changes how often a loop runs, no more.
+    launch._multiprocessors = lambda _: 132
+    a, b = side(case.a_length), side(case.b_length)
+    x = a.tokens.x
+    return launch.plan_forward(a, b, x, x) + launch.plan_backward(a, b, x, x, x, x)
+
+
+def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
+    """Compiles one launch as its call would, with pointers aligned as an allocator aligns them."""
+    names = planned.kernel.arg_names
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def describe(value, path):
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return f"*{_TYPES[value.dtype]}"
+        if isinstance(value, Tokens):
+            return Tokens(*(describe(of, (*path, i)) for i, of in enumerate(value)))
+        if value is None:
+            constants[path] = None
+            return "constexpr"
+        return "i32"
+
+    for i, value in enumerate(planned.arguments):
+        signature[names[i]] = describe(value, (i,))
+    for name, value in planned.constants.items():
+        signature[name] = "constexpr"
+        constants[(names.index(name),)] = value
+    source = ASTSource(planned.kernel, signature, constants, attributes)
+    log = io.StringIO()
+    # A cache of its own, because nothing is said of what is found in a cache.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(log):
+        triton.knobs.cache.dir = folder
+        triton.knobs.nvidia.dump_ptxas_log = True
+        gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+        compiled = triton.compile(source, target=gpu, options=planned.options)
+    ptxas = log.getvalue()
+    if "Used" not in ptxas:
+        raise RuntimeError(f"ptxas said nothing of {planned.kernel.__name__}: {ptxas!r}")
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ptxas)
+    shown = ("A_TILE", "B_TILE", "TILE", "BLOCK_K", "BLOCK_D", "SPLITS")
+    parts = [f"{name.lower()}={planned.constants[name]}" for name in shown if name in planned.constants]
+    config = " ".join(part.replace("block_", "").replace("_tile", "") for part in parts)
+    return Resources(
+        case,
+        planned.kernel.__name__,
+        f"{config} warps={planned.options['num_warps']} stages={planned.options['num_stages']}",
+        target,
+        compiled.metadata.shared,
+        int(re.search(r"Used (\d+) registers", ptxas)[1]),
+        int(spilled[1]) + int(spilled[2]),
+        _widest(r"(?:ld\.global|cp\.async\.c[ag]\.shared\.global)", compiled.asm["ptx"]),
+        _widest(r"st\.global", compiled.asm["ptx"]),
+    )
+
+
+def _widest(instruction: str, ptx: str) -> int:
+    """Bytes that the widest of these instructions moves."""
+    widest = 0
+    for line in re.findall(rf"{instruction}.*", ptx):
+        if copied := re.search(r"\], 0x([0-9a-f]+)|\], (\d+)", line):
+            bytes_moved = int(copied[1], 16) if copied[1] else int(copied[2])
+        elif vector := re.search(r"(?:\.v(\d))?\.[bfsu](\d+)\b", line):
+            bytes_moved = int(vector[1] or 1) * int(vector[2]) // 8
+        else:
+            continue
+        widest = max(widest, bytes_moved)
+    return widest
+
+
+def resources(task: tuple[Case, int, str]) -> Resources:
+    case, number, target = task
+    return compile_for(case, launches(case)[number], target)
+
+
+def compile_all(cases: list[Case], targets: list[str], jobs: int) -> list[Resources]:
+    different: dict[str, tuple[Case, int]] = {}
+    for case in cases:
+        for number, planned in enumerate(launches(case)):
+            kernel = f"{case.arithmetic} {case.layout} {planned.kernel.__module__} {planned.kernel.__name__}"
+            different.setdefault(f"{kernel} {planned.constants} {planned.options}", (case, number))
+    tasks = [(*task, target) for target in targets for task in different.values()]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(resources, tasks))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compiles the kernels for GPUs that need not be there.")
+    parser.add_argument("--target", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY))
+    parser.add_argument("--all", action="store_true", help="other layouts, widths and batch sizes too")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    cases = default_cases() + (other_cases() if options.all else [])
+    found = compile_all(cases, options.target, options.jobs)
+    for of in found:
+        print(of)
+    problems = sum(of.problem is not None for of in found)
+    print(f"Triton {triton.__version__}: {len(found)} kernels for {' '.join(options.target)}, {problems} do not fit")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
