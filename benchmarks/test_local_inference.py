@@ -58,8 +58,8 @@ def lengths_of(kind: str, pairs: int, generator: np.random.Generator) -> list[np
         lengths = np.stack(drawn, 1)
         lengths = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))]
         buckets = lengths.reshape(-1, pairs, 2)
-        # Batches from all over the corpus, the shortest and the longest sentences' among them.
-        return [buckets[i] for i in np.linspace(0, len(buckets) - 1, BATCHES).round().astype(int)]
+        # The middle batch of each quarter of the corpus.
+        return [buckets[(2 * i + 1) * len(buckets) // (2 * BATCHES)] for i in range(BATCHES)]
     longest = int(kind.split()[0])
     return [generator.integers(longest // 2, longest + 1, (pairs, 2)) for _ in range(BATCHES)]
 

@@ -93,17 +93,23 @@ class Rows:
         return cls(start, step, lengths, max_length, int(lengths.sum()))
 
     @cached_property
+    def offsets(self) -> np.ndarray:
+        """Of rows on the CPU: where each token begins, sequence by sequence."""
+        lengths = self.lengths.numpy()
+        step = self.step.numpy()[: lengths.max(initial=0)]
+        return (self.start.numpy()[:, None] + step)[np.arange(len(step)) < lengths[:, None]]
+
+    @cached_property
     def extent(self) -> Extent | None:
         """Of rows on the CPU: what their offsets span; None if there is no token."""
-        lengths = self.lengths.numpy()
-        if not lengths.any():
+        lengths, offsets = self.lengths.numpy(), self.offsets
+        if not len(offsets):
             return None
-        start, step = self.start.numpy()[lengths > 0], self.step.numpy()[: lengths.max()]
-        offsets = (self.start.numpy()[:, None] + step)[np.arange(len(step)) < lengths[:, None]]
+        parts = self.start.numpy()[lengths > 0], self.step.numpy()[: lengths.max()]
         return Extent(
             int(offsets.min()),
             int(offsets.max()),
-            divisor=int(np.gcd.reduce(np.concatenate([start, step]))),
+            divisor=int(np.gcd.reduce(np.concatenate(parts))),
             distinct=len(np.unique(offsets)) == len(offsets),
         )
 

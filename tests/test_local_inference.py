@@ -565,3 +565,14 @@ class TestIntegration:
 def test_bad_input(a, b, options, error, message):
     with pytest.raises(error, match=message):
         local_inference(a, b, **options)
+
+
+def test_bad_rows():
+    rows, x = Rows.concatenated([2, 1], 4), torch.zeros(6, 4)
+    with pytest.raises(ValueError, match="must not share rows of one tensor, but both address element 0"):
+        local_inference(x, x, a_rows=rows, b_rows=rows)
+    wrong = Rows(rows.start, rows.step, rows.lengths, 2, tokens=4)
+    with pytest.raises(ValueError, match=r"a_rows.tokens = 4, but the lengths sum up to 3"):
+        local_inference(x, x.clone(), a_rows=wrong, b_rows=rows)
+    with pytest.raises(TypeError, match=r"Rows.tokens must be an int or None, got float"):
+        Rows(rows.start, rows.step, rows.lengths, 2, tokens=3.0)

@@ -5,6 +5,7 @@ Values on a GPU are not read back to be checked; shapes, dtypes, devices and wha
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,6 +80,17 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
         raise ValueError(f"{name} must count whole rows: start and step must be multiples of D = {width}")
     if width and not distinct:
         raise ValueError(f"{name} must give each token a row of its own, but two share one")
+
+
+def check_apart(a_rows: Rows, b_rows: Rows) -> None:
+    """Two sides in one tensor must not share a row of it, where that can be read."""
+    if a_rows.start.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if len(shared := np.intersect1d(a_rows.offsets, b_rows.offsets)):
+        raise ValueError(
+            f"a_rows and b_rows must not share rows of one tensor, but both address element {shared[0]}: "
+            "give one side a copy of it"
+        )
 
 
 def tokens_of(

@@ -3,6 +3,7 @@
 The kernels are triton/one_tile.py and triton/many_tiles.py; triton/launch.py chooses between them.
 """
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .checks import check_backend, tokens_of
+from .checks import check_apart, check_backend, tokens_of
 
-if find_spec("triton") is not None:  # torch brings it where it has CUDA; on the CPU alone it is not needed
+# Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
+if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
     from .triton import launch
 else:
     launch = None
@@ -56,7 +58,7 @@ def local_inference(
             also say how long the longest sentence is, and with it how large a tile a kernel needs.
         a_mask, b_mask: ``[B, La]`` and ``[B, Lb]``, boolean or 0/1 of any dtype, any pattern.
         a_rows, b_rows: where the tokens of row-addressed (concatenated, packed) input lie. ``a`` and ``b`` may be the
-            same tensor, with the rows of either in it.
+            same tensor, with the rows of either in it: each of its rows belongs to one sentence of one side.
         backend: "triton" (the kernels: NVIDIA GPUs from compute capability 8.0 on, not fp64; CPU tensors too if
             ``TRITON_INTERPRET=1``), "reference" (plain PyTorch) or None, the best one for the tensors at hand.
 
@@ -120,6 +122,8 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
                 f"{name} must have the D values of a token one behind the other, got strides {list(x.stride())}: "
                 f"use {name}.contiguous()"
             )
+    if a is b and a_rows is not None and b_rows is not None:
+        check_apart(a_rows, b_rows)
 
 
 def _every_row(x: Tensor, *rows: Rows) -> bool:
