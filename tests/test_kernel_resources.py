@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,69 @@ def test_aligned_rows_move_16_bytes_at_a_time(arithmetic):
     aligned, odd = (compiled([(arithmetic, 32, 32, "rows", width)], "sm_90") for width in (600, 601))
     assert [(of["widest_load"], of["widest_store"]) for of in aligned] == [(16, 16), (16, 16)]
     assert all(of["widest_load"] < 16 and of["widest_store"] < 16 for of in odd)
+
+
+# A call as far as it goes without a GPU: from the operator to a compiled kernel, whose launch alone is left out.
+CALLS = """
+import json
+import torch, triton
+from triton.backends.compiler import GPUTarget
+
+class NoGPU:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+    def get_current_device(self):
+        return 0
+    def get_current_stream(self, device):
+        return 0
+
+triton.runtime.driver.set_active(NoGPU())
+compiled = []
+triton.knobs.runtime.jit_cache_hook = lambda *, repr, **_: compiled.append(repr)
+
+from esim_fast import Rows
+from esim_fast.ops.triton import launch
+
+launch._multiprocessors = lambda _: 132
+launch.Launch.start = lambda self: self.kernel.warmup(
+    *self.arguments, grid=(self.programs,), **self.constants, **self.options
+)
+
+def call(layout, a_length, b_length, dtype):
+    pairs = 4
+    if layout == "one tensor":
+        rows = Rows.concatenated([a_length] * pairs + [b_length] * pairs, 600)
+        x = torch.zeros(rows.tokens, 600, dtype=dtype)
+        sides = [(rows.start[these], rows.step, rows.lengths[these], None) for these in (slice(0, 4), slice(4, 8))]
+        arguments = (x, None, *sides[0], *sides[1], a_length, b_length, True)
+    else:
+        a, b = (torch.zeros(pairs, n, 600, dtype=dtype) for n in (a_length, b_length))
+        if layout == "mask":
+            sides = [(None, None, None, torch.ones(pairs, n, dtype=torch.bool)) for n in (a_length, b_length)]
+        else:
+            sides = [(None, None, torch.full((pairs,), n), None) for n in (a_length, b_length)]
+        arguments = (a, b, *sides[0], *sides[1], a_length, b_length, False)
+    m_a, m_b = launch.forward(*arguments)
+    launch.backward(m_a, m_b, *arguments)
+
+counts = []
+for layout in ("one tensor", "mask", "lengths"):
+    for lengths in ((14, 9), (16, 1), (9, 16), (100, 20), (128, 17)):
+        call(layout, *lengths, torch.bfloat16)
+        counts.append(len(compiled))
+print(json.dumps(counts))
+"""
+
+
+def test_lengths_do_not_make_the_kernels_compile_again():
+    """Neither a multiple of 16 nor a 1 among them, which Triton would specialise on; only another tile does."""
+    pytest.importorskip("triton")
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
+        run = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    counts = json.loads(run.stdout)
+    # In each layout one tile takes two kernels and many take five, of which the two directions of the backward pass
+    # make two each.
+    tiles = [2, 2, 2, 7, 7]
+    assert counts == [layout * 7 + of for layout in range(3) for of in tiles]

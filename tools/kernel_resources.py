@@ -84,13 +84,15 @@ class Resources(NamedTuple):
 
 
 def default_cases() -> list[Case]:
-    """Every tile that the selector picks, and many tiles, on packed rows of ESIM's width."""
+    """Every tile that the selector picks, and many tiles, on packed rows of ESIM's width; some of them padded."""
     tiles = list(itertools.combinations_with_replacement(launch.TILES[::-1], 2))
-    return [Case(arithmetic, *lengths) for arithmetic in ARITHMETIC for lengths in [*tiles, (200, 200)]]
+    packed = [Case(arithmetic, *lengths) for arithmetic in ARITHMETIC for lengths in [*tiles, (200, 200)]]
+    padded = [Case("bf16", *lengths, layout) for lengths in [(32, 16), (200, 200)] for layout in ("lengths", "mask")]
+    return packed + padded
 
 
 def other_cases() -> list[Case]:
-    """Padded layouts, odd and large widths, and batches that are split up less."""
+    """More padded layouts, odd and large widths, and batches that are split up less."""
     lengths = [(16, 16), (32, 16), (64, 64), (200, 100)]
     return [
         case
