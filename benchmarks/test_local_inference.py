@@ -29,7 +29,7 @@ SHAPES = [("SNLI", 32), ("SNLI", 256), ("SNLI", 1024), ("128 tokens", 64), ("512
 DTYPES = [torch.float32, torch.bfloat16]
 if not ON_GPU:
     SHAPES, DTYPES = SHAPES[:1], DTYPES[:1]
-BATCHES = 4  # that take turns, so that no cache answers
+BATCHES = 4  # that take turns: together the larger ones do not fit a cache
 
 
 @dataclass
@@ -88,14 +88,15 @@ def make_batch(lengths: np.ndarray, dtype: torch.dtype, seed: int) -> Batch:
     return Batch(a, b, *masks, packed, *sides, *grads, grad_m)
 
 
+EAGER = "eager, as in the notebook"
 # From a batch to m_a and m_b, or one m for packed rows. The first is what the others are compared with.
 VARIANTS: dict[str, Callable[[Batch], tuple[Tensor, ...]]] = {
-    "eager, as in the notebook": lambda x: eager_local_inference(x.a, x.b, x.a_mask, x.b_mask),
+    EAGER: lambda x: eager_local_inference(x.a, x.b, x.a_mask, x.b_mask),
     "torch.compile of it": lambda x: compiled(eager_local_inference)(x.a, x.b, x.a_mask, x.b_mask),
     "two SDPA calls": lambda x: sdpa_local_inference(x.a, x.b, x.a_mask, x.b_mask),
-    "FlexAttention": lambda x: flex_local_inference(x.a, x.b, x.a_mask, x.b_mask),
     "esim_fast, mask": lambda x: local_inference(x.a, x.b, a_mask=x.a_mask, b_mask=x.b_mask),
     "esim_fast, packed rows": lambda x: local_inference(x.packed, x.packed, a_rows=x.a_rows, b_rows=x.b_rows)[:1],
+    "FlexAttention": lambda x: flex_local_inference(x.a, x.b, x.a_mask, x.b_mask),
 }
 
 
@@ -123,19 +124,23 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
     exact = [valid("", batch, m), valid("", batch, torch.autograd.grad(m, (exact_batch.a, exact_batch.b), grad_m))]
     running, notes = {}, []
     for name, variant in VARIANTS.items():
+        peer = name not in (EAGER, "esim_fast, mask", "esim_fast, packed rows")
         try:
             m = variant(batch)
             results = [valid(name, batch, m), valid(name, batch, gradients(name, batch, m))]
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            if name.startswith("esim_fast"):
+        except Exception as error:
+            if not peer:
                 raise
-            notes.append(f"{name}: does not run here ({str(error).strip().splitlines()[0][:100]})")
+            notes.append(f"{name}: does not run here ({(str(error).strip() or repr(error)).splitlines()[0][:100]})")
             continue
-        for result, value in zip(results, exact, strict=True):
-            error = float((result.double() - value).norm() / value.norm())
-            # Scores of about ten rounded to the dtype before their exponentials, as eager bf16 does.
-            assert error < 40 * torch.finfo(dtype).eps, f"{name}: relative error {error:.1e}"
-        running[name] = variant
+        errors = [float((of.double() - value).norm() / value.norm()) for of, value in zip(results, exact, strict=True)]
+        # Eager bf16 rounds scores of about ten to its dtype before it takes their exponentials.
+        right = max(errors) < 40 * torch.finfo(dtype).eps
+        assert right or peer, f"{name}: relative errors {errors}"
+        if right:
+            running[name] = variant
+        else:
+            notes.append(f"{name}: wrong, relative errors {errors}")
     return running, notes
 
 
@@ -166,16 +171,25 @@ def test_forward_and_backward(kind, pairs, dtype, report):
             report(replace(comparison, notes=tuple(notes)))
             if ON_GPU:
                 on_device = device_times(f"{title}: {which}, {BATCHES} batches, device time", calls)
-                report(replace(on_device, notes=bandwidth_notes(batches, on_device) if which == "forward" else ()))
+                share = bandwidth_notes(batches, on_device) if which == "forward" else ()
+                report(replace(on_device, notes=on_device.notes + share))
                 report(peak_memory(f"{title}: {which}, peak memory", calls))
 
 
 def bandwidth_notes(batches: list[Batch], comparison: Comparison) -> tuple[str, ...]:
     """The least bytes that must move, a and b once and their enhancements once, over the time and the copy's rate."""
-    copied = copy_bandwidth()
+    copied, cache = copy_bandwidth(), torch.cuda.get_device_properties(DEVICE).L2_cache_size
     notes = []
     for name in ("esim_fast, mask", "esim_fast, packed rows"):
+        if name not in comparison.values:
+            continue
         sizes = [x.packed.numel() if "packed" in name else x.a.numel() + x.b.numel() for x in batches]
-        rate = 5 * sum(sizes) * batches[0].a.element_size() / comparison.values[name]
+        moved = 5 * sum(sizes) * batches[0].a.element_size()
+        if moved < 3 * cache:
+            notes.append(
+                f"{name}: {moved / 1e6:.0f} MB lie in the cache of {cache / 1e6:.0f} MB: no share of the copy's"
+            )
+            continue
+        rate = moved / comparison.values[name]
         notes.append(f"{name}: {rate / 1e12:.2f} TB/s of the copy's {copied / 1e12:.2f}: {rate / copied:.0%}")
     return tuple(notes)

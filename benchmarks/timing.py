@@ -90,6 +90,8 @@ def device_times(title: str, variants: dict[str, Callable[[], object]], *, round
                 call()
         except RuntimeError as error:
             notes.append(f"{name}: cannot be recorded ({str(error).strip().splitlines()[0][:80]})")
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
             continue
         graphs[name] = graph
     samples: dict[str, list[float]] = {name: [] for name in graphs}
@@ -101,6 +103,8 @@ def device_times(title: str, variants: dict[str, Callable[[], object]], *, round
             end.record()
             end.synchronize()
             samples[name].append(begin.elapsed_time(end) / 1e3)
+    if graphs and next(iter(graphs)) != next(iter(variants)):
+        notes.append(f"ratios are to {next(iter(graphs))}")
     return Comparison(title, {name: median(values) for name, values in samples.items()}, rounds, tuple(notes))
 
 

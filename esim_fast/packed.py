@@ -226,11 +226,13 @@ def pack_pairs(
     ids = torch.cat([premises.reshape(-1), hypotheses.reshape(-1)])
 
     # One copy brings all of it to a GPU, and from pinned memory nobody waits for it.
-    addresses = torch.cat([place, rank, first_row, lengths])
+    parts = [place, rank, first_row, lengths]
+    # Each at an even place, 16 bytes: kernels are compiled for where their arguments begin.
+    addresses = torch.cat([torch.cat([part, part.new_zeros(len(part) % 2)]) for part in parts])
     if device.type == "cuda":
         addresses = addresses.pin_memory()
-    sizes = [len(place), len(rank), len(first_row), len(lengths)]
-    place, rank, first_row, lengths = move(addresses, device).split(sizes)
+    moved = move(addresses, device).split([len(part) + len(part) % 2 for part in parts])
+    place, rank, first_row, lengths = (of[: len(part)] for of, part in zip(moved, parts, strict=True))
     sides = (premise_lengths, hypothesis_lengths)
     longest = tuple(int(side.max()) if len(side) else 0 for side in sides)
     words = tuple(int(side.sum()) for side in sides)

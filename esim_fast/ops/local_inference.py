@@ -98,10 +98,12 @@ def local_inference(
         every_row = _every_row(a, a_rows, b_rows)
     else:
         every_row = all(_every_row(x, rows) for x, rows in ((a, a_rows), (b, b_rows)) if rows is not None)
-    a, *a_addresses = _addresses(a, a_lengths, a_mask, a_rows)
-    b, *b_addresses = _addresses(b, b_lengths, b_mask, b_rows)
+    of_a = _addresses(a, a_lengths, a_mask, a_rows)
+    of_b = _addresses(of_a[0] if one_tensor else b, b_lengths, b_mask, b_rows)
+    # torch.compile takes no tensor twice: what serves both sides is passed as a view of itself the second time.
+    x, *of_b = (of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
     m_a, m_b = _LocalInference.apply(
-        a, None if one_tensor else b, *a_addresses, *b_addresses, a_longest, b_longest, every_row
+        *of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row
     )
     return (m_a, m_a) if one_tensor else (m_a, m_b)
 

@@ -77,10 +77,10 @@ MANY_TILES = {
     ("forward", "half"): Config(64, 256, 8, 2, tile=64),
     ("forward", "tf32"): Config(32, 256, 8, 2, tile=32),
     ("forward", "ieee"): Config(32, 256, 8, 2, tile=32),
-    ("backward_statistics", "half"): Config(32, 0, 8, 1, tile=32),
+    ("backward_statistics", "half"): Config(16, 0, 8, 2, tile=32),
     ("backward_statistics", "tf32"): Config(32, 0, 8, 2, tile=16),
     ("backward_statistics", "ieee"): Config(32, 0, 8, 2, tile=16),
-    ("backward", "half"): Config(32, 64, 8, 1, tile=32),
+    ("backward", "half"): Config(16, 64, 8, 2, tile=32),
     ("backward", "tf32"): Config(32, 64, 8, 2, tile=16),
     ("backward", "ieee"): Config(32, 128, 8, 2, tile=16),
 }
@@ -139,6 +139,7 @@ def _side(x: Tensor, start: Tensor | None, step: Tensor | None, lengths, mask, l
 def forward(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
     """``esim_fast::local_inference_triton``: m_a and m_b."""
     m_a, m_b = new_results(a, b, *addresses)
+    addresses = [_aligned(of) for of in addresses]
     with torch.cuda.device_of(a):
         for launch in plan_forward(*sides_of(a, b, addresses), m_a, m_a if b is None else m_b):
             launch.start()
@@ -150,11 +151,17 @@ def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *a
     grad_a, grad_b = new_gradients(grad_m_a, grad_m_b, a, b, *addresses)
     grad_m_a = grad_m_a.contiguous()
     grad_m = (grad_m_a, grad_m_a if b is None else grad_m_b.contiguous())
+    addresses = [_aligned(of) for of in addresses]
     with torch.cuda.device_of(a):
         gradients = (grad_a, grad_a if b is None else grad_b)
         for launch in plan_backward(*sides_of(a, b, addresses), *grad_m, *gradients):
             launch.start()
     return grad_a, grad_b
+
+
+def _aligned(address: Any) -> Any:
+    """A part of a larger tensor may begin anywhere, and for each pattern of that Triton would compile anew."""
+    return address.clone() if isinstance(address, Tensor) and address.data_ptr() % 16 else address
 
 
 def new_results(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:

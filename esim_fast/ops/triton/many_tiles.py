@@ -154,17 +154,19 @@ def backward_statistics(
     any_word = total != 0.0
     total = tl.where(any_word, total, 1.0)
     tl.store(place, tl.where(any_word, highest, 0.0), mask=here)
-    tl.store(place + pairs * x_length, total, mask=here)
-    tl.store(place + 2 * pairs * x_length, weighted / total, mask=here)
+    next_kind = pairs.to(tl.int64) * x_length
+    tl.store(place + next_kind, total, mask=here)
+    tl.store(place + 2 * next_kind, weighted / total, mask=here)
 
 
 @triton.jit
 def _load_statistics(statistics, pairs, length, pair, t):
     """Maximum, sum and mean of the tokens at ``t``."""
     place, here = statistics + pair * length + t, t < length
+    next_kind = pairs.to(tl.int64) * length
     highest = tl.load(place, mask=here, other=0.0)
-    total = tl.load(place + pairs * length, mask=here, other=1.0)
-    return highest, total, tl.load(place + 2 * pairs * length, mask=here, other=0.0)
+    total = tl.load(place + next_kind, mask=here, other=1.0)
+    return highest, total, tl.load(place + 2 * next_kind, mask=here, other=0.0)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
