@@ -25,6 +25,7 @@ class Config(NamedTuple):
         block_d: features of the result at a time.
         num_warps, num_stages: of a program; how far its loads run ahead.
         tile: tokens at a time, in many_tiles.
+        max_registers: of a thread. Where the compiler is not told, it aims at more threads at once and may spill a few.
     """
 
     block_k: int
@@ -32,6 +33,7 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     tile: int = 0
+    max_registers: int | None = None
 
 
 # Chosen by what the compiler makes of them for every GPU supported (tools/kernel_resources.py prints it): no register
@@ -71,13 +73,13 @@ ONE_TILE = {
     ("backward", "ieee", 32, 32): Config(32, 32, 8, 2),
     # The other gradients in fp32 do not fit the registers: many_tiles takes them.
 }
-# By kernel and arithmetic. backward_statistics and backward must make the same numbers of a tile: their configurations
-# differ in block_d alone.
+# By kernel and arithmetic. In fp32 backward_statistics and backward must make the same numbers of a tile: there their
+# configurations differ in block_d alone.
 MANY_TILES = {
     ("forward", "half"): Config(64, 256, 8, 2, tile=64),
     ("forward", "tf32"): Config(32, 256, 8, 2, tile=32),
     ("forward", "ieee"): Config(32, 256, 8, 2, tile=32),
-    ("backward_statistics", "half"): Config(16, 0, 8, 2, tile=32),
+    ("backward_statistics", "half"): Config(32, 0, 4, 2, tile=32, max_registers=224),
     ("backward_statistics", "tf32"): Config(32, 0, 8, 2, tile=16),
     ("backward_statistics", "ieee"): Config(32, 0, 8, 2, tile=16),
     ("backward", "half"): Config(16, 64, 8, 2, tile=32),
@@ -280,6 +282,8 @@ def _launch(kernel: Any, config: Config, programs: int, a: Side, b: Side, others
         "BLOCK_K": config.block_k,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    if config.max_registers:
+        options["maxnreg"] = config.max_registers
     arguments = (a.tokens, b.tokens, a.length, b.length, a.batch_stride, b.batch_stride, *others)
     return Launch(kernel, programs if a.width else 0, arguments, constants, options)
 
