@@ -187,7 +187,7 @@ class TestKernels:
         ("lengths", "width"),
         [
             ([(14, 8), (3, 12), (16, 16)], 600),  # SNLI's width
-            ([(35, 19), (20, 4)], 601),
+            ([(35, 19), (20, 4)], 201),
             ([(5, 6)], 2048),
             ([(82, 62), (60, 3)], 72),  # SNLI's longest
             ([(205, 1), (40, 64)], 24),
@@ -416,7 +416,7 @@ class TestIntegration:
             loss = run(x, y, lengths)
             results.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
         for eager, compiled in zip(*results, strict=True):
-            torch.testing.assert_close(compiled, eager)
+            torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("shared", ["lengths", "mask", "everything", "rows"])
     def test_compile_of_tensors_that_serve_both_sides(self, device, shared):
@@ -446,7 +446,7 @@ class TestIntegration:
         for run in (function, torch.compile(function, fullgraph=True)):
             x = a.clone().requires_grad_()
             gradients.append(torch.autograd.grad(run(x, b), x)[0])
-        torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
     def test_autocast_gives_autocasts_dtype(self, device):
         a, b = torch.randn(2, 3, 8, device=device, requires_grad=True), torch.randn(2, 4, 8, device=device)
