@@ -153,11 +153,11 @@ class TestKernels:
         # On a GPU each width is compiled, for each tile.
         widths = [1, 7, 16, 30, 64, 72, 130] if device == "cpu" else [7, 64, 130]
 
-        @settings(max_examples=200 if dtype == torch.float32 else 100)
+        @settings(max_examples=200 if dtype == torch.float32 else 60)
         @given(
             # Tiles are 16, 32 and 64 tokens wide; beyond, there are many of them.
-            longest=st.sampled_from([(5, 9), (16, 17), (33, 20), (64, 3), (70, 12), (9, 130)]),
-            shares=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=3),
+            longest=st.sampled_from([(5, 9), (16, 17), (33, 20), (64, 3), (70, 12), (9, 100)]),
+            shares=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=2),
             width=st.sampled_from(widths),
             seed=st.integers(0, 2**20),
             score=st.sampled_from([1e-2, 1.0, 30.0, 1e4]),
