@@ -76,7 +76,7 @@ ONE_TILE = {
 # By kernel and arithmetic. In fp32 backward_statistics and backward must make the same numbers of a tile: there their
 # configurations differ in block_d alone.
 MANY_TILES = {
-    ("forward", "half"): Config(64, 256, 8, 2, tile=64),
+    ("forward", "half"): Config(64, 128, 8, 2, tile=64),
     ("forward", "tf32"): Config(32, 256, 8, 2, tile=32),
     ("forward", "ieee"): Config(32, 256, 8, 2, tile=32),
     ("backward_statistics", "half"): Config(32, 0, 4, 2, tile=32, max_registers=224),
