@@ -14,7 +14,7 @@ from torch import Tensor
 from . import many_tiles, one_tile
 from .tokens import Tokens
 
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on CPU tensors, in Python
 
 
 class Config(NamedTuple):

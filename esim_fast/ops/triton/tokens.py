@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on CPU tensors, in Python
-_INTERPRETED = tl.constexpr(INTERPRETED)
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 NOTHING = tl.constexpr(float("-inf"))  # the score of a pair of words that does not count
 
 
