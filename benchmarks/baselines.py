@@ -1,7 +1,7 @@
 """The peers that esim_fast is tested and timed against: ESIM as people write it eagerly in PyTorch.
 
-The notebook's model, in our own words, with two defects put right, because unequal mathematics cannot be compared:
-its LSTMs run along each sentence (``batch_first=True``), and padding is kept out of their recurrence.
+Two of them, in our own words: the notebook's, and that of coetaur0/ESIM, whose encoder, attention and dropout most
+other repositories have taken over. Module names are those of ``esim_fast.ESIM``: all load each other's state dicts.
 """
 
 from functools import cache
@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+EAGER = "eager, as in the notebook"  # what the others are compared with
 PADDING = 1
 
 
@@ -77,36 +78,149 @@ def flex_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -
 
 
 class NotebookESIM(nn.Module):
-    """The notebook's ESIM put right; its module names, so that state dicts can be exchanged with ``esim_fast.ESIM``."""
+    """The notebook's ESIM with its LSTMs run along each sentence (``batch_first=True``) and not across the batch.
 
-    def __init__(self, hidden_size: int, embedding_dim: int, vocab_size: int, num_labels: int) -> None:
+    Args:
+        packed: padding is kept out of the recurrence too, as in ``esim_fast.ESIM(variant="notebook")``. Without, the
+            LSTMs run over padded embeddings, as the notebook's do: the same mathematics where nothing is padded.
+        dropout: probability, after the projection and before the classifier.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        embedding_dim: int,
+        vocab_size: int,
+        num_labels: int,
+        *,
+        packed: bool = True,
+        dropout: float = 0.5,
+    ) -> None:
         super().__init__()
+        self.packed = packed
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.encoder = nn.ModuleDict({"lstm": _bilstm(embedding_dim, hidden_size)})
         composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": _bilstm(hidden_size, hidden_size)}
         self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
-        self.dropout = nn.Dropout(0.5)
-        classifier = (nn.Dropout(0.5), nn.Linear(8 * hidden_size, hidden_size), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        classifier = (nn.Dropout(dropout), nn.Linear(8 * hidden_size, hidden_size), nn.ReLU())
         self.linear = nn.ModuleDict({"mlp": nn.Sequential(*classifier, nn.Linear(hidden_size, num_labels))})
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
         """Token ids ``[B, Lp]`` and ``[B, Lh]``, padded behind with 1, to logits ``[B, num_labels]``."""
         p_mask, h_mask = (p != PADDING).long(), (h != PADDING).long()
-        p_encoded = _run(self.encoder["lstm"], self.embedding(p), p_mask)
-        h_encoded = _run(self.encoder["lstm"], self.embedding(h), h_mask)
-        m_p, m_h = eager_local_inference(p_encoded, h_encoded, p_mask, h_mask)
-        v_p, v_h = self._compose(m_p, p_mask), self._compose(m_h, h_mask)
+        p_composed, h_composed = self.compose(p, h)
+        v_p, v_h = eager_pool(p_composed, p_mask), eager_pool(h_composed, h_mask)
         return self.linear["mlp"](torch.cat([v_p, v_h], dim=1))
 
-    def _compose(self, m: Tensor, mask: Tensor) -> Tensor:
+    def compose(self, p: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """What is pooled: ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``."""
+        p_mask, h_mask = (p != PADDING).long(), (h != PADDING).long()
+        p_encoded = self._run(self.encoder["lstm"], self.embedding(p), p_mask)
+        h_encoded = self._run(self.encoder["lstm"], self.embedding(h), h_mask)
+        m_p, m_h = eager_local_inference(p_encoded, h_encoded, p_mask, h_mask)
         layers = self.infercomposition["composition"]
-        return eager_pool(_run(layers["lstm"], self.dropout(layers["F"](m)), mask), mask)
+        p_composed = self._run(layers["lstm"], self.dropout(layers["F"](m_p)), p_mask)
+        h_composed = self._run(layers["lstm"], self.dropout(layers["F"](m_h)), h_mask)
+        return p_composed, h_composed
+
+    def _run(self, lstm: nn.LSTM, x: Tensor, mask: Tensor) -> Tensor:
+        return packed_lstm(lstm, x, mask.sum(1).cpu()) if self.packed else lstm(x)[0]
+
+
+class Coetaur0ESIM(nn.Module):
+    """ESIM in the manner of https://github.com/coetaur0/ESIM.
+
+    Its encoder sorts the batch by length at each call, packs, pads and puts the order back; its softmax multiplies by
+    the mask, which is imprecise for scores far below zero; and its dropout on embeddings and projections drops the
+    same elements at all time steps.
+
+    Args:
+        dropout: probability, on embeddings, after the projection and twice in the classifier.
+        variant: "paper" (its own: ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU
+            classifier), to be compared with the notebook's.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        embedding_dim: int,
+        vocab_size: int,
+        num_labels: int,
+        *,
+        dropout: float = 0.5,
+        variant: str = "paper",
+    ) -> None:
+        super().__init__()
+        paper = variant == "paper"
+        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=PADDING)
+        self.time_dropout = TimeDropout(dropout)
+        self.encoder = nn.ModuleDict({"lstm": _bilstm(embedding_dim, hidden_size)})
+        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": _bilstm(hidden_size, hidden_size)}
+        self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
+        self.activation = nn.ReLU() if paper else nn.Identity()
+        classifier = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(8 * hidden_size, hidden_size),
+            nn.Sequential(nn.Tanh() if paper else nn.ReLU(), nn.Dropout(dropout)),
+            nn.Linear(hidden_size, num_labels),
+        )
+        self.linear = nn.ModuleDict({"mlp": classifier})
+
+    def forward(self, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> Tensor:
+        """Token ids ``[B, Lp]`` and ``[B, Lh]`` with their lengths, best on the CPU, to logits ``[B, num_labels]``.
+
+        The original has its lengths on the GPU and waits for them at each of the four encodings: it is spared that.
+        """
+        p_mask, h_mask = (p != PADDING).float(), (h != PADDING).float()
+        p_embedded, h_embedded = self.time_dropout(self.embedding(p)), self.time_dropout(self.embedding(h))
+        a = sorted_lstm(self.encoder["lstm"], p_embedded, p_lengths)
+        b = sorted_lstm(self.encoder["lstm"], h_embedded, h_lengths)
+
+        scores = a @ b.transpose(1, 2).contiguous()
+        alpha = multiplied_softmax(scores, h_mask)
+        beta = multiplied_softmax(scores.transpose(1, 2).contiguous(), p_mask)
+        a_aligned, b_aligned = (alpha @ b) * p_mask[:, :, None], (beta @ a) * h_mask[:, :, None]
+
+        layers = self.infercomposition["composition"]
+        pooled = []
+        for x, aligned, mask, lengths in ((a, a_aligned, p_mask, p_lengths), (b, b_aligned, h_mask, h_lengths)):
+            projected = self.time_dropout(self.activation(layers["F"](enhance(x, aligned))))
+            composed = sorted_lstm(layers["lstm"], projected, lengths)
+            outside = 1 - mask[:, :, None]
+            average = (composed * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+            pooled += [average, (composed * (1 - outside) - 1e7 * outside).max(1).values]
+        return self.linear["mlp"](torch.cat(pooled, dim=1))
+
+
+class TimeDropout(nn.Dropout):
+    """Dropout that drops the same elements of ``[B, L, D]`` at all time steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * nn.functional.dropout(torch.ones_like(x[:, :1]), self.p, self.training)
+
+
+def multiplied_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax along the last of ``[B, Lx, Ly]`` with ``mask [B, Ly]``, by multiplications and a second sum."""
+    mask = mask[:, None, :].expand_as(scores)
+    weights = (scores * mask).softmax(-1) * mask
+    return weights / (weights.sum(-1, keepdim=True) + 1e-13)
+
+
+def packed_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
+    """``[B, L, D]`` with lengths on the CPU to ``[B, L, 2H]``, in PyTorch's way: pack, run, pad."""
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+
+
+def sorted_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
+    """The same with the sorting done by hand: ``[B, L, D]`` with lengths on the CPU to ``[B, L, 2H]``."""
+    lengths, order = lengths.sort(descending=True)
+    order = order.to(x.device)
+    packed = pack_padded_sequence(x.index_select(0, order), lengths, batch_first=True)
+    y, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True)
+    return y.index_select(0, order.argsort())
 
 
 def _bilstm(input_size: int, hidden_size: int) -> nn.LSTM:
     return nn.LSTM(input_size, hidden_size, bidirectional=True, batch_first=True)
-
-
-def _run(lstm: nn.LSTM, x: Tensor, mask: Tensor) -> Tensor:
-    packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-    return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]

@@ -6,13 +6,37 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from timing import Comparison, environment
+import torch
+from timing import Comparison, environment, hardware, today
 
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--json", type=Path, metavar="FILE", help="write what the benchmarks measured to FILE")
+    parser.addoption("--full", action="store_true", help="on a CPU too: larger batches, torch.compile of whole models")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: takes long on a CPU; runs on a GPU, or with --full")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    on_gpu = torch.cuda.is_available()
+    left_out = {
+        "gpu": None if on_gpu else "no NVIDIA GPU here",
+        "full": None if on_gpu or config.getoption("--full") else "takes long on a CPU: --full runs it",
+    }
+    for item in items:
+        for marker, reason in left_out.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether there is a GPU or time enough for everything."""
+    return torch.cuda.is_available() or request.config.getoption("--full")
 
 
 @pytest.fixture
@@ -28,5 +52,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for comparison in comparisons:
             terminalreporter.write_line(f"\n{comparison}")
         if file := config.getoption("--json"):
+            of = {"environment": environment(), "hardware": hardware(), "date": today()}
             measured = [asdict(comparison) for comparison in comparisons]
-            file.write_text(json.dumps({"environment": environment(), "measured": measured}, indent=1) + "\n")
+            file.write_text(json.dumps({**of, "measured": measured}, indent=1) + "\n")

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from baselines import compiled, eager_local_inference, flex_local_inference, sdpa_local_inference
+from baselines import EAGER, compiled, eager_local_inference, flex_local_inference, sdpa_local_inference
+from corpus import bucketed_lengths
+from equality import relative_error
 from timing import Comparison, copy_bandwidth, device_times, interleaved, peak_memory
 from torch import Tensor
 
@@ -21,9 +23,6 @@ from esim_fast.ops import local_inference
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 WIDTH = 600
-# Every twentieth of SNLI's sentences (20,000 training pairs, Treebank tokens) is at most as long as this.
-SNLI_PREMISES = [2, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13, 13, 14, 15, 16, 17, 18, 20, 22, 25, 70]
-SNLI_HYPOTHESES = [2, 4, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 12, 14, 43]
 # Kind of lengths and pairs in a batch.
 SHAPES = [("SNLI", 32), ("SNLI", 256), ("SNLI", 1024), ("128 tokens", 64), ("512 tokens", 16)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -51,15 +50,7 @@ class Batch:
 def lengths_of(kind: str, pairs: int, generator: np.random.Generator) -> list[np.ndarray]:
     """Lengths ``[pairs, 2]`` of BATCHES batches, as a bucketing loader makes them: pairs of like lengths together."""
     if kind == "SNLI":
-        pool = pairs * max(BATCHES, 4096 // pairs)
-        twentieths = np.linspace(0, 1, 21)
-        sides = (SNLI_PREMISES, SNLI_HYPOTHESES)
-        drawn = [np.interp(generator.random(pool), twentieths, side).round().astype(int) for side in sides]
-        lengths = np.stack(drawn, 1)
-        lengths = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))]
-        buckets = lengths.reshape(-1, pairs, 2)
-        # The middle batch of each quarter of the corpus.
-        return [buckets[(2 * i + 1) * len(buckets) // (2 * BATCHES)] for i in range(BATCHES)]
+        return bucketed_lengths(kind, pairs, BATCHES, generator)
     longest = int(kind.split()[0])
     return [generator.integers(longest // 2, longest + 1, (pairs, 2)) for _ in range(BATCHES)]
 
@@ -88,7 +79,6 @@ def make_batch(lengths: np.ndarray, dtype: torch.dtype, seed: int) -> Batch:
     return Batch(a, b, *masks, packed, *sides, *grads, grad_m)
 
 
-EAGER = "eager, as in the notebook"
 # From a batch to m_a and m_b, or one m for packed rows. The first is what the others are compared with.
 VARIANTS: dict[str, Callable[[Batch], tuple[Tensor, ...]]] = {
     EAGER: lambda x: eager_local_inference(x.a, x.b, x.a_mask, x.b_mask),
@@ -133,7 +123,7 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
                 raise
             notes.append(f"{name}: does not run here ({(str(error).strip() or repr(error)).splitlines()[0][:100]})")
             continue
-        errors = [float((of.double() - value).norm() / value.norm()) for of, value in zip(results, exact, strict=True)]
+        errors = [relative_error(of, value) for of, value in zip(results, exact, strict=True)]
         # Eager bf16 rounds scores of about ten to its dtype before it takes their exponentials.
         right = max(errors) < 40 * torch.finfo(dtype).eps
         assert right or peer, f"{name}: relative errors {errors}"
@@ -153,6 +143,14 @@ def test_forward_and_backward(kind, pairs, dtype, report):
     shapes = " ".join(f"{x.a.shape[1]}x{x.b.shape[1]}" for x in batches)
     title = f"local_inference, {kind} at batch {pairs} ({shapes}), {str(dtype).removeprefix('torch.')} on {DEVICE.type}"
 
+    parameters = {
+        "lengths": kind,
+        "batch": pairs,
+        "precision": "fp32" if dtype == torch.float32 else "bf16",
+        "device": DEVICE.type,
+        "batches": BATCHES,
+    }
+
     def forward(variant):
         for batch in batches:
             variant(batch)
@@ -168,12 +166,14 @@ def test_forward_and_backward(kind, pairs, dtype, report):
     for which, calls in passes.items():
         with torch.no_grad() if which == "forward" else nullcontext():
             comparison = interleaved(f"{title}: {which}, {BATCHES} batches", calls, device=DEVICE)
-            report(replace(comparison, notes=tuple(notes)))
+            report(replace(comparison, notes=tuple(notes)).of("local_inference", **parameters, **{"pass": which}))
             if ON_GPU:
                 on_device = device_times(f"{title}: {which}, {BATCHES} batches, device time", calls)
                 share = bandwidth_notes(batches, on_device) if which == "forward" else ()
-                report(replace(on_device, notes=on_device.notes + share))
-                report(peak_memory(f"{title}: {which}, peak memory", calls))
+                on_device = replace(on_device, notes=on_device.notes + share)
+                report(on_device.of("local_inference", **parameters, **{"pass": f"{which}, device time"}))
+                peak = peak_memory(f"{title}: {which}, peak memory", calls)
+                report(peak.of("memory of local_inference", **parameters, **{"pass": which}))
 
 
 def bandwidth_notes(batches: list[Batch], comparison: Comparison) -> tuple[str, ...]:

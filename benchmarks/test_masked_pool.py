@@ -3,9 +3,11 @@
 `pytest benchmarks/test_masked_pool.py` prints the table; nothing is asserted of speed, everything of results.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
-from baselines import eager_pool, segment_pool
+from baselines import EAGER, eager_pool, segment_pool
 from timing import interleaved
 
 from esim_fast import Rows
@@ -33,7 +35,7 @@ def test_forward_and_backward(shape, dtype, report):
     integer_mask, compiled = mask.long(), torch.compile(eager_pool)
 
     pools = {
-        "eager, as in the notebook": (x, lambda: eager_pool(x, integer_mask)),
+        EAGER: (x, lambda: eager_pool(x, integer_mask)),
         "torch.compile of it": (x, lambda: compiled(x, integer_mask)),
         "torch.segment_reduce (concatenated)": (flat, lambda: segment_pool(flat, on_device)),
         "esim_fast, lengths": (x, lambda: masked_pool(x, on_device)),
@@ -51,14 +53,22 @@ def test_forward_and_backward(shape, dtype, report):
         torch.testing.assert_close(gradient, wanted, **tolerance)
 
     title = f"masked_pool {list(shape)} {str(dtype).removeprefix('torch.')} on {DEVICE.type}"
+    parameters = {
+        "lengths": f"{length // 4} to {length} tokens",
+        "batch": batch,
+        "precision": "fp32" if dtype == torch.float32 else "bf16",
+        "device": DEVICE.type,
+    }
     forward = {name: pool for name, (_, pool) in pools.items()}
     with torch.no_grad():
-        report(interleaved(f"{title}: forward", forward, device=DEVICE))
+        comparison = interleaved(f"{title}: forward", forward, device=DEVICE)
+        report(comparison.of("masked_pool", **parameters, **{"pass": "forward"}))
     both = {
         name: lambda leaf=leaf, pool=pool: torch.autograd.grad(pool(), leaf, grad)
         for name, (leaf, pool) in pools.items()
     }
-    report(interleaved(f"{title}: forward + backward", both, device=DEVICE))
+    comparison = interleaved(f"{title}: forward + backward", both, device=DEVICE)
+    report(comparison.of("masked_pool", **parameters, **{"pass": "forward + backward"}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -95,4 +105,5 @@ def test_share_of_the_copy_bandwidth(dtype, report):
     note = (
         f"{rates['esim_fast'] / 1e12:.2f} TB/s of the copy's {rates['device-to-device copy'] / 1e12:.2f}: {share:.0%}"
     )
-    report(type(comparison)(comparison.title, comparison.values, comparison.rounds, (note,)))
+    parameters = {"batch": batch, "precision": "fp32" if dtype == torch.float32 else "bf16", "device": DEVICE.type}
+    report(replace(comparison, notes=(note,)).of("masked_pool against a copy", **parameters))

@@ -1,10 +1,13 @@
-"""Fair timing on a machine that others use too: variants take turns, and medians of one run are compared."""
+"""Fair timing on a machine that others use too: variants take turns, and medians of one run are compared.
+
+That is why pytest-benchmark does not do it: it times one variant after the other, and the machine drifts between them.
+"""
 
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
@@ -15,25 +18,39 @@ import torch
 import esim_fast
 
 CALLS_PER_TURN = 5
+LONG_CALL = 0.1  # seconds: what another variant left in the caches is nothing beside it, and one call is a turn
+# What a unit is printed in.
+_SCALES = {"s": (1e6, "µs"), "bytes": (1e-6, "MB"), "s/token": (1e9, "ns a token")}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each variant takes, median seconds or bytes; the first is what the others are compared with."""
+    """What each variant takes, median seconds or bytes; the first is what the others are compared with.
+
+    Attributes:
+        group: what was measured, such as "training"; comparisons of a group make one section of a report.
+        parameters: under which circumstances, such as {"batch": 32, "pass": "forward"}.
+    """
 
     title: str
     values: dict[str, float]
     rounds: int
     notes: tuple[str, ...] = ()
     unit: str = "s"
+    group: str = ""
+    parameters: dict[str, str | int] = field(default_factory=dict)
+
+    def of(self, group: str, **parameters: str | int) -> "Comparison":
+        """The same comparison, filed under ``group`` and ``parameters``."""
+        return replace(self, group=group, parameters=parameters)
 
     def ratio(self, variant: str) -> float:
         """How many times as little as the first variant."""
         return self.values[next(iter(self.values))] / max(self.values[variant], 1e-12)
 
     def __str__(self) -> str:
-        how = f" (medians of {self.rounds} interleaved rounds)" if self.unit == "s" else ""
-        scale, unit = (1e6, "µs") if self.unit == "s" else (1e-6, "MB")
+        how = "" if self.unit == "bytes" else f" (medians of {self.rounds} interleaved rounds)"
+        scale, unit = _SCALES[self.unit]
         lines = [
             f"  {variant:<36} {scale * value:>12,.1f} {unit} {self.ratio(variant):>8.2f} x"
             for variant, value in self.values.items()
@@ -47,6 +64,7 @@ def interleaved(
     """Calls the variants in turn for about ``seconds``, after a warm-up that also compiles and chooses algorithms.
 
     A turn is several calls: the first ones pay for what another variant left in the caches, and medians forget them.
+    Calls that are long take one.
     """
     _settle_allocator()
 
@@ -57,15 +75,20 @@ def interleaved(
         _wait_for(device)
         return time.perf_counter() - begin
 
+    long_calls = False
     for call in variants.values():
-        for _ in range(3):
+        timed(call)
+        if timed(call) > LONG_CALL:
+            long_calls = True
+        else:
             timed(call)
+    turn = 1 if long_calls else CALLS_PER_TURN
     samples: dict[str, list[float]] = {variant: [] for variant in variants}
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < 5 or time.perf_counter() < end:
         for variant, call in variants.items():
-            samples[variant] += [timed(call) for _ in range(CALLS_PER_TURN)]
+            samples[variant] += [timed(call) for _ in range(turn)]
         rounds += 1
     return Comparison(title, {variant: median(values) for variant, values in samples.items()}, rounds)
 
@@ -122,6 +145,27 @@ def peak_memory(title: str, variants: dict[str, Callable[[], object]]) -> Compar
     return Comparison(title, peaks, 1, unit="bytes")
 
 
+def saved_memory(
+    title: str, variants: dict[str, Callable[[], object]], parameters: Iterable[torch.Tensor]
+) -> Comparison:
+    """Bytes that the forward pass of each variant keeps for the backward pass, ``parameters`` left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept = {}
+    for name, call in variants.items():
+        storages: dict[int, torch.UntypedStorage] = {}  # alive until they are counted, so that no address recurs
+
+        def keep(tensor: torch.Tensor, storages=storages) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = call()
+        kept[name] = float(sum(storage.nbytes() for at, storage in storages.items() if at not in own))
+        del result
+    return Comparison(title, kept, 1, unit="bytes")
+
+
 @cache
 def copy_bandwidth(size: int = 2**29) -> float:
     """Bytes per second, read and written, of a copy on the GPU that is too large for its cache."""
@@ -130,16 +174,23 @@ def copy_bandwidth(size: int = 2**29) -> float:
     return 2 * size / device_times("copy", {"copy": lambda: copy.copy_(source)}).values["copy"]
 
 
+def hardware() -> str:
+    """What computes: the GPU, or the processor and how many cores of it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def today() -> str:
+    return datetime.now(timezone.utc).date().isoformat()
+
+
 def environment() -> str:
     """The hardware and versions that a figure belongs to."""
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name()
-    else:
-        hardware = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {esim_fast.build_info()['compiler']}"
     if torch.cuda.is_available():
         versions += f", Triton {version('triton')}, CUDA {torch.version.cuda}"
-    return f"{hardware}; {versions}; {datetime.now(timezone.utc).date().isoformat()}"
+    return f"{hardware()}; {versions}; {today()}"
 
 
 def _settle_allocator() -> None:

@@ -15,11 +15,6 @@ struct PoolOutputs {
   Tensor count;   // [B] int32: how many tokens were pooled
 };
 
-inline Tensor contiguous_columns(const Tensor& x) {
-  const int64_t last = x.dim() - 1;
-  return x.stride(last) == 1 || x.size(last) <= 1 ? x : torch::stable::contiguous(x);
-}
-
 inline PoolOutputs allocate_outputs(const Tensor& x, const Layout& layout) {
   return {torch::stable::new_empty(x, {layout.batch, 2 * layout.width}),
           torch::stable::new_empty(x, {layout.batch, layout.width}, ScalarType::Int),

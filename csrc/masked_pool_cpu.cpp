@@ -126,22 +126,6 @@ ESIM_BLOCKS(Half)
 ESIM_BLOCKS(BFloat16)
 #undef ESIM_BLOCKS
 
-// Lengths and addresses on the CPU are checked before anything is read or written through them.
-void check_addresses(const Layout& layout, int64_t elements) {
-  for (int64_t b = 0; b < layout.batch; ++b) {
-    const int64_t length = layout.tokens.lengths ? layout.tokens.lengths[b] : layout.tokens.max_length;
-    STD_TORCH_CHECK(0 <= length && length <= layout.tokens.max_length, "esim_fast: lengths[", b, "] = ", length,
-                    " is not between 0 and ", layout.tokens.max_length);
-    if (!layout.offsets.start) continue;
-    for (int64_t t = 0; t < length; ++t) {
-      int64_t offset = 0;
-      const bool overflow = __builtin_add_overflow(layout.offsets.start[b], layout.offsets.step[t], &offset);
-      STD_TORCH_CHECK(!overflow && 0 <= offset && offset <= elements - layout.width, "esim_fast: start[", b,
-                      "] + step[", t, "] is outside x, which has ", elements, " elements");
-    }
-  }
-}
-
 template <typename F>
 void for_each_block(const Layout& layout, const F& f) {
   const int64_t blocks = (layout.width + kColumns - 1) / kColumns;

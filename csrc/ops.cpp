@@ -6,6 +6,11 @@
 #define ESIM_STRING_(...) #__VA_ARGS__
 #define ESIM_STRING(...) ESIM_STRING_(__VA_ARGS__)
 
+// How operators on pairs of sentences are told where tokens lie and which of them count.
+#define ESIM_SIDES                                                                             \
+  "Tensor? a_start, Tensor? a_step, Tensor? a_lengths, Tensor? a_mask, Tensor? b_start, "      \
+  "Tensor? b_step, Tensor? b_lengths, Tensor? b_mask, SymInt a_longest, SymInt b_longest, bool every_row"
+
 namespace {
 
 // "key=value" lines; setup.py passes the values.
@@ -34,6 +39,28 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
   m.def(
       "masked_pool_backward(Tensor grad_v, Tensor argmax, Tensor count, Tensor? start, Tensor? step, Tensor? lengths, "
       "Tensor? mask, SymInt rows) -> Tensor");
+
+  // a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]; b is None where a holds the rows of both.
+  // longest: of the tokens that rows address; every_row: these are all rows that there are. Returns m_a and m_b.
+  m.def("local_inference(Tensor a, Tensor? b, " ESIM_SIDES ") -> (Tensor, Tensor)");
+  // Returns the gradients of a and b.
+  m.def(
+      "local_inference_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor? b, " ESIM_SIDES
+      ") -> (Tensor, Tensor)");
+
+  // The recurrence of a packed BiLSTM: gates [N, 4H] of each direction hold the products with the input, and then the
+  // gates; weights [4H, H]; batch_sizes [T] as of a PackedSequence. Returns y [N, 2H] and c [N, 2H].
+  m.def(
+      "bilstm(Tensor(a!) gates, Tensor(b!) gates_reverse, Tensor weight, Tensor weight_reverse, Tensor batch_sizes) -> "
+      "(Tensor, Tensor)");
+  // Returns the gradients of the products with the input, [N, 4H] for each direction, and the states that the steps
+  // began with, [N, 2H].
+  m.def(
+      "bilstm_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor gates_reverse, Tensor weight, "
+      "Tensor weight_reverse, Tensor batch_sizes) -> (Tensor, Tensor, Tensor)");
+
+  // The dense gradient [words, D] of word vectors from that of the vectors of tokens [N]; none for padding_idx.
+  m.def("embedding_backward(Tensor grad_x, Tensor tokens, SymInt words, int? padding_idx) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(esim_fast, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

@@ -2,6 +2,7 @@
 // layouts: the D values of token t of sequence b begin, in elements, at offset(b, t) = start[b] + step[t].
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -66,6 +67,11 @@ struct Layout {
   Tokens tokens;
 };
 
+inline Tensor contiguous_columns(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  return x.stride(last) == 1 || x.size(last) <= 1 ? x : torch::stable::contiguous(x);
+}
+
 inline void check_vector(const std::optional<Tensor>& vector, const char* name, const Tensor& x) {
   if (!vector) return;
   STD_TORCH_CHECK(vector->dim() == 1 && vector->scalar_type() == ScalarType::Long && vector->is_contiguous() &&
@@ -104,6 +110,22 @@ inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_st
       Tokens{lengths ? lengths->const_data_ptr<int64_t>() : nullptr, mask ? mask->const_data_ptr<bool>() : nullptr,
              mask ? mask->stride(0) : 0, mask ? mask->stride(1) : 0, length},
   };
+}
+
+// Lengths and addresses on the CPU are checked before anything is read or written through them.
+inline void check_addresses(const Layout& layout, int64_t elements) {
+  for (int64_t b = 0; b < layout.batch; ++b) {
+    const int64_t length = layout.tokens.lengths ? layout.tokens.lengths[b] : layout.tokens.max_length;
+    STD_TORCH_CHECK(0 <= length && length <= layout.tokens.max_length, "esim_fast: lengths[", b, "] = ", length,
+                    " is not between 0 and ", layout.tokens.max_length);
+    if (!layout.offsets.start) continue;
+    for (int64_t t = 0; t < length; ++t) {
+      int64_t offset = 0;
+      const bool overflow = __builtin_add_overflow(layout.offsets.start[b], layout.offsets.step[t], &offset);
+      STD_TORCH_CHECK(!overflow && 0 <= offset && offset <= elements - layout.width, "esim_fast: start[", b,
+                      "] + step[", t, "] is outside x, which has ", elements, " elements");
+    }
+  }
 }
 
 // Calls f with a zero of the C++ type behind `type`.

@@ -4,6 +4,16 @@ from . import ops
 from .classifier import Classifier
 from .extension import build_info
 from .model import ESIM, LocalInference, Pooling
-from .packed import Rows
+from .packed import PackedPairs, Rows, pack_pairs
 
-__all__ = ["ESIM", "Classifier", "LocalInference", "Pooling", "Rows", "build_info", "ops"]
+__all__ = [
+    "ESIM",
+    "Classifier",
+    "LocalInference",
+    "PackedPairs",
+    "Pooling",
+    "Rows",
+    "build_info",
+    "ops",
+    "pack_pairs",
+]

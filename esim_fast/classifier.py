@@ -82,9 +82,9 @@ class Classifier:
         try:
             if was_training:
                 self.net.eval()
-            for batch in batches(pairs, batch_size, shuffle=False):
-                batch = batch.to(self.net.device)
-                scores = self.net(batch.premises, batch.hypotheses, batch.premise_lengths, batch.hypothesis_lengths)
+            on_gpu = self.net.device.type == "cuda"
+            for batch in batches(pairs, batch_size, shuffle=False, pin_memory=on_gpu):
+                scores = self.net(batch.pairs.to(self.net.device))
                 result[batch.indices] = scores.float().cpu()
         finally:
             if was_training:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .layers import Dropout, Embedding, Linear
 from .ops import reference
-from .ops.checks import check_lengths
-from .packed import PackedPairs, Rows, left_align, pack_pairs, token_mask
+from .packed import PackedPairs, PairRows, Rows, check_lengths, left_align, pack_pairs, token_mask
 
 # What a variant leaves open: the projection's and the classifier's activation, and dropout on embeddings and within
 # the classifier. "notebook" is the notebook's mathematics with its recurrence put right.
@@ -38,9 +38,9 @@ class ESIM(nn.Module):
         variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
         projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
         freeze_embedding: word vectors are not trained.
-        backend: of the ops, or None, the best ones for the tensors at hand. "triton" is local inference on Triton, and
-            pooling on what is best; "reference" is plain PyTorch for both; "cpp" serves pooling alone so far, and
-            raises when local inference is reached.
+        backend: of the ops, or None, the best ones for the tensors at hand. "triton" is local inference on Triton,
+            and the rest on what is best; "cpp" is the C++ kernels for all of them, on a CPU; "reference" is plain
+            PyTorch.
 
     Raises:
         TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.
@@ -106,9 +106,9 @@ class ESIM(nn.Module):
         feedforward_dropout = dropout if chosen["feedforward_dropout"] else 0.0
 
         self.padding_idx = padding_idx
-        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=padding_idx)
-        self.embedding_dropout = nn.Dropout(feedforward_dropout)
-        self.encoder = InputEncoding(embedding_dim, hidden_size)
+        self.embedding = Embedding(vocab_size, embedding_dim, padding_idx=padding_idx)
+        self.embedding_dropout = Dropout(feedforward_dropout)
+        self.encoder = InputEncoding(embedding_dim, hidden_size, backend)
         self.inference = LocalInference(backend)
         self.infercomposition = InferenceComposition(hidden_size, dropout, projection_activation, backend)
         self.linear = MLP(hidden_size, num_labels, dropout, classifier_activation, feedforward_dropout)
@@ -124,8 +124,8 @@ class ESIM(nn.Module):
 
     def forward(
         self,
-        p: Tensor,
-        h: Tensor,
+        p: Tensor | PackedPairs,
+        h: Tensor | None = None,
         p_lengths: Tensor | Sequence[int] | None = None,
         h_lengths: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
@@ -133,7 +133,8 @@ class ESIM(nn.Module):
 
         Args:
             p, h: token ids of premises ``[B, Lp]`` and hypotheses ``[B, Lh]``. Padding to the left of or inside a
-                sentence is removed; the sentence is what remains, and may be empty.
+                sentence is removed; the sentence is what remains, and may be empty. Or the batch as
+                :func:`esim_fast.pack_pairs` made it, alone: packed where it is collated, nothing is left to do here.
             p_lengths, h_lengths: integers ``[B]``, best on the CPU: the sentence lies within the first ``lengths[b]``
                 ids. With them, ids on a GPU are not waited for, and must then have their padding behind.
 
@@ -146,12 +147,12 @@ class ESIM(nn.Module):
                 embedding.
         """
         pairs = self._pack(p, h, p_lengths, h_lengths)
-        if len(p) == 0:
+        if len(pairs) == 0:
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.input_size))
         x = self.encode(pairs)  # [N, 2H], a row for each token of the batch
-        width = x.shape[1]
-        m, _ = self.inference(x, x, p_rows=pairs.premise_rows(width), h_rows=pairs.hypothesis_rows(width))
-        v = self.infercomposition(m, pairs)  # [B, 8H]
+        rows = pairs.rows(x.shape[1])
+        m, _ = self.inference(x, x, p_rows=rows.premises, h_rows=rows.hypotheses)  # [N, 8H]
+        v = self.infercomposition(m, pairs, rows)  # [B, 8H]
         return self.linear(v)
 
     def encode(self, pairs: PackedPairs) -> Tensor:
@@ -176,8 +177,8 @@ class ESIM(nn.Module):
             nothing = self.embedding.weight.new_zeros(0, p.shape[1], h.shape[1])
             return nothing, nothing.clone()
         x = self.encode(pairs)
-        width = x.shape[1]
-        weights = reference.attention(x, x, a_rows=pairs.premise_rows(width), b_rows=pairs.hypothesis_rows(width))
+        rows = pairs.rows(x.shape[1])
+        weights = reference.attention(x, x, a_rows=rows.premises, b_rows=rows.hypotheses)
         p_mask = token_mask(p, self.padding_idx, self._lengths("p", p, p_lengths))
         h_mask = token_mask(h, self.padding_idx, self._lengths("h", h, h_lengths))
         return tuple(_spread(_spread(w, p_mask, 1), h_mask, 2) for w in weights)
@@ -185,7 +186,12 @@ class ESIM(nn.Module):
     def _lengths(self, name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
         return None if lengths is None else check_lengths(f"{name}_lengths", lengths, *ids.shape).cpu()
 
-    def _pack(self, p: Tensor, h: Tensor, p_lengths, h_lengths) -> PackedPairs:
+    def _pack(self, p: Tensor | PackedPairs, h: Tensor | None, p_lengths, h_lengths) -> PackedPairs:
+        if isinstance(p, PackedPairs):
+            if h is not None or p_lengths is not None or h_lengths is not None:
+                raise TypeError("packed pairs are the whole batch: give them alone")
+            self._check_values("tokens", p.tokens)
+            return p
         for name, ids in (("p", p), ("h", h)):
             self._check_ids(name, ids)
         if len(p) != len(h):
@@ -200,6 +206,9 @@ class ESIM(nn.Module):
             raise TypeError(f"{name} must be a tensor of token ids, int64 or int32, got {found}")
         if ids.dim() != 2:
             raise ValueError(f"{name} must be [batch, length], got shape {list(ids.shape)}")
+        self._check_values(name, ids)
+
+    def _check_values(self, name: str, ids: Tensor) -> None:
         if ids.device != self.device:
             raise ValueError(f"{name} is on {ids.device}, but the model on {self.device}")
         if ids.device.type == "cpu" and ids.numel():
@@ -214,13 +223,14 @@ class ESIM(nn.Module):
 class InputEncoding(nn.Module):
     """A BiLSTM over each sentence, all of them in one packed call."""
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, backend: str | None = None) -> None:
         super().__init__()
+        self.backend = _elsewhere_than_triton(backend)
         self.lstm = nn.LSTM(input_size, hidden_size, bidirectional=True)
 
     def forward(self, x: Tensor, pairs: PackedPairs) -> Tensor:
         """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
-        return _encode_rows(self.lstm, x, pairs)
+        return ops.bilstm(self.lstm, x, pairs.batch_sizes, backend=self.backend)
 
 
 class LocalInference(nn.Module):
@@ -259,8 +269,7 @@ class Pooling(nn.Module):
 
     def __init__(self, backend: str | None = None) -> None:
         super().__init__()
-        # Pooling has no Triton kernel: a model whose local inference runs on Triton pools with the best there is.
-        self.backend = None if backend == "triton" else backend
+        self.backend = _elsewhere_than_triton(backend)
 
     def forward(self, x: Tensor, x_mask: Tensor | None = None, *, rows: Rows | None = None) -> Tensor:
         """``x [B, L, 2H]`` with ``x_mask [B, L]``, 0 at padding, or ``[N, 2H]`` with rows, to ``[B, 4H]``."""
@@ -272,29 +281,30 @@ class InferenceComposition(nn.Module):
 
     def __init__(self, hidden_size: int, dropout: float, activation: str | None, backend: str | None) -> None:
         super().__init__()
-        self.composition = CompositionLayer(hidden_size, dropout, activation)
+        self.composition = CompositionLayer(hidden_size, dropout, activation, backend)
         self.pooling = Pooling(backend)
 
-    def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
+    def forward(self, m: Tensor, pairs: PackedPairs, rows: PairRows) -> Tensor:
         """``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
         y = self.composition(m, pairs)  # [N, 2H]
-        v = self.pooling(y, rows=pairs.rows(y.shape[1]))  # [2B, 4H]
+        v = self.pooling(y, rows=rows.all)  # [2B, 4H]
         v_p, v_h = v.chunk(2)
         return torch.cat([v_p, v_h], dim=1)
 
 
 class CompositionLayer(nn.Module):
-    def __init__(self, hidden_size: int, dropout: float, activation: str | None) -> None:
+    def __init__(self, hidden_size: int, dropout: float, activation: str | None, backend: str | None) -> None:
         super().__init__()
-        self.F = nn.Linear(8 * hidden_size, hidden_size)
+        self.backend = _elsewhere_than_triton(backend)
+        self.F = Linear(8 * hidden_size, hidden_size)
         self.activation = _ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.lstm = nn.LSTM(hidden_size, hidden_size, bidirectional=True)
 
     def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
         """``m [N, 8H]`` to ``[N, 2H]``."""
         y = self.dropout(self.activation(self.F(m)))
-        return _encode_rows(self.lstm, y, pairs)
+        return ops.bilstm(self.lstm, y, pairs.batch_sizes, backend=self.backend)
 
 
 class MLP(nn.Module):
@@ -306,10 +316,10 @@ class MLP(nn.Module):
         super().__init__()
         self.input_size = 8 * hidden_size
         self.mlp = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(self.input_size, hidden_size),
-            nn.Sequential(_ACTIVATIONS[activation](), nn.Dropout(inner_dropout)),
-            nn.Linear(hidden_size, num_labels),
+            Dropout(dropout),
+            Linear(self.input_size, hidden_size),
+            nn.Sequential(_ACTIVATIONS[activation](), Dropout(inner_dropout)),
+            Linear(hidden_size, num_labels),
         )
 
     def forward(self, v: Tensor) -> Tensor:
@@ -317,11 +327,9 @@ class MLP(nn.Module):
         return self.mlp(v)
 
 
-def _encode_rows(lstm: nn.LSTM, x: Tensor, pairs: PackedPairs) -> Tensor:
-    """All sentences of the batch in one call: ``[N, input]`` to ``[N, 2H]``."""
-    if len(x) == 0:  # every sentence is empty
-        return x.new_zeros(0, 2 * lstm.hidden_size)
-    return lstm(pairs.sequence(x))[0].data
+def _elsewhere_than_triton(backend: str | None) -> str | None:
+    """Local inference alone has a Triton kernel: beside it, everything else runs on the best there is."""
+    return None if backend == "triton" else backend
 
 
 def _check_choice(name: str, value: str | None, known: Sequence[str | None]) -> None:

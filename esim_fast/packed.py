@@ -9,14 +9,13 @@ which is ``b*L*D + t*D`` in a padded ``[B, L, D]``, ``cu_seqlens[b]*D + t*D`` in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 
 class Extent(NamedTuple):
@@ -124,47 +123,93 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
+class PairRows(NamedTuple):
+    """Where the sentences of packed pairs lie in a tensor: the premises, the hypotheses, and all, premises first."""
+
+    premises: Rows
+    hypotheses: Rows
+    all: Rows
+
+
 @dataclass(frozen=True, eq=False)
 class PackedPairs:
     """The 2B sentences of B pairs as one packed sequence of N rows: one LSTM call serves them all.
 
     Attributes:
         tokens: int64 ``[N]``, the sentences' token ids, sorted by length and time-major.
-        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
-        rank: int64 ``[2B]``, each sentence's place in the sorted order: premises first, then hypotheses.
-        first_row: int64 ``[T]``, where each time step begins.
-        lengths: int64 ``[2B]``, tokens in each sentence: premises first, then hypotheses.
+        batch_sizes: int64 ``[T]`` on the CPU wherever the rest is, how many sentences reach each time step.
+        addresses: int64, what is needed where the tokens are: :attr:`rank`, :attr:`first_row` and :attr:`lengths`,
+            each from an even place on, because kernels are compiled for where their arguments begin.
         longest: the longest premise and the longest hypothesis.
         words: how many tokens the premises have, and the hypotheses.
+        pairs: B.
     """
 
     tokens: Tensor
     batch_sizes: Tensor
-    rank: Tensor
-    first_row: Tensor
-    lengths: Tensor
+    addresses: Tensor
     longest: tuple[int, int]
     words: tuple[int, int]
+    pairs: int
 
-    def sequence(self, data: Tensor) -> PackedSequence:
-        """``data [N, D]``, one row for each token, as the packed sequence that an LSTM takes."""
-        return PackedSequence(data, self.batch_sizes)
+    def __len__(self) -> int:
+        return self.pairs
 
-    def rows(self, width: int) -> Rows:
-        """All 2B sentences, premises first, in a tensor ``[N, width]``."""
-        return Rows(self.rank * width, self.first_row * width, self.lengths, len(self.first_row), len(self.tokens))
+    @property
+    def rank(self) -> Tensor:
+        """int64 ``[2B]``, each sentence's place in the sorted order: premises first, then hypotheses."""
+        return self.addresses[: 2 * self.pairs]
 
-    def premise_rows(self, width: int) -> Rows:
-        """The premises in a tensor ``[N, width]``."""
-        return self._rows_of(0, slice(None, len(self.rank) // 2), width)
+    @property
+    def first_row(self) -> Tensor:
+        """int64 ``[T]``, where each time step begins."""
+        return self.addresses[2 * self.pairs :][: len(self.batch_sizes)]
 
-    def hypothesis_rows(self, width: int) -> Rows:
-        """The hypotheses in a tensor ``[N, width]``."""
-        return self._rows_of(1, slice(len(self.rank) // 2, None), width)
+    @property
+    def lengths(self) -> Tensor:
+        """int64 ``[2B]``, tokens in each sentence: premises first, then hypotheses."""
+        return self.addresses[len(self.addresses) - 2 * self.pairs :]
 
-    def _rows_of(self, side: int, these: slice, width: int) -> Rows:
-        start, step = self.rank[these] * width, self.first_row * width
-        return Rows(start, step, self.lengths[these], self.longest[side], self.words[side])
+    def rows(self, width: int) -> PairRows:
+        """The addressing rule of a tensor ``[N, width]`` with a row for each token."""
+        start, step, lengths = self.rank * width, self.first_row * width, self.lengths
+        every = Rows(start, step, lengths, len(self.batch_sizes), len(self.tokens))
+        sides = (slice(None, self.pairs), slice(self.pairs, None))
+        premises, hypotheses = (
+            Rows(start[these], step, lengths[these], longest, words)
+            for these, longest, words in zip(sides, self.longest, self.words, strict=True)
+        )
+        return PairRows(premises, hypotheses, every)
+
+    def to(self, device: torch.device | str) -> "PackedPairs":
+        """The same with tokens and addresses on ``device``; a copy to a GPU is queued without waiting for it."""
+        return replace(self, tokens=move(self.tokens, device), addresses=move(self.addresses, device))
+
+    def pin_memory(self) -> "PackedPairs":
+        """The same in pinned memory, from where a copy to a GPU runs beside what the CPU does."""
+        return replace(self, tokens=self.tokens.pin_memory(), addresses=self.addresses.pin_memory())
+
+
+def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longest: int) -> Tensor:
+    """Returns ``lengths`` as an int64 tensor ``[batch]``, each between 0 and ``longest`` where that can be read."""
+    if isinstance(lengths, Rows):
+        raise TypeError(f"{name} must be integers, got Rows (they are given as rows=)")
+    lengths = torch.as_tensor(lengths)
+    # An empty list becomes a float tensor, and is a list of no lengths all the same.
+    if lengths.numel() and (lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex()):
+        hint = f" (a mask is given as {name.replace('lengths', 'mask')}=)" if lengths.dtype == torch.bool else ""
+        raise TypeError(f"{name} must be integers, got {lengths.dtype}{hint}")
+    if lengths.shape != (batch,):
+        raise ValueError(f"{name} must have shape [{batch}], one for each sequence, got {list(lengths.shape)}")
+    lengths = lengths.to(torch.int64).contiguous()
+    if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in lengths.aminmax())
+        if low < 0 or high > longest:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"{name}[{int((lengths == wrong).nonzero()[0])}] = {wrong}, expected 0 to {longest} (the padded length)"
+            )
+    return lengths
 
 
 def left_align(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -197,43 +242,64 @@ def token_mask(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> 
 def pack_pairs(
     premises: Tensor, hypotheses: Tensor, premise_lengths: Tensor, hypothesis_lengths: Tensor
 ) -> PackedPairs:
-    """Packs token ids directly: no padded embeddings, no work per time step.
+    """Packs padded token ids directly: no padded embeddings, no work per time step.
 
     Args:
         premises, hypotheses: token ids ``[B, Lp]`` and ``[B, Lh]``, each sentence at the beginning of its row.
-        premise_lengths, hypothesis_lengths: int64 ``[B]`` on the CPU; what depends on lengths is computed there, so
+        premise_lengths, hypothesis_lengths: integers ``[B]`` on the CPU; what depends on lengths is computed there, so
             that ids on a GPU need not be waited for.
-    """
-    device = premises.device
-    pairs, width_p = premises.shape
-    width_h = hypotheses.shape[1]
-    lengths = torch.cat([premise_lengths, hypothesis_lengths])
-    steps = int(lengths.max()) if len(lengths) else 0
 
+    Raises:
+        TypeError: lengths are not integers.
+        ValueError: shapes disagree, or lengths lie outside 0..L.
+    """
+    if premises.dim() != 2 or hypotheses.dim() != 2 or len(premises) != len(hypotheses):
+        raise ValueError(
+            f"premises and hypotheses must be [B, Lp] and [B, Lh], got {list(premises.shape)} and "
+            f"{list(hypotheses.shape)}"
+        )
+    sides = ("premise", premises, premise_lengths), ("hypothesis", hypotheses, hypothesis_lengths)
+    lengths = [check_lengths(f"{name}_lengths", of, *ids.shape).cpu() for name, ids, of in sides]
+    begins = [torch.arange(len(ids)) * ids.shape[1] for _, ids, _ in sides]
+    begins[1] += premises.numel()
+    flat = torch.cat([premises.reshape(-1), hypotheses.reshape(-1)])
+    return pack_flat(flat, *begins, *lengths)
+
+
+def pack_flat(
+    ids: Tensor, premise_begins: Tensor, hypothesis_begins: Tensor, premise_lengths: Tensor, hypothesis_lengths: Tensor
+) -> PackedPairs:
+    """Packs sentences of a flat array of token ids, given where each begins and how long it is.
+
+    Args:
+        ids: token ids ``[any]``, on any device.
+        premise_begins, hypothesis_begins, premise_lengths, hypothesis_lengths: int64 ``[B]`` on the CPU.
+    """
+    lengths = torch.cat([premise_lengths, hypothesis_lengths])
+    # Lengths fall in the sorted order, so those above t are counted by bisection: how many sentences reach step t.
     sorted_lengths, order = lengths.sort(descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
+    steps = int(sorted_lengths[0]) if len(lengths) else 0
     time = torch.arange(steps)
-    # A sentence reaches step t if it is longer than t. Lengths fall, so those above t are counted by bisection.
     batch_sizes = torch.searchsorted(-sorted_lengths, -time)
     first_row = batch_sizes.cumsum(0) - batch_sizes
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
 
     # Row (t, r) holds token t of the r-th longest sentence.
     row_time = time.repeat_interleave(batch_sizes)
     row_sentence = order[torch.arange(len(row_time)) - first_row[row_time]]
-    sentence_begin = torch.cat([torch.arange(pairs) * width_p, pairs * width_p + torch.arange(pairs) * width_h])
-    place = sentence_begin[row_sentence] + row_time
-    ids = torch.cat([premises.reshape(-1), hypotheses.reshape(-1)])
+    place = torch.cat([premise_begins, hypothesis_begins])[row_sentence] + row_time
 
-    # One copy brings all of it to a GPU, and from pinned memory nobody waits for it.
-    parts = [place, rank, first_row, lengths]
-    # Each at an even place, 16 bytes: kernels are compiled for where their arguments begin.
-    addresses = torch.cat([torch.cat([part, part.new_zeros(len(part) % 2)]) for part in parts])
-    if device.type == "cuda":
-        addresses = addresses.pin_memory()
-    moved = move(addresses, device).split([len(part) + len(part) % 2 for part in parts])
-    place, rank, first_row, lengths = (of[: len(part)] for of, part in zip(moved, parts, strict=True))
+    parts = [rank, first_row, first_row.new_zeros(steps % 2), lengths]
+    if ids.device.type == "cpu":
+        tokens, addresses = ids[place], torch.cat(parts)
+    else:
+        # One copy brings all of it to a GPU, and from pinned memory nobody waits for it.
+        everything = torch.cat([*parts, place])
+        moved = move(everything.pin_memory() if ids.device.type == "cuda" else everything, ids.device)
+        addresses, place = moved.split([len(moved) - len(place), len(place)])
+        tokens = ids[place]
     sides = (premise_lengths, hypothesis_lengths)
     longest = tuple(int(side.max()) if len(side) else 0 for side in sides)
     words = tuple(int(side.sum()) for side in sides)
-    return PackedPairs(ids[place], batch_sizes, rank, first_row, lengths, longest, words)
+    return PackedPairs(tokens, batch_sizes, addresses, longest, words, len(premise_lengths))

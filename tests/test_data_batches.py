@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esim_fast.data import (
-    PADDING_ID,
     Batch,
     Corpus,
     DataError,
@@ -34,28 +33,35 @@ def random_pairs(count: int, seed: int = 0) -> tuple[EncodedPairs, list[tuple[li
     return EncodedPairs([p for p, _ in pairs], [h for _, h in pairs], [i % 3 for i in range(count)]), pairs
 
 
-def unpadded(ids: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
-    for row, length in zip(ids, lengths.tolist(), strict=True):
-        assert (row[length:] == PADDING_ID).all()
-    return [row[:length].tolist() for row, length in zip(ids, lengths.tolist(), strict=True)]
+def sentences(batch: Batch) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of a batch's premises and of its hypotheses, one list for each sentence."""
+    tokens = batch.pairs.tokens
+    premises, hypotheses, _ = batch.pairs.rows(1)
+    return tuple(
+        [tokens[start + rows.step[:n]].tolist() for start, n in zip(rows.start, rows.lengths.tolist(), strict=True)]
+        for rows in (premises, hypotheses)
+    )
 
 
 def padded_size(batch: Batch) -> int:
-    return batch.premises.numel() + batch.hypotheses.numel()
+    """How many ids there would be if the batch were padded to its longest sentences."""
+    return len(batch) * sum(batch.pairs.longest)
 
 
 def test_one_batch_by_hand() -> None:
     dataset = EncodedPairs([[5, 6, 7], [], [8]], [[9], [10, 11], []], [2, 0, 1])
     batch = dataset[[2, 0]]
-    assert len(batch) == 2
-    assert batch.premises.tolist() == [[8, 1, 1], [5, 6, 7]]
-    assert batch.hypotheses.tolist() == [[1], [9]]
-    assert batch.premise_lengths.tolist() == [1, 3]
-    assert batch.hypothesis_lengths.tolist() == [0, 1]
+    assert len(batch) == len(batch.pairs) == 2
+    assert sentences(batch) == ([[8], [5, 6, 7]], [[], [9]])
+    # Time-major, the longest sentence first, premises before hypotheses of the same length.
+    assert batch.pairs.tokens.tolist() == [5, 8, 9, 6, 7]
+    assert batch.pairs.batch_sizes.tolist() == [3, 1, 1]
+    assert batch.pairs.longest == (3, 1)
+    assert batch.pairs.words == (4, 1)
     assert batch.labels is not None
     assert batch.labels.tolist() == [1, 2]
     assert batch.indices.tolist() == [2, 0]
-    for tensor in vars(batch).values():
+    for tensor in (batch.pairs.tokens, batch.pairs.addresses, batch.labels, batch.indices):
         assert tensor.dtype == torch.int64
     assert dataset.premise_lengths.tolist() == [3, 0, 1]
     assert dataset.hypothesis_lengths.tolist() == [1, 2, 0]
@@ -64,8 +70,8 @@ def test_one_batch_by_hand() -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_empty_sentences(shuffle: bool) -> None:
     (batch,) = batches(EncodedPairs([[], []], [[], []], None), 4, shuffle=shuffle)
-    assert batch.premises.shape == batch.hypotheses.shape == (2, 0)
-    assert batch.premise_lengths.tolist() == [0, 0]
+    assert sentences(batch) == ([[], []], [[], []])
+    assert len(batch.pairs.tokens) == len(batch.pairs.batch_sizes) == 0
     assert batch.labels is None
 
 
@@ -86,10 +92,7 @@ def test_every_pair_once_with_its_own_words(shuffle: bool, count: int, batch_siz
         indices = batch.indices.tolist()
         seen += indices
         sizes.append(len(indices))
-        assert unpadded(batch.premises, batch.premise_lengths) == [pairs[i][0] for i in indices]
-        assert unpadded(batch.hypotheses, batch.hypothesis_lengths) == [pairs[i][1] for i in indices]
-        assert batch.premises.size(1) == batch.premise_lengths.max()
-        assert batch.hypotheses.size(1) == batch.hypothesis_lengths.max()
+        assert sentences(batch) == tuple([pairs[i][side] for i in indices] for side in (0, 1))
         assert batch.labels is not None
         assert batch.labels.tolist() == [i % 3 for i in indices]
     assert sorted(seen) == list(range(count))
@@ -116,7 +119,7 @@ def test_shuffling_follows_from_seed_and_epoch() -> None:
 
 def test_batches_do_not_come_by_length_when_shuffled() -> None:
     dataset, _ = random_pairs(3200)
-    lengths = np.array([batch.premises.size(1) for batch in batches(dataset, 32, shuffle=True)])
+    lengths = np.array([batch.pairs.longest[0] for batch in batches(dataset, 32, shuffle=True)])
     assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.4
 
 
@@ -144,11 +147,11 @@ def test_bad_batch_size(batch_size: object) -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 1], None])
-def test_moving_a_batch_leaves_lengths_behind(labels: list[int] | None) -> None:
+def test_moving_a_batch_leaves_on_the_cpu_what_decides_launches(labels: list[int] | None) -> None:
     batch = EncodedPairs([[2], [3, 4]], [[5], []], labels)[[0, 1]].to("meta")
-    assert batch.premises.device.type == batch.hypotheses.device.type == "meta"
-    assert batch.premise_lengths.tolist() == [1, 2]
-    assert batch.hypothesis_lengths.tolist() == [1, 0]
+    assert batch.pairs.tokens.device.type == batch.pairs.lengths.device.type == "meta"
+    assert batch.pairs.batch_sizes.tolist() == [3, 1]
+    assert batch.pairs.longest == (2, 1)
     assert batch.indices.tolist() == [0, 1]
     if labels is None:
         assert batch.labels is None
@@ -163,8 +166,10 @@ def test_worker_processes_give_the_same_batches() -> None:
     there = list(batches(dataset, 8, shuffle=True, num_workers=2))
     assert len(here) == len(there)
     for one, other in zip(here, there, strict=True):
-        for name, tensor in vars(one).items():
-            assert torch.equal(getattr(other, name), tensor)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.indices, other.indices)
+        for name in ("tokens", "batch_sizes", "addresses"):
+            assert torch.equal(getattr(one.pairs, name), getattr(other.pairs, name))
 
 
 PAIRS = [Pair("a b", "c", "neutral", 2), Pair("b <pad>", "", "entailment", 3)]
@@ -175,8 +180,7 @@ def test_encoding_a_corpus() -> None:
     tokens = tokenise_pairs(PAIRS, str.split)
     dataset = encode_pairs(Corpus("a.tsv", PAIRS, 0), tokens, VOCABULARY, LABELS)
     batch = dataset[[0, 1]]
-    assert batch.premises.tolist() == [[2, 3], [3, 0]]
-    assert batch.hypotheses.tolist() == [[0], [1]]
+    assert sentences(batch) == ([[2, 3], [3, 0]], [[0], []])
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [1, 0]
     assert encode_pairs(Corpus("a.tsv", PAIRS, 0), tokens, VOCABULARY, None).labels is None
@@ -200,14 +204,9 @@ def test_real_corpus(real_data: Path) -> None:
     for batch in batches(dataset, 32, shuffle=True):
         seen += len(batch)
         padded += padded_size(batch)
-        for row, index in enumerate(batch.indices.tolist()):
-            for ids, length, sentence in zip(
-                (batch.premises, batch.hypotheses),
-                (batch.premise_lengths, batch.hypothesis_lengths),
-                tokens[index],
-                strict=True,
-            ):
-                assert [vocabulary.words[i] for i in ids[row, : length[row]].tolist()] == sentence
+        pairs = zip(*sentences(batch), strict=True)
+        for row, (index, pair) in enumerate(zip(batch.indices.tolist(), pairs, strict=True)):
+            assert tuple([vocabulary.words[i] for i in ids] for ids in pair) == tuple(tokens[index])
             assert LABELS[batch.labels[row]] == corpus.pairs[index].label
     assert seen == 9842
     # Unbucketed batches of 32 hold more than twice as much padding as words.

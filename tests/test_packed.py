@@ -1,5 +1,6 @@
 """Packing straight from token ids, against torch's own packing of padded sequences."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,14 +31,40 @@ def test_packs_as_torch_does(lengths, seed):
 
     # The addressing rule finds every token again, in elements of a tensor of any width.
     for width in (1, 5):
-        rows = pairs.rows(width)
+        rows = pairs.rows(width).all
         assert rows.max_length == int(every_length.max() if len(every_length) else 0)
         for b, length in enumerate(every_length.tolist()):
             found = pairs.tokens[(rows.start[b] + rows.step[:length]) // width]
             assert torch.equal(found, both[b, :length])
-    halves = pairs.premise_rows(5), pairs.hypothesis_rows(5)
-    assert torch.equal(torch.cat([half.start for half in halves]), pairs.rows(5).start)
+    *halves, every = pairs.rows(5)
+    assert torch.equal(torch.cat([half.start for half in halves]), every.start)
+    assert torch.equal(torch.cat([half.lengths for half in halves]), every.lengths)
+    assert [half.tokens for half in halves] == [int(n.sum()) for n in (lengths_p, lengths_h)]
+    assert len(pairs) == len(lengths)
     assert [half.max_length for half in halves] == [int(n.max()) if len(n) else 0 for n in (lengths_p, lengths_h)]
+
+
+@pytest.mark.parametrize("lengths", [[3, 2], [3, -1], [3]])
+def test_bad_lengths(lengths):
+    ids = torch.full((2, 3), 5)
+    good = torch.tensor([3, 1])
+    if lengths == [3, 2]:
+        with pytest.raises(ValueError, match=r"^premises and hypotheses must be \[B, Lp\] and \[B, Lh\], got"):
+            pack_pairs(ids, ids[:1], good, torch.tensor(lengths))
+        return
+    with pytest.raises(ValueError, match=r"^hypothesis_lengths"):
+        pack_pairs(ids, ids, good, torch.tensor(lengths))
+
+
+@pytest.mark.gpu
+def test_moves_from_pinned_memory_as_it_is():
+    ids = torch.arange(2, 14).view(2, 6)
+    pairs = pack_pairs(ids, ids, torch.tensor([6, 3]), torch.tensor([1, 0]))
+    moved = pairs.pin_memory().to("cuda")
+    on_gpu = pack_pairs(ids.cuda(), ids.cuda(), torch.tensor([6, 3]), torch.tensor([1, 0]))
+    for name in ("tokens", "addresses", "rank", "first_row", "lengths"):
+        assert torch.equal(getattr(moved, name).cpu(), getattr(pairs, name))
+        assert torch.equal(getattr(on_gpu, name).cpu(), getattr(pairs, name))
 
 
 def test_left_align():

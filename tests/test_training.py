@@ -38,7 +38,7 @@ def run(recipe, model=None, **options):
 
 
 def test_it_learns_and_keeps_the_best():
-    model, best, history, bests = run(Recipe(epochs=12, learning_rate=1e-2))
+    model, best, history, bests = run(Recipe(epochs=12, learning_rate=1e-2, seed=1))
     accuracies = [metrics.dev_accuracy for metrics in history]
     assert [metrics.epoch for metrics in history] == list(range(1, 13))
     assert best == max(accuracies) > 0.95
@@ -107,7 +107,7 @@ def test_resuming_gives_the_bits_of_an_uninterrupted_run(tmp_path):
 def test_devices_and_precisions(device, precision):
     model = new_model()
     model.net.to(device)
-    _, best, _, _ = run(Recipe(epochs=8, learning_rate=1e-2, precision=precision), model)
+    _, best, _, _ = run(Recipe(epochs=8, learning_rate=1e-2, seed=1, precision=precision), model)
     assert best > 0.9
 
 

@@ -1,7 +1,7 @@
-"""Pairs of sentences as word ids, in batches of similar length.
+"""Pairs of sentences as word ids, in packed batches of similar length.
 
-Bucketing by length is what makes batches cheap: sentences of one batch are padded to its longest, and SNLI's vary from
-1 to 82 words.
+Nothing is padded, but bucketing by length pays all the same: a batch takes as many steps as its longest sentence has
+words, and SNLI's vary from 1 to 82.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..packed import move
+from ..packed import PackedPairs, move, pack_flat
 from .reading import Corpus, DataError
 from .tokenising import TokenPair
-from .vocabulary import PADDING_ID, Vocabulary
+from .vocabulary import Vocabulary
 
 _POOL = 100  # batches that are sorted together: enough for little padding, few enough to mix pairs between epochs
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs, padded with :data:`PADDING_ID` to the longest premise (Lp) and the longest hypothesis (Lh) among them.
+    """B pairs as a model takes them: ``net(batch.pairs)``."""
 
-    Lengths stay on the CPU wherever the batch goes: they decide shapes and launches, and reading them back from a GPU
-    would wait for it.
-    """
-
-    premises: torch.Tensor  # [B, Lp] int64
-    hypotheses: torch.Tensor  # [B, Lh] int64
-    premise_lengths: torch.Tensor  # [B] int64, on the CPU
-    hypothesis_lengths: torch.Tensor  # [B] int64, on the CPU
+    pairs: PackedPairs
     labels: torch.Tensor | None  # [B] int64
     indices: torch.Tensor  # [B] int64, on the CPU: where in the dataset each pair stands
 
@@ -39,13 +32,14 @@ class Batch:
         return len(self.indices)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch with its ids and labels on ``device``; a copy to a GPU is queued without waiting for it."""
-        return replace(
-            self,
-            premises=move(self.premises, device),
-            hypotheses=move(self.hypotheses, device),
-            labels=None if self.labels is None else move(self.labels, device),
-        )
+        """The batch on ``device``; a copy to a GPU is queued without waiting for it."""
+        labels = None if self.labels is None else move(self.labels, device)
+        return replace(self, pairs=self.pairs.to(device), labels=labels)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in pinned memory; a DataLoader calls this if it is asked to."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, pairs=self.pairs.pin_memory(), labels=labels)
 
 
 class EncodedPairs(Dataset[Batch]):
@@ -66,10 +60,9 @@ class EncodedPairs(Dataset[Batch]):
         lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
         ends = np.cumsum(lengths)
         self.premise_lengths, self.hypothesis_lengths = np.split(lengths, [len(premises)])
-        self._premise_starts, self._hypothesis_starts = np.split(ends - lengths, [len(premises)])
-        # The padding id comes last, where index -1 finds it: see _gather.
-        ids = chain(chain.from_iterable(sentences), (PADDING_ID,))
-        self._ids = np.fromiter(ids, dtype=np.int64, count=int(lengths.sum()) + 1)
+        self._premise_begins, self._hypothesis_begins = np.split(ends - lengths, [len(premises)])
+        ids = np.fromiter(chain.from_iterable(sentences), dtype=np.int64, count=int(lengths.sum()))
+        self._ids = torch.from_numpy(ids)
         self.labels = None if labels is None else np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -77,20 +70,12 @@ class EncodedPairs(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         indices = np.asarray(indices, dtype=np.int64)
-        premise_lengths, hypothesis_lengths = self.premise_lengths[indices], self.hypothesis_lengths[indices]
+        sides = self._premise_begins, self._hypothesis_begins, self.premise_lengths, self.hypothesis_lengths
         return Batch(
-            premises=self._gather(self._premise_starts[indices], premise_lengths),
-            hypotheses=self._gather(self._hypothesis_starts[indices], hypothesis_lengths),
-            premise_lengths=torch.from_numpy(premise_lengths),
-            hypothesis_lengths=torch.from_numpy(hypothesis_lengths),
+            pairs=pack_flat(self._ids, *(torch.from_numpy(of[indices]) for of in sides)),
             labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
             indices=torch.from_numpy(indices),
         )
-
-    def _gather(self, starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-        steps = np.arange(lengths.max(initial=0))
-        places = np.where(steps < lengths[:, None], starts[:, None] + steps, -1)  # [B, L]
-        return torch.from_numpy(self._ids[places])
 
 
 def encode_pairs(
@@ -117,13 +102,20 @@ def encode_pairs(
 
 
 def batches(
-    dataset: EncodedPairs, batch_size: int, *, shuffle: bool, seed: int = 0, epoch: int = 0, num_workers: int = 0
+    dataset: EncodedPairs,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Every pair once, in batches of ``batch_size`` pairs of similar length (the last one may be smaller).
 
     With ``shuffle``, which pairs meet in a batch and the order of the batches follow from ``seed`` and ``epoch``
     alone; without, the shortest pairs come first and the order is always the same.  ``Batch.indices`` puts
-    predictions back in the dataset's order.
+    predictions back in the dataset's order. With ``pin_memory``, batches lie where a GPU fetches them by itself.
 
     Raises:
         ValueError: ``batch_size`` is not a positive integer.
@@ -132,7 +124,7 @@ def batches(
         raise ValueError(f"expected a positive integer as batch_size, got {batch_size!r}")
     order = _bucketed(dataset, batch_size, np.random.default_rng((seed, epoch)) if shuffle else None)
     # The sampler is a list of whole batches, and the dataset looks each one up in one go: nothing is left to collate.
-    return DataLoader(dataset, sampler=order, batch_size=None, num_workers=num_workers)
+    return DataLoader(dataset, sampler=order, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def _bucketed(dataset: EncodedPairs, batch_size: int, rng: np.random.Generator | None) -> list[np.ndarray]:

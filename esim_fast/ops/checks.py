@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..packed import Rows, move
+from ..packed import Rows, check_lengths, move
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -23,28 +23,6 @@ def check_features(name: str, x: Tensor, rows: Rows | None) -> None:
     expected, layout = (3, "[batch, length, D] (or [N, D] with rows=)") if rows is None else (2, "[N, D] with rows")
     if x.dim() != expected:
         raise ValueError(f"{name} must be {layout}, got shape {list(x.shape)}")
-
-
-def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longest: int) -> Tensor:
-    """Returns ``lengths`` as an int64 tensor ``[batch]``, each between 0 and ``longest`` where that can be read."""
-    if isinstance(lengths, Rows):
-        raise TypeError(f"{name} must be integers, got Rows (they are given as rows=)")
-    lengths = torch.as_tensor(lengths)
-    # An empty list becomes a float tensor, and is a list of no lengths all the same.
-    if lengths.numel() and (lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex()):
-        hint = f" (a mask is given as {name.replace('lengths', 'mask')}=)" if lengths.dtype == torch.bool else ""
-        raise TypeError(f"{name} must be integers, got {lengths.dtype}{hint}")
-    if lengths.shape != (batch,):
-        raise ValueError(f"{name} must have shape [{batch}], one for each sequence, got {list(lengths.shape)}")
-    lengths = lengths.to(torch.int64).contiguous()
-    if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
-        low, high = (int(value) for value in lengths.aminmax())
-        if low < 0 or high > longest:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"{name}[{int((lengths == wrong).nonzero()[0])}] = {wrong}, expected 0 to {longest} (the padded length)"
-            )
-    return lengths
 
 
 def check_mask(name: str, mask: Tensor, batch: int, longest: int, x: Tensor) -> Tensor:

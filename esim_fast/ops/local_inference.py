@@ -1,8 +1,10 @@
-"""Local inference: masked co-attention, soft alignment and enhancement. Triton on NVIDIA GPUs, plain PyTorch elsewhere.
+"""Local inference: masked co-attention, soft alignment and enhancement. Triton on NVIDIA GPUs, C++ on the CPU.
 
-The kernels are triton/one_tile.py and triton/many_tiles.py; triton/launch.py chooses between them.
+The kernels on GPUs are triton/one_tile.py and triton/many_tiles.py, and triton/launch.py chooses between them; those on
+the CPU are csrc/local_inference_cpu.cpp.
 """
 
+import inspect
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -22,12 +24,16 @@ else:
 
 
 @torch.compiler.assume_constant_result
-def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    if launch is None or dtype == torch.float64:
-        return False
-    if device.type == "cuda" and torch.version.cuda is not None:
-        return torch.cuda.get_device_capability(device) >= (8, 0)  # what Triton supports
-    return device.type == "cpu" and launch.INTERPRETED
+def _backends(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Those that can run, the best one first."""
+    triton = launch is not None and dtype != torch.float64
+    if device.type == "cpu":
+        # The interpreter is for trying the kernels out: it runs only when it is asked for.
+        return ("cpp", "triton", "reference") if triton and launch.INTERPRETED else ("cpp", "reference")
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    if triton and nvidia and torch.cuda.get_device_capability(device) >= (8, 0):  # what Triton supports
+        return ("triton", "reference")
+    return ("reference",)
 
 
 def local_inference(
@@ -59,16 +65,18 @@ def local_inference(
         a_mask, b_mask: ``[B, La]`` and ``[B, Lb]``, boolean or 0/1 of any dtype, any pattern.
         a_rows, b_rows: where the tokens of row-addressed (concatenated, packed) input lie. ``a`` and ``b`` may be the
             same tensor, with the rows of either in it: each of its rows belongs to one sentence of one side.
-        backend: "triton" (the kernels: NVIDIA GPUs from compute capability 8.0 on, not fp64; CPU tensors too if
-            ``TRITON_INTERPRET=1``), "reference" (plain PyTorch) or None, the best one for the tensors at hand.
+        backend: "triton" (kernels for NVIDIA GPUs from compute capability 8.0 on, not fp64; CPU tensors too if
+            ``TRITON_INTERPRET=1``), "cpp" (kernels for the CPU), "reference" (plain PyTorch) or None, the best one for
+            the tensors at hand.
 
     Returns:
         m_a, m_b: ``[B, La, 4D]`` and ``[B, Lb, 4D]``, or ``[N, 4D]`` in the rows of ``a`` and ``b``; where ``a`` and
         ``b`` are the same row-addressed tensor, one tensor holds both and is returned twice. Exactly zero outside the
         sentences. The partner of a sentence of length 0 is aligned with zeros. Sums and softmax are taken in fp32 (fp64
-        for fp64); results have the input's dtype, or autocast's for fp32 input under autocast. The kernels multiply
-        fp32 in TF32 where PyTorch's matrix products may (``torch.set_float32_matmul_precision``), else as exactly as
-        fp32 does, and give the same bits every time. Second derivatives are not implemented in them and raise.
+        for fp64); results have the input's dtype, or autocast's for fp32 input under autocast. On GPUs the kernels
+        multiply fp32 in TF32 where PyTorch's matrix products may (``torch.set_float32_matmul_precision``), else as
+        exactly as fp32 does. They give the same bits every time, on the CPU with any number of threads. Second
+        derivatives are not implemented in them and raise.
 
     Raises:
         TypeError: a dtype or type is wrong.
@@ -83,10 +91,10 @@ def local_inference(
     if device != "meta" and torch.is_autocast_enabled(device) and a.dtype == torch.float32:
         dtype = torch.get_autocast_dtype(device)
         a, b = (a.to(dtype),) * 2 if a is b else (a.to(dtype), b.to(dtype))
-    possible = ("triton", "reference") if _has_kernel(a.device, a.dtype) else ("reference",)
+    possible = _backends(a.device, a.dtype)
     check_backend(backend, "local_inference", possible, f"{a.device} in {a.dtype}")
-    # The interpreter is for trying the kernels out: it runs only when it is asked for.
-    if backend == "reference" or (backend is None and (len(possible) == 1 or device == "cpu")):
+    backend = backend or possible[0]
+    if backend == "reference":
         options = {"a_mask": a_mask, "b_mask": b_mask, "a_rows": a_rows, "b_rows": b_rows}
         if device == "meta":
             return reference.local_inference(a, b, a_lengths, b_lengths, **options)
@@ -103,7 +111,7 @@ def local_inference(
     # torch.compile takes no tensor twice: what serves both sides is passed as a view of itself the second time.
     x, *of_b = (of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
     m_a, m_b = _LocalInference.apply(
-        *of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row
+        *of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row, backend
     )
     return (m_a, m_a) if one_tensor else (m_a, m_b)
 
@@ -143,31 +151,57 @@ def _addresses(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Row
     return x.contiguous(), rows.start.contiguous(), rows.step.contiguous(), rows.lengths.contiguous(), mask
 
 
+# By backend: the operator and its gradient's, which take the same arguments and return the same.
+_OPERATORS = {"cpp": "local_inference", "triton": "local_inference_triton"}
+
+
 class _LocalInference(torch.autograd.Function):
     generate_vmap_rule = True
 
     # Written out: torch.compile counts the parameters to tell whether the first is a context.
     @staticmethod
     def forward(
-        a, b, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_longest, b_longest, every_row
+        a,
+        b,
+        a_start,
+        a_step,
+        a_lengths,
+        a_mask,
+        b_start,
+        b_step,
+        b_lengths,
+        b_mask,
+        a_longest,
+        b_longest,
+        every_row,
+        backend,
     ):
         a_side, b_side = (a_start, a_step, a_lengths, a_mask), (b_start, b_step, b_lengths, b_mask)
-        return torch.ops.esim_fast.local_inference_triton(a, b, *a_side, *b_side, a_longest, b_longest, every_row)
+        operator = getattr(torch.ops.esim_fast, _OPERATORS[backend])
+        return operator(a, b, *a_side, *b_side, a_longest, b_longest, every_row)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, a_longest, b_longest, every_row = inputs
+        *tensors, a_longest, b_longest, every_row, backend = inputs
         ctx.save_for_backward(*tensors)
-        ctx.options = (a_longest, b_longest, every_row)
+        ctx.options = (a_longest, b_longest, every_row, backend)
 
     @staticmethod
     def backward(ctx, grad_m_a, grad_m_b):
         a, b, *addresses = ctx.saved_tensors
-        operator = torch.ops.esim_fast.local_inference_triton_backward
         # Grad mode is on in a backward pass only if somebody wants to differentiate it.
-        backward = _LocalInferenceBackward.apply if torch.is_grad_enabled() else operator
+        backward = _LocalInferenceBackward.apply if torch.is_grad_enabled() else _backward
         grad_a, grad_b = backward(grad_m_a, grad_m_b, a, b, *addresses, *ctx.options)
-        return grad_a, None if b is None else grad_b, *[None] * 11
+        return grad_a, None if b is None else grad_b, *[None] * 12
+
+
+# Asked for in every call: to work it out takes as long as the kernels take for one pair.
+_LocalInference.forward.__signature__ = inspect.signature(_LocalInference.forward)
+
+
+def _backward(*arguments):
+    *arguments, backend = arguments
+    return getattr(torch.ops.esim_fast, f"{_OPERATORS[backend]}_backward")(*arguments)
 
 
 class _LocalInferenceBackward(torch.autograd.Function):
@@ -177,7 +211,7 @@ class _LocalInferenceBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments):
-        return torch.ops.esim_fast.local_inference_triton_backward(*arguments)
+        return _backward(*arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -188,12 +222,21 @@ class _LocalInferenceBackward(torch.autograd.Function):
         raise RuntimeError("esim_fast.ops.local_inference has no second derivative: use backend='reference' for it")
 
 
+def _results(a, b, *_):
+    """Tensors as the operators return them. Where b is None, the first holds both sides."""
+    m_a, m_b = (None if x is None else x.new_empty(*x.shape[:-1], 4 * x.shape[-1]) for x in (a, b))
+    return m_a, a.new_empty(0) if b is None else m_b
+
+
+def _gradients(_grad_m_a, _grad_m_b, a, b, *_):
+    return a.new_empty(a.shape), a.new_empty(0) if b is None else b.new_empty(b.shape)
+
+
 if launch is not None:
+    # The schemas of the C++ operators, which are in csrc/ops.cpp.
     _ADDRESSES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask"))
     _OPTIONS = "SymInt a_longest, SymInt b_longest, bool every_row"
     _library = torch.library.Library("esim_fast", "FRAGMENT")
-    # a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]; b is None where a holds the rows of both.
-    # every_row: the rows of a and b are all there are. Returns m_a and m_b.
     _library.define(
         f"local_inference_triton(Tensor a, Tensor? b, {_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor)",
         tags=torch.Tag.pt2_compliant_tag,
@@ -206,5 +249,6 @@ if launch is not None:
     for _device in ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",):
         _library.impl("local_inference_triton", launch.forward, _device)
         _library.impl("local_inference_triton_backward", launch.backward, _device)
-    torch.library.register_fake("esim_fast::local_inference_triton")(launch.new_results)
-    torch.library.register_fake("esim_fast::local_inference_triton_backward")(launch.new_gradients)
+for _operator in _OPERATORS.values() if launch is not None else ("local_inference",):
+    torch.library.register_fake(f"esim_fast::{_operator}")(_results)
+    torch.library.register_fake(f"esim_fast::{_operator}_backward")(_gradients)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import EncodedPairs, batches
+from ..data import Batch, EncodedPairs, batches
 from .checkpoint import Checkpoint
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -127,6 +127,28 @@ def fit(
     return best
 
 
+def training_step(
+    net: nn.Module, batch: Batch, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward pass, clipping and update; a GPU is not waited for, but for the scaler of fp16.
+
+    Returns:
+        The mean loss and the logits ``[B, num_labels]`` of the batch, detached.
+    """
+    device, autocast_dtype = net.device, PRECISIONS[recipe.precision]
+    with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+        logits = net(batch.pairs)
+        loss = nn.functional.cross_entropy(logits, batch.labels)
+    optimiser.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimiser)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    scaler.step(optimiser)
+    scaler.update()
+    return loss.detach(), logits.detach()
+
+
 def _run_epoch(
     net: nn.Module,
     train: EncodedPairs,
@@ -136,28 +158,20 @@ def _run_epoch(
     scaler: torch.amp.GradScaler,
 ) -> tuple[float, float]:
     """One pass over the training pairs; returns mean loss and accuracy."""
-    device, autocast_dtype = net.device, PRECISIONS[recipe.precision]
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    device = net.device
     loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     net.train()
-    loader = batches(train, recipe.batch_size, shuffle=True, seed=recipe.seed, epoch=epoch)
+    loader = batches(
+        train, recipe.batch_size, shuffle=True, seed=recipe.seed, epoch=epoch, pin_memory=device.type == "cuda"
+    )
     interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
     description = f"epoch {epoch}/{recipe.epochs}"
     bar = tqdm(loader, desc=description, unit="batch", leave=False, dynamic_ncols=True, mininterval=interval)
     for step, batch in enumerate(bar, start=1):
         batch = batch.to(device)
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            logits = net(batch.premises, batch.hypotheses, batch.premise_lengths, batch.hypothesis_lengths)
-            loss = nn.functional.cross_entropy(logits, batch.labels)
-        optimiser.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        scaler.step(optimiser)
-        scaler.update()
-
-        loss_sum += loss.detach() * len(batch)
-        correct += (logits.detach().argmax(1) == batch.labels).sum()
+        loss, logits = training_step(net, batch, optimiser, scaler, recipe)
+        loss_sum += loss * len(batch)
+        correct += (logits.argmax(1) == batch.labels).sum()
         seen += len(batch)
         if step % _STEPS_PER_UPDATE == 0:
             bar.set_postfix(

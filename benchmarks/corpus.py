@@ -1,0 +1,142 @@
+"""Batches as SNLI and MultiNLI would give them: their lengths, made-up words, the data loader's buckets.
+
+Neither corpus is needed. Words are drawn by Zipf's law over the full vocabulary, not evenly: the embedding's gradient
+gathers the few frequent words of a batch from many places, and its kernels feel that.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import esim_fast
+from esim_fast import data
+from esim_fast.packed import PackedPairs
+
+VOCABULARY = 36_988  # SNLI's lower-cased words, with one row for padding and one for unknown words
+PADDING = data.PADDING_ID
+_POOL = 100  # batches that the data loader sorts together
+# So much of a corpus is at most as long as this, in Treebank tokens: every twentieth, and the 99th hundredth, without
+# which the longest sentence would weigh too much. SNLI: 20,000 training pairs; MultiNLI: the 9,815 of matched dev.
+_PARTS = np.append(np.arange(20) / 20, [0.99, 1])
+_LENGTHS = {
+    "SNLI": (
+        [2, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13, 13, 14, 15, 16, 17, 18, 20, 22, 25, 35, 70],
+        [2, 4, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 12, 14, 19, 43],
+    ),
+    "MultiNLI": (
+        [1, 5, 7, 8, 10, 11, 13, 14, 16, 17, 18, 20, 22, 24, 26, 29, 32, 35, 40, 48, 73, 205],
+        [1, 5, 6, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 14, 14, 15, 17, 19, 26, 51],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """One batch in every form that a variant wants: padded ids, lengths, packed."""
+
+    p: Tensor  # [B, Lp]
+    h: Tensor  # [B, Lh]
+    p_lengths: Tensor  # [B], on the CPU
+    h_lengths: Tensor  # [B], on the CPU
+    labels: Tensor  # [B]
+    pairs: PackedPairs
+
+    @classmethod
+    def of(cls, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor, labels: Tensor) -> "PairBatch":
+        return cls(p, h, p_lengths, h_lengths, labels, esim_fast.pack_pairs(p, h, p_lengths, h_lengths))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.pairs.tokens)
+
+    @property
+    def shape(self) -> str:
+        return f"{self.p.shape[1]}x{self.h.shape[1]}"
+
+    def to(self, device: torch.device) -> "PairBatch":
+        moved = {name: getattr(self, name).to(device) for name in ("p", "h", "labels", "pairs")}
+        return replace(self, **moved)
+
+    def filled(self) -> "PairBatch":
+        """The batch with words in place of its padding."""
+        random = np.random.default_rng(0)
+
+        def fill(ids: Tensor) -> tuple[Tensor, Tensor]:
+            words = torch.from_numpy(draw_words(ids.numel(), random)).view(ids.shape).to(ids.device)
+            return torch.where(ids == PADDING, words, ids), torch.full((len(ids),), ids.shape[1])
+
+        (p, p_lengths), (h, h_lengths) = fill(self.p), fill(self.h)
+        return PairBatch.of(p, h, p_lengths, h_lengths, self.labels)
+
+
+def draw_lengths(kind: str, pairs: int, random: np.random.Generator) -> np.ndarray:
+    """Lengths ``[pairs, 2]`` of premises and hypotheses, which are taken to be independent (in SNLI: r = 0.19)."""
+    sides = [np.interp(random.random(pairs), _PARTS, side) for side in _LENGTHS[kind]]
+    return np.stack(sides, 1).round().astype(np.int64)
+
+
+def draw_words(count: int, random: np.random.Generator) -> np.ndarray:
+    """Word ids ``[count]``, 2 and above; the lower, the more frequent."""
+    return 2 + np.searchsorted(_zipf(), random.random(count))
+
+
+def draw_pairs(kind: str, pairs: int, random: np.random.Generator) -> data.EncodedPairs:
+    """A corpus of ``pairs`` sentence pairs with labels that mean nothing."""
+    lengths = draw_lengths(kind, pairs, random)
+    ends = [0, *lengths.ravel().cumsum().tolist()]
+    words = draw_words(ends[-1], random).tolist()
+    sentences = [words[begin:end] for begin, end in pairwise(ends)]
+    return data.EncodedPairs(sentences[::2], sentences[1::2], random.integers(0, 3, pairs).tolist())
+
+
+@cache
+def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[PairBatch]:
+    """``count`` batches of ``size`` pairs as the data loader cuts them, together about like its average."""
+    random = np.random.default_rng(seed)
+    corpus = draw_pairs(kind, _POOL * size, random)
+    cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]
+    lengths = np.stack([corpus.premise_lengths, corpus.hypothesis_lengths], 1)
+    return [_pair_batch(corpus, cut[i], random) for i in _typical([lengths[of] for of in cut], count)]
+
+
+def bucketed_lengths(kind: str, size: int, count: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Lengths ``[size, 2]`` of ``count`` batches, cut and chosen in the same way."""
+    lengths = draw_lengths(kind, _POOL * size, random)
+    lengths = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))]
+    cut = list(lengths.reshape(-1, size, 2))
+    return [cut[i] for i in _typical(cut, count)]
+
+
+def _typical(lengths: list[np.ndarray], count: int) -> np.ndarray:
+    """``count`` batches, one from each part of a sorted corpus, whose padding and words are close to the average."""
+    words = np.array([of.sum() for of in lengths])
+    padded = np.array([len(of) * of.max(0).sum() for of in lengths])
+    part = len(lengths) // count
+    choices = np.random.default_rng(0).integers(part, size=(1000, count)) + part * np.arange(count)
+    errors = [abs(np.log(of[choices].mean(1) / of.mean())) for of in (words, padded)]
+    return choices[np.argmin(sum(errors))]
+
+
+def _pair_batch(corpus: data.EncodedPairs, indices: np.ndarray, random: np.random.Generator) -> PairBatch:
+    def padded(lengths: np.ndarray) -> Tensor:
+        outside = np.arange(lengths.max()) >= lengths[:, None]
+        words = draw_words(outside.size, random).reshape(outside.shape)
+        return torch.from_numpy(np.where(outside, PADDING, words))
+
+    sides = corpus.premise_lengths[indices], corpus.hypothesis_lengths[indices]
+    lengths = [torch.from_numpy(side) for side in sides]
+    return PairBatch.of(*map(padded, sides), *lengths, torch.from_numpy(corpus.labels[indices]))
+
+
+@cache
+def _zipf() -> np.ndarray:
+    """Cumulated probabilities of the words by rank, after Zipf and Mandelbrot."""
+    weights = 1 / (np.arange(VOCABULARY - 2) + 3.7)
+    return weights.cumsum() / weights.sum()

@@ -1,0 +1,163 @@
+"""An epoch of SNLI's size through the real data loader and the real training step: pairs a second, and what takes them.
+
+    python -m benchmarks.epoch [--pairs N] [--batch-size 32] [--device auto] [--precision fp32] [--json FILE]
+
+run in the repository's root. Sentences are made up (corpus.py), their lengths, the vocabulary and the work are SNLI's.
+On a CPU a part of the epoch is run, and the whole one's time worked out from it. On a GPU the phases of a step are
+timed by events in its stream, so that no step is waited for.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+
+from benchmarks.corpus import VOCABULARY, draw_pairs
+from benchmarks.timing import environment, hardware, today
+from esim_fast import ESIM
+from esim_fast.data import batches
+from esim_fast.training import Recipe
+from esim_fast.training.trainer import PRECISIONS, training_step
+
+SNLI_PAIRS = 549_367  # labelled ones of its training set
+CPU_PAIRS = 6_400
+WARM_UP = 5  # steps that are not counted: they initialise libraries, and choose and compile kernels
+# The moments of a step, by the phase that ends there. What is not the network or the optimiser's step comes between.
+PHASES = ("forward", "loss, backward, clipping", "optimiser", "loader, copies, metrics")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class Stopwatch:
+    """Takes the moments of each step, by hooks, so that the training step is the one that trains."""
+
+    def __init__(self, net: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self.on_gpu = net.device.type == "cuda"
+        self.moments: list[list] = []  # of each step: its begin, and the ends of its phases but the last
+        self._hooks = [
+            net.register_forward_pre_hook(lambda *_: self.moments.append([self._now()])),
+            net.register_forward_hook(lambda *_: self._take()),
+            optimiser.register_step_pre_hook(lambda *_: self._take()),
+            optimiser.register_step_post_hook(lambda *_: self._take()),
+        ]
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _take(self) -> None:
+        self.moments[-1].append(self._now())
+
+    def stop(self) -> dict[str, float]:
+        """Seconds of each phase over all steps."""
+        for hook in self._hooks:
+            hook.remove()
+        end = self._now()
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        nexts = [moments[0] for moments in self.moments[1:]] + [end]
+        seconds = dict.fromkeys(PHASES, 0.0)
+        for moments, following in zip(self.moments, nexts, strict=True):
+            marks = [*moments, following]
+            for phase, begin, finish in zip(PHASES, marks[:-1], marks[1:], strict=True):
+                seconds[phase] += begin.elapsed_time(finish) / 1e3 if self.on_gpu else finish - begin
+        return seconds
+
+
+def run(pairs: int, batch_size: int, device: torch.device, precision: str) -> dict[str, object]:
+    """Trains on ``pairs`` made-up pairs, once; returns what it took."""
+    corpus = draw_pairs("SNLI", pairs, np.random.default_rng(0))
+    recipe = Recipe(epochs=1, batch_size=batch_size, precision=precision)
+    torch.manual_seed(recipe.seed)
+    net = ESIM(300, 300, VOCABULARY, 3, device).train()
+    optimiser = torch.optim.Adam(net.parameters(), lr=recipe.learning_rate, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    waits = []  # of the host for the loader, a batch each
+
+    def train(steps: int | None = None) -> int:
+        loader = iter(batches(corpus, batch_size, shuffle=True, epoch=1, pin_memory=device.type == "cuda"))
+        correct, seen = torch.zeros((), device=device), 0
+        while steps is None or seen < steps * batch_size:
+            begin = time.perf_counter()
+            batch = next(loader, None)
+            if batch is None:
+                break
+            waits.append(time.perf_counter() - begin)
+            batch = batch.to(device)
+            _, logits = training_step(net, batch, optimiser, scaler, recipe)
+            correct += (logits.detach().argmax(1) == batch.labels).sum()
+            seen += len(batch)
+        float(correct)  # waits for a GPU
+        return seen
+
+    train(WARM_UP)
+    waits.clear()
+    begin = time.perf_counter()
+    stopwatch = Stopwatch(net, optimiser)
+    seen = train()
+    seconds = time.perf_counter() - begin
+    phases = stopwatch.stop()
+    return {"pairs": seen, "seconds": seconds, "phases": phases, "loader_wait": sum(waits)}
+
+
+def page(result: dict, device: torch.device) -> str:
+    """The figures as a small table."""
+    pairs, seconds, phases = result["pairs"], result["seconds"], result["phases"]
+    whole = f"{seconds * SNLI_PAIRS / pairs:,.1f} s for SNLI's {SNLI_PAIRS:,}"
+    if pairs != SNLI_PAIRS:
+        whole += ", extrapolated"
+    lines = [f"{pairs:,} pairs in {seconds:,.1f} s: {pairs / seconds:,.0f} pairs a second, {whole}"]
+    total = sum(phases.values())
+    lines += [f"  {phase:<36} {value:>9.2f} s {value / total:>6.1%}" for phase, value in phases.items()]
+    lines.append(f"  the host waited {result['loader_wait']:.2f} s for the loader")
+    if device.type == "cuda":
+        lines.append("  phases are times in the GPU's stream, in which it may be waiting for launches")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _Parser(prog="python -m benchmarks.epoch", description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=_positive, help=f"default: {SNLI_PAIRS:,}, on a CPU {CPU_PAIRS:,}")
+    parser.add_argument("--batch-size", type=_positive, default=32)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    options = parser.parse_args(arguments)
+    available = torch.cuda.is_available()
+    if options.device == "cuda" and not available:
+        parser.error("--device cuda: there is no NVIDIA GPU here")
+    device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
+    pairs = options.pairs or (SNLI_PAIRS if device.type == "cuda" else CPU_PAIRS)
+    print(environment(), flush=True)
+    result = run(pairs, options.batch_size, device, options.precision)
+    print(page(result, device))
+    if options.json:
+        settings = {"batch_size": options.batch_size, "device": device.type, "precision": options.precision}
+        of = {"environment": environment(), "hardware": hardware(), "date": today()}
+        try:
+            options.json.write_text(json.dumps({**of, **settings, **result}, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            parser.error(f"{options.json}: {error.strerror}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

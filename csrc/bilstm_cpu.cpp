@@ -1,0 +1,297 @@
+// The recurrence of a bidirectional LSTM over packed sentences on the CPU, forward and backward, gates fused.
+//
+// Products with the input and the weights' gradients are matrix products over all tokens at once, made elsewhere: what
+// is left is one small product for each time step, whose sums stay in registers until the gates have been applied.
+// Each direction of each group of sentences is a task of its own that runs through all time steps without waiting for
+// another: sentences do not depend on each other.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "rows.h"
+#include "vectors.h"
+
+namespace esim_fast {
+namespace {
+
+constexpr int kGates = 4;            // input, forget, cell, output: as torch.nn.LSTM orders them
+constexpr int64_t kLeastRows = 6;    // of sentences in a group: fewer do not pay for reading the weights again
+
+// Row (t, r) of a packed tensor is token t of the r-th longest sentence.
+struct Steps {
+  std::vector<int64_t> size;   // how many sentences reach step t
+  std::vector<int64_t> first;  // row of (t, 0)
+  int64_t rows = 0;
+
+  explicit Steps(const Tensor& batch_sizes) {
+    STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long &&
+                        batch_sizes.is_contiguous() && batch_sizes.is_cpu() && batch_sizes.size(0) > 0,
+                    "esim_fast: batch_sizes must be a contiguous int64 tensor [T] on the CPU, with T > 0");
+    const int64_t* values = batch_sizes.const_data_ptr<int64_t>();
+    for (int64_t t = 0; t < batch_sizes.size(0); ++t) {
+      STD_TORCH_CHECK(values[t] > 0 && (t == 0 || values[t] <= values[t - 1]), "esim_fast: batch_sizes[", t, "] = ",
+                      values[t], ", expected positive numbers that never grow");
+      size.push_back(values[t]);
+      first.push_back(rows);
+      rows += values[t];
+    }
+  }
+  int64_t count() const { return static_cast<int64_t>(size.size()); }
+};
+
+// What one task works on: a direction, and every `groups`-th sentence from `group` on. Sentences are sorted by length,
+// so dealing them out like cards gives each group as much to do.
+struct Task {
+  const Steps* steps;
+  int64_t hidden;
+  bool reverse;
+  int64_t group, groups;
+  const float* weight;  // [4H, H]
+  float* gates;         // [N, 4H]: products with the input; then, in their place, the gates
+  float* y;             // [N, 2H], from this direction's half on
+  float* c;             // likewise
+  // backward
+  const float* grad_y;      // [N, 2H], from this direction's half on
+  float* grad_gates;        // [N, 4H], before the gates' functions
+  float* previous;          // [N, 2H]: the state that each step began with, from this direction's half on
+
+  int64_t sentences(int64_t t) const {
+    if (t < 0 || t >= steps->count()) return 0;
+    return std::max<int64_t>(0, (steps->size[t] - group + groups - 1) / groups);
+  }
+  int64_t row(int64_t t, int64_t i) const { return steps->first[t] + group + groups * i; }
+  int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  // The t-th step in the order in which states are computed.
+  int64_t in_order(int64_t n) const { return reverse ? steps->count() - 1 - n : n; }
+};
+
+// product[r, v] of `count` rows by a block of weights, added to what is there.
+template <int rows, int vectors, typename V>
+ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_t a_row, const float* b, int64_t terms) {
+  constexpr int lanes = sizeof(V) / sizeof(float), width = vectors * lanes;
+  if constexpr (rows > 1) {
+    if (count < rows) return multiply_rows<rows - 1, vectors, V>(product, count, a, a_row, b, terms);
+  }
+  V sum[rows][vectors] = {};
+  multiply_add<rows, vectors>(sum, a, a_row, 1, b, width, terms);
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < vectors; ++v) store(product + r * width + v * lanes, sum[r][v]);
+  }
+}
+
+// Weights [4H, H] as [blocks, H, 4, lanes]: those of the four gates of a block of units side by side.
+template <int lanes>
+ESIM_INLINE std::vector<float> pack_gates(const float* weight, int64_t H) {
+  constexpr int kWidth = kGates * lanes;
+  const int64_t blocks = (H + lanes - 1) / lanes;
+  std::vector<float> packed(blocks * H * kWidth);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t units = std::min<int64_t>(lanes, H - block * lanes);
+    for (int gate = 0; gate < kGates; ++gate) {
+      const float* from = weight + (gate * H + block * lanes) * H;
+      float* to = packed.data() + block * H * kWidth + gate * lanes;
+      // In tiles, so that what is transposed stays in the cache.
+      for (int64_t first = 0; first < H; first += lanes) {
+        const int64_t last = std::min<int64_t>(first + lanes, H);
+        for (int64_t lane = 0; lane < units; ++lane) {
+          for (int64_t k = first; k < last; ++k) to[k * kWidth + lane] = from[lane * H + k];
+        }
+      }
+    }
+  }
+  return packed;
+}
+
+template <int lanes, int rows>
+ESIM_INLINE void forward(const Task& task) {
+  using V = Vector<float, lanes>;
+  const int64_t H = task.hidden, blocks = (H + lanes - 1) / lanes;
+  constexpr int kWidth = kGates * lanes;
+  const std::vector<float> packed = pack_gates<lanes>(task.weight, H);
+  for (int64_t n = 0; n < task.steps->count(); ++n) {
+    const int64_t t = task.in_order(n), before = task.before(t);
+    const int64_t count = task.sentences(t), known = std::min(count, task.sentences(before));
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t unit = block * lanes, units = std::min<int64_t>(lanes, H - unit);
+      const float* panel = packed.data() + block * H * kWidth;
+      for (int64_t i = 0; i < count; i += rows) {
+        const int here = static_cast<int>(std::min<int64_t>(rows, count - i));
+        const int with_state = static_cast<int>(std::clamp<int64_t>(known - i, 0, here));
+        float product[rows * kWidth];
+        if (with_state > 0) {
+          const float* h = task.y + task.row(before, i) * 2 * H;
+          multiply_rows<rows, kGates, V>(product, with_state, h, task.groups * 2 * H, panel, H);
+        }
+        for (int r = 0; r < here; ++r) {
+          const int64_t row = task.row(t, i + r);
+          float* gates = task.gates + row * kGates * H + unit;
+          V x[kGates], c{};
+          for (int gate = 0; gate < kGates; ++gate) x[gate] = load<V>(gates + gate * H, units);
+          if (r < with_state) {
+            for (int gate = 0; gate < kGates; ++gate) x[gate] += load<V>(product + r * kWidth + gate * lanes);
+            c = load<V>(task.c + task.row(before, i + r) * 2 * H + unit, units);
+          }
+          const V input = sigmoid<lanes>(x[0]), forget = sigmoid<lanes>(x[1]);
+          const V cell = hyperbolic_tangent<lanes>(x[2]), output = sigmoid<lanes>(x[3]);
+          c = forget * c + input * cell;
+          store(gates, input, units);
+          store(gates + H, forget, units);
+          store(gates + 2 * H, cell, units);
+          store(gates + 3 * H, output, units);
+          store(task.c + row * 2 * H + unit, c, units);
+          store(task.y + row * 2 * H + unit, output * hyperbolic_tangent<lanes>(c), units);
+        }
+      }
+    }
+  }
+}
+
+template <int lanes, int rows>
+ESIM_INLINE void backward(const Task& task) {
+  using V = Vector<float, lanes>;
+  constexpr int kVectors = 4, kWidth = kVectors * lanes;
+  const int64_t H = task.hidden, blocks = (H + kWidth - 1) / kWidth;
+  // [blocks, 4H, 4 vectors of units]
+  std::vector<float> packed(blocks * kGates * H * kWidth);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t unit = block * kWidth, units = std::min<int64_t>(kWidth, H - unit);
+    float* panel = packed.data() + block * kGates * H * kWidth;
+    for (int64_t k = 0; k < kGates * H; ++k) std::copy_n(task.weight + k * H + unit, units, panel + k * kWidth);
+  }
+  std::vector<float> grad_c(task.sentences(0) * H);  // of the state that goes on to the next step
+  for (int64_t n = task.steps->count() - 1; n >= 0; --n) {
+    const int64_t t = task.in_order(n), before = task.before(t), after = task.before(t) == t + 1 ? t - 1 : t + 1;
+    const int64_t count = task.sentences(t), known = std::min(count, task.sentences(before));
+    const int64_t continued = std::min(count, task.sentences(after));
+    for (int64_t block = 0; block < blocks; ++block) {
+      const float* panel = packed.data() + block * kGates * H * kWidth;
+      for (int64_t i = 0; i < count; i += rows) {
+        const int here = static_cast<int>(std::min<int64_t>(rows, count - i));
+        const int with_state = static_cast<int>(std::clamp<int64_t>(continued - i, 0, here));
+        float product[rows * kWidth];
+        if (with_state > 0) {
+          const float* grad = task.grad_gates + task.row(after, i) * kGates * H;
+          multiply_rows<rows, kVectors, V>(product, with_state, grad, task.groups * kGates * H, panel, kGates * H);
+        }
+        for (int r = 0; r < here; ++r) {
+          const int64_t row = task.row(t, i + r);
+          for (int v = 0; v < kVectors; ++v) {
+            const int64_t unit = block * kWidth + v * lanes, units = std::min<int64_t>(lanes, H - unit);
+            if (units <= 0) break;
+            const float* gates = task.gates + row * kGates * H + unit;
+            float* grad_gates = task.grad_gates + row * kGates * H + unit;
+            const V input = load<V>(gates, units), forget = load<V>(gates + H, units);
+            const V cell = load<V>(gates + 2 * H, units), output = load<V>(gates + 3 * H, units);
+            const V tangent = hyperbolic_tangent<lanes>(load<V>(task.c + row * 2 * H + unit, units));
+            V c_before{}, grad_h = load<V>(task.grad_y + row * 2 * H + unit, units), grad{};
+            if (i + r < known) c_before = load<V>(task.c + task.row(before, i + r) * 2 * H + unit, units);
+            if (r < with_state) {
+              grad_h += load<V>(product + r * kWidth + v * lanes);
+              grad = load<V>(grad_c.data() + (i + r) * H + unit, units);
+            }
+            grad += grad_h * output * (1.0f - tangent * tangent);
+            store(grad_gates, grad * cell * input * (1.0f - input), units);
+            store(grad_gates + H, grad * c_before * forget * (1.0f - forget), units);
+            store(grad_gates + 2 * H, grad * input * (1.0f - cell * cell), units);
+            store(grad_gates + 3 * H, grad_h * tangent * output * (1.0f - output), units);
+            store(grad_c.data() + (i + r) * H + unit, grad * forget, units);
+          }
+        }
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = task.previous + task.row(t, i) * 2 * H;
+      if (i < known) {
+        std::copy_n(task.y + task.row(before, i) * 2 * H, H, to);
+      } else {
+        std::fill_n(to, H, 0.0f);
+      }
+    }
+  }
+}
+
+ESIM_FOR_EACH_PROCESSOR(forward_task, forward, Task)
+ESIM_FOR_EACH_PROCESSOR(backward_task, backward, Task)
+
+void check(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.scalar_type() == ScalarType::Float &&
+              tensor.is_contiguous() && tensor.is_cpu();
+  for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
+  STD_TORCH_CHECK(fits, "esim_fast: ", name, " must be a contiguous float32 tensor on the CPU, of the right shape");
+}
+
+template <typename F>
+void for_each_task(const Steps& steps, Task task, const F& run) {
+  const int64_t threads = torch::stable::get_num_threads();
+  task.steps = &steps;
+  task.groups = std::clamp<int64_t>((threads + 1) / 2, 1, (steps.size[0] + kLeastRows - 1) / kLeastRows);
+  torch::stable::parallel_for(0, 2 * task.groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      Task mine = task;
+      mine.group = n / 2;
+      mine.reverse = n % 2 == 1;
+      run(mine);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> bilstm_cpu(Tensor gates, Tensor gates_reverse, const Tensor& weight,
+                                      const Tensor& weight_reverse, const Tensor& batch_sizes) {
+  const Steps steps(batch_sizes);
+  STD_TORCH_CHECK(weight.dim() == 2, "esim_fast: recurrent weights must be [4H, H]");
+  const int64_t H = weight.size(1);
+  for (const Tensor* w : {&weight, &weight_reverse}) check(*w, "a recurrent weight", {kGates * H, H});
+  for (const Tensor* g : {&gates, &gates_reverse}) check(*g, "a direction's gates", {steps.rows, kGates * H});
+  Tensor y = torch::stable::new_empty(gates, {steps.rows, 2 * H});
+  Tensor c = torch::stable::new_empty(gates, {steps.rows, 2 * H});
+  float* const gate_data[] = {gates.mutable_data_ptr<float>(), gates_reverse.mutable_data_ptr<float>()};
+  const float* const weights[] = {weight.const_data_ptr<float>(), weight_reverse.const_data_ptr<float>()};
+  for_each_task(steps, Task{.hidden = H}, [&](Task& task) {
+    task.weight = weights[task.reverse];
+    task.gates = gate_data[task.reverse];
+    task.y = y.mutable_data_ptr<float>() + task.reverse * H;
+    task.c = c.mutable_data_ptr<float>() + task.reverse * H;
+    forward_task(task);
+  });
+  return {y, c};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bilstm_backward_cpu(const Tensor& grad_y, const Tensor& y, const Tensor& c,
+                                                       const Tensor& gates, const Tensor& gates_reverse,
+                                                       const Tensor& weight, const Tensor& weight_reverse,
+                                                       const Tensor& batch_sizes) {
+  const Steps steps(batch_sizes);
+  STD_TORCH_CHECK(weight.dim() == 2, "esim_fast: recurrent weights must be [4H, H]");
+  const int64_t H = weight.size(1);
+  const Tensor grad = torch::stable::contiguous(grad_y);
+  for (const Tensor* w : {&weight, &weight_reverse}) check(*w, "a recurrent weight", {kGates * H, H});
+  for (const Tensor* g : {&gates, &gates_reverse}) check(*g, "a direction's gates", {steps.rows, kGates * H});
+  for (const Tensor* s : {&grad, &y, &c}) check(*s, "grad_y, y and c", {steps.rows, 2 * H});
+  Tensor grad_gates[] = {torch::stable::empty_like(gates), torch::stable::empty_like(gates)};
+  Tensor previous = torch::stable::empty_like(y);
+  const Tensor* const kept[] = {&gates, &gates_reverse};
+  const float* const weights[] = {weight.const_data_ptr<float>(), weight_reverse.const_data_ptr<float>()};
+  for_each_task(steps, Task{.hidden = H}, [&](Task& task) {
+    const int64_t half = task.reverse * H;
+    task.weight = weights[task.reverse];
+    // Only read here: they are kept for as many backward passes as there are.
+    task.gates = const_cast<float*>(kept[task.reverse]->const_data_ptr<float>());
+    task.y = const_cast<float*>(y.const_data_ptr<float>()) + half;
+    task.c = const_cast<float*>(c.const_data_ptr<float>()) + half;
+    task.grad_y = grad.const_data_ptr<float>() + half;
+    task.grad_gates = grad_gates[task.reverse].mutable_data_ptr<float>();
+    task.previous = previous.mutable_data_ptr<float>() + half;
+    backward_task(task);
+  });
+  return {grad_gates[0], grad_gates[1], previous};
+}
+
+}  // namespace
+}  // namespace esim_fast
+
+STABLE_TORCH_LIBRARY_IMPL(esim_fast, CPU, m) {
+  m.impl("bilstm", TORCH_BOX(&esim_fast::bilstm_cpu));
+  m.impl("bilstm_backward", TORCH_BOX(&esim_fast::bilstm_backward_cpu));
+}

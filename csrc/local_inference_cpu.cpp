@@ -1,0 +1,304 @@
+// Local inference on the CPU (equations 11-15): masked co-attention, soft alignment and enhancement, forward and
+// backward. Each pair of sentences is one thread's, from beginning to end and in one order: the tokens that count are
+// gathered side by side, and whatever is made of them stays in the cache until its results are written.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "local_inference_cpu.h"
+
+namespace esim_fast {
+namespace {
+
+constexpr int64_t kElementsPerTask = 16384;
+
+// Memory that grows with the largest pair so far.
+template <typename T>
+class Buffer {
+  struct alignas(64) Line {
+    T values[64 / sizeof(T)];
+  };
+  std::unique_ptr<Line[]> lines;
+  int64_t size = 0;
+
+ public:
+  T* at_least(int64_t elements) {
+    constexpr int64_t kPerLine = 64 / sizeof(T);
+    const int64_t needed = up_to_multiple(std::max<int64_t>(elements, 1), kPerLine) / kPerLine;
+    if (needed > size) {
+      lines.reset();
+      lines.reset(new Line[needed]);  // not cleared
+      size = needed;
+    }
+    return lines[0].values;
+  }
+};
+
+// One side of the batch: its tensors, and where in them tokens lie.
+struct Side {
+  Tensor x;
+  Layout layout;
+  bool padded;
+
+  // Of a contiguous tensor of x's shape.
+  int64_t offset(int64_t b, int64_t t) const {
+    return padded ? (b * layout.tokens.max_length + t) * layout.width : layout.offsets(b, t);
+  }
+  // One behind the last position that results are written to: padding too, as zeros.
+  int64_t end(int64_t b) const { return padded ? layout.tokens.max_length : layout.tokens.length(b); }
+};
+
+// One sentence, gathered.
+template <typename T>
+struct Sentence {
+  std::vector<int64_t> tokens;  // the positions that count
+  Buffer<T> buffers[4];
+  T *x, *aligned, *grad_aligned, *grad;
+  int64_t count = 0;
+};
+
+template <typename scalar_t>
+class PairOfSentences {
+  using T = accumulate_t<scalar_t>;
+  const Side* sides[2];
+  Sentence<T> sentences[2];
+  Buffer<T> buffers[4];
+  Weights<T> weights{};
+  int64_t b = 0, width = 0, whole_vectors = 0, stride = 0;
+
+ public:
+  PairOfSentences(const Side& a_side, const Side& b_side) : sides{&a_side, &b_side} {
+    width = a_side.layout.width;
+    whole_vectors = up_to_multiple(width, kLanes);
+    // An odd number of cache lines: rows do not all meet in the same few sets.
+    stride = up_to_multiple(width, kVectors * kLanes) + kLanes;
+  }
+
+  void forward(int64_t pair, scalar_t* const (&m)[2]) {
+    align(pair, false);
+    for (int side : {0, 1}) {
+      for (int64_t i = 0; i < sentences[side].count; ++i) enhance(token(side, i, m[side], 4));
+      clear_padding(side, m[side], 4);
+    }
+  }
+
+  void backward(int64_t pair, const scalar_t* const (&grad_m)[2], scalar_t* const (&grad)[2]) {
+    align(pair, true);
+    auto& [a, b] = sentences;
+    for (int side : {0, 1}) {
+      for (int64_t i = 0; i < sentences[side].count; ++i) {
+        Token<scalar_t> of = token(side, i, grad[side], 1);
+        of.grad_m = grad_m[side] + 4 * sides[side]->offset(this->b, sentences[side].tokens[i]);
+        enhance_backward(of);
+      }
+    }
+    if (a.count && b.count) {
+      row_products(RowProducts<T>{a.grad_aligned, b.x, weights.grad_alpha, a.count, b.count, whole_vectors, stride,
+                                  weights.stride});
+      row_products(RowProducts<T>{a.x, b.grad_aligned, weights.grad_beta, a.count, b.count, whole_vectors, stride,
+                                  weights.stride});
+      softmax_backward(weights);
+      weigh(weights.beta, false, b.grad_aligned, a.grad, true);
+      weigh(weights.grad_alpha, false, b.x, a.grad, true);
+      weigh(weights.alpha, true, a.grad_aligned, b.grad, true);
+      weigh(weights.grad_alpha, true, a.x, b.grad, true);
+    }
+    for (int side : {0, 1}) {
+      for (int64_t i = 0; i < sentences[side].count; ++i) put_gradient(token(side, i, grad[side], 1));
+      clear_padding(side, grad[side], 1);
+    }
+  }
+
+ private:
+  // Gathers both sentences of a pair, and computes alpha, beta and the soft alignments.
+  void align(int64_t pair, bool with_gradients) {
+    b = pair;
+    for (int side : {0, 1}) gather_sentence(side, with_gradients);
+    auto& [a, b] = sentences;
+    if (!a.count || !b.count) {
+      for (Sentence<T>* of : {&a, &b}) std::fill_n(of->aligned, of->count * stride, T{0});
+      return;
+    }
+    const int64_t columns = up_to_multiple(b.count, kLanes), size = a.count * columns;
+    weights = {buffers[0].at_least(size), buffers[1].at_least(size), nullptr, nullptr, a.count, b.count, columns};
+    if (with_gradients) {
+      weights.grad_alpha = buffers[2].at_least(size);
+      weights.grad_beta = buffers[3].at_least(size);
+    }
+    row_products(RowProducts<T>{a.x, b.x, weights.alpha, a.count, b.count, whole_vectors, stride, columns});
+    std::copy_n(weights.alpha, size, weights.beta);
+    softmax(weights);
+    weigh(weights.alpha, false, b.x, a.aligned, false);
+    weigh(weights.beta, true, a.x, b.aligned, false);
+  }
+
+  void gather_sentence(int side, bool with_gradients) {
+    const Layout& layout = sides[side]->layout;
+    Sentence<T>& of = sentences[side];
+    of.tokens.clear();
+    for (int64_t t = 0; t < layout.tokens.length(b); ++t) {
+      if (layout.tokens.unmasked(b, t)) of.tokens.push_back(t);
+    }
+    of.count = static_cast<int64_t>(of.tokens.size());
+    const int64_t rows = up_to_multiple(of.count, kVectors);
+    T** const arrays[] = {&of.x, &of.aligned, &of.grad_aligned, &of.grad};
+    for (int i = 0; i < (with_gradients ? 4 : 2); ++i) *arrays[i] = of.buffers[i].at_least(rows * stride);
+    clear_rest(of.x, of.count, rows);
+    if (with_gradients) clear_rest(of.grad_aligned, of.count, rows);
+    for (int64_t i = 0; i < of.count; ++i) gather(token(side, i, nullptr, 0));
+  }
+
+  // Zeros behind the features of each row, and in rows that fill up the last four.
+  void clear_rest(T* x, int64_t count, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t filled = i < count ? width : 0;
+      std::fill_n(x + i * stride + filled, stride - filled, T{0});
+    }
+  }
+
+  Token<scalar_t> token(int side, int64_t i, scalar_t* out, int64_t times) {
+    const Side& of = *sides[side];
+    const Sentence<T>& sentence = sentences[side];
+    const int64_t t = sentence.tokens[i], row = i * stride;
+    return {of.x.template const_data_ptr<scalar_t>() + of.layout.offsets(b, t),
+            nullptr,
+            out ? out + times * of.offset(b, t) : nullptr,
+            sentence.x + row,
+            sentence.aligned + row,
+            sentence.grad_aligned + row,
+            sentence.grad + row,
+            width};
+  }
+
+  // The sums of x's rows that the rows of weights ask for, or their columns.
+  void weigh(const T* by, bool columns, const T* x, T* out, bool add) {
+    const int64_t rows = columns ? weights.columns : weights.rows, terms = columns ? weights.rows : weights.columns;
+    multiply(Product<T>{by, columns ? 1 : weights.stride, columns ? weights.stride : 1, x, out, rows, terms, width,
+                        stride, add});
+  }
+
+  void clear_padding(int side, scalar_t* out, int64_t times) {
+    const Side& of = *sides[side];
+    for (int64_t t = 0; t < of.end(b); ++t) {
+      if (t < of.layout.tokens.length(b) && of.layout.tokens.unmasked(b, t)) continue;
+      std::fill_n(out + times * of.offset(b, t), times * width, scalar_t(0.0f));
+    }
+  }
+};
+
+// Where the tokens of one side lie and which of them count, as the operators are told.
+struct Where {
+  const std::optional<Tensor>& start;
+  std::optional<Tensor> step;
+  const std::optional<Tensor>&lengths, &mask;
+  int64_t longest;
+};
+
+Side make_side(const Tensor& input, Where at) {
+  STD_TORCH_CHECK(input.is_cpu() && input.dim() == (at.start ? 2 : 3),
+                  "esim_fast: local_inference takes [B, L, D], or [N, D] with start and step, on the CPU");
+  const Tensor x = at.start ? torch::stable::contiguous(input) : contiguous_columns(input);
+  if (at.start && at.step && at.step->dim() == 1 && at.longest != at.step->size(0)) {
+    STD_TORCH_CHECK(0 <= at.longest && at.longest < at.step->size(0), "esim_fast: sentences of ", at.longest,
+                    " tokens, but step has ", at.step->size(0), " entries");
+    at.step = torch::stable::narrow(*at.step, 0, 0, at.longest);
+  }
+  const bool padded = !at.start;
+  const Layout layout =
+      make_layout(x, padded ? x.stride(0) : 0, padded ? x.stride(1) : 0, padded ? x.size(0) : 0,
+                  padded ? x.size(1) : 0, x.size(-1), at.start, at.step, at.lengths, at.mask);
+  check_addresses(layout, x.numel());
+  return {x, layout, padded};
+}
+
+// a's side and b's; b may be in the same tensor.
+std::pair<Side, Side> make_sides(const Tensor& a, const std::optional<Tensor>& b, const Where& a_at,
+                                 const Where& b_at) {
+  STD_TORCH_CHECK(b || (a_at.start && b_at.start), "esim_fast: only a row-addressed tensor can hold both sides");
+  const Side a_side = make_side(a, a_at), b_side = make_side(b ? *b : a_side.x, b_at);
+  STD_TORCH_CHECK(a_side.x.scalar_type() == b_side.x.scalar_type() && a_side.layout.width == b_side.layout.width &&
+                      a_side.layout.batch == b_side.layout.batch,
+                  "esim_fast: a and b must have the same dtype and width, and hold as many sentences");
+  return {a_side, b_side};
+}
+
+// A tensor for results, `times` as wide as x. Kernels write all of a padded one, and the rows that are addressed.
+Tensor new_like(const Side& side, int64_t times, bool every_row) {
+  std::vector<int64_t> shape(side.x.sizes().begin(), side.x.sizes().end());
+  shape.back() *= times;
+  return side.padded || every_row ? torch::stable::new_empty(side.x, shape) : torch::stable::new_zeros(side.x, shape);
+}
+
+Tensor contiguous_gradient(const Tensor& grad_m, const Side& side) {
+  bool fits = grad_m.is_cpu() && grad_m.scalar_type() == side.x.scalar_type() && grad_m.dim() == side.x.dim() &&
+              grad_m.size(-1) == 4 * side.layout.width;
+  for (int64_t i = 0; fits && i + 1 < grad_m.dim(); ++i) fits = grad_m.size(i) == side.x.size(i);
+  STD_TORCH_CHECK(fits, "esim_fast: gradients of local_inference must be those of its results");
+  return torch::stable::contiguous(grad_m);
+}
+
+// Calls f(pair, b) for each pair b. Each is computed by one thread alone, whose memory serves one after the other.
+template <typename scalar_t, typename F>
+void for_each_pair(const Side& a, const Side& b, const F& f) {
+  const int64_t tokens = a.layout.tokens.max_length + b.layout.tokens.max_length;
+  const int64_t grain = kElementsPerTask / std::max<int64_t>(1, tokens * a.layout.width);
+  torch::stable::parallel_for(0, a.layout.batch, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
+    PairOfSentences<scalar_t> pair(a, b);
+    for (int64_t i = begin; i < end; ++i) f(pair, i);
+  });
+}
+
+std::tuple<Tensor, Tensor> local_inference_cpu(
+    const Tensor& a, std::optional<Tensor> b, std::optional<Tensor> a_start, std::optional<Tensor> a_step,
+    std::optional<Tensor> a_lengths, std::optional<Tensor> a_mask, std::optional<Tensor> b_start,
+    std::optional<Tensor> b_step, std::optional<Tensor> b_lengths, std::optional<Tensor> b_mask, int64_t a_longest,
+    int64_t b_longest, bool every_row) {
+  const auto [a_side, b_side] = make_sides(a, b, {a_start, a_step, a_lengths, a_mask, a_longest},
+                                           {b_start, b_step, b_lengths, b_mask, b_longest});
+  Tensor m_a = new_like(a_side, 4, every_row);
+  Tensor m_b = b ? new_like(b_side, 4, every_row) : torch::stable::new_empty(a, {0});
+  dispatch_floating(a.scalar_type(), "local_inference", [&, &a_side = a_side, &b_side = b_side](auto zero) {
+    using scalar_t = decltype(zero);
+    scalar_t* const of_a = m_a.template mutable_data_ptr<scalar_t>();
+    scalar_t* const m[] = {of_a, b ? m_b.template mutable_data_ptr<scalar_t>() : of_a};
+    for_each_pair<scalar_t>(a_side, b_side, [&](auto& pair, int64_t i) { pair.forward(i, m); });
+  });
+  return {m_a, m_b};
+}
+
+std::tuple<Tensor, Tensor> local_inference_backward_cpu(
+    const Tensor& grad_m_a, const Tensor& grad_m_b, const Tensor& a, std::optional<Tensor> b,
+    std::optional<Tensor> a_start, std::optional<Tensor> a_step, std::optional<Tensor> a_lengths,
+    std::optional<Tensor> a_mask, std::optional<Tensor> b_start, std::optional<Tensor> b_step,
+    std::optional<Tensor> b_lengths, std::optional<Tensor> b_mask, int64_t a_longest, int64_t b_longest,
+    bool every_row) {
+  const auto [a_side, b_side] = make_sides(a, b, {a_start, a_step, a_lengths, a_mask, a_longest},
+                                           {b_start, b_step, b_lengths, b_mask, b_longest});
+  // Where one tensor holds both sides, so does the first gradient.
+  const Tensor of_m_a = contiguous_gradient(grad_m_a, a_side);
+  const Tensor of_m_b = b ? contiguous_gradient(grad_m_b, b_side) : of_m_a;
+  Tensor grad_a = new_like(a_side, 1, every_row);
+  Tensor grad_b = b ? new_like(b_side, 1, every_row) : torch::stable::new_empty(a, {0});
+  dispatch_floating(a.scalar_type(), "local_inference_backward", [&, &a_side = a_side, &b_side = b_side](auto zero) {
+    using scalar_t = decltype(zero);
+    const scalar_t* const grad_m[] = {of_m_a.template const_data_ptr<scalar_t>(),
+                                      of_m_b.template const_data_ptr<scalar_t>()};
+    scalar_t* const of_a = grad_a.template mutable_data_ptr<scalar_t>();
+    scalar_t* const grad[] = {of_a, b ? grad_b.template mutable_data_ptr<scalar_t>() : of_a};
+    for_each_pair<scalar_t>(a_side, b_side, [&](auto& pair, int64_t i) { pair.backward(i, grad_m, grad); });
+  });
+  return {grad_a, grad_b};
+}
+
+}  // namespace
+}  // namespace esim_fast
+
+STABLE_TORCH_LIBRARY_IMPL(esim_fast, CPU, m) {
+  m.impl("local_inference", TORCH_BOX(&esim_fast::local_inference_cpu));
+  m.impl("local_inference_backward", TORCH_BOX(&esim_fast::local_inference_backward_cpu));
+}

@@ -1,0 +1,133 @@
+"""Embedding, dropout and projection: PyTorch's own, only faster on a CPU."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from esim_fast.layers import Dropout, Embedding, Linear
+from esim_fast.ops.products import product
+
+
+def twin(layer, kind):
+    """The same layer of PyTorch's own, with the same parameters."""
+    other = kind.__new__(kind)
+    other.__dict__.update(layer.__dict__)
+    return other
+
+
+class TestEmbedding:
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(1, 3000), st.integers(1, 40), st.lists(st.integers(0, 2999), max_size=50), st.booleans())
+    def test_is_torchs(self, words, width, tokens, padded):
+        layer = Embedding(words, width, padding_idx=0 if padded else None)
+        tokens = torch.tensor(tokens, dtype=torch.int64) % words
+        grad = torch.randn(len(tokens), width)
+        ours = layer(tokens)
+        wanted = twin(layer, nn.Embedding)(tokens)
+        assert torch.equal(ours, wanted)
+        (ours,), (wanted,) = (torch.autograd.grad(y, layer.weight, grad) for y in (ours, wanted))
+        torch.testing.assert_close(ours, wanted)
+        if padded:
+            assert not ours[0].any()
+
+    def test_a_large_table(self):
+        layer = Embedding(40_000, 128)  # more than a large page, and more than one task
+        tokens = torch.cat([torch.tensor([0, 39_999, 5, 5]), torch.randint(40_000, (500,))])
+        grad = torch.randn(len(tokens), 128)
+        for _ in range(2):  # the second time in memory that was used before
+            (ours,) = torch.autograd.grad(layer(tokens), layer.weight, grad)
+        wanted = torch.zeros(40_000, 128, dtype=torch.float64).index_add_(0, tokens, grad.double())
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-6)
+
+    def test_what_it_leaves_to_torch(self):
+        tokens = torch.tensor([[1, 2], [2, 3]])
+        layer = Embedding(5, 4).double()
+        assert torch.equal(layer(tokens), layer.weight[tokens])
+        (grad,) = torch.autograd.grad(layer(tokens).sum(), layer.weight)
+        assert grad[:, 0].tolist() == [0, 1, 2, 1, 0]
+        assert Embedding(5, 4, sparse=True)(tokens[0]).sum().backward() is None
+
+    def test_second_derivative(self):
+        layer, tokens = Embedding(5, 4), torch.tensor([1, 2, 2])
+        (grad,) = torch.autograd.grad(layer(tokens).pow(3).sum(), layer.weight, create_graph=True)
+        (second,) = torch.autograd.grad(grad.sum(), layer.weight)
+        weight = layer.weight.detach()
+        torch.testing.assert_close(second, 6 * weight * torch.tensor([0.0, 1, 2, 0, 0])[:, None])
+
+    def test_opcheck_and_direct_calls(self):
+        arguments = (torch.randn(3, 4), torch.tensor([1, 4, 1]), 5, 0)
+        torch.library.opcheck(torch.ops.esim_fast.embedding_backward.default, arguments)
+        for bad in ([5, 0, 0], [-1, 0, 0], [0, 0]):
+            with pytest.raises(RuntimeError, match="esim_fast: "):
+                torch.ops.esim_fast.embedding_backward(torch.randn(3, 4), torch.tensor(bad), 5, None)
+
+
+class TestDropout:
+    @pytest.mark.parametrize("p", [0.1, 0.5, 0.75])
+    def test_drops_and_scales(self, p):
+        torch.manual_seed(0)
+        x = torch.rand(600, 701).add_(0.5).requires_grad_()
+        y = Dropout(p)(x)
+        kept = y != 0
+        assert abs(float(kept.float().mean()) - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+        torch.testing.assert_close(y[kept], x[kept] / (1 - p))
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(grad, kept.float() / (1 - p))
+        # Neighbours share a random word and must still be independent of each other.
+        for distance in (1, 2, 3, 4):
+            both = (kept.flatten()[distance:] & kept.flatten()[:-distance]).float().mean()
+            assert abs(float(both) - (1 - p) ** 2) < 0.005
+
+    def test_follows_the_seed(self):
+        x, draws = torch.ones(101), []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            draws.append(Dropout(0.5)(x))
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.equal(draws[0], draws[2])
+
+    def test_its_limits(self):
+        x = torch.ones(7, 3, dtype=torch.bfloat16)
+        assert Dropout(0.5)(x).dtype == torch.bfloat16
+        assert torch.equal(Dropout(0.0)(x), x)
+        assert not Dropout(1.0)(x).any()
+        assert torch.equal(Dropout(0.5).eval()(x), x)
+        assert Dropout(0.5)(x[:0]).shape == (0, 3)
+
+
+class TestLinear:
+    @settings(max_examples=40, deadline=None)
+    @given(st.integers(0, 40), st.integers(1, 70), st.integers(1, 70))
+    def test_is_torchs(self, rows, inputs, outputs):
+        layer = Linear(inputs, outputs)
+        x = torch.randn(rows, inputs, requires_grad=True)
+        grad = torch.randn(rows, outputs)
+        leaves = [x, *layer.parameters()]
+        ours, wanted = layer(x), twin(layer, nn.Linear)(x)
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+        for mine, other in zip(*(torch.autograd.grad(y, leaves, grad) for y in (ours, wanted)), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+    def test_second_derivative(self):
+        layer, x = Linear(6, 5), torch.randn(8, 6, requires_grad=True)
+        results = []
+        for y in (layer(x), twin(layer, nn.Linear)(x)):
+            (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            results.append(torch.autograd.grad(grad.square().sum(), layer.weight)[0])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
+
+    def test_other_dtypes_and_shapes(self):
+        layer = Linear(6, 5)
+        x = torch.randn(2, 8, 6)
+        torch.testing.assert_close(layer(x), twin(layer, nn.Linear)(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x[0]).dtype == torch.bfloat16
+        assert layer.double()(x[0].double()).dtype == torch.float64
+
+    def test_without_onednn(self, monkeypatch):
+        x, weight = torch.randn(9, 6), torch.randn(5, 6)
+        with_it = product(x, weight)
+        monkeypatch.setattr("esim_fast.ops.products._ONEDNN", False)
+        torch.testing.assert_close(product(x, weight), with_it)
