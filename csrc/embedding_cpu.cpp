@@ -1,62 +1,44 @@
 // The dense gradient of word vectors on the CPU: the rows of the words of a batch, zero elsewhere.
-//
-// Most of the work is a table of zeros, 44 MB for 37,000 words of 300 numbers, new for every step. The memory comes
-// from the system, which clears it page by page when it is first written: large pages make that many times as fast.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "rows.h"
 
 namespace esim_fast {
 namespace {
 
-constexpr int64_t kLargePage = 2 << 20;
 constexpr int64_t kElementsPerTask = 1 << 18;
 
-void ask_for_large_pages(void* memory, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const auto begin = reinterpret_cast<uintptr_t>(memory);
-  const uintptr_t aligned = (begin + kLargePage - 1) / kLargePage * kLargePage;
-  if (aligned + kLargePage > begin + bytes) return;
-  madvise(reinterpret_cast<void*>(aligned), begin + bytes - aligned, MADV_HUGEPAGE);  // a wish: failing is no matter
-#endif
-}
-
-Tensor embedding_backward_cpu(const Tensor& grad_x, const Tensor& tokens, int64_t words,
-                              std::optional<int64_t> padding_idx) {
+void embedding_backward_cpu(Tensor table, const Tensor& grad_x, const Tensor& tokens,
+                            std::optional<int64_t> padding_idx) {
   STD_TORCH_CHECK(grad_x.dim() == 2 && grad_x.scalar_type() == ScalarType::Float && tokens.dim() == 1 &&
-                      tokens.scalar_type() == ScalarType::Long && tokens.size(0) == grad_x.size(0) && words >= 0,
-                  "esim_fast: embedding_backward needs grad_x [N, D] in float32 and int64 tokens [N]");
+                      tokens.scalar_type() == ScalarType::Long && tokens.size(0) == grad_x.size(0) &&
+                      table.dim() == 2 && table.scalar_type() == ScalarType::Float && table.is_contiguous() &&
+                      table.size(1) == grad_x.size(1),
+                  "esim_fast: embedding_backward needs a table [V, D] and grad_x [N, D] in float32, and int64 tokens [N]");
   const Tensor grad = torch::stable::contiguous(grad_x), ids = torch::stable::contiguous(tokens);
-  const int64_t count = grad.size(0), width = grad.size(1);
+  const int64_t count = grad.size(0), width = grad.size(1), words = table.size(0);
   const float* const rows = grad.const_data_ptr<float>();
   const int64_t* const id = ids.const_data_ptr<int64_t>();
   for (int64_t n = 0; n < count; ++n) {
     STD_TORCH_CHECK(0 <= id[n] && id[n] < words, "esim_fast: tokens[", n, "] = ", id[n], " is not between 0 and ",
                     words - 1);
   }
-  Tensor grad_weight = torch::stable::new_empty(grad, {words, width});
-  float* const table = grad_weight.mutable_data_ptr<float>();
-  ask_for_large_pages(table, words * width * sizeof(float));
+  float* const sums = table.mutable_data_ptr<float>();
   // Each word belongs to one task, which adds in the order of the tokens: the same bits with any number of threads.
   const int64_t words_per_task = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));
   torch::stable::parallel_for(0, words, words_per_task, [&](int64_t begin, int64_t end) {
-    std::memset(table + begin * width, 0, (end - begin) * width * sizeof(float));
+    std::memset(sums + begin * width, 0, (end - begin) * width * sizeof(float));
     for (int64_t n = 0; n < count; ++n) {
       if (id[n] < begin || id[n] >= end || (padding_idx && id[n] == *padding_idx)) continue;
-      float* to = table + id[n] * width;
+      float* to = sums + id[n] * width;
       const float* from = rows + n * width;
       for (int64_t j = 0; j < width; ++j) to[j] += from[j];
     }
   });
-  return grad_weight;
 }
 
 }  // namespace

@@ -59,8 +59,9 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
       "bilstm_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor gates_reverse, Tensor weight, "
       "Tensor weight_reverse, Tensor batch_sizes) -> (Tensor, Tensor, Tensor)");
 
-  // The dense gradient [words, D] of word vectors from that of the vectors of tokens [N]; none for padding_idx.
-  m.def("embedding_backward(Tensor grad_x, Tensor tokens, SymInt words, int? padding_idx) -> Tensor");
+  // Writes the dense gradient of word vectors into a table [V, D], from that of the vectors of tokens [N]; the row of
+  // padding_idx stays zero.
+  m.def("embedding_backward(Tensor(a!) table, Tensor grad_x, Tensor tokens, int? padding_idx) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(esim_fast, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

@@ -1,5 +1,8 @@
 """Embedding, dropout and projection: PyTorch's own, only faster on a CPU."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,12 +59,46 @@ class TestEmbedding:
         weight = layer.weight.detach()
         torch.testing.assert_close(second, 6 * weight * torch.tensor([0.0, 1, 2, 0, 0])[:, None])
 
+    def test_memory_serves_again_when_nobody_has_it(self):
+        layer = Embedding(3000, 8)
+        tokens = torch.tensor([1, 2, 2])
+        first = torch.autograd.grad(layer(tokens).sum(), layer.weight)[0]
+        place, kept = first.data_ptr(), first[1:].view(-1)
+        del first
+        second = torch.autograd.grad(layer(tokens).sum() * 3, layer.weight)[0]  # a view of the first is still there
+        assert second.data_ptr() != place
+        assert kept.view(-1, 8)[:3, 0].tolist() == [1, 2, 0]
+        del kept
+        third = torch.autograd.grad(layer(torch.tensor([5])).sum(), layer.weight)[0]
+        assert third.data_ptr() == place
+        assert third.sum(1).nonzero().tolist() == [[5]]
+        assert second[:4, 0].tolist() == [0, 3, 6, 0]
+
+    def test_gradients_add_up(self):
+        layer, tokens = Embedding(50, 4, padding_idx=0), torch.tensor([0, 3, 3])
+        for _ in range(3):
+            layer(tokens).sum().backward()
+        assert layer.weight.grad[:5, 0].tolist() == [0, 0, 0, 6, 0]
+        kept = layer.weight.grad
+        layer.weight.grad = None
+        layer(tokens).sum().backward()
+        assert kept[3, 0] == 6
+        assert layer.weight.grad[3, 0] == 2
+
+    def test_copies_have_memory_of_their_own(self):
+        layer, tokens = Embedding(50, 4), torch.tensor([7])
+        layer(tokens).sum().backward()
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            copied.weight.grad = None
+            copied(tokens).sum().backward()
+            assert copied.weight.grad.data_ptr() != layer.weight.grad.data_ptr()
+
     def test_opcheck_and_direct_calls(self):
-        arguments = (torch.randn(3, 4), torch.tensor([1, 4, 1]), 5, 0)
+        arguments = (torch.empty(5, 4), torch.randn(3, 4), torch.tensor([1, 4, 1]), 0)
         torch.library.opcheck(torch.ops.esim_fast.embedding_backward.default, arguments)
         for bad in ([5, 0, 0], [-1, 0, 0], [0, 0]):
             with pytest.raises(RuntimeError, match="esim_fast: "):
-                torch.ops.esim_fast.embedding_backward(torch.randn(3, 4), torch.tensor(bad), 5, None)
+                torch.ops.esim_fast.embedding_backward(torch.empty(5, 4), torch.randn(3, 4), torch.tensor(bad), None)
 
 
 class TestDropout:

@@ -77,6 +77,7 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
     )
     H = w_hh.shape[1]
     grad_x, gradients = None, []
+    x = x.t().contiguous().t()  # as the weights' gradients want it, once for both
     directions = (grad_gates, previous[:, :H], w_ih), (grad_gates_r, previous[:, H:], w_ih_r)
     for grad, before, weight in directions:
         grad_b = grad.sum(0)

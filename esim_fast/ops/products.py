@@ -31,7 +31,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``grad [M, N].T @ x [M, K]``: oneDNN is twice as fast at the transpose of it."""
+    """``grad [M, N].T @ x [M, K]``. oneDNN wants the first operand contiguous: the smaller one is copied for it."""
+    if grad.shape[1] <= x.shape[1]:
+        return product(grad.t(), x.t())
     return product(x.t(), grad.t()).t()
 
 
