@@ -243,13 +243,17 @@ Tensor contiguous_gradient(const Tensor& grad_m, const Side& side) {
 }
 
 // Calls f(pair, b) for each pair b. Each is computed by one thread alone, whose memory serves one after the other.
+// Batches may be sorted by length, so pairs are dealt out like cards: every thread gets as much to do.
 template <typename scalar_t, typename F>
 void for_each_pair(const Side& a, const Side& b, const F& f) {
-  const int64_t tokens = a.layout.tokens.max_length + b.layout.tokens.max_length;
-  const int64_t grain = kElementsPerTask / std::max<int64_t>(1, tokens * a.layout.width);
-  torch::stable::parallel_for(0, a.layout.batch, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
+  const int64_t tokens = a.layout.tokens.max_length + b.layout.tokens.max_length, pairs = a.layout.batch;
+  const int64_t least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, tokens * a.layout.width));
+  const int64_t tasks = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(1, pairs / least));
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     PairOfSentences<scalar_t> pair(a, b);
-    for (int64_t i = begin; i < end; ++i) f(pair, i);
+    for (int64_t task = begin; task < end; ++task) {
+      for (int64_t i = task; i < pairs; i += tasks) f(pair, i);
+    }
   });
 }
 

@@ -236,21 +236,16 @@ ESIM_INLINE void enhance_of(const Token<scalar_t>& t) {
   constexpr int kLanesOfT = lanes_of<typename Token<scalar_t>::T>(lanes);
   using V = Vector<typename Token<scalar_t>::T, kLanesOfT>;
   scalar_t* out = t.out;
-  for_each_vector<kLanesOfT>(out, t.width, [&](int64_t d, int64_t n) ESIM_INLINE_LAMBDA {
-    write<kLanesOfT>(out + d, load<V>(t.x + d), n);
-  });
-  out += t.width;
-  for_each_vector<kLanesOfT>(out, t.width, [&](int64_t d, int64_t n) ESIM_INLINE_LAMBDA {
-    write<kLanesOfT>(out + d, load<V>(t.aligned + d), n);
-  });
-  out += t.width;
-  for_each_vector<kLanesOfT>(out, t.width, [&](int64_t d, int64_t n) ESIM_INLINE_LAMBDA {
-    write<kLanesOfT>(out + d, load<V>(t.x + d) - load<V>(t.aligned + d), n);
-  });
-  out += t.width;
-  for_each_vector<kLanesOfT>(out, t.width, [&](int64_t d, int64_t n) ESIM_INLINE_LAMBDA {
-    write<kLanesOfT>(out + d, load<V>(t.x + d) * load<V>(t.aligned + d), n);
-  });
+  const auto put = [&](const auto& part) ESIM_INLINE_LAMBDA {
+    for_each_vector<kLanesOfT>(out, t.width, [&](int64_t d, int64_t n) ESIM_INLINE_LAMBDA {
+      write<kLanesOfT, scalar_t>(out + d, part(d), n);
+    });
+    out += t.width;
+  };
+  put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d); });
+  put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.aligned + d); });
+  put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d) - load<V>(t.aligned + d); });
+  put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d) * load<V>(t.aligned + d); });
 }
 
 // The gradients of the soft alignment, and of x as far as the enhancement goes.

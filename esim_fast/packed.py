@@ -112,6 +112,11 @@ class Rows:
             distinct=len(np.unique(offsets)) == len(offsets),
         )
 
+    @property
+    def known(self) -> bool:
+        """Whether :attr:`extent` has been computed: lengths have been found right then."""
+        return "extent" in vars(self)
+
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows with their tensors on ``device``."""
         start, step, lengths = (move(part, device) for part in (self.start, self.step, self.lengths))
@@ -179,7 +184,11 @@ class PackedPairs:
             Rows(start[these], step, lengths[these], longest, words)
             for these, longest, words in zip(sides, self.longest, self.words, strict=True)
         )
-        return PairRows(premises, hypotheses, every)
+        rows = PairRows(premises, hypotheses, every)
+        for of in rows:  # made here, they need not be looked through again: that would take longer than small batches
+            extent = Extent(0, (len(self.tokens) - 1) * width, divisor=width, distinct=True)
+            vars(of)["extent"] = extent if of.tokens else None
+        return rows
 
     def to(self, device: torch.device | str) -> "PackedPairs":
         """The same with tokens and addresses on ``device``; a copy to a GPU is queued without waiting for it."""

@@ -44,9 +44,10 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
         raise ValueError(f"{name} is on {rows.start.device}, but the input on {x.device}: use Rows.to")
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    check_lengths(f"{name}.lengths", rows.lengths, len(rows.start), rows.max_length)
-    if rows.tokens is not None and rows.tokens != (words := int(rows.lengths.sum())):
-        raise ValueError(f"{name}.tokens = {rows.tokens}, but the lengths sum up to {words}")
+    if not rows.known:
+        check_lengths(f"{name}.lengths", rows.lengths, len(rows.start), rows.max_length)
+        if rows.tokens is not None and rows.tokens != (words := int(rows.lengths.sum())):
+            raise ValueError(f"{name}.tokens = {rows.tokens}, but the lengths sum up to {words}")
     if rows.extent is None:
         return
     lowest, highest, divisor, distinct = rows.extent
@@ -60,11 +61,15 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
         raise ValueError(f"{name} must give each token a row of its own, but two share one")
 
 
-def check_apart(a_rows: Rows, b_rows: Rows) -> None:
+def check_apart(a_rows: Rows, b_rows: Rows, width: int) -> None:
     """Two sides in one tensor must not share a row of it, where that can be read."""
     if a_rows.start.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    if len(shared := np.intersect1d(a_rows.offsets, b_rows.offsets)):
+    if a_rows.extent is None or b_rows.extent is None:
+        return
+    taken = np.zeros(1 + max(a_rows.extent.highest, b_rows.extent.highest) // max(width, 1), dtype=bool)
+    taken[a_rows.offsets // max(width, 1)] = True
+    if len(shared := b_rows.offsets[taken[b_rows.offsets // max(width, 1)]]):
         raise ValueError(
             f"a_rows and b_rows must not share rows of one tensor, but both address element {shared[0]}: "
             "give one side a copy of it"

@@ -110,9 +110,9 @@ def local_inference(
     of_b = _addresses(of_a[0] if one_tensor else b, b_lengths, b_mask, b_rows)
     # torch.compile takes no tensor twice: what serves both sides is passed as a view of itself the second time.
     x, *of_b = (of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
-    m_a, m_b = _LocalInference.apply(
-        *of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row, backend
-    )
+    differentiable = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    call = _LocalInference.apply if differentiable or torch.compiler.is_compiling() else _LocalInference.forward
+    m_a, m_b = call(*of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row, backend)
     return (m_a, m_a) if one_tensor else (m_a, m_b)
 
 
@@ -133,7 +133,7 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
                 f"use {name}.contiguous()"
             )
     if a is b and a_rows is not None and b_rows is not None:
-        check_apart(a_rows, b_rows)
+        check_apart(a_rows, b_rows, a.shape[1])
 
 
 def _every_row(x: Tensor, *rows: Rows) -> bool:
