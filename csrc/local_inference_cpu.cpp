@@ -79,6 +79,17 @@ class PairOfSentences {
     stride = up_to_multiple(width, kVectors * kLanes) + kLanes;
   }
 
+  // Asks for the features of a pair that comes later, so that they are in the cache by then.
+  void announce(int64_t pair) {
+    for (const Side* side : sides) {
+      const scalar_t* x = side->x.template const_data_ptr<scalar_t>();
+      for (int64_t t = 0; t < side->layout.tokens.length(pair); ++t) {
+        const auto* row = reinterpret_cast<const char*>(x + side->layout.offsets(pair, t));
+        for (int64_t i = 0; i < width * int64_t{sizeof(scalar_t)}; i += 64) __builtin_prefetch(row + i, 0, 2);
+      }
+    }
+  }
+
   void forward(int64_t pair, scalar_t* const (&m)[2]) {
     align(pair, false);
     for (int side : {0, 1}) {
@@ -252,7 +263,10 @@ void for_each_pair(const Side& a, const Side& b, const F& f) {
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     PairOfSentences<scalar_t> pair(a, b);
     for (int64_t task = begin; task < end; ++task) {
-      for (int64_t i = task; i < pairs; i += tasks) f(pair, i);
+      for (int64_t i = task; i < pairs; i += tasks) {
+        if (i + tasks < pairs) pair.announce(i + tasks);
+        f(pair, i);
+      }
     }
   });
 }

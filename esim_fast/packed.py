@@ -112,10 +112,19 @@ class Rows:
             distinct=len(np.unique(offsets)) == len(offsets),
         )
 
+    # What has been found out about rows is kept with them: looking again takes longer than small batches.
+
     @property
     def known(self) -> bool:
         """Whether :attr:`extent` has been computed: lengths have been found right then."""
         return "extent" in vars(self)
+
+    def is_apart_from(self, other: "Rows") -> bool:
+        """Whether these are known to share no row with ``other``."""
+        return vars(self).get("_apart_from") is other
+
+    def remember_apart_from(self, other: "Rows") -> None:
+        vars(self)["_apart_from"] = other
 
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows with their tensors on ``device``."""
@@ -185,9 +194,10 @@ class PackedPairs:
             for these, longest, words in zip(sides, self.longest, self.words, strict=True)
         )
         rows = PairRows(premises, hypotheses, every)
-        for of in rows:  # made here, they need not be looked through again: that would take longer than small batches
+        for of in rows:  # made here, they need not be looked through
             extent = Extent(0, (len(self.tokens) - 1) * width, divisor=width, distinct=True)
             vars(of)["extent"] = extent if of.tokens else None
+        rows.premises.remember_apart_from(rows.hypotheses)
         return rows
 
     def to(self, device: torch.device | str) -> "PackedPairs":

@@ -65,7 +65,7 @@ def check_apart(a_rows: Rows, b_rows: Rows, width: int) -> None:
     """Two sides in one tensor must not share a row of it, where that can be read."""
     if a_rows.start.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    if a_rows.extent is None or b_rows.extent is None:
+    if a_rows.extent is None or b_rows.extent is None or a_rows.is_apart_from(b_rows):
         return
     taken = np.zeros(1 + max(a_rows.extent.highest, b_rows.extent.highest) // max(width, 1), dtype=bool)
     taken[a_rows.offsets // max(width, 1)] = True
@@ -74,6 +74,7 @@ def check_apart(a_rows: Rows, b_rows: Rows, width: int) -> None:
             f"a_rows and b_rows must not share rows of one tensor, but both address element {shared[0]}: "
             "give one side a copy of it"
         )
+    a_rows.remember_apart_from(b_rows)
 
 
 def tokens_of(

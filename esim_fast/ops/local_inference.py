@@ -108,8 +108,9 @@ def local_inference(
         every_row = all(_every_row(x, rows) for x, rows in ((a, a_rows), (b, b_rows)) if rows is not None)
     of_a = _addresses(a, a_lengths, a_mask, a_rows)
     of_b = _addresses(of_a[0] if one_tensor else b, b_lengths, b_mask, b_rows)
-    # torch.compile takes no tensor twice: what serves both sides is passed as a view of itself the second time.
-    x, *of_b = (of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
+    if torch.compiler.is_compiling():  # it takes no tensor twice: the second time as a view of itself
+        of_b = tuple(of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
+    x, *of_b = of_b
     differentiable = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     call = _LocalInference.apply if differentiable or torch.compiler.is_compiling() else _LocalInference.forward
     m_a, m_b = call(*of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row, backend)
