@@ -16,6 +16,7 @@ namespace esim_fast {
 namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kCached = 2 << 20;  // bytes: results that are larger than a core's cache are written past it
 
 // Memory that grows with the largest pair so far.
 template <typename T>
@@ -70,6 +71,8 @@ class PairOfSentences {
   Buffer<T> buffers[4];
   Weights<T> weights{};
   int64_t b = 0, width = 0, whole_vectors = 0, stride = 0;
+  Buffer<scalar_t> row_buffer;
+  scalar_t* row = nullptr;
 
  public:
   PairOfSentences(const Side& a_side, const Side& b_side) : sides{&a_side, &b_side} {
@@ -77,6 +80,8 @@ class PairOfSentences {
     whole_vectors = up_to_multiple(width, kLanes);
     // An odd number of cache lines: rows do not all meet in the same few sets.
     stride = up_to_multiple(width, kVectors * kLanes) + kLanes;
+    const int64_t results = 4 * (a_side.x.numel() + b_side.x.numel());
+    if (results * int64_t{sizeof(scalar_t)} > kCached) row = row_buffer.at_least(4 * width);
   }
 
   // Asks for the features of a pair that comes later, so that they are in the cache by then.
@@ -175,15 +180,16 @@ class PairOfSentences {
   Token<scalar_t> token(int side, int64_t i, scalar_t* out, int64_t times) {
     const Side& of = *sides[side];
     const Sentence<T>& sentence = sentences[side];
-    const int64_t t = sentence.tokens[i], row = i * stride;
+    const int64_t t = sentence.tokens[i], place = i * stride;
     return {of.x.template const_data_ptr<scalar_t>() + of.layout.offsets(b, t),
             nullptr,
             out ? out + times * of.offset(b, t) : nullptr,
-            sentence.x + row,
-            sentence.aligned + row,
-            sentence.grad_aligned + row,
-            sentence.grad + row,
-            width};
+            sentence.x + place,
+            sentence.aligned + place,
+            sentence.grad_aligned + place,
+            sentence.grad + place,
+            width,
+            row};
   }
 
   // The sums of x's rows that the rows of weights ask for, or their columns.
@@ -268,6 +274,7 @@ void for_each_pair(const Side& a, const Side& b, const F& f) {
         f(pair, i);
       }
     }
+    finish_streams();
   });
 }
 

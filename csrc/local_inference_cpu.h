@@ -58,6 +58,7 @@ struct Token {
   scalar_t* out;
   T *x, *aligned, *grad_aligned, *grad;
   int64_t width;
+  scalar_t* row;  // where out is put together first, to be streamed from there; null: it is written where it belongs
 };
 
 template <int rows, int lanes, typename T>
@@ -235,7 +236,7 @@ template <int lanes, int, typename scalar_t>
 ESIM_INLINE void enhance_of(const Token<scalar_t>& t) {
   constexpr int kLanesOfT = lanes_of<typename Token<scalar_t>::T>(lanes);
   using V = Vector<typename Token<scalar_t>::T, kLanesOfT>;
-  scalar_t* out = t.out;
+  scalar_t* out = t.row ? t.row : t.out;
   const auto put = [&](const auto& part) ESIM_INLINE_LAMBDA {
     for_each_vector<kLanesOfT>(out, t.width, [&](int64_t d, int64_t n) ESIM_INLINE_LAMBDA {
       write<kLanesOfT, scalar_t>(out + d, part(d), n);
@@ -246,6 +247,7 @@ ESIM_INLINE void enhance_of(const Token<scalar_t>& t) {
   put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.aligned + d); });
   put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d) - load<V>(t.aligned + d); });
   put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d) * load<V>(t.aligned + d); });
+  if (t.row) stream<lanes>(t.out, t.row, 4 * t.width * int64_t{sizeof(scalar_t)});
 }
 
 // The gradients of the soft alignment, and of x as far as the enhancement goes.

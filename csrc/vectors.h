@@ -4,6 +4,7 @@
 // picks one when the library is loaded; everything it calls must be ESIM_INLINE, to be compiled for the same.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -42,6 +43,37 @@ template <typename V, typename T>
 ESIM_INLINE void store(T* p, const V& v, int64_t n) {
   if (n >= static_cast<int64_t>(sizeof(V) / sizeof(T))) return store<V>(p, v);
   std::memcpy(p, &v, n * sizeof(T));
+}
+
+// Copies `bytes` to where they are not read again soon, past the caches: a line of memory is then not read before all of
+// it is written. Call finish_streams before another thread reads.
+template <int lanes>
+ESIM_INLINE void stream(void* to, const void* from, int64_t bytes) {
+  using V = Vector<float, lanes>;
+  auto* out = static_cast<char*>(to);
+  const auto* in = static_cast<const char*>(from);
+#if defined(__x86_64__)
+  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(out) % sizeof(V));
+  std::memcpy(out, in, head);
+  int64_t done = head;
+  for (; done + int64_t{sizeof(V)} <= bytes; done += sizeof(V)) {
+    const V v = *reinterpret_cast<const V*>(in + done);
+    // Spelled out, because intrinsics are refused in what is compiled for several processors.
+    if constexpr (lanes > 4) {
+      asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(out + done)) : "v"(v));
+    } else {
+      asm volatile("movntps %1, %0" : "=m"(*reinterpret_cast<V*>(out + done)) : "x"(v));
+    }
+  }
+  std::memcpy(out + done, in + done, bytes - done);
+#else
+  std::memcpy(out, in, bytes);
+#endif
+}
+inline void finish_streams() {
+#if defined(__x86_64__)
+  asm volatile("sfence" ::: "memory");
+#endif
 }
 
 // sum[r][v] += sum over k of a[r, k] * b[k, v]: the inner loop of a matrix product, its sums in registers.
