@@ -15,21 +15,26 @@
 
 namespace esim_fast {
 
-// No alignment is assumed: rows of any width follow each other.
 template <typename T, int lanes>
 struct vector_of {
-  typedef T type __attribute__((vector_size(sizeof(T) * lanes), aligned(alignof(T)), may_alias));
+  typedef T type __attribute__((vector_size(sizeof(T) * lanes)));
 };
 template <typename T, int lanes>
 using Vector = typename vector_of<T, lanes>::type;
 
+// A vector in memory: no alignment is assumed, because rows of any width follow each other.
+template <typename V>
+struct __attribute__((packed, may_alias)) Unaligned {
+  V v;
+};
+
 template <typename V, typename T>
 ESIM_INLINE V load(const T* p) {
-  return *reinterpret_cast<const V*>(p);
+  return reinterpret_cast<const Unaligned<V>*>(p)->v;
 }
 template <typename V, typename T>
 ESIM_INLINE void store(T* p, const V& v) {
-  *reinterpret_cast<V*>(p) = v;
+  reinterpret_cast<Unaligned<V>*>(p)->v = v;
 }
 // The first n lanes; the others are 0, and not written.
 template <typename V, typename T>
@@ -57,12 +62,12 @@ ESIM_INLINE void stream(void* to, const void* from, int64_t bytes) {
   std::memcpy(out, in, head);
   int64_t done = head;
   for (; done + int64_t{sizeof(V)} <= bytes; done += sizeof(V)) {
-    const V v = *reinterpret_cast<const V*>(in + done);
+    const V v = load<V>(in + done);
     // Spelled out, because intrinsics are refused in what is compiled for several processors.
     if constexpr (lanes > 4) {
-      asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(out + done)) : "v"(v));
+      asm volatile("vmovntps %1, %0" : "=m"(reinterpret_cast<Unaligned<V>*>(out + done)->v) : "v"(v));
     } else {
-      asm volatile("movntps %1, %0" : "=m"(*reinterpret_cast<V*>(out + done)) : "x"(v));
+      asm volatile("movntps %1, %0" : "=m"(reinterpret_cast<Unaligned<V>*>(out + done)->v) : "x"(v));
     }
   }
   std::memcpy(out + done, in + done, bytes - done);

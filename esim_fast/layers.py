@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .ops.checks import transforming
 from .ops.products import linear
 
 
@@ -23,7 +24,7 @@ class Embedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         plain = self.max_norm is None and not self.scale_grad_by_freq and not self.sparse
         fits = input.dim() == 1 and input.dtype == torch.int64 and self.weight.dtype == torch.float32
-        eager = input.device.type == "cpu" and not torch.compiler.is_compiling()
+        eager = input.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
         if plain and fits and eager and torch.is_grad_enabled() and self.weight.requires_grad:
             return _Embedding.apply(self.weight, input, self.padding_idx, self._memory)
         return super().forward(input)
@@ -49,7 +50,7 @@ class _GradientMemory:
         size = words * width * 4
         with self._lock:
             if size == 0 or (self._last is not None and self._last() is not None):
-                return torch.empty(words, width)
+                return torch.empty(words, width, dtype=torch.float32, device="cpu")
             if self._memory is None or len(self._memory) != size:
                 self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -92,13 +93,14 @@ class Dropout(nn.Dropout):
         eager = not torch.compiler.is_compiling()  # a compiler has its own fast way
         if not (self.training and eager and input.device.type == "cpu" and 0 < drop < 2**16) or self.inplace:
             return super().forward(input)
-        words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
         bits = words.view(torch.int16)[: input.numel()].view(input.shape)
-        return input * (bits >= drop - 2**15).to(input.dtype).mul_(1 / (1 - self.p))
+        return input * (bits >= drop - 2**15).to(input.dtype).mul_(2**16 / (2**16 - drop))
 
 
 class Linear(nn.Linear):
     """``torch.nn.Linear``; on a CPU its fp32 products are oneDNN's (ops/products.py)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias) if input.dim() == 2 else super().forward(input)
+        plain = input.dim() == 2 and self.bias is not None and not transforming()
+        return linear(input, self.weight, self.bias) if plain else super().forward(input)

@@ -39,8 +39,8 @@ class ESIM(nn.Module):
         projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
         freeze_embedding: word vectors are not trained.
         backend: of the ops, or None, the best ones for the tensors at hand. "triton" is local inference on Triton,
-            and the rest on what is best; "cpp" is the C++ kernels for all of them, on a CPU; "reference" is plain
-            PyTorch.
+            and the rest on what is best; "cpp" is the C++ kernels, on a CPU in fp32; "reference" is plain PyTorch for
+            the BiLSTMs, local inference and pooling.
 
     Raises:
         TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.
@@ -166,12 +166,14 @@ class ESIM(nn.Module):
         p_lengths: Tensor | Sequence[int] | None = None,
         h_lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The soft alignment's weights, equations 12 and 13; arguments as in :meth:`forward`.
+        """The soft alignment's weights, equations 12 and 13; arguments as in :meth:`forward`, but for packed pairs.
 
         Returns:
             alpha, beta ``[B, Lp, Lh]``: how much each word of the premise looks at each of the hypothesis (rows of
             alpha sum to one), and the other way round (columns of beta do). Zero at padding.
         """
+        if isinstance(p, PackedPairs):
+            raise TypeError("attention is given where the words stand in padded ids: p must be a tensor of them")
         pairs = self._pack(p, h, p_lengths, h_lengths)
         if len(p) == 0:
             nothing = self.embedding.weight.new_zeros(0, p.shape[1], h.shape[1])
@@ -184,7 +186,11 @@ class ESIM(nn.Module):
         return tuple(_spread(_spread(w, p_mask, 1), h_mask, 2) for w in weights)
 
     def _lengths(self, name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
-        return None if lengths is None else check_lengths(f"{name}_lengths", lengths, *ids.shape).cpu()
+        if lengths is None:
+            return None
+        # What is on a GPU has to come here anyway.
+        on_cpu = lengths.cpu() if isinstance(lengths, Tensor) else lengths
+        return check_lengths(f"{name}_lengths", on_cpu, *ids.shape)
 
     def _pack(self, p: Tensor | PackedPairs, h: Tensor | None, p_lengths, h_lengths) -> PackedPairs:
         if isinstance(p, PackedPairs):

@@ -153,7 +153,7 @@ class PackedPairs:
         tokens: int64 ``[N]``, the sentences' token ids, sorted by length and time-major.
         batch_sizes: int64 ``[T]`` on the CPU wherever the rest is, how many sentences reach each time step.
         addresses: int64, what is needed where the tokens are: :attr:`rank`, :attr:`first_row` and :attr:`lengths`,
-            each from an even place on, because kernels are compiled for where their arguments begin.
+            one behind the other, each from an even place on.
         longest: the longest premise and the longest hypothesis.
         words: how many tokens the premises have, and the hypotheses.
         pairs: B.
@@ -278,8 +278,8 @@ def pack_pairs(
             f"{list(hypotheses.shape)}"
         )
     sides = ("premise", premises, premise_lengths), ("hypothesis", hypotheses, hypothesis_lengths)
-    lengths = [check_lengths(f"{name}_lengths", of, *ids.shape).cpu() for name, ids, of in sides]
-    begins = [torch.arange(len(ids)) * ids.shape[1] for _, ids, _ in sides]
+    lengths = [check_lengths(f"{name}_lengths", torch.as_tensor(of).cpu(), *ids.shape) for name, ids, of in sides]
+    begins = [torch.arange(len(ids), device="cpu") * ids.shape[1] for _, ids, _ in sides]
     begins[1] += premises.numel()
     flat = torch.cat([premises.reshape(-1), hypotheses.reshape(-1)])
     return pack_flat(flat, *begins, *lengths)
@@ -298,15 +298,15 @@ def pack_flat(
     # Lengths fall in the sorted order, so those above t are counted by bisection: how many sentences reach step t.
     sorted_lengths, order = lengths.sort(descending=True, stable=True)
     steps = int(sorted_lengths[0]) if len(lengths) else 0
-    time = torch.arange(steps)
+    time = torch.arange(steps, device="cpu")
     batch_sizes = torch.searchsorted(-sorted_lengths, -time)
     first_row = batch_sizes.cumsum(0) - batch_sizes
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
+    rank[order] = torch.arange(len(order), device="cpu")
 
     # Row (t, r) holds token t of the r-th longest sentence.
     row_time = time.repeat_interleave(batch_sizes)
-    row_sentence = order[torch.arange(len(row_time)) - first_row[row_time]]
+    row_sentence = order[torch.arange(len(row_time), device="cpu") - first_row[row_time]]
     place = torch.cat([premise_begins, hypothesis_begins])[row_sentence] + row_time
 
     parts = [rank, first_row, first_row.new_zeros(steps % 2), lengths]

@@ -214,6 +214,30 @@ class TestIntegration:
         for mine, other in zip(ours, wanted, strict=True):
             torch.testing.assert_close(mine, other)
 
+    def test_gradients_are_tensors_of_their_own(self):
+        lstm, x, batch_sizes, grad_y = make([3, 2], 4, 5)
+        gradients = torch.autograd.grad(bilstm(lstm, x, batch_sizes), [*lstm.parameters()], grad_y)
+        before = [gradient.clone() for gradient in gradients]
+        for gradient in gradients:
+            gradient.mul_(2)
+        assert all(torch.equal(after, 2 * old) for after, old in zip(gradients, before, strict=True))
+
+    def test_forward_mode_is_refused_and_not_ignored(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        lstm.requires_grad_(False)
+        x = x.detach()
+        with pytest.raises(RuntimeError, match=r"jvp|forward"):
+            torch.func.jvp(lambda x: bilstm(lstm, x, batch_sizes), (x,), (torch.ones_like(x),))
+
+    def test_what_changes_an_lstm_is_kept(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        calls = []
+        lstm.register_forward_hook(lambda *_: calls.append(1))
+        bilstm(lstm, x, batch_sizes)
+        assert calls
+        with pytest.raises(ValueError, match="cannot run bilstm"):
+            bilstm(lstm, x, batch_sizes, backend="cpp")
+
     def test_second_derivatives_raise(self):
         lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
         y = bilstm(lstm, x, batch_sizes)

@@ -101,6 +101,32 @@ class TestEmbedding:
                 torch.ops.esim_fast.embedding_backward(torch.empty(5, 4), torch.randn(3, 4), torch.tensor(bad), None)
 
 
+class TestElsewhere:
+    def test_defaults_of_others_do_not_matter(self):
+        layer, tokens = Embedding(50, 4), torch.tensor([7])
+        torch.set_default_dtype(torch.float64)
+        try:
+            for _ in range(2):
+                layer(tokens).sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        with torch.device("meta"):
+            assert Dropout(0.5)(torch.ones(3, device="cpu")).device.type == "cpu"
+
+    def test_torch_func(self):
+        layer, x = Linear(6, 5), torch.randn(2, 8, 6)
+        torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+        torch.testing.assert_close(torch.func.jvp(layer, (x[0],), (x[1],))[1], x[1] @ layer.weight.t())
+        words = Embedding(9, 4)
+        tokens = torch.tensor([[1, 2], [3, 4]])
+        torch.testing.assert_close(torch.func.vmap(words)(tokens), words.weight[tokens])
+
+    def test_a_linear_layer_without_bias(self):
+        layer, x = Linear(6, 5, bias=False), torch.randn(8, 6, requires_grad=True)
+        (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        torch.testing.assert_close(grad, 2 * layer(x) @ layer.weight)
+
+
 class TestDropout:
     @pytest.mark.parametrize("p", [0.1, 0.5, 0.75])
     def test_drops_and_scales(self, p):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import check_backend
+from .checks import check_backend, transforming
 from .products import product, weight_gradient
 
 
@@ -20,7 +20,7 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
         lstm(PackedSequence(x, batch_sizes))[0].data
 
     Args:
-        lstm: of one layer, bidirectional, with biases and without projections. Its hooks are not called.
+        lstm: bidirectional. The kernel serves those of one layer with biases and without projections or hooks.
         x: ``[N, input_size]``, the rows of packed sentences: sorted by length and time-major.
         batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
         backend: "cpp" (the kernel: CPU tensors and parameters in fp32), "reference" (``lstm`` itself) or None, the best
@@ -42,10 +42,9 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
         raise ValueError(f"batch_sizes sum up to {int(batch_sizes.sum())}, but x has {len(x)} rows")
     if len(x) == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size)
-    plain = lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0
     autocast = torch.is_autocast_enabled(x.device.type)
-    fp32 = lstm.weight_ih_l0.dtype == torch.float32 and (autocast or x.dtype == torch.float32)
-    possible = ("cpp", "reference") if x.device.type == "cpu" and plain and fp32 else ("reference",)
+    fp32 = x.dtype == torch.float32 or autocast
+    possible = ("cpp", "reference") if x.device.type == "cpu" and _is_plain(lstm) and fp32 else ("reference",)
     check_backend(backend, "bilstm", possible, f"{x.device} in {x.dtype}")
     if (backend or possible[0]) == "reference":
         return lstm(PackedSequence(x, batch_sizes))[0].data
@@ -54,11 +53,19 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
     weights = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
     with torch.autocast("cpu", enabled=False):
         x = x.to(dtype)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
+        if transforming() or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))):
             y, *_ = _BiLSTM.apply(x, batch_sizes, *weights)
         else:
             y, *_ = _forward(x, batch_sizes, *weights)
         return y.to(dtype)
+
+
+def _is_plain(lstm: nn.Module) -> bool:
+    """Whether all that ``lstm`` does is in its parameters: it may have been quantised, or given hooks."""
+    if type(lstm) is not nn.LSTM or lstm.weight_ih_l0.dtype != torch.float32:
+        return False
+    hooks = lstm._forward_hooks, lstm._forward_pre_hooks, lstm._backward_hooks, lstm._backward_pre_hooks
+    return lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0 and not any(hooks)
 
 
 def _forward(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
@@ -86,7 +93,7 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
             part = product(grad, weight.to(x.dtype).t())
             grad_x = part if grad_x is None else grad_x.add_(part)
         grad_w_ih, grad_w_hh = (weight_gradient(grad, of.to(x.dtype)).float() for of in (x, before))
-        gradients += [grad_w_ih, grad_w_hh, grad_b, grad_b]
+        gradients += [grad_w_ih, grad_w_hh, grad_b, grad_b.clone()]  # people scale gradients in place
     return grad_x, *gradients
 
 

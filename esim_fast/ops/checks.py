@@ -8,10 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..packed import Rows, check_lengths, move
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def transforming() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: shortcuts around autograd are not for them."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def check_features(name: str, x: Tensor, rows: Rows | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .checks import check_apart, check_backend, tokens_of
+from .checks import check_apart, check_backend, tokens_of, transforming
 
 # Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
 if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
@@ -111,8 +111,9 @@ def local_inference(
     if torch.compiler.is_compiling():  # it takes no tensor twice: the second time as a view of itself
         of_b = tuple(of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
     x, *of_b = of_b
-    differentiable = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    call = _LocalInference.apply if differentiable or torch.compiler.is_compiling() else _LocalInference.forward
+    recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    recorded = recorded or torch.compiler.is_compiling() or transforming()
+    call = _LocalInference.apply if recorded else _LocalInference.forward
     m_a, m_b = call(*of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row, backend)
     return (m_a, m_a) if one_tensor else (m_a, m_b)
 

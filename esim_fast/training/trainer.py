@@ -135,7 +135,7 @@ def training_step(
     Returns:
         The mean loss and the logits ``[B, num_labels]`` of the batch, detached.
     """
-    device, autocast_dtype = net.device, PRECISIONS[recipe.precision]
+    device, autocast_dtype = batch.pairs.tokens.device, PRECISIONS[recipe.precision]
     with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
         logits = net(batch.pairs)
         loss = nn.functional.cross_entropy(logits, batch.labels)
