@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import timing
 import torch
 from timing import Comparison, environment, hardware, today
 
@@ -14,10 +15,12 @@ _COMPARISONS = pytest.StashKey[list[Comparison]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--json", type=Path, metavar="FILE", help="write what the benchmarks measured to FILE")
+    parser.addoption("--once", action="store_true", help="only see whether all variants run and are equal")
     parser.addoption("--full", action="store_true", help="on a CPU too: larger batches, torch.compile of whole models")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    timing.once = config.getoption("--once")
     config.addinivalue_line("markers", "full: takes long on a CPU; runs on a GPU, or with --full")
 
 

@@ -136,7 +136,7 @@ def _token_figure(comparisons: list[Comparison]) -> Figure:
         name = next(iter(points[0]["values"]))
         style = {name: shades[precision]}
         _lines(axes, points, "batch", lambda c, name: 1e6 * c["values"][name], style)
-    axes.set(title="training step of esim_fast, SNLI's lengths", xlabel="pairs in a batch", ylabel="µs a token")
+    axes.set(title="forward + backward of esim_fast, SNLI's lengths", xlabel="pairs in a batch", ylabel="µs a token")
     _legend(axes, shades)
     return figure
 

@@ -18,6 +18,7 @@ import torch
 import esim_fast
 
 CALLS_PER_TURN = 5
+once = False  # set by pytest --once: everything is run and found to be equal, and hardly timed
 LONG_CALL = 0.1  # seconds: what another variant left in the caches is nothing beside it, and one call is a turn
 # What a unit is printed in.
 _SCALES = {"s": (1e6, "µs"), "bytes": (1e-6, "MB"), "s/token": (1e9, "ns a token")}
@@ -66,6 +67,7 @@ def interleaved(
     A turn is several calls: the first ones pay for what another variant left in the caches, and medians forget them.
     Calls that are long take one.
     """
+    least, seconds = (1, 0.0) if once else (5, seconds)
     _settle_allocator()
 
     def timed(call: Callable[[], object]) -> float:
@@ -82,11 +84,11 @@ def interleaved(
             long_calls = True
         else:
             timed(call)
-    turn = 1 if long_calls else CALLS_PER_TURN
+    turn = 1 if long_calls or once else CALLS_PER_TURN
     samples: dict[str, list[float]] = {variant: [] for variant in variants}
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < 5 or time.perf_counter() < end:
+    while rounds < least or time.perf_counter() < end:
         for variant, call in variants.items():
             samples[variant] += [timed(call) for _ in range(turn)]
         rounds += 1

@@ -59,6 +59,35 @@ def test_notebook_variant_equals_the_eager_notebook(device):
         assert parameter.grad.abs().max() > 1e-5, f"{name} gets no gradient: nothing was compared"
 
 
+class TestPackedBatches:
+    """Batches that were packed where they were collated."""
+
+    def pack(self, p, h):
+        lengths = [(ids != 1).sum(1).cpu() for ids in (p, h)]
+        return esim_fast.pack_pairs(p.cpu(), h.cpu(), *lengths)
+
+    def test_are_the_same_as_padded_ids(self, net, batch):
+        assert torch.equal(net(self.pack(*batch).to(batch[0].device)), net(*batch))
+
+    def test_of_no_pairs(self, net, device):
+        nothing = torch.ones(0, 4, dtype=torch.int64)
+        assert net(self.pack(nothing, nothing).to(device)).shape == (0, LABELS)
+
+    def test_mistakes(self, net, batch):
+        pairs = self.pack(*batch)
+        with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: give them alone$"):
+            net(pairs, batch[1])
+        with pytest.raises(TypeError, match=r"^attention is given where the words stand in padded ids"):
+            net.attention(pairs, None)
+        if batch[0].device.type == "cpu":
+            pairs.tokens[3] = WORDS
+            with pytest.raises(ValueError, match=rf"^tokens\[3\] = {WORDS} is no token id: the vocabulary has {WORDS}"):
+                net(pairs)
+        else:
+            with pytest.raises(ValueError, match=r"^tokens is on cpu, but the model on cuda"):
+                net(pairs)
+
+
 def test_state_dicts_go_both_ways():
     peer, ours = NotebookESIM(HIDDEN, WIDTH, WORDS, LABELS), esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS)
     peer.load_state_dict(ours.state_dict())

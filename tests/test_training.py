@@ -9,8 +9,8 @@ import torch
 
 import esim_fast
 from esim_fast import Classifier
-from esim_fast.data import DataError, EncodedPairs, Vocabulary
-from esim_fast.training import Checkpoint, Recipe, accuracy, fit
+from esim_fast.data import DataError, EncodedPairs, Vocabulary, batches
+from esim_fast.training import Checkpoint, Recipe, accuracy, fit, training_step
 
 WORDS = ["<unk>", "<pad>", *"abcdefgh"]
 
@@ -109,6 +109,20 @@ def test_devices_and_precisions(device, precision):
     model.net.to(device)
     _, best, _, _ = run(Recipe(epochs=8, learning_rate=1e-2, seed=1, precision=precision), model)
     assert best > 0.9
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_gpu():
+    net = new_model().net.to("cuda").train()
+    optimiser = torch.optim.Adam(net.parameters(), fused=True)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    first, second = batches(pairs(64, 1), 32, shuffle=False, pin_memory=True)
+    training_step(net, first.to("cuda"), optimiser, scaler, Recipe())  # initialises libraries and state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(net, second.to("cuda"), optimiser, scaler, Recipe())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
