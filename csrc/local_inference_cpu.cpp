@@ -89,8 +89,7 @@ class PairOfSentences {
     for (const Side* side : sides) {
       const scalar_t* x = side->x.template const_data_ptr<scalar_t>();
       for (int64_t t = 0; t < side->layout.tokens.length(pair); ++t) {
-        const auto* row = reinterpret_cast<const char*>(x + side->layout.offsets(pair, t));
-        for (int64_t i = 0; i < width * int64_t{sizeof(scalar_t)}; i += 64) __builtin_prefetch(row + i, 0, 2);
+        announce_row(x + side->layout.offsets(pair, t), width);
       }
     }
   }
@@ -109,7 +108,11 @@ class PairOfSentences {
     for (int side : {0, 1}) {
       for (int64_t i = 0; i < sentences[side].count; ++i) {
         Token<scalar_t> of = token(side, i, grad[side], 1);
-        of.grad_m = grad_m[side] + 4 * sides[side]->offset(this->b, sentences[side].tokens[i]);
+        const auto gradient_of = [&](int64_t i) {
+          return grad_m[side] + 4 * sides[side]->offset(this->b, sentences[side].tokens[i]);
+        };
+        of.grad_m = gradient_of(i);
+        if (i + 1 < sentences[side].count) announce_row(gradient_of(i + 1), 4 * width);
         enhance_backward(of);
       }
     }
@@ -131,6 +134,10 @@ class PairOfSentences {
   }
 
  private:
+  static void announce_row(const scalar_t* row, int64_t elements) {
+    for (int64_t i = 0; i < elements; i += 64 / int64_t{sizeof(scalar_t)}) __builtin_prefetch(row + i, 0, 3);
+  }
+
   // Gathers both sentences of a pair, and computes alpha, beta and the soft alignments.
   void align(int64_t pair, bool with_gradients) {
     b = pair;
