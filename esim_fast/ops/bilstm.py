@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .checks import check_backend, transforming
+from .derivatives import first_derivative
 from .products import product, weight_gradient
 
 
@@ -114,26 +115,9 @@ class _BiLSTM(torch.autograd.Function):
     def backward(ctx, grad_y, *_):
         if grad_y is None:
             return (None,) * 10
-        # Grad mode is on in a backward pass only if somebody wants to differentiate it.
-        backward = _BiLSTMBackward.apply if torch.is_grad_enabled() else _backward
-        grad_x, *gradients = backward(grad_y, *ctx.saved_tensors, ctx.needs_input_grad[0])
+        arguments = grad_y, *ctx.saved_tensors, ctx.needs_input_grad[0]
+        grad_x, *gradients = first_derivative("bilstm", _backward, *arguments)
         return grad_x, None, *gradients
-
-
-class _BiLSTMBackward(torch.autograd.Function):
-    """A function of its own, which refuses to be differentiated: a second derivative must not be silently wrong."""
-
-    @staticmethod
-    def forward(*arguments):
-        return _backward(*arguments)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("esim_fast.ops.bilstm has no second derivative: use backend='reference' for it")
 
 
 @torch.library.register_fake("esim_fast::bilstm")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..packed import Rows
 from . import reference
 from .checks import check_apart, check_backend, tokens_of, transforming
+from .derivatives import first_derivative
 
 # Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
 if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
@@ -191,9 +192,8 @@ class _LocalInference(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_m_a, grad_m_b):
         a, b, *addresses = ctx.saved_tensors
-        # Grad mode is on in a backward pass only if somebody wants to differentiate it.
-        backward = _LocalInferenceBackward.apply if torch.is_grad_enabled() else _backward
-        grad_a, grad_b = backward(grad_m_a, grad_m_b, a, b, *addresses, *ctx.options)
+        arguments = grad_m_a, grad_m_b, a, b, *addresses, *ctx.options
+        grad_a, grad_b = first_derivative("local_inference", _backward, *arguments)
         return grad_a, None if b is None else grad_b, *[None] * 12
 
 
@@ -204,24 +204,6 @@ _LocalInference.forward.__signature__ = inspect.signature(_LocalInference.forwar
 def _backward(*arguments):
     *arguments, backend = arguments
     return getattr(torch.ops.esim_fast, f"{_OPERATORS[backend]}_backward")(*arguments)
-
-
-class _LocalInferenceBackward(torch.autograd.Function):
-    """A function of its own, which refuses to be differentiated: a second derivative must not be silently wrong."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments):
-        return _backward(*arguments)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("esim_fast.ops.local_inference has no second derivative: use backend='reference' for it")
 
 
 def _results(a, b, *_):

@@ -14,6 +14,7 @@ from ..extension import build_info
 from ..packed import Rows
 from . import reference
 from .checks import check_backend, tokens_of
+from .derivatives import first_derivative
 
 _CUDA_ARCHITECTURES = tuple(build_info()["cuda"])
 
@@ -106,27 +107,9 @@ class _MaskedPool(torch.autograd.Function):
         if grad_v is None:
             return None, None, None, None, None
         argmax, count, *addresses = ctx.saved_tensors
-        # Grad mode is on in a backward pass only if somebody wants to differentiate it.
-        backward = _MaskedPoolBackward.apply if torch.is_grad_enabled() else torch.ops.esim_fast.masked_pool_backward
-        return backward(grad_v, argmax, count, *addresses, ctx.rows), None, None, None, None
-
-
-class _MaskedPoolBackward(torch.autograd.Function):
-    """A function of its own, which refuses to be differentiated: a second derivative must not be silently wrong."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad_v, argmax, count, start, step, lengths, mask, rows):
-        return torch.ops.esim_fast.masked_pool_backward(grad_v, argmax, count, start, step, lengths, mask, rows)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise RuntimeError("esim_fast.ops.masked_pool has no second derivative: use backend='reference' for it")
+        operator = torch.ops.esim_fast.masked_pool_backward
+        grad_x = first_derivative("masked_pool", operator, grad_v, argmax, count, *addresses, ctx.rows)
+        return grad_x, None, None, None, None
 
 
 @torch.library.register_fake("esim_fast::masked_pool")
