@@ -102,8 +102,7 @@ def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[Pai
     random = np.random.default_rng(seed)
     corpus = draw_pairs(kind, _POOL * size, random)
     cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]
-    lengths = np.stack([corpus.premise_lengths, corpus.hypothesis_lengths], 1)
-    return [_pair_batch(corpus, cut[i], random) for i in _typical([lengths[of] for of in cut], count)]
+    return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[of] for of in cut], count)]
 
 
 def bucketed_lengths(kind: str, size: int, count: int, random: np.random.Generator) -> list[np.ndarray]:
@@ -130,7 +129,7 @@ def _pair_batch(corpus: data.EncodedPairs, indices: np.ndarray, random: np.rando
         words = draw_words(outside.size, random).reshape(outside.shape)
         return torch.from_numpy(np.where(outside, PADDING, words))
 
-    sides = corpus.premise_lengths[indices], corpus.hypothesis_lengths[indices]
+    sides = corpus.lengths[indices].T
     lengths = [torch.from_numpy(side) for side in sides]
     return PairBatch.of(*map(padded, sides), *lengths, torch.from_numpy(corpus.labels[indices]))
 

@@ -3,16 +3,18 @@
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import DataError, EncodedPairs, Vocabulary, batches, get_tokeniser
+from .data import DataError, EncodedPairs, Tokeniser, Vocabulary, batches, get_tokeniser
+from .data.tokenising import name_of
+from .files import first_line, replace_file
 from .model import ESIM
 
 _SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
@@ -33,13 +35,16 @@ class Classifier:
         net: the network; it stays on its device.
         vocabulary: one word for each row of the network's embedding.
         labels: names of the network's outputs, in their order.
-        tokeniser: name of the tokeniser, see :func:`esim_fast.data.get_tokeniser`.
+        tokeniser: name of the tokeniser, see :func:`esim_fast.data.get_tokeniser`, or a function of yours.
 
     Raises:
         ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokeniser is unknown.
+        DataError: the tokeniser cannot be imported.
     """
 
-    def __init__(self, net: ESIM, vocabulary: Vocabulary, labels: Sequence[str], tokeniser: str = "nltk") -> None:
+    def __init__(
+        self, net: ESIM, vocabulary: Vocabulary, labels: Sequence[str], tokeniser: str | Tokeniser = "nltk"
+    ) -> None:
         if len(vocabulary) != net.config["vocab_size"]:
             raise ValueError(f"the network has {net.config['vocab_size']} words, the vocabulary {len(vocabulary)}")
         if len(labels) != net.config["num_labels"]:
@@ -49,10 +54,10 @@ class Classifier:
         self.net = net
         self.vocabulary = vocabulary
         self.labels = list(labels)
-        if not isinstance(tokeniser, str):
-            raise TypeError(f"tokeniser must be the name of one, got {tokeniser!r}")
+        if not isinstance(tokeniser, str) and not callable(tokeniser):
+            raise TypeError(f"tokeniser must be a name or a function, got {tokeniser!r}")
         self.tokeniser = tokeniser
-        self._tokenise = get_tokeniser(tokeniser)
+        self._tokenise = get_tokeniser(tokeniser) if isinstance(tokeniser, str) else tokeniser
 
     def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions:
         """Labels and probabilities of (premise, hypothesis) pairs of raw text.
@@ -99,7 +104,7 @@ class Classifier:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        config = {"model": "ESIM", **self.net.config, "tokeniser": self.tokeniser}
+        config = {"model": "ESIM", **self.net.config, "tokeniser": name_of(self.tokeniser)}
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.net.state_dict().items()})
         replace_file(directory / CONFIG, lambda path: _write_json(path, config))
         replace_file(directory / LABELS, lambda path: _write_json(path, self.labels))
@@ -108,9 +113,18 @@ class Classifier:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike[str], *, device: torch.device | str = "cpu", backend: str | None = None
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        backend: str | None = None,
+        tokeniser: str | Tokeniser | None = None,
     ) -> "Classifier":
         """Reads what :meth:`save_pretrained` wrote; nothing in the directory is executed.
+
+        Args:
+            tokeniser: the function, or ``"module:function"``, that the model was trained with, if it was one of yours:
+                what a directory names is not imported before you have said so.
 
         Raises:
             DataError: a part is missing, malformed, or does not fit the others; the message names the file.
@@ -129,7 +143,7 @@ class Classifier:
         vocabulary = Vocabulary.load(directory / VOCABULARY)
         if config.pop("model", None) != "ESIM":
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
-        tokeniser = config.pop("tokeniser", "nltk")
+        tokeniser = _agreed_tokeniser(directory / CONFIG, config.pop("tokeniser", "nltk"), tokeniser)
         for name in sorted(config.keys() ^ _SAVED_OPTIONS):
             raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
@@ -147,19 +161,18 @@ class Classifier:
         return model
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under another name first: whoever reads ``path`` finds the old content or all of the new."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's message, which libraries continue over many lines."""
-    return str(error).partition("\n")[0]
+def _agreed_tokeniser(path: Path, trained_with: Any, given: str | Tokeniser | None) -> str | Tokeniser:
+    """What to tokenise with; a name in a file alone makes nothing be imported."""
+    if not isinstance(trained_with, str):
+        raise DataError(f"{path}: expected a tokeniser's name, got {trained_with!r}")
+    if isinstance(given, str) and given != trained_with:
+        raise DataError(f"{path}: the model was trained with the tokeniser {trained_with}, not {given}")
+    if given is None and ":" in trained_with:
+        raise DataError(
+            f"{path}: the model was trained with a tokeniser of somebody's own, {trained_with}: "
+            "give it as tokeniser= or --tokeniser to have it imported and run"
+        )
+    return trained_with if given is None else given
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,15 @@ if not torch.cuda.is_available():
 # A slow machine is no failure.
 settings.register_profile("esim_fast", deadline=None)
 settings.load_profile("esim_fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where tests keep prepared files: not among the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ESIM_FAST_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ class TestBrokenDirectories:
             ({"padding_idx": True}, "padding_idx must be an int or None, got True"),
             ({"freeze_embedding": "no"}, "freeze_embedding must be True or False, got 'no'"),
             ({"dropout": "0.5"}, "dropout must be a number, got '0.5'"),
-            ({"tokeniser": []}, "tokeniser must be the name of one"),
+            ({"tokeniser": []}, "expected a tokeniser's name, got"),
         ],
     )
     def test_parts_that_disagree(self, model, tmp_path, changes, reason):
@@ -159,3 +159,45 @@ class TestBrokenDirectories:
             Classifier(model.net, Vocabulary(["<unk>", "<pad>"]), model.labels)
         with pytest.raises(ValueError, match="labels must be distinct"):
             Classifier(model.net, model.vocabulary, ["a", "a", "b"])
+
+
+def shout(text):
+    """A tokeniser of somebody's own."""
+    return text.upper().split()
+
+
+class TestOwnTokeniser:
+    NAME = f"{__name__}:shout"
+
+    @pytest.fixture
+    def directory(self, model, tmp_path):
+        own = Classifier(model.net, Vocabulary(["<unk>", "<pad>", *"ABCDEFG"]), model.labels, shout)
+        own.save_pretrained(tmp_path)
+        return tmp_path
+
+    def test_its_name_is_kept(self, directory):
+        assert json.loads((directory / "config.json").read_text())["tokeniser"] == self.NAME
+
+    def test_it_is_used(self, directory, model):
+        own = Classifier.from_pretrained(directory, tokeniser=shout)
+        torch.testing.assert_close(
+            own.predict([("a b", "c")]).probabilities, own.predict([("A  B", "C")]).probabilities
+        )
+        own.save_pretrained(directory / "again")
+        assert json.loads((directory / "again" / "config.json").read_text())["tokeniser"] == self.NAME
+
+    def test_nothing_is_imported_because_a_file_names_it(self, directory, monkeypatch):
+        (directory / "evil.py").write_text("raise SystemExit('imported')")
+        monkeypatch.syspath_prepend(str(directory))
+        config = json.loads((directory / "config.json").read_text()) | {"tokeniser": "evil:tokenise"}
+        (directory / "config.json").write_text(json.dumps(config))
+        with pytest.raises(DataError, match=r"a tokeniser of somebody's own, evil:tokenise: give it as tokeniser="):
+            Classifier.from_pretrained(directory)
+
+    def test_another_name_than_the_one_it_was_trained_with(self, directory):
+        with pytest.raises(DataError, match=r"was trained with the tokeniser .*:shout, not nltk$"):
+            Classifier.from_pretrained(directory, tokeniser="nltk")
+
+    def test_no_function(self, model):
+        with pytest.raises(TypeError, match="tokeniser must be a name or a function, got 5"):
+            Classifier(model.net, model.vocabulary, model.labels, 5)

@@ -106,6 +106,121 @@ class TestTrain:
         assert result.stdout.startswith("dev accuracy ")
         assert "test accuracy " in result.stdout
 
+    def test_other_columns(self, corpus, model, tmp_path):
+        other = tmp_path / "other.csv"
+        other.write_text("id,q,a,y\n" + "".join(f'1,"{p}","{h}",{label}\n' for label, p, h in TRAIN))
+        for columns in ("q,a,y", "2,3,4"):
+            if columns == "2,3,4":
+                other.write_text("".join(other.read_text().splitlines(keepends=True)[1:]))
+            options = ["--train", other, "--dev", other, "--columns", columns, "--output", tmp_path / columns]
+            succeeds("train", *options, *SMALL)
+            for name in ("model.safetensors", "vocabulary.txt", "labels.json"):
+                assert (tmp_path / columns / name).read_bytes() == (model / name).read_bytes()
+            assert succeeds("evaluate", model, other, "--columns", columns) == succeeds("evaluate", model, corpus)
+            assert succeeds("predict", model, other, "--columns", columns[:3]) == succeeds("predict", model, corpus)
+
+    def test_bad_rows_are_listed_and_left_out(self, corpus, model, tmp_path):
+        bad = tmp_path / "bad.tsv"
+        bad.write_text(corpus.read_text() + "neutral\tonly one\n")
+        dev = tmp_path / "dev.tsv"
+        dev.write_text(corpus.read_text() + "maybe\tone\ttwo\n")
+        options = ["train", "--train", bad, "--dev", dev, *SMALL, "--output", tmp_path / "m"]
+        assert "bad.tsv:8: expected 3 columns, got 2" in fails(*options)
+        result = esim_fast(*options, "--skip-bad-rows")
+        assert result.returncode == 0
+        assert f"{bad}: 5 pairs" in result.stderr
+        assert f"1 bad row left out:\n{bad}:8: expected 3 columns, got 2\n" in result.stderr
+        assert f"{dev}:8: expected a label among contradiction, entailment, neutral, got 'maybe'\n" in result.stderr
+        assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+        for file, line in ((bad, "expected 3 columns"), (dev, "expected a label among")):
+            assert line in fails("evaluate", model, file)
+            result = esim_fast("evaluate", model, file, "--skip-bad-rows")
+            assert line in result.stderr
+            assert result.stdout == succeeds("evaluate", model, corpus)
+        result = esim_fast("predict", model, bad, "--skip-bad-rows")
+        assert result.stdout == succeeds("predict", model, corpus)
+        assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n"
+
+    def test_extending_the_vocabulary(self, corpus, tmp_path):
+        dev = write_tsv(tmp_path / "dev.tsv", [*TRAIN, ("neutral", "A zebra sleeps.", "Nobody knows.")])
+        more = write_tsv(tmp_path / "more.tsv", [("?", "A yak sings.", "A zebra sings.")])
+        vectors = tmp_path / "glove.txt"
+        vectors.write_text("man 1 2\nzebra 3 4\nyak 5 6\nunheard 7 8\n")
+        options = ["train", "--train", corpus, "--dev", dev, "--vectors", vectors, *SMALL]
+
+        def new_words(*extend):
+            output = tmp_path / f"m{len(list(tmp_path.iterdir()))}"
+            succeeds(*options, *extend, "--output", output)
+            words = (output / "vocabulary.txt").read_text().split()
+            return [word for word in words if word in ("zebra", "yak", "nobody", "unheard", "sings")]
+
+        assert new_words() == []
+        assert new_words("--extend-vocabulary") == ["zebra"]
+        assert new_words("--extend-vocabulary", more) == ["yak", "zebra"]
+        assert new_words("--extend-vocabulary", more, dev) == ["zebra", "yak"]  # the more frequent first
+        # Labels are not looked at for that, not even whether there are any.
+        dev.write_text(dev.read_text().replace("neutral\tA zebra", "-\tA zebra"))
+        assert new_words("--extend-vocabulary") == ["zebra"]
+        options = options[:5] + SMALL
+        assert "--extend-vocabulary needs --vectors" in fails(*options, "--extend-vocabulary", cwd=tmp_path)
+
+    def test_batches_of_words(self, corpus, tmp_path):
+        options = ["train", "--train", corpus, "--dev", corpus, "--hidden-size", "8", "--epochs", "1"]
+        succeeds(*options, "--batch-words", "20", "--output", tmp_path / "m")
+        assert "not allowed with argument" in fails(*options, "--batch-words", "20", "--batch-size", "2")
+
+    def test_prepared_files(self, corpus, tmp_path, cache):
+        options = ["train", "--train", corpus, "--dev", corpus, *SMALL]
+        succeeds(*options, "--cache", tmp_path / "here", "--output", tmp_path / "a")
+        (kept,) = (tmp_path / "here").glob("*.safetensors")
+        used = kept.stat().st_mtime_ns
+        succeeds(*options, "--cache", tmp_path / "here", "--output", tmp_path / "b")
+        assert kept.stat().st_mtime_ns == used
+        succeeds(*options, "--output", tmp_path / "c")
+        assert list(cache.glob("pairs-*.safetensors"))
+        before = set(cache.iterdir())
+        other = write_tsv(tmp_path / "other.tsv", TRAIN)
+        succeeds("train", "--train", other, "--dev", other, *SMALL, "--no-cache", "--output", tmp_path / "d")
+        assert set(cache.iterdir()) == before
+        weights = {(tmp_path / run / "model.safetensors").read_bytes() for run in "abcd"}
+        assert len(weights) == 1
+
+    def test_a_tokeniser_of_ones_own(self, corpus, tmp_path, monkeypatch):
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        (tmp_path / "own_words.py").write_text("def split(text):\n    return text.upper().split()\n")
+        options = ["--train", corpus, "--dev", corpus, "--tokeniser", "own_words:split", "--output", "m", *SMALL]
+        succeeds("train", *options, cwd=tmp_path)
+        assert "SLEEPING." in (tmp_path / "m" / "vocabulary.txt").read_text().split()
+        assert "a tokeniser of somebody's own, own_words:split" in fails("evaluate", "m", corpus, cwd=tmp_path)
+        own = ["--tokeniser", "own_words:split"]
+        succeeds("evaluate", "m", corpus, *own, cwd=tmp_path)
+        succeeds("predict", "m", corpus, *own, cwd=tmp_path)
+        assert "tokeniser own_words:join: module" in fails("train", "--tokeniser", "own_words:join", cwd=tmp_path)
+        assert "expected nltk, nltk-punkt, whitespace, characters or module:function" in fails(
+            "train", "--tokeniser", "spacy"
+        )
+
+    def test_a_header_that_nobody_named(self, tmp_path):
+        rows = [("y", "text one", "text two")] + [("yes", "a", "b"), ("no", "c", "d")] * 60
+        path = write_tsv(tmp_path / "a.tsv", rows, header=False)
+        message = fails("train", "--train", path, "--dev", path, "--output", tmp_path / "m")
+        assert f"{path}:1: no other row has the label 'y'; if this row is a header, name its columns" in message
+
+    def test_sentences_where_labels_should_be(self, tmp_path):
+        path = write_tsv(tmp_path / "a.tsv", [(f"one {i}", f"two {i}", "0") for i in range(1001)], header=False)
+        message = fails("train", "--train", path, "--dev", path, "--output", tmp_path / "m")
+        assert "expected 2 to 1000 labels, got 1001, such as 'one 0' (columns are label, premise" in message
+        assert "name them with --columns" in message
+
+    def test_a_folder_whose_test_file_has_no_labels(self, tmp_path):
+        for part in ("train", "dev"):
+            write_tsv(tmp_path / f"{part}.tsv", TRAIN)
+        (tmp_path / "test.tsv").write_text("id\tquestion1\tquestion2\n0\ta\tb\n")
+        result = esim_fast("train", "--data", tmp_path, "--output", tmp_path / "m", *SMALL)
+        assert result.returncode == 0, result.stderr
+        assert f"{tmp_path / 'test.tsv'}: not used, because it has no labels\n" in result.stderr
+        assert "test accuracy" not in result.stdout
+
     def test_a_folder_of_official_files(self, tmp_path):
         data = tmp_path / "snli_1.0"
         data.mkdir()
@@ -335,13 +450,75 @@ class TestPredict:
         assert result.stderr == ""
 
 
+class TestData:
+    def test_what_it_prints(self, corpus, tmp_path):
+        vectors = tmp_path / "glove.txt"
+        vectors.write_text("man 1 2\nA 3 4\n")
+        dev = write_tsv(tmp_path / "dev.tsv", [("neutral", "A man", "a zebra ."), ("other", "", "sleeping")])
+        lines = succeeds("data", corpus, dev, "--vectors", vectors).splitlines()
+        assert lines == [
+            str(corpus),
+            "  pairs          6, 1 without a gold label",
+            "  labels         contradiction 2 (33.3%), entailment 2 (33.3%), neutral 1 (16.7%)",
+            "  premises       5.0 words on average, half of them at most 5, 99 % at most 5, the longest 5",
+            "  hypotheses     3.5 words on average, half of them at most 4, 99 % at most 4, the longest 4",
+            "  vocabulary     15 different words of 51",
+            "  with a vector  13.33% of the words, 23.53% of the text",
+            "",
+            str(dev),
+            "  pairs          2, 0 without a gold label",
+            "  labels         neutral 1 (50.0%), other 1 (50.0%)",
+            "  premises       1.0 words on average, half of them at most 2, 99 % at most 2, the longest 2, 1 empty",
+            "  hypotheses     2.0 words on average, half of them at most 3, 99 % at most 3, the longest 3",
+            "  vocabulary     5 different words of 6",
+            f"  known          80.00% of the words, 83.33% of the text are in {corpus}",
+            "  with a vector  40.00% of the words, 50.00% of the text",
+        ]
+
+    def test_bad_rows(self, corpus, tmp_path):
+        bad = tmp_path / "bad.tsv"
+        bad.write_text(corpus.read_text() + "neutral\tonly one\nx\ta\0\tb\n")
+        result = esim_fast("data", bad)
+        assert result.returncode == 1
+        assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}:9: NUL character\n"
+        assert "  pairs          6, 1 without a gold label, 2 bad rows\n" in result.stdout
+
+    def test_nothing_but_bad_rows(self, tmp_path):
+        bad = tmp_path / "bad.tsv"
+        bad.write_text("label\tpremise\thypothesis\nneutral\tonly one\n")
+        result = esim_fast("data", bad)
+        assert (result.returncode, result.stderr) == (1, f"{bad}:2: expected 3 columns, got 2\n")
+        assert "  pairs          0, 0 without a gold label, 1 bad row\n" in result.stdout
+
+    def test_files_without_labels(self, tmp_path):
+        bare = write_tsv(tmp_path / "bare.tsv", [("a b", "c")], header=False)
+        assert "  labels         none\n" in succeeds("data", bare)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["no.tsv"], "no.tsv: No such file or directory"),
+            ([], "the following arguments are required: FILE"),
+            (["{corpus}", "--columns", "a"], "expected premise,hypothesis or premise,hypothesis,label, got 'a'"),
+            (["{corpus}", "--columns", "1,b"], "expected names or numbers, not both, got '1,b'"),
+            (["{corpus}", "--columns", "1,0"], "expected premise,hypothesis or premise,hypothesis,label, got '1,0'"),
+            (["{corpus}", "--columns", "1,9"], ":1: expected at least 9 columns, got 3"),
+            (["{corpus}", "--columns", "a,b"], ":1: expected a column a in the header, got gold_label, sentence1"),
+            (["{corpus}", "--vectors", "no.txt"], "no.txt: No such file or directory"),
+            (["{corpus}", "--cache", "x", "--no-cache"], "not allowed with argument"),
+        ],
+    )
+    def test_mistakes(self, corpus, tmp_path, options, message):
+        assert message in fails("data", *[option.format(corpus=corpus) for option in options], cwd=tmp_path)
+
+
 def test_version():
     assert succeeds("--version") == f"esim-fast {importlib.metadata.version('esim_fast')}\n"
 
 
 def test_help_names_the_commands():
     text = succeeds("--help")
-    assert all(command in text for command in ("train", "evaluate", "predict"))
+    assert all(command in text for command in ("train", "evaluate", "predict", "data"))
     assert "see esim-fast --help" in fails()
 
 

@@ -1,6 +1,9 @@
 """Batches: every pair once, its own words, little padding."""
 
-from itertools import chain
+import re
+import threading
+import time
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +14,10 @@ from hypothesis import strategies as st
 
 from esim_fast.data import (
     Batch,
-    Corpus,
-    DataError,
     EncodedPairs,
-    Pair,
     Vocabulary,
     batches,
-    encode_pairs,
-    get_tokeniser,
-    read_pairs,
-    tokenise_pairs,
+    prepare,
 )
 
 LABELS = ["entailment", "neutral", "contradiction"]
@@ -63,8 +60,7 @@ def test_one_batch_by_hand() -> None:
     assert batch.indices.tolist() == [2, 0]
     for tensor in (batch.pairs.tokens, batch.pairs.addresses, batch.labels, batch.indices):
         assert tensor.dtype == torch.int64
-    assert dataset.premise_lengths.tolist() == [3, 0, 1]
-    assert dataset.hypothesis_lengths.tolist() == [1, 2, 0]
+    assert dataset.lengths.tolist() == [[3, 1], [0, 2], [1, 0]]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -126,21 +122,21 @@ def test_batches_do_not_come_by_length_when_shuffled() -> None:
 def test_without_shuffling_the_order_is_by_length() -> None:
     dataset, _ = random_pairs(500)
     indices = list(chain.from_iterable(order(batches(dataset, 32, shuffle=False))))
-    lengths = list(zip(dataset.premise_lengths[indices], dataset.hypothesis_lengths[indices], strict=True))
+    lengths = dataset.lengths[indices].tolist()
     assert lengths == sorted(lengths)
     assert order(batches(dataset, 32, shuffle=False, seed=9, epoch=9)) == order(batches(dataset, 32, shuffle=False))
 
 
 def test_bucketing_saves_padding() -> None:
     dataset, _ = random_pairs(6400)
-    words = int(dataset.premise_lengths.sum() + dataset.hypothesis_lengths.sum())
+    words = int(dataset.lengths.sum())
     unbucketed = sum(padded_size(dataset[range(start, start + 32)]) for start in range(0, 6400, 32))
     for shuffle in (False, True):
         bucketed = sum(padded_size(batch) for batch in batches(dataset, 32, shuffle=shuffle))
         assert bucketed - words < 0.35 * (unbucketed - words)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "32", None])
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "32"])
 def test_bad_batch_size(batch_size: object) -> None:
     with pytest.raises(ValueError, match=r"^expected a positive integer as batch_size, got "):
         batches(random_pairs(3)[0], batch_size, shuffle=True)
@@ -160,55 +156,136 @@ def test_moving_a_batch_leaves_on_the_cpu_what_decides_launches(labels: list[int
         assert batch.labels.device.type == "meta"
 
 
-def test_worker_processes_give_the_same_batches() -> None:
+def same(one: Batch, other: Batch) -> bool:
+    pairs = (torch.equal(getattr(one.pairs, name), getattr(other.pairs, name)) for name in ("tokens", "addresses"))
+    return torch.equal(one.labels, other.labels) and torch.equal(one.indices, other.indices) and all(pairs)
+
+
+def test_batches_made_ahead_are_the_same() -> None:
     dataset, _ = random_pairs(100)
     here = list(batches(dataset, 8, shuffle=True))
-    there = list(batches(dataset, 8, shuffle=True, num_workers=2))
-    assert len(here) == len(there)
-    for one, other in zip(here, there, strict=True):
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.indices, other.indices)
-        for name in ("tokens", "batch_sizes", "addresses"):
-            assert torch.equal(getattr(one.pairs, name), getattr(other.pairs, name))
+    for prefetch in (1, 3, 100):
+        loader = batches(dataset, 8, shuffle=True, prefetch=prefetch)
+        for _ in range(2):
+            assert all(map(same, here, loader))
 
 
-PAIRS = [Pair("a b", "c", "neutral", 2), Pair("b <pad>", "", "entailment", 3)]
-VOCABULARY = Vocabulary(["<unk>", "<pad>", "a", "b"])
+def test_making_ahead_is_bounded_and_ends() -> None:
+    class Counting(EncodedPairs):
+        made = 0
+
+        def __getitem__(self, indices: object) -> Batch:
+            self.made += 1
+            return super().__getitem__(indices)
+
+    dataset = Counting([[2]] * 1000, [[3]] * 1000, None)
+    before = threading.active_count()
+    iterator = iter(batches(dataset, 1, shuffle=False, prefetch=3))
+    for _ in range(5):
+        next(iterator)
+    time.sleep(0.05)
+    assert dataset.made <= 8
+    iterator.close()
+    assert threading.active_count() == before
 
 
-def test_encoding_a_corpus() -> None:
-    tokens = tokenise_pairs(PAIRS, str.split)
-    dataset = encode_pairs(Corpus("a.tsv", PAIRS, 0), tokens, VOCABULARY, LABELS)
-    batch = dataset[[0, 1]]
-    assert sentences(batch) == ([[2, 3], [3, 0]], [[0], []])
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [1, 0]
-    assert encode_pairs(Corpus("a.tsv", PAIRS, 0), tokens, VOCABULARY, None).labels is None
+def test_a_failure_while_making_ahead_arrives() -> None:
+    class Broken(EncodedPairs):
+        def __getitem__(self, indices: object) -> Batch:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match=r"^broken$"):
+        list(batches(Broken([[2]], [[3]], None), 1, shuffle=False, prefetch=2))
 
 
-@pytest.mark.parametrize(("label", "got"), [("maybe", "'maybe'"), (None, "no label")])
-def test_unknown_label(label: str | None, got: str) -> None:
-    pairs = [*PAIRS, Pair("a", "b", label, 17)]
-    with pytest.raises(DataError) as caught:
-        encode_pairs(Corpus("dev.tsv", pairs, 0), tokenise_pairs(pairs, str.split), VOCABULARY, LABELS)
-    assert str(caught.value) == f"dev.tsv:17: expected a label among entailment, neutral, contradiction, got {got}"
+@pytest.mark.parametrize("size", [{"batch_size": 7}, {"max_words": 200}])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_goes_on_in_its_middle(size: dict[str, int], shuffle: bool) -> None:
+    dataset, _ = random_pairs(100)
+    whole = order(batches(dataset, **size, shuffle=shuffle, seed=3, epoch=2))
+    for start in (0, 1, 5, len(whole), len(whole) + 1):
+        rest = batches(dataset, **size, shuffle=shuffle, seed=3, epoch=2, start=start)
+        assert len(rest) == max(0, len(whole) - start)
+        assert order(rest) == whole[start:]
+
+
+@given(
+    count=st.integers(0, 200),
+    batch_size=st.integers(1, 40),
+    shards=st.integers(1, 9),
+    shuffle=st.booleans(),
+)
+def test_shards_are_nearly_equal_parts_of_each_batch(count: int, batch_size: int, shards: int, shuffle: bool) -> None:
+    dataset, _ = random_pairs(count)
+    whole = order(batches(dataset, batch_size, shuffle=shuffle))
+    parts = [order(batches(dataset, batch_size, shuffle=shuffle, shard=(rank, shards))) for rank in range(shards)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(chain.from_iterable(shares)) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(count=st.integers(0, 300), max_words=st.integers(1, 300), shuffle=st.booleans())
+def test_batches_by_words(count: int, max_words: int, shuffle: bool) -> None:
+    dataset, _ = random_pairs(count)
+    words = dataset.lengths.sum(1)
+    cut = order(batches(dataset, max_words=max_words, shuffle=shuffle, seed=4))
+    assert sorted(chain.from_iterable(cut)) == list(range(count))
+    for batch in cut:
+        assert len(batch) == 1 or words[batch].sum() <= max_words
+    if not shuffle:  # none could have taken the next one's first pair as well
+        for batch, following in pairwise(cut):
+            assert words[batch].sum() + words[following[0]] > max_words
+
+
+def test_batches_by_words_are_shuffled_and_bucketed() -> None:
+    dataset, _ = random_pairs(6400)
+    first = order(batches(dataset, max_words=1000, shuffle=True, seed=1, epoch=2))
+    assert order(batches(dataset, max_words=1000, shuffle=True, seed=1, epoch=2)) == first
+    assert order(batches(dataset, max_words=1000, shuffle=True, seed=1, epoch=3)) != first
+    padded = sum(padded_size(dataset[batch]) for batch in first)
+    unbucketed = sum(padded_size(dataset[range(start, start + 32)]) for start in range(0, 6400, 32))
+    words = int(dataset.lengths.sum())
+    assert padded - words < 0.35 * (unbucketed - words)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "expected either batch_size or max_words, got None and None"),
+        ({"batch_size": 1, "max_words": 1}, "expected either batch_size or max_words, got 1 and 1"),
+        ({"max_words": 0}, "expected a positive integer as max_words, got 0"),
+        ({"batch_size": 1, "start": -1}, "expected a non-negative integer as start, got -1"),
+        ({"batch_size": 1, "prefetch": 0.5}, "expected a non-negative integer as prefetch, got 0.5"),
+        ({"batch_size": 1, "shard": (2, 2)}, "expected shard as (r, n) with 0 <= r < n, got (2, 2)"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        batches(random_pairs(3)[0], shuffle=True, **options)
+
+
+def test_words_numbered_in_their_own_way() -> None:
+    tokens = np.array([0, 1, 2, 1, 3], dtype=np.int32)
+    ids = np.array([20, 10, 0, 30])
+    begins, lengths = np.array([[0, 2], [3, 4], [4, 4]]), np.array([[2, 1], [1, 1], [0, 0]])
+    dataset = EncodedPairs.of_tokens(tokens, ids, begins, lengths, np.array([1, 0, 2]))
+    assert len(dataset) == 3
+    batch = dataset[[1, 0, 2]]
+    assert sentences(batch) == ([[10], [20, 10], []], [[30], [0], []])
+    assert batch.pairs.tokens.dtype == torch.int64
+    assert batch.labels.tolist() == [0, 1, 2]
 
 
 def test_real_corpus(real_data: Path) -> None:
-    corpus = read_pairs(real_data / "snli/dev.tsv.gz")
-    tokens = tokenise_pairs(corpus.pairs, get_tokeniser())
-    vocabulary = Vocabulary.build(chain.from_iterable(tokens))
-    dataset = encode_pairs(corpus, tokens, vocabulary, LABELS)
-    seen = 0
-    padded = 0
+    corpus = prepare(real_data / "snli/dev.tsv.gz")
+    vocabulary = Vocabulary.build(corpus.word_counts(labelled=True))
+    dataset = corpus.encode(vocabulary, LABELS)
+    assert len(dataset) == 9842
+    seen = padded = 0
     for batch in batches(dataset, 32, shuffle=True):
         seen += len(batch)
         padded += padded_size(batch)
-        pairs = zip(*sentences(batch), strict=True)
-        for row, (index, pair) in enumerate(zip(batch.indices.tolist(), pairs, strict=True)):
-            assert tuple([vocabulary.words[i] for i in ids] for ids in pair) == tuple(tokens[index])
-            assert LABELS[batch.labels[row]] == corpus.pairs[index].label
     assert seen == 9842
     # Unbucketed batches of 32 hold more than twice as much padding as words.
-    words = int(dataset.premise_lengths.sum() + dataset.hypothesis_lengths.sum())
-    assert padded < 1.35 * words
+    assert padded < 1.35 * int(dataset.lengths.sum())

@@ -1,6 +1,8 @@
 """Tokenisers: NLTK's answers, lower-cased afterwards."""
 
+import string
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import nltk
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk.tokenize import word_tokenize
 
-from esim_fast.data import DataError, Pair, get_tokeniser, read_pairs, tokenise_pairs
+from esim_fast.data import DataError, get_tokeniser, read_pairs
+from esim_fast.data.tokenising import name_of
 
 
 @pytest.mark.parametrize(
@@ -49,12 +52,15 @@ def test_nltk_is_word_tokenize_lowered_without_whitespace(text: str) -> None:
 
 def test_nltk_on_real_sentences(real_data: Path) -> None:
     tokenise = get_tokeniser("nltk")
-    for pair in read_pairs(real_data / "mnli/dev_matched.tsv.gz").pairs[:2000]:
+    for pair in islice(read_pairs(real_data / "mnli/dev_matched.tsv.gz"), 2000):
         assert tokenise(pair.premise) == [word.lower() for word in word_tokenize(pair.premise, preserve_line=True)]
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"^expected a tokeniser among nltk, nltk-punkt, got 'spacy'$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^expected a tokeniser among nltk, nltk-punkt, whitespace, characters or module:function, got 'spacy'$",
+    ):
         get_tokeniser("spacy")
 
 
@@ -92,13 +98,46 @@ def test_punkt_splits_sentences_first(nltk_data: Path) -> None:
     assert get_tokeniser("nltk")(text) == ["mr.", "smith", "slept.", "he", "woke", "."]
 
 
-def test_pairs_are_tokenised_once_per_sentence() -> None:
-    seen: list[str] = []
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("whitespace", " A man\u3000isn't\tHERE. ", ["a", "man", "isn't", "here."]),
+        ("characters", "花呗如何还款?", list("花呗如何还款?")),
+        ("characters", "iPhone 15怎么 用，99元", ["iphone", "15", "怎", "么", "用", "，", "99", "元"]),
+        ("characters", "ÉTÉ\u2028🙂", ["é", "t", "é", "🙂"]),
+    ],
+)
+def test_others(name: str, text: str, words: list[str]) -> None:
+    assert get_tokeniser(name)(text) == words
+    assert get_tokeniser(name)(" \n") == []
 
-    def tokeniser(text: str) -> list[str]:
-        seen.append(text)
-        return text.split()
 
-    pairs = [Pair("a b", "c", "x", 1), Pair("a b", "", None, 2), Pair("c", "a b", "x", 3)]
-    assert tokenise_pairs(pairs, tokeniser) == [(["a", "b"], ["c"]), (["a", "b"], []), (["c"], ["a", "b"])]
-    assert seen == ["a b", "c", ""]
+@pytest.mark.parametrize("name", ["nltk", "whitespace", "characters"])
+@given(text=st.text())
+def test_words_are_never_empty_and_hold_no_whitespace(name: str, text: str) -> None:
+    for word in get_tokeniser(name)(text):
+        assert word
+        assert not any(map(str.isspace, word))
+
+
+def test_a_function_by_name() -> None:
+    assert get_tokeniser("string:capwords") is string.capwords
+    assert get_tokeniser("builtins:str.split") is str.split
+    assert name_of(string.capwords) == "string:capwords"
+    assert name_of(str.split) == "builtins:str.split"
+    assert name_of("nltk") == "nltk"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.at.all:split", "No module named 'nowhere'"),
+        ("string:nothing", "module 'string' has no attribute 'nothing'"),
+        ("string:digits", "expected a function, got str"),
+        (":split", "Empty module name"),
+    ],
+)
+def test_a_function_that_is_not_there(name: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        get_tokeniser(name)
+    assert str(caught.value) == f"tokeniser {name}: {message}"

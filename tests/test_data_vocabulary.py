@@ -1,5 +1,7 @@
 """The vocabulary: ids, special words, and a file that always reads back."""
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -15,16 +17,19 @@ from esim_fast.data import (
     DataError,
     Vocabulary,
     get_tokeniser,
-    read_pairs,
-    tokenise_pairs,
+    prepare,
 )
+
+
+def count(sentences: Iterable[Sequence[str]]) -> Counter[str]:
+    return Counter(chain.from_iterable(sentences))
 
 
 def test_build_orders_by_frequency_then_alphabet() -> None:
     sentences = [["the", "cat", "the"], [], ["dog", "cat", "bird"], ["the"]]
-    assert Vocabulary.build(sentences).words == ["<unk>", "<pad>", "the", "cat", "bird", "dog"]
-    assert Vocabulary.build(sentences, min_count=2).words == ["<unk>", "<pad>", "the", "cat"]
-    assert Vocabulary.build([]).words == ["<unk>", "<pad>"]
+    assert Vocabulary.build(count(sentences)).words == ["<unk>", "<pad>", "the", "cat", "bird", "dog"]
+    assert Vocabulary.build(count(sentences), min_count=2).words == ["<unk>", "<pad>", "the", "cat"]
+    assert Vocabulary.build({}).words == ["<unk>", "<pad>"]
 
 
 def test_encode() -> None:
@@ -36,8 +41,17 @@ def test_encode() -> None:
     assert "c" not in vocabulary
 
 
+def test_extended() -> None:
+    vocabulary = Vocabulary(["<unk>", "<pad>", "b", "a"])
+    more = ["d", "a", "<pad>", "", "c", "x\ny", "d", "<unk>", "\r", "\ud83d", "e f"]
+    assert vocabulary.extended(more).words == ["<unk>", "<pad>", "b", "a", "d", "c", "e f"]
+    assert vocabulary.extended(more).encode(["e f", "b"]) == [6, 2]
+    assert vocabulary.extended(iter([])) == vocabulary
+    assert len(vocabulary) == 4
+
+
 def test_special_words_in_a_text_are_unknown() -> None:
-    vocabulary = Vocabulary.build([["<pad>", "<unk>", "a", "<pad>"]])
+    vocabulary = Vocabulary.build({"<pad>": 2, "<unk>": 1, "a": 1})
     assert vocabulary.words == [UNKNOWN, PADDING, "a"]
     assert vocabulary.words[UNKNOWN_ID] == UNKNOWN
     assert vocabulary.words[PADDING_ID] == PADDING
@@ -69,7 +83,7 @@ def test_bad_words(words: list[str], message: str) -> None:
 
 def test_building_from_an_unsavable_word_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a word without line breaks"):
-        Vocabulary.build([["a\nb"]])
+        Vocabulary.build({"a\nb": 1})
 
 
 def test_file_format(tmp_path: Path) -> None:
@@ -106,8 +120,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_equality() -> None:
-    assert Vocabulary(["<unk>", "<pad>", "a"]) == Vocabulary.build([["a"]])
-    assert Vocabulary(["<unk>", "<pad>", "a"]) != Vocabulary.build([["b"]])
+    assert Vocabulary(["<unk>", "<pad>", "a"]) == Vocabulary.build({"a": 1})
+    assert Vocabulary(["<unk>", "<pad>", "a"]) != Vocabulary.build({"b": 1})
     assert Vocabulary(["<unk>", "<pad>"]) != ["<unk>", "<pad>"]
 
 
@@ -119,7 +133,7 @@ lines_that_are_not = st.sampled_from(["a\u2028b", "a\x85b", "\x1c", "\x0b\x0c", 
 @given(sentences=st.lists(st.lists(words | lines_that_are_not)))
 def test_any_word_survives_the_file(tmp_path_factory: pytest.TempPathFactory, name: str, sentences: list) -> None:
     path = tmp_path_factory.mktemp("vocabulary") / name
-    vocabulary = Vocabulary.build(sentences)
+    vocabulary = Vocabulary.build(count(sentences))
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
 
@@ -127,16 +141,16 @@ def test_any_word_survives_the_file(tmp_path_factory: pytest.TempPathFactory, na
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_whatever_the_tokeniser_gives_can_be_saved(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.txt"
-    vocabulary = Vocabulary.build(map(get_tokeniser(), texts))
+    vocabulary = Vocabulary.build(count(map(get_tokeniser(), texts)))
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
 
 
 def test_real_corpus(real_data: Path, tmp_path: Path) -> None:
-    tokens = tokenise_pairs(read_pairs(real_data / "snli/dev.tsv.gz").pairs, get_tokeniser())
-    vocabulary = Vocabulary.build(chain.from_iterable(tokens))
+    corpus = prepare(real_data / "snli/dev.tsv.gz")
+    vocabulary = Vocabulary.build(corpus.word_counts(labelled=True))
     assert vocabulary.words[:6] == ["<unk>", "<pad>", "a", ".", "the", "in"]
     vocabulary.save(tmp_path / "vocabulary.txt")
     assert Vocabulary.load(tmp_path / "vocabulary.txt") == vocabulary
-    for sentence in chain.from_iterable(tokens):
-        assert [vocabulary.words[index] for index in vocabulary.encode(sentence)] == sentence
+    known = [word for word in corpus.words if word in vocabulary]
+    assert [vocabulary.words[index] for index in vocabulary.encode(known)] == known

@@ -1,9 +1,11 @@
 """From a file of sentence pairs to batches of word ids: read, tokenise, look up, batch."""
 
-from .batches import Batch, EncodedPairs, batches, encode_pairs
-from .reading import Corpus, DataError, Pair, parse_pairs, read_pairs
-from .tokenising import TOKENISERS, Tokeniser, TokenPair, get_tokeniser, tokenise_pairs
-from .vectors import load_vectors
+from .batches import Batch, EncodedPairs, batches
+from .cache import default_cache
+from .preparing import PreparedCorpus, prepare
+from .reading import BadRow, DataError, Layout, Pair, read_pairs
+from .tokenising import TOKENISERS, Tokeniser, get_tokeniser
+from .vectors import PretrainedVectors, load_vectors
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
 __all__ = [
@@ -12,19 +14,20 @@ __all__ = [
     "TOKENISERS",
     "UNKNOWN",
     "UNKNOWN_ID",
+    "BadRow",
     "Batch",
-    "Corpus",
     "DataError",
     "EncodedPairs",
+    "Layout",
     "Pair",
-    "TokenPair",
+    "PreparedCorpus",
+    "PretrainedVectors",
     "Tokeniser",
     "Vocabulary",
     "batches",
-    "encode_pairs",
+    "default_cache",
     "get_tokeniser",
     "load_vectors",
-    "parse_pairs",
+    "prepare",
     "read_pairs",
-    "tokenise_pairs",
 ]

@@ -4,18 +4,17 @@ Nothing is padded, but bucketing by length pays all the same: a batch takes as m
 words, and SNLI's vary from 1 to 82.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..packed import PackedPairs, move, pack_flat
-from .reading import Corpus, DataError
-from .tokenising import TokenPair
-from .vocabulary import Vocabulary
+from .parallel import map_ahead
 
 _POOL = 100  # batches that are sorted together: enough for little padding, few enough to mix pairs between epochs
 
@@ -37,7 +36,7 @@ class Batch:
         return replace(self, pairs=self.pairs.to(device), labels=labels)
 
     def pin_memory(self) -> "Batch":
-        """The batch in pinned memory; a DataLoader calls this if it is asked to."""
+        """The batch in pinned memory."""
         labels = None if self.labels is None else self.labels.pin_memory()
         return replace(self, pairs=self.pairs.pin_memory(), labels=labels)
 
@@ -45,96 +44,160 @@ class Batch:
 class EncodedPairs(Dataset[Batch]):
     """The word ids of n pairs.  ``dataset[indices]`` is the :class:`Batch` of those pairs.
 
-    All ids lie one sentence after the other in a single array, so a batch is one gather, without a Python object per
-    sentence or word.
+    All words lie one sentence after the other in a single array, which may be a file in memory, so a batch is one
+    gather, without a Python object per sentence or word.
+
+    Args:
+        premises, hypotheses: n sequences of word ids each.
+        labels: n label ids, or None.
 
     Attributes:
-        premise_lengths, hypothesis_lengths: int64 [n].
-        labels: int64 [n], or None.
+        lengths: int64 ``[n, 2]``, words of each premise and hypothesis.
+        labels: int64 ``[n]``, or None.
     """
+
+    lengths: np.ndarray
+    labels: np.ndarray | None
 
     def __init__(
         self, premises: Sequence[Sequence[int]], hypotheses: Sequence[Sequence[int]], labels: Sequence[int] | None
     ) -> None:
         sentences = [*premises, *hypotheses]
         lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
-        ends = np.cumsum(lengths)
-        self.premise_lengths, self.hypothesis_lengths = np.split(lengths, [len(premises)])
-        self._premise_begins, self._hypothesis_begins = np.split(ends - lengths, [len(premises)])
         ids = np.fromiter(chain.from_iterable(sentences), dtype=np.int64, count=int(lengths.sum()))
-        self._ids = torch.from_numpy(ids)
+        begins = np.cumsum(lengths) - lengths
+        self._tokens, self._ids = torch.from_numpy(ids), None
+        self._begins, self.lengths = begins.reshape(2, -1).T, lengths.reshape(2, -1).T
         self.labels = None if labels is None else np.array(labels, dtype=np.int64)
 
+    @classmethod
+    def of_tokens(
+        cls, tokens: np.ndarray, ids: np.ndarray, begins: np.ndarray, lengths: np.ndarray, labels: np.ndarray
+    ) -> "EncodedPairs":
+        """Pairs whose words are numbered in their own way; no copy is made of them.
+
+        Args:
+            tokens: int32 ``[number of tokens]``, places in ``ids``.
+            ids: int64 ``[distinct words]``, the id of each word.
+            begins, lengths: int64 ``[n, 2]``, where in ``tokens`` each premise and hypothesis lies.
+            labels: int64 ``[n]``.
+        """
+        pairs = cls.__new__(cls)
+        pairs._tokens, pairs._ids = torch.from_numpy(tokens), torch.from_numpy(ids)
+        pairs._begins, pairs.lengths, pairs.labels = begins, lengths, labels
+        return pairs
+
     def __len__(self) -> int:
-        return len(self.premise_lengths)
+        return len(self.lengths)
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         indices = np.asarray(indices, dtype=np.int64)
-        sides = self._premise_begins, self._hypothesis_begins, self.premise_lengths, self.hypothesis_lengths
+        begins, lengths = (torch.from_numpy(of[indices].T.copy()) for of in (self._begins, self.lengths))
+        pairs = pack_flat(self._tokens, *begins, *lengths)
+        if self._ids is not None:
+            pairs = replace(pairs, tokens=self._ids[pairs.tokens])
         return Batch(
-            pairs=pack_flat(self._ids, *(torch.from_numpy(of[indices]) for of in sides)),
+            pairs=pairs,
             labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
             indices=torch.from_numpy(indices),
         )
 
 
-def encode_pairs(
-    corpus: Corpus, tokens: Sequence[TokenPair], vocabulary: Vocabulary, labels: Sequence[str] | None
-) -> EncodedPairs:
-    """Look up the words of a corpus, given as :func:`tokenise_pairs` returns them for ``corpus.pairs``.
-
-    ``labels`` lists the known labels in the order of their ids; with None the corpus's own are ignored.
-
-    Raises:
-        DataError: a pair's label is not among ``labels``.
-    """
-    label_ids = None
-    if labels is not None:
-        known = {label: index for index, label in enumerate(labels)}
-        for pair in corpus.pairs:
-            if pair.label not in known:
-                got = "no label" if pair.label is None else repr(pair.label)
-                raise DataError(f"{corpus.path}:{pair.line}: expected a label among {', '.join(labels)}, got {got}")
-        label_ids = [known[pair.label] for pair in corpus.pairs]
-    premises = [vocabulary.encode(premise) for premise, _ in tokens]
-    hypotheses = [vocabulary.encode(hypothesis) for _, hypothesis in tokens]
-    return EncodedPairs(premises, hypotheses, label_ids)
-
-
 def batches(
     dataset: EncodedPairs,
-    batch_size: int,
+    batch_size: int | None = None,
     *,
+    max_words: int | None = None,
     shuffle: bool,
     seed: int = 0,
     epoch: int = 0,
-    num_workers: int = 0,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    prefetch: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """Every pair once, in batches of ``batch_size`` pairs of similar length (the last one may be smaller).
+) -> "Batches":
+    """Every pair once, in batches of pairs of similar length.
 
     With ``shuffle``, which pairs meet in a batch and the order of the batches follow from ``seed`` and ``epoch``
     alone; without, the shortest pairs come first and the order is always the same.  ``Batch.indices`` puts
-    predictions back in the dataset's order. With ``pin_memory``, batches lie where a GPU fetches them by itself.
+    predictions back in the dataset's order.
+
+    Args:
+        batch_size: pairs in a batch (the last one may be smaller); either this or ``max_words`` is given.
+        max_words: words in a batch at most, premises and hypotheses together: long sentences come in small batches. A
+            pair with more words than that is a batch of its own.
+        start: batches to leave out at the beginning, where an epoch goes on in its middle.
+        shard: (r, n): of each batch, the r-th of n nearly equal parts, which together are the whole. All shards have
+            the same number of batches; parts of a batch of fewer than n pairs may be empty.
+        prefetch: batches that a thread makes ahead. A GPU gains by that; a CPU that trains is busy itself.
+        pin_memory: batches lie where a GPU fetches them by itself.
 
     Raises:
-        ValueError: ``batch_size`` is not a positive integer.
+        ValueError: an argument is not as described.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"expected a positive integer as batch_size, got {batch_size!r}")
-    order = _bucketed(dataset, batch_size, np.random.default_rng((seed, epoch)) if shuffle else None)
-    # The sampler is a list of whole batches, and the dataset looks each one up in one go: nothing is left to collate.
-    return DataLoader(dataset, sampler=order, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+    if (batch_size is None) == (max_words is None):
+        raise ValueError(f"expected either batch_size or max_words, got {batch_size!r} and {max_words!r}")
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("max_words", max_words, 1),
+        ("start", start, 0),
+        ("prefetch", prefetch, 0),
+    ):
+        if value is not None and (not isinstance(value, int) or value < least):
+            kind = "a positive integer" if least else "a non-negative integer"
+            raise ValueError(f"expected {kind} as {name}, got {value!r}")
+    rank, shards = shard
+    if not 0 <= rank < shards:
+        raise ValueError(f"expected shard as (r, n) with 0 <= r < n, got {shard!r}")
+    order = _order(dataset, batch_size, max_words, np.random.default_rng((seed, epoch)) if shuffle else None)
+    return Batches(dataset, [batch[rank::shards] for batch in order[start:]], prefetch, pin_memory)
 
 
-def _bucketed(dataset: EncodedPairs, batch_size: int, rng: np.random.Generator | None) -> list[np.ndarray]:
-    """Cut the dataset's indices into batches of similar length."""
-    order = np.arange(len(dataset))
+class Batches:
+    """What :func:`batches` returns: the same batches in the same order, as often as it is iterated over."""
+
+    def __init__(self, dataset: EncodedPairs, order: Sequence[np.ndarray], prefetch: int, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self.order = order
+        self.prefetch = prefetch
+        self.pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self.prefetch:
+            return map(self._make, self.order)
+        # A thread, not processes: these take longer to hand a batch over than to make it.
+        return map_ahead(ThreadPoolExecutor(1), self._make, self.order, self.prefetch)
+
+    def _make(self, indices: np.ndarray) -> Batch:
+        batch = self.dataset[indices]
+        return batch.pin_memory() if self.pin_memory else batch
+
+
+def _order(
+    dataset: EncodedPairs, batch_size: int | None, max_words: int | None, rng: np.random.Generator | None
+) -> list[np.ndarray]:
+    """The dataset's indices, cut into batches of similar length."""
+    count, words = len(dataset), dataset.lengths.sum(1)
+    if not count:
+        return []
     if rng is None:
-        pools = np.zeros(len(order))
+        order, pools = np.arange(count), np.zeros(count)
     else:
-        order = rng.permutation(order)
-        pools = np.arange(len(order)) // (_POOL * batch_size)
-    order = order[np.lexsort((dataset.hypothesis_lengths[order], dataset.premise_lengths[order], pools))]
-    cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        pairs = batch_size or max(1, int(max_words / max(1, words.mean())))
+        order, pools = rng.permutation(count), np.arange(count) // (_POOL * pairs)
+    order = order[np.lexsort((*dataset.lengths[order].T[::-1], pools))]
+    bounds = range(0, count + batch_size, batch_size) if batch_size else _bounds(words[order], max_words)
+    cut = [order[start:end] for start, end in pairwise(bounds)]
     return cut if rng is None else [cut[index] for index in rng.permutation(len(cut))]
+
+
+def _bounds(words: np.ndarray, most: int) -> list[int]:
+    """Where to cut, so that each piece has at most so many words or is a single pair."""
+    ends, bounds = words.cumsum(), [0]
+    while bounds[-1] < len(words):
+        before = ends[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(ends, before + most, side="right"))))
+    return bounds

@@ -1,36 +1,45 @@
 """Corpora of sentence pairs, read so that every mistake in a file is named by file and line.
 
-Two forms are understood, each also compressed with gzip (a name that ends in ``.gz``):
+Three forms are understood, each also compressed with gzip (a name that ends in ``.gz``):
 
-* ``.jsonl``: an object a line, with the keys of SNLI and MultiNLI (gold_label, sentence1, sentence2) or label, premise
-  and hypothesis;
-* anything else: tab-separated columns without quoting.  A header is recognised by those same names, in any order and
-  among any others, as in the official snli_1.0_*.txt; without one the columns are label, premise, hypothesis.
+* ``.jsonl``: an object a line;
+* ``.csv``: comma-separated columns, fields in double quotes where need be;
+* anything else: tab-separated columns, without quoting unless :attr:`Layout.quoted` says otherwise.
+
+Columns and keys are recognised by the names that SNLI, MultiNLI, QQP and LCQMC give them, in any order and among any
+others. Without a header the columns are label, premise, hypothesis.
 
 Only a line feed (optionally after a carriage return) ends a row: sentences from the web hold U+2028 and its like.
 """
 
+import csv
 import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Literal, NamedTuple
+from itertools import chain, islice
+from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias
 
+Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
+
+LONGEST_LINE = 1_000_000  # bytes; whatever is longer is no sentence pair and must not fill the memory
+_MOST_LINES = 100  # of a row with line breaks inside quotes: more, and a quote was forgotten
 _NAMES = {
-    "label": ("gold_label", "label"),
-    "premise": ("sentence1", "premise"),
-    "hypothesis": ("sentence2", "hypothesis"),
+    "premise": ("sentence1", "premise", "question1", "text_a"),
+    "hypothesis": ("sentence2", "hypothesis", "question2", "text_b"),
+    "label": ("gold_label", "label", "is_duplicate"),
 }
 _NO_LABEL = "-"  # what SNLI and MultiNLI write where the annotators did not agree
+_UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 
 
 class DataError(ValueError):
     """A mistake in a user's file: one line that names the file, the line in it and what was expected."""
 
 
-class _BadRowError(Exception):
+class BadRowError(Exception):
     """What is wrong with one row; whoever knows its file and line makes a DataError of it."""
 
 
@@ -43,81 +52,181 @@ class Pair(NamedTuple):
     line: int
 
 
+class BadRow(NamedTuple):
+    """A row that could not be read, and why."""
+
+    line: int
+    reason: str
+
+
 @dataclass(frozen=True)
-class Corpus:
-    """The pairs of one file; ``dropped`` rows were left out because their gold label is "-"."""
+class Layout:
+    """How the rows of a corpus are written, where its name and header do not say it.
 
-    path: str
-    pairs: list[Pair]
-    dropped: int
+    Attributes:
+        columns: where premise, hypothesis and (if there is one) label stand: names in the header or keys of an object,
+            or numbers of columns, counted from 1. None: by the known names.
+        quoted: whether the fields of a tab-separated file may be in double quotes, as in Quora's own release of QQP.
+    """
+
+    columns: tuple[str, ...] | None = None
+    quoted: bool = False
 
 
-def read_pairs(path: str | os.PathLike[str], *, labelled: bool = True) -> Corpus:
-    """Read a corpus.
+KNOWN_NAMES = Layout()
 
-    With ``labelled`` every row needs a label, and rows labelled "-" are dropped and counted.  Without it labels may be
-    missing, as may their column, and every row is kept; "-" becomes None.
+
+class Record(NamedTuple):
+    """One row as it stands in the file, or why it cannot be had."""
+
+    line: int
+    content: bytes
+    problem: str | None = None
+
+
+class RowParser(Protocol):
+    """Makes a pair of the bytes of a row, or raises a BadRowError."""
+
+    def __call__(self, content: bytes, line: int) -> Pair: ...
+
+
+def read_pairs(
+    path: str | os.PathLike[str],
+    layout: Layout = KNOWN_NAMES,
+    *,
+    labelled: bool = True,
+    on_bad_row: Callable[[BadRow], object] | None = None,
+) -> Iterator[Pair]:
+    """Yield the pairs of a file, one after the other.
+
+    With ``labelled`` every row needs a label, and the label of rows whose gold label is "-" is None. Without it labels
+    may be missing, as may their column.
+
+    Args:
+        on_bad_row: called for each row that is not as it should be, which is then left out. With None such a row is an
+            error.
 
     Raises:
-        DataError: the file cannot be read, a row is malformed, or no pair is left.
+        DataError: the file cannot be read, a row is malformed, or the header lacks a column.
     """
     name = os.fspath(path)
-    rows = list(parse_pairs(read_lines(name), name, form=form_of(name), labelled=labelled))
-    pairs = [row for row in rows if row.label is not None] if labelled else rows
-    dropped = len(rows) - len(pairs)
-    if not pairs:
-        raise DataError(
-            f"{name}: expected sentence pairs, got " + (f"only {dropped} labelled -" if dropped else "none")
-        )
-    return Corpus(name, pairs, dropped)
+    lines, form = corpus_lines(name)
+    return parse_pairs(lines, name, layout, form=form, labelled=labelled, on_bad_row=on_bad_row)
 
 
 def parse_pairs(
     lines: Iterable[bytes],
     name: str,
+    layout: Layout,
     *,
-    form: Literal["tsv", "jsonl"],
-    labelled: bool = True,
+    form: Form,
+    labelled: bool,
+    on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Iterator[Pair]:
-    """Yield the pair of every row as it arrives, including the rows labelled "-", whose label is None.
+    """The same for lines from anywhere, each pair as soon as its line arrives; ``name`` is what messages call them."""
+    records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
+    for record in records:
+        try:
+            yield parse_record(record, parse)
+        except BadRowError as error:
+            if on_bad_row is None:
+                raise DataError(f"{name}:{record.line}: {error}") from error
+            on_bad_row(BadRow(record.line, str(error)))
+
+
+def parse_record(record: Record, parse: RowParser) -> Pair:
+    """The pair of a record; BadRowError if there is none."""
+    if record.problem is not None:
+        raise BadRowError(record.problem)
+    pair = parse(record.content, record.line)
+    if "\0" in pair.premise or "\0" in pair.hypothesis or (pair.label and "\0" in pair.label):
+        raise BadRowError("NUL character")
+    return pair
+
+
+def open_corpus(
+    lines: Iterable[bytes],
+    name: str,
+    layout: Layout,
+    *,
+    form: Form,
+    labelled: bool,
+) -> tuple[Iterator[Record], RowParser]:
+    """The rows of a corpus, not yet parsed, and what parses them, in whatever process.
 
     Args:
         lines: undecoded lines, for example ``sys.stdin.buffer``: text streams split at more than line feeds.
         name: what messages call the source.
-        labelled: whether a row without a label is an error.
 
     Raises:
-        DataError: a malformed row.
+        DataError: the first row, which settles the columns, is not as it should be.
     """
-    parse = _TsvRows(labelled) if form == "tsv" else _JsonRows(labelled)
-    blank = None  # the first blank line: an error only once something follows it
-    for number, line in enumerate(lines, start=1):
-        try:
-            text = _decode(line, first=number == 1)
-            if not text:
-                blank = blank or number
-                continue
-            if blank is not None:
-                raise DataError(f"{name}:{blank}: blank line")
-            row = parse(text)
-        except _BadRowError as error:
-            raise DataError(f"{name}:{number}: {error}") from error
-        if row is not None:
-            yield Pair(**row, line=number)
+    delimiter = "," if form == "csv" else "\t" if layout.quoted and form == "tsv" else None
+    records = _records(lines, delimiter)
+    if form == "jsonl":
+        return records, JsonRows(layout.columns, labelled)
+    first = next(records, None)
+    if first is None:
+        return records, DelimitedRows({}, 0, delimiter)
+    try:
+        if first.problem is not None:
+            raise BadRowError(first.problem)
+        fields = _split(_decode(first.content), delimiter)
+        columns, is_header = _find_columns(fields, layout.columns, labelled)
+    except BadRowError as error:
+        raise DataError(f"{name}:{first.line}: {error}") from error
+    return records if is_header else chain([first], records), DelimitedRows(columns, len(fields), delimiter)
 
 
-def form_of(name: str) -> Literal["tsv", "jsonl"]:
+def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
+    """The lines of a corpus, and their form."""
+    if name.startswith("hub:"):
+        from .hub import dataset_lines
+
+        return dataset_lines(name), "jsonl"
+    return read_raw_lines(name), form_of(name)
+
+
+def form_of(name: str) -> Form:
     """What a file of this name holds."""
-    return "jsonl" if name.removesuffix(".gz").endswith(".jsonl") else "tsv"
+    ending = name.removesuffix(".gz").rpartition(".")[2]
+    return ending if ending in ("csv", "jsonl") else "tsv"  # type: ignore[return-value]
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yield a file's lines, each with its line feed; raise a DataError naming the file where it cannot be read."""
+    """Yield a file's lines as :func:`bounded_lines` does.
+
+    Raises:
+        DataError: the file cannot be read, from its beginning or from some line on.
+    """
+    name, read = os.fspath(path), 0
     try:
-        with open_file(path, "rb") as file:
-            yield from file
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{os.fspath(path)}: {getattr(error, 'strerror', None) or error}") from error
+        for line in read_raw_lines(name):
+            read += 1
+            yield line
+    except _UNREADABLE as error:
+        raise DataError(f"{name}:{read + 1}: {_reason(error)}") from error
+
+
+def read_raw_lines(name: str) -> Iterator[bytes]:
+    """The same, but what goes wrong after the file was opened comes as Python raises it."""
+    try:
+        file = open_file(name, "rb")
+    except OSError as error:
+        raise DataError(f"{name}: {_reason(error)}") from error
+    with file:
+        yield from bounded_lines(file)
+
+
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield lines with their line feeds; of one of more than ``LONGEST_LINE`` bytes, that many and one, without."""
+    while line := file.readline(LONGEST_LINE + 2):
+        if len(line) > LONGEST_LINE + 1 and not line.endswith(b"\n"):
+            yield line[: LONGEST_LINE + 1]
+            while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+        else:
+            yield line
 
 
 def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> IO[bytes]:
@@ -125,94 +234,182 @@ def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> IO[byt
     return gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode)  # type: ignore[return-value]
 
 
-def _decode(line: bytes, *, first: bool) -> str:
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _records(lines: Iterable[bytes], delimiter: str | None) -> Iterator[Record]:
+    """Number the rows, and put together those that hold line breaks between quotes; blank ones may only end a file."""
+    blank: list[Record] = []
+    number = 0
+    lines = iter(lines)
     try:
-        text = line.decode("utf-8-sig" if first else "utf-8")
+        while (line := next(lines, None)) is not None:
+            number += 1
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+            if len(line) > LONGEST_LINE:
+                yield from blank
+                blank = []
+                yield Record(number, b"", f"expected at most {LONGEST_LINE} bytes in a row, got more")
+                continue
+            if not line.rstrip(b"\r\n"):
+                blank.append(Record(number, b"", "blank line"))
+                continue
+            yield from blank
+            blank = []
+            if delimiter is None or b'"' not in line or not _is_open(line, delimiter):
+                yield Record(number, line)
+                continue
+            following = list(islice(lines, _MOST_LINES - 1))
+            rest = _rest_of_row(line, following, delimiter)
+            lines = chain(following[rest:], lines)
+            if rest:
+                yield Record(number, line + b"".join(following[:rest]))
+            else:
+                yield Record(number, b"", f"a double quote is not closed within {_MOST_LINES} lines")
+            number += rest
+    except _UNREADABLE as error:
+        yield from blank
+        yield Record(number + 1, b"", _reason(error))
+
+
+def _rest_of_row(line: bytes, following: Sequence[bytes], delimiter: str) -> int:
+    """How many of the following lines belong to a row whose first line ends inside quotes; 0 if that never ends."""
+    row = line
+    for count, more in enumerate(following, start=1):
+        row += more
+        if len(row) > LONGEST_LINE:
+            break
+        if b'"' in more and not _is_open(row, delimiter):
+            return count
+    return 0
+
+
+def _is_open(row: bytes, delimiter: str) -> bool:
+    """Whether a row ends inside quotes."""
+    try:
+        next(csv.reader([row.decode("latin-1")], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return str(error) == "unexpected end of data"
+    return False
+
+
+def _decode(content: bytes) -> str:
+    try:
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise _BadRowError(f"not valid UTF-8 at byte {error.start + 1}") from error
+        raise BadRowError(f"not valid UTF-8 at byte {error.start + 1}") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
-class _TsvRows:
-    """Parses the rows of one tab-separated file; its first row settles which column is which."""
+def _split(text: str, delimiter: str | None) -> list[str]:
+    """The fields of a row; without a delimiter they are separated by tabs, and quotes are characters like any other."""
+    if delimiter is None:
+        return text.split("\t")
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise BadRowError(f"not valid quoting: {error}") from error
 
-    def __init__(self, labelled: bool) -> None:
-        self.labelled = labelled
-        self.columns: dict[str, int] = {}
-        self.width = 0
 
-    def __call__(self, text: str) -> dict[str, str | None] | None:
-        fields = text.split("\t")
-        if not self.columns:
-            self.columns, is_header = self._find_columns(fields)
-            self.width = len(fields)
-            if is_header:
-                return None
+def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labelled: bool) -> tuple[dict[str, int], bool]:
+    """Which column is which, and whether the first row is a header."""
+    named = {
+        role: next((fields.index(name) for name in names if name in fields), None) for role, names in _NAMES.items()
+    }
+    known = {role: column for role, column in named.items() if column is not None}
+    required = tuple(_NAMES) if labelled else ("premise", "hypothesis")
+    if wanted is not None and all(map(str.isdecimal, wanted)):
+        columns = {role: int(number) - 1 for role, number in zip(_NAMES, wanted, strict=False)}
+        most = max(columns.values()) + 1
+        if most > len(fields):
+            raise BadRowError(f"expected at least {most} columns, got {len(fields)}")
+        # A header by the known names is one, even if nobody needs it.
+        return columns, len(columns.items() & known.items()) >= 2
+    if wanted is not None:
+        for name in wanted:
+            if name not in fields:
+                raise BadRowError(f"expected a column {name} in the header, got {', '.join(fields)[:200]}")
+        return {role: fields.index(name) for role, name in zip(_NAMES, wanted, strict=False)}, True
+    if len(known) >= 2:
+        for role in required:
+            if role not in known:
+                raise BadRowError(f"expected a column {_either(_NAMES[role])} in the header")
+        return known, True
+    if len(fields) == 3:
+        return {"label": 0, "premise": 1, "hypothesis": 2}, False
+    if len(fields) == 2 and not labelled:
+        return {"premise": 0, "hypothesis": 1}, False
+    raise BadRowError(f"expected {'3' if labelled else '2 or 3'} columns, got {len(fields)}")
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+@dataclass(frozen=True)
+class DelimitedRows:
+    """Parses the rows of a file of columns, once its first row has settled which is which."""
+
+    columns: dict[str, int]
+    width: int
+    delimiter: str | None
+
+    def __call__(self, content: bytes, line: int) -> Pair:
+        fields = _split(_decode(content), self.delimiter)
         # MultiNLI's training rows leave out the last columns that their header names, so those may be missing.
         if not max(self.columns.values()) < len(fields) <= self.width:
-            raise _BadRowError(f"expected {self.width} columns, got {len(fields)}")
-        row: dict[str, str | None] = {role: fields[column] for role, column in self.columns.items()}
-        row["label"] = _checked_label(row.get("label"))
-        return row
-
-    def _find_columns(self, fields: list[str]) -> tuple[dict[str, int], bool]:
-        found = {}
-        for role, names in _NAMES.items():
-            present = [name for name in names if name in fields]
-            if present:
-                found[role] = fields.index(present[0])
-        if len(found) >= 2:
-            for role in _NAMES if self.labelled else ("premise", "hypothesis"):
-                if role not in found:
-                    raise _BadRowError(f"expected a column {' or '.join(_NAMES[role])} in the header")
-            return found, True
-        if len(fields) == 3:
-            return {"label": 0, "premise": 1, "hypothesis": 2}, False
-        if len(fields) == 2 and not self.labelled:
-            return {"premise": 0, "hypothesis": 1}, False
-        raise _BadRowError(f"expected {'3' if self.labelled else '2 or 3'} columns, got {len(fields)}")
+            unquoted = self.delimiter is None and any(field.startswith('"') for field in fields)
+            hint = " (are there quoted fields?)" if unquoted else ""
+            raise BadRowError(f"expected {self.width} columns, got {len(fields)}{hint}")
+        premise, hypothesis = fields[self.columns["premise"]], fields[self.columns["hypothesis"]]
+        label = fields[self.columns["label"]] if "label" in self.columns else None
+        return Pair(premise, hypothesis, _checked_label(label), line)
 
 
-class _JsonRows:
-    """Parses the rows of one file that holds a JSON object a line."""
+class JsonRows:
+    """Parses the rows of a file that holds a JSON object a line."""
 
-    def __init__(self, labelled: bool) -> None:
+    def __init__(self, columns: Sequence[str] | None, labelled: bool) -> None:
+        self.keys = _NAMES if columns is None else {role: (key,) for role, key in zip(_NAMES, columns, strict=False)}
         self.labelled = labelled
 
-    def __call__(self, text: str) -> dict[str, str | None]:
+    def __call__(self, content: bytes, line: int) -> Pair:
         try:
-            record = json.loads(text)
+            record = json.loads(_decode(content))
         except json.JSONDecodeError as error:
-            raise _BadRowError(f"not valid JSON at character {error.pos + 1}") from error
+            raise BadRowError(f"not valid JSON at character {error.pos + 1}") from error
         except (ValueError, RecursionError) as error:  # a number with thousands of digits; nesting as deep
-            raise _BadRowError(f"not valid JSON: {error}") from error
+            raise BadRowError(f"not valid JSON: {error}") from error
         if not isinstance(record, dict):
-            raise _BadRowError("expected a JSON object")
-        return {
-            "premise": self._text(record, "premise"),
-            "hypothesis": self._text(record, "hypothesis"),
-            "label": _checked_label(self._text(record, "label", optional=not self.labelled)),
-        }
+            raise BadRowError("expected a JSON object")
+        premise, hypothesis = (self._text(record, role) for role in ("premise", "hypothesis"))
+        label = self._text(record, "label") if self._has_label(record) else None
+        return Pair(premise, hypothesis, _checked_label(label), line)
 
-    @staticmethod
-    def _text(record: dict[str, Any], role: str, optional: bool = False) -> str | None:
-        names = _NAMES[role]
-        key = next((name for name in names if name in record), None)
-        if optional and (key is None or record[key] is None):
-            return None
+    def _has_label(self, record: dict[str, Any]) -> bool:
+        if self.labelled:
+            return True
+        return any(record.get(key) is not None for key in self.keys.get("label", ()))
+
+    def _text(self, record: dict[str, Any], role: str) -> str:
+        key = next((key for key in self.keys[role] if key in record), None)
         if key is None:
-            raise _BadRowError(f"expected a key {' or '.join(names)}")
+            raise BadRowError(f"expected a key {_either(self.keys[role])}")
         value = record[key]
+        if role == "label" and isinstance(value, int):  # a class by number, or true and false
+            return json.dumps(value)
         if not isinstance(value, str):
-            raise _BadRowError(f"{key}: expected a string, got {type(value).__name__}")
+            raise BadRowError(f"{key}: expected a string, got {type(value).__name__}")
         try:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no file of ours could hold
-            raise _BadRowError(f"{key}: not valid Unicode at character {error.start + 1}") from error
+            raise BadRowError(f"{key}: not valid Unicode at character {error.start + 1}") from error
         return value
 
 
 def _checked_label(label: str | None) -> str | None:
     if label == "":
-        raise _BadRowError("empty label")
+        raise BadRowError("empty label")
     return None if label == _NO_LABEL else label

@@ -1,19 +1,20 @@
-"""Sentences to lower-cased words, by tokenisers that a saved model can name."""
+"""Sentences to words, by tokenisers that a saved model can name."""
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .reading import DataError, Pair
+from ..files import first_line
+from .reading import DataError
 
 if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
 
 Tokeniser: TypeAlias = Callable[[str], list[str]]
-TokenPair: TypeAlias = tuple[list[str], list[str]]
 
 
 @cache
@@ -54,22 +55,44 @@ def _nltk_punkt(text: str) -> list[str]:
     return [word.lower() for word in word_tokenize(text)]
 
 
-TOKENISERS: dict[str, Tokeniser] = {"nltk": _nltk, "nltk-punkt": _nltk_punkt}
+def _whitespace(text: str) -> list[str]:
+    return text.lower().split()
+
+
+# For Chinese and its like, where characters are the units, but a Latin word among them or a number is one unit still.
+_CHARACTER = re.compile(r"[a-z0-9]+|\S")
+
+
+def _characters(text: str) -> list[str]:
+    return _CHARACTER.findall(text.lower())
+
+
+TOKENISERS: dict[str, Tokeniser] = {
+    "nltk": _nltk,
+    "nltk-punkt": _nltk_punkt,
+    "whitespace": _whitespace,
+    "characters": _characters,
+}
 
 
 def get_tokeniser(name: str = "nltk") -> Tokeniser:
-    """The tokeniser of that name: a function from a sentence to its lower-cased words, none of which holds whitespace.
+    """The tokeniser of that name: a function from a sentence to its words, none of which holds whitespace.
 
-    ``"nltk"`` splits words as NLTK's ``word_tokenize(text, preserve_line=True)`` and needs no download.
-    ``"nltk-punkt"`` is ``word_tokenize(text)``, which first splits sentences with NLTK's Punkt data and so also sets
-    off the full stop that ends a sentence in the middle of the text.
+    All of them lower the words.  ``"nltk"`` splits as NLTK's ``word_tokenize(text, preserve_line=True)`` and needs no
+    download.  ``"nltk-punkt"`` is ``word_tokenize(text)``, which first splits sentences with NLTK's Punkt data and so
+    also sets off the full stop that ends a sentence in the middle of the text.  ``"whitespace"`` is for text that is
+    tokenised already, ``"characters"`` for Chinese: every character is a word, but Latin letters and digits in a row
+    stay together.  ``"module:function"`` is any function of yours.
 
     Raises:
         ValueError: no tokeniser has this name.
-        DataError: the Punkt data is not installed.
+        DataError: the Punkt data is not installed, or the module has no such function.
     """
+    module, colon, function = name.partition(":")
+    if colon:
+        return _import(name, module, function)
     if name not in TOKENISERS:
-        raise ValueError(f"expected a tokeniser among {', '.join(TOKENISERS)}, got {name!r}")
+        raise ValueError(f"expected a tokeniser among {', '.join(TOKENISERS)} or module:function, got {name!r}")
     if name == "nltk-punkt":
         import nltk
 
@@ -82,15 +105,21 @@ def get_tokeniser(name: str = "nltk") -> Tokeniser:
     return TOKENISERS[name]
 
 
-def tokenise_pairs(pairs: Sequence[Pair], tokeniser: Tokeniser) -> list[TokenPair]:
-    """The words of every premise and hypothesis, in the pairs' order.
+def name_of(tokeniser: str | Tokeniser) -> str:
+    """The name to keep with what a tokeniser was used for: of a function of yours, where it was defined."""
+    if isinstance(tokeniser, str):
+        return tokeniser
+    kind = tokeniser if hasattr(tokeniser, "__qualname__") else type(tokeniser)
+    return f"{getattr(kind, '__module__', 'builtins')}:{kind.__qualname__}"
 
-    Training needs them twice, to build the vocabulary and to encode, so they are a step of their own.
-    Equal sentences share one list (SNLI has three hypotheses to a premise), which therefore must not be changed.
-    """
-    words: dict[str, list[str]] = {}
-    for pair in pairs:
-        for sentence in (pair.premise, pair.hypothesis):
-            if sentence not in words:
-                words[sentence] = tokeniser(sentence)
-    return [(words[pair.premise], words[pair.hypothesis]) for pair in pairs]
+
+def _import(name: str, module: str, function: str) -> Tokeniser:
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(f"tokeniser {name}: {first_line(error)}") from error
+    if not callable(found):
+        raise DataError(f"tokeniser {name}: expected a function, got {type(found).__name__}")
+    return found

@@ -3,8 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 
 from .reading import DataError, open_file, read_lines
 
@@ -45,16 +44,23 @@ class Vocabulary:
         del self._ids[UNKNOWN], self._ids[PADDING]
 
     @classmethod
-    def build(cls, sentences: Iterable[Sequence[str]], *, min_count: int = 1) -> "Vocabulary":
+    def build(cls, counts: Mapping[str, int], *, min_count: int = 1) -> "Vocabulary":
         """The words that occur at least ``min_count`` times, the most frequent first, then alphabetically.
 
         Raises:
             ValueError: a word is empty or holds a line break.
         """
-        counts = Counter(chain.from_iterable(sentences))
-        del counts[UNKNOWN], counts[PADDING]
-        frequent = [word for word, count in counts.items() if count >= min_count]
+        frequent = [word for word, count in counts.items() if count >= min_count and word not in (UNKNOWN, PADDING)]
         return cls([UNKNOWN, PADDING, *sorted(frequent, key=lambda word: (-counts[word], word))])
+
+    def extended(self, words: Iterable[str]) -> "Vocabulary":
+        """This vocabulary with more words behind its own, in the order in which they come first.
+
+        What it lists already is passed over, and so is what it cannot list: the special words, and words that are empty
+        or hold a line break.
+        """
+        more = {word: None for word in words if word not in self and not _why_invalid(2, word)}
+        return Vocabulary([*self.words, *(word for word in more if word not in (UNKNOWN, PADDING))])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":

@@ -3,7 +3,8 @@
 Values on a GPU are not read back to be checked; shapes, dtypes, devices and what lies on the CPU are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,15 @@ from torch.autograd import forward_ad
 from ..packed import Rows, check_lengths, move
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """As ``torch.compiler.assume_constant_result``, which imports the compiler: a second that few have a use for."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def transforming() -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .checks import check_apart, check_backend, tokens_of, transforming
+from .checks import check_apart, check_backend, constant_when_compiled, tokens_of, transforming
 from .derivatives import first_derivative
 
 # Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
@@ -24,7 +24,7 @@ else:
     launch = None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _backends(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """Those that can run, the best one first."""
     triton = launch is not None and dtype != torch.float64

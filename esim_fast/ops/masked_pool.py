@@ -13,7 +13,7 @@ from torch import Tensor
 from ..extension import build_info
 from ..packed import Rows
 from . import reference
-from .checks import check_backend, tokens_of
+from .checks import check_backend, constant_when_compiled, tokens_of
 from .derivatives import first_derivative
 
 _CUDA_ARCHITECTURES = tuple(build_info()["cuda"])
@@ -34,7 +34,7 @@ def can_run(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool
     return False
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _has_kernel(device: torch.device) -> bool:
     if device.type == "cuda" and torch.version.cuda is not None:
         return can_run(_CUDA_ARCHITECTURES, torch.cuda.get_device_capability(device))

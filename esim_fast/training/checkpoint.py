@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..classifier import first_line, replace_file
 from ..data import DataError
+from ..files import first_line, replace_file
 
 
 @dataclass(frozen=True)

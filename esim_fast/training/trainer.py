@@ -17,6 +17,7 @@ from ..data import Batch, EncodedPairs, batches
 from .checkpoint import Checkpoint
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PREFETCH = 4  # batches; while a GPU computes
 _STEPS_PER_UPDATE = 20  # of the progress bar: reading the loss makes a GPU wait
 
 
@@ -30,6 +31,7 @@ class Recipe:
 
     epochs: int = 10
     batch_size: int = 32
+    max_words: int | None = None  # in a batch, whose number of pairs is then as it comes
     learning_rate: float = 4e-4
     clip: float = 10.0
     seed: int = 0
@@ -40,6 +42,8 @@ class Recipe:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.max_words is not None and self.max_words < 1:
+            raise ValueError(f"max_words must be positive, got {self.max_words}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
         if self.precision not in PRECISIONS:
@@ -161,8 +165,16 @@ def _run_epoch(
     device = net.device
     loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     net.train()
+    on_gpu = device.type == "cuda"
     loader = batches(
-        train, recipe.batch_size, shuffle=True, seed=recipe.seed, epoch=epoch, pin_memory=device.type == "cuda"
+        train,
+        None if recipe.max_words else recipe.batch_size,
+        max_words=recipe.max_words,
+        shuffle=True,
+        seed=recipe.seed,
+        epoch=epoch,
+        prefetch=_PREFETCH if on_gpu else 0,
+        pin_memory=on_gpu,
     )
     interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
     description = f"epoch {epoch}/{recipe.epochs}"

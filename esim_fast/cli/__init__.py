@@ -1,0 +1,59 @@
+"""The command line, one file for each command.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0, or 2 and one line on stderr for a user's mistake.
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from ..data import DataError
+from ..files import first_line
+from . import data, evaluate, predict, train
+from .options import Parser, UsageError, say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    options = _parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code = options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `esim-fast predict … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (DataError, UsageError, FloatingPointError) as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+    except (MemoryError, RuntimeError) as error:  # torch says RuntimeError when memory is short
+        if isinstance(error, RuntimeError) and "memory" not in first_line(error):
+            raise
+        return _fail(f"out of memory: {first_line(error)}")
+    except KeyboardInterrupt:
+        say("esim-fast: interrupted")
+        return 130
+    return code or 0
+
+
+def _fail(message: object) -> int:
+    say(f"esim-fast: {message}")
+    return 2
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="esim-fast", description="ESIM for sentence pairs: train, evaluate, predict.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('esim_fast')}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in (train, evaluate, predict, data):
+        command.add(commands)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # argparse itself would point to the help of the whole program
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options

@@ -1,0 +1,77 @@
+"""``esim-fast data``: what a corpus holds."""
+
+import argparse
+from collections import Counter
+from collections.abc import Container
+from typing import Any
+
+import numpy as np
+
+from ..data import PADDING, UNKNOWN, PreparedCorpus, Vocabulary, load_vectors, prepare
+from . import options as common
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser("data", help="say what files of pairs hold", description=data.__doc__)
+    command.set_defaults(run=data, parser=command)
+    command.add_argument("files", nargs="+", metavar="FILE", help=common.FILES)
+    common.add_reading(command)
+    common.add_tokeniser(command)
+    command.add_argument("--vectors", metavar="FILE", help="also say how many words have a vector here")
+    common.add_cache(command)
+
+
+def data(options: argparse.Namespace) -> int:
+    """Rows, labels, lengths and vocabulary of each file, of later ones also how much of it the first one knows. Rows
+    that cannot be read are listed on stderr; the exit code is 1 if there are any."""
+    first: Counter[str] | None = None
+    bad = 0
+    for number, path in enumerate(options.files):
+        corpus = prepare(
+            path,
+            options.tokeniser,
+            common.layout(options),
+            labelled=False,
+            skip_bad_rows=True,
+            allow_empty=True,
+            cache=common.cache(options),
+        )
+        common.list_bad_rows(path, corpus.bad_rows)
+        bad += len(corpus.bad_rows)
+        words = corpus.word_counts(labelled=False)
+        figures = _figures(corpus, words)
+        if first is None:
+            first = words
+        else:
+            figures["known"] = f"{_coverage(words, first)} are in {options.files[0]}"
+        if options.vectors:
+            nothing = Vocabulary([UNKNOWN, PADDING])
+            found = load_vectors(options.vectors, nothing, more_words=list(words), cache=common.cache(options))
+            figures["with a vector"] = _coverage(words, found.vocabulary)
+        print("" if number == 0 else "\n", path, sep="")
+        for name, figure in figures.items():
+            print(f"  {name:<14} {figure}")
+    return 1 if bad else 0
+
+
+def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
+    bad = f", {common.bad_rows(corpus)}" if corpus.bad_rows else ""
+    shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in corpus.label_counts().items()]
+    figures = {
+        "pairs": f"{len(corpus):,}, {corpus.unlabelled:,} without a gold label{bad}",
+        "labels": ", ".join(shares) or "none",
+    }
+    for side, name in enumerate(("premises", "hypotheses") if len(corpus) else ()):
+        lengths = corpus.lengths[:, side]
+        empty = f", {np.count_nonzero(lengths == 0):,} empty" if not lengths.all() else ""
+        middle, most = np.percentile(lengths, (50, 99), method="higher")
+        spread = f"half of them at most {middle}, 99 % at most {most}, the longest {lengths.max()}"
+        figures[name] = f"{lengths.mean():.1f} words on average, {spread}{empty}"
+    figures["vocabulary"] = f"{len(words):,} different words of {words.total():,}"
+    return figures
+
+
+def _coverage(words: Counter[str], known: Container[str]) -> str:
+    shared = [word for word in words if word in known]
+    of_text = sum(words[word] for word in shared) / max(1, words.total())
+    return f"{len(shared) / max(1, len(words)):.2%} of the words, {of_text:.2%} of the text"

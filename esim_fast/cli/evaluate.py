@@ -1,0 +1,63 @@
+"""``esim-fast evaluate``: score a model on labelled pairs."""
+
+import argparse
+import json
+from typing import Any
+
+import torch
+
+from ..classifier import Classifier
+from ..data import EncodedPairs, prepare
+from . import options as common
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser("evaluate", help="score a model on labelled pairs", description=evaluate.__doc__)
+    command.set_defaults(run=evaluate, parser=command)
+    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("file", metavar="FILE", help=common.FILES)
+    common.add_reading(command)
+    common.add_skipping(command)
+    common.add_model_use(command)
+    common.add_cache(command)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Accuracy, per-class figures and the confusion matrix, as one JSON object."""
+    model = common.load_model(options)
+    corpus = prepare(
+        options.file,
+        options.tokeniser or model.tokeniser,
+        common.layout(options),
+        skip_bad_rows=options.skip_bad_rows,
+        cache=common.cache(options),
+    )
+    if options.skip_bad_rows:
+        corpus = corpus.without_other_labels(model.labels)
+    common.list_bad_rows(corpus.path, corpus.bad_rows)
+    pairs = corpus.encode(model.vocabulary, model.labels)
+    predicted = model.logits(pairs, batch_size=options.batch_size).argmax(1)
+    print(json.dumps(_report(model, pairs, predicted, corpus.unlabelled), ensure_ascii=False))
+
+
+def _report(model: Classifier, pairs: EncodedPairs, predicted: torch.Tensor, dropped: int) -> dict[str, Any]:
+    labels = model.labels
+    gold = torch.from_numpy(pairs.labels)
+    confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)  # [gold, predicted]
+    confusion.index_put_((gold, predicted), torch.ones_like(gold), accumulate=True)
+    correct, support, answers = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    classes = {}
+    for i, label in enumerate(labels):
+        precision = int(correct[i]) / max(1, int(answers[i]))
+        recall = int(correct[i]) / max(1, int(support[i]))
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        classes[label] = {"precision": precision, "recall": recall, "f1": f1, "support": int(support[i])}
+    return {
+        "accuracy": int(correct.sum()) / len(pairs),
+        "pairs": len(pairs),
+        "dropped": dropped,
+        "classes": classes,
+        "confusion_matrix": {
+            label: dict(zip(labels, row, strict=True)) for label, row in zip(labels, confusion.tolist(), strict=True)
+        },
+    }

@@ -1,0 +1,147 @@
+"""What several commands ask for, and how a mistake on the command line is said."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from ..classifier import Classifier
+from ..data import TOKENISERS, BadRow, Layout, PreparedCorpus, default_cache
+
+FILES = ".jsonl, .csv or tab-separated, each also .gz, with the columns of SNLI, MultiNLI, QQP, LCQMC or --columns"
+
+
+class UsageError(Exception):
+    """A command line that cannot be carried out; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, instead of argparse's usage and line."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_reading(command: argparse.ArgumentParser) -> None:
+    """How files of sentence pairs are read."""
+    command.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="P,H[,L]",
+        help="columns (or keys) of premise, hypothesis and label, by name or number; default: by the known names, "
+        "or label, premise, hypothesis",
+    )
+    command.add_argument("--quoted", action="store_true", help="fields of .tsv files may be in double quotes")
+
+
+def add_skipping(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--skip-bad-rows", action="store_true", help="list rows that cannot be read, and go on")
+
+
+def add_cache(command: argparse.ArgumentParser) -> None:
+    """Where prepared files are kept."""
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--cache", metavar="DIR", help="folder of prepared files; default: ~/.cache/esim_fast")
+    where.add_argument("--no-cache", action="store_true", help="prepare everything anew")
+
+
+def add_tokeniser(command: argparse.ArgumentParser) -> None:
+    names = f"{', '.join(TOKENISERS)}, or module:function for one of yours"
+    command.add_argument("--tokeniser", type=tokeniser, default="nltk", metavar="NAME", help=f"{names}; default: nltk")
+
+
+def add_model_use(command: argparse.ArgumentParser) -> None:
+    """How a trained model is run."""
+    command.add_argument("--batch-size", type=count, default=256, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--tokeniser", type=tokeniser, metavar="NAME", help="only for a model trained with a function of yours"
+    )
+    add_device(command)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    choices = ("auto", "cpu", "cuda")
+    command.add_argument("--device", choices=choices, default="auto", help="default: %(default)s")
+
+
+def load_model(options: argparse.Namespace) -> Classifier:
+    return Classifier.from_pretrained(options.model, device=device_of(options.device), tokeniser=options.tokeniser)
+
+
+def layout(options: argparse.Namespace) -> Layout:
+    return Layout(options.columns, options.quoted)
+
+
+def cache(options: argparse.Namespace) -> Path | None:
+    if options.no_cache:
+        return None
+    return Path(options.cache) if options.cache else default_cache()
+
+
+def device_of(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    elif name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no usable GPU here")
+    return torch.device(name)
+
+
+def tokeniser(name: str) -> str:
+    """An argparse type: the name of a tokeniser, or module:function, found from the current directory too."""
+    if ":" in name:
+        sys.path.insert(0, os.getcwd())
+    elif name not in TOKENISERS:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(TOKENISERS)} or module:function, got {name!r}")
+    return name
+
+
+def bad_rows(corpus: PreparedCorpus) -> str:
+    return f"{len(corpus.bad_rows):,} bad row{'' if len(corpus.bad_rows) == 1 else 's'}"
+
+
+def list_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
+    for row in rows:
+        say(f"{path}:{row.line}: {row.reason}")
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _number(kind: Callable[[str], Any], expected: str, accept: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """An argparse type that says what it expected."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+count = _number(int, "an integer from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
+size = _number(int, "an integer from 1 to 65536", lambda value: 1 <= value <= 65_536)
+seed = _number(int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+rate = _number(float, "a positive number", lambda value: 0 < value < math.inf)
+fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    numbers = [name for name in names if name.isdecimal()]
+    if not 2 <= len(names) <= 3 or not all(names) or len(set(names)) < len(names) or "0" in names:
+        raise argparse.ArgumentTypeError(f"expected premise,hypothesis or premise,hypothesis,label, got {text!r}")
+    if numbers and len(numbers) < len(names):
+        raise argparse.ArgumentTypeError(f"expected names or numbers, not both, got {text!r}")
+    return names

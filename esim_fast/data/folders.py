@@ -1,0 +1,69 @@
+"""Folders that hold a training, a dev and perhaps a test file."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from .reading import DataError
+
+_ENDINGS = tuple(ending + packed for ending in (".jsonl", ".tsv", ".csv", ".txt") for packed in ("", ".gz"))
+# The names of official releases. MultiNLI publishes no labels of its test sets; its mismatched dev set is what people
+# report beside the matched one.
+_RELEASES = (
+    ("snli_1.0_train", "snli_1.0_dev", "snli_1.0_test"),
+    ("multinli_1.0_train", "multinli_1.0_dev_matched", "multinli_1.0_dev_mismatched"),
+    ("train", "dev_matched", "dev_mismatched"),  # as in GLUE
+    ("train", "dev", "test"),
+)
+_NAMES = {"train": ("train",), "dev": ("dev", "valid"), "test": ("test",)}  # to look for in all other names
+
+
+class CorpusFiles(NamedTuple):
+    """Where the parts of a corpus are: files, or ``hub:NAME#SPLIT``."""
+
+    train: str
+    dev: str
+    test: str | None
+
+
+def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
+    """The parts of a corpus in a folder, or of the data set ``hub:NAME`` or ``hub:NAME:CONFIGURATION``.
+
+    The folders of SNLI, MultiNLI and GLUE are known; in others, the one file with "train" in its name is taken for
+    training, and so on. Of files that differ in their ending only, ``.jsonl`` is preferred.
+
+    Raises:
+        DataError: there is no such folder, a part is missing, or several files could be it.
+    """
+    name = os.fspath(folder)
+    if name.startswith("hub:"):
+        from .hub import find_splits
+
+        return CorpusFiles(*find_splits(name))
+    if not os.path.isdir(name):
+        raise DataError(f"{name}: no such directory")
+    files = sorted(path.name for path in Path(name).iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")
+    for stems in _RELEASES:
+        train, dev, test = (
+            _preferred([stem + ending for ending in _ENDINGS if stem + ending in files]) for stem in stems
+        )
+        if train and dev:
+            return CorpusFiles(*(part and os.path.join(name, part) for part in (train, dev, test)))
+    found = {}
+    for part, words in _NAMES.items():
+        candidates = _of_one_form([file for file in files if any(word in file for word in words)])
+        if len(candidates) > 1:
+            raise DataError(f"{name}: which is the {part} file? {', '.join(candidates)}")
+        if not candidates and part != "test":
+            raise DataError(f"{name}: expected a file with {part} in its name and a corpus's ending")
+        found[part] = os.path.join(name, candidates[0]) if candidates else None
+    return CorpusFiles(**found)
+
+
+def _preferred(files: list[str]) -> str | None:
+    return files[0] if files else None
+
+
+def _of_one_form(files: list[str]) -> list[str]:
+    """Of files in several forms, those in the preferred one."""
+    return next((of for ending in _ENDINGS if (of := [file for file in files if file.endswith(ending)])), [])

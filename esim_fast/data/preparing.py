@@ -1,0 +1,308 @@
+"""Corpora as arrays: read, tokenised in parallel processes, and kept for the next start.
+
+What is kept knows nothing of a vocabulary or of a model's labels: words and labels are numbered within the file. A
+model's ids come from two small tables, so the same file serves every model.
+"""
+
+import hashlib
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..files import first_line
+from .batches import EncodedPairs
+from .cache import Arrays, kept
+from .parallel import can_leave, map_in_processes, processors
+from .reading import (
+    KNOWN_NAMES,
+    BadRow,
+    BadRowError,
+    DataError,
+    Layout,
+    Record,
+    RowParser,
+    corpus_lines,
+    open_corpus,
+    parse_record,
+)
+from .tokenising import Tokeniser, get_tokeniser, name_of
+from .vocabulary import Vocabulary
+
+NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
+
+_FORMAT = "1"  # of what is kept; anything else is made anew
+_ROWS = 2048  # that are tokenised together
+_PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
+_MOST_WORKERS = 16  # one process puts the results together, and is busy then
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """The n pairs of a file as flat arrays, in the file's order; rows without a gold label are among them.
+
+    Attributes:
+        path: the file.
+        tokens: int32 ``[number of tokens]``, places in :attr:`words`; premise and hypothesis of the first pair, then of
+            the second, and so on.
+        ends: int64 ``[2n]``, where each sentence ends in ``tokens``.
+        labels: int32 ``[n]``, places in :attr:`label_names`, or ``NO_LABEL`` or ``LEFT_OUT``.
+        lines: int64 ``[n]``, the line of the file that each pair is from.
+        words: the distinct words, the first to occur first.
+        label_names: the distinct labels, likewise.
+        bad_rows: the rows that were left out because they could not be read.
+    """
+
+    path: str
+    tokens: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    lines: np.ndarray
+    words: list[str]
+    label_names: list[str]
+    bad_rows: list[BadRow]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """Boolean ``[n]``: which pairs have a label."""
+        return self.labels >= 0
+
+    @property
+    def unlabelled(self) -> int:
+        """How many pairs have no gold label."""
+        return int((self.labels == NO_LABEL).sum())
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 ``[n, 2]``, words of each premise and hypothesis."""
+        return np.diff(self.ends, prepend=0).reshape(-1, 2)
+
+    def label_counts(self) -> dict[str, int]:
+        """How many pairs have each label, by name."""
+        counts = np.bincount(self.labels[self.labelled], minlength=len(self.label_names))
+        return dict(sorted(zip(self.label_names, counts.tolist(), strict=True)))
+
+    def word_counts(self, *, labelled: bool) -> Counter[str]:
+        """How often each word occurs; with ``labelled``, in the pairs that have a label."""
+        tokens = self.tokens
+        if labelled and not self.labelled.all():
+            tokens = tokens[np.repeat(self.labelled, self.lengths.sum(1))]
+        counts = np.bincount(tokens, minlength=len(self.words)).tolist()
+        return Counter({word: count for word, count in zip(self.words, counts, strict=True) if count})
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells one content from another: equal for equal pairs, wherever they were read."""
+        digest = hashlib.sha256("\n".join((*self.words, *self.label_names)).encode())
+        for part in (self.tokens, self.ends, self.labels):
+            digest.update(np.ascontiguousarray(part))
+        return digest.hexdigest()
+
+    def label_ids(self, labels: list[str]) -> np.ndarray:
+        """int64, the labels of the labelled pairs as places in ``labels``.
+
+        Raises:
+            DataError: a pair's label is not among ``labels``.
+        """
+        known = {label: index for index, label in enumerate(labels)}
+        ids = np.array([known.get(name, -1) for name in self.label_names], dtype=np.int64)
+        for row in self._with_other_labels(labels)[:1]:
+            raise DataError(f"{self.path}:{row.line}: {row.reason}")
+        return ids[self.labels[self.labelled]]
+
+    def without_other_labels(self, labels: list[str]) -> "PreparedCorpus":
+        """The same, with pairs of labels that are not among ``labels`` left out and listed as bad rows."""
+        rows = self._with_other_labels(labels)
+        wrong = np.isin(self.lines, [row.line for row in rows])
+        return replace(self, labels=np.where(wrong, LEFT_OUT, self.labels), bad_rows=sorted([*self.bad_rows, *rows]))
+
+    def _with_other_labels(self, labels: list[str]) -> list[BadRow]:
+        others = [place for place, name in enumerate(self.label_names) if name not in labels]
+        expected = f"expected a label among {', '.join(labels)}, got"
+        return [
+            BadRow(int(self.lines[pair]), f"{expected} {self.label_names[self.labels[pair]]!r}")
+            for pair in np.flatnonzero(np.isin(self.labels, others))
+        ]
+
+    def encode(self, vocabulary: Vocabulary, labels: list[str]) -> EncodedPairs:
+        """The labelled pairs as word ids and label ids; raises as :meth:`label_ids` does."""
+        lengths = self.lengths[self.labelled]
+        begins = self.ends.reshape(-1, 2)[self.labelled] - lengths
+        ids = np.array(vocabulary.encode(self.words), dtype=np.int64)
+        return EncodedPairs.of_tokens(self.tokens, ids, begins, lengths, self.label_ids(labels))
+
+
+def prepare(
+    path: str | os.PathLike[str],
+    tokeniser: str | Tokeniser = "nltk",
+    layout: Layout = KNOWN_NAMES,
+    *,
+    labelled: bool = True,
+    skip_bad_rows: bool = False,
+    allow_empty: bool = False,
+    cache: Path | None = None,
+    workers: int | None = None,
+) -> PreparedCorpus:
+    """Read and tokenise a corpus, or take what an earlier call kept of it.
+
+    Args:
+        tokeniser: a name, as :func:`get_tokeniser` knows them, or a function from a sentence to its words.
+        layout, labelled: as for :func:`read_pairs`.
+        skip_bad_rows: leave out what cannot be read, and list it in ``bad_rows``.
+        allow_empty: whether a corpus without any pair is fine.
+        cache: the folder to keep the result in, such as :func:`default_cache`; nothing is kept of what a function of
+            yours returned, because nobody can say whether it would return it again.
+        workers: processes that tokenise; by default one for each processor that this process may use.
+
+    Raises:
+        DataError: the file cannot be read, a row is malformed, or no pair is left.
+    """
+    name, tokeniser_name = os.fspath(path), name_of(tokeniser)
+    tokenise = get_tokeniser(tokeniser) if isinstance(tokeniser, str) else tokeniser
+
+    def read() -> Arrays:
+        lines, form = corpus_lines(name)
+        records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
+        work = partial(_tokenise_part, parse=parse, tokenise=tokenise, name=name, tokeniser=tokeniser_name)
+        parts = _parts(records, work, workers or min(processors(), _MOST_WORKERS))
+        return _put_together(parts, name, tokeniser_name, skip_bad_rows)
+
+    options = {
+        "format": _FORMAT,
+        "tokeniser": f"{tokeniser_name}, nltk {version('nltk')}",
+        "layout": json.dumps(asdict(layout)),
+        "labelled": str(labelled),
+    }
+    content = None
+    if name.startswith("hub:"):
+        from .hub import fingerprint
+
+        content = fingerprint(name)
+    corpus = _unpack(name, kept(None if ":" in tokeniser_name else cache, name, options, read, content=content))
+    if corpus.bad_rows and not skip_bad_rows:
+        raise DataError(f"{name}:{corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}")
+    usable = int(corpus.labelled.sum()) if labelled else len(corpus)
+    if not usable and not allow_empty:
+        got = f"only {len(corpus)} labelled -" if len(corpus) else "none"
+        bad = (
+            f" that can be read; line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}" if corpus.bad_rows else ""
+        )
+        raise DataError(f"{name}: expected sentence pairs, got {got}{bad}")
+    return corpus
+
+
+def _unpack(name: str, arrays: Arrays) -> PreparedCorpus:
+    words = arrays["words"].numpy().tobytes().decode()
+    label_names, bad_rows = (json.loads(arrays[part].numpy().tobytes()) for part in ("label_names", "bad_rows"))
+    return PreparedCorpus(
+        path=name,
+        **{part: arrays[part].numpy() for part in ("tokens", "ends", "labels", "lines")},
+        words=words.split("\n") if words else [],
+        label_names=label_names,
+        bad_rows=[BadRow(*row) for row in bad_rows],
+    )
+
+
+class _Part(NamedTuple):
+    """Some rows, tokenised; words and labels are numbered as they occur in them."""
+
+    tokens: array  # of int32
+    lengths: array  # of int32, two for each pair
+    labels: array  # of int32
+    lines: array  # of int64
+    words: list[str]
+    label_names: list[str]
+    bad_rows: list[BadRow]
+
+
+def _tokenise_part(records: list[Record], parse: RowParser, tokenise: Tokeniser, name: str, tokeniser: str) -> _Part:
+    words: dict[str, int] = {}
+    names: dict[str, int] = {}
+    known: dict[str, array] = {}  # SNLI has three hypotheses to a premise
+    part = _Part(array("i"), array("i"), array("i"), array("q"), [], [], [])
+    for record in records:
+        try:
+            pair = parse_record(record, parse)
+        except BadRowError as error:
+            part.bad_rows.append(BadRow(record.line, str(error)))
+            continue
+        for sentence in (pair.premise, pair.hypothesis):
+            tokens = known.get(sentence)
+            if tokens is None:
+                try:
+                    tokens = array("i", [words.setdefault(word, len(words)) for word in tokenise(sentence)])
+                except Exception as error:  # a function of the user's may raise anything
+                    reason = f"{type(error).__name__}: {first_line(error)}"
+                    raise DataError(f"{name}:{record.line}: tokeniser {tokeniser}: {reason}") from error
+                known[sentence] = tokens
+            part.tokens.extend(tokens)
+            part.lengths.append(len(tokens))
+        part.labels.append(NO_LABEL if pair.label is None else names.setdefault(pair.label, len(names)))
+        part.lines.append(pair.line)
+    return part._replace(words=list(words), label_names=list(names))
+
+
+def _put_together(found: Iterable[_Part], name: str, tokeniser: str, skip_bad_rows: bool) -> Arrays:
+    """The parts of a corpus as one, in their order: how it was cut and who worked on it changes nothing."""
+    words: dict[str, int] = {}
+    names: dict[str, int] = {}
+    parts: list[tuple[np.ndarray, ...]] = []
+    bad_rows: list[BadRow] = []
+    with tqdm(desc=f"{name}: tokenising", unit="row", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+        for part in found:
+            if part.bad_rows and not skip_bad_rows:
+                raise DataError(f"{name}:{part.bad_rows[0].line}: {part.bad_rows[0].reason}")
+            for word in part.words:
+                if not isinstance(word, str) or not word or "\n" in word or "\r" in word:
+                    raise DataError(f"tokeniser {tokeniser}: expected words without line breaks, got {word!r}")
+            places = np.array([words.setdefault(word, len(words)) for word in part.words], dtype=np.int32)
+            labels = np.array(
+                [*(names.setdefault(label, len(names)) for label in part.label_names), NO_LABEL], dtype=np.int32
+            )
+            parts.append(
+                (
+                    places[np.asarray(part.tokens)] if part.words else np.empty(0, np.int32),
+                    np.asarray(part.lengths),
+                    labels[np.asarray(part.labels)],  # NO_LABEL is the last one
+                    np.asarray(part.lines),
+                )
+            )
+            bad_rows += part.bad_rows
+            bar.update(len(part.labels))
+    empty = tuple(np.empty(0, kind) for kind in (np.int32, np.int32, np.int32, np.int64))
+    tokens, lengths, labels, lines = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
+    return {
+        "tokens": torch.from_numpy(tokens),
+        "ends": torch.from_numpy(np.cumsum(lengths, dtype=np.int64)),
+        "labels": torch.from_numpy(labels),
+        "lines": torch.from_numpy(lines),
+        "words": _bytes("\n".join(words)),
+        "label_names": _bytes(json.dumps(list(names))),
+        "bad_rows": _bytes(json.dumps(bad_rows)),
+    }
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
+
+
+def _parts(records: Iterator[Record], work: Callable[[list[Record]], _Part], workers: int) -> Iterator[_Part]:
+    chunks = iter(lambda: list(islice(records, _ROWS)), [])
+    first = list(islice(chunks, _PARALLEL_FROM))
+    if workers > 1 and len(first) == _PARALLEL_FROM and can_leave(work):
+        return map_in_processes(work, chain(first, chunks), workers)
+    return map(work, chain(first, chunks))

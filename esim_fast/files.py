@@ -1,0 +1,25 @@
+"""Files that are complete or not there."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file under another name first: whoever reads ``path`` finds the old content or all of the new.
+
+    That holds when the process is killed and when the machine stops: content reaches the disk before its name does.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's message, which libraries continue over many lines."""
+    return str(error).partition("\n")[0]

@@ -1,0 +1,285 @@
+"""Prepared corpora: the tokeniser's words, the file's labels and lines, whoever worked on them and whenever."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esim_fast.data import BadRow, DataError, Layout, PreparedCorpus, Vocabulary, get_tokeniser, prepare, read_pairs
+from esim_fast.data import preparing as module
+
+TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
+LABELS = ["x", "y"]
+
+
+def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
+    """What a corpus holds, as one would write it down."""
+    sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
+    labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
+    return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
+
+
+def same(one: PreparedCorpus, other: PreparedCorpus) -> bool:
+    arrays = (
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("tokens", "ends", "labels", "lines")
+    )
+    return all(arrays) and (one.words, one.label_names, one.bad_rows) == (
+        other.words,
+        other.label_names,
+        other.bad_rows,
+    )
+
+
+def many_rows(count: int) -> str:
+    """Rows of words that come back and words that do not."""
+    draw = random.Random(count)
+    words = [f"w{i}" for i in range(500)] + ["can't", "It's", "3.5", "(x)", '"so"']
+    rows = ("\t".join((draw.choice("xyz-"), *(" ".join(draw.choices(words, k=draw.randrange(9))) for _ in "ph"))) for _ in range(count))  # fmt: skip  # noqa: E501
+    return "".join(f"{row} n{number}\n" for number, row in enumerate(rows))
+
+
+def test_one_corpus_by_hand(tmp_path: Path) -> None:
+    corpus = prepare(write(tmp_path, TSV))
+    assert len(corpus) == 3
+    assert corpus.words == ["a", "b", "c", ".", "d", ","]
+    assert corpus.tokens.tolist() == [0, 1, 2, 3, 1, 4, 1, 2, 0, 5, 0]
+    assert corpus.ends.tolist() == [4, 5, 6, 6, 8, 11]
+    assert corpus.lengths.tolist() == [[4, 1], [1, 0], [2, 3]]
+    assert corpus.label_names == ["x", "y"]
+    assert corpus.labels.tolist() == [0, -1, 1]
+    assert corpus.lines.tolist() == [2, 3, 4]
+    assert corpus.bad_rows == []
+    assert corpus.label_counts() == {"x": 1, "y": 1}
+    assert corpus.word_counts(labelled=True) == {"a": 3, "b": 3, "c": 2, ".": 1, ",": 1}
+    assert corpus.word_counts(labelled=False)["d"] == 1
+
+
+def test_encoding(tmp_path: Path) -> None:
+    corpus = prepare(write(tmp_path, TSV))
+    dataset = corpus.encode(Vocabulary(["<unk>", "<pad>", "b", "a", "."]), ["y", "x"])
+    assert len(dataset) == 2
+    assert dataset.labels.tolist() == [1, 0]
+    assert dataset.lengths.tolist() == [[4, 1], [2, 3]]
+    assert dataset[[0]].pairs.tokens.tolist() == [3, 2, 2, 0, 4]  # a b(hypothesis) b c .: time-major
+    with pytest.raises(DataError) as caught:
+        corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["x", "z"])
+    assert str(caught.value) == f"{corpus.path}:4: expected a label among x, z, got 'y'"
+
+
+def test_other_labels_can_be_left_out(tmp_path: Path) -> None:
+    corpus = prepare(write(tmp_path, TSV)).without_other_labels(["x", "z"])
+    assert corpus.bad_rows == [BadRow(4, "expected a label among x, z, got 'y'")]
+    dataset = corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["z", "x"])
+    assert dataset.labels.tolist() == [1]
+    assert corpus.label_counts() == {"x": 1, "y": 0}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_all_ways_give_what_reading_and_tokenising_give(
+    tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ROWS", 50)
+    path = write(tmp_path, many_rows(1000), "plain.tsv")
+    write(tmp_path, gzip.compress(path.read_bytes()), "packed.tsv.gz")
+    cache = tmp_path / "cache" if cached else None
+    tokenise = get_tokeniser()
+    expected = [(tokenise(pair.premise), tokenise(pair.hypothesis), pair.label, pair.line) for pair in read_pairs(path)]
+    found = [
+        prepare(tmp_path / name, cache=cache, workers=workers)
+        for name in ("plain.tsv", "packed.tsv.gz")
+        for workers in (1, 2, 5)
+    ]
+    for corpus in found:
+        assert pairs_of(corpus) == expected
+        assert same(corpus, found[0])
+        assert corpus.digest == found[0].digest
+    assert same(prepare(path, cache=cache), found[0])
+
+
+def test_the_second_time_nothing_is_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, TSV)
+    first = prepare(path, cache=tmp_path / "cache")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(module, "_tokenise_part", refuse)
+    assert same(prepare(path, cache=tmp_path / "cache"), first)
+    for options in ({"tokeniser": "whitespace"}, {"layout": Layout(quoted=True)}, {"labelled": False}):
+        with pytest.raises(AssertionError):
+            prepare(path, cache=tmp_path / "cache", **options)
+
+
+def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:
+    def digest(text: str, name: str = "a.tsv") -> str:
+        return prepare(write(tmp_path, text, name)).digest
+
+    assert digest(TSV) == digest(TSV, "b.tsv") == digest(TSV.replace(" c.", "  c ."))
+    others = [TSV.replace("c.", "d."), TSV.replace("x\t", "z\t"), TSV.replace("\tB\n", "\t\n"), TSV + "x\ta\ta\n"]
+    assert len({digest(TSV), *map(digest, others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", ": expected sentence pairs, got none"),
+        ("\n\n", ": expected sentence pairs, got none"),
+        ("label\tpremise\thypothesis\n", ": expected sentence pairs, got none"),
+        ("-\ta\tb\n-\tc\td\n", ": expected sentence pairs, got only 2 labelled -"),
+        (TSV + "x\ta\n", ":5: expected 3 columns, got 2"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_corpora(tmp_path: Path, content: str, message: str, workers: int) -> None:
+    path = write(tmp_path, content)
+    for _ in range(2):  # nor may a second call find something kept
+        with pytest.raises(DataError) as caught:
+            prepare(path, cache=tmp_path / "cache", workers=workers)
+        assert str(caught.value) == f"{path}{message}"
+
+
+def test_bad_rows_are_listed_again_the_second_time(tmp_path: Path) -> None:
+    path, cache = write(tmp_path, TSV + "x\ta\nx\te\t\0\n"), tmp_path / "cache"
+    for _ in range(2):
+        corpus = prepare(path, cache=cache, skip_bad_rows=True)
+        assert corpus.bad_rows == [BadRow(5, "expected 3 columns, got 2"), BadRow(6, "NUL character")]
+        assert len(corpus) == 3
+    with pytest.raises(DataError, match=r":5: expected 3 columns, got 2$"):
+        prepare(path, cache=cache)
+
+
+def test_a_corpus_of_bad_rows(tmp_path: Path) -> None:
+    path = write(tmp_path, "label\tpremise\thypothesis\nx\ta\n")
+    with pytest.raises(DataError, match=r"got none that can be read; line 2: expected 3 columns, got 2$"):
+        prepare(path, skip_bad_rows=True)
+    assert len(prepare(path, skip_bad_rows=True, allow_empty=True)) == 0
+
+
+def test_labels_with_any_character(tmp_path: Path) -> None:
+    labels = ["a\nb", 'c"', "ünï", " "]
+    rows = [json.dumps({"label": label, "premise": "p", "hypothesis": "h"}) for label in labels]
+    corpus = prepare(write(tmp_path, "\n".join(rows), "a.jsonl"), cache=tmp_path / "cache")
+    assert corpus.label_names == labels
+
+
+class TestOwnTokeniser:
+    def test_it_is_used_and_not_kept(self, tmp_path: Path) -> None:
+        path, cache = write(tmp_path, TSV), tmp_path / "cache"
+        assert prepare(path, str.split, cache=cache).words[:3] == ["A", "b", "c."]
+        assert prepare(path, list, cache=cache).words[:2] == ["A", " "]
+        assert not cache.exists()
+
+    def test_in_other_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+        here, there = (prepare(path, lambda text: text.upper().split(), workers=workers) for workers in (1, 2))
+        assert same(here, there)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize(
+        ("returns", "message"),
+        [
+            (None, "TypeError: 'NoneType' object is not iterable"),
+            ([["a"]], "TypeError: unhashable type: 'list'"),
+            (["a", 5], "expected words without line breaks, got 5"),
+            (["a", ""], "expected words without line breaks, got ''"),
+            (["a\nb"], "expected words without line breaks, got 'a\\nb'"),
+        ],
+    )
+    def test_mistakes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: object, message: str, workers: int
+    ) -> None:
+        monkeypatch.setattr(module, "_ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+        with pytest.raises(DataError) as caught:
+            prepare(path, lambda text: returns, workers=workers)
+        assert str(caught.value).endswith(message)
+        assert "test_data_preparing:TestOwnTokeniser" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class TestProcesses:
+    def test_one_that_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+
+        def tokenise(text: str) -> list[str]:
+            if "n777" in text:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return text.split()
+
+        with pytest.raises(DataError, match=r"^a process that tokenised was killed; is memory short\?$"):
+            prepare(path, tokenise, workers=2)
+
+    def test_memory_is_bounded_by_few_parts_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken = 0
+
+        def items() -> "object":
+            nonlocal taken
+            for item in range(1000):
+                taken += 1
+                yield item
+
+        results = module.map_in_processes(lambda item: item + 1, items(), 2)
+        assert list(islice(results, 10)) == list(range(1, 11))
+        assert taken <= 10 + 3 * 2
+        results.close()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+    def test_they_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:
+        write(tmp_path, many_rows(20_000))
+        script = (
+            "import time\n"
+            "from esim_fast.data import prepare\n"
+            "prepare('corpus.tsv', lambda text: time.sleep(0.01) or text.split(), workers=3)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
+        workers = wait_for(lambda: children(process.pid), lambda found: len(found) == 3)
+        process.kill()
+        process.wait()
+        assert wait_for(lambda: [pid for pid in workers if is_running(pid)], lambda left: not left) == []
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(look, enough, seconds=60):
+    end = time.monotonic() + seconds
+    while not enough(found := look()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def test_both_forms_of_snli_hold_the_same_examples(real_data: Path) -> None:
+    tsv, jsonl = (prepare(real_data / "snli" / name) for name in ("dev.tsv.gz", "snli_1.0_dev.jsonl.gz"))
+    examples = [[pair[:3] for pair in pairs_of(corpus) if pair[2]] for corpus in (tsv, jsonl)]
+    assert len(examples[0]) == 9842
+    assert examples[0] == examples[1]
+    assert int((tsv.labels == module.NO_LABEL).sum()) == 158
