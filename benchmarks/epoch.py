@@ -128,8 +128,8 @@ def page(result: dict, device: torch.device) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = _Parser(prog="python -m benchmarks.epoch", description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=_positive, help=f"default: {SNLI_PAIRS:,}, on a CPU {CPU_PAIRS:,}")
-    parser.add_argument("--batch-size", type=_positive, default=32)
+    parser.add_argument("--pairs", type=positive, help=f"default: {SNLI_PAIRS:,}, on a CPU {CPU_PAIRS:,}")
+    parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,6 +277,67 @@ def wait_for(look, enough, seconds=60):
     while not enough(found := look()) and time.monotonic() < end:
         time.sleep(0.05)
     return found
+
+
+def _prepare(corpus: Path, cache: Path, at: str | None) -> None:
+    """Prepares a corpus; ``at`` is a step of writing it before or after which to be killed."""
+    if at is not None:
+        name, _, when = at.partition(" ")
+        step = getattr(os, name)
+
+        def last_step(*arguments: object) -> object:
+            if when == "after":
+                step(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(os, name, last_step)
+    prepare(corpus, cache=cache, workers=2)
+
+
+@pytest.mark.parametrize("steps", ["any moment", "fsync before", "fsync after", "replace before", "replace after"])
+def test_killing_leaves_the_old_state_or_a_complete_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    monkeypatch.setattr(module, "_ROWS", 200)
+    path, cache = tmp_path / "corpus.tsv", tmp_path / "cache"
+    contents = [many_rows(3000), many_rows(3001)]
+    begin = time.perf_counter()
+    expected = [prepare(write(tmp_path, content), workers=2) for content in contents]
+    seconds = (time.perf_counter() - begin) / 2
+    context = multiprocessing.get_context("fork")
+    draw = random.Random(0)
+    replaced = 0
+    for trial in range(25 if steps == "any moment" else 1):
+        shutil.rmtree(cache, ignore_errors=True)
+        path.write_text(contents[0])
+        if trial % 3:  # an older state is there
+            prepare(path, cache=cache)
+        before = kept_files(cache)
+        path.write_text(contents[1])
+        process = context.Process(target=_prepare, args=(path, cache, None if steps == "any moment" else steps))
+        process.start()
+        if steps == "any moment":
+            process.join(draw.uniform(0, 1.3 * seconds))
+            process.kill()
+        process.join()
+
+        if kept_files(cache) != before:  # then it is complete: nothing has to be tokenised
+            replaced += 1
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "_tokenise_part", None)
+                assert same(prepare(path, cache=cache), expected[1])
+        assert same(prepare(path, cache=cache), expected[1])
+        assert len(kept_files(cache)) == 1
+        path.write_text(contents[0])
+        assert same(prepare(path, cache=cache), expected[0])
+    if steps == "any moment":
+        assert 0 < replaced < 25, "no moment was early, or none was late"
+    else:
+        assert replaced == (steps == "replace after")
+
+
+def kept_files(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.glob("*.safetensors")}
 
 
 def test_both_forms_of_snli_hold_the_same_examples(real_data: Path) -> None:

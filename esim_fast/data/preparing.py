@@ -37,7 +37,7 @@ from .reading import (
     open_corpus,
     parse_record,
 )
-from .tokenising import Tokeniser, get_tokeniser, name_of
+from .tokenising import TOKENISERS, Tokeniser, get_tokeniser, name_of
 from .vocabulary import Vocabulary
 
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
@@ -175,6 +175,8 @@ def prepare(
     tokenise = get_tokeniser(tokeniser) if isinstance(tokeniser, str) else tokeniser
 
     def read() -> Arrays:
+        if tokeniser_name in TOKENISERS:
+            tokenise("")  # has it import what it needs, once for all processes
         lines, form = corpus_lines(name)
         records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
         work = partial(_tokenise_part, parse=parse, tokenise=tokenise, name=name, tokeniser=tokeniser_name)
