@@ -191,15 +191,14 @@ def _first_line(line: bytes, count: int, name: str) -> tuple[int | None, int]:
 def _parse(fields: list[bytes], where: str) -> np.ndarray:
     """Numbers rounded to float32, in which all must be finite."""
     try:
-        numbers = list(map(float, fields))
         with np.errstate(over="ignore"):
-            vector = np.array(numbers, dtype=np.float32)
+            vector = np.fromiter(map(float, fields), dtype=np.float32, count=len(fields))
         if np.isfinite(vector).all():
             return vector
     except ValueError:
         pass
     field = next(field for field in fields if not _is_number(field))
-    raise DataError(f"{where}: expected a finite number, got {field.decode(errors='replace')!r}")
+    raise DataError(f"{where}: expected a finite number, got {field[:40].decode(errors='replace')!r}")
 
 
 def _is_number(field: bytes) -> bool:
