@@ -158,6 +158,9 @@ class TestTrain:
         assert new_words("--extend-vocabulary") == ["zebra"]
         assert new_words("--extend-vocabulary", more) == ["yak", "zebra"]
         assert new_words("--extend-vocabulary", more, dev) == ["zebra", "yak"]  # the more frequent first
+        text = tmp_path / "words.txt"
+        text.write_text("Yak\nA zebra sings.\nunheard\n")
+        assert new_words("--extend-vocabulary", text, more) == ["yak", "zebra", "unheard"]
         # Labels are not looked at for that, not even whether there are any.
         dev.write_text(dev.read_text().replace("neutral\tA zebra", "-\tA zebra"))
         assert new_words("--extend-vocabulary") == ["zebra"]
@@ -184,6 +187,16 @@ class TestTrain:
         assert set(cache.iterdir()) == before
         weights = {(tmp_path / run / "model.safetensors").read_bytes() for run in "abcd"}
         assert len(weights) == 1
+
+    def test_a_folder_with_columns_of_other_names(self, tmp_path):
+        for part in ("train", "dev", "test"):
+            rows = "".join(f"{p}\t{h}\t{label}\n" for label, p, h in TRAIN)
+            (tmp_path / f"{part}.tsv").write_text("q\ta\ty\n" + rows)
+        options = ["train", "--data", tmp_path, "--columns", "q,a,y", *SMALL]
+        assert "test accuracy" in succeeds(*options, "--output", tmp_path / "m")
+        (tmp_path / "test.tsv").write_text("q\ta\nb\tc\n")
+        result = esim_fast(*options, "--output", tmp_path / "n")
+        assert f"{tmp_path / 'test.tsv'}: not used, because it has no labels\n" in result.stderr
 
     def test_a_tokeniser_of_ones_own(self, corpus, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "path", [*sys.path])

@@ -264,6 +264,8 @@ def test_columns(tmp_path: Path, name: str, content: str, columns: tuple[str, ..
 def test_two_columns_where_labels_are_not_needed(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", QQP)
     assert read(path, "question1", "question2", labelled=False) == [("Why?", "How?", None)]
+    for columns in (("question1", "question2", "other"), ("4", "5", "7")):  # nor need a label's column be there
+        assert read(path, *columns, labelled=False) == [("Why?", "How?", None)]
 
 
 def test_labels_that_json_writes_otherwise(tmp_path: Path) -> None:

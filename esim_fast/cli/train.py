@@ -5,9 +5,10 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib import resources
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from tqdm import tqdm
 
 from ..classifier import WEIGHTS, Classifier
-from ..data import DataError, PreparedCorpus, Vocabulary, load_vectors, prepare, read_pairs
+from ..data import DataError, PreparedCorpus, Vocabulary, get_tokeniser, load_vectors, prepare, read_pairs
 from ..data.folders import CorpusFiles, find_corpus
+from ..data.reading import corpus_lines
 from ..files import replace_file
 from ..model import ESIM
 from ..training import Checkpoint, EpochMetrics, Recipe, accuracy, fit
@@ -61,8 +63,8 @@ def add(commands: Any) -> None:
         "--extend-vocabulary",
         nargs="*",
         metavar="FILE",
-        help="words of these files (of the dev and test files, if none is named) join the vocabulary if they have a "
-        "vector; no labels are read for that",
+        help="words of these files, pairs or plain text (of the dev and test files, if none is named), join the "
+        "vocabulary if they have a vector; no labels are read for that",
     )
     common.add_cache(command)
     command.add_argument("--output", metavar="DIR", default="esim-fast-model", help="default: %(default)s")
@@ -196,8 +198,7 @@ def _find_files(options: argparse.Namespace) -> tuple[CorpusFiles, str | None]:
 
 
 def _has_labels(path: str, options: argparse.Namespace) -> bool:
-    layout = replace(common.layout(options), columns=options.columns and options.columns[:2])
-    rows = read_pairs(path, layout, labelled=False, on_bad_row=lambda row: None)
+    rows = read_pairs(path, common.layout(options), labelled=False, on_bad_row=lambda row: None)
     return any(pair.label is not None for pair in islice(rows, _PROBE))
 
 
@@ -228,19 +229,33 @@ def _read_training_data(files: CorpusFiles, options: argparse.Namespace) -> _Tra
     if options.skip_bad_rows:
         dev, test = (corpus and corpus.without_other_labels(labels) for corpus in (dev, test))
     if options.extend_vocabulary is None:
-        others = []
+        others = Counter()
     elif not options.vectors:
         raise common.UsageError("--extend-vocabulary needs --vectors")
+    elif options.extend_vocabulary:
+        others = sum((_words(path, options, read) for path in options.extend_vocabulary), Counter())
     else:
-        others = [read(path, labelled=False) for path in options.extend_vocabulary] or list(filter(None, (dev, test)))
-    counts = sum((corpus.word_counts(labelled=False) for corpus in others), Counter())
+        others = sum((corpus.word_counts(labelled=False) for corpus in (dev, test) if corpus), Counter())
     return _TrainingData(
         [train, dev, test],
         vocabulary=Vocabulary.build(train.word_counts(labelled=True)),
-        more_words=Vocabulary.build(counts).words[2:],
+        more_words=Vocabulary.build(others).words[2:],
         labels=labels,
         digest=hashlib.sha256(f"{train.digest} {dev.digest}".encode()).hexdigest(),
     )
+
+
+def _words(path: str, options: argparse.Namespace, read: Callable[..., PreparedCorpus]) -> Counter[str]:
+    """How often each word occurs in a file of pairs, or of text without columns, such as a list of words."""
+    lines, form = corpus_lines(path)
+    first = next(lines, b"")
+    if form != "tsv" or b"\t" in first:
+        return read(path, labelled=False).word_counts(labelled=False)
+    tokenise = get_tokeniser(options.tokeniser)
+    try:
+        return Counter(word for line in chain([first], lines) for word in tokenise(line.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not valid UTF-8: {error.reason}") from error
 
 
 def _labels(train: PreparedCorpus) -> list[str]:

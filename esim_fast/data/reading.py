@@ -322,16 +322,18 @@ def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labelled:
     required = tuple(_NAMES) if labelled else ("premise", "hypothesis")
     if wanted is not None and all(map(str.isdecimal, wanted)):
         columns = {role: int(number) - 1 for role, number in zip(_NAMES, wanted, strict=False)}
+        columns = {role: column for role, column in columns.items() if role in required or column < len(fields)}
         most = max(columns.values()) + 1
         if most > len(fields):
             raise BadRowError(f"expected at least {most} columns, got {len(fields)}")
         # A header by the known names is one, even if nobody needs it.
         return columns, len(columns.items() & known.items()) >= 2
     if wanted is not None:
-        for name in wanted:
-            if name not in fields:
+        names = dict(zip(_NAMES, wanted, strict=False))
+        for role, name in names.items():
+            if name not in fields and role in required:
                 raise BadRowError(f"expected a column {name} in the header, got {', '.join(fields)[:200]}")
-        return {role: fields.index(name) for role, name in zip(_NAMES, wanted, strict=False)}, True
+        return {role: fields.index(name) for role, name in names.items() if name in fields}, True
     if len(known) >= 2:
         for role in required:
             if role not in known:
