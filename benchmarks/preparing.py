@@ -95,7 +95,7 @@ def in_a_process(variant: str, folder: Path) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
         while process.poll() is None:
-            peak = max(peak, sum(map(_memory, _family(process.pid))))
+            peak = max(peak, sum(map(memory, family(process.pid))))
             time.sleep(0.02)
         if process.returncode:
             raise SystemExit(process.returncode)
@@ -103,15 +103,16 @@ def in_a_process(variant: str, folder: Path) -> dict[str, float]:
     return figures | {"process_seconds": time.perf_counter() - begin, "peak_bytes": peak}
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """A process and all that it and its children started."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return [pid]
-    return [pid, *(other for child in children for other in _family(int(child)))]
+    return [pid, *(other for child in children for other in family(int(child)))]
 
 
-def _memory(pid: int) -> int:
+def memory(pid: int) -> int:
     """Bytes that a process holds, shared ones divided among those that share them; 0 where Linux does not say."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -225,8 +225,17 @@ class TestProcesses:
                 os.kill(os.getpid(), signal.SIGKILL)
             return text.split()
 
-        with pytest.raises(DataError, match=r"^a process that tokenised was killed; is memory short\?$"):
+        with pytest.raises(DataError, match=r"^a worker process was killed; is memory short\?$"):
             prepare(path, tokenise, workers=2)
+
+    def test_inside_a_process_that_may_have_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=prepare, args=(path,), kwargs={"workers": 2}, daemon=True)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
 
     def test_memory_is_bounded_by_few_parts_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
         taken = 0

@@ -2,6 +2,9 @@
 
 import gzip
 import io
+import os
+import signal
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import PADDING_ID, UNKNOWN_ID, DataError, Vocabulary, load_vectors
+from esim_fast.data import PADDING_ID, UNKNOWN_ID, DataError, Vocabulary, load_vectors, vector_files
 from esim_fast.data import vectors as vectors_module
 
 VOCABULARY = Vocabulary(["<unk>", "<pad>", "the", "cat", "paris", "usa", "unheard"])
@@ -45,6 +48,16 @@ def as_binary(rows: Rows, ending: bytes = b"") -> bytes:
     return header + b"".join(word.encode() + b" " + row.astype("<f4").tobytes() + ending for word, row in rows)
 
 
+@pytest.fixture(params=["in one process", "in several"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text is read by this process, as small files are, or by others, as large ones: here a line or two by each."""
+    several = request.param == "in several"
+    monkeypatch.setattr(vector_files, "processors", lambda: 3 if several else 1)
+    if several:
+        monkeypatch.setattr(vector_files, "_RANGE", 8)
+
+
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", ["glove.txt", "glove.txt.gz", "word2vec.vec"])
 @pytest.mark.parametrize(
     "content",
@@ -85,6 +98,7 @@ def test_npz(tmp_path: Path, dtype: type) -> None:
     assert vectors[PADDING_ID].tolist() == [0, 0]
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -198,13 +212,13 @@ class TestCache:
     @pytest.fixture
     def parsed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """The names of the files that were parsed."""
-        names, parse = [], vectors_module._text_rows
+        names, parse = [], vectors_module.wanted_rows
 
         def noting(name: str, wanted: object) -> object:
             names.append(name)
             return parse(name, wanted)
 
-        monkeypatch.setitem(vectors_module._READERS, "text", noting)
+        monkeypatch.setattr(vectors_module, "wanted_rows", noting)
         return names
 
     def test_second_time(self, path: Path, tmp_path: Path, parsed: list[str]) -> None:
@@ -327,6 +341,10 @@ def test_missing_words_resemble_the_found_ones(tmp_path: Path) -> None:
         ("label\tpremise\thypothesis\n", ":1: expected a word and its vector"),
         ("the 1 2 3\ncat 1 2\n", ":2: expected 3 numbers, got 2"),
         ("the 1 2 3\nunneeded 1 2\n", ":2: expected 3 numbers, got 2"),
+        (ROWS + "cat 1 2\nof 1\n\0\n", ":4: expected 3 numbers, got 2"),
+        ("4 3\n" + ROWS + "cat x 2 3\n", ":5: expected a finite number, got 'x'"),
+        (f"\ufeff4 3\n{ROWS}cat 1 2 3 4", ":5: expected 3 numbers, got 4"),
+        (ROWS.replace("\n", "\r\n") + "of 1 2 \0\r\nof", ":4: NUL byte"),
         ("the 1 2 3\n\ncat 1 2 3\n", ":2: expected 3 numbers, got 0"),
         ("the 1 2 3\ncat 1 2 3 4\n", ":2: expected 3 numbers, got 4"),
         ("2 300\nthe 1 2 3\n", ":2: expected 300 numbers, got 3"),
@@ -352,11 +370,14 @@ def test_missing_words_resemble_the_found_ones(tmp_path: Path) -> None:
         ("the" + 10_001 * " 1", ":1: expected at most 10000 numbers in a row, got 10001"),
         (f"the {'9' * 5000}\n", f":1: expected a finite number, got '{'9' * 40}'"),
         (f"{'9' * 5000} {'9' * 5000}\n", ": expected vectors of the vocabulary's words, got none of 5"),
-        ("the 1 2\n" + (2**20 + 2**18 + 1) * "x", ":2: expected a line break within 1048576 bytes, got none"),
+        (ROWS + (2**20 + 1) * "x", ":4: expected a line break within 1048576 bytes, got none"),
+        (ROWS + (2**22 + 1) * "x" + "\nof 1\n", ":4: expected a line break within 1048576 bytes, got none"),
+        ((2**20 + 1) * "\0", ":1: expected a line break within 1048576 bytes, got none"),
     ],
 )
 @pytest.mark.parametrize("name", ["v.txt", "v.txt.gz"])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_bad_text(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     path = write(tmp_path, name, content)
     with pytest.raises(DataError) as caught:
@@ -364,8 +385,11 @@ def test_bad_text(tmp_path: Path, name: str, content: str | bytes, message: str)
     assert str(caught.value) == f"{path}{message}"
 
 
-def test_line_numbers_across_blocks(tmp_path: Path) -> None:
-    lines = [f"w{i} {'0' * (i % 300)}1 {i}\n" for i in range(5000)]  # 0.8 MB, which are read in four blocks
+@pytest.mark.usefixtures("both_ways")
+def test_line_numbers_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_files, "_BLOCK", 30_000)
+    monkeypatch.setattr(vector_files, "_RANGE", 100_000)
+    lines = [f"w{i} {'0' * (i % 300)}1 {i}\n" for i in range(5000)]  # 0.8 MB
     vocabulary = Vocabulary(["<unk>", "<pad>", *(f"w{i}" for i in range(0, 5000, 100))])
     _, vectors, found = load_vectors(write(tmp_path, "v.txt", "".join(lines)), vocabulary)
     assert found == 50
@@ -377,6 +401,86 @@ def test_line_numbers_across_blocks(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f":{number}: expected 2 numbers, got 1$"):
             load_vectors(path, vocabulary)
         lines[number - 1] = whole
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("final", ["\n", ""])
+def test_wherever_it_is_cut_into_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, final: str) -> None:
+    lines = ["w0 0", 50 * "x" + " 1", "w2 2", "w3 " + 30 * "0" + "3", "of the 4", "w5 5", "w0 6"]
+    vocabulary = Vocabulary(["<unk>", "<pad>", "w0", "w2", "w3", "of the", "w5"])
+    path = write(tmp_path, "v.txt", "\n".join(lines) + final)
+    for size in range(1, path.stat().st_size + 1):
+        monkeypatch.setattr(vector_files, "_RANGE", size)
+        assert load_vectors(path, vocabulary).matrix[2:, 0].tolist() == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("ending", ["", "\n", "\nof 1\n"])
+def test_longest_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(vector_files, "_BLOCK", 16)
+    monkeypatch.setattr(vector_files, "_LONGEST_LINE", 50)
+    for before in range(20):
+        first = f"the {'1':0>{1 + before}}\n"
+        assert load_vectors(write(tmp_path, "v.txt", f"{first}cat {'5':0>46}{ending}"), VOCABULARY).matrix[3] == 5
+        with pytest.raises(DataError, match=r":2: expected a line break within 50 bytes, got none$"):
+            load_vectors(write(tmp_path, "v.txt", f"{first}cat {'5':0>47}{ending}"), VOCABULARY)
+
+
+class TestProcesses:
+    @pytest.fixture(autouse=True)
+    def _several(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(vector_files, "processors", lambda: 3)
+        monkeypatch.setattr(vector_files, "_RANGE", 12)
+
+    @pytest.fixture
+    def tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Numbers are those of the processes that parsed them."""
+        monkeypatch.setattr(vector_files, "_parse", lambda fields: np.full(len(fields), os.getpid(), dtype=np.float32))
+
+    @pytest.mark.usefixtures("tell")
+    def test_large_files_are_read_by_others(self, tmp_path: Path) -> None:
+        for name, content, by_others in (("v.txt", ROWS, True), ("v.txt.gz", ROWS, False), ("v.txt", ROWS[:19], False)):
+            process = load_vectors(write(tmp_path, name, content), VOCABULARY).matrix[2, 0].item()
+            assert (process != os.getpid()) == by_others
+
+    @pytest.mark.usefixtures("tell")
+    def test_one_processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(vector_files, "processors", lambda: 1)
+        assert load_vectors(write(tmp_path, "v.txt", ROWS), VOCABULARY).matrix[2, 0].item() == os.getpid()
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+    def test_pipe(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "v.txt")
+        writer = threading.Thread(target=(tmp_path / "v.txt").write_text, args=("3 3\n" + ROWS,))
+        writer.start()
+        result = load_vectors(tmp_path / "v.txt", VOCABULARY)
+        writer.join()
+        assert result.matrix[2].tolist() == [1, 2, 3]
+        assert result.found == 2
+
+    @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="no names for open files")
+    @pytest.mark.usefixtures("tell")
+    def test_open_file(self, tmp_path: Path) -> None:
+        with open(write(tmp_path, "v.txt", ROWS), "rb") as file:
+            assert load_vectors(f"/dev/fd/{file.fileno()}", VOCABULARY).matrix[2, 0].item() == os.getpid()
+
+    def test_one_that_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(vector_files, "_parse", lambda fields: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(DataError, match=r"was killed; is memory short\?$"):
+            load_vectors(write(tmp_path, "v.txt", ROWS), VOCABULARY)
+
+    def test_file_that_cannot_be_opened_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write(tmp_path, "v.txt", ROWS)
+        cut = vector_files._ranges
+
+        def ranges(name: str, begin: int) -> object:
+            path.unlink()
+            return cut(name, begin)
+
+        monkeypatch.setattr(vector_files, "_ranges", ranges)
+        with pytest.raises(DataError) as caught:
+            load_vectors(path, VOCABULARY)
+        assert str(caught.value) == f"{path}: No such file or directory"
 
 
 @pytest.mark.parametrize("name", ["v.txt", "v.bin"])
@@ -410,7 +514,8 @@ SMALLEST = ["1e-45", "7e-46", "7.1e-46", "-1e-400", "-0", "0e99"]
 SPELLINGS = ["1", "+1.", ".5", "-.5e-1", "1E5", "0001", "-0.082752"]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_numbers_are_rounded_once_from_double(tmp_path: Path) -> None:
     fields = NEAR_HALVES + LARGEST + SMALLEST + SPELLINGS
     vectors = load_vectors(write(tmp_path, "v.txt", f"the {' '.join(fields)}\n"), VOCABULARY).matrix
@@ -514,6 +619,7 @@ def test_binary_cut_off_anywhere(tmp_path: Path, ending: bytes) -> None:
     assert torch.equal(load_vectors(path, VOCABULARY).matrix, expected)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_text_cut_off_anywhere(tmp_path: Path) -> None:
     """The header says how many rows there are: only digits that the last number loses are not noticed."""
     whole = "3 3\n" + ROWS

@@ -94,6 +94,8 @@ def add(commands: Any) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a model; the best one by dev accuracy is kept in the output directory."""
+    if options.extend_vocabulary is not None and not options.vectors:
+        raise common.UsageError("--extend-vocabulary needs --vectors")
     files, unlabelled = _find_files(options)
     defaults = _PAPER if options.train or options.data else _SAMPLE
     recipe = Recipe(
@@ -230,8 +232,6 @@ def _read_training_data(files: CorpusFiles, options: argparse.Namespace) -> _Tra
         dev, test = (corpus and corpus.without_other_labels(labels) for corpus in (dev, test))
     if options.extend_vocabulary is None:
         others = Counter()
-    elif not options.vectors:
-        raise common.UsageError("--extend-vocabulary needs --vectors")
     elif options.extend_vocabulary:
         others = sum((_words(path, options, read) for path in options.extend_vocabulary), Counter())
     else:

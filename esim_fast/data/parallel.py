@@ -27,7 +27,12 @@ def processors() -> int:
 
 
 def can_leave(function: Callable[..., object]) -> bool:
-    """Whether other processes can run a function: on Linux any, elsewhere one that can be pickled."""
+    """Whether other processes can run a function: on Linux any, elsewhere one that can be pickled.
+
+    From a daemonic process, such as a DataLoader's worker, there are no others to be had.
+    """
+    if multiprocessing.current_process().daemon:
+        return False
     if sys.platform == "linux":
         return True
     try:
@@ -51,7 +56,7 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
     try:
         yield from map_ahead(ProcessPoolExecutor(workers, context, _begin, (function,)), _work, items, 3 * workers)
     except BrokenProcessPool as error:
-        raise DataError("a process that tokenised was killed; is memory short?") from error
+        raise DataError("a worker process was killed; is memory short?") from error
 
 
 def map_ahead(
