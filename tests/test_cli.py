@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, what it leaves behind, and what it says of mistakes."""
 
 import contextlib
+import gzip
 import importlib.metadata
 import io
 import json
@@ -132,6 +133,12 @@ class TestTrain:
         assert f"1 bad row left out:\n{bad}:8: expected 3 columns, got 2\n" in result.stderr
         assert f"{dev}:8: expected a label among contradiction, entailment, neutral, got 'maybe'\n" in result.stderr
         assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+        others = write_tsv(tmp_path / "others.tsv", [("maybe", "one", "two")])
+        assert "others.tsv: expected labels among contradiction, entailment, neutral, got none" in fails(
+            "evaluate", model, others, "--skip-bad-rows"
+        )
+        options = ["train", "--train", bad, "--dev", others, *SMALL, "--output", tmp_path / "n", "--skip-bad-rows"]
+        assert "others.tsv: expected labels among" in fails(*options)
         for file, line in ((bad, "expected 3 columns"), (dev, "expected a label among")):
             assert line in fails("evaluate", model, file)
             result = esim_fast("evaluate", model, file, "--skip-bad-rows")
@@ -161,6 +168,12 @@ class TestTrain:
         text = tmp_path / "words.txt"
         text.write_text("Yak\nA zebra sings.\nunheard\n")
         assert new_words("--extend-vocabulary", text, more) == ["yak", "zebra", "unheard"]
+        with gzip.open(tmp_path / "cut.txt.gz", "wb") as file:
+            file.write(b"word\n" * 10_000)
+        whole = (tmp_path / "cut.txt.gz").read_bytes()
+        (tmp_path / "cut.txt.gz").write_bytes(whole[: len(whole) // 2])
+        extend = ["--extend-vocabulary", tmp_path / "cut.txt.gz", "--output", tmp_path / "none"]
+        assert "cut.txt.gz:" in fails(*options, *extend)
         # Labels are not looked at for that, not even whether there are any.
         dev.write_text(dev.read_text().replace("neutral\tA zebra", "-\tA zebra"))
         assert new_words("--extend-vocabulary") == ["zebra"]
@@ -208,7 +221,9 @@ class TestTrain:
         own = ["--tokeniser", "own_words:split"]
         succeeds("evaluate", "m", corpus, *own, cwd=tmp_path)
         succeeds("predict", "m", corpus, *own, cwd=tmp_path)
-        assert "tokeniser own_words:join: module" in fails("train", "--tokeniser", "own_words:join", cwd=tmp_path)
+        assert "tokeniser own_words:join: AttributeError: module" in fails(
+            "train", "--tokeniser", "own_words:join", cwd=tmp_path
+        )
         assert "expected nltk, nltk-punkt, whitespace, characters or module:function" in fails(
             "train", "--tokeniser", "spacy"
         )
@@ -228,7 +243,12 @@ class TestTrain:
     def test_a_folder_whose_test_file_has_no_labels(self, tmp_path):
         for part in ("train", "dev"):
             write_tsv(tmp_path / f"{part}.tsv", TRAIN)
-        (tmp_path / "test.tsv").write_text("id\tquestion1\tquestion2\n0\ta\tb\n")
+        (tmp_path / "test.tsv").write_text("id\tquestion1\tquestion2\n0\tA zebra.\tb\n")
+        vectors = tmp_path / "glove.vec"
+        vectors.write_text("zebra 1 2\n")
+        extend = ["--vectors", vectors, "--extend-vocabulary", "--output", tmp_path / "n"]
+        succeeds("train", "--data", tmp_path, *extend, *SMALL)
+        assert "zebra" in (tmp_path / "n" / "vocabulary.txt").read_text().split()
         result = esim_fast("train", "--data", tmp_path, "--output", tmp_path / "m", *SMALL)
         assert result.returncode == 0, result.stderr
         assert f"{tmp_path / 'test.tsv'}: not used, because it has no labels\n" in result.stderr
@@ -503,6 +523,16 @@ class TestData:
         assert (result.returncode, result.stderr) == (1, f"{bad}:2: expected 3 columns, got 2\n")
         assert "  pairs          0, 0 without a gold label, 1 bad row\n" in result.stdout
 
+    def test_no_word_has_a_vector(self, corpus, tmp_path):
+        vectors = tmp_path / "glove.txt"
+        vectors.write_text("unheard 1 2\n")
+        output = succeeds("data", corpus, "--vectors", vectors)
+        assert "  with a vector  0.00% of the words, 0.00% of the text\n" in output
+
+    def test_many_labels(self, tmp_path):
+        path = write_tsv(tmp_path / "a.tsv", [(f"sentence {i}" * 20, "a", "b") for i in range(50)], header=False)
+        assert ", and 30 more\n" in succeeds("data", path)
+
     def test_files_without_labels(self, tmp_path):
         bare = write_tsv(tmp_path / "bare.tsv", [("a b", "c")], header=False)
         assert "  labels         none\n" in succeeds("data", bare)
@@ -515,6 +545,9 @@ class TestData:
             (["{corpus}", "--columns", "a"], "expected premise,hypothesis or premise,hypothesis,label, got 'a'"),
             (["{corpus}", "--columns", "1,b"], "expected names or numbers, not both, got '1,b'"),
             (["{corpus}", "--columns", "1,0"], "expected premise,hypothesis or premise,hypothesis,label, got '1,0'"),
+            (["{corpus}", "--columns", "00,1"], "expected premise,hypothesis or premise,hypothesis,label, got '00,1'"),
+            (["{corpus}", "--columns", "1,01"], "expected premise,hypothesis or premise,hypothesis,label, got '1,01'"),
+            (["{corpus}", "--columns", "1," + "9" * 5000], "expected names or numbers, not both"),
             (["{corpus}", "--columns", "1,9"], ":1: expected at least 9 columns, got 3"),
             (["{corpus}", "--columns", "a,b"], ":1: expected a column a in the header, got gold_label, sentence1"),
             (["{corpus}", "--vectors", "no.txt"], "no.txt: No such file or directory"),

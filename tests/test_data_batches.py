@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from esim_fast.data import (
     Batch,
+    Batches,
     EncodedPairs,
     Vocabulary,
     batches,
@@ -96,7 +97,7 @@ def test_every_pair_once_with_its_own_words(shuffle: bool, count: int, batch_siz
     assert sorted(sizes)[1:] == [batch_size] * (len(sizes) - 1)
 
 
-def order(loader: torch.utils.data.DataLoader) -> list[list[int]]:
+def order(loader: Batches) -> list[list[int]]:
     return [batch.indices.tolist() for batch in loader]
 
 

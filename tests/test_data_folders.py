@@ -43,6 +43,14 @@ def found(folder: Path, *names: str) -> list[str | None]:
             ["a_train.jsonl", "a_dev.tsv", "a_test.tsv"],
             id="jsonl-preferred",
         ),
+        pytest.param(
+            ["train_latest.tsv", "dev_v1.tsv"], ["train_latest.tsv", "dev_v1.tsv", None], id="latest-is-no-test"
+        ),
+        pytest.param(
+            ["constrained.tsv", "my-train.tsv", "Validation2.csv"],
+            ["my-train.tsv", "Validation2.csv", None],
+            id="words",
+        ),
     ],
 )
 def test_layouts(tmp_path: Path, names: list[str], expected: list[str | None]) -> None:

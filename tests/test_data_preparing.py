@@ -89,6 +89,8 @@ def test_other_labels_can_be_left_out(tmp_path: Path) -> None:
     dataset = corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["z", "x"])
     assert dataset.labels.tolist() == [1]
     assert corpus.label_counts() == {"x": 1, "y": 0}
+    with pytest.raises(DataError, match=r"corpus\.tsv: expected labels among z, got none of them$"):
+        prepare(tmp_path / "corpus.tsv").without_other_labels(["z"])
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -125,6 +127,34 @@ def test_the_second_time_nothing_is_tokenised(tmp_path: Path, monkeypatch: pytes
     for options in ({"tokeniser": "whitespace"}, {"layout": Layout(quoted=True)}, {"labelled": False}):
         with pytest.raises(AssertionError):
             prepare(path, cache=tmp_path / "cache", **options)
+
+
+def test_what_a_name_says_of_the_form_is_part_of_the_key(tmp_path: Path) -> None:
+    tsv = write(tmp_path, "x,y\ta,b\tc\n", "w.tsv")
+    (tmp_path / "w.csv").symlink_to(tsv)
+    prepare(tsv, cache=tmp_path / "cache")
+    assert prepare(tmp_path / "w.csv", cache=tmp_path / "cache").label_names == ["x"]
+
+
+def test_words_of_punkt_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "get_tokeniser", lambda name: str.split)
+    prepare(write(tmp_path, TSV), "nltk-punkt", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_text_without_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "A man\n\tman, sleeping\n", "words.txt")
+    corpus = prepare(path, layout=Layout(text=True), labelled=False, cache=tmp_path / "cache")
+    assert corpus.word_counts(labelled=False) == {"a": 1, "man": 2, ",": 1, "sleeping": 1}
+
+
+def test_long_rows_come_in_small_parts() -> None:
+    records = [module.Record(number, b"x" * 900_000) for number in range(50)]
+    chunks = list(module._chunks(iter(records)))
+    assert [record for chunk in chunks for record in chunk] == records
+    assert max(map(len, chunks)) == 5
+    rows = [module.Record(number, b"x") for number in range(5000)]
+    assert [len(chunk) for chunk in module._chunks(iter(rows))] == [2048, 2048, 904]
 
 
 def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:
@@ -201,6 +231,7 @@ class TestOwnTokeniser:
             (["a", 5], "expected words without line breaks, got 5"),
             (["a", ""], "expected words without line breaks, got ''"),
             (["a\nb"], "expected words without line breaks, got 'a\\nb'"),
+            (["\ud800"], "expected words without line breaks, got '\\ud800'"),
         ],
     )
     def test_mistakes(
@@ -250,6 +281,19 @@ class TestProcesses:
         assert list(islice(results, 10)) == list(range(1, 11))
         assert taken <= 10 + 3 * 2
         results.close()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+    def test_after_a_mistake_nobody_waits_for_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_ROWS", 50)
+        rows = many_rows(2000).splitlines(keepends=True)
+        rows[60] = "x\tonly one\n"
+        path = write(tmp_path, "".join(rows))
+        before = children(os.getpid())
+        begin = time.monotonic()
+        with pytest.raises(DataError, match=r":61: expected 3 columns, got 2$") as caught:
+            prepare(path, lambda text: time.sleep(0.05) or text.split(), workers=2)
+        assert time.monotonic() - begin < 30  # all of it would take 100 seconds, what is under way half of that
+        assert set(children(os.getpid())) <= set(before), caught.value
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
     def test_they_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 import gzip
 import io
 import json
+import time
+import tracemalloc
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -59,8 +62,8 @@ def test_tab_separated(tmp_path: Path, name: str, content: str) -> None:
             id="gold-label-rather-than-label",
         ),
         pytest.param(
-            "gold_label\tsentence1\tsentence2\tgenre\tlabel1\tlabel2\n"
-            "entailment\tA man sleeps.\tHe rests.\tfiction\tentailment\nneutral\tTwo cats.\t\tfiction\tneutral\t\n",
+            "gold_label\tsentence1\tsentence2\tgenre\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\n"
+            "entailment\tA man sleeps.\tHe rests.\tfiction\tentailment\nneutral\tTwo cats.\t\tfic\tneutral\t\t\t\t\n",
             id="multinli-leaves-out-last-columns",
         ),
     ],
@@ -133,7 +136,7 @@ GOOD_JSON = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}\n'
             "premise\thypothesis\na\tb\n",
             ":1: expected a column gold_label, label or is_duplicate in the header",
         ),
-        ("a.tsv", GOOD + "\n\n" + GOOD, ":2: blank line"),
+        ("a.tsv", GOOD + "\n\n" + GOOD, ":2: 2 blank lines"),
         ("a.tsv", GOOD + "\ta\tb\n", ":2: empty label"),
         ("a.tsv", GOOD.encode() + b"x\ta\xff\tb\n", ":2: not valid UTF-8 at byte 4"),
         ("a.tsv", GOOD.encode("utf-16"), ":1: not valid UTF-8 at byte 1"),
@@ -240,6 +243,8 @@ def read(path: str, *columns: str, quoted: bool = False, labelled: bool = True) 
     return [(pair.premise, pair.hypothesis, pair.label) for pair in read_pairs(path, layout, labelled=labelled)]
 
 
+OFFICIAL = "gold_label\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tpairID\t"
+OFFICIAL += "label1\tlabel2\tlabel3\tlabel4\tlabel5\n"
 QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWhy?\tHow?\t0\n"
 
 
@@ -287,11 +292,16 @@ def test_quoted_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "columns", "message"),
     [
-        ("a.tsv", QQP, ("q1", "q2"), ":1: expected a column q1 in the header, got id, qid1, qid2, "),
+        ("a.tsv", QQP, ("q1", "q2", "y"), ":1: expected a column q1 in the header, got id, qid1, qid2, "),
         ("a.tsv", GOOD, ("1", "2", "4"), ":1: expected at least 4 columns, got 3"),
         ("a.jsonl", GOOD_JSON, ("sentence1", "other", "gold_label"), ":1: expected a key other"),
-        ("a.csv", 'label,premise,hypothesis\nx,"a"b,c\n', (), ":2: not valid quoting: ',' expected after '\"'"),
-        ("a.csv", 'label,premise,hypothesis\nx,"a,b\nx,a,b\n', (), ":2: a double quote is not closed within 100 lines"),
+        ("a.csv", 'label,premise,hypothesis\nx,"a"b,c\n', (), ":2: a double quote is not closed, or not followed by"),
+        ("a.csv", 'label,premise,hypothesis\nx,"a,b\nx,a,b\n', (), ":2: a double quote is not closed, or not followed"),
+        ("a.csv", 'label,premise,hypothesis\nx,a\rb,c\n', (), ":2: not valid quoting: new-line character seen in"),
+        ("a.csv", f'x,a,b\nx,{"c" * 140_000},d\n', (), ":2: not valid quoting: field larger than field limit"),
+        ("a.tsv", OFFICIAL + "x\t(\t(\ta\tb\t7\tx\tx\tx\tx\n", (), ":2: expected 11 columns, got 10"),
+        ("a.tsv", GOOD, ("1", "2"), ": expected columns of premise, hypothesis and label, got 1, 2"),
+        ("a.jsonl", GOOD_JSON, ("a", "b"), ": expected columns of premise, hypothesis and label, got a, b"),
         ("a.tsv", 'label\tpremise\thypothesis\nx\t"a\nb"\tc\n', (), ":2: expected 3 columns, got 2 (are there quoted"),
         ("a.tsv", GOOD + "x\ta\0\tb\n", (), ":2: NUL character"),
         ("a.csv", "x,a\0,b\n", (), ":1: NUL character"),
@@ -316,7 +326,9 @@ def test_bad_rows_of_other_forms(
         ("a.tsv", b"x\ta\tb\nx\t\xff\tb\nx\tc\td\n", [1, 3], [2]),
         ("a.tsv", "x\ta\tb\n" + "y" * 3 * LONGEST_LINE + "\nx\tc\td\n", [1, 3], [2]),
         ("a.csv", 'x,a,b\nx,"c\nd",e\nx,"f\nx,g,h\n' + "x,i,j\n" * 3, [1, 2, 5, 6, 7, 8], [4]),
-        ("a.csv", 'x,a,b\nx,"c\nx,d,"e"\nx,f,g\n', [1, 4], [2]),
+        ("a.csv", 'x,a,b\nx,"c\nx,d,"e"\nx,f,g\n', [1, 3, 4], [2]),
+        ("a.csv", 'x,a,b\nx,"open,h\n' + "x,a,b\n" * 20 + 'x,"quoted",h\nx,c,d\n', [1, *range(3, 25)], [2]),
+        ("a.tsv", "x\ta\tb\n\n\n\nx\tc\td\n", [1, 5], [2]),
         ("a.jsonl", GOOD_JSON + "{\n" + GOOD_JSON, [1, 3], [2]),
     ],
 )
@@ -337,6 +349,59 @@ def test_a_file_that_ends_too_early_keeps_its_whole_rows(tmp_path: Path) -> None
     pairs = list(read_pairs(path, on_bad_row=rows.append))
     assert pairs == [Pair(f"premise {i}", f"hypothesis {i}", "x", i + 1) for i in range(len(pairs))]
     assert rows == [(len(pairs) + 1, "Compressed file ended before the end-of-stream marker was reached")]
+
+
+def test_reading_that_fails_within_a_row_of_several_lines_loses_no_row_before(tmp_path: Path) -> None:
+    rows = ["x,a,b\n"] * 60 + ['x,"never ends,b\n'] + [f"x,premise {i},b\n" for i in range(3000)]
+    whole = gzip.compress("".join(rows).encode())
+    path = tmp_path / "a.csv.gz"
+    for size in range(80, len(whole), 97):
+        path.write_bytes(whole[:size])
+        bad: list[BadRow] = []
+        lines = [pair.line for pair in read_pairs(path, on_bad_row=bad.append)]
+        assert sorted([*lines, *(row.line for row in bad)]) == list(range(1, len(lines) + len(bad) + 1))
+        assert bad[-1].reason == "Compressed file ended before the end-of-stream marker was reached"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param('x,"a\nb",c\n', id="two-lines-each"),
+        pytest.param('x,"a,b\n', id="never-closed"),
+        pytest.param('a",""",' + "b" * 100 + "\n", id="open-for-ever"),
+        pytest.param('"\n', id="a-quote-a-line"),
+        pytest.param('""""""\n', id="nothing-but-quotes"),
+    ],
+)
+def test_time_grows_with_the_file_and_not_faster(row: str) -> None:
+    def seconds(count: int) -> float:
+        lines = io.BytesIO(b"x,a,b\n" + row.encode() * count)
+        begin = time.perf_counter()
+        list(parse_pairs(lines, "memory", KNOWN_NAMES, form="csv", labelled=True, on_bad_row=lambda row: None))
+        return time.perf_counter() - begin
+
+    seconds(100)
+    short, long = min(seconds(1000) for _ in range(3)), seconds(16_000)
+    assert long < 5 * 16 * short  # a square would be 16 times 16
+
+
+def test_blank_lines_take_no_memory() -> None:
+    tracemalloc.start()
+    try:
+        lines = chain([b"x\ta\tb\n"], repeat(b"\n", 1_000_000), [b"x\ta\tb\n"])
+        bad: list[BadRow] = []
+        pairs = list(parse_pairs(lines, "m", KNOWN_NAMES, form="tsv", labelled=True, on_bad_row=bad.append))
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+    assert [pair.line for pair in pairs] == [1, 1_000_002]
+    assert bad == [BadRow(2, "1000000 blank lines")]
+
+
+def test_text_without_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "A word\ttabs too\nand\n")
+    pairs = list(read_pairs(path, Layout(text=True), labelled=False))
+    assert pairs == [Pair("A word\ttabs too", "", None, 1), Pair("and", "", None, 2)]
 
 
 def test_columns_are_settled_by_a_good_first_row_alone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tokenisers: NLTK's answers, lower-cased afterwards."""
 
 import string
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -120,6 +121,27 @@ def test_words_are_never_empty_and_hold_no_whitespace(name: str, text: str) -> N
         assert not any(map(str.isspace, word))
 
 
+def test_a_module_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "broken_words.py").write_text("def split(:\n")
+    with pytest.raises(DataError, match=r"^tokeniser broken_words:split: SyntaxError: "):
+        get_tokeniser("broken_words:split")
+
+
+@pytest.mark.parametrize("piece", [" ", "a", ", ", ",", ".", "'", '"', "(", "$", "-", "can", "`", ". "])
+def test_time_grows_with_the_text_and_not_faster(piece: str) -> None:
+    tokenise = get_tokeniser()
+
+    def seconds(count: int) -> float:
+        begin = time.perf_counter()
+        tokenise(f"A man{piece * count}!")
+        return time.perf_counter() - begin
+
+    seconds(10)
+    short, long = min(seconds(2_000) for _ in range(3)), seconds(32_000)
+    assert long < 5 * 16 * short + 0.01  # a square would be 16 times 16
+
+
 def test_a_function_by_name() -> None:
     assert get_tokeniser("string:capwords") is string.capwords
     assert get_tokeniser("builtins:str.split") is str.split
@@ -131,10 +153,11 @@ def test_a_function_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.at.all:split", "No module named 'nowhere'"),
-        ("string:nothing", "module 'string' has no attribute 'nothing'"),
+        ("nowhere.at.all:split", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("string:nothing", "AttributeError: module 'string' has no attribute 'nothing'"),
         ("string:digits", "expected a function, got str"),
-        (":split", "Empty module name"),
+        (".text:split", "TypeError: the 'package' argument is required to perform a relative import for '.text'"),
+        (":split", "ValueError: Empty module name"),
     ],
 )
 def test_a_function_that_is_not_there(name: str, message: str) -> None:

@@ -16,7 +16,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import PADDING_ID, UNKNOWN_ID, DataError, Vocabulary, load_vectors, vector_files
+from esim_fast.data import (
+    PADDING_ID,
+    UNKNOWN_ID,
+    DataError,
+    Vocabulary,
+    load_vectors,
+    vector_files,
+    words_with_vector,
+)
 from esim_fast.data import vectors as vectors_module
 
 VOCABULARY = Vocabulary(["<unk>", "<pad>", "the", "cat", "paris", "usa", "unheard"])
@@ -711,3 +719,15 @@ def test_real_word2vec(real_data: Path) -> None:
     _, vectors, found = load_vectors(path, Vocabulary(["<unk>", "<pad>", *reversed(words)]))
     assert found == 8007
     np.testing.assert_array_equal(vectors[2:], expected[::-1])
+
+
+def test_words_with_vector(tmp_path: Path) -> None:
+    path = write(tmp_path, "v.txt", ROWS)
+    assert words_with_vector(path, ["cat", "CAT", "unheard", "<pad>", "the", "the"], cache=tmp_path) == [
+        "cat",
+        "CAT",
+        "the",
+    ]
+    assert words_with_vector(path, ["unheard"], cache=tmp_path) == []
+    with pytest.raises(DataError, match=r"v\.txt: expected vectors of the vocabulary's words, got none of 1$"):
+        load_vectors(path, Vocabulary(["<unk>", "<pad>", "unheard"]), cache=tmp_path)

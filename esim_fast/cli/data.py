@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data import PADDING, UNKNOWN, PreparedCorpus, Vocabulary, load_vectors, prepare
+from ..data import PreparedCorpus, prepare, words_with_vector
 from . import options as common
+
+_LABELS = 20  # that are named; if the column is the wrong one there may be a million
 
 
 def add(commands: Any) -> None:
@@ -45,9 +47,8 @@ def data(options: argparse.Namespace) -> int:
         else:
             figures["known"] = f"{_coverage(words, first)} are in {options.files[0]}"
         if options.vectors:
-            nothing = Vocabulary([UNKNOWN, PADDING])
-            found = load_vectors(options.vectors, nothing, more_words=list(words), cache=common.cache(options))
-            figures["with a vector"] = _coverage(words, found.vocabulary)
+            found = words_with_vector(options.vectors, words, cache=common.cache(options))
+            figures["with a vector"] = _coverage(words, set(found))
         print("" if number == 0 else "\n", path, sep="")
         for name, figure in figures.items():
             print(f"  {name:<14} {figure}")
@@ -56,7 +57,10 @@ def data(options: argparse.Namespace) -> int:
 
 def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
     bad = f", {common.bad_rows(corpus)}" if corpus.bad_rows else ""
-    shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in corpus.label_counts().items()]
+    labels = Counter(corpus.label_counts()).most_common()
+    shares = [f"{label[:40]} {count:,} ({count / len(corpus):.1%})" for label, count in labels[:_LABELS]]
+    if len(labels) > _LABELS:
+        shares.append(f"and {len(labels) - _LABELS:,} more")
     figures = {
         "pairs": f"{len(corpus):,}, {corpus.unlabelled:,} without a gold label{bad}",
         "labels": ", ".join(shares) or "none",

@@ -138,10 +138,11 @@ fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value
 
 
 def _columns(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    numbers = [name for name in names if name.isdecimal()]
-    if not 2 <= len(names) <= 3 or not all(names) or len(set(names)) < len(names) or "0" in names:
-        raise argparse.ArgumentTypeError(f"expected premise,hypothesis or premise,hypothesis,label, got {text!r}")
+    names = [name.strip() for name in text.split(",")]
+    numbers = [str(int(name)) for name in names if name.isdecimal() and len(name) < 6]
     if numbers and len(numbers) < len(names):
         raise argparse.ArgumentTypeError(f"expected names or numbers, not both, got {text!r}")
-    return names
+    names = numbers or names
+    if not 2 <= len(names) <= 3 or not all(names) or len(set(names)) < len(names) or "0" in names:
+        raise argparse.ArgumentTypeError(f"expected premise,hypothesis or premise,hypothesis,label, got {text!r}")
+    return tuple(names)

@@ -3,12 +3,12 @@
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from ..classifier import WEIGHTS, Classifier
-from ..data import DataError, PreparedCorpus, Vocabulary, get_tokeniser, load_vectors, prepare, read_pairs
+from ..data import DataError, Layout, PreparedCorpus, Vocabulary, load_vectors, prepare, read_pairs
 from ..data.folders import CorpusFiles, find_corpus
-from ..data.reading import corpus_lines
+from ..data.reading import corpus_form, read_lines
 from ..files import replace_file
 from ..model import ESIM
 from ..training import Checkpoint, EpochMetrics, Recipe, accuracy, fit
@@ -113,7 +113,7 @@ def train(options: argparse.Namespace) -> None:
     checkpoint_path, metrics_path = output / "checkpoint" / "last.pt", output / "metrics.jsonl"
     checkpoint = _resumable(output, checkpoint_path, options.resume)
 
-    data = _read_training_data(files, options)
+    data = _read_training_data(files, unlabelled, options)
     torch.manual_seed(recipe.seed)
     vocabulary, vectors = data.vocabulary, None
     if options.vectors:
@@ -213,49 +213,43 @@ class _TrainingData:
     digest: str  # of the training and dev pairs
 
 
-def _read_training_data(files: CorpusFiles, options: argparse.Namespace) -> _TrainingData:
+def _read_training_data(files: CorpusFiles, unlabelled_test: str | None, options: argparse.Namespace) -> _TrainingData:
     """Reads everything before anything is trained: a mistake in the test file is not found out hours later."""
 
-    def read(path: str, labelled: bool = True) -> PreparedCorpus:
+    def read(path: str, layout: Layout, labelled: bool) -> PreparedCorpus:
         return prepare(
             path,
             options.tokeniser,
-            common.layout(options),
+            layout,
             labelled=labelled,
             skip_bad_rows=options.skip_bad_rows,
             cache=common.cache(options),
         )
 
-    train, dev, test = (path and read(path) for path in files)
+    layout = common.layout(options)
+    train, dev, test = (path and read(path, layout, labelled=True) for path in files)
     labels = _labels(train)
     if options.skip_bad_rows:
         dev, test = (corpus and corpus.without_other_labels(labels) for corpus in (dev, test))
-    if options.extend_vocabulary is None:
-        others = Counter()
-    elif options.extend_vocabulary:
-        others = sum((_words(path, options, read) for path in options.extend_vocabulary), Counter())
-    else:
-        others = sum((corpus.word_counts(labelled=False) for corpus in (dev, test) if corpus), Counter())
+    others = []
+    if options.extend_vocabulary:
+        layouts = [layout if _has_columns(path) else Layout(text=True) for path in options.extend_vocabulary]
+        others = [read(*of, labelled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
+    elif options.extend_vocabulary is not None:
+        others = [dev, test or (unlabelled_test and read(unlabelled_test, layout, labelled=False))]
+    counts = sum((corpus.word_counts(labelled=False) for corpus in others if corpus), Counter())
     return _TrainingData(
         [train, dev, test],
         vocabulary=Vocabulary.build(train.word_counts(labelled=True)),
-        more_words=Vocabulary.build(others).words[2:],
+        more_words=Vocabulary.build(counts).words[2:],
         labels=labels,
         digest=hashlib.sha256(f"{train.digest} {dev.digest}".encode()).hexdigest(),
     )
 
 
-def _words(path: str, options: argparse.Namespace, read: Callable[..., PreparedCorpus]) -> Counter[str]:
-    """How often each word occurs in a file of pairs, or of text without columns, such as a list of words."""
-    lines, form = corpus_lines(path)
-    first = next(lines, b"")
-    if form != "tsv" or b"\t" in first:
-        return read(path, labelled=False).word_counts(labelled=False)
-    tokenise = get_tokeniser(options.tokeniser)
-    try:
-        return Counter(word for line in chain([first], lines) for word in tokenise(line.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not valid UTF-8: {error.reason}") from error
+def _has_columns(path: str) -> bool:
+    """Whether a file holds pairs, as all do but plain text or a list of words."""
+    return corpus_form(path) != "tsv" or not os.path.isfile(path) or b"\t" in next(read_lines(path), b"")
 
 
 def _labels(train: PreparedCorpus) -> list[str]:

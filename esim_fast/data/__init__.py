@@ -1,11 +1,11 @@
 """From a file of sentence pairs to batches of word ids: read, tokenise, look up, batch."""
 
-from .batches import Batch, EncodedPairs, batches
+from .batches import Batch, Batches, EncodedPairs, batches
 from .cache import default_cache
 from .preparing import PreparedCorpus, prepare
 from .reading import BadRow, DataError, Layout, Pair, read_pairs
 from .tokenising import TOKENISERS, Tokeniser, get_tokeniser
-from .vectors import PretrainedVectors, load_vectors
+from .vectors import PretrainedVectors, load_vectors, words_with_vector
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "UNKNOWN_ID",
     "BadRow",
     "Batch",
+    "Batches",
     "DataError",
     "EncodedPairs",
     "Layout",
@@ -30,4 +31,5 @@ __all__ = [
     "load_vectors",
     "prepare",
     "read_pairs",
+    "words_with_vector",
 ]

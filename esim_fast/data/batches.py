@@ -168,8 +168,14 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         if not self.prefetch:
             return map(self._make, self.order)
-        # A thread, not processes: these take longer to hand a batch over than to make it.
-        return map_ahead(ThreadPoolExecutor(1), self._make, self.order, self.prefetch)
+        return self._made_ahead()
+
+    def _made_ahead(self) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(1)  # a thread: processes take longer to hand a batch over than to make it
+        try:
+            yield from map_ahead(pool, self._make, self.order, self.prefetch)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _make(self, indices: np.ndarray) -> Batch:
         batch = self.dataset[indices]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..files import first_line, replace_file
@@ -69,7 +69,11 @@ def kept(
     lock = FileLock(f"{path}.lock")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            _log.warning("%s: waiting for another process that prepares it", source)
+            lock.acquire()
     except (OSError, NotImplementedError) as error:  # the latter where the file system knows no locks
         _log.warning("%s: cannot be written, so the next start will take as long: %s", cache, error)
         return make()

@@ -1,6 +1,7 @@
 """Folders that hold a training, a dev and perhaps a test file."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ _RELEASES = (
     ("train", "dev_matched", "dev_mismatched"),  # as in GLUE
     ("train", "dev", "test"),
 )
-_NAMES = {"train": ("train",), "dev": ("dev", "valid"), "test": ("test",)}  # to look for in all other names
+# What else a name may say of a file, if it stands there as a word: "latest" is no test.
+_WORDS = {"train": "train|training", "dev": "dev|valid|validation|val", "test": "test"}
 
 
 class CorpusFiles(NamedTuple):
@@ -49,14 +51,16 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
         )
         if train and dev:
             return CorpusFiles(*(part and os.path.join(name, part) for part in (train, dev, test)))
-    found = {}
-    for part, words in _NAMES.items():
-        candidates = _of_one_form([file for file in files if any(word in file for word in words)])
+    found: dict[str, str | None] = {}
+    for part, words in _WORDS.items():
+        named = [file for file in files if re.search(rf"(?<![a-z])({words})(?![a-z])", file.lower())]
+        candidates = _of_one_form(named)
         if len(candidates) > 1:
             raise DataError(f"{name}: which is the {part} file? {', '.join(candidates)}")
         if not candidates and part != "test":
             raise DataError(f"{name}: expected a file with {part} in its name and a corpus's ending")
         found[part] = os.path.join(name, candidates[0]) if candidates else None
+        files = [file for file in files if file not in candidates]
     return CorpusFiles(**found)
 
 

@@ -1,8 +1,8 @@
 """Work dealt out to others, and its results in order."""
 
+import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from .reading import DataError
@@ -26,70 +27,71 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def can_leave(function: Callable[..., object]) -> bool:
-    """Whether other processes can run a function: on Linux any, elsewhere one that can be pickled.
+def can_fork() -> bool:
+    """Whether there can be other processes to work for this one.
 
-    From a daemonic process, such as a DataLoader's worker, there are no others to be had.
+    Only on Linux is forking safe; processes that start afresh would run an unguarded script once more. Daemonic
+    processes, such as a DataLoader's workers, may have none.
     """
-    if multiprocessing.current_process().daemon:
-        return False
-    if sys.platform == "linux":
-        return True
-    try:
-        pickle.dumps(function)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return False
-    return True
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
 def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Yield ``function(item)`` for each item in their order, computed by ``workers`` processes.
 
-    The processes end with this one, however it ends.
+    They end with this generator and with this process, however these end. Close the generator if it is not exhausted.
 
     Raises:
         DataError: a process was killed.
         Exception: whatever ``function`` or ``items`` raise.
     """
-    # Forked processes have everything in memory already; elsewhere than on Linux forking is not safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    context = multiprocessing.get_context("fork")
+    # Only this process holds the end to write to: whether it writes there or is gone, its workers hear of it.
+    hears_of_end, tells_end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _begin, (function, hears_of_end, tells_end))
+    is_done = False
     try:
-        yield from map_ahead(ProcessPoolExecutor(workers, context, _begin, (function,)), _work, items, 3 * workers)
+        yield from map_ahead(pool, _work, items, 3 * workers)
+        is_done = True
     except BrokenProcessPool as error:
         raise DataError("a worker process was killed; is memory short?") from error
+    finally:
+        if not is_done:  # nobody waits for what is under way
+            for _ in range(workers):
+                tells_end.send(None)
+        pool.shutdown(cancel_futures=True)
+        tells_end.close()
+        hears_of_end.close()
 
 
 def map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], count: int
 ) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item in their order, computed by ``pool``, which ends with that.
+    """Yield ``function(item)`` for each item in their order, computed by ``pool``.
 
     At most ``count`` items are under way at a time: memory stays bounded if results are not fetched as fast.
     """
     waiting: deque[Future[Result]] = deque()
     items = iter(items)
-    try:
-        while True:
-            waiting.extend(pool.submit(function, item) for item in islice(items, count - len(waiting)))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    while True:
+        waiting.extend(pool.submit(function, item) for item in islice(items, count - len(waiting)))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _begin(function: Callable[[Any], Any], hears_of_end: Connection, tells_end: Connection) -> None:
     global _function
     _function = function
+    tells_end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent hears, and ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(hears_of_end,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with_parent(hears_of_end: Connection) -> None:
+    with contextlib.suppress(EOFError):
+        hears_of_end.recv()
+    os._exit(1)
 
 
 def _work(item: Any) -> Any:

@@ -10,6 +10,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from ..files import first_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
-from .parallel import can_leave, map_in_processes, processors
+from .parallel import can_fork, map_in_processes, processors
 from .reading import (
     KNOWN_NAMES,
     BadRow,
@@ -33,18 +34,21 @@ from .reading import (
     Layout,
     Record,
     RowParser,
+    corpus_form,
     corpus_lines,
     open_corpus,
     parse_record,
 )
 from .tokenising import TOKENISERS, Tokeniser, get_tokeniser, name_of
-from .vocabulary import Vocabulary
+from .vocabulary import UNSAVABLE, Vocabulary
 
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
 
 _FORMAT = "1"  # of what is kept; anything else is made anew
-_ROWS = 2048  # that are tokenised together
+_ROWS, _BYTES = 2048, 2**22  # that are tokenised together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
+# Tokenisers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
+_LASTING = TOKENISERS.keys() - {"nltk-punkt"}
 _MOST_WORKERS = 16  # one process puts the results together, and is busy then
 
 
@@ -125,8 +129,14 @@ class PreparedCorpus:
         return ids[self.labels[self.labelled]]
 
     def without_other_labels(self, labels: list[str]) -> "PreparedCorpus":
-        """The same, with pairs of labels that are not among ``labels`` left out and listed as bad rows."""
+        """The same, with pairs of labels that are not among ``labels`` left out and listed as bad rows.
+
+        Raises:
+            DataError: no pair is left.
+        """
         rows = self._with_other_labels(labels)
+        if len(rows) == self.labelled.sum():
+            raise DataError(f"{self.path}: expected labels among {', '.join(labels)}, got none of them")
         wrong = np.isin(self.lines, [row.line for row in rows])
         return replace(self, labels=np.where(wrong, LEFT_OUT, self.labels), bad_rows=sorted([*self.bad_rows, *rows]))
 
@@ -165,7 +175,7 @@ def prepare(
         skip_bad_rows: leave out what cannot be read, and list it in ``bad_rows``.
         allow_empty: whether a corpus without any pair is fine.
         cache: the folder to keep the result in, such as :func:`default_cache`; nothing is kept of what a function of
-            yours returned, because nobody can say whether it would return it again.
+            yours returned, or NLTK's Punkt data, because nobody can say whether it would come out the same again.
         workers: processes that tokenise; by default one for each processor that this process may use.
 
     Raises:
@@ -180,11 +190,12 @@ def prepare(
         lines, form = corpus_lines(name)
         records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
         work = partial(_tokenise_part, parse=parse, tokenise=tokenise, name=name, tokeniser=tokeniser_name)
-        parts = _parts(records, work, workers or min(processors(), _MOST_WORKERS))
-        return _put_together(parts, name, tokeniser_name, skip_bad_rows)
+        with closing(_parts(records, work, workers or min(processors(), _MOST_WORKERS))) as parts:
+            return _put_together(parts, name, tokeniser_name, skip_bad_rows)
 
     options = {
         "format": _FORMAT,
+        "form": f"{corpus_form(name)}{', gzip' if name.endswith('.gz') else ''}",
         "tokeniser": f"{tokeniser_name}, nltk {version('nltk')}",
         "layout": json.dumps(asdict(layout)),
         "labelled": str(labelled),
@@ -194,7 +205,7 @@ def prepare(
         from .hub import fingerprint
 
         content = fingerprint(name)
-    corpus = _unpack(name, kept(None if ":" in tokeniser_name else cache, name, options, read, content=content))
+    corpus = _unpack(name, kept(cache if tokeniser_name in _LASTING else None, name, options, read, content=content))
     if corpus.bad_rows and not skip_bad_rows:
         raise DataError(f"{name}:{corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}")
     usable = int(corpus.labelled.sum()) if labelled else len(corpus)
@@ -269,7 +280,7 @@ def _put_together(found: Iterable[_Part], name: str, tokeniser: str, skip_bad_ro
             if part.bad_rows and not skip_bad_rows:
                 raise DataError(f"{name}:{part.bad_rows[0].line}: {part.bad_rows[0].reason}")
             for word in part.words:
-                if not isinstance(word, str) or not word or "\n" in word or "\r" in word:
+                if not isinstance(word, str) or not word or UNSAVABLE.search(word):
                     raise DataError(f"tokeniser {tokeniser}: expected words without line breaks, got {word!r}")
             places = np.array([words.setdefault(word, len(words)) for word in part.words], dtype=np.int32)
             labels = np.array(
@@ -303,8 +314,22 @@ def _bytes(text: str) -> torch.Tensor:
 
 
 def _parts(records: Iterator[Record], work: Callable[[list[Record]], _Part], workers: int) -> Iterator[_Part]:
-    chunks = iter(lambda: list(islice(records, _ROWS)), [])
+    chunks = _chunks(records)
     first = list(islice(chunks, _PARALLEL_FROM))
-    if workers > 1 and len(first) == _PARALLEL_FROM and can_leave(work):
-        return map_in_processes(work, chain(first, chunks), workers)
-    return map(work, chain(first, chunks))
+    if workers > 1 and len(first) == _PARALLEL_FROM and can_fork():
+        yield from map_in_processes(work, chain(first, chunks), workers)
+    else:
+        yield from map(work, chain(first, chunks))
+
+
+def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+    chunk: list[Record] = []
+    size = 0
+    for record in records:
+        chunk.append(record)
+        size += len(record.content)
+        if len(chunk) == _ROWS or size >= _BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -17,20 +17,22 @@ import gzip
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
 
 LONGEST_LINE = 1_000_000  # bytes; whatever is longer is no sentence pair and must not fill the memory
-_MOST_LINES = 100  # of a row with line breaks inside quotes: more, and a quote was forgotten
+_MOST_LINES = 50  # of a row with line breaks inside quotes: more, and a quote was forgotten
 _NAMES = {
     "premise": ("sentence1", "premise", "question1", "text_a"),
     "hypothesis": ("sentence2", "hypothesis", "question2", "text_b"),
     "label": ("gold_label", "label", "is_duplicate"),
 }
+_LEFT_OUT = ("label2", "label3", "label4", "label5")
 _NO_LABEL = "-"  # what SNLI and MultiNLI write where the annotators did not agree
 _UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 
@@ -67,10 +69,12 @@ class Layout:
         columns: where premise, hypothesis and (if there is one) label stand: names in the header or keys of an object,
             or numbers of columns, counted from 1. None: by the known names.
         quoted: whether the fields of a tab-separated file may be in double quotes, as in Quora's own release of QQP.
+        text: whether there are no columns, but a sentence a line, of which only the words are wanted.
     """
 
     columns: tuple[str, ...] | None = None
     quoted: bool = False
+    text: bool = False
 
 
 KNOWN_NAMES = Layout()
@@ -161,13 +165,17 @@ def open_corpus(
     Raises:
         DataError: the first row, which settles the columns, is not as it should be.
     """
+    if labelled and layout.columns is not None and len(layout.columns) < len(_NAMES):
+        raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(layout.columns)}")
     delimiter = "," if form == "csv" else "\t" if layout.quoted and form == "tsv" else None
-    records = _records(lines, delimiter)
+    records = _records(lines, None if layout.text else delimiter)
+    if layout.text:
+        return records, TextRows()
     if form == "jsonl":
         return records, JsonRows(layout.columns, labelled)
     first = next(records, None)
     if first is None:
-        return records, DelimitedRows({}, 0, delimiter)
+        return records, DelimitedRows({}, (0,), delimiter)
     try:
         if first.problem is not None:
             raise BadRowError(first.problem)
@@ -175,7 +183,9 @@ def open_corpus(
         columns, is_header = _find_columns(fields, layout.columns, labelled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
-    return records if is_header else chain([first], records), DelimitedRows(columns, len(fields), delimiter)
+    if is_header:
+        return records, DelimitedRows(columns, _widths(fields), delimiter)
+    return chain([first], records), DelimitedRows(columns, (len(fields),), delimiter)
 
 
 def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
@@ -183,13 +193,13 @@ def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
     if name.startswith("hub:"):
         from .hub import dataset_lines
 
-        return dataset_lines(name), "jsonl"
-    return read_raw_lines(name), form_of(name)
+        return dataset_lines(name), corpus_form(name)
+    return read_raw_lines(name), corpus_form(name)
 
 
-def form_of(name: str) -> Form:
+def corpus_form(name: str) -> Form:
     """What a file of this name holds."""
-    ending = name.removesuffix(".gz").rpartition(".")[2]
+    ending = "jsonl" if name.startswith("hub:") else name.removesuffix(".gz").rpartition(".")[2]
     return ending if ending in ("csv", "jsonl") else "tsv"  # type: ignore[return-value]
 
 
@@ -238,61 +248,103 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+class _Lines:
+    """Lines to take one by one, with a way to put some back."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = iter(lines)
+        self._returned: deque[bytes] = deque()
+        self.problem: str | None = None  # why there are no more, if reading failed
+
+    def take(self) -> bytes | None:
+        if self._returned:
+            return self._returned.popleft()
+        try:
+            return next(self._lines, None)
+        except _UNREADABLE as error:
+            self._lines, self.problem = iter(()), _reason(error)
+            return None
+
+    def put_back(self, lines: Sequence[bytes]) -> None:
+        self._returned.extendleft(reversed(lines))
+
+
 def _records(lines: Iterable[bytes], delimiter: str | None) -> Iterator[Record]:
     """Number the rows, and put together those that hold line breaks between quotes; blank ones may only end a file."""
-    blank: list[Record] = []
-    number = 0
-    lines = iter(lines)
-    try:
-        while (line := next(lines, None)) is not None:
-            number += 1
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-            if len(line) > LONGEST_LINE:
-                yield from blank
-                blank = []
-                yield Record(number, b"", f"expected at most {LONGEST_LINE} bytes in a row, got more")
-                continue
-            if not line.rstrip(b"\r\n"):
-                blank.append(Record(number, b"", "blank line"))
-                continue
-            yield from blank
-            blank = []
-            if delimiter is None or b'"' not in line or not _is_open(line, delimiter):
-                yield Record(number, line)
-                continue
-            following = list(islice(lines, _MOST_LINES - 1))
-            rest = _rest_of_row(line, following, delimiter)
-            lines = chain(following[rest:], lines)
-            if rest:
-                yield Record(number, line + b"".join(following[:rest]))
+    source = _Lines(lines)
+    number = blank = 0  # blank: how many such lines have come one after the other
+    while (line := source.take()) is not None:
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        if not line.rstrip(b"\r\n"):
+            blank += 1
+            continue
+        if blank:
+            yield Record(number - blank, b"", "blank line" if blank == 1 else f"{blank} blank lines")
+            blank = 0
+        if _is_too_long(line):
+            yield Record(number, b"", f"expected at most {LONGEST_LINE} bytes in a row, got more")
+        elif delimiter is None or b'"' not in line:
+            yield Record(number, line)
+        else:
+            following = _rest_of_row(line, source, delimiter.encode())
+            if following is None:
+                yield Record(number, b"", "a double quote is not closed, or not followed by the next field")
             else:
-                yield Record(number, b"", f"a double quote is not closed within {_MOST_LINES} lines")
-            number += rest
-    except _UNREADABLE as error:
-        yield from blank
-        yield Record(number + 1, b"", _reason(error))
+                yield Record(number, line + b"".join(following))
+                number += len(following)
+    if source.problem is not None:
+        yield Record(number + 1, b"", source.problem)
 
 
-def _rest_of_row(line: bytes, following: Sequence[bytes], delimiter: str) -> int:
-    """How many of the following lines belong to a row whose first line ends inside quotes; 0 if that never ends."""
-    row = line
-    for count, more in enumerate(following, start=1):
-        row += more
-        if len(row) > LONGEST_LINE:
+def _rest_of_row(line: bytes, source: _Lines, delimiter: bytes) -> list[bytes] | None:
+    """The following lines that belong to a row, because it has quotes around line breaks.
+
+    None if its quoting is not valid; then the following lines stay where they are.
+    """
+    following: list[bytes] = []
+    length = len(line)
+    is_open = _ends_in_quotes(line, False, delimiter)
+    while is_open and len(following) < _MOST_LINES - 1 and length <= LONGEST_LINE:
+        more = source.take()
+        if more is None:
             break
-        if b'"' in more and not _is_open(row, delimiter):
-            return count
-    return 0
+        following.append(more)
+        length += len(more)
+        is_open = _ends_in_quotes(more, True, delimiter)
+    if is_open is False and length <= LONGEST_LINE + 2:
+        return following
+    source.put_back(following)
+    return None
 
 
-def _is_open(row: bytes, delimiter: str) -> bool:
-    """Whether a row ends inside quotes."""
-    try:
-        next(csv.reader([row.decode("latin-1")], delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        return str(error) == "unexpected end of data"
-    return False
+def _ends_in_quotes(line: bytes, is_open: bool, delimiter: bytes) -> bool | None:
+    """Whether a line ends inside quotes, given whether it begins there; None if a quote is where none may be."""
+    place, end = 0, len(line.rstrip(b"\r\n"))
+    while True:
+        if is_open:
+            place = line.find(b'"', place) + 1
+            if not place:
+                return True
+            if line.startswith(b'"', place):  # doubled, it stands for itself
+                place += 1
+            elif place >= end:
+                return False
+            elif line.startswith(delimiter, place):
+                place, is_open = place + 1, False
+            else:
+                return None
+        elif line.startswith(b'"', place):  # only at the beginning of a field is it more than a character
+            place, is_open = place + 1, True
+        else:
+            place = line.find(delimiter, place) + 1
+            if not place:
+                return False
+
+
+def _is_too_long(line: bytes) -> bool:
+    return len(line) > LONGEST_LINE and len(line.rstrip(b"\r\n")) > LONGEST_LINE
 
 
 def _decode(content: bytes) -> str:
@@ -355,19 +407,31 @@ class DelimitedRows:
     """Parses the rows of a file of columns, once its first row has settled which is which."""
 
     columns: dict[str, int]
-    width: int
+    widths: tuple[int, ...]  # how many columns a row may have
     delimiter: str | None
 
     def __call__(self, content: bytes, line: int) -> Pair:
         fields = _split(_decode(content), self.delimiter)
-        # MultiNLI's training rows leave out the last columns that their header names, so those may be missing.
-        if not max(self.columns.values()) < len(fields) <= self.width:
+        if len(fields) not in self.widths:
             unquoted = self.delimiter is None and any(field.startswith('"') for field in fields)
             hint = " (are there quoted fields?)" if unquoted else ""
-            raise BadRowError(f"expected {self.width} columns, got {len(fields)}{hint}")
+            raise BadRowError(f"expected {self.widths[0]} columns, got {len(fields)}{hint}")
         premise, hypothesis = fields[self.columns["premise"]], fields[self.columns["hypothesis"]]
         label = fields[self.columns["label"]] if "label" in self.columns else None
         return Pair(premise, hypothesis, _checked_label(label), line)
+
+
+def _widths(header: Sequence[str]) -> tuple[int, ...]:
+    """How many columns the rows under a header may have: MultiNLI's training rows leave out those of ``_LEFT_OUT``."""
+    width = len(header)
+    return (width, width - len(_LEFT_OUT)) if tuple(header[-len(_LEFT_OUT) :]) == _LEFT_OUT else (width,)
+
+
+class TextRows:
+    """Takes each line for a sentence by itself, a premise without a hypothesis."""
+
+    def __call__(self, content: bytes, line: int) -> Pair:
+        return Pair(_decode(content), "", None, line)
 
 
 class JsonRows:

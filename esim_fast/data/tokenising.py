@@ -31,7 +31,7 @@ def _treebank() -> NLTKWordTokenizer:
 
 # Nineteen in twenty of SNLI's sentences are words with commas between and a full stop at the end.  For these, all of
 # NLTK's rules but the contractions ("cannot" gives "can", "not") come to splitting off the punctuation.
-_PLAIN = re.compile(r"[A-Za-z0-9 ]*(?:, [A-Za-z0-9 ]*)*\.? *")
+_PLAIN = re.compile(r"[A-Za-z0-9 ]*(?:, [A-Za-z0-9 ]*)*(?:\. *)?")
 
 
 def _split_words(text: str) -> list[str]:
@@ -118,8 +118,8 @@ def _import(name: str, module: str, function: str) -> Tokeniser:
         found: Any = importlib.import_module(module)
         for part in function.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(f"tokeniser {name}: {first_line(error)}") from error
+    except Exception as error:  # the module is the user's and may raise anything
+        raise DataError(f"tokeniser {name}: {type(error).__name__}: {first_line(error)}") from error
     if not callable(found):
         raise DataError(f"tokeniser {name}: expected a function, got {type(found).__name__}")
     return found

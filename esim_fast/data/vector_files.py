@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from .parallel import can_leave, map_in_processes, processors
+from .parallel import can_fork, map_in_processes, processors
 from .reading import BadRowError, DataError, open_file
 
 _WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
@@ -79,7 +79,7 @@ def _text_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.nda
     look_for = _Wanted(spellings, {spelling.partition(b" ")[0] for spelling in spellings})
     scan_range = partial(_scan_range, name, look_for, dimension)
     workers = _workers(name)
-    if workers > 1 and can_leave(scan_range):
+    if workers > 1 and can_fork():
         parts = _in_processes(scan_range, _ranges(name, begin), workers)
     else:
         parts = _scan(chain([block[begin:]], blocks), look_for, dimension)
@@ -141,8 +141,9 @@ def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
 def _in_processes(
     scan_range: Callable[[tuple[int, int]], list[_Part]], ranges: Iterable[tuple[int, int]], workers: int
 ) -> Iterator[_Part]:
-    for parts in map_in_processes(scan_range, ranges, workers):
-        yield from parts
+    with closing(map_in_processes(scan_range, ranges, workers)) as results:
+        for parts in results:
+            yield from parts
 
 
 def _scan_range(name: str, wanted: _Wanted, dimension: int, begin_and_end: tuple[int, int]) -> list[_Part]:
@@ -341,7 +342,7 @@ class _StoredArray:
         if np.lib.format.read_magic(file) != (1, 0):  # the later ones are for arrays of records
             raise ValueError("not a plain array")
         self.shape, self.is_fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
-        if self.dtype.hasobject:
+        if self.dtype.hasobject or not self.dtype.itemsize:
             raise ValueError("not a plain array")
         self._file = file
 

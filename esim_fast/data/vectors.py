@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 from .cache import Arrays, kept
 from .reading import DataError
 from .vector_files import form_of, wanted_rows
-from .vocabulary import PADDING_ID, UNKNOWN_ID, Vocabulary
+from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
 _CASES = {"exact": str, "lower": str.lower, "capitalised": str.capitalize, "upper": str.upper}  # by preference
 
@@ -58,20 +58,21 @@ def load_vectors(
     Raises:
         DataError: the file is malformed or has none of the words.
     """
-    name = os.fspath(path)
     asked = vocabulary.extended(more_words)
-    options = {
-        "result": "vectors 1",
-        "form": form_of(name),
-        "cases": ", ".join(_CASES),
-        "words": hashlib.sha256("\n".join(asked.words).encode()).hexdigest(),
-    }
-    arrays = kept(cache, name, options, lambda: _read_rows(name, asked))
+    arrays = _found_rows(path, asked, cache)
+    if not arrays["found"].any():
+        raise DataError(f"{path}: expected vectors of the vocabulary's words, got none of {len(asked) - 2}")
     stays = arrays["found"].clone()
     stays[: len(vocabulary)] = True
     matrix, found = arrays["rows"][stays], arrays["found"][stays]
     _fill(matrix, found, seed)
     return PretrainedVectors(vocabulary.extended(compress(asked.words, stays)), matrix, int(found.sum()))
+
+
+def words_with_vector(path: str | os.PathLike[str], words: Iterable[str], *, cache: Path | None = None) -> list[str]:
+    """Those of some words for which a file has a vector, as :func:`load_vectors` looks for them."""
+    asked = Vocabulary([UNKNOWN, PADDING]).extended(words)
+    return list(compress(asked.words, _found_rows(path, asked, cache)["found"]))
 
 
 def _fill(matrix: Tensor, found: Tensor, seed: int) -> None:
@@ -87,10 +88,21 @@ def _fill(matrix: Tensor, found: Tensor, seed: int) -> None:
     matrix[PADDING_ID] = 0
 
 
-def _read_rows(name: str, vocabulary: Vocabulary) -> Arrays:
+def _found_rows(path: str | os.PathLike[str], vocabulary: Vocabulary, cache: Path | None) -> Arrays:
     """The ``rows`` of a vocabulary's words, float32 [words, dimension], zero where they were not ``found``, bool
     [words].
     """
+    name = os.fspath(path)
+    options = {
+        "result": "vectors 1",
+        "form": f"{form_of(name)}{', gzip' if name.endswith('.gz') else ''}",
+        "cases": ", ".join(_CASES),
+        "words": hashlib.sha256("\n".join(vocabulary.words).encode()).hexdigest(),
+    }
+    return kept(cache, name, options, lambda: _read_rows(name, vocabulary))
+
+
+def _read_rows(name: str, vocabulary: Vocabulary) -> Arrays:
     wanted = _spellings(vocabulary)
     preference = np.full(len(vocabulary), len(_CASES))  # of the spelling found so far
     table = None
@@ -102,7 +114,7 @@ def _read_rows(name: str, vocabulary: Vocabulary) -> Arrays:
                 preference[row] = rank
                 table[row] = vector
     if table is None:
-        raise DataError(f"{name}: expected vectors of the vocabulary's words, got none of {len(vocabulary) - 2}")
+        table = np.zeros((len(vocabulary), 0), dtype=np.float32)
     return {"rows": torch.from_numpy(table), "found": torch.from_numpy(preference < len(_CASES))}
 
 

@@ -12,7 +12,7 @@ PADDING, PADDING_ID = "<pad>", 1
 
 # A word is one line of the saved file, in UTF-8.  Carriage returns are refused as well, because editors and version
 # control rewrite them.
-_UNSAVABLE = re.compile("[\n\r\ud800-\udfff]")
+UNSAVABLE = re.compile("[\n\r\ud800-\udfff]")
 
 
 class Vocabulary:
@@ -116,6 +116,6 @@ def _why_invalid(index: int, word: str) -> str | None:
     special = (UNKNOWN, PADDING)
     if index < 2 and word != special[index]:
         return f"expected {special[index]}, got {word!r}"
-    if not word or _UNSAVABLE.search(word):
+    if not word or UNSAVABLE.search(word):
         return f"expected a word without line breaks, got {word!r}"
     return None
