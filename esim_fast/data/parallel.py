@@ -1,6 +1,5 @@
 """Work dealt out to others, and its results in order."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from .reading import DataError
@@ -20,6 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _function: Callable[[Any], Any]  # what this worker is there for
+_gave_up = False  # whether nobody waits for this worker's results any more
 
 
 def processors() -> int:
@@ -45,10 +44,9 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
         DataError: a process was killed.
         Exception: whatever ``function`` or ``items`` raise.
     """
-    context = multiprocessing.get_context("fork")
     # Only this process holds the end to write to: whether it writes there or is gone, its workers hear of it.
-    hears_of_end, tells_end = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _begin, (function, hears_of_end, tells_end))
+    hears, tells = os.pipe()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (function, hears, tells))
     is_done = False
     try:
         yield from map_ahead(pool, _work, items, 3 * workers)
@@ -56,12 +54,16 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
     except BrokenProcessPool as error:
         raise DataError("a worker process was killed; is memory short?") from error
     finally:
-        if not is_done:  # nobody waits for what is under way
-            for _ in range(workers):
-                tells_end.send(None)
+        if not is_done:
+            os.write(tells, b"." * workers)
         pool.shutdown(cancel_futures=True)
-        tells_end.close()
-        hears_of_end.close()
+        os.close(tells)
+        os.close(hears)
+
+
+def is_wanted() -> bool:
+    """Whether the result of what this process works on will still be looked at: asked in long loops."""
+    return not _gave_up
 
 
 def map_ahead(
@@ -80,19 +82,21 @@ def map_ahead(
         yield waiting.popleft().result()
 
 
-def _begin(function: Callable[[Any], Any], hears_of_end: Connection, tells_end: Connection) -> None:
+def _begin(function: Callable[[Any], Any], hears: int, tells: int) -> None:
     global _function
     _function = function
-    tells_end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent hears, and ends its workers
-    threading.Thread(target=_end_with_parent, args=(hears_of_end,), daemon=True).start()
+    os.close(tells)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent hears, and tells its workers
+    threading.Thread(target=_listen, args=(hears,), daemon=True).start()
 
 
-def _end_with_parent(hears_of_end: Connection) -> None:
-    with contextlib.suppress(EOFError):
-        hears_of_end.recv()
-    os._exit(1)
+def _listen(hears: int) -> None:
+    """Waits for word that this worker should come to an end, or for the end of the process that wanted it."""
+    global _gave_up
+    if not os.read(hears, 1):
+        os._exit(1)
+    _gave_up = True
 
 
 def _work(item: Any) -> Any:
-    return _function(item)
+    return _function(item) if is_wanted() else None

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..files import first_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
-from .parallel import can_fork, map_in_processes, processors
+from .parallel import can_fork, is_wanted, map_in_processes, processors
 from .reading import (
     KNOWN_NAMES,
     BadRow,
@@ -248,6 +248,8 @@ def _tokenise_part(records: list[Record], parse: RowParser, tokenise: Tokeniser,
     known: dict[str, array] = {}  # SNLI has three hypotheses to a premise
     part = _Part(array("i"), array("i"), array("i"), array("q"), [], [], [])
     for record in records:
+        if not is_wanted():
+            break
         try:
             pair = parse_record(record, parse)
         except BadRowError as error:
