@@ -7,18 +7,15 @@ On a CPU a part of the epoch is run, and the whole one's time worked out from it
 timed by events in its stream, so that no step is waited for.
 """
 
-import argparse
-import json
 import sys
 import time
-from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
 
+from benchmarks.command import Parser, add_json, positive, write_json
 from benchmarks.corpus import VOCABULARY, draw_pairs
-from benchmarks.timing import environment, hardware, today
+from benchmarks.timing import environment
 from esim_fast import ESIM
 from esim_fast.data import batches
 from esim_fast.training import Recipe
@@ -29,11 +26,6 @@ CPU_PAIRS = 6_400
 WARM_UP = 5  # steps that are not counted: they initialise libraries, and choose and compile kernels
 # The moments of a step, by the phase that ends there. What is not the network or the optimiser's step comes between.
 PHASES = ("forward", "loss, backward, clipping", "optimiser", "loader, copies, metrics")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 class Stopwatch:
@@ -127,12 +119,12 @@ def page(result: dict, device: torch.device) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _Parser(prog="python -m benchmarks.epoch", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.epoch", description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=positive, help=f"default: {SNLI_PAIRS:,}, on a CPU {CPU_PAIRS:,}")
     parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    add_json(parser)
     options = parser.parse_args(arguments)
     available = torch.cuda.is_available()
     if options.device == "cuda" and not available:
@@ -142,21 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(environment(), flush=True)
     result = run(pairs, options.batch_size, device, options.precision)
     print(page(result, device))
-    if options.json:
-        settings = {"batch_size": options.batch_size, "device": device.type, "precision": options.precision}
-        of = {"environment": environment(), "hardware": hardware(), "date": today()}
-        try:
-            options.json.write_text(json.dumps({**of, **settings, **result}, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            parser.error(f"{options.json}: {error.strerror}")
+    settings = {"batch_size": options.batch_size, "device": device.type, "precision": options.precision}
+    write_json(parser, options.json, {**settings, **result})
     return 0
-
-
-def positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return number
 
 
 if __name__ == "__main__":

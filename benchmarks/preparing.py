@@ -18,24 +18,19 @@ import tempfile
 import time
 from importlib import resources
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
 
 from benchmarks import epoch
-from benchmarks.timing import environment, hardware, today
+from benchmarks.command import Parser, add_json, positive, write_json
+from benchmarks.timing import environment
 from esim_fast.data import DataError, EncodedPairs, Vocabulary, batches, prepare, read_pairs
 
 PAIRS = 550_000
 TRAINING_PAIRS = 1_280  # that the CPU trains on, to compare rates
 SIZES = {"32 pairs": {"batch_size": 32}, "512 pairs": {"batch_size": 512}, "1,000 words": {"max_words": 1000}}
 PEER, FIRST, SECOND = "NLTK alone, one process", "esim_fast, first start", "esim_fast, second start"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def write_corpus(path: Path, sources: list[str], pairs: int) -> None:
@@ -141,10 +136,10 @@ def page(result: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _Parser(prog="python -m benchmarks.preparing", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.preparing", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", metavar="FILE", help="rows to draw from; default: the bundled sample")
-    parser.add_argument("--pairs", type=epoch.positive, default=PAIRS, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--pairs", type=positive, default=PAIRS, help="default: %(default)s")
+    add_json(parser)
     parser.add_argument("--variant", choices=(PEER, FIRST, SECOND), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -175,12 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     trained = epoch.run(TRAINING_PAIRS, 32, torch.device("cpu"), "fp32")
     result["training_rate"] = trained["pairs"] / trained["seconds"]
     print(page(result))
-    if options.json:
-        of = {"environment": environment(), "hardware": hardware(), "date": today()}
-        try:
-            options.json.write_text(json.dumps({**of, **result}, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            parser.error(f"{options.json}: {error.strerror}")
+    write_json(parser, options.json, result)
     return 0
 
 

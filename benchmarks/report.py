@@ -6,12 +6,13 @@ run in the repository's root, makes a folder benchmarks/results/<hardware>-<date
 results.json, a copy of what was measured. Of several files from one machine it makes one report.
 """
 
-import argparse
 import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from benchmarks.command import Parser
 
 RESULTS = Path(__file__).parent / "results"
 # How the units of timing.py are written in tables.
@@ -24,13 +25,8 @@ class ReportError(Exception):
     """A mistake of the user's; the message is one line."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = _Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what pytest benchmarks/ --json wrote")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder, instead of benchmarks/results/…")
     options = parser.parse_args(arguments)

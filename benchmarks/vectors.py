@@ -9,7 +9,6 @@ a fresh process, whose peak of memory includes importing torch and what its work
 include importing.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -22,13 +21,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import NoReturn
 
 import numpy as np
 
+from benchmarks.command import Parser, add_json, positive, write_json
 from benchmarks.corpus import VOCABULARY
 from benchmarks.preparing import family, memory
-from benchmarks.timing import environment, hardware, today
+from benchmarks.timing import environment
 from esim_fast.data import Vocabulary
 from esim_fast.data.vectors import load_vectors
 
@@ -37,11 +36,6 @@ NUMBERS = 1_999  # rows of numbers that take turns: to draw and print billions o
 MISSING, CAPITALISED = 0.05, 0.05  # parts of the vocabulary that the file lacks, and that it has as "Paris" only
 WITH_SPACES = 10_000  # every so many-th other word is one with a space
 PEER, FIRST, SECOND = "every row parsed in Python", "esim_fast, the first time", "esim_fast, the second time"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def draw_vocabulary(rows: int) -> tuple[Vocabulary, dict[int, str]]:
@@ -190,12 +184,12 @@ def page(result: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _Parser(prog="python -m benchmarks.vectors", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=_positive, default=ROWS)
-    parser.add_argument("--dimension", type=_positive, default=DIMENSION)
-    parser.add_argument("--repeats", type=_positive, default=1)
+    parser = Parser(prog="python -m benchmarks.vectors", description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=positive, default=ROWS)
+    parser.add_argument("--dimension", type=positive, default=DIMENSION)
+    parser.add_argument("--repeats", type=positive, default=1)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the file is put")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    add_json(parser)
     options = parser.parse_args(arguments)
     rows, dimension = options.rows, options.dimension
     vocabulary, held = draw_vocabulary(rows)
@@ -220,9 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "variants": compare(Path(folder), rows, dimension, options.repeats),
             }
         print(page(result))
-        if options.json:
-            of = {"environment": environment(), "hardware": hardware(), "date": today(), "numpy": np.__version__}
-            options.json.write_text(json.dumps({**of, **result}, indent=1) + "\n", encoding="utf-8")
+        write_json(parser, options.json, {"numpy": np.__version__, **result})
     except OSError as error:
         parser.error(f"{error.filename or options.folder}: {error.strerror}")
     except (RuntimeError, subprocess.CalledProcessError) as error:
@@ -230,13 +222,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted\n")
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""What the benchmarks that are commands have in common."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.timing import environment, hardware, today
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def positive(text: str) -> int:
+    """An argparse type."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return number
+
+
+def add_json(parser: Parser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+
+
+def write_json(parser: Parser, path: Path | None, figures: dict[str, object]) -> None:
+    """Writes what was measured, and on what, where that is asked for."""
+    if path is None:
+        return
+    of = {"environment": environment(), "hardware": hardware(), "date": today()}
+    try:
+        path.write_text(json.dumps({**of, **figures}, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        parser.error(f"{path}: {error.strerror}")
