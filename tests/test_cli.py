@@ -25,6 +25,7 @@ TRAIN = [
     ("contradiction", "Two dogs are running.", "Dogs sleep."),
     ("-", "Two dogs are running.", "Dogs dream."),
 ]
+EXPECTED = "expected premise,hypothesis[,label], by name or number from 1, got '"
 SMALL = ["--hidden-size", "8", "--epochs", "2", "--batch-size", "2", "--device", "cpu"]
 
 
@@ -174,6 +175,10 @@ class TestTrain:
         (tmp_path / "cut.txt.gz").write_bytes(whole[: len(whole) // 2])
         extend = ["--extend-vocabulary", tmp_path / "cut.txt.gz", "--output", tmp_path / "none"]
         assert "cut.txt.gz:" in fails(*options, *extend)
+        odd = tmp_path / "odd.tsv"
+        odd.write_text("a zebra\tb\nonly one\n")
+        result = esim_fast(*options, "--extend-vocabulary", odd, "--skip-bad-rows", "--output", tmp_path / "odd")
+        assert (result.returncode, f"{odd}:2: expected 2 columns, got 1\n" in result.stderr) == (0, True)
         # Labels are not looked at for that, not even whether there are any.
         dev.write_text(dev.read_text().replace("neutral\tA zebra", "-\tA zebra"))
         assert new_words("--extend-vocabulary") == ["zebra"]
@@ -239,6 +244,19 @@ class TestTrain:
         message = fails("train", "--train", path, "--dev", path, "--output", tmp_path / "m")
         assert "expected 2 to 1000 labels, got 1001, such as 'one 0' (columns are label, premise" in message
         assert "name them with --columns" in message
+
+    def test_columns_that_stand_otherwise(self, corpus, model, tmp_path):
+        rotated = write_tsv(tmp_path / "a.tsv", [(p, h, label) for label, p, h in TRAIN] * 5, header=False)
+        several = write_tsv(
+            tmp_path / "b.tsv", [(f"{p} {i}", h, "x") for _, p, h in TRAIN for i in range(9)], header=False
+        )
+        message = fails("train", "--train", several, "--dev", several, "--output", tmp_path / "m")
+        assert "expected labels that recur, got 18 for 54 pairs, such as 'A man is sleeping. 0'" in message
+        assert "name them with --columns" in message
+        message = fails("predict", model, rotated)
+        assert f"{rotated}:1: expected a label of the model (contradiction, entailment, neutral), a premise" in message
+        assert "got 'A man is sleeping.' first; if the columns stand otherwise, name them with --columns" in message
+        succeeds("predict", model, rotated, "--columns", "1,2")
 
     def test_a_folder_whose_test_file_has_no_labels(self, tmp_path):
         for part in ("train", "dev"):
@@ -516,6 +534,11 @@ class TestData:
         assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}:9: NUL character\n"
         assert "  pairs          6, 1 without a gold label, 2 bad rows\n" in result.stdout
 
+    def test_a_file_that_cannot_be_read_does_not_stop_the_others(self, corpus, tmp_path):
+        result = esim_fast("data", corpus, tmp_path / "none.tsv", corpus)
+        assert (result.returncode, result.stdout.count("  pairs          6, 1")) == (2, 2)
+        assert result.stderr == f"esim-fast: {tmp_path / 'none.tsv'}: No such file or directory\n"
+
     def test_nothing_but_bad_rows(self, tmp_path):
         bad = tmp_path / "bad.tsv"
         bad.write_text("label\tpremise\thypothesis\nneutral\tonly one\n")
@@ -529,9 +552,15 @@ class TestData:
         output = succeeds("data", corpus, "--vectors", vectors)
         assert "  with a vector  0.00% of the words, 0.00% of the text\n" in output
 
+    def test_training_uses_what_it_prepared(self, tmp_path, cache):
+        path = write_tsv(tmp_path / "shared_with_training.tsv", TRAIN)
+        succeeds("data", path)
+        succeeds("train", "--train", path, "--dev", path, "--output", tmp_path / "m", *SMALL)
+        assert len(list(cache.glob("shared_with_training-*.safetensors"))) == 1
+
     def test_many_labels(self, tmp_path):
         path = write_tsv(tmp_path / "a.tsv", [(f"sentence {i}" * 20, "a", "b") for i in range(50)], header=False)
-        assert ", and 30 more\n" in succeeds("data", path)
+        assert ", 30 others 30 (60.0%)\n" in succeeds("data", path)
 
     def test_files_without_labels(self, tmp_path):
         bare = write_tsv(tmp_path / "bare.tsv", [("a b", "c")], header=False)
@@ -542,13 +571,26 @@ class TestData:
         [
             (["no.tsv"], "no.tsv: No such file or directory"),
             ([], "the following arguments are required: FILE"),
-            (["{corpus}", "--columns", "a"], "expected premise,hypothesis or premise,hypothesis,label, got 'a'"),
+            (["{corpus}", "--columns", "a"], f"{EXPECTED}a'"),
             (["{corpus}", "--columns", "1,b"], "expected names or numbers, not both, got '1,b'"),
-            (["{corpus}", "--columns", "1,0"], "expected premise,hypothesis or premise,hypothesis,label, got '1,0'"),
-            (["{corpus}", "--columns", "00,1"], "expected premise,hypothesis or premise,hypothesis,label, got '00,1'"),
-            (["{corpus}", "--columns", "1,01"], "expected premise,hypothesis or premise,hypothesis,label, got '1,01'"),
+            (
+                ["{corpus}", "--columns", "1,0"],
+                f"{EXPECTED}1,0'",
+            ),
+            (
+                ["{corpus}", "--columns", "00,1"],
+                f"{EXPECTED}00,1'",
+            ),
+            (
+                ["{corpus}", "--columns", "1,01"],
+                f"{EXPECTED}1,01'",
+            ),
             (["{corpus}", "--columns", "1," + "9" * 5000], "expected names or numbers, not both"),
             (["{corpus}", "--columns", "1,9"], ":1: expected at least 9 columns, got 3"),
+            (
+                ["{corpus}", "--columns", "sentence1,sentence2,z"],
+                ":1: expected a column z in the header, got",
+            ),
             (["{corpus}", "--columns", "a,b"], ":1: expected a column a in the header, got gold_label, sentence1"),
             (["{corpus}", "--vectors", "no.txt"], "no.txt: No such file or directory"),
             (["{corpus}", "--cache", "x", "--no-cache"], "not allowed with argument"),

@@ -123,6 +123,7 @@ def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
         if len(fields) != 3:
             return None
     label, premise, hypothesis = fields
+    label = label.strip()
     if not label or "\0" in "".join(fields):
         return None
     return premise, hypothesis, None if label == "-" else label
@@ -210,7 +211,7 @@ def test_rows_of_several_lines(form: str) -> None:
             label, premise, hypothesis = next(
                 csv.reader(io.StringIO(following, newline=""), delimiter=delimiter, strict=True)
             )
-            assert pair[:3] == (premise, hypothesis, None if label == "-" else label), content
+            assert pair[:3] == (premise, hypothesis, None if label.strip() == "-" else label.strip()), content
 
 
 def test_damaged_archives(tmp_path: Path) -> None:

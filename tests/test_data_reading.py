@@ -57,6 +57,10 @@ def test_tab_separated(tmp_path: Path, name: str, content: str) -> None:
             id="any-order-other-columns",
         ),
         pytest.param(
+            "Label \t Premise\tHYPOTHESIS\n entailment \tA man sleeps.\tHe rests.\nneutral\tTwo cats.\t\n",
+            id="any-case-and-blanks",
+        ),
+        pytest.param(
             "label\tgold_label\tsentence1\tsentence2\n"
             "x\tentailment\tA man sleeps.\tHe rests.\nx\tneutral\tTwo cats.\t\n",
             id="gold-label-rather-than-label",
@@ -114,6 +118,8 @@ def test_labels_may_be_absent(tmp_path: Path, name: str, content: str, first: Pa
     assert next(read_pairs(write(tmp_path, name, content), labelled=False)) == first
 
 
+OR = ", a header with known names, or to be told the columns"
+SECOND, THIRD = "sentence2, hypothesis, question2 or text_b", "gold_label, label or is_duplicate"
 GOOD = "neutral\ta\tb\n"
 GOOD_JSON = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}\n'
 
@@ -123,23 +129,24 @@ GOOD_JSON = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}\n'
     [
         ("a.tsv", GOOD * 16 + "neutral\ta\n", ":17: expected 3 columns, got 2"),
         ("a.tsv", GOOD + "neutral\ta\tb\tc\n", ":2: expected 3 columns, got 4"),
-        ("a.tsv", "a\tb\n", ":1: expected 3 columns, got 2"),
+        ("a.tsv", "a\tb\n", f":1: expected 3 columns{OR}, got 2: a, b"),
         ("a.tsv", "label\tpremise\thypothesis\tid\nx\ta\n", ":2: expected 4 columns, got 2"),
         ("a.tsv", "label\tpremise\thypothesis\tid\nx\ta\tb\t1\t2\n", ":2: expected 4 columns, got 5"),
-        (
-            "a.tsv",
-            "label\tsentence1\nx\ta\n",
-            ":1: expected a column sentence2, hypothesis, question2 or text_b in the header",
-        ),
+        ("a.tsv", "label\tsentence1\nx\ta\n", f":1: expected a column {SECOND} in the header, got label, sentence1"),
         (
             "a.tsv",
             "premise\thypothesis\na\tb\n",
-            ":1: expected a column gold_label, label or is_duplicate in the header",
+            f":1: expected a column {THIRD} in the header, got premise, hypothesis",
         ),
         ("a.tsv", GOOD + "\n\n" + GOOD, ":2: 2 blank lines"),
         ("a.tsv", GOOD + "\ta\tb\n", ":2: empty label"),
         ("a.tsv", GOOD.encode() + b"x\ta\xff\tb\n", ":2: not valid UTF-8 at byte 4"),
-        ("a.tsv", GOOD.encode("utf-16"), ":1: not valid UTF-8 at byte 1"),
+        ("a.tsv", GOOD.encode("utf-16"), ":1: not valid UTF-8 at byte 1 (UTF-16?)"),
+        (
+            "a.tsv",
+            gzip.compress(GOOD.encode()),
+            ":1: not valid UTF-8 at byte 2 (a gzip file? Its name should end in .gz)",
+        ),
         ("a.jsonl", GOOD_JSON + "{oops}\n", ":2: not valid JSON at character 2"),
         ("a.jsonl", GOOD_JSON[:20], ":1: not valid JSON at character 16"),
         ("a.jsonl", GOOD_JSON + "[1]\n", ":2: expected a JSON object"),
@@ -175,10 +182,10 @@ def test_bad_file(tmp_path: Path, name: str, content: str | bytes, message: str)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a\n", ":1: expected 2 or 3 columns, got 1"),
+        ("a\n", f":1: expected 2 or 3 columns{OR}, got 1: a"),
         ("a\tb\nx\ta\tb\n", ":2: expected 2 columns, got 3"),
         ("x\ta\tb\na\tb\n", ":2: expected 3 columns, got 2"),
-        ("label\tpremise\nx\ta\n", ":1: expected a column sentence2, hypothesis, question2 or text_b in the header"),
+        ("label\tpremise\nx\ta\n", f":1: expected a column {SECOND} in the header, got label, premise"),
         ("\ta\tb\n", ":1: empty label"),
     ],
 )
@@ -229,7 +236,10 @@ def test_a_stream_is_parsed_as_it_arrives() -> None:
 sentences = st.text(st.characters(exclude_characters="\t\n\r\0", exclude_categories=["Cs"]))
 
 
-@given(st.lists(st.tuples(sentences.filter(lambda label: label not in ("", "-")), sentences, sentences), min_size=1))
+labels = sentences.map(str.strip).filter(lambda label: label not in ("", "-"))
+
+
+@given(st.lists(st.tuples(labels, sentences, sentences), min_size=1))
 def test_whatever_is_written_is_read_back(rows: list[tuple[str, str, str]]) -> None:
     tsv = "".join("\t".join(row) + "\n" for row in [("label", "premise", "hypothesis"), *rows])
     jsonl = "".join(json.dumps(dict(zip(("label", "premise", "hypothesis"), row, strict=True))) + "\n" for row in rows)
@@ -399,9 +409,9 @@ def test_blank_lines_take_no_memory() -> None:
 
 
 def test_text_without_columns(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.txt", "A word\ttabs too\nand\n")
+    path = write(tmp_path, "a.txt", "A word\ttabs too\n\nand\n")
     pairs = list(read_pairs(path, Layout(text=True), labelled=False))
-    assert pairs == [Pair("A word\ttabs too", "", None, 1), Pair("and", "", None, 2)]
+    assert pairs == [Pair("A word\ttabs too", "", None, 1), Pair("and", "", None, 3)]
 
 
 def test_columns_are_settled_by_a_good_first_row_alone(tmp_path: Path) -> None:
@@ -442,3 +452,9 @@ def test_real_corpora(real_data: Path, name: str, pairs: int, unlabelled: int) -
     labels = [pair.label for pair in read_pairs(real_data / name)]
     assert (len(labels) - labels.count(None), labels.count(None)) == (pairs, unlabelled)
     assert {*labels} - {None} == {"entailment", "neutral", "contradiction"}
+
+
+def test_layouts_made_by_hand() -> None:
+    assert Layout(columns=[1, 2, 3]).columns == ("1", "2", "3")
+    with pytest.raises(TypeError, match="columns must be a sequence of names or numbers, got 'a,b'"):
+        Layout(columns="a,b")

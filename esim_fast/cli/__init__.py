@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, UsageError, FloatingPointError) as error:
         return _fail(error)
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
     except (MemoryError, RuntimeError) as error:  # torch says RuntimeError when memory is short
         if isinstance(error, RuntimeError) and "memory" not in first_line(error):
             raise

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import PreparedCorpus, prepare, words_with_vector
+from ..data import DataError, PreparedCorpus, prepare, words_with_vector
 from . import options as common
-
-_LABELS = 20  # that are named; if the column is the wrong one there may be a million
 
 
 def add(commands: Any) -> None:
@@ -25,21 +23,18 @@ def add(commands: Any) -> None:
 
 def data(options: argparse.Namespace) -> int:
     """Rows, labels, lengths and vocabulary of each file, of later ones also how much of it the first one knows. Rows
-    that cannot be read are listed on stderr; the exit code is 1 if there are any."""
+    that cannot be read are listed on stderr; the exit code is 1 if there are any, 2 if a whole file cannot be read."""
     first: Counter[str] | None = None
-    bad = 0
-    for number, path in enumerate(options.files):
-        corpus = prepare(
-            path,
-            options.tokeniser,
-            common.layout(options),
-            labelled=False,
-            skip_bad_rows=True,
-            allow_empty=True,
-            cache=common.cache(options),
-        )
+    code = 0
+    for path in options.files:
+        try:
+            corpus = _prepare(path, options)
+        except DataError as error:
+            common.say(f"esim-fast: {error}")
+            code = 2
+            continue
         common.list_bad_rows(path, corpus.bad_rows)
-        bad += len(corpus.bad_rows)
+        code = max(code, 1 if corpus.bad_rows else 0)
         words = corpus.word_counts(labelled=False)
         figures = _figures(corpus, words)
         if first is None:
@@ -49,18 +44,38 @@ def data(options: argparse.Namespace) -> int:
         if options.vectors:
             found = words_with_vector(options.vectors, words, cache=common.cache(options))
             figures["with a vector"] = _coverage(words, set(found))
-        print("" if number == 0 else "\n", path, sep="")
+        print(path if words is first else f"\n{path}")
         for name, figure in figures.items():
             print(f"  {name:<14} {figure}")
-    return 1 if bad else 0
+    return code
+
+
+def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
+    """The corpus as training would read it, or without labels if it has none."""
+
+    def read(labelled: bool) -> PreparedCorpus:
+        return prepare(
+            path,
+            options.tokeniser,
+            common.layout(options),
+            labelled=labelled,
+            skip_bad_rows=True,
+            allow_empty=True,
+            cache=common.cache(options),
+        )
+
+    if options.columns is not None:
+        return read(labelled=len(options.columns) == 3)
+    try:
+        corpus = read(labelled=True)
+    except DataError:
+        return read(labelled=False)
+    return corpus if len(corpus) else read(labelled=False)
 
 
 def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
     bad = f", {common.bad_rows(corpus)}" if corpus.bad_rows else ""
-    labels = Counter(corpus.label_counts()).most_common()
-    shares = [f"{label[:40]} {count:,} ({count / len(corpus):.1%})" for label, count in labels[:_LABELS]]
-    if len(labels) > _LABELS:
-        shares.append(f"and {len(labels) - _LABELS:,} more")
+    shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in common.labels_of(corpus)]
     figures = {
         "pairs": f"{len(corpus):,}, {corpus.unlabelled:,} without a gold label{bad}",
         "labels": ", ".join(shares) or "none",

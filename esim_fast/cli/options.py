@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ import torch
 from ..classifier import Classifier
 from ..data import TOKENISERS, BadRow, Layout, PreparedCorpus, default_cache
 
+_LABELS = 20  # that are named
 FILES = ".jsonl, .csv or tab-separated, each also .gz, with the columns of SNLI, MultiNLI, QQP, LCQMC or --columns"
 
 
@@ -35,8 +37,8 @@ def add_reading(command: argparse.ArgumentParser) -> None:
         "--columns",
         type=_columns,
         metavar="P,H[,L]",
-        help="columns (or keys) of premise, hypothesis and label, by name or number; default: by the known names, "
-        "or label, premise, hypothesis",
+        help="columns (or keys) of premise, hypothesis and label: by name, or without a header by number from 1; "
+        "default: by the known names, or label, premise, hypothesis",
     )
     command.add_argument("--quoted", action="store_true", help="fields of .tsv files may be in double quotes")
 
@@ -106,6 +108,15 @@ def bad_rows(corpus: PreparedCorpus) -> str:
     return f"{len(corpus.bad_rows):,} bad row{'' if len(corpus.bad_rows) == 1 else 's'}"
 
 
+def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
+    """Labels and how often they occur, no more of them than a person reads."""
+    counts = Counter(corpus.label_counts()).most_common()
+    rest = counts[_LABELS:]
+    return [(label[:40], count) for label, count in counts[:_LABELS]] + (
+        [(f"{len(rest):,} others", sum(count for _, count in rest))] if rest else []
+    )
+
+
 def list_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
     for row in rows:
         say(f"{path}:{row.line}: {row.reason}")
@@ -144,5 +155,5 @@ def _columns(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(f"expected names or numbers, not both, got {text!r}")
     names = numbers or names
     if not 2 <= len(names) <= 3 or not all(names) or len(set(names)) < len(names) or "0" in names:
-        raise argparse.ArgumentTypeError(f"expected premise,hypothesis or premise,hypothesis,label, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected premise,hypothesis[,label], by name or number from 1, got {text!r}")
     return tuple(names)

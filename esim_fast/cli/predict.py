@@ -3,12 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
 from ..data import BadRow, DataError, Pair
-from ..data.reading import Form, bounded_lines, corpus_lines, parse_pairs
+from ..data.reading import Form, bounded_lines, corpus_lines, parse_pairs, shortened
 from . import options as common
 
 _CHUNK = 4096  # pairs that are held at a time
@@ -39,9 +39,9 @@ def predict(options: argparse.Namespace) -> None:
     elif options.file == "-":
         if sys.stdin is None:
             raise common.UsageError("stdin is closed")
-        pairs = _read("stdin", *_stdin_lines(), options)
+        pairs = _read("stdin", *_stdin_lines(), model.labels, options)
     else:
-        pairs = _read(options.file, *corpus_lines(options.file), options)
+        pairs = _read(options.file, *corpus_lines(options.file), model.labels, options)
     while chunk := list(_until_error(islice(pairs, _CHUNK))):
         error = chunk.pop() if isinstance(chunk[-1], DataError) else None
         labels, probabilities = model.predict([pair[:2] for pair in chunk], batch_size=options.batch_size)
@@ -57,12 +57,24 @@ def predict(options: argparse.Namespace) -> None:
             raise error
 
 
-def _read(name: str, lines: Iterator[bytes], form: Form, options: argparse.Namespace) -> Iterator[Pair]:
+def _read(
+    name: str, lines: Iterator[bytes], form: Form, labels: Sequence[str], options: argparse.Namespace
+) -> Iterator[Pair]:
     def skip(row: BadRow) -> None:
         common.list_bad_rows(name, [row])
 
     on_bad_row = skip if options.skip_bad_rows else None
-    return parse_pairs(lines, name, common.layout(options), form=form, labelled=False, on_bad_row=on_bad_row)
+    pairs = parse_pairs(lines, name, common.layout(options), form=form, labelled=False, on_bad_row=on_bad_row)
+    first = next(pairs, None)
+    if first is None:
+        return iter(())
+    # Three columns without a header are taken for label, premise, hypothesis: are they?
+    if form != "jsonl" and options.columns is None and first.line == 1 and first.label not in (None, *labels):
+        raise DataError(
+            f"{name}:1: expected a label of the model ({shortened(labels)}), a premise and a hypothesis, "
+            f"got {first.label[:40]!r} first; if the columns stand otherwise, name them with --columns"
+        )
+    return chain([first], pairs)
 
 
 def _stdin_lines() -> tuple[Iterator[bytes], Form]:

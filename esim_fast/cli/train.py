@@ -26,6 +26,7 @@ from ..training.trainer import PRECISIONS
 from . import options as common
 
 _MOST_LABELS = 1000  # more are sentences in the wrong column
+_FEW_LABELS = 10  # need not recur
 _PROBE = 100  # rows: a test file with no label among so many has none
 _HEADER_FROM = 100  # rows of a file from which on a label that only its first row has is a header's
 
@@ -223,6 +224,7 @@ def _read_training_data(files: CorpusFiles, unlabelled_test: str | None, options
             layout,
             labelled=labelled,
             skip_bad_rows=options.skip_bad_rows,
+            allow_empty=layout.text,
             cache=common.cache(options),
         )
 
@@ -237,7 +239,10 @@ def _read_training_data(files: CorpusFiles, unlabelled_test: str | None, options
         others = [read(*of, labelled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
     elif options.extend_vocabulary is not None:
         others = [dev, test or (unlabelled_test and read(unlabelled_test, layout, labelled=False))]
-    counts = sum((corpus.word_counts(labelled=False) for corpus in others if corpus), Counter())
+    others = list(filter(None, others))
+    for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the rest
+        common.list_bad_rows(corpus.path, corpus.bad_rows)
+    counts = sum((corpus.word_counts(labelled=False) for corpus in others), Counter())
     return _TrainingData(
         [train, dev, test],
         vocabulary=Vocabulary.build(train.word_counts(labelled=True)),
@@ -256,12 +261,14 @@ def _labels(train: PreparedCorpus) -> list[str]:
     """The labels of a training corpus, in the order of their ids."""
     counts = train.label_counts()
     labels = sorted(counts)
+    hint = "(columns are label, premise, hypothesis; if they stand otherwise, name them with --columns)"
     if not 2 <= len(labels) <= _MOST_LABELS:
-        few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0]!r}"
-        raise DataError(
-            f"{train.path}: expected 2 to {_MOST_LABELS} labels, got {few} "
-            "(columns are label, premise, hypothesis; if they stand otherwise, name them with --columns)"
-        )
+        few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0][:40]!r}"
+        raise DataError(f"{train.path}: expected 2 to {_MOST_LABELS} labels, got {few} {hint}")
+    pairs = int(train.labelled.sum())
+    if len(labels) > max(_FEW_LABELS, pairs / 5):
+        got = f"{len(labels)} for {pairs} pairs, such as {labels[0][:40]!r}"
+        raise DataError(f"{train.path}: expected labels that recur, got {got} {hint}")
     first = train.label_names[train.labels[0]] if train.labelled[0] else None
     lone = [label for label in labels if counts[label] == 1]
     if lone == [first] and len(train) >= _HEADER_FROM:
@@ -273,7 +280,7 @@ def _labels(train: PreparedCorpus) -> list[str]:
 
 
 def _describe(corpus: PreparedCorpus) -> None:
-    counts = ", ".join(f"{label} {count}" for label, count in corpus.label_counts().items())
+    counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
     dropped = f"; {corpus.unlabelled} more without a gold label dropped" if corpus.unlabelled else ""
     bad = f"; {common.bad_rows(corpus)} left out:" if corpus.bad_rows else ""
     common.say(f"{corpus.path}: {corpus.labelled.sum()} pairs ({counts}){dropped}{bad}")

@@ -37,7 +37,7 @@ def default_cache() -> Path | None:
 
 
 def kept(
-    cache: Path | None,
+    cache: str | os.PathLike[str] | None,
     source: str,
     options: dict[str, str],
     make: Callable[[], Arrays],
@@ -61,14 +61,14 @@ def kept(
         return make()
     place = json.dumps({"source": os.path.realpath(source), **options}, sort_keys=True)
     stem = re.sub(r"\W", "-", Path(source).name.partition(".")[0], flags=re.ASCII)[:64]
-    path = cache / f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.safetensors"
+    path = Path(cache) / f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.safetensors"
     key = json.dumps({"content": content or _content(source), **options}, sort_keys=True)
     found = _read(path, key)
     if found is not None:
         return found
     lock = FileLock(f"{path}.lock")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=1)
         except Timeout:

@@ -66,7 +66,7 @@ def _load(name: str) -> DatasetDict:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"{name}: needs Hugging Face's library: pip install esim_fast[hub]") from error
+        raise DataError(f"{name}: needs Hugging Face's library: pip install datasets") from error
     path, _, configuration = name.removeprefix("hub:").partition(":")
     try:
         saved = os.path.isdir(path) and any("dataset_dict.json" in entry for entry in os.listdir(path))

@@ -7,6 +7,7 @@ model's ids come from two small tables, so the same file serves every model.
 import hashlib
 import json
 import os
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import chain, islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ from .reading import (
     corpus_lines,
     open_corpus,
     parse_record,
+    shortened,
 )
 from .tokenising import TOKENISERS, Tokeniser, get_tokeniser, name_of
 from .vocabulary import UNSAVABLE, Vocabulary
@@ -136,13 +137,13 @@ class PreparedCorpus:
         """
         rows = self._with_other_labels(labels)
         if len(rows) == self.labelled.sum():
-            raise DataError(f"{self.path}: expected labels among {', '.join(labels)}, got none of them")
+            raise DataError(f"{self.path}: expected labels among {shortened(labels)}, got none of them")
         wrong = np.isin(self.lines, [row.line for row in rows])
         return replace(self, labels=np.where(wrong, LEFT_OUT, self.labels), bad_rows=sorted([*self.bad_rows, *rows]))
 
     def _with_other_labels(self, labels: list[str]) -> list[BadRow]:
         others = [place for place, name in enumerate(self.label_names) if name not in labels]
-        expected = f"expected a label among {', '.join(labels)}, got"
+        expected = f"expected a label among {shortened(labels)}, got"
         return [
             BadRow(int(self.lines[pair]), f"{expected} {self.label_names[self.labels[pair]]!r}")
             for pair in np.flatnonzero(np.isin(self.labels, others))
@@ -164,7 +165,7 @@ def prepare(
     labelled: bool = True,
     skip_bad_rows: bool = False,
     allow_empty: bool = False,
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
     workers: int | None = None,
 ) -> PreparedCorpus:
     """Read and tokenise a corpus, or take what an earlier call kept of it.
@@ -259,7 +260,10 @@ def _tokenise_part(records: list[Record], parse: RowParser, tokenise: Tokeniser,
             tokens = known.get(sentence)
             if tokens is None:
                 try:
-                    tokens = array("i", [words.setdefault(word, len(words)) for word in tokenise(sentence)])
+                    found = tokenise(sentence)
+                    if isinstance(found, str):
+                        raise TypeError("expected a list of words, got a string")
+                    tokens = array("i", [words.setdefault(word, len(words)) for word in found])
                 except Exception as error:  # a function of the user's may raise anything
                     reason = f"{type(error).__name__}: {first_line(error)}"
                     raise DataError(f"{name}:{record.line}: tokeniser {tokeniser}: {reason}") from error
@@ -277,7 +281,10 @@ def _put_together(found: Iterable[_Part], name: str, tokeniser: str, skip_bad_ro
     names: dict[str, int] = {}
     parts: list[tuple[np.ndarray, ...]] = []
     bad_rows: list[BadRow] = []
-    with tqdm(desc=f"{name}: tokenising", unit="row", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
+    with tqdm(
+        desc=f"{name}: tokenising", unit="row", unit_scale=True, delay=1, mininterval=interval, leave=False
+    ) as bar:
         for part in found:
             if part.bad_rows and not skip_bad_rows:
                 raise DataError(f"{name}:{part.bad_rows[0].line}: {part.bad_rows[0].reason}")

@@ -34,6 +34,11 @@ _NAMES = {
 }
 _LEFT_OUT = ("label2", "label3", "label4", "label5")
 _NO_LABEL = "-"  # what SNLI and MultiNLI write where the annotators did not agree
+_OTHER_FILES = {
+    b"\x1f\x8b": "a gzip file? Its name should end in .gz",
+    b"\xff\xfe": "UTF-16?",
+    b"\xfe\xff": "UTF-16?",
+}
 _UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 
 
@@ -75,6 +80,12 @@ class Layout:
     columns: tuple[str, ...] | None = None
     quoted: bool = False
     text: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.columns, str):
+            raise TypeError(f"columns must be a sequence of names or numbers, got {self.columns!r}")
+        if self.columns is not None:
+            object.__setattr__(self, "columns", tuple(map(str, self.columns)))
 
 
 KNOWN_NAMES = Layout()
@@ -168,9 +179,9 @@ def open_corpus(
     if labelled and layout.columns is not None and len(layout.columns) < len(_NAMES):
         raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(layout.columns)}")
     delimiter = "," if form == "csv" else "\t" if layout.quoted and form == "tsv" else None
-    records = _records(lines, None if layout.text else delimiter)
     if layout.text:
-        return records, TextRows()
+        return _records(lines, None, text=True), TextRows()
+    records = _records(lines, delimiter)
     if form == "jsonl":
         return records, JsonRows(layout.columns, labelled)
     first = next(records, None)
@@ -199,7 +210,7 @@ def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
 
 def corpus_form(name: str) -> Form:
     """What a file of this name holds."""
-    ending = "jsonl" if name.startswith("hub:") else name.removesuffix(".gz").rpartition(".")[2]
+    ending = "jsonl" if name.startswith("hub:") else name.lower().removesuffix(".gz").rpartition(".")[2]
     return ending if ending in ("csv", "jsonl") else "tsv"  # type: ignore[return-value]
 
 
@@ -269,8 +280,11 @@ class _Lines:
         self._returned.extendleft(reversed(lines))
 
 
-def _records(lines: Iterable[bytes], delimiter: str | None) -> Iterator[Record]:
-    """Number the rows, and put together those that hold line breaks between quotes; blank ones may only end a file."""
+def _records(lines: Iterable[bytes], delimiter: str | None, *, text: bool = False) -> Iterator[Record]:
+    """Number the rows, and put together those that hold line breaks between quotes.
+
+    Blank lines may only end a file, but in a text they do not matter.
+    """
     source = _Lines(lines)
     number = blank = 0  # blank: how many such lines have come one after the other
     while (line := source.take()) is not None:
@@ -278,7 +292,7 @@ def _records(lines: Iterable[bytes], delimiter: str | None) -> Iterator[Record]:
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
         if not line.rstrip(b"\r\n"):
-            blank += 1
+            blank += not text
             continue
         if blank:
             yield Record(number - blank, b"", "blank line" if blank == 1 else f"{blank} blank lines")
@@ -351,7 +365,8 @@ def _decode(content: bytes) -> str:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        raise BadRowError(f"not valid UTF-8 at byte {error.start + 1}") from error
+        hint = next((f" ({what})" for begin, what in _OTHER_FILES.items() if content.startswith(begin)), "")
+        raise BadRowError(f"not valid UTF-8 at byte {error.start + 1}{hint}") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -367,9 +382,9 @@ def _split(text: str, delimiter: str | None) -> list[str]:
 
 def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labelled: bool) -> tuple[dict[str, int], bool]:
     """Which column is which, and whether the first row is a header."""
-    named = {
-        role: next((fields.index(name) for name in names if name in fields), None) for role, names in _NAMES.items()
-    }
+    fields = [field.strip() for field in fields]
+    lower = [field.lower() for field in fields]
+    named = {role: next((lower.index(name) for name in names if name in lower), None) for role, names in _NAMES.items()}
     known = {role: column for role, column in named.items() if column is not None}
     required = tuple(_NAMES) if labelled else ("premise", "hypothesis")
     if wanted is not None and all(map(str.isdecimal, wanted)):
@@ -384,18 +399,25 @@ def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labelled:
         names = dict(zip(_NAMES, wanted, strict=False))
         for role, name in names.items():
             if name not in fields and role in required:
-                raise BadRowError(f"expected a column {name} in the header, got {', '.join(fields)[:200]}")
+                raise BadRowError(f"expected a column {name} in the header, got {shortened(fields)}")
         return {role: fields.index(name) for role, name in names.items() if name in fields}, True
     if len(known) >= 2:
         for role in required:
             if role not in known:
-                raise BadRowError(f"expected a column {_either(_NAMES[role])} in the header")
+                raise BadRowError(f"expected a column {_either(_NAMES[role])} in the header, got {shortened(fields)}")
         return known, True
     if len(fields) == 3:
         return {"label": 0, "premise": 1, "hypothesis": 2}, False
     if len(fields) == 2 and not labelled:
         return {"premise": 0, "hypothesis": 1}, False
-    raise BadRowError(f"expected {'3' if labelled else '2 or 3'} columns, got {len(fields)}")
+    expected = f"{'3' if labelled else '2 or 3'} columns, a header with known names, or to be told the columns"
+    raise BadRowError(f"expected {expected}, got {len(fields)}: {shortened(fields)}")
+
+
+def shortened(names: Sequence[str]) -> str:
+    """A list that fits into a message."""
+    text = ", ".join(names)
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def _either(names: Sequence[str]) -> str:
@@ -476,6 +498,8 @@ class JsonRows:
 
 
 def _checked_label(label: str | None) -> str | None:
-    if label == "":
-        raise BadRowError("empty label")
+    if label is not None:
+        label = label.strip()  # blanks around it would make another label of it, which nobody sees
+        if not label:
+            raise BadRowError("empty label")
     return None if label == _NO_LABEL else label

@@ -323,6 +323,8 @@ def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndar
                 for row, vector in enumerate(chain.from_iterable(vectors.blocks())):
                     if row in spellings:
                         word = spellings[row]
+                        with np.errstate(over="ignore"):
+                            vector = vector.astype(np.float32)
                         if not np.isfinite(vector).all():
                             raise DataError(f"{name}: expected finite numbers, got others in the vector of {word!r}")
                         yield word, vector
@@ -362,13 +364,13 @@ class _StoredArray:
 def _check_npz(words: _StoredArray, vectors: _StoredArray, name: str) -> None:
     if (
         words.dtype.kind != "U"
-        or vectors.dtype not in (np.float16, np.float32)
+        or vectors.dtype not in (np.float16, np.float32, np.float64)
         or len(vectors.shape) != 2
         or words.shape != vectors.shape[:1]
         or not 1 <= vectors.shape[1] <= _WIDEST
     ):
         raise DataError(
-            f"{name}: expected words [n] of text and vectors [n, at most {_WIDEST}] of fp16 or fp32, "
+            f"{name}: expected words [n] of text and vectors [n, at most {_WIDEST}] of fp16, fp32 or fp64, "
             f"got words {list(words.shape)} {words.dtype} and vectors {list(vectors.shape)} {vectors.dtype}"
         )
 

@@ -5,7 +5,6 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import compress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +33,13 @@ def load_vectors(
     *,
     more_words: Sequence[str] = (),
     seed: int = 0,
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> PretrainedVectors:
     """Read the vectors of a vocabulary's words.
 
     The name of the file says what it holds. Of a word that it holds twice the first vector counts.
 
-    * ``.npz``: the arrays ``words`` [n] and ``vectors`` [n, dimension] (fp16 or fp32);
+    * ``.npz``: the arrays ``words`` [n] and ``vectors`` [n, dimension] (fp16, fp32 or fp64);
     * ``.bin`` or ``.bin.gz``: word2vec's binary form;
     * anything else, ``.gz`` too: text as of GloVe, word2vec and fastText, a word and its numbers a line, separated by
       single spaces, with or without a first line "count dimension". Rows that are not needed are checked for being too
@@ -69,7 +68,9 @@ def load_vectors(
     return PretrainedVectors(vocabulary.extended(compress(asked.words, stays)), matrix, int(found.sum()))
 
 
-def words_with_vector(path: str | os.PathLike[str], words: Iterable[str], *, cache: Path | None = None) -> list[str]:
+def words_with_vector(
+    path: str | os.PathLike[str], words: Iterable[str], *, cache: str | os.PathLike[str] | None = None
+) -> list[str]:
     """Those of some words for which a file has a vector, as :func:`load_vectors` looks for them."""
     asked = Vocabulary([UNKNOWN, PADDING]).extended(words)
     return list(compress(asked.words, _found_rows(path, asked, cache)["found"]))
@@ -88,7 +89,7 @@ def _fill(matrix: Tensor, found: Tensor, seed: int) -> None:
     matrix[PADDING_ID] = 0
 
 
-def _found_rows(path: str | os.PathLike[str], vocabulary: Vocabulary, cache: Path | None) -> Arrays:
+def _found_rows(path: str | os.PathLike[str], vocabulary: Vocabulary, cache: str | os.PathLike[str] | None) -> Arrays:
     """The ``rows`` of a vocabulary's words, float32 [words, dimension], zero where they were not ``found``, bool
     [words].
     """
