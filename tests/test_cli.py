@@ -535,7 +535,8 @@ class TestData:
         assert "  pairs          6, 1 without a gold label, 2 bad rows\n" in result.stdout
 
     def test_a_file_that_cannot_be_read_does_not_stop_the_others(self, corpus, tmp_path):
-        result = esim_fast("data", corpus, tmp_path / "none.tsv", corpus)
+        result = esim_fast("data", tmp_path / "none.tsv", corpus, corpus)
+        assert f"100.00% of the words, 100.00% of the text are in {corpus}\n" in result.stdout
         assert (result.returncode, result.stdout.count("  pairs          6, 1")) == (2, 2)
         assert result.stderr == f"esim-fast: {tmp_path / 'none.tsv'}: No such file or directory\n"
 

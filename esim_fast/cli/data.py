@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def data(options: argparse.Namespace) -> int:
     """Rows, labels, lengths and vocabulary of each file, of later ones also how much of it the first one knows. Rows
     that cannot be read are listed on stderr; the exit code is 1 if there are any, 2 if a whole file cannot be read."""
-    first: Counter[str] | None = None
+    first: tuple[str, Counter[str]] | None = None
     code = 0
     for path in options.files:
         try:
@@ -37,16 +37,15 @@ def data(options: argparse.Namespace) -> int:
         code = max(code, 1 if corpus.bad_rows else 0)
         words = corpus.word_counts(labelled=False)
         figures = _figures(corpus, words)
-        if first is None:
-            first = words
-        else:
-            figures["known"] = f"{_coverage(words, first)} are in {options.files[0]}"
+        if first is not None:
+            figures["known"] = f"{_coverage(words, first[1])} are in {first[0]}"
         if options.vectors:
             found = words_with_vector(options.vectors, words, cache=common.cache(options))
             figures["with a vector"] = _coverage(words, set(found))
-        print(path if words is first else f"\n{path}")
+        print(path if first is None else f"\n{path}")
         for name, figure in figures.items():
             print(f"  {name:<14} {figure}")
+        first = first or (path, words)
     return code
 
 
