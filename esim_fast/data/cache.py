@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..files import first_line, replace_file
-from .reading import DataError
+from .reading import DataError, reason_of
 
 Arrays = dict[str, Tensor]
 
@@ -59,6 +59,7 @@ def kept(
     """
     if cache is None or (content is None and not os.path.isfile(source)):  # a pipe can be read only once
         return make()
+    options = {**options, "gzip": str(source.endswith(".gz"))}  # that, too, is said by the name alone
     place = json.dumps({"source": os.path.realpath(source), **options}, sort_keys=True)
     stem = re.sub(r"\W", "-", Path(source).name.partition(".")[0], flags=re.ASCII)[:64]
     path = Path(cache) / f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.safetensors"
@@ -112,7 +113,7 @@ def _content(source: str) -> str:
                 digest.update(block)
             return f"sha256 {digest.hexdigest()}"
     except OSError as error:
-        raise DataError(f"{source}: {error.strerror or error}") from error
+        raise DataError(f"{source}: {reason_of(error)}") from error
 
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:

@@ -47,7 +47,7 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
     files = sorted(path.name for path in Path(name).iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")
     for stems in _RELEASES:
         train, dev, test = (
-            _preferred([stem + ending for ending in _ENDINGS if stem + ending in files]) for stem in stems
+            next((stem + ending for ending in _ENDINGS if stem + ending in files), None) for stem in stems
         )
         if train and dev:
             return CorpusFiles(*(part and os.path.join(name, part) for part in (train, dev, test)))
@@ -62,10 +62,6 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
         found[part] = os.path.join(name, candidates[0]) if candidates else None
         files = [file for file in files if file not in candidates]
     return CorpusFiles(**found)
-
-
-def _preferred(files: list[str]) -> str | None:
-    return files[0] if files else None
 
 
 def _of_one_form(files: list[str]) -> list[str]:

@@ -17,13 +17,15 @@ from .reading import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_MOST = 16  # workers: one process puts their results together, and is busy then
 _function: Callable[[Any], Any]  # what this worker is there for
 _gave_up = False  # whether nobody waits for this worker's results any more
 
 
 def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processes may work for this one: one for each processor that it may use, up to ``_MOST``."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST)
 
 
 def can_fork() -> bool:

@@ -50,7 +50,6 @@ _ROWS, _BYTES = 2048, 2**22  # that are tokenised together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
 # Tokenisers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
 _LASTING = TOKENISERS.keys() - {"nltk-punkt"}
-_MOST_WORKERS = 16  # one process puts the results together, and is busy then
 
 
 @dataclass(frozen=True)
@@ -191,12 +190,12 @@ def prepare(
         lines, form = corpus_lines(name)
         records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
         work = partial(_tokenise_part, parse=parse, tokenise=tokenise, name=name, tokeniser=tokeniser_name)
-        with closing(_parts(records, work, workers or min(processors(), _MOST_WORKERS))) as parts:
+        with closing(_parts(records, work, workers or processors())) as parts:
             return _put_together(parts, name, tokeniser_name, skip_bad_rows)
 
     options = {
         "format": _FORMAT,
-        "form": f"{corpus_form(name)}{', gzip' if name.endswith('.gz') else ''}",
+        "form": corpus_form(name),
         "tokeniser": f"{tokeniser_name}, nltk {version('nltk')}",
         "layout": json.dumps(asdict(layout)),
         "labelled": str(labelled),

@@ -39,7 +39,7 @@ _OTHER_FILES = {
     b"\xff\xfe": "UTF-16?",
     b"\xfe\xff": "UTF-16?",
 }
-_UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
+UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 
 
 class DataError(ValueError):
@@ -225,8 +225,8 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         for line in read_raw_lines(name):
             read += 1
             yield line
-    except _UNREADABLE as error:
-        raise DataError(f"{name}:{read + 1}: {_reason(error)}") from error
+    except UNREADABLE as error:
+        raise DataError(f"{name}:{read + 1}: {reason_of(error)}") from error
 
 
 def read_raw_lines(name: str) -> Iterator[bytes]:
@@ -234,7 +234,7 @@ def read_raw_lines(name: str) -> Iterator[bytes]:
     try:
         file = open_file(name, "rb")
     except OSError as error:
-        raise DataError(f"{name}: {_reason(error)}") from error
+        raise DataError(f"{name}: {reason_of(error)}") from error
     with file:
         yield from bounded_lines(file)
 
@@ -255,7 +255,8 @@ def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> IO[byt
     return gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode)  # type: ignore[return-value]
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What the system says went wrong, without its number."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -272,8 +273,8 @@ class _Lines:
             return self._returned.popleft()
         try:
             return next(self._lines, None)
-        except _UNREADABLE as error:
-            self._lines, self.problem = iter(()), _reason(error)
+        except UNREADABLE as error:
+            self._lines, self.problem = iter(()), reason_of(error)
             return None
 
     def put_back(self, lines: Sequence[bytes]) -> None:

@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from .parallel import can_fork, map_in_processes, processors
-from .reading import BadRowError, DataError, open_file
+from .reading import UNREADABLE, BadRowError, DataError, open_file, reason_of
 
 _WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
 _LONGEST_WORD = 2_000  # bytes
@@ -28,10 +28,8 @@ _LONGEST_LINE = 2**20  # bytes
 _LONGEST_HEADER = 100  # bytes
 _BLOCK = 2**18  # bytes that are read at once, and stay in a processor's cache
 _RANGE = 2**25  # bytes of a text that a process reads; of fewer than two ranges this one does
-_MOST_WORKERS = 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADER = re.compile(rb"(\d{1,18}) (\d{1,18})\s*")  # of word2vec's files: rows, and numbers in each
-_UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 _NO_NPZ = (EOFError, ValueError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
@@ -119,7 +117,7 @@ def _workers(name: str) -> int:
     """
     if name.endswith(".gz") or name.startswith("/dev/") or not os.path.isfile(name):
         return 1
-    return min(processors(), _MOST_WORKERS, os.path.getsize(name) // _RANGE)
+    return min(processors(), os.path.getsize(name) // _RANGE)
 
 
 def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
@@ -135,7 +133,7 @@ def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
                 yield begin, end
                 begin = end
     except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from error
+        raise DataError(f"{name}: {reason_of(error)}") from error
 
 
 def _in_processes(
@@ -241,7 +239,7 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
     try:
         file = open_file(name, "rb")
     except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from error
+        raise DataError(f"{name}: {reason_of(error)}") from error
     with file:
         try:
             if begin:
@@ -250,8 +248,8 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
             while block := file.read1(int(min(_BLOCK, end - begin))):
                 begin += len(block)
                 yield block
-        except _UNREADABLE as error:
-            raise BadRowError(getattr(error, "strerror", None) or str(error)) from error
+        except UNREADABLE as error:
+            raise BadRowError(reason_of(error)) from error
 
 
 def _binary_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -331,7 +329,7 @@ def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndar
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from error
+        raise DataError(f"{name}: {reason_of(error)}") from error
     except _NO_NPZ as error:
         raise DataError(f"{name}: expected an .npz archive of plain arrays") from error
 

@@ -96,7 +96,7 @@ def _found_rows(path: str | os.PathLike[str], vocabulary: Vocabulary, cache: str
     name = os.fspath(path)
     options = {
         "result": "vectors 1",
-        "form": f"{form_of(name)}{', gzip' if name.endswith('.gz') else ''}",
+        "form": form_of(name),
         "cases": ", ".join(_CASES),
         "words": hashlib.sha256("\n".join(vocabulary.words).encode()).hexdigest(),
     }
