@@ -36,6 +36,7 @@ class Classifier:
         vocabulary: one word for each row of the network's embedding.
         labels: names of the network's outputs, in their order.
         tokeniser: name of the tokeniser, see :func:`esim_fast.data.get_tokeniser`, or a function of yours.
+        training: how the network was trained, as JSON has it; kept with the model, for those who come after.
 
     Raises:
         ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokeniser is unknown.
@@ -43,7 +44,12 @@ class Classifier:
     """
 
     def __init__(
-        self, net: ESIM, vocabulary: Vocabulary, labels: Sequence[str], tokeniser: str | Tokeniser = "nltk"
+        self,
+        net: ESIM,
+        vocabulary: Vocabulary,
+        labels: Sequence[str],
+        tokeniser: str | Tokeniser = "nltk",
+        training: dict[str, Any] | None = None,
     ) -> None:
         if len(vocabulary) != net.config["vocab_size"]:
             raise ValueError(f"the network has {net.config['vocab_size']} words, the vocabulary {len(vocabulary)}")
@@ -57,6 +63,7 @@ class Classifier:
         if not isinstance(tokeniser, str) and not callable(tokeniser):
             raise TypeError(f"tokeniser must be a name or a function, got {tokeniser!r}")
         self.tokeniser = tokeniser
+        self.training = training
         self._tokenise = get_tokeniser(tokeniser) if isinstance(tokeniser, str) else tokeniser
 
     def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions:
@@ -103,13 +110,24 @@ class Classifier:
             OSError: the directory cannot be written to.
         """
         directory = Path(directory)
+        self.save_description(directory)
+        weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.net.state_dict().items()})
+        replace_file(directory / WEIGHTS, lambda path: path.write_bytes(weights))
+
+    def save_description(self, directory: str | os.PathLike[str]) -> None:
+        """Writes what :meth:`save_pretrained` does, but for the weights.
+
+        Raises:
+            OSError: the directory cannot be written to.
+        """
+        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = {"model": "ESIM", **self.net.config, "tokeniser": name_of(self.tokeniser)}
-        weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.net.state_dict().items()})
+        if self.training is not None:
+            config["training"] = self.training
         replace_file(directory / CONFIG, lambda path: _write_json(path, config))
         replace_file(directory / LABELS, lambda path: _write_json(path, self.labels))
         replace_file(directory / VOCABULARY, self.vocabulary.save)
-        replace_file(directory / WEIGHTS, lambda path: path.write_bytes(weights))
 
     @classmethod
     def from_pretrained(
@@ -144,6 +162,7 @@ class Classifier:
         if config.pop("model", None) != "ESIM":
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
         tokeniser = _agreed_tokeniser(directory / CONFIG, config.pop("tokeniser", "nltk"), tokeniser)
+        training = config.pop("training", None)
         for name in sorted(config.keys() ^ _SAVED_OPTIONS):
             raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
@@ -153,7 +172,7 @@ class Classifier:
             # Sizes must not take memory before they are known to be those of the weights.
             with torch.device("meta"):
                 net = ESIM(**config, backend=backend)
-            model = cls(net, vocabulary, labels, tokeniser)
+            model = cls(net, vocabulary, labels, tokeniser, training)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)

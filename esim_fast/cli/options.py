@@ -145,7 +145,14 @@ count = _number(int, "an integer from 1 to 1000000", lambda value: 1 <= value <=
 size = _number(int, "an integer from 1 to 65536", lambda value: 1 <= value <= 65_536)
 seed = _number(int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
 rate = _number(float, "a positive number", lambda value: 0 < value < math.inf)
+amount = _number(float, "a number from 0", lambda value: 0 <= value < math.inf)
 fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+steps = _number(int, "an integer from 0 to 1000000", lambda value: 0 <= value <= 1_000_000)
+
+
+def patience(text: str) -> int | None:
+    """An argparse type: a number of epochs, of which 0 means that there is no limit."""
+    return steps(text) or None
 
 
 def _columns(text: str) -> tuple[str, ...]:

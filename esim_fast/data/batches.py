@@ -26,6 +26,7 @@ class Batch:
     pairs: PackedPairs
     labels: torch.Tensor | None  # [B] int64
     indices: torch.Tensor  # [B] int64, on the CPU: where in the dataset each pair stands
+    whole: int  # pairs of the batch that this is a part of: B, if it is not divided
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -87,6 +88,26 @@ class EncodedPairs(Dataset[Batch]):
         pairs._begins, pairs.lengths, pairs.labels = begins, lengths, labels
         return pairs
 
+    @classmethod
+    def concatenated(cls, parts: "Sequence[EncodedPairs]") -> "EncodedPairs":
+        """The pairs of several, one behind the other; a single one is taken as it is.
+
+        Raises:
+            ValueError: there are none, or some have labels and others have not.
+        """
+        if not parts or len({part.labels is None for part in parts}) > 1:
+            raise ValueError("expected pairs, all of them with labels or all without")
+        if len(parts) == 1:
+            return parts[0]
+        first_tokens = np.cumsum([0, *(len(part._tokens) for part in parts[:-1])])
+        ids = [part._tokens if part._ids is None else part._ids[part._tokens] for part in parts]
+        pairs = cls.__new__(cls)
+        pairs._tokens, pairs._ids = torch.cat(ids), None
+        pairs._begins = np.concatenate([part._begins + first for part, first in zip(parts, first_tokens, strict=True)])
+        pairs.lengths = np.concatenate([part.lengths for part in parts])
+        pairs.labels = None if parts[0].labels is None else np.concatenate([part.labels for part in parts])
+        return pairs
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -100,6 +121,7 @@ class EncodedPairs(Dataset[Batch]):
             pairs=pairs,
             labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
             indices=torch.from_numpy(indices),
+            whole=len(indices),
         )
 
 
@@ -113,6 +135,7 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
+    parts: int = 1,
     prefetch: int = 0,
     pin_memory: bool = False,
 ) -> "Batches":
@@ -129,6 +152,8 @@ def batches(
         start: batches to leave out at the beginning, where an epoch goes on in its middle.
         shard: (r, n): of each batch, the r-th of n nearly equal parts, which together are the whole. All shards have
             the same number of batches; parts of a batch of fewer than n pairs may be empty.
+        parts: into how many nearly equal parts, one after the other, each batch (or its shard) is divided in turn; the
+            last ones of a small batch may be empty.
         prefetch: batches that a thread makes ahead. A GPU gains by that; a CPU that trains is busy itself.
         pin_memory: batches lie where a GPU fetches them by itself.
 
@@ -141,6 +166,7 @@ def batches(
         ("batch_size", batch_size, 1),
         ("max_words", max_words, 1),
         ("start", start, 0),
+        ("parts", parts, 1),
         ("prefetch", prefetch, 0),
     ):
         if value is not None and (not isinstance(value, int) or value < least):
@@ -150,15 +176,20 @@ def batches(
     if not 0 <= rank < shards:
         raise ValueError(f"expected shard as (r, n) with 0 <= r < n, got {shard!r}")
     order = _order(dataset, batch_size, max_words, np.random.default_rng((seed, epoch)) if shuffle else None)
-    return Batches(dataset, [batch[rank::shards] for batch in order[start:]], prefetch, pin_memory)
+    divided = [
+        (batch[rank + shards * part :: shards * parts], len(batch)) for batch in order[start:] for part in range(parts)
+    ]
+    return Batches(dataset, divided, prefetch, pin_memory)
 
 
 class Batches:
     """What :func:`batches` returns: the same batches in the same order, as often as it is iterated over."""
 
-    def __init__(self, dataset: EncodedPairs, order: Sequence[np.ndarray], prefetch: int, pin_memory: bool) -> None:
+    def __init__(
+        self, dataset: EncodedPairs, order: Sequence[tuple[np.ndarray, int]], prefetch: int, pin_memory: bool
+    ) -> None:
         self.dataset = dataset
-        self.order = order
+        self.order = order  # the indices of each batch, and how many pairs the batch that they are part of has
         self.prefetch = prefetch
         self.pin_memory = pin_memory
 
@@ -177,8 +208,9 @@ class Batches:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, indices: np.ndarray) -> Batch:
-        batch = self.dataset[indices]
+    def _make(self, part: tuple[np.ndarray, int]) -> Batch:
+        indices, whole = part
+        batch = replace(self.dataset[indices], whole=whole)
         return batch.pin_memory() if self.pin_memory else batch
 
 

@@ -1,6 +1,39 @@
-"""Training: the recipe, the loop, and checkpoints to resume from."""
+"""Training: the recipe, the run, and checkpoints to go on from.
+
+From a script, with a :class:`esim_fast.Classifier` and pairs of :mod:`esim_fast.data`::
+
+    initialise(model.net)
+    history = Trainer(model, train, dev, Recipe(epochs=10), "model").run()
+    best = esim_fast.Classifier.from_pretrained("model")
+
+For a loop of your own there are :func:`training_step` and :func:`evaluate`.
+"""
 
 from .checkpoint import Checkpoint
-from .trainer import EpochMetrics, Recipe, accuracy, fit, training_step
+from .directory import RunDirectory
+from .distributed import Worker, joined, started_by_torchrun, this_worker
+from .initialisation import initialise
+from .recipe import PRECISIONS, PRESETS, Recipe
+from .steps import Score, StepResult, evaluate, training_step
+from .trainer import EpochMetrics, NotFiniteError, OtherSettingsError, Trainer
 
-__all__ = ["Checkpoint", "EpochMetrics", "Recipe", "accuracy", "fit", "training_step"]
+__all__ = [
+    "PRECISIONS",
+    "PRESETS",
+    "Checkpoint",
+    "EpochMetrics",
+    "NotFiniteError",
+    "OtherSettingsError",
+    "Recipe",
+    "RunDirectory",
+    "Score",
+    "StepResult",
+    "Trainer",
+    "Worker",
+    "evaluate",
+    "initialise",
+    "joined",
+    "started_by_torchrun",
+    "this_worker",
+    "training_step",
+]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data import DataError
 from ..files import first_line, replace_file
@@ -13,34 +14,22 @@ from ..files import first_line, replace_file
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after an epoch.
+    """The state of a run between two steps.
 
     Attributes:
         settings: what the run was started with; a run resumes only with the same.
-        epoch: how many epochs are done.
-        best_accuracy: on dev, so far.
-        metrics: one dictionary for each epoch.
+        progress: where in which epoch the run is, and what it has measured.
         states: state dicts of whatever has one, by name.
-        random: states of torch's random number generators, by device type.
+        random: states of torch's random number generators by device type, of each process that trains.
     """
 
     settings: dict[str, Any]
-    epoch: int
-    best_accuracy: float
-    metrics: list[dict[str, float]]
+    progress: dict[str, Any]
     states: dict[str, Any]
-    random: dict[str, Any]
+    random: list[dict[str, Tensor]]
 
-    @classmethod
-    def take(cls, owners: dict[str, Any], device: torch.device, **progress: Any) -> "Checkpoint":
-        """The present state of ``owners``, objects with a ``state_dict``, and of the generators in use."""
-        random = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(device)
-        return cls(**progress, states={name: owner.state_dict() for name, owner in owners.items()}, random=random)
-
-    def restore(self, owners: dict[str, Any], device: torch.device) -> None:
-        """Puts ``owners`` and generators back; one that this checkpoint does not know, on another device, stays.
+    def restore(self, owners: dict[str, Any], device: torch.device, rank: int = 0) -> None:
+        """Puts ``owners`` and generators back; one that this checkpoint does not know stays as it is.
 
         Raises:
             DataError: the checkpoint belongs to something else.
@@ -48,9 +37,11 @@ class Checkpoint:
         try:
             for name, owner in owners.items():
                 owner.load_state_dict(self.states[name])
-            torch.set_rng_state(self.random["cpu"])
-            if device.type == "cuda" and "cuda" in self.random:
-                torch.cuda.set_rng_state(self.random["cuda"], device)
+            random = self.random[rank] if rank < len(self.random) else {}
+            if "cpu" in random:
+                torch.set_rng_state(random["cpu"])
+            if device.type == "cuda" and "cuda" in random:
+                torch.cuda.set_rng_state(random["cuda"], device)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise DataError(f"the checkpoint does not fit this run: {reason}") from error
@@ -61,13 +52,17 @@ class Checkpoint:
         Raises:
             OSError: it cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            replace_file(
-                path, lambda partial: torch.save({f.name: getattr(self, f.name) for f in fields(self)}, partial)
-            )
-        except RuntimeError as error:  # torch's way to say that the disk is full
-            raise OSError(f"{path}: cannot be written: {first_line(error)}") from error
+
+        def write(partial: Path) -> None:
+            with open(partial, "wb") as file:
+                try:
+                    torch.save({field.name: getattr(self, field.name) for field in fields(self)}, file)
+                except RuntimeError as error:  # of torch, which hides what the system said: that the disk is full
+                    if isinstance(error.__context__, OSError):
+                        raise error.__context__ from None
+                    raise
+
+        replace_file(path, write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Checkpoint":
@@ -80,15 +75,15 @@ class Checkpoint:
             checkpoint = cls(**torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a damaged file makes torch.load raise anything
             raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast") from error
-        expected = {
-            "settings": dict,
-            "epoch": int,
-            "best_accuracy": float,
-            "metrics": list,
-            "states": dict,
-            "random": dict,
-        }
-        for name, kind in expected.items():
+        for name, kind in {"settings": dict, "progress": dict, "states": dict, "random": list}.items():
             if not isinstance(getattr(checkpoint, name), kind):
                 raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast: {name} is no {kind.__name__}")
         return checkpoint
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of this process's generators, of the CPU and of a GPU that is ``device``."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states

@@ -1,53 +1,31 @@
-"""The training loop: Adam, clipping, a learning rate that halves when dev accuracy stalls, the best model kept."""
+"""A run: epochs of training steps, the best model kept, checkpoints to go on from."""
 
+import copy
 import math
+import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import Batch, EncodedPairs, batches
-from .checkpoint import Checkpoint
+from ..data import Batch, DataError, EncodedPairs, batches
+from ..files import first_line
+from .averaging import MovingAverage
+from .checkpoint import Checkpoint, random_states
+from .directory import RunDirectory
+from .distributed import this_worker
+from .recipe import Recipe
+from .steps import NO_TARGET, StepResult, evaluate, training_step
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PREFETCH = 4  # batches; while a GPU computes
-_STEPS_PER_UPDATE = 20  # of the progress bar: reading the loss makes a GPU wait
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the paper's.
-
-    Raises:
-        ValueError: a value makes no sense.
-    """
-
-    epochs: int = 10
-    batch_size: int = 32
-    max_words: int | None = None  # in a batch, whose number of pairs is then as it comes
-    learning_rate: float = 4e-4
-    clip: float = 10.0
-    seed: int = 0
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "clip"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive, got {value}")
-        if self.max_words is not None and self.max_words < 1:
-            raise ValueError(f"max_words must be positive, got {self.max_words}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+_GPU_STEPS = 20  # between looks at what they measured: looking makes a GPU wait
 
 
 @dataclass(frozen=True)
@@ -57,136 +35,327 @@ class EpochMetrics:
     epoch: int
     train_loss: float
     train_accuracy: float
+    dev_loss: float
     dev_accuracy: float
     learning_rate: float
     seconds: float
 
 
-def accuracy(model: Classifier, pairs: EncodedPairs) -> float:
-    """The fraction of labelled pairs that the model gets right."""
-    return float((model.logits(pairs).argmax(1).numpy() == pairs.labels).mean())
+@dataclass
+class Progress:
+    """Where a run is between two steps."""
+
+    epoch: int = 1  # in hand
+    batch: int = 0  # batches of it that are done
+    steps: int = 0  # in all
+    loss_sum: float = 0.0  # of the epoch in hand, of this process's pairs, as what follows
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    history: list[EpochMetrics] = field(default_factory=list)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """On dev, of the epochs that are done."""
+        return [metrics.dev_accuracy for metrics in self.history]
+
+    @property
+    def best(self) -> EpochMetrics | None:
+        """The first of the epochs with the best dev accuracy."""
+        return max(self.history, key=lambda metrics: metrics.dev_accuracy, default=None)
 
 
-def fit(
-    model: Classifier,
-    train: EncodedPairs,
-    dev: EncodedPairs,
-    recipe: Recipe,
-    *,
-    on_best: Callable[[], object],
-    on_epoch: Callable[[EpochMetrics], object],
-    checkpoint_path: Path | None = None,
-    resume_from: Checkpoint | None = None,
-    settings: dict[str, Any] | None = None,
-) -> float:
-    """Trains ``model.net`` in place, on its device.
+class NotFiniteError(FloatingPointError):
+    """A batch whose loss or gradient is not finite.
+
+    Attributes:
+        indices: where its pairs stand among the training pairs.
+    """
+
+    def __init__(self, message: str, indices: Sequence[int]) -> None:
+        super().__init__(message)
+        self.indices = list(indices)
+
+
+class OtherSettingsError(DataError):
+    """A checkpoint of a run that was started otherwise."""
+
+    def __init__(self, name: str, before: object, now: object) -> None:
+        super().__init__(f"this run began with {name} = {before!r}, not {now!r}: resume it with that")
+        self.name, self.before, self.now = name, before, now
+
+
+class Trainer:
+    """One run of training. Made, it is where the run begins, or where its checkpoint says that it stopped.
 
     Args:
-        on_best: called when dev accuracy is the best so far, before ``on_epoch``: the moment to save the model.
-        on_epoch: called after each epoch, before its checkpoint is saved, with what was measured.
-        checkpoint_path: where to leave the state of the run after each epoch.
-        resume_from: where to go on.
-        settings: kept in checkpoints.
-
-    Returns:
-        The best dev accuracy.
+        model: what is trained, in place, on its device. In a process group, one process for each worker, with equal
+            weights.
+        train, dev: labelled pairs, in the model's word ids.
+        recipe: how.
+        directory: of what the run leaves behind, see :class:`RunDirectory`.
+        settings: what else a checkpoint has to agree in, such as a digest of the data.
+        resume: go on from the directory's checkpoint, if there is one.
+        checkpoint_steps: steps of an epoch after which a checkpoint is written; one is at the end of each epoch, too.
+        on_epoch: called with what was measured, after an epoch is done and before its checkpoint is written.
+        should_stop: asked after each step; if it says so, a checkpoint is written and the run ends with
+            KeyboardInterrupt. Several processes must all be told so after the same step.
 
     Raises:
-        DataError: ``resume_from`` belongs to another run.
-        FloatingPointError: the loss of an epoch is not finite.
+        ValueError: there are no pairs, or pairs without labels.
+        DataError: the checkpoint is damaged, or of another run.
+        FileExistsError: the directory holds a model, and ``resume`` is not set.
+        OSError: the directory cannot be written to.
     """
-    net, device = model.net, model.net.device
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=device.type in ("cpu", "cuda"))
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, mode="max", factor=0.5, patience=0)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    stateful = {"net": net, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
 
-    torch.manual_seed(recipe.seed)  # of dropout
-    done, best, history = 0, -math.inf, []
-    if resume_from is not None:
-        done, best, history = resume_from.epoch, resume_from.best_accuracy, list(resume_from.metrics)
-        resume_from.restore(stateful, device)
+    def __init__(
+        self,
+        model: Classifier,
+        train: EncodedPairs,
+        dev: EncodedPairs,
+        recipe: Recipe,
+        directory: str | os.PathLike[str],
+        *,
+        settings: dict[str, Any] | None = None,
+        resume: bool = False,
+        checkpoint_steps: int = 1000,
+        on_epoch: Callable[[EpochMetrics], object] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        for name, pairs in (("train", train), ("dev", dev)):
+            if not len(pairs) or pairs.labels is None:
+                raise ValueError(f"{name}: expected labelled pairs, got {'none' if not len(pairs) else 'no labels'}")
+        self.train, self.dev, self.recipe = train, dev, recipe
+        self.checkpoint_steps = checkpoint_steps
+        self.on_epoch, self.should_stop = on_epoch, should_stop
+        self.directory = RunDirectory(directory)
+        self.worker = this_worker()
+        self.net, self.device = model.net, model.net.device
+        # The number of epochs may change between a run and its continuation.
+        self.settings = {**asdict(recipe), **(settings or {})}
+        del self.settings["epochs"], self.settings["patience"]
 
-    for epoch in range(done + 1, recipe.epochs + 1):
-        begin = time.perf_counter()
-        learning_rate = optimiser.param_groups[0]["lr"]
-        loss, train_accuracy = _run_epoch(net, train, recipe, epoch, optimiser, scaler)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the training loss of epoch {epoch} is {loss}: try a lower learning rate")
-        dev_accuracy = accuracy(model, dev)
-        scheduler.step(dev_accuracy)
-        metrics = EpochMetrics(
-            epoch, loss, train_accuracy, dev_accuracy, learning_rate, round(time.perf_counter() - begin, 3)
+        parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        vectors = [parameter for parameter in parameters if parameter is self.net.embedding.weight]
+        others = [parameter for parameter in parameters if parameter is not self.net.embedding.weight]
+        groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.average = MovingAverage(self.net, recipe.averaging) if recipe.averaging else None
+        self.progress = Progress()
+        # What is evaluated and saved.
+        self.model = copy.copy(model)
+        if self.average is not None:
+            self.model.net = self.average.net
+
+        torch.manual_seed((recipe.seed + self.worker.rank) % 2**63)  # of dropout
+        checkpoint = self.directory.open(resume)
+        self.resumed = checkpoint is not None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.parallel = self.net
+        if self.worker.count > 1:
+            self.parallel = DistributedDataParallel(self.net, broadcast_buffers=False, gradient_as_bucket_view=True)
+        if self.worker.leads:
+            self.directory.begin(self.model, self.progress.history)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or the last ones brought nothing."""
+        return self.recipe.is_over(self.progress.accuracies)
+
+    def run(self) -> list[EpochMetrics]:
+        """Trains to the end, and leaves the best model, the last one, metrics and curves in the directory.
+
+        Returns:
+            What each epoch measured, earlier ones of a resumed run included.
+
+        Raises:
+            NotFiniteError: the loss or the gradient of a batch is not finite. The last checkpoint is older than that.
+            MemoryError: a batch was too large.
+            OSError: the directory cannot be written to; what it had is still there.
+            KeyboardInterrupt: ``should_stop`` said so; a checkpoint is written.
+        """
+        try:
+            if not self.resumed:  # a full disk shows now, and not after an epoch
+                self._save_checkpoint()
+            while not self.is_over:
+                self._train_epoch()
+                self._end_epoch()
+        finally:
+            if self.worker.leads:
+                self.directory.draw_curves(self.progress.history)
+        self.worker.wait()  # until all is written
+        return self.progress.history
+
+    def _train_epoch(self) -> None:
+        """Goes through what is left of the epoch in hand."""
+        recipe, progress, on_gpu = self.recipe, self.progress, self.device.type == "cuda"
+        self.net.train()
+        loader = batches(
+            self.train,
+            None if recipe.max_words else recipe.batch_size,
+            max_words=recipe.max_words,
+            shuffle=True,
+            seed=recipe.seed,
+            epoch=progress.epoch,
+            start=progress.batch,
+            shard=self.worker,
+            parts=recipe.accumulate,
+            prefetch=_PREFETCH if on_gpu else 0,
+            pin_memory=on_gpu,
         )
-        history.append(asdict(metrics))
-        if dev_accuracy > best:
-            best = dev_accuracy
-            on_best()
-        on_epoch(metrics)
+        left = len(loader) // recipe.accumulate
+        unseen: list[tuple[StepResult, list[Tensor]]] = []  # steps that nobody has looked at, and their pairs
+        begin = time.perf_counter()
+        with self._bar(progress.batch + left) as bar:
+            for done, parts in enumerate(zip(*[iter(loader)] * recipe.accumulate, strict=True), start=1):
+                unseen.append((self._step(parts), [part.indices for part in parts]))
+                progress.batch += 1
+                progress.steps += 1
+                bar.update()
+                stopping = self.should_stop is not None and self.should_stop()
+                saving = stopping or done == left or progress.batch % self.checkpoint_steps == 0
+                if saving or not on_gpu or len(unseen) == _GPU_STEPS:
+                    self._look(unseen)
+                    unseen.clear()
+                    seen = max(1, progress.seen)
+                    bar.set_postfix_str(
+                        f"loss {progress.loss_sum / seen:.4f}, accuracy {progress.correct / seen:.2%}", refresh=False
+                    )
+                if saving and (stopping or done < left):
+                    progress.seconds += time.perf_counter() - begin
+                    begin = time.perf_counter()
+                    self._save_checkpoint()
+                if stopping:
+                    raise KeyboardInterrupt
+        progress.seconds += time.perf_counter() - begin
+
+    def _step(self, parts: Sequence[Batch]) -> StepResult:
+        """One training step on (this process's share of) a batch."""
+        progress = self.progress
+        rate = self.recipe.rate(progress.steps, progress.accuracies)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        if self.worker.count > 1:  # all processes take part in every step, with whatever there is
+            parts = [part if len(part) else self._stand_in(part) for part in parts]
+        else:
+            parts = [part for part in parts if len(part)]
+        try:
+            moved = [part.to(self.device) for part in parts]
+            result = training_step(self.parallel, moved, self.optimiser, self.scaler, self.recipe, self.worker.count)
+        except (MemoryError, RuntimeError) as error:  # torch says RuntimeError, and its subclass for a GPU
+            if isinstance(error, RuntimeError) and "memory" not in first_line(error):
+                raise
+            raise MemoryError(
+                f"{self._name(parts)}: {first_line(error)}; smaller batches or parts of them take less "
+                "(batch_size, max_words, accumulate)"
+            ) from error
+        if self.average is not None:
+            self.average.update(self.net, progress.steps + 1)
+        return result
+
+    def _stand_in(self, empty: Batch) -> Batch:
+        """A pair that counts for nothing, in place of none."""
+        pair = self.train[[0]]
+        return replace(pair, labels=torch.full_like(pair.labels, NO_TARGET), whole=empty.whole)
+
+    def _look(self, unseen: list[tuple[StepResult, list[Tensor]]]) -> None:
+        """Adds up what steps have measured, and sees to it that it is finite."""
+        progress = self.progress
+        measured = torch.stack([torch.stack([value.float() for value in result]) for result, _ in unseen]).tolist()
+        first = progress.batch - len(unseen) + 1
+        for batch, ((loss, correct, norm), (_, indices)) in enumerate(zip(measured, unseen, strict=True), start=first):
+            for name, value in (("loss", loss), ("gradient's norm", norm)):
+                # In fp16 a gradient may overflow: the scaler passes over such steps.
+                if not math.isfinite(value) and not (name != "loss" and self.scaler.is_enabled()):
+                    raise NotFiniteError(
+                        f"epoch {progress.epoch}, batch {batch}: the {name} is {value}; a lower learning rate may help",
+                        torch.cat(indices).tolist(),
+                    )
+            progress.loss_sum += loss
+            progress.correct += int(correct)
+            progress.seen += sum(map(len, indices))
+
+    def _end_epoch(self) -> None:
+        """Evaluates, and keeps what the epoch has brought."""
+        begin = time.perf_counter()
+        progress, accuracies = self.progress, self.progress.accuracies
+        self._settle()
+        score = evaluate(self.model.net, self.dev, worker=self.worker)
+        progress.seconds += time.perf_counter() - begin
+        metrics = EpochMetrics(
+            epoch=progress.epoch,
+            train_loss=progress.loss_sum / len(self.train),
+            train_accuracy=progress.correct / len(self.train),
+            dev_loss=score.loss,
+            dev_accuracy=score.accuracy,
+            learning_rate=self.recipe.rate(progress.steps, accuracies),
+            seconds=round(progress.seconds, 3),
+        )
+        progress.history.append(metrics)
+        progress.epoch += 1
+        progress.batch = progress.correct = progress.seen = 0
+        progress.loss_sum = progress.seconds = 0.0
+        if self.worker.leads:
+            self.directory.keep(self.model, progress.history, best=metrics is progress.best)
+            if self.on_epoch is not None:
+                self.on_epoch(metrics)
         # Last, so that an epoch whose results were not all kept is run again.
-        if checkpoint_path is not None:
-            progress = {"settings": settings or {}, "epoch": epoch, "best_accuracy": best, "metrics": history}
-            Checkpoint.take(stateful, device, **progress).save(checkpoint_path)
-    return best
+        self._save_checkpoint()
 
+    def _settle(self) -> None:
+        """Puts the sums of all workers together, with the one that leads."""
+        progress = self.progress
+        sums = torch.tensor([progress.loss_sum, progress.correct, progress.seen], dtype=torch.float64)
+        sums = self.worker.total(sums.to(self.device) if self.worker.count > 1 else sums) * self.worker.leads
+        loss_sum, correct, seen = sums.tolist()
+        progress.loss_sum, progress.correct, progress.seen = loss_sum, int(correct), int(seen)
 
-def training_step(
-    net: nn.Module, batch: Batch, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """Forward and backward pass, clipping and update; a GPU is not waited for, but for the scaler of fp16.
+    def _save_checkpoint(self) -> None:
+        self._settle()
+        random = self.worker.gather(random_states(self.device))
+        if self.worker.leads:
+            states = {name: owner.state_dict() for name, owner in self._stateful().items()}
+            Checkpoint(self.settings, asdict(self.progress), states, random).save(self.directory.checkpoint)
 
-    Returns:
-        The mean loss and the logits ``[B, num_labels]`` of the batch, detached.
-    """
-    device, autocast_dtype = batch.pairs.tokens.device, PRECISIONS[recipe.precision]
-    with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-        logits = net(batch.pairs)
-        loss = nn.functional.cross_entropy(logits, batch.labels)
-    optimiser.zero_grad()
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimiser)
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, recipe.clip)
-    scaler.step(optimiser)
-    scaler.update()
-    return loss.detach(), logits.detach()
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        for name, now in self.settings.items():
+            if checkpoint.settings.get(name) != now:
+                raise OtherSettingsError(name, checkpoint.settings.get(name), now)
+        checkpoint.restore(self._stateful(), self.device, self.worker.rank)
+        try:
+            history = [EpochMetrics(**metrics) for metrics in checkpoint.progress["history"]]
+            self.progress = Progress(**{**checkpoint.progress, "history": history})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast") from error
+        if not self.worker.leads:  # has the sums of all
+            self.progress.loss_sum, self.progress.correct, self.progress.seen = 0.0, 0, 0
 
+    def _stateful(self) -> dict[str, Any]:
+        average = {} if self.average is None else {"average": self.average.net}
+        return {"net": self.net, "optimiser": self.optimiser, "scaler": self.scaler, **average}
 
-def _run_epoch(
-    net: nn.Module,
-    train: EncodedPairs,
-    recipe: Recipe,
-    epoch: int,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> tuple[float, float]:
-    """One pass over the training pairs; returns mean loss and accuracy."""
-    device = net.device
-    loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    net.train()
-    on_gpu = device.type == "cuda"
-    loader = batches(
-        train,
-        None if recipe.max_words else recipe.batch_size,
-        max_words=recipe.max_words,
-        shuffle=True,
-        seed=recipe.seed,
-        epoch=epoch,
-        prefetch=_PREFETCH if on_gpu else 0,
-        pin_memory=on_gpu,
-    )
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
-    description = f"epoch {epoch}/{recipe.epochs}"
-    bar = tqdm(loader, desc=description, unit="batch", leave=False, dynamic_ncols=True, mininterval=interval)
-    for step, batch in enumerate(bar, start=1):
-        batch = batch.to(device)
-        loss, logits = training_step(net, batch, optimiser, scaler, recipe)
-        loss_sum += loss * len(batch)
-        correct += (logits.argmax(1) == batch.labels).sum()
-        seen += len(batch)
-        if step % _STEPS_PER_UPDATE == 0:
-            bar.set_postfix(
-                loss=f"{float(loss_sum) / seen:.4f}", accuracy=f"{float(correct) / seen:.2%}", refresh=False
-            )
-    return float(loss_sum) / seen, float(correct) / seen
+    def _name(self, parts: Sequence[Batch]) -> str:
+        """Says which batch is in hand, and how large it is."""
+        words = sum(len(part.pairs.tokens) for part in parts)
+        longest = max(int(self.train.lengths[part.indices.numpy()].max()) for part in parts)
+        largest = max(len(part) for part in parts)
+        of = "" if len(parts) == 1 else f" in parts of {largest}"
+        return (
+            f"epoch {self.progress.epoch}, batch {self.progress.batch + 1} ({sum(map(len, parts))} pairs{of}, "
+            f"{words} words, sentences of up to {longest})"
+        )
+
+    def _bar(self, batches: int) -> tqdm:
+        return tqdm(
+            desc=f"epoch {self.progress.epoch}/{self.recipe.epochs}",
+            initial=self.progress.batch,
+            total=batches,
+            unit="batch",
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+            disable=not self.worker.leads,
+        )

@@ -1,0 +1,166 @@
+"""What a model is trained on: found, read and described."""
+
+import argparse
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data import DataError, EncodedPairs, Layout, PreparedCorpus, Vocabulary, prepare, read_pairs
+from ..data.folders import find_corpus
+from ..data.reading import corpus_form, read_lines
+from . import options as common
+
+_MOST_LABELS = 1000  # more are sentences in the wrong column
+_FEW_LABELS = 10  # need not recur
+_PROBE = 100  # rows: a test file with no label among so many has none
+_HEADER_FROM = 100  # rows of a file from which on a label that only its first row has is a header's
+_MOST_PLACES = 8  # rows that are named
+
+
+class TrainingFiles(NamedTuple):
+    """Paths."""
+
+    train: list[str]
+    dev: str
+    test: str | None
+    unlabelled: str | None  # a test file of a folder that is left out for its lack of labels
+
+
+def find_files(options: argparse.Namespace) -> TrainingFiles:
+    """The files that the command line asks for."""
+    named = [option for option in ("train", "dev", "test") if getattr(options, option)]
+    if options.data:
+        if named:
+            raise common.UsageError(f"--data and --{named[0]} exclude each other")
+        files = find_corpus(options.data)
+        if files.test and not _has_labels(files.test, options):
+            return TrainingFiles([files.train], files.dev, None, files.test)
+        return TrainingFiles([files.train], files.dev, files.test, None)
+    if not named:
+        sample = resources.files("esim_fast.data") / "sample"
+        return TrainingFiles([str(sample / "train.tsv")], str(sample / "dev.tsv"), None, None)
+    for part in ("train", "dev"):
+        if part not in named:
+            raise common.UsageError(f"--{named[0]} needs --{part} as well")
+    return TrainingFiles(options.train, options.dev, options.test, None)
+
+
+def _has_labels(path: str, options: argparse.Namespace) -> bool:
+    rows = read_pairs(path, common.layout(options), labelled=False, on_bad_row=lambda row: None)
+    return any(pair.label is not None for pair in islice(rows, _PROBE))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is in the files."""
+
+    train: list[PreparedCorpus]
+    dev: PreparedCorpus
+    test: PreparedCorpus | None
+    vocabulary: Vocabulary  # of the training pairs
+    more_words: list[str]  # that join it if they have a vector
+    labels: list[str]
+    digest: str  # of the training and dev pairs
+
+    def encode_train(self, vocabulary: Vocabulary) -> EncodedPairs:
+        """The training pairs of all files, one file after the other."""
+        return EncodedPairs.concatenated([corpus.encode(vocabulary, self.labels) for corpus in self.train])
+
+    def places(self, indices: Sequence[int]) -> str:
+        """Where the training pairs of these indices stand: file and lines."""
+        places, begin = [], 0
+        for corpus in self.train:
+            lines = np.asarray(corpus.lines)[corpus.labelled]
+            here = sorted(int(lines[index - begin]) for index in indices if 0 <= index - begin < len(lines))
+            more = ", …" if len(here) > _MOST_PLACES else ""
+            if here:
+                places.append(f"{corpus.path}:{', '.join(map(str, here[:_MOST_PLACES]))}{more}")
+            begin += len(lines)
+        return "; ".join(places)
+
+    def describe(self) -> None:
+        """Says what was read, on stderr."""
+        for corpus in filter(None, (*self.train, self.dev, self.test)):
+            counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
+            dropped = f"; {corpus.unlabelled} more without a gold label dropped" if corpus.unlabelled else ""
+            bad = f"; {common.bad_rows(corpus)} left out:" if corpus.bad_rows else ""
+            common.say(f"{corpus.path}: {corpus.labelled.sum()} pairs ({counts}){dropped}{bad}")
+            common.list_bad_rows(corpus.path, corpus.bad_rows)
+
+
+def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingData:
+    """Reads everything before anything is trained: a mistake in the test file is not found out hours later."""
+
+    def read(path: str, layout: Layout, labelled: bool) -> PreparedCorpus:
+        return prepare(
+            path,
+            options.tokeniser,
+            layout,
+            labelled=labelled,
+            skip_bad_rows=options.skip_bad_rows,
+            allow_empty=layout.text,
+            cache=common.cache(options),
+        )
+
+    layout = common.layout(options)
+    train = [read(path, layout, labelled=True) for path in files.train]
+    dev, test = (path and read(path, layout, labelled=True) for path in (files.dev, files.test))
+    labels = _labels(train)
+    if options.skip_bad_rows:
+        dev, test = (corpus and corpus.without_other_labels(labels) for corpus in (dev, test))
+    others = []
+    if options.extend_vocabulary:
+        layouts = [layout if _has_columns(path) else Layout(text=True) for path in options.extend_vocabulary]
+        others = [read(*of, labelled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
+    elif options.extend_vocabulary is not None:
+        others = [dev, test or (files.unlabelled and read(files.unlabelled, layout, labelled=False))]
+    others = list(filter(None, others))
+    for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the rest
+        common.list_bad_rows(corpus.path, corpus.bad_rows)
+    counts = sum((corpus.word_counts(labelled=False) for corpus in others), Counter())
+    digests = " ".join(corpus.digest for corpus in (*train, dev))
+    return TrainingData(
+        train,
+        dev,
+        test,
+        vocabulary=Vocabulary.build(sum((corpus.word_counts(labelled=True) for corpus in train), Counter())),
+        more_words=Vocabulary.build(counts).words[2:],
+        labels=labels,
+        digest=hashlib.sha256(digests.encode()).hexdigest(),
+    )
+
+
+def _has_columns(path: str) -> bool:
+    """Whether a file holds pairs, as all do but plain text or a list of words."""
+    return corpus_form(path) != "tsv" or not os.path.isfile(path) or b"\t" in next(read_lines(path), b"")
+
+
+def _labels(train: Sequence[PreparedCorpus]) -> list[str]:
+    """The labels of the training corpora, in the order of their ids."""
+    counts = sum((Counter(corpus.label_counts()) for corpus in train), Counter())
+    labels = sorted(counts)
+    path = ", ".join(corpus.path for corpus in train)
+    hint = "(columns are label, premise, hypothesis; if they stand otherwise, name them with --columns)"
+    if not 2 <= len(labels) <= _MOST_LABELS:
+        few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0][:40]!r}"
+        raise DataError(f"{path}: expected 2 to {_MOST_LABELS} labels, got {few} {hint}")
+    pairs = sum(int(corpus.labelled.sum()) for corpus in train)
+    if len(labels) > max(_FEW_LABELS, pairs / 5):
+        got = f"{len(labels)} for {pairs} pairs, such as {labels[0][:40]!r}"
+        raise DataError(f"{path}: expected labels that recur, got {got} {hint}")
+    lone = [label for label in labels if counts[label] == 1]
+    for corpus in train:
+        first = corpus.label_names[corpus.labels[0]] if corpus.labelled[0] else None
+        if first in lone and len(corpus) >= _HEADER_FROM and len(lone) <= len(train):
+            raise DataError(
+                f"{corpus.path}:{corpus.lines[0]}: no other row has the label {first!r}; "
+                "if this row is a header, name its columns with --columns"
+            )
+    return labels

@@ -1,0 +1,103 @@
+"""The options of ``esim-fast train`` that say how to train."""
+
+import argparse
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..training import PRECISIONS, PRESETS, Recipe
+from . import options as common
+
+# The bundled sample is a small world, and has a small model and a short recipe.
+_SAMPLE_RECIPE = Recipe(epochs=6, learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is left open of the network, but for the sizes that the data give."""
+
+    hidden_size: int = 300
+    embedding_dim: int = 300  # without vectors
+    dropout: float = 0.5
+    freeze_embedding: bool = False
+    forget_bias: float = 1.0
+
+
+_SAMPLE_MODEL = ModelOptions(hidden_size=128, embedding_dim=100, dropout=0.2)
+
+# Options by the field of Recipe or ModelOptions that they set: name, type, metavar and help.
+_RECIPE = {
+    "epochs": ("--epochs", common.count, "N", "passes over the training pairs, at most"),
+    "patience": (
+        "--patience",
+        common.patience,
+        "N",
+        "epochs without a better dev accuracy that end a run; 0: none",
+    ),
+    "batch_size": ("--batch-size", common.count, "N", "pairs of a batch, of all processes together"),
+    "max_words": ("--batch-words", common.count, "N", "words of a batch, instead of pairs"),
+    "accumulate": ("--accumulate", common.count, "N", "work through each batch in N parts, to save memory"),
+    "learning_rate": ("--lr", common.rate, "X", "Adam's learning rate"),
+    "warm_up": ("--warm-up", common.steps, "N", "steps over which the learning rate rises to that"),
+    "decay": ("--decay", common.rate, "X", "factor of the learning rate after an epoch without a better dev accuracy"),
+    "weight_decay": ("--weight-decay", common.amount, "X", "of all weights but word vectors (AdamW)"),
+    "label_smoothing": ("--label-smoothing", common.fraction, "X", "share of each target that goes to all labels"),
+    "averaging": (
+        "--averaging",
+        common.fraction,
+        "X",
+        "decay of a moving average of the weights, the model then",
+    ),
+    "clip": ("--clip", common.rate, "X", "largest norm of the gradient"),
+    "seed": ("--seed", common.seed, "N", "of initial weights, order and dropout"),
+}
+_MODEL = {
+    "hidden_size": ("--hidden-size", common.size, "N", "of each direction of the LSTMs"),
+    "embedding_dim": ("--embedding-dim", common.size, "N", "width of word vectors, without --vectors"),
+    "dropout": ("--dropout", common.fraction, "X", "on embeddings, after the projection and in the classifier"),
+    "forget_bias": ("--forget-bias", common.amount, "X", "of the LSTMs' forget gates, to begin with"),
+}
+OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.items()} | {
+    "precision": "--precision",
+    "freeze_embedding": "--freeze-embedding",
+    "tokeniser": "--tokeniser",
+}
+
+
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    """Options that are not given are no attributes of what the parser returns."""
+    how = command.add_argument_group("recipe and model")
+    how.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="the recipe where no option says otherwise; default: paper (sample: its own); batch-N: for GPUs",
+    )
+    size = how.add_mutually_exclusive_group()
+    for defaults, sample, table in ((Recipe(), _SAMPLE_RECIPE, _RECIPE), (ModelOptions(), _SAMPLE_MODEL, _MODEL)):
+        for field, (option, kind, metavar, text) in table.items():
+            value, of_sample = getattr(defaults, field), getattr(sample, field)
+            known = "" if value is None else f"; default: {value}"
+            known += f" (sample: {of_sample})" if of_sample != value else ""
+            where = size if field in ("batch_size", "max_words") else how
+            where.add_argument(
+                option, dest=field, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text + known
+            )
+    how.add_argument(
+        "--freeze-embedding",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="word vectors stay as they are",
+    )
+    how.add_argument(
+        "--precision", choices=tuple(PRECISIONS), default=argparse.SUPPRESS, help="default: fp32; the others: autocast"
+    )
+
+
+def recipe_of(options: argparse.Namespace, sample: bool) -> tuple[Recipe, ModelOptions]:
+    """What the command line asks for; on the bundled ``sample``, with its own defaults."""
+    recipe = PRESETS[options.preset or "paper"] if options.preset or not sample else _SAMPLE_RECIPE
+    return _given(recipe, options), _given(_SAMPLE_MODEL if sample else ModelOptions(), options)
+
+
+def _given(defaults: Any, options: argparse.Namespace) -> Any:
+    given = {field: getattr(options, field) for field in vars(defaults) if hasattr(options, field)}
+    return replace(defaults, **given)

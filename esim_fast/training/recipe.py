@@ -1,0 +1,102 @@
+"""How to train: the paper's recipe, and others for large batches."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are the paper's.
+
+    What is one batch to the recipe may be worked through in parts, by several processes or one after the other: the
+    steps are the same.
+
+    Attributes:
+        epochs: passes over the training pairs, at most.
+        patience: so many epochs without a better dev accuracy end the run; None: all epochs are run.
+        batch_size: pairs of a batch, of all processes together.
+        max_words: words of a batch, whose number of pairs is then as it comes.
+        accumulate: parts that a batch is divided into, one after the other, where memory is short.
+        learning_rate: of Adam.
+        warm_up: steps over which the learning rate rises to that.
+        decay: the learning rate is multiplied by it after each epoch without a better dev accuracy.
+        weight_decay: of all parameters but word vectors, decoupled (AdamW).
+        label_smoothing: share of each target that goes to all labels alike.
+        averaging: decay a step of the moving average of the weights, which is what is evaluated and saved; 0 for none.
+        clip: largest norm of the gradient.
+        seed: of the order of the pairs and of dropout.
+        precision: "fp32", or "bf16" or "fp16" under autocast.
+
+    Raises:
+        ValueError: a value makes no sense.
+    """
+
+    epochs: int = 20
+    patience: int | None = 3
+    batch_size: int = 32
+    max_words: int | None = None
+    accumulate: int = 1
+    learning_rate: float = 4e-4
+    warm_up: int = 0
+    decay: float = 0.5
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    averaging: float = 0.0
+    clip: float = 10.0
+    seed: int = 0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size", "max_words", "accumulate", "warm_up", "seed"):
+            value = getattr(self, name)
+            if value is None and name in ("patience", "max_words"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if value < (0 if name in ("warm_up", "seed") else 1):
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
+        for name in ("learning_rate", "clip", "decay"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.decay > 1:
+            raise ValueError(f"decay must be at most 1, got {self.decay}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        for name in ("label_smoothing", "averaging"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 0 or more and below 1, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+    def rate(self, step: int, accuracies: Sequence[float]) -> float:
+        """The learning rate of a step, counted from 0, after epochs of these dev accuracies."""
+        rate = self.learning_rate * self.decay ** sum(not better for better in _improvements(accuracies))
+        return rate * min(1.0, (step + 1) / self.warm_up) if self.warm_up else rate
+
+    def is_over(self, accuracies: Sequence[float]) -> bool:
+        """Whether a run with epochs of these dev accuracies has come to its end."""
+        if len(accuracies) >= self.epochs:
+            return True
+        return self.patience is not None and not any(_improvements(accuracies)[-self.patience :] or [True])
+
+
+def _improvements(accuracies: Sequence[float]) -> list[bool]:
+    """Of each epoch: whether it is better than all before it."""
+    return [accuracy > max(accuracies[:epoch], default=-math.inf) for epoch, accuracy in enumerate(accuracies)]
+
+
+# By name, for `--preset`. Adam's rate grows with the root of the batch, and rises to that over the first steps.
+PRESETS = {
+    "paper": Recipe(),
+    "batch-128": Recipe(batch_size=128, learning_rate=8e-4, warm_up=200),
+    "batch-512": Recipe(batch_size=512, learning_rate=1.6e-3, warm_up=400),
+    "batch-1024": Recipe(batch_size=1024, learning_rate=2.3e-3, warm_up=400),
+}

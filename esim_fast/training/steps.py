@@ -1,0 +1,93 @@
+"""What is done with one batch: a training step, and evaluation."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data import Batch, EncodedPairs, batches
+from ..model import ESIM
+from .distributed import Worker
+from .recipe import PRECISIONS, Recipe
+
+NO_TARGET = -100  # the label of a pair that has no say in the loss
+
+
+class StepResult(NamedTuple):
+    """What a training step measured, on the device of its tensors, which is not waited for."""
+
+    loss_sum: Tensor  # [], over this process's pairs of the batch
+    correct: Tensor  # [], how many of them the network got right, with dropout
+    gradient_norm: Tensor  # [], before clipping, of the whole batch
+
+
+def training_step(
+    net: nn.Module,
+    parts: Sequence[Batch],
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    recipe: Recipe,
+    workers: int = 1,
+) -> StepResult:
+    """Forward and backward pass, clipping and update; a GPU is not waited for, but for the scaler of fp16.
+
+    Args:
+        net: an :class:`esim_fast.ESIM`, or one in DistributedDataParallel.
+        parts: one batch, on the network's device, or the parts of one; their gradients add up to the batch's.
+        workers: processes that work on the batch, of whose gradients DistributedDataParallel takes the average.
+    """
+    autocast_dtype = PRECISIONS[recipe.precision]
+    optimiser.zero_grad()
+    losses, correct = [], []
+    for index, part in enumerate(parts):
+        device = part.pairs.tokens.device
+        with contextlib.ExitStack() as stack:
+            if isinstance(net, DistributedDataParallel) and index < len(parts) - 1:
+                stack.enter_context(net.no_sync())
+            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                logits = net(part.pairs)
+                loss = cross_entropy(
+                    logits, part.labels, reduction="sum", label_smoothing=recipe.label_smoothing, ignore_index=NO_TARGET
+                )
+            scaler.scale(loss * (workers / part.whole)).backward()
+        losses.append(loss.detach())
+        correct.append((logits.detach().argmax(1) == part.labels).sum())
+    scaler.unscale_(optimiser)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    scaler.step(optimiser)
+    scaler.update()
+    return StepResult(sum(losses), sum(correct), norm)
+
+
+class Score(NamedTuple):
+    """How good a network is on labelled pairs."""
+
+    loss: float  # mean cross entropy
+    accuracy: float  # fraction of one
+
+
+@torch.no_grad()
+def evaluate(net: ESIM, pairs: EncodedPairs, *, batch_size: int = 256, worker: Worker = Worker()) -> Score:  # noqa: B008
+    """Loss and accuracy on labelled pairs, without dropout.
+
+    Args:
+        worker: several processes share the pairs out: each pair is counted once, and all of them get the result.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
+    was_training = net.training
+    net.eval()
+    try:
+        for batch in batches(pairs, batch_size, shuffle=False, shard=worker, pin_memory=net.device.type == "cuda"):
+            if len(batch):
+                logits = net(batch.pairs.to(net.device)).float().cpu()
+                sums[0] += float(cross_entropy(logits, batch.labels, reduction="sum"))
+                sums[1] += int((logits.argmax(1) == batch.labels).sum())
+    finally:
+        net.train(was_training)
+    loss, accuracy = (worker.total(sums) / len(pairs)).tolist()
+    return Score(loss, accuracy)
