@@ -58,8 +58,9 @@ class Recipe:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < (0 if name in ("warm_up", "seed") else 1):
-                raise ValueError(f"{name} must be positive, got {value}")
+            least = 0 if name in ("warm_up", "seed") else 1
+            if value < least:
+                raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
         for name in ("learning_rate", "clip", "decay"):

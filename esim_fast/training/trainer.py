@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,17 @@ class Progress:
     seen: int = 0
     seconds: float = 0.0
     history: list[EpochMetrics] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Progress":
+        """From what ``dataclasses.asdict`` made of one; raises KeyError, TypeError or ValueError for anything else."""
+        progress = cls(**{**values, "history": [EpochMetrics(**metrics) for metrics in values["history"]]})
+        for of in (progress, *progress.history):
+            for each in fields(of):
+                value = getattr(of, each.name)
+                if each.type in (int, float) and not (type(value) is each.type and value >= 0):
+                    raise ValueError(f"{each.name} = {value!r}")
+        return progress
 
     @property
     def accuracies(self) -> list[float]:
@@ -144,19 +155,21 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.average = MovingAverage(self.net, recipe.averaging) if recipe.averaging else None
         self.progress = Progress()
+        self.look_every = _GPU_STEPS if self.device.type == "cuda" else 1  # steps
         # What is evaluated and saved.
         self.model = copy.copy(model)
         if self.average is not None:
             self.model.net = self.average.net
 
         torch.manual_seed((recipe.seed + self.worker.rank) % 2**63)  # of dropout
+        self.worker.wait()  # for what an earlier run of these processes writes
         checkpoint = self.directory.open(resume)
         self.resumed = checkpoint is not None
         if checkpoint is not None:
             self._restore(checkpoint)
         self.parallel = self.net
         if self.worker.count > 1:
-            self.parallel = DistributedDataParallel(self.net, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
         if self.worker.leads:
             self.directory.begin(self.model, self.progress.history)
 
@@ -217,7 +230,7 @@ class Trainer:
                 bar.update()
                 stopping = self.should_stop is not None and self.should_stop()
                 saving = stopping or done == left or progress.batch % self.checkpoint_steps == 0
-                if saving or not on_gpu or len(unseen) == _GPU_STEPS:
+                if saving or len(unseen) == self.look_every:
                     self._look(unseen)
                     unseen.clear()
                     seen = max(1, progress.seen)
@@ -282,13 +295,13 @@ class Trainer:
         """Evaluates, and keeps what the epoch has brought."""
         begin = time.perf_counter()
         progress, accuracies = self.progress, self.progress.accuracies
-        self._settle()
+        loss_sum, correct = self._settle()
         score = evaluate(self.model.net, self.dev, worker=self.worker)
         progress.seconds += time.perf_counter() - begin
         metrics = EpochMetrics(
             epoch=progress.epoch,
-            train_loss=progress.loss_sum / len(self.train),
-            train_accuracy=progress.correct / len(self.train),
+            train_loss=loss_sum / len(self.train),
+            train_accuracy=correct / len(self.train),
             dev_loss=score.loss,
             dev_accuracy=score.accuracy,
             learning_rate=self.recipe.rate(progress.steps, accuracies),
@@ -305,13 +318,15 @@ class Trainer:
         # Last, so that an epoch whose results were not all kept is run again.
         self._save_checkpoint()
 
-    def _settle(self) -> None:
-        """Puts the sums of all workers together, with the one that leads."""
+    def _settle(self) -> tuple[float, int]:
+        """Leaves the sums of all workers with the one that leads; returns those of loss and correct answers to all."""
         progress = self.progress
         sums = torch.tensor([progress.loss_sum, progress.correct, progress.seen], dtype=torch.float64)
-        sums = self.worker.total(sums.to(self.device) if self.worker.count > 1 else sums) * self.worker.leads
-        loss_sum, correct, seen = sums.tolist()
-        progress.loss_sum, progress.correct, progress.seen = loss_sum, int(correct), int(seen)
+        loss_sum, correct, seen = self.worker.total(sums.to(self.device) if self.worker.count > 1 else sums).tolist()
+        progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
+        if self.worker.leads:
+            progress.loss_sum, progress.correct, progress.seen = loss_sum, int(correct), int(seen)
+        return loss_sum, int(correct)
 
     def _save_checkpoint(self) -> None:
         self._settle()
@@ -324,12 +339,11 @@ class Trainer:
         for name, now in self.settings.items():
             if checkpoint.settings.get(name) != now:
                 raise OtherSettingsError(name, checkpoint.settings.get(name), now)
-        checkpoint.restore(self._stateful(), self.device, self.worker.rank)
         try:
-            history = [EpochMetrics(**metrics) for metrics in checkpoint.progress["history"]]
-            self.progress = Progress(**{**checkpoint.progress, "history": history})
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast") from error
+            self.progress = Progress.of(checkpoint.progress)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast: {error}") from error
+        checkpoint.restore(self._stateful(), self.device, self.worker.rank)
         if not self.worker.leads:  # has the sums of all
             self.progress.loss_sum, self.progress.correct, self.progress.seen = 0.0, 0, 0
 
