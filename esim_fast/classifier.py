@@ -163,6 +163,7 @@ class Classifier:
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
         tokeniser = _agreed_tokeniser(directory / CONFIG, config.pop("tokeniser", "nltk"), tokeniser)
         training = config.pop("training", None)
+        config.setdefault("embedding_dropout", None)  # which models saved before there was one have not
         for name in sorted(config.keys() ^ _SAVED_OPTIONS):
             raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):

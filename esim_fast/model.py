@@ -35,6 +35,7 @@ class ESIM(nn.Module):
         device: where the parameters are created.
         padding_idx: the id that fills sentences up; None if there is no such id. It is never part of a sentence.
         dropout: probability, on embeddings (variant "paper"), after the projection and in the classifier.
+        embedding_dropout: probability on embeddings, instead of that.
         variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
         projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
         freeze_embedding: word vectors are not trained.
@@ -58,6 +59,7 @@ class ESIM(nn.Module):
         *,
         padding_idx: int | None = 1,
         dropout: float = 0.5,
+        embedding_dropout: float | None = None,
         variant: str = "paper",
         projection_activation: str | None = _FROM_VARIANT,
         classifier_activation: str | None = _FROM_VARIANT,
@@ -75,15 +77,19 @@ class ESIM(nn.Module):
             raise TypeError(f"padding_idx must be an int or None, got {padding_idx!r}")
         if padding_idx is not None and not 0 <= padding_idx < vocab_size:
             raise ValueError(f"padding_idx = {padding_idx} must lie between 0 and vocab_size - 1 = {vocab_size - 1}")
-        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
-            raise TypeError(f"dropout must be a number, got {dropout!r}")
         if not isinstance(freeze_embedding, bool):
             raise TypeError(f"freeze_embedding must be True or False, got {freeze_embedding!r}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
         _check_choice("variant", variant, tuple(_VARIANTS))
         _check_choice("backend", backend, _BACKENDS)
         chosen = _VARIANTS[variant]
+        feedforward_dropout = dropout if chosen["feedforward_dropout"] else 0.0
+        if embedding_dropout is None:
+            embedding_dropout = feedforward_dropout
+        for name, value in (("dropout", dropout), ("embedding_dropout", embedding_dropout)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
         if projection_activation == _FROM_VARIANT:
             projection_activation = chosen["projection"]
         if classifier_activation == _FROM_VARIANT:
@@ -98,16 +104,15 @@ class ESIM(nn.Module):
             "num_labels": num_labels,
             "padding_idx": padding_idx,
             "dropout": dropout,
+            "embedding_dropout": embedding_dropout,
             "variant": variant,
             "projection_activation": projection_activation,
             "classifier_activation": classifier_activation,
             "freeze_embedding": freeze_embedding,
         }
-        feedforward_dropout = dropout if chosen["feedforward_dropout"] else 0.0
-
         self.padding_idx = padding_idx
         self.embedding = Embedding(vocab_size, embedding_dim, padding_idx=padding_idx)
-        self.embedding_dropout = Dropout(feedforward_dropout)
+        self.embedding_dropout = Dropout(embedding_dropout)
         self.encoder = InputEncoding(embedding_dim, hidden_size, backend)
         self.inference = LocalInference(backend)
         self.infercomposition = InferenceComposition(hidden_size, dropout, projection_activation, backend)

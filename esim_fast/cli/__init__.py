@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..data import DataError
-from ..files import first_line
+from ..memory import short_of_memory
 from . import data, evaluate, predict, train
 from .options import Parser, UsageError, say
 
@@ -33,10 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:  # torch says RuntimeError when memory is short
-        if isinstance(error, RuntimeError) and "memory" not in first_line(error):
+    except (MemoryError, RuntimeError) as error:
+        reason = short_of_memory(error)
+        if reason is None:
             raise
-        return _fail(f"out of memory: {first_line(error)}")
+        return _fail(f"out of memory: {reason}")
     except KeyboardInterrupt:
         say("esim-fast: interrupted")
         return 130

@@ -18,10 +18,13 @@ class ModelOptions:
     hidden_size: int = 300
     embedding_dim: int = 300  # without vectors
     dropout: float = 0.5
+    embedding_dropout: float | None = None
     freeze_embedding: bool = False
     forget_bias: float = 1.0
 
 
+# Of tens of thousands of pairs, dropping half of each word leaves too little to learn from.
+_PRESET_MODELS = {"small-data": ModelOptions(embedding_dropout=0.2)}
 _SAMPLE_MODEL = ModelOptions(hidden_size=128, embedding_dim=100, dropout=0.2)
 
 # Options by the field of Recipe or ModelOptions that they set: name, type, metavar and help.
@@ -54,6 +57,7 @@ _MODEL = {
     "hidden_size": ("--hidden-size", common.size, "N", "of each direction of the LSTMs"),
     "embedding_dim": ("--embedding-dim", common.size, "N", "width of word vectors, without --vectors"),
     "dropout": ("--dropout", common.fraction, "X", "on embeddings, after the projection and in the classifier"),
+    "embedding_dropout": ("--embedding-dropout", common.fraction, "X", "on embeddings, instead of --dropout"),
     "forget_bias": ("--forget-bias", common.amount, "X", "of the LSTMs' forget gates, to begin with"),
 }
 OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.items()} | {
@@ -95,7 +99,8 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 def recipe_of(options: argparse.Namespace, sample: bool) -> tuple[Recipe, ModelOptions]:
     """What the command line asks for; on the bundled ``sample``, with its own defaults."""
     recipe = PRESETS[options.preset or "paper"] if options.preset or not sample else _SAMPLE_RECIPE
-    return _given(recipe, options), _given(_SAMPLE_MODEL if sample else ModelOptions(), options)
+    model = _SAMPLE_MODEL if sample else _PRESET_MODELS.get(options.preset, ModelOptions())
+    return _given(recipe, options), _given(model, options)
 
 
 def _given(defaults: Any, options: argparse.Namespace) -> Any:

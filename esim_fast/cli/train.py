@@ -205,6 +205,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None]:
         len(vocabulary),
         len(data.labels),
         dropout=plan.model.dropout,
+        embedding_dropout=plan.model.embedding_dropout,
         freeze_embedding=plan.model.freeze_embedding,
     )
     initialise(net, forget_bias=plan.model.forget_bias)

@@ -1,5 +1,6 @@
 """Several processes that train one model: those that torchrun started."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,4 +77,6 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     yield device
     # Not after an error: the others may wait for this process for ever, and torchrun ends them once it is gone.
+    gc.collect()  # DistributedDataParallel holds the group, and is part of a cycle
+    distributed.barrier()
     distributed.destroy_process_group()

@@ -97,6 +97,7 @@ def _improvements(accuracies: Sequence[float]) -> list[bool]:
 # By name, for `--preset`. Adam's rate grows with the root of the batch, and rises to that over the first steps.
 PRESETS = {
     "paper": Recipe(),
+    "small-data": Recipe(learning_rate=1e-3, averaging=0.999),
     "batch-128": Recipe(batch_size=128, learning_rate=8e-4, warm_up=200),
     "batch-512": Recipe(batch_size=512, learning_rate=1.6e-3, warm_up=400),
     "batch-1024": Recipe(batch_size=1024, learning_rate=2.3e-3, warm_up=400),

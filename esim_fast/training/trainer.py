@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..classifier import Classifier
 from ..data import Batch, DataError, EncodedPairs, batches
-from ..files import first_line
+from ..memory import short_of_memory
 from .averaging import MovingAverage
 from .checkpoint import Checkpoint, random_states
 from .directory import RunDirectory
@@ -258,13 +258,12 @@ class Trainer:
         try:
             moved = [part.to(self.device) for part in parts]
             result = training_step(self.parallel, moved, self.optimiser, self.scaler, self.recipe, self.worker.count)
-        except (MemoryError, RuntimeError) as error:  # torch says RuntimeError, and its subclass for a GPU
-            if isinstance(error, RuntimeError) and "memory" not in first_line(error):
+        except (MemoryError, RuntimeError) as error:
+            reason = short_of_memory(error)
+            if reason is None:
                 raise
-            raise MemoryError(
-                f"{self._name(parts)}: {first_line(error)}; smaller batches or parts of them take less "
-                "(batch_size, max_words, accumulate)"
-            ) from error
+            hint = "smaller batches or parts of them take less (batch_size, max_words, accumulate)"
+            raise MemoryError(f"{self._name(parts)}: {reason}; {hint}") from error
         if self.average is not None:
             self.average.update(self.net, progress.steps + 1)
         return result

@@ -1,0 +1,20 @@
+"""Memory that is short, which torch says in several ways."""
+
+import re
+
+from .files import first_line
+
+# An allocation in the extension: LibTorch's stable ABI says which call failed, but not why.
+_ALLOCATION = re.compile(r'"aten::(new_empty|new_zeros|empty_like)".*API call failed', re.DOTALL)
+
+
+def short_of_memory(error: Exception) -> str | None:
+    """One line about it, if ``error`` is that memory did not suffice; else None."""
+    if isinstance(error, MemoryError):
+        return first_line(error) or "no memory left"
+    if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
+        if _ALLOCATION.search(str(error)):
+            return "a tensor could not be allocated"
+        if "memory" in first_line(error):
+            return first_line(error)
+    return None
