@@ -6,7 +6,11 @@ import importlib.metadata
 import io
 import json
 import os
+import random
+import re
+import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -90,8 +94,9 @@ def model(corpus, tmp_path_factory):
 class TestTrain:
     def test_what_it_leaves_behind(self, model):
         names = {path.name for path in model.iterdir()}
-        expected = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json", "metrics.jsonl", "checkpoint"}
-        assert names == expected
+        expected = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json"}
+        assert names == expected | {"last", "metrics.jsonl", "curves.png", "checkpoint"}
+        assert {path.name for path in (model / "last").iterdir()} == expected
         metrics = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in metrics] == [1, 2]
         assert {"epoch", "train_loss", "dev_accuracy", "seconds"} <= metrics[0].keys()
@@ -281,6 +286,43 @@ class TestTrain:
             write_tsv(data / f"snli_1.0_{part}.txt", TRAIN)
         assert "test accuracy" in succeeds("train", "--data", data, "--output", tmp_path / "m", *SMALL)
 
+    def test_the_readmes_command_for_the_full_corpus(self, tmp_path):
+        """On miniature files with exactly the official names, columns and rows."""
+        readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+        (command,) = [line for line in readme.splitlines() if line.startswith("esim-fast train --data snli_1.0 ")]
+        columns = ["gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse"]
+        columns += ["sentence2_parse", "sentence1", "sentence2", "captionID", "pairID"]
+        columns += [f"label{i}" for i in range(1, 6)]
+        folder = tmp_path / "snli_1.0"
+        folder.mkdir()
+        (folder / "README.txt").write_text("This is version 1.0 of the SNLI corpus.\n")
+        for part, annotators in (("train", 1), ("dev", 5), ("test", 5)):
+            table, records = ["\t".join(columns)], []
+            for number, (label, p, h) in enumerate(TRAIN * 3):
+                parses = [f"( {p} )", f"( {h} )", f"(ROOT (S {p}))", f"(ROOT (S {h}))"]
+                ids = [f"{number}.jpg#0", f"{number}.jpg#0r1{label[0]}"]
+                given = [label if label != "-" else ("neutral", "entailment")[i % 2] for i in range(annotators)]
+                table.append("\t".join([label, *parses, p, h, *ids, *given, *[""] * (5 - annotators)]))
+                values = dict(zip(columns[:9], [label, *parses, p, h, *ids], strict=True))
+                records.append(json.dumps({"annotator_labels": given, **values}))
+            (folder / f"snli_1.0_{part}.txt").write_text("\n".join(table) + "\n")
+            (folder / f"snli_1.0_{part}.jsonl").write_text("\n".join(records) + "\n")
+        generator = random.Random(0)
+        words = [",", ".", "the", "A", "man", "is", "sleeping", "dogs", ". . .", "at name@domain.com", "0.5"]
+        rows = [f"{word} " + " ".join(f"{generator.gauss(0, 0.4):.5g}" for _ in range(300)) for word in words]
+        (tmp_path / "glove.840B.300d.txt").write_text("\n".join(rows) + "\n")
+        result = esim_fast(*shlex.split(command)[1:], cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert (
+            result.stderr.count("15 pairs (contradiction 6, entailment 6, neutral 3); 3 more without a gold label") == 3
+        )
+        assert "glove.840B.300d.txt: vectors for 6 of 13 words" in result.stderr
+        assert "test accuracy " in result.stdout
+        (model,) = tmp_path.glob("*/model.safetensors")
+        report = json.loads(succeeds("evaluate", model.parent, folder / "snli_1.0_test.jsonl"))
+        assert f"test accuracy {report['accuracy']:.2%}\n" in result.stdout
+        assert json.loads((model.parent / "config.json").read_text())["embedding_dim"] == 300
+
     def test_vectors(self, corpus, tmp_path):
         vectors = tmp_path / "glove.txt"
         vectors.write_text("man 0.1 0.2 0.3\nDogs 1 2 3\nzebra 1 1 1\n")
@@ -312,8 +354,115 @@ class TestTrain:
         assert result.stdout.startswith("dev accuracy ")
         assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == before
         message = fails(*options(3), "--lr", "0.1", "--output", tmp_path / "parts", "--resume")
-        assert "this run has learning_rate = 0.0004, not 0.1" in message
-        assert "already holds a model: go on with --resume" in fails(*options(3), "--output", tmp_path / "parts")
+        assert "this run began with --lr 0.0004, not 0.1: resume it with that" in message
+        message = fails(*options(3), "--dropout", "0.1", "--output", tmp_path / "parts", "--resume")
+        assert "this run began with --dropout 0.5, not 0.1: resume it with that" in message
+        assert "already holds a run: go on with --resume" in fails(*options(3), "--output", tmp_path / "parts")
+
+    def test_every_knob_is_an_option_and_written_down(self, corpus, tmp_path):
+        given = {
+            "--epochs": 1,
+            "--patience": 7,
+            "--batch-size": 3,
+            "--accumulate": 2,
+            "--lr": 0.002,
+            "--warm-up": 5,
+            "--decay": 0.7,
+            "--weight-decay": 0.01,
+            "--label-smoothing": 0.1,
+            "--averaging": 0.9,
+            "--clip": 3.0,
+            "--seed": 11,
+            "--precision": "bf16",
+        }
+        model = {"--hidden-size": 8, "--dropout": 0.25, "--embedding-dropout": 0.1, "--embedding-dim": 6}
+        arguments = [
+            part for option, value in {**given, **model, "--forget-bias": 0.5}.items() for part in (option, value)
+        ]
+        options = ["--train", corpus, "--dev", corpus, "--freeze-embedding", "--output", tmp_path / "m"]
+        succeeds("train", *options, *arguments)
+        config = json.loads((tmp_path / "m" / "config.json").read_text())
+        names = {"--lr": "learning_rate", "--batch-words": "max_words"}
+        expected = {names.get(option, option[2:].replace("-", "_")): value for option, value in given.items()}
+        assert config["training"]["recipe"] == {**expected, "max_words": None}
+        assert config["training"]["forget_bias"] == 0.5
+        assert config["training"]["files"]["train"] == [str(corpus)]
+        for option, value in model.items():
+            assert config[option[2:].replace("-", "_")] == value
+        assert config["freeze_embedding"] is True
+        help_text = succeeds("train", "--help")
+        for option in ("--batch-words", "--preset", "--seeds", "--checkpoint-steps", *given, *model):
+            assert option in help_text
+
+    def test_presets(self, corpus, tmp_path):
+        def trained_with(*options):
+            output = tmp_path / str(len(list(tmp_path.iterdir())))
+            succeeds("train", "--hidden-size", 8, "--epochs", 1, "--output", output, *options)
+            config = json.loads((output / "config.json").read_text())
+            return config, config["training"]["recipe"]
+
+        files = ["--train", corpus, "--dev", corpus]
+        config, recipe = trained_with(*files)
+        paper = {"learning_rate": 4e-4, "batch_size": 32, "clip": 10.0, "decay": 0.5, "averaging": 0.0, "warm_up": 0}
+        assert recipe | paper == recipe
+        assert (config["dropout"], config["embedding_dropout"], config["embedding_dim"]) == (0.5, 0.5, 300)
+        config, recipe = trained_with(*files, "--preset", "small-data", "--clip", 1)
+        assert (recipe["learning_rate"], recipe["averaging"], recipe["clip"]) == (1e-3, 0.999, 1.0)
+        assert (config["dropout"], config["embedding_dropout"]) == (0.5, 0.2)
+        _, recipe = trained_with(*files, "--preset", "batch-512", "--patience", 0)
+        assert (recipe["batch_size"], recipe["learning_rate"], recipe["patience"]) == (512, 1.6e-3, None)
+        assert recipe["warm_up"] > 0
+
+    def test_seeds(self, corpus, tmp_path):
+        options = ["train", "--train", corpus, "--dev", corpus, "--test", corpus, *SMALL, "--output", tmp_path / "m"]
+        output = succeeds(*options, "--seeds", 3, "--seed", 5)
+        accuracies = []
+        for seed in (5, 6, 7):
+            succeeds(*options[:-1], tmp_path / f"{seed}", "--seed", seed)
+            for name in ("model.safetensors", "last/model.safetensors"):
+                one = (tmp_path / "m" / f"seed-{seed}" / name).read_bytes()
+                assert one == (tmp_path / f"{seed}" / name).read_bytes()
+            lines = (tmp_path / f"{seed}" / "metrics.jsonl").read_text().splitlines()
+            accuracies.append(max(json.loads(line)["dev_accuracy"] for line in lines))
+        summary = json.loads((tmp_path / "m" / "seeds.json").read_text())
+        assert summary["seeds"] == [5, 6, 7]
+        assert summary["dev"]["accuracies"] == summary["test"]["accuracies"] == accuracies  # of the same file
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        assert summary["dev"]["mean"] == pytest.approx(mean)
+        assert summary["dev"]["standard_deviation"] == pytest.approx(deviation)
+        assert f"dev accuracy {mean:.2%} ± {deviation:.2%} (standard deviation) of 3 seeds\n" in output
+        best = 5 + accuracies.index(max(accuracies))
+        assert f"the best of them, seed {best}, is in {tmp_path / 'm'}\n" in output
+        expected = (tmp_path / f"{best}" / "model.safetensors").read_bytes()
+        assert (tmp_path / "m" / "model.safetensors").read_bytes() == expected
+        assert "accuracy" in succeeds("evaluate", tmp_path / "m", corpus)
+        again = succeeds(*options, "--seeds", 3, "--seed", 5, "--resume")
+        assert [line for line in again.splitlines() if "seeds" in line] == [
+            line for line in output.splitlines() if "seeds" in line
+        ]
+        for unasked in (["--seeds", 3, "--seed", 5], ["--seeds", 3, "--seed", 8], []):
+            assert "m: already holds a model" in fails(*options, *unasked)
+
+    def test_several_training_files(self, corpus, model, tmp_path):
+        rows = write_tsv(tmp_path / "more.tsv", [("neutral", "A zebra sleeps.", "A zebra dreams."), ("-", "a", "b")])
+        options = ["train", "--train", corpus, rows, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
+        result = esim_fast(*options)
+        assert result.returncode == 0, result.stderr
+        assert f"{rows}: 1 pairs (neutral 1); 1 more without a gold label dropped\n" in result.stderr
+        whole = write_tsv(tmp_path / "whole.tsv", [*TRAIN, ("neutral", "A zebra sleeps.", "A zebra dreams.")])
+        succeeds("train", "--train", whole, "--dev", corpus, *SMALL, "--output", tmp_path / "n")
+        for name in ("model.safetensors", "vocabulary.txt"):
+            assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "n" / name).read_bytes()
+        rows.write_text(rows.read_text() + "neutral\tonly one\n")
+        assert "more.tsv:4: expected 3 columns, got 2" in fails(*options[:-1], tmp_path / "o")
+
+    def test_a_batch_that_breaks_is_named_by_its_lines(self, corpus, tmp_path):
+        options = ["train", "--train", corpus, corpus, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
+        message = esim_fast(*options, "--lr", "1e38").stderr.splitlines()[-1]
+        places = re.search(r"its pairs are (.*); the last checkpoint and the best model are kept$", message)[1]
+        lines = [int(line) for part in places.split("; ") for line in part.removeprefix(f"{corpus}:").split(", ")]
+        assert len(lines) == 2
+        assert set(lines) <= {2, 3, 4, 5, 6}
 
     def test_resuming_with_other_data(self, corpus, tmp_path):
         data = write_tsv(tmp_path / "pairs.tsv", TRAIN)
@@ -366,6 +515,15 @@ class TestTrain:
             (["--train", "nowhere.tsv", "--dev", "{corpus}"], "nowhere.tsv: No such file or directory"),
             (["--train", "{corpus}", "--dev", "{corpus}", "--vectors", "no.txt"], "no.txt: No such file"),
             (["--epochs", "1", "--vectors", "no.txt"], "no.txt: No such file"),  # of the bundled sample
+            (["--embedding-dim", "5", "--vectors", "no.txt"], "--embedding-dim and --vectors exclude each other"),
+            (["--accumulate", "0"], "argument --accumulate: expected an integer from 1 to 1000000, got '0'"),
+            (["--warm-up", "-1"], "argument --warm-up: expected an integer from 0 to 1000000, got '-1'"),
+            (["--patience", "x"], "argument --patience: expected an integer from 0 to 1000000, got 'x'"),
+            (["--averaging", "1"], "argument --averaging: expected a number from 0 to below 1, got '1'"),
+            (["--decay", "2"], "argument --decay: expected a number above 0, at most 1, got '2'"),
+            (["--weight-decay", "-1"], "argument --weight-decay: expected a number from 0, got '-1'"),
+            (["--preset", "large"], "argument --preset: invalid choice: 'large'"),
+            (["--seed", str(2**63 - 2), "--seeds", "3"], "--seeds 3: the last seed would be above 2**63 - 1"),
             (["--epochs", "two"], "argument --epochs: expected an integer from 1 to 1000000, got 'two'"),
             (["--epochs", "0"], "argument --epochs: expected an integer from 1 to 1000000, got '0'"),
             (["--batch-size", "1" + 30 * "0"], "argument --batch-size: expected an integer from 1 to 1000000"),

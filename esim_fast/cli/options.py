@@ -147,6 +147,7 @@ seed = _number(int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value <
 rate = _number(float, "a positive number", lambda value: 0 < value < math.inf)
 amount = _number(float, "a number from 0", lambda value: 0 <= value < math.inf)
 fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+share = _number(float, "a number above 0, at most 1", lambda value: 0 < value <= 1)
 steps = _number(int, "an integer from 0 to 1000000", lambda value: 0 <= value <= 1_000_000)
 
 

@@ -41,7 +41,7 @@ _RECIPE = {
     "accumulate": ("--accumulate", common.count, "N", "work through each batch in N parts, to save memory"),
     "learning_rate": ("--lr", common.rate, "X", "Adam's learning rate"),
     "warm_up": ("--warm-up", common.steps, "N", "steps over which the learning rate rises to that"),
-    "decay": ("--decay", common.rate, "X", "factor of the learning rate after an epoch without a better dev accuracy"),
+    "decay": ("--decay", common.share, "X", "factor of the learning rate after an epoch without a better dev accuracy"),
     "weight_decay": ("--weight-decay", common.amount, "X", "of all weights but word vectors (AdamW)"),
     "label_smoothing": ("--label-smoothing", common.fraction, "X", "share of each target that goes to all labels"),
     "averaging": (

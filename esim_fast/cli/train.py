@@ -38,6 +38,8 @@ from . import options as common
 from .corpora import TrainingData, TrainingFiles, find_files, read_files
 from .recipe import OPTION_NAMES, ModelOptions, add_recipe, recipe_of
 
+_SEEDS = "seeds.json"  # what came of several
+
 
 def add(commands: Any) -> None:
     command = commands.add_parser("train", help="train a model", description=train.__doc__)
@@ -92,7 +94,10 @@ def train(options: argparse.Namespace) -> int | None:
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:
-        RunDirectory(output).check(resume=False)
+        if recipe.seed + options.seeds > 2**63:
+            raise common.UsageError(f"--seeds {options.seeds}: the last seed would be above 2**63 - 1")
+        if not (options.resume and (output / _SEEDS).exists()):
+            RunDirectory(output).check(resume=False)
         runs = {seed: output / f"seed-{seed}" for seed in range(recipe.seed, recipe.seed + options.seeds)}
     for directory in runs.values():
         RunDirectory(directory).check(options.resume)
@@ -272,9 +277,7 @@ def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -
             summary[part] = {"mean": mean(values), "standard_deviation": deviation, "accuracies": values}
             print(f"{part} accuracy {mean(values):.2%} ± {deviation:.2%} (standard deviation) of {len(values)} seeds")
     summary["seeds"] = [result.plan.recipe.seed for result in results]
-    replace_file(
-        output / "seeds.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    )
+    replace_file(output / _SEEDS, lambda path: path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8"))
     print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
 
 
