@@ -138,3 +138,22 @@ def test_report_refuses(content, reason, tmp_path):
     assert reason in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_accuracy_of_recipes(tmp_path):
+    """The table is made of what runs have left behind, those that are done."""
+    for name, mean in (("paper", 0.69), ("words", 0.705)):
+        (tmp_path / name / "seed-4").mkdir(parents=True)
+        dev = {"mean": mean, "standard_deviation": 0.003, "accuracies": [mean]}
+        (tmp_path / name / "seeds.json").write_text(json.dumps({"dev": dev, "seeds": [4]}))
+        (tmp_path / name / "seed-4" / "metrics.jsonl").write_text(json.dumps({"dev_accuracy": mean}) + "\n")
+    code = "import pathlib, sys; from benchmarks.accuracy import RECIPES, page, result; f = pathlib.Path(sys.argv[1]); "
+    code += "print(page({n: r for n in RECIPES if (r := result(n, f))}))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3, done.stderr
+    assert [line.split()[:4] for line in lines[1:]] == [
+        ["paper", "69.00", "±", "0.30"],
+        ["words", "70.50", "±", "0.30"],
+    ]
+    assert lines[2].split()[5] == "+1.50"

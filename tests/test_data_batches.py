@@ -46,6 +46,26 @@ def padded_size(batch: Batch) -> int:
     return len(batch) * sum(batch.pairs.longest)
 
 
+def test_several_datasets_are_one(tmp_path: Path) -> None:
+    (first, lists), (second, more) = random_pairs(40, 1), random_pairs(30, 2)
+    path = tmp_path / "pairs.tsv"
+    path.write_text("label\tpremise\thypothesis\nneutral\ta b c\tb\n-\tx\ty\nentailment\tc\ta a\n")
+    corpus = prepare(path, "whitespace")
+    vocabulary = Vocabulary.build(corpus.word_counts(labelled=True))
+    third = corpus.encode(vocabulary, LABELS)
+    texts = [(vocabulary.encode(p.split()), vocabulary.encode(h.split())) for p, h in (("a b c", "b"), ("c", "a a"))]
+    whole = EncodedPairs.concatenated([first, third, second])
+    expected = [*lists, *texts, *more]
+    assert whole.lengths.tolist() == [[len(p), len(h)] for p, h in expected]
+    assert whole.labels.tolist() == [*first.labels, 1, 0, *second.labels]
+    for indices in ([0, 39, 40, 41, 42, 71], list(range(72))):
+        assert sentences(whole[indices]) == tuple([expected[index][side] for index in indices] for side in (0, 1))
+    assert EncodedPairs.concatenated([first]) is first
+    for wrong in ([], [first, EncodedPairs([[2]], [[3]], None)]):
+        with pytest.raises(ValueError, match="expected pairs, all of them with labels or all without"):
+            EncodedPairs.concatenated(wrong)
+
+
 def test_one_batch_by_hand() -> None:
     dataset = EncodedPairs([[5, 6, 7], [], [8]], [[9], [10, 11], []], [2, 0, 1])
     batch = dataset[[2, 0]]

@@ -252,7 +252,9 @@ def _summarise(
     if test_accuracy is not None:
         print(f"test accuracy {test_accuracy:.2%}")
     paths = RunDirectory(plan.directory)
-    curves = paths.curves if paths.curves.exists() else "not drawn: matplotlib is not installed"
+    curves = (
+        paths.curves if paths.curves.exists() else 'not drawn, for lack of matplotlib: pip install "matplotlib>=3.8"'
+    )
     lines = {
         "best epoch": f"{best.epoch} of {len(history)}{stopped}",
         "loss": f"{best.train_loss:.4f} training (with dropout), {best.dev_loss:.4f} dev",
