@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         missing = [need for need in RECIPES[name][2] if getattr(options, need) is None]
         if missing and options.only:
             parser.error(f"{name} needs --{missing[0]}")
-        if missing:
+        if missing or result(name, options.output):
             continue
         try:
             train(name, options)

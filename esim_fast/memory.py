@@ -2,8 +2,11 @@
 
 import re
 
+import torch
+
 from .files import first_line
 
+_SHORT = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|not enough memory|_ALLOC_FAILED")
 # An allocation in the extension: LibTorch's stable ABI says which call failed, but not why.
 _ALLOCATION = re.compile(r'"aten::(new_empty|new_zeros|empty_like)".*API call failed', re.DOTALL)
 
@@ -12,9 +15,9 @@ def short_of_memory(error: Exception) -> str | None:
     """One line about it, if ``error`` is that memory did not suffice; else None."""
     if isinstance(error, MemoryError):
         return first_line(error) or "no memory left"
-    if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
+    if isinstance(error, RuntimeError):
         if _ALLOCATION.search(str(error)):
             return "a tensor could not be allocated"
-        if "memory" in first_line(error):
+        if isinstance(error, torch.OutOfMemoryError) or _SHORT.search(first_line(error)):
             return first_line(error)
     return None

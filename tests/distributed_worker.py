@@ -16,8 +16,8 @@ STEPS = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, averaging=0.9)
 
 
 def uneven_pairs():
-    """75 pairs, of which the last batch of 8 has 3, some without words."""
-    return EncodedPairs([[2, 6], [], [4]] * 25, [[6, 2], [5], []] * 25, [0, 1, 1] * 25)
+    """76 pairs, of which the last batch of 8 has 4; one of them, the first, has no words, others in one sentence."""
+    return EncodedPairs([[], *[[2, 6], [], [4]] * 25], [[], *[[6, 2], [5], []] * 25], [0] + [0, 1, 1] * 25)
 
 
 def steps(directory, accumulate):
@@ -42,8 +42,10 @@ def interrupted(directory):
     parts = new_trainer(recipe, directory / "parts", should_stop=lambda: next(calls) == 12)
     try:
         parts.run()
+        raise AssertionError("nobody interrupted it")
     except KeyboardInterrupt:
         parts = new_trainer(recipe, directory / "parts", new_model(seed=7), resume=True)
+        assert (parts.progress.epoch, parts.progress.batch) == (2, 3)
         parts.run()
     values = [
         torch.cat([parameter.flatten() for parameter in trainer.net.parameters()] + [_metrics(trainer)])

@@ -440,6 +440,10 @@ class TestTrain:
         assert [line for line in again.splitlines() if "seeds" in line] == [
             line for line in output.splitlines() if "seeds" in line
         ]
+        (tmp_path / "m" / "model.safetensors").unlink()  # as if it had been killed just before the end
+        assert "seeds" in succeeds(*options, "--seeds", 3, "--seed", 5, "--resume")
+        single = [*options[:-1], tmp_path / "5"]
+        assert "5 holds a run of a single seed: --seeds needs" in fails(*single, "--seeds", 2, "--resume")
         for unasked in (["--seeds", 3, "--seed", 5], ["--seeds", 3, "--seed", 8], []):
             assert "m: already holds a model" in fails(*options, *unasked)
 
@@ -459,10 +463,29 @@ class TestTrain:
     def test_a_batch_that_breaks_is_named_by_its_lines(self, corpus, tmp_path):
         options = ["train", "--train", corpus, corpus, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
         message = esim_fast(*options, "--lr", "1e38").stderr.splitlines()[-1]
-        places = re.search(r"its pairs are (.*); the last checkpoint and the best model are kept$", message)[1]
+        places = re.search(r"its pairs are (.*); the last checkpoint is kept$", message)[1]
         lines = [int(line) for part in places.split("; ") for line in part.removeprefix(f"{corpus}:").split(", ")]
         assert len(lines) == 2
         assert set(lines) <= {2, 3, 4, 5, 6}
+
+    def test_resuming_with_other_vectors(self, corpus, tmp_path):
+        vectors = tmp_path / "glove.txt"
+        vectors.write_text("man 1 2 3\nis 2 3 4\n")
+        options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", "--resume", *SMALL]
+        succeeds(*options, "--vectors", vectors)
+        succeeds(*options, "--vectors", vectors)
+        assert "this run began with other word vectors" in fails(*options, "--embedding-dim", 3)
+        for content in ("man 1 2 4\nis 2 3 4\n", "man 1 2\nis 2 3\n"):
+            vectors.write_text(content)
+            assert "this run began with other word vectors" in fails(*options, "--vectors", vectors)
+
+    def test_a_run_that_ends_with_weights_that_are_no_numbers(self, corpus, tmp_path):
+        options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", "--hidden-size", 8]
+        result = esim_fast(*options, "--epochs", 1, "--batch-size", 8, "--lr", "1e38")
+        assert result.returncode == 2
+        assert "epoch 1: the loss on dev is nan; a lower learning rate (--lr) may help; the last" in result.stderr
+        assert not (tmp_path / "m" / "model.safetensors").exists()
+        assert (tmp_path / "m" / "metrics.jsonl").read_text() == ""
 
     def test_resuming_with_other_data(self, corpus, tmp_path):
         data = write_tsv(tmp_path / "pairs.tsv", TRAIN)
@@ -478,17 +501,10 @@ class TestTrain:
 
     def test_resuming_never_replaces_a_model_without_checkpoint(self, corpus, model, tmp_path):
         shutil.copytree(model, tmp_path / "m")
-        shutil.rmtree(tmp_path / "m" / "checkpoint")
+        (tmp_path / "m" / "checkpoint" / "last.pt").unlink()
         options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
         for resume in ([], ["--resume"]):
             assert "already holds a model, and no checkpoint to go on from" in fails(*options, *resume)
-
-    def test_resuming_a_run_that_ended_between_model_and_checkpoint(self, corpus, model, tmp_path):
-        shutil.copytree(model, tmp_path / "m")
-        (tmp_path / "m" / "checkpoint" / "last.pt").unlink()
-        options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
-        succeeds(*options, "--resume")
-        assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
     def test_a_lost_line_of_metrics_comes_back(self, corpus, model, tmp_path):
         shutil.copytree(model, tmp_path / "m")

@@ -120,4 +120,4 @@ class TestCommand:
         result = torchrun(2, "-m", "esim_fast", "train", "--train", "no.tsv", "--dev", "no.tsv")
         assert result.returncode != 0
         assert "esim-fast: no.tsv: No such file or directory" in result.stderr
-        assert "Traceback" not in result.stderr.split("esim-fast:")[0]
+        assert "esim_fast/cli" not in result.stderr  # as in a traceback; torchrun itself ends with one of its own

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 from interrupted_run import run
@@ -29,7 +30,10 @@ WORDS = [*"abcdefghijklmno"]
 def start(cache):
     """Starts the command with arguments; returns its process and the file with what it says."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["interrupted_run", "matplotlib.figure"])
+    context.set_forkserver_preload(["interrupted_run"])
+    with pytest.MonkeyPatch.context() as patch:  # what is to be imported has to be found
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
     logs = itertools.count()
 
     def begin(*arguments, at=None, file_size=None, memory=None):
@@ -207,8 +211,8 @@ def test_a_directory_that_becomes_read_only(start, command, whole, mounted):
 def test_a_loss_that_is_not_finite(start, command, tmp_path):
     message = fails_in_one_line(start, [*command(tmp_path / "m"), "--lr", "1e38"])
     assert message.startswith("esim-fast: epoch 1, batch ")
-    assert "a lower learning rate may help (--lr); its pairs are " in message
-    assert message.endswith("; the last checkpoint and the best model are kept")
+    assert "; a lower learning rate (--lr) may help; its pairs are " in message
+    assert message.endswith("; the last checkpoint is kept")
     lines = message.partition("pairs.tsv:")[2].partition(";")[0].split(", ")
     assert len(lines) == 4
     assert all(2 <= int(line) <= 61 for line in lines)
@@ -225,8 +229,6 @@ def test_memory_that_does_not_suffice(start, tmp_path, megabytes):
     data = ["train", "--train", tmp_path / "pairs.tsv", "--dev", tmp_path / "pairs.tsv", "--output", tmp_path / "m"]
     message = fails_in_one_line(start, [*data, "--hidden-size", 64, "--batch-size", 60], memory=megabytes * 2**20)
     expected = r"esim-fast: out of memory: epoch 1, batch 1 \(60 pairs, 18120 words, sentences of up to 300\): .*"
-    assert re.fullmatch(
-        expected + r"; smaller batches or parts of them take less \(batch_size, max_words, accumulate\)", message
-    )
+    assert re.fullmatch(expected + "; smaller batches .* take less", message), message
     assert_intact(tmp_path / "m")
     assert (tmp_path / "m" / "checkpoint" / "last.pt").exists()

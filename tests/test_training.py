@@ -15,6 +15,7 @@ from training_tasks import WORDS, new_model, new_trainer, pairs
 import esim_fast
 from esim_fast import Classifier
 from esim_fast.data import DataError, EncodedPairs, Vocabulary, batches
+from esim_fast.memory import short_of_memory
 from esim_fast.training import (
     Checkpoint,
     NotFiniteError,
@@ -113,12 +114,12 @@ class TestRun:
 
     def test_what_was_not_looked_at_is_looked_at_before_a_checkpoint(self, tmp_path, monkeypatch):
         """As on a GPU, where steps are looked at in groups."""
-        new_trainer(Recipe(epochs=1, batch_size=8), tmp_path / "cpu", checkpoint_steps=7).run()
+        history = new_trainer(Recipe(epochs=1, batch_size=8), tmp_path / "cpu", checkpoint_steps=7).run()
         trainer = new_trainer(Recipe(epochs=1, batch_size=8), tmp_path / "gpu", checkpoint_steps=7)
         looks, look = [], trainer._look
         monkeypatch.setattr(trainer, "_look", lambda unseen: (looks.append(len(unseen)), look(unseen)))
         trainer.look_every = 5
-        trainer.run()
+        assert measured(trainer.run()) == measured(history)
         assert looks == [5, 2, 5, 2, 5, 1]
         assert weights(tmp_path / "cpu") == weights(tmp_path / "gpu")
 
@@ -136,7 +137,25 @@ class TestRun:
         with pytest.raises(MemoryError, match=r"epoch 1, batch 1 \(32 pairs, 128 words, sentences of up to 2\): ") as e:
             new_trainer(Recipe(epochs=1), tmp_path, model).run()
         assert message in str(e.value)
-        assert "smaller batches or parts of them take less" in str(e.value)
+        assert "smaller batches (--batch-size, --batch-words) or more parts" in str(e.value)
+
+    @pytest.mark.parametrize(
+        "message", ["CUDA error: an illegal memory access was encountered", "unsupported memory format option"]
+    )
+    def test_errors_that_only_speak_of_memory(self, message):
+        assert short_of_memory(RuntimeError(message)) is None
+        assert short_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")) is not None
+
+    def test_memory_that_is_short_in_evaluation(self, tmp_path):
+        model = new_model()
+
+        def forward(net, *_):
+            if not net.training:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        model.net.register_forward_pre_hook(forward)
+        with pytest.raises(MemoryError, match="epoch 1, evaluation on dev: CUDA out of memory"):
+            new_trainer(Recipe(epochs=1), tmp_path, model).run()
 
     def test_other_errors_of_torch_are_not_taken_for_short_memory(self, tmp_path):
         model = new_model()
@@ -152,6 +171,8 @@ class TestRun:
             for which in ("train", "dev"):
                 with pytest.raises(ValueError, match=f"{which}: expected labelled pairs, {message}"):
                     new_trainer(Recipe(), tmp_path / "m", **{which: wrong})
+        with pytest.raises(ValueError, match="checkpoint_steps must be positive, got 0"):
+            new_trainer(Recipe(), tmp_path / "m", checkpoint_steps=0)
         assert not (tmp_path / "m").exists()
 
 
@@ -178,6 +199,11 @@ class TestRecipe:
     def test_the_learning_rate_halves_when_dev_stalls(self, tmp_path):
         history = new_trainer(Recipe(epochs=4, patience=None, learning_rate=1e-6), tmp_path).run()
         assert [metrics.learning_rate for metrics in history] == [1e-6, 1e-6, 5e-7, 2.5e-7]
+
+    def test_the_learning_rate_written_down_is_that_of_the_last_step(self, tmp_path):
+        recipe = Recipe(epochs=3, batch_size=16, learning_rate=1.0, warm_up=20, clip=1e-9, patience=None, decay=1.0)
+        history = new_trainer(recipe, tmp_path).run()
+        assert [metrics.learning_rate for metrics in history] == [0.5, 1.0, 1.0]
 
     def test_the_learning_rate(self):
         recipe = Recipe(learning_rate=1.0, warm_up=4, decay=0.1)
@@ -261,26 +287,27 @@ class TestRecipe:
             torch.testing.assert_close(nets["decayed"][name], expected, rtol=0, atol=1e-6)
         assert losses["plain"] == losses["decayed"] != losses["smoothed"]
 
-    def test_an_average_of_the_weights_is_what_is_kept(self, tmp_path):
+    @pytest.mark.parametrize(("batch_size", "every"), [(160, 1), (8, 1), (1, 3)])
+    def test_an_average_of_the_weights_is_what_is_kept(self, tmp_path, batch_size, every):
         model = new_model(dropout=0.0)
         start = {name: value.clone() for name, value in model.net.state_dict().items()}
         seen, steps = [], []
-        recipe = Recipe(epochs=2, batch_size=8, learning_rate=1e-2, averaging=0.9, patience=None)
+        recipe = Recipe(epochs=2, batch_size=batch_size, learning_rate=1e-3, averaging=0.9, patience=None)
         trainer = new_trainer(recipe, tmp_path, model)
         update = trainer.average.update
 
-        def spied(net, step):
-            update(net, step)
-            steps.append(step)
-            if step % 10 == 0:
+        def spied(net, step, of_epoch):
+            update(net, step, of_epoch)
+            steps.append((step, of_epoch))
+            if step % every == 0:
                 seen.append({name: value.clone() for name, value in net.state_dict().items()})
 
         trainer.average.update = spied
         history = trainer.run()
-        assert steps == list(range(1, 41))
+        assert steps == [(step, 160 // batch_size) for step in range(1, 1 + 320 // batch_size)]
         expected = start
         for count, values in enumerate(seen, start=1):
-            kept = min(0.9, (1 + 10 * count) / (10 + 10 * count)) ** 10
+            kept = min(0.9, (1 + every * count) / (10 + every * count)) ** every
             expected = {name: kept * expected[name] + (1 - kept) * values[name] for name in values}
         last = Classifier.from_pretrained(tmp_path / "last").net
         for name, value in last.state_dict().items():
@@ -388,6 +415,13 @@ class TestResuming:
         history = new_trainer(Recipe(epochs=4), tmp_path / "parts", new_model(seed=7), resume=True).run()
         assert len(history) == 4
         assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+    def test_a_model_whose_checkpoint_was_deleted_is_not_overwritten(self, tmp_path):
+        new_trainer(Recipe(epochs=1), tmp_path).run()
+        (tmp_path / "checkpoint" / "last.pt").unlink()
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match="already holds a model, and no checkpoint to go on from"):
+                new_trainer(Recipe(epochs=1, learning_rate=1e-2), tmp_path, resume=resume)
 
     def test_nothing_to_resume(self, tmp_path):
         assert len(new_trainer(Recipe(epochs=1), tmp_path, resume=True).run()) == 1

@@ -1,6 +1,7 @@
 """The command line, one file for each command.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0, or 2 and one line on stderr for a user's mistake.
+Results go to stdout, progress and messages to stderr. Exit codes: 0; 2, with one line on stderr, for a user's mistake
+or what the machine lacks; 1 where `data` finds bad rows; 128 and a signal's number.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from importlib.metadata import version
 
 from ..data import DataError
 from ..memory import short_of_memory
+from ..training import lost_connection
 from . import data, evaluate, predict, train
 from .options import Parser, UsageError, say
 
@@ -35,9 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         reason = short_of_memory(error)
-        if reason is None:
-            raise
-        return _fail(f"out of memory: {reason}")
+        if reason is not None:
+            return _fail(f"out of memory: {reason}")
+        if lost_connection(error):
+            return _fail("another process of this run has ended")
+        raise
     except KeyboardInterrupt:
         say("esim-fast: interrupted")
         return 130

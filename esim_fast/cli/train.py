@@ -39,6 +39,8 @@ from .corpora import TrainingData, TrainingFiles, find_files, read_files
 from .recipe import OPTION_NAMES, ModelOptions, add_recipe, recipe_of
 
 _SEEDS = "seeds.json"  # what came of several
+# What a run began with, where it is not an option's value.
+_DATA = {"pairs": "training or dev pairs", "words": "words", "vectors": "word vectors"}
 
 
 def add(commands: Any) -> None:
@@ -96,6 +98,8 @@ def train(options: argparse.Namespace) -> int | None:
     if options.seeds:
         if recipe.seed + options.seeds > 2**63:
             raise common.UsageError(f"--seeds {options.seeds}: the last seed would be above 2**63 - 1")
+        if RunDirectory(output).checkpoint.exists():
+            raise common.UsageError(f"{output} holds a run of a single seed: --seeds needs a directory of its own")
         if not (options.resume and (output / _SEEDS).exists()):
             RunDirectory(output).check(resume=False)
         runs = {seed: output / f"seed-{seed}" for seed in range(recipe.seed, recipe.seed + options.seeds)}
@@ -103,23 +107,25 @@ def train(options: argparse.Namespace) -> int | None:
         RunDirectory(directory).check(options.resume)
     data = read_files(files, options)
     results = []
-    with contextlib.ExitStack() as stack:
-        # Several processes would not stop after the same step.
-        caught = [] if started_by_torchrun() else stack.enter_context(_stop_signals())
-        try:
-            device = stack.enter_context(joined(device))
-        except ValueError as error:
-            raise common.UsageError(str(error)) from error
-        try:
+    caught: list[int] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            if not started_by_torchrun():  # several processes would not stop after the same step
+                stack.enter_context(_noting_signals(caught))
+            try:
+                device = stack.enter_context(joined(device))
+            except ValueError as error:
+                raise common.UsageError(str(error)) from error
             for seed, directory in runs.items():
                 plan = _Plan(options, files, data, replace(recipe, seed=seed), model, directory, device)
                 results.append(_train_one(plan, first=not results, should_stop=lambda: bool(caught)))
-        except KeyboardInterrupt:
-            if this_worker().leads:
-                common.say("esim-fast: interrupted; the same command with --resume goes on from there")
-            return 128 + (caught[0] if caught else signal.SIGINT)
-        if options.seeds and this_worker().leads:
-            _summarise_seeds(output, results, options.tokeniser)
+            if options.seeds and this_worker().leads:
+                _summarise_seeds(output, results, options.tokeniser)
+    except KeyboardInterrupt:
+        if this_worker().leads:
+            there = "there" if this_worker().count == 1 else "the last checkpoint"
+            common.say(f"esim-fast: interrupted; the same command with --resume goes on from {there}")
+        return 128 + (caught[0] if caught else signal.SIGINT)
     return None
 
 
@@ -162,7 +168,8 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
                 "pairs": data.digest,
                 "words": words,
                 "tokeniser": options.tokeniser,
-                **{name: value for name, value in asdict(plan.model).items() if name != "embedding_dim"},
+                "vectors": _digest(classifier.net.embedding.weight) if options.vectors else None,
+                **asdict(plan.model),
             },
             resume=options.resume,
             checkpoint_steps=options.checkpoint_steps,
@@ -177,13 +184,13 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             common.say(f"{plan.files.unlabelled}: not used, because it has no labels")
         if found is not None:
             new = len(classifier.vocabulary) - len(data.vocabulary)
-            joined = f", {new} of them not in training" if data.more_words else ""
-            common.say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{joined}")
+            those = f", {new} of them not in training" if data.more_words else ""
+            common.say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{those}")
     try:
         history = trainer.run()
     except NotFiniteError as error:
-        where = f"its pairs are {data.places(error.indices)}; the last checkpoint and the best model are kept"
-        raise NotFiniteError(f"{error} (--lr); {where}", error.indices) from error
+        where = f"; its pairs are {data.places(error.indices)}" if error.indices else ""
+        raise NotFiniteError(f"{error}{where}; the last checkpoint is kept", error.indices) from error
     best, test_accuracy = trainer.progress.best, None
     if data.test is not None:
         best_model = Classifier.from_pretrained(plan.directory, device=plan.device, tokeniser=options.tokeniser)
@@ -227,9 +234,13 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None]:
     return Classifier(net.to(plan.device), vocabulary, data.labels, options.tokeniser, training), found
 
 
+def _digest(vectors: torch.Tensor) -> str:
+    return hashlib.sha256(vectors.detach().cpu().numpy().tobytes()).hexdigest()
+
+
 def _other_settings(error: OtherSettingsError) -> str:
-    if error.name in ("pairs", "words"):
-        return "this run began with other training or dev pairs, or other words"
+    if error.name in _DATA:
+        return f"this run began with other {_DATA[error.name]}"
     option = OPTION_NAMES[error.name]
     return f"this run began with {option} {error.before}, not {error.now}: resume it with that"
 
@@ -270,7 +281,6 @@ def _summarise(
 def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -> None:
     """The result of several runs, on stdout and in ``seeds.json``; the best model goes where one run's would."""
     best = max(results, key=lambda result: result.best.dev_accuracy)
-    Classifier.from_pretrained(best.plan.directory, tokeniser=tokeniser).save_pretrained(output)
     summary = {}
     for part in ("dev", "test"):
         values = [result.best.dev_accuracy if part == "dev" else result.test_accuracy for result in results]
@@ -279,14 +289,15 @@ def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -
             summary[part] = {"mean": mean(values), "standard_deviation": deviation, "accuracies": values}
             print(f"{part} accuracy {mean(values):.2%} ± {deviation:.2%} (standard deviation) of {len(values)} seeds")
     summary["seeds"] = [result.plan.recipe.seed for result in results]
+    # First, so that a run that ends before the model is there can be resumed.
     replace_file(output / _SEEDS, lambda path: path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8"))
+    Classifier.from_pretrained(best.plan.directory, tokeniser=tokeniser).save_pretrained(output)
     print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def _noting_signals(caught: list[int]) -> Iterator[None]:
     """Ctrl-C and SIGTERM are noted in the list, once; a second one ends the process as ever."""
-    caught: list[int] = []
 
     def note(number: int, frame: object) -> None:
         caught.append(number)
@@ -294,9 +305,11 @@ def _stop_signals() -> Iterator[list[int]]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
+                before[number] = signal.signal(number, note)
     try:
-        yield caught
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ For a loop of your own there are :func:`training_step` and :func:`evaluate`.
 
 from .checkpoint import Checkpoint
 from .directory import RunDirectory
-from .distributed import Worker, joined, started_by_torchrun, this_worker
+from .distributed import Worker, joined, lost_connection, started_by_torchrun, this_worker
 from .initialisation import initialise
 from .recipe import PRECISIONS, PRESETS, Recipe
 from .steps import Score, StepResult, evaluate, training_step
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "initialise",
     "joined",
+    "lost_connection",
     "started_by_torchrun",
     "this_worker",
     "training_step",

@@ -5,7 +5,8 @@ import copy
 import torch
 from torch import nn
 
-_EVERY = 10  # steps: an average over a table of word vectors takes time, and loses nothing by skipping some
+_SELDOM = 10  # steps: an average over a table of word vectors takes time, and loses nothing by skipping some
+_OFTEN = 50  # times in an epoch at least, where it has as many steps
 
 
 class MovingAverage:
@@ -16,11 +17,15 @@ class MovingAverage:
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.net = copy.deepcopy(net).requires_grad_(False)
+        for module in self.net.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # the copies of its weights lie apart, which cuDNN does not like
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, net: nn.Module, steps: int) -> None:
-        """Takes in the weights of ``net`` after so many steps."""
-        if steps % _EVERY == 0:
-            kept = min(self.decay, (1 + steps) / (10 + steps)) ** _EVERY
+    def update(self, net: nn.Module, steps: int, steps_of_epoch: int) -> None:
+        """Takes in the weights of ``net`` after so many steps of the run; now and then, not each time."""
+        every = max(1, min(_SELDOM, steps_of_epoch // _OFTEN))
+        if steps % every == 0:
+            kept = min(self.decay, (1 + steps) / (10 + steps)) ** every
             torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - kept)

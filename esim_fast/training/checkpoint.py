@@ -70,11 +70,15 @@ class Checkpoint:
 
         Raises:
             DataError: the file is no checkpoint.
+            OSError: it cannot be opened.
         """
-        try:
-            checkpoint = cls(**torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # a damaged file makes torch.load raise anything
-            raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast") from error
+        with open(path, "rb") as file:
+            try:
+                checkpoint = cls(**torch.load(file, map_location="cpu", weights_only=True))
+            except MemoryError:
+                raise
+            except Exception as error:  # a damaged file makes torch.load raise anything
+                raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast") from error
         for name, kind in {"settings": dict, "progress": dict, "states": dict, "random": list}.items():
             if not isinstance(getattr(checkpoint, name), kind):
                 raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast: {name} is no {kind.__name__}")

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 _TRAIN, _DEV, _GREY = "#8a8f98", "#1f6fb4", "#5a5f66"
 
 
-def draw_curves(history: Sequence["EpochMetrics"], path: Path) -> bool:
-    """Draws loss and accuracy by epoch, on training and dev pairs; returns whether matplotlib is there to do it."""
+def draw_curves(history: Sequence["EpochMetrics"], path: Path) -> None:
+    """Draws loss and accuracy by epoch, on training and dev pairs, if matplotlib is there to do it."""
     try:
         from matplotlib.figure import Figure  # a second to import, and needed for nothing else
         from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError:
-        return False
+        return
     epochs = [metrics.epoch for metrics in history]
     best = max(history, key=lambda metrics: metrics.dev_accuracy)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -46,4 +46,3 @@ def draw_curves(history: Sequence["EpochMetrics"], path: Path) -> bool:
     accuracy.margins(y=0.15)
     loss.legend(frameon=False)
     replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=130))
-    return True

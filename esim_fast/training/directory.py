@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ..classifier import WEIGHTS, Classifier
 from ..files import replace_file
 from .checkpoint import Checkpoint
-from .curves import draw_curves
 
 if TYPE_CHECKING:
     from .trainer import EpochMetrics
@@ -46,10 +45,9 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(self.path))
-        # The checkpoint's folder marks a run that began: if it ended before its first checkpoint, it may start afresh.
-        if resume and self.checkpoint.parent.exists():
-            return
         if self.checkpoint.exists():
+            if resume:
+                return
             reason = "already holds a run: go on with --resume (resume=True), or choose another directory"
             raise FileExistsError(errno.EEXIST, reason, str(self.path))
         if (self.path / WEIGHTS).exists():
@@ -74,10 +72,6 @@ class RunDirectory:
         model.save_pretrained(self.last)
         self._write_metrics(history)
 
-    def draw_curves(self, history: Sequence["EpochMetrics"]) -> None:
-        if history:
-            draw_curves(history, self.curves)
-
     def _write_metrics(self, history: Sequence["EpochMetrics"]) -> None:
-        lines = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history)
+        lines = "".join(json.dumps(asdict(metrics), allow_nan=False) + "\n" for metrics in history)
         replace_file(self.metrics, lambda partial: partial.write_text(lines, encoding="utf-8"))

@@ -41,16 +41,25 @@ class Worker(NamedTuple):
             distributed.barrier()
 
 
+ALONE = Worker()
+
+
 def this_worker() -> Worker:
     """This process among those that share the default process group; alone, if there is none."""
     if distributed.is_available() and distributed.is_initialized():
         return Worker(distributed.get_rank(), distributed.get_world_size())
-    return Worker()
+    return ALONE
 
 
 def started_by_torchrun() -> bool:
     """Whether this process is to work together with others."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def lost_connection(error: Exception) -> bool:
+    """Whether ``error`` says that another of the processes is gone; that one has said why."""
+    gloo = isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)
+    return started_by_torchrun() and (gloo or isinstance(error, distributed.DistError))
 
 
 @contextmanager
@@ -74,7 +83,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", place)
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    on_gpu = device.type == "cuda"
+    distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     yield device
     # Not after an error: the others may wait for this process for ever, and torchrun ends them once it is gone.
     gc.collect()  # DistributedDataParallel holds the group, and is part of a cycle

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -91,7 +92,8 @@ class Recipe:
 
 def _improvements(accuracies: Sequence[float]) -> list[bool]:
     """Of each epoch: whether it is better than all before it."""
-    return [accuracy > max(accuracies[:epoch], default=-math.inf) for epoch, accuracy in enumerate(accuracies)]
+    best = accumulate(accuracies, max, initial=-math.inf)
+    return [accuracy > before for accuracy, before in zip(accuracies, best, strict=False)]
 
 
 # By name, for `--preset`. Adam's rate grows with the root of the batch, and rises to that over the first steps.

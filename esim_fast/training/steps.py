@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data import Batch, EncodedPairs, batches
 from ..model import ESIM
-from .distributed import Worker
+from .distributed import ALONE, Worker
 from .recipe import PRECISIONS, Recipe
 
 NO_TARGET = -100  # the label of a pair that has no say in the loss
@@ -33,7 +33,7 @@ def training_step(
     recipe: Recipe,
     workers: int = 1,
 ) -> StepResult:
-    """Forward and backward pass, clipping and update; a GPU is not waited for, but for the scaler of fp16.
+    """Forward and backward pass, clipping and update; a GPU is not waited for.
 
     Args:
         net: an :class:`esim_fast.ESIM`, or one in DistributedDataParallel.
@@ -72,17 +72,26 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(net: ESIM, pairs: EncodedPairs, *, batch_size: int = 256, worker: Worker = Worker()) -> Score:  # noqa: B008
+def evaluate(
+    net: ESIM,
+    pairs: EncodedPairs,
+    *,
+    batch_size: int | None = 256,
+    max_words: int | None = None,
+    worker: Worker = ALONE,
+) -> Score:
     """Loss and accuracy on labelled pairs, without dropout.
 
     Args:
+        batch_size, max_words: of what is evaluated at a time, as for :func:`esim_fast.data.batches`.
         worker: several processes share the pairs out: each pair is counted once, and all of them get the result.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
     was_training = net.training
     net.eval()
     try:
-        for batch in batches(pairs, batch_size, shuffle=False, shard=worker, pin_memory=net.device.type == "cuda"):
+        on_gpu = net.device.type == "cuda"
+        for batch in batches(pairs, batch_size, max_words=max_words, shuffle=False, shard=worker, pin_memory=on_gpu):
             if len(batch):
                 logits = net(batch.pairs.to(net.device)).float().cpu()
                 sums[0] += float(cross_entropy(logits, batch.labels, reduction="sum"))

@@ -1,5 +1,6 @@
 """A run: epochs of training steps, the best model kept, checkpoints to go on from."""
 
+import contextlib
 import copy
 import math
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -19,12 +21,16 @@ from ..data import Batch, DataError, EncodedPairs, batches
 from ..memory import short_of_memory
 from .averaging import MovingAverage
 from .checkpoint import Checkpoint, random_states
+from .curves import draw_curves
 from .directory import RunDirectory
 from .distributed import this_worker
 from .recipe import Recipe
-from .steps import NO_TARGET, StepResult, evaluate, training_step
+from .steps import NO_TARGET, Score, StepResult, evaluate, training_step
 
+_EVALUATED = 256  # pairs at a time, at most
 _PREFETCH = 4  # batches; while a GPU computes
+_RATE_HINT = "a lower learning rate (--lr) may help"
+_MEMORY_HINT = "smaller batches (--batch-size, --batch-words) or more parts of them (--accumulate) take less"
 _GPU_STEPS = 20  # between looks at what they measured: looking makes a GPU wait
 
 
@@ -96,6 +102,11 @@ class OtherSettingsError(DataError):
         self.name, self.before, self.now = name, before, now
 
 
+def _seed_of(seed: int, rank: int) -> int:
+    """Another one for each process, and no other run's."""
+    return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
 class Trainer:
     """One run of training. Made, it is where the run begins, or where its checkpoint says that it stopped.
 
@@ -113,7 +124,7 @@ class Trainer:
             KeyboardInterrupt. Several processes must all be told so after the same step.
 
     Raises:
-        ValueError: there are no pairs, or pairs without labels.
+        ValueError: there are no pairs, or pairs without labels; ``checkpoint_steps`` is not positive.
         DataError: the checkpoint is damaged, or of another run.
         FileExistsError: the directory holds a model, and ``resume`` is not set.
         OSError: the directory cannot be written to.
@@ -136,6 +147,8 @@ class Trainer:
         for name, pairs in (("train", train), ("dev", dev)):
             if not len(pairs) or pairs.labels is None:
                 raise ValueError(f"{name}: expected labelled pairs, got {'none' if not len(pairs) else 'no labels'}")
+        if checkpoint_steps < 1:
+            raise ValueError(f"checkpoint_steps must be positive, got {checkpoint_steps}")
         self.train, self.dev, self.recipe = train, dev, recipe
         self.checkpoint_steps = checkpoint_steps
         self.on_epoch, self.should_stop = on_epoch, should_stop
@@ -155,18 +168,21 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.average = MovingAverage(self.net, recipe.averaging) if recipe.averaging else None
         self.progress = Progress()
+        self.steps_of_epoch = 0  # in hand
         self.look_every = _GPU_STEPS if self.device.type == "cuda" else 1  # steps
         # What is evaluated and saved.
         self.model = copy.copy(model)
         if self.average is not None:
             self.model.net = self.average.net
 
-        torch.manual_seed((recipe.seed + self.worker.rank) % 2**63)  # of dropout
+        torch.manual_seed(_seed_of(recipe.seed, self.worker.rank))  # of dropout
         self.worker.wait()  # for what an earlier run of these processes writes
         checkpoint = self.directory.open(resume)
         self.resumed = checkpoint is not None
         if checkpoint is not None:
             self._restore(checkpoint)
+        if len(set(self.worker.gather((self.progress.epoch, self.progress.batch)))) > 1:
+            raise DataError(f"{self.directory.path}: processes find different checkpoints; all must see the same files")
         self.parallel = self.net
         if self.worker.count > 1:
             self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
@@ -185,7 +201,7 @@ class Trainer:
             What each epoch measured, earlier ones of a resumed run included.
 
         Raises:
-            NotFiniteError: the loss or the gradient of a batch is not finite. The last checkpoint is older than that.
+            NotFiniteError: a batch's loss or gradient, or the loss on dev, is not finite. The last checkpoint is older.
             MemoryError: a batch was too large.
             OSError: the directory cannot be written to; what it had is still there.
             KeyboardInterrupt: ``should_stop`` said so; a checkpoint is written.
@@ -196,11 +212,17 @@ class Trainer:
             while not self.is_over:
                 self._train_epoch()
                 self._end_epoch()
-        finally:
-            if self.worker.leads:
-                self.directory.draw_curves(self.progress.history)
+        except BaseException:
+            with contextlib.suppress(Exception):  # which would hide what went wrong
+                self._draw_curves()
+            raise
+        self._draw_curves()
         self.worker.wait()  # until all is written
         return self.progress.history
+
+    def _draw_curves(self) -> None:
+        if self.worker.leads and self.progress.history:
+            draw_curves(self.progress.history, self.directory.curves)
 
     def _train_epoch(self) -> None:
         """Goes through what is left of the epoch in hand."""
@@ -220,9 +242,10 @@ class Trainer:
             pin_memory=on_gpu,
         )
         left = len(loader) // recipe.accumulate
+        self.steps_of_epoch = progress.batch + left
         unseen: list[tuple[StepResult, list[Tensor]]] = []  # steps that nobody has looked at, and their pairs
         begin = time.perf_counter()
-        with self._bar(progress.batch + left) as bar:
+        with self._bar() as bar:
             for done, parts in enumerate(zip(*[iter(loader)] * recipe.accumulate, strict=True), start=1):
                 unseen.append((self._step(parts), [part.indices for part in parts]))
                 progress.batch += 1
@@ -251,8 +274,8 @@ class Trainer:
         rate = self.recipe.rate(progress.steps, progress.accuracies)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        if self.worker.count > 1:  # all processes take part in every step, with whatever there is
-            parts = [part if len(part) else self._stand_in(part) for part in parts]
+        if self.worker.count > 1:  # gradients are exchanged of all parameters, so that each part has to have some
+            parts = [part if len(part.pairs.tokens) else self._with_words(part) for part in parts]
         else:
             parts = [part for part in parts if len(part)]
         try:
@@ -262,16 +285,15 @@ class Trainer:
             reason = short_of_memory(error)
             if reason is None:
                 raise
-            hint = "smaller batches or parts of them take less (batch_size, max_words, accumulate)"
-            raise MemoryError(f"{self._name(parts)}: {reason}; {hint}") from error
+            raise MemoryError(f"{self._name(parts)}: {reason}; {_MEMORY_HINT}") from error
         if self.average is not None:
-            self.average.update(self.net, progress.steps + 1)
+            self.average.update(self.net, progress.steps + 1, self.steps_of_epoch)
         return result
 
-    def _stand_in(self, empty: Batch) -> Batch:
-        """A pair that counts for nothing, in place of none."""
-        pair = self.train[[0]]
-        return replace(pair, labels=torch.full_like(pair.labels, NO_TARGET), whole=empty.whole)
+    def _with_words(self, part: Batch) -> Batch:
+        """A part without words, and a pair that has some, but counts for nothing."""
+        extended = self.train[[*part.indices.tolist(), int(self.train.lengths.sum(1).argmax())]]
+        return replace(extended, labels=torch.cat([part.labels, torch.tensor([NO_TARGET])]), whole=part.whole)
 
     def _look(self, unseen: list[tuple[StepResult, list[Tensor]]]) -> None:
         """Adds up what steps have measured, and sees to it that it is finite."""
@@ -282,9 +304,11 @@ class Trainer:
             for name, value in (("loss", loss), ("gradient's norm", norm)):
                 # In fp16 a gradient may overflow: the scaler passes over such steps.
                 if not math.isfinite(value) and not (name != "loss" and self.scaler.is_enabled()):
+                    # The gradient is that of all processes: whose loss is finite has no part in it.
+                    guilty = name == "loss" or self.worker.count == 1
                     raise NotFiniteError(
-                        f"epoch {progress.epoch}, batch {batch}: the {name} is {value}; a lower learning rate may help",
-                        torch.cat(indices).tolist(),
+                        f"epoch {progress.epoch}, batch {batch}: the {name} is {value}; {_RATE_HINT}",
+                        torch.cat(indices).tolist() if guilty else [],
                     )
             progress.loss_sum += loss
             progress.correct += int(correct)
@@ -295,7 +319,7 @@ class Trainer:
         begin = time.perf_counter()
         progress, accuracies = self.progress, self.progress.accuracies
         loss_sum, correct = self._settle()
-        score = evaluate(self.model.net, self.dev, worker=self.worker)
+        score = self._evaluate()
         progress.seconds += time.perf_counter() - begin
         metrics = EpochMetrics(
             epoch=progress.epoch,
@@ -303,7 +327,7 @@ class Trainer:
             train_accuracy=correct / len(self.train),
             dev_loss=score.loss,
             dev_accuracy=score.accuracy,
-            learning_rate=self.recipe.rate(progress.steps, accuracies),
+            learning_rate=self.recipe.rate(progress.steps - 1, accuracies),
             seconds=round(progress.seconds, 3),
         )
         progress.history.append(metrics)
@@ -316,6 +340,21 @@ class Trainer:
                 self.on_epoch(metrics)
         # Last, so that an epoch whose results were not all kept is run again.
         self._save_checkpoint()
+
+    def _evaluate(self) -> Score:
+        """On the dev pairs, in batches that take no more memory than training does."""
+        recipe, epoch = self.recipe, self.progress.epoch
+        size = None if recipe.max_words else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
+        try:
+            score = evaluate(self.model.net, self.dev, batch_size=size, max_words=recipe.max_words, worker=self.worker)
+        except (MemoryError, RuntimeError) as error:
+            reason = short_of_memory(error)
+            if reason is None:
+                raise
+            raise MemoryError(f"epoch {epoch}, evaluation on dev: {reason}; {_MEMORY_HINT}") from error
+        if not math.isfinite(score.loss):
+            raise NotFiniteError(f"epoch {epoch}: the loss on dev is {score.loss}; {_RATE_HINT}", [])
+        return score
 
     def _settle(self) -> tuple[float, int]:
         """Leaves the sums of all workers with the one that leads; returns those of loss and correct answers to all."""
@@ -361,11 +400,11 @@ class Trainer:
             f"{words} words, sentences of up to {longest})"
         )
 
-    def _bar(self, batches: int) -> tqdm:
+    def _bar(self) -> tqdm:
         return tqdm(
             desc=f"epoch {self.progress.epoch}/{self.recipe.epochs}",
             initial=self.progress.batch,
-            total=batches,
+            total=self.steps_of_epoch,
             unit="batch",
             leave=False,
             dynamic_ncols=True,
