@@ -110,6 +110,13 @@ class TestTrain:
             "5 pairs (contradiction 2, entailment 2, neutral 1); 1 more without a gold label dropped" in result.stderr
         )
         assert "epoch 2/2: train loss" in result.stderr
+        assert "\r" not in result.stderr
+        test = json.loads((tmp_path / "m" / "test.json").read_text())
+        assert test["file"] == str(corpus)
+        assert f"test accuracy {test['accuracy']:.2%}\n" in result.stdout
+        assert "is done after 2 epochs\n" in esim_fast("train", *options, *SMALL, "--resume").stderr
+        options[-1] = tmp_path / "n"
+        assert "n: nothing to resume, so a run begins\n" in esim_fast("train", *options, *SMALL, "--resume").stderr
         assert result.stdout.startswith("dev accuracy ")
         assert "test accuracy " in result.stdout
 
@@ -355,9 +362,13 @@ class TestTrain:
         assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == before
         message = fails(*options(3), "--lr", "0.1", "--output", tmp_path / "parts", "--resume")
         assert "this run began with --lr 0.0004, not 0.1: resume it with that" in message
+        message = fails(*options(3), "--freeze-embedding", "--output", tmp_path / "parts", "--resume")
+        assert "this run began without --freeze-embedding: resume it so" in message
+        message = fails(*options(3), "--tokeniser", "whitespace", "--output", tmp_path / "parts", "--resume")
+        assert "this run began with --tokeniser nltk, not whitespace: resume it with that" in message
         message = fails(*options(3), "--dropout", "0.1", "--output", tmp_path / "parts", "--resume")
         assert "this run began with --dropout 0.5, not 0.1: resume it with that" in message
-        assert "already holds a run: go on with --resume" in fails(*options(3), "--output", tmp_path / "parts")
+        assert "already holds a run: resume it (--resume)" in fails(*options(3), "--output", tmp_path / "parts")
 
     def test_every_knob_is_an_option_and_written_down(self, corpus, tmp_path):
         given = {
@@ -445,7 +456,8 @@ class TestTrain:
         single = [*options[:-1], tmp_path / "5"]
         assert "5 holds a run of a single seed: --seeds needs" in fails(*single, "--seeds", 2, "--resume")
         for unasked in (["--seeds", 3, "--seed", 5], ["--seeds", 3, "--seed", 8], []):
-            assert "m: already holds a model" in fails(*options, *unasked)
+            assert "m already holds runs" in fails(*options, *unasked) or not unasked
+        assert "m: already holds a model" in fails(*options)
 
     def test_several_training_files(self, corpus, model, tmp_path):
         rows = write_tsv(tmp_path / "more.tsv", [("neutral", "A zebra sleeps.", "A zebra dreams."), ("-", "a", "b")])

@@ -119,5 +119,5 @@ class TestCommand:
     def test_a_mistake_is_said(self, tmp_path):
         result = torchrun(2, "-m", "esim_fast", "train", "--train", "no.tsv", "--dev", "no.tsv")
         assert result.returncode != 0
-        assert "esim-fast: no.tsv: No such file or directory" in result.stderr
+        assert result.stderr.count("esim-fast: no.tsv: No such file or directory") >= 1
         assert "esim_fast/cli" not in result.stderr  # as in a traceback; torchrun itself ends with one of its own

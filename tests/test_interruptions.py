@@ -128,7 +128,7 @@ def test_a_signal_ends_a_run_after_the_step_in_hand(start, command, whole, tmp_p
     process.join(90)
     assert process.exitcode == 128 + number, log.read_text()
     said = log.read_text().rstrip().splitlines()[-1]
-    assert said.endswith("esim-fast: interrupted; the same command with --resume goes on from there")
+    assert said == ("esim-fast: interrupted; the same command with --resume goes on from there")
     assert "Traceback" not in log.read_text()
     steps = Checkpoint.load(tmp_path / "m" / "checkpoint" / "last.pt").progress["steps"]
     assert 0 < steps < 30

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -64,7 +65,8 @@ class TestRun:
         assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["last.pt"]
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert lines == [dataclasses.asdict(metrics) for metrics in history]
-        assert Classifier.from_pretrained(tmp_path).training == {"why": "a test"}
+        recipe = dataclasses.asdict(Recipe(epochs=2))
+        assert Classifier.from_pretrained(tmp_path).training == {"recipe": recipe, "why": "a test"}
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     def test_the_curves_are_of_what_was_measured(self, tmp_path, monkeypatch):
@@ -82,6 +84,14 @@ class TestRun:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         new_trainer(Recipe(epochs=1), tmp_path).run()
         assert not (tmp_path / "curves.png").exists()
+
+    def test_a_log_file_gets_whole_lines(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("esim_fast.training.trainer._LOG_SECONDS", 0.0)
+        new_trainer(Recipe(epochs=1, batch_size=8), tmp_path).run()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) > 2
+        assert all(re.match(r"epoch 1/1: batch \d+ of 20, \d\d:\d\d so far, .* to go", line) for line in lines)
+        assert re.search(r", loss 0\.\d{4}, accuracy \d\d\.\d\d%$", lines[-1])
 
     def test_it_ends_when_nothing_gets_better(self, tmp_path):
         recipe = Recipe(epochs=9, patience=2, learning_rate=1e-7)  # too small to change an answer
@@ -423,6 +433,12 @@ class TestResuming:
             with pytest.raises(FileExistsError, match="already holds a model, and no checkpoint to go on from"):
                 new_trainer(Recipe(epochs=1, learning_rate=1e-2), tmp_path, resume=resume)
 
+    def test_a_run_that_is_over_is_left_as_it_is(self, tmp_path):
+        new_trainer(Recipe(epochs=3), tmp_path).run()
+        before = (tmp_path / "config.json").read_bytes()
+        assert len(new_trainer(Recipe(epochs=2), tmp_path, resume=True).run()) == 3
+        assert (tmp_path / "config.json").read_bytes() == before
+
     def test_nothing_to_resume(self, tmp_path):
         assert len(new_trainer(Recipe(epochs=1), tmp_path, resume=True).run()) == 1
 
@@ -436,7 +452,7 @@ class TestResuming:
     def test_a_trained_model_is_not_overwritten_unasked(self, tmp_path):
         new_trainer(Recipe(epochs=1), tmp_path).run()
         before = weights(tmp_path)
-        with pytest.raises(FileExistsError, match="already holds a run: go on with --resume"):
+        with pytest.raises(FileExistsError, match="already holds a run: resume it"):
             new_trainer(Recipe(epochs=1), tmp_path)
         assert weights(tmp_path) == before
 

@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `esim-fast predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (DataError, UsageError, FloatingPointError) as error:
+    except (DataError, UsageError) as error:
+        # Of several processes, all find the same mistake.
+        return 2 if os.environ.get("RANK", "0") != "0" else _fail(error)
+    except FloatingPointError as error:
         return _fail(error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

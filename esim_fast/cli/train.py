@@ -100,8 +100,10 @@ def train(options: argparse.Namespace) -> int | None:
             raise common.UsageError(f"--seeds {options.seeds}: the last seed would be above 2**63 - 1")
         if RunDirectory(output).checkpoint.exists():
             raise common.UsageError(f"{output} holds a run of a single seed: --seeds needs a directory of its own")
-        if not (options.resume and (output / _SEEDS).exists()):
+        if not (output / _SEEDS).exists():
             RunDirectory(output).check(resume=False)
+        elif not options.resume:
+            raise common.UsageError(f"{output} already holds runs: resume them (--resume), or choose another directory")
         runs = {seed: output / f"seed-{seed}" for seed in range(recipe.seed, recipe.seed + options.seeds)}
     for directory in runs.values():
         RunDirectory(directory).check(options.resume)
@@ -165,15 +167,15 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             recipe,
             plan.directory,
             settings={
+                "tokeniser": options.tokeniser,
                 "pairs": data.digest,
                 "words": words,
-                "tokeniser": options.tokeniser,
                 "vectors": _digest(classifier.net.embedding.weight) if options.vectors else None,
                 **asdict(plan.model),
             },
             resume=options.resume,
             checkpoint_steps=options.checkpoint_steps,
-            on_epoch=lambda metrics: _say_epoch(metrics, recipe.epochs),
+            on_epoch=lambda metrics: _say_epoch(metrics, recipe, several=bool(options.seeds)),
             should_stop=should_stop,
         )
     except OtherSettingsError as error:
@@ -186,6 +188,12 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             new = len(classifier.vocabulary) - len(data.vocabulary)
             those = f", {new} of them not in training" if data.more_words else ""
             common.say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{those}")
+    if options.resume and worker.leads:
+        progress = trainer.progress
+        where = f"goes on with epoch {progress.epoch}, batch {progress.batch + 1}"
+        if trainer.is_over:
+            where = f"is done after {len(progress.history)} epochs"
+        common.say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a run begins'}")
     try:
         history = trainer.run()
     except NotFiniteError as error:
@@ -197,6 +205,8 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
         test = data.test.encode(best_model.vocabulary, data.labels)
         test_accuracy = evaluate(best_model.net, test, worker=worker).accuracy
     if worker.leads:
+        if test_accuracy is not None:
+            _write_json(plan.directory / "test.json", {"file": plan.files.test, "accuracy": test_accuracy})
         _summarise(plan, history, best, test_accuracy, len(train))
     return _Result(plan, best, test_accuracy)
 
@@ -242,12 +252,15 @@ def _other_settings(error: OtherSettingsError) -> str:
     if error.name in _DATA:
         return f"this run began with other {_DATA[error.name]}"
     option = OPTION_NAMES[error.name]
+    if isinstance(error.before, bool):
+        return f"this run began {'with' if error.before else 'without'} {option}: resume it so"
     return f"this run began with {option} {error.before}, not {error.now}: resume it with that"
 
 
-def _say_epoch(metrics: EpochMetrics, epochs: int) -> None:
+def _say_epoch(metrics: EpochMetrics, recipe: Recipe, several: bool) -> None:
+    seed = f"seed {recipe.seed}, " if several else ""
     tqdm.write(
-        f"epoch {metrics.epoch}/{epochs}: train loss {metrics.train_loss:.4f}, train accuracy "
+        f"{seed}epoch {metrics.epoch}/{recipe.epochs}: train loss {metrics.train_loss:.4f}, train accuracy "
         f"{metrics.train_accuracy:.2%}, dev accuracy {metrics.dev_accuracy:.2%}, {metrics.seconds:.1f} s",
         file=sys.stderr,
     )
@@ -268,7 +281,7 @@ def _summarise(
     )
     lines = {
         "best epoch": f"{best.epoch} of {len(history)}{stopped}",
-        "loss": f"{best.train_loss:.4f} training (with dropout), {best.dev_loss:.4f} dev",
+        "loss": f"{best.train_loss:.4f} training, over that epoch, {best.dev_loss:.4f} dev",
         "time": f"{seconds:,.0f} s, {pairs * len(history) / max(seconds, 1e-9):,.0f} pairs a second",
         "last model": paths.last,
         "metrics": paths.metrics,
@@ -290,9 +303,14 @@ def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -
             print(f"{part} accuracy {mean(values):.2%} ± {deviation:.2%} (standard deviation) of {len(values)} seeds")
     summary["seeds"] = [result.plan.recipe.seed for result in results]
     # First, so that a run that ends before the model is there can be resumed.
-    replace_file(output / _SEEDS, lambda path: path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8"))
+    _write_json(output / _SEEDS, summary)
     Classifier.from_pretrained(best.plan.directory, tokeniser=tokeniser).save_pretrained(output)
     print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -33,8 +33,7 @@ def draw_curves(history: Sequence["EpochMetrics"], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
-    loss.set_ylim(bottom=0)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     accuracy.annotate(
         f"{best.dev_accuracy:.2%}",
         (best.epoch, best.dev_accuracy),

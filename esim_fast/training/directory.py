@@ -48,7 +48,7 @@ class RunDirectory:
         if self.checkpoint.exists():
             if resume:
                 return
-            reason = "already holds a run: go on with --resume (resume=True), or choose another directory"
+            reason = "already holds a run: resume it (--resume), choose another directory, or delete this one"
             raise FileExistsError(errno.EEXIST, reason, str(self.path))
         if (self.path / WEIGHTS).exists():
             reason = "already holds a model, and no checkpoint to go on from: choose another directory"
@@ -59,10 +59,11 @@ class RunDirectory:
         self.check(resume)
         return Checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
 
-    def begin(self, model: Classifier, history: Sequence["EpochMetrics"]) -> None:
-        """Shows that a run is going on here, with what it measured so far."""
+    def begin(self, model: Classifier, history: Sequence["EpochMetrics"], described: bool) -> None:
+        """Shows that a run is going on here, with what it measured so far; what is ``described`` already stays so."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        model.save_description(self.path)
+        if not described:
+            model.save_description(self.path)
         self._write_metrics(history)
 
     def keep(self, model: Classifier, history: Sequence["EpochMetrics"], best: bool) -> None:

@@ -31,6 +31,8 @@ _EVALUATED = 256  # pairs at a time, at most
 _PREFETCH = 4  # batches; while a GPU computes
 _RATE_HINT = "a lower learning rate (--lr) may help"
 _MEMORY_HINT = "smaller batches (--batch-size, --batch-words) or more parts of them (--accumulate) take less"
+_LOG_SECONDS = 60.0  # between two lines about progress, where stderr is a file
+_LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
 _GPU_STEPS = 20  # between looks at what they measured: looking makes a GPU wait
 
 
@@ -172,6 +174,7 @@ class Trainer:
         self.look_every = _GPU_STEPS if self.device.type == "cuda" else 1  # steps
         # What is evaluated and saved.
         self.model = copy.copy(model)
+        self.model.training = {"recipe": asdict(recipe), **(model.training or {})}
         if self.average is not None:
             self.model.net = self.average.net
 
@@ -187,7 +190,7 @@ class Trainer:
         if self.worker.count > 1:
             self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
         if self.worker.leads:
-            self.directory.begin(self.model, self.progress.history)
+            self.directory.begin(self.model, self.progress.history, described=self.resumed and self.is_over)
 
     @property
     def is_over(self) -> bool:
@@ -401,13 +404,27 @@ class Trainer:
         )
 
     def _bar(self) -> tqdm:
+        if sys.stderr.isatty():
+            how = {"dynamic_ncols": True, "mininterval": 0.2}
+        else:
+            how = {"file": _Log(), "mininterval": _LOG_SECONDS, "delay": _LOG_SECONDS, "bar_format": _LOG_LINE}
         return tqdm(
             desc=f"epoch {self.progress.epoch}/{self.recipe.epochs}",
             initial=self.progress.batch,
             total=self.steps_of_epoch,
             unit="batch",
             leave=False,
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
             disable=not self.worker.leads,
+            **how,
         )
+
+
+class _Log:
+    """A file for a progress bar that is no terminal's: each state that it writes becomes a line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
