@@ -24,6 +24,7 @@ def run(arguments: list[str], log: Path, at: int | None, file_size: int | None, 
 
     Files may have ``file_size`` bytes, and training ``memory`` bytes more than the process has before.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where tests run in the background
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if memory is not None:
