@@ -113,15 +113,11 @@ def measure(path: str, pairs: int, rounds: int) -> dict:
 
 def page(result: dict) -> str:
     """The figures as a small table."""
-    ours, peer = (median(result["seconds"][name]) for name in (OURS, PEER))
-    rates = {name: result["pairs"] / median(values) for name, values in result["seconds"].items()}
+    seconds = {name: median(values) for name, values in result["seconds"].items()}
     lines = [f"epochs of {result['pairs']:,} pairs, {result['words']:,} words, {result['threads']} threads, medians"]
     for name in (PEER, OURS):
-        share = median(result["seconds"][name]) / peer
-        lines.append(
-            f"  {name:<16}{median(result['seconds'][name]):>8.2f} s {rates[name]:>8,.0f} pairs a second {share:>6.0%}"
-        )
-    lines.append(f"an epoch of ours takes {ours / peer:.1%} of the other's time")
+        lines.append(f"  {name:<16}{seconds[name]:>8.2f} s {result['pairs'] / seconds[name]:>8,.0f} pairs a second")
+    lines.append(f"an epoch of ours takes {seconds[OURS] / seconds[PEER]:.1%} of the other's time")
     return "\n".join(lines)
 
 

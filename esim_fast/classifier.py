@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import DataError, EncodedPairs, Tokeniser, Vocabulary, batches, get_tokeniser
+from .data import Batch, DataError, EncodedPairs, Tokeniser, Vocabulary, batches, get_tokeniser
 from .data.tokenising import name_of
-from .files import first_line, replace_file
+from .files import first_line, replace_file, write_json
 from .model import ESIM
 
 _SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
@@ -86,21 +86,11 @@ class Classifier:
         probabilities = self.logits(EncodedPairs(premises, hypotheses, None), batch_size=batch_size).softmax(1)
         return Predictions([self.labels[index] for index in probabilities.argmax(1)], probabilities)
 
-    @torch.no_grad()
     def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
         result = torch.empty(len(pairs), len(self.labels))
-        was_training = self.net.training
-        try:
-            if was_training:
-                self.net.eval()
-            on_gpu = self.net.device.type == "cuda"
-            for batch in batches(pairs, batch_size, shuffle=False, pin_memory=on_gpu):
-                scores = self.net(batch.pairs.to(self.net.device))
-                result[batch.indices] = scores.float().cpu()
-        finally:
-            if was_training:
-                self.net.train()
+        for batch, scores in scored_batches(self.net, pairs, batch_size):
+            result[batch.indices] = scores
         return result
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -125,8 +115,8 @@ class Classifier:
         config = {"model": "ESIM", **self.net.config, "tokeniser": name_of(self.tokeniser)}
         if self.training is not None:
             config["training"] = self.training
-        replace_file(directory / CONFIG, lambda path: _write_json(path, config))
-        replace_file(directory / LABELS, lambda path: _write_json(path, self.labels))
+        write_json(directory / CONFIG, config)
+        write_json(directory / LABELS, self.labels)
         replace_file(directory / VOCABULARY, self.vocabulary.save)
 
     @classmethod
@@ -181,6 +171,27 @@ class Classifier:
         return model
 
 
+@torch.no_grad()
+def scored_batches(
+    net: ESIM, pairs: EncodedPairs, batch_size: int | None, **options: Any
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of pairs with their raw scores, without dropout: float32 ``[B, number of labels]`` on the CPU.
+
+    Args:
+        options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
+    """
+    was_training = net.training
+    try:
+        if was_training:
+            net.eval()
+        for batch in batches(pairs, batch_size, shuffle=False, pin_memory=net.device.type == "cuda", **options):
+            if len(batch):
+                yield batch, net(batch.pairs.to(net.device)).float().cpu()
+    finally:
+        if was_training:
+            net.train()
+
+
 def _agreed_tokeniser(path: Path, trained_with: Any, given: str | Tokeniser | None) -> str | Tokeniser:
     """What to tokenise with; a name in a file alone makes nothing be imported."""
     if not isinstance(trained_with, str):
@@ -193,10 +204,6 @@ def _agreed_tokeniser(path: Path, trained_with: Any, given: str | Tokeniser | No
             "give it as tokeniser= or --tokeniser to have it imported and run"
         )
     return trained_with if given is None else given
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path, expected: type) -> dict | list:

@@ -1,5 +1,6 @@
 """Files that are complete or not there."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a file as :func:`replace_file` does, for people to read as well."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import hashlib
-import json
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from ..classifier import Classifier
 from ..data import load_vectors
-from ..files import replace_file
+from ..files import write_json
 from ..model import ESIM
 from ..training import (
     EpochMetrics,
@@ -206,7 +205,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
         test_accuracy = evaluate(best_model.net, test, worker=worker).accuracy
     if worker.leads:
         if test_accuracy is not None:
-            _write_json(plan.directory / "test.json", {"file": plan.files.test, "accuracy": test_accuracy})
+            write_json(plan.directory / "test.json", {"file": plan.files.test, "accuracy": test_accuracy})
         _summarise(plan, history, best, test_accuracy, len(train))
     return _Result(plan, best, test_accuracy)
 
@@ -303,14 +302,9 @@ def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -
             print(f"{part} accuracy {mean(values):.2%} ± {deviation:.2%} (standard deviation) of {len(values)} seeds")
     summary["seeds"] = [result.plan.recipe.seed for result in results]
     # First, so that a run that ends before the model is there can be resumed.
-    _write_json(output / _SEEDS, summary)
+    write_json(output / _SEEDS, summary)
     Classifier.from_pretrained(best.plan.directory, tokeniser=tokeniser).save_pretrained(output)
     print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager

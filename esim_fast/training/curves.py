@@ -12,15 +12,14 @@ if TYPE_CHECKING:
 _TRAIN, _DEV, _GREY = "#8a8f98", "#1f6fb4", "#5a5f66"
 
 
-def draw_curves(history: Sequence["EpochMetrics"], path: Path) -> None:
-    """Draws loss and accuracy by epoch, on training and dev pairs, if matplotlib is there to do it."""
+def draw_curves(history: Sequence["EpochMetrics"], best: "EpochMetrics", path: Path) -> None:
+    """Draws loss and accuracy by epoch, on training and dev pairs, if matplotlib is there; ``best`` is marked."""
     try:
         from matplotlib.figure import Figure  # a second to import, and needed for nothing else
         from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError:
         return
     epochs = [metrics.epoch for metrics in history]
-    best = max(history, key=lambda metrics: metrics.dev_accuracy)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import Batch, EncodedPairs, batches
+from ..classifier import scored_batches
+from ..data import Batch, EncodedPairs
 from ..model import ESIM
 from .distributed import ALONE, Worker
 from .recipe import PRECISIONS, Recipe
@@ -71,7 +72,6 @@ class Score(NamedTuple):
     accuracy: float  # fraction of one
 
 
-@torch.no_grad()
 def evaluate(
     net: ESIM,
     pairs: EncodedPairs,
@@ -87,16 +87,8 @@ def evaluate(
         worker: several processes share the pairs out: each pair is counted once, and all of them get the result.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
-    was_training = net.training
-    net.eval()
-    try:
-        on_gpu = net.device.type == "cuda"
-        for batch in batches(pairs, batch_size, max_words=max_words, shuffle=False, shard=worker, pin_memory=on_gpu):
-            if len(batch):
-                logits = net(batch.pairs.to(net.device)).float().cpu()
-                sums[0] += float(cross_entropy(logits, batch.labels, reduction="sum"))
-                sums[1] += int((logits.argmax(1) == batch.labels).sum())
-    finally:
-        net.train(was_training)
+    for batch, logits in scored_batches(net, pairs, batch_size, max_words=max_words, shard=worker):
+        sums[0] += float(cross_entropy(logits, batch.labels, reduction="sum"))
+        sums[1] += int((logits.argmax(1) == batch.labels).sum())
     loss, accuracy = (worker.total(sums) / len(pairs)).tolist()
     return Score(loss, accuracy)

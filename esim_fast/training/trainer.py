@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -225,7 +225,7 @@ class Trainer:
 
     def _draw_curves(self) -> None:
         if self.worker.leads and self.progress.history:
-            draw_curves(self.progress.history, self.directory.curves)
+            draw_curves(self.progress.history, self.progress.best, self.directory.curves)
 
     def _train_epoch(self) -> None:
         """Goes through what is left of the epoch in hand."""
@@ -281,14 +281,9 @@ class Trainer:
             parts = [part if len(part.pairs.tokens) else self._with_words(part) for part in parts]
         else:
             parts = [part for part in parts if len(part)]
-        try:
+        with _naming_what_is_too_large(lambda: self._name(parts)):
             moved = [part.to(self.device) for part in parts]
             result = training_step(self.parallel, moved, self.optimiser, self.scaler, self.recipe, self.worker.count)
-        except (MemoryError, RuntimeError) as error:
-            reason = short_of_memory(error)
-            if reason is None:
-                raise
-            raise MemoryError(f"{self._name(parts)}: {reason}; {_MEMORY_HINT}") from error
         if self.average is not None:
             self.average.update(self.net, progress.steps + 1, self.steps_of_epoch)
         return result
@@ -348,13 +343,8 @@ class Trainer:
         """On the dev pairs, in batches that take no more memory than training does."""
         recipe, epoch = self.recipe, self.progress.epoch
         size = None if recipe.max_words else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
-        try:
+        with _naming_what_is_too_large(lambda: f"epoch {epoch}, evaluation on dev"):
             score = evaluate(self.model.net, self.dev, batch_size=size, max_words=recipe.max_words, worker=self.worker)
-        except (MemoryError, RuntimeError) as error:
-            reason = short_of_memory(error)
-            if reason is None:
-                raise
-            raise MemoryError(f"epoch {epoch}, evaluation on dev: {reason}; {_MEMORY_HINT}") from error
         if not math.isfinite(score.loss):
             raise NotFiniteError(f"epoch {epoch}: the loss on dev is {score.loss}; {_RATE_HINT}", [])
         return score
@@ -417,6 +407,18 @@ class Trainer:
             disable=not self.worker.leads,
             **how,
         )
+
+
+@contextlib.contextmanager
+def _naming_what_is_too_large(what: Callable[[], str]) -> Iterator[None]:
+    """Turns what says that memory is short into a MemoryError that says what for."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = short_of_memory(error)
+        if reason is None:
+            raise
+        raise MemoryError(f"{what()}: {reason}; {_MEMORY_HINT}") from error
 
 
 class _Log:
