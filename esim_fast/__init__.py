@@ -1,6 +1,6 @@
 """ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels."""
 
-from . import ops
+from . import compat, ops
 from .classifier import Classifier
 from .extension import build_info
 from .model import ESIM, LocalInference, Pooling
@@ -14,6 +14,7 @@ __all__ = [
     "Pooling",
     "Rows",
     "build_info",
+    "compat",
     "ops",
     "pack_pairs",
 ]

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, overload
 
 import safetensors.torch
 import torch
@@ -14,11 +14,21 @@ from torch import Tensor
 
 from .data import Batch, DataError, EncodedPairs, Tokeniser, Vocabulary, batches, get_tokeniser
 from .data.tokenising import name_of
+from .explanation import Explanation
 from .files import first_line, replace_file, write_json
 from .model import ESIM
+from .precision import autocast, check_precision
+from .state_dicts import check_entries
 
 _SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
 WEIGHTS, CONFIG, VOCABULARY, LABELS = "model.safetensors", "config.json", "vocabulary.txt", "labels.json"
+
+
+class Prediction(NamedTuple):
+    """What the model says of one pair."""
+
+    label: str
+    probabilities: Tensor  # float32 [number of labels] on the CPU, as in Classifier.labels
 
 
 class Predictions(NamedTuple):
@@ -37,9 +47,11 @@ class Classifier:
         labels: names of the network's outputs, in their order.
         tokeniser: name of the tokeniser, see :func:`esim_fast.data.get_tokeniser`, or a function of yours.
         training: how the network was trained, as JSON has it; kept with the model, for those who come after.
+        precision: "fp32", or "bf16" or (on a GPU) "fp16" under autocast; an attribute that may be changed.
 
     Raises:
-        ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokeniser is unknown.
+        ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokeniser or the precision
+            is unknown or cannot be had on the network's device.
         DataError: the tokeniser cannot be imported.
     """
 
@@ -50,7 +62,9 @@ class Classifier:
         labels: Sequence[str],
         tokeniser: str | Tokeniser = "nltk",
         training: dict[str, Any] | None = None,
+        precision: str = "fp32",
     ) -> None:
+        check_precision(precision, net.device)
         if len(vocabulary) != net.config["vocab_size"]:
             raise ValueError(f"the network has {net.config['vocab_size']} words, the vocabulary {len(vocabulary)}")
         if len(labels) != net.config["num_labels"]:
@@ -64,34 +78,80 @@ class Classifier:
             raise TypeError(f"tokeniser must be a name or a function, got {tokeniser!r}")
         self.tokeniser = tokeniser
         self.training = training
+        self.precision = precision
         self._tokenise = get_tokeniser(tokeniser) if isinstance(tokeniser, str) else tokeniser
 
-    def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions:
-        """Labels and probabilities of (premise, hypothesis) pairs of raw text.
+    @overload
+    def predict(self, pairs: tuple[str, str], *, batch_size: int = 256) -> Prediction: ...
+
+    @overload
+    def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions: ...
+
+    def predict(
+        self, pairs: tuple[str, str] | Iterable[tuple[str, str]], *, batch_size: int = 256
+    ) -> Prediction | Predictions:
+        """Labels and probabilities of (premise, hypothesis) pairs of raw text, or of a single pair.
+
+        Args:
+            pairs: any number of pairs, or one.
+            batch_size: pairs that the network gets at a time; those of similar length go together.
 
         Returns:
-            (labels, probabilities): a list of n names, and float32 ``[n, number of labels]`` with columns in the order
-            of ``self.labels``.
+            (labels, probabilities) of n pairs: a list of n names, and float32 ``[n, number of labels]`` with columns in
+            the order of ``self.labels``. Of one pair (label, probabilities): a name, and ``[number of labels]``.
 
         Raises:
             TypeError: an entry is not a pair of strings.
         """
-        pairs = list(pairs)
+        if _is_pair(pairs):
+            (label,), (probabilities,) = self.predict([cast(tuple[str, str], pairs)])
+            return Prediction(label, probabilities)
+        pairs = list(cast(Iterable[tuple[str, str]], pairs))
         for index, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(sentence, str) for sentence in pair):
+            if not _is_pair(pair):
                 raise TypeError(f"pairs[{index}] must be a (premise, hypothesis) pair of strings, got {pair!r}")
-        premises, hypotheses = (
-            [self.vocabulary.encode(self._tokenise(pair[side])) for pair in pairs] for side in (0, 1)
-        )
+        premises, hypotheses = ([self.encode(pair[side]) for pair in pairs] for side in (0, 1))
         probabilities = self.logits(EncodedPairs(premises, hypotheses, None), batch_size=batch_size).softmax(1)
         return Predictions([self.labels[index] for index in probabilities.argmax(1)], probabilities)
+
+    def encode(self, sentence: str) -> list[int]:
+        """The word ids of a sentence."""
+        return self.vocabulary.encode(self._tokenise(sentence))
 
     def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
         result = torch.empty(len(pairs), len(self.labels))
-        for batch, scores in scored_batches(self.net, pairs, batch_size):
+        for batch, scores in scored_batches(self.net, pairs, batch_size, precision=self.precision):
             result[batch.indices] = scores
         return result
+
+    def explain(self, premise: str, hypothesis: str) -> Explanation:
+        """Which words of a pair look at which, with what the model says of it: the soft alignment's weights.
+
+        Raises:
+            ValueError: a sentence has no words.
+        """
+        words = {"premise": self._tokenise(premise), "hypothesis": self._tokenise(hypothesis)}
+        for name, sentence in words.items():
+            if not sentence:
+                raise ValueError(f"the {name} has no words: there is nothing to look at")
+        ids = [torch.tensor([self.vocabulary.encode(sentence)], device=self.net.device) for sentence in words.values()]
+        was_training = self.net.training
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                alpha, beta = (weights[0].float().cpu() for weights in self.net.attention(*ids))
+        finally:
+            self.net.train(was_training)
+        label, probabilities = self.predict((premise, hypothesis))
+        return Explanation(
+            **words,
+            alpha=alpha,
+            beta=beta,
+            label=label,
+            probabilities=dict(zip(self.labels, probabilities.tolist(), strict=True)),
+            unknown={word for sentence in words.values() for word in sentence if word not in self.vocabulary},
+        )
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes weights, configuration, vocabulary and labels; each file is replaced only by a complete one.
@@ -124,19 +184,26 @@ class Classifier:
         cls,
         directory: str | os.PathLike[str],
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
+        precision: str = "fp32",
         backend: str | None = None,
         tokeniser: str | Tokeniser | None = None,
     ) -> "Classifier":
         """Reads what :meth:`save_pretrained` wrote; nothing in the directory is executed.
 
         Args:
+            device: where the network runs; None is the GPU where torch finds one, else the CPU.
+            precision: as for :class:`Classifier`.
+            backend: as for :class:`esim_fast.ESIM`.
             tokeniser: the function, or ``"module:function"``, that the model was trained with, if it was one of yours:
                 what a directory names is not imported before you have said so.
 
         Raises:
             DataError: a part is missing, malformed, or does not fit the others; the message names the file.
+            ValueError: the precision is unknown, or the device does not have it.
         """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_precision(precision, device)
         directory = Path(directory)
         if not directory.is_dir():
             raise DataError(f"{directory}: no such model directory")
@@ -153,7 +220,8 @@ class Classifier:
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
         tokeniser = _agreed_tokeniser(directory / CONFIG, config.pop("tokeniser", "nltk"), tokeniser)
         training = config.pop("training", None)
-        config.setdefault("embedding_dropout", None)  # which models saved before there was one have not
+        for name, default in (("embedding_dropout", None), ("variational_dropout", False)):
+            config.setdefault(name, default)  # models that were saved before there were such options have none
         for name in sorted(config.keys() ^ _SAVED_OPTIONS):
             raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
@@ -163,7 +231,7 @@ class Classifier:
             # Sizes must not take memory before they are known to be those of the weights.
             with torch.device("meta"):
                 net = ESIM(**config, backend=backend)
-            model = cls(net, vocabulary, labels, tokeniser, training)
+            model = cls(net, vocabulary, labels, tokeniser, training, precision)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)
@@ -173,11 +241,12 @@ class Classifier:
 
 @torch.no_grad()
 def scored_batches(
-    net: ESIM, pairs: EncodedPairs, batch_size: int | None, **options: Any
+    net: ESIM, pairs: EncodedPairs, batch_size: int | None, *, precision: str = "fp32", **options: Any
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of pairs with their raw scores, without dropout: float32 ``[B, number of labels]`` on the CPU.
 
     Args:
+        precision: as for :class:`Classifier`.
         options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
     """
     was_training = net.training
@@ -186,10 +255,18 @@ def scored_batches(
             net.eval()
         for batch in batches(pairs, batch_size, shuffle=False, pin_memory=net.device.type == "cuda", **options):
             if len(batch):
-                yield batch, net(batch.pairs.to(net.device)).float().cpu()
+                with autocast(precision, net.device):
+                    scores = net(batch.pairs.to(net.device))
+                yield batch, scores.float().cpu()
     finally:
         if was_training:
             net.train()
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether this is a (premise, hypothesis) pair; an iterator is none."""
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_sequence and len(value) == 2 and all(isinstance(sentence, str) for sentence in value)
 
 
 def _agreed_tokeniser(path: Path, trained_with: Any, given: str | Tokeniser | None) -> str | Tokeniser:
@@ -221,16 +298,8 @@ def _load_weights(net: ESIM, path: Path) -> None:
         weights = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
-    expected = net.state_dict()
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights:
-            raise DataError(f"{path}: {name} is missing")
-        if name not in expected:
-            raise DataError(f"{path}: {name} is no part of an ESIM")
-        if weights[name].shape != expected[name].shape:
-            raise DataError(
-                f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(expected[name].shape)}"
-            )
-        if not weights[name].is_floating_point() or not weights[name].isfinite().all():
-            raise DataError(f"{path}: {name} holds something else than finite floating-point numbers")
+    try:
+        check_entries(weights, net.state_dict())
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     net.load_state_dict(weights, assign=True)

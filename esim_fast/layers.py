@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from .ops.checks import transforming
 from .ops.products import linear
+from .packed import move
 
 
 class Embedding(nn.Embedding):
@@ -88,7 +89,7 @@ class Dropout(nn.Dropout):
     """``torch.nn.Dropout``; on a CPU it draws 16 bits for each element instead of a random float, which is what takes
     the time: probabilities are multiples of 2**-16."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, batch_sizes: Tensor | None = None) -> Tensor:
         drop = round(self.p * 2**16)
         eager = not torch.compiler.is_compiling()  # a compiler has its own fast way
         if not (self.training and eager and input.device.type == "cpu" and 0 < drop < 2**16) or self.inplace:
@@ -96,6 +97,22 @@ class Dropout(nn.Dropout):
         words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
         bits = words.view(torch.int16)[: input.numel()].view(input.shape)
         return input * (bits >= drop - 2**15).to(input.dtype).mul_(2**16 / (2**16 - drop))
+
+
+class VariationalDropout(Dropout):
+    """Dropout that drops the same elements of all words of a sentence (Gal & Ghahramani 2016)."""
+
+    def forward(self, input: Tensor, batch_sizes: Tensor | None = None) -> Tensor:
+        """``input [N, D]``, packed, with ``batch_sizes [T]`` on the CPU: how many sentences reach each time step."""
+        if batch_sizes is None:
+            raise TypeError("variational dropout needs batch_sizes, to know the sentences")
+        if not (self.training and self.p and len(batch_sizes)):
+            return input
+        kept = super().forward(input.new_ones(int(batch_sizes[0]), input.shape[1]))
+        # Row (t, r) is of the r-th longest sentence.
+        first_row = (batch_sizes.cumsum(0) - batch_sizes).repeat_interleave(batch_sizes)
+        sentence = torch.arange(len(input), device="cpu") - first_row
+        return input * kept.index_select(0, move(sentence, input.device))
 
 
 class Linear(nn.Linear):

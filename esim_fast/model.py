@@ -3,13 +3,15 @@
 Modules carry the names that the model's best-known notebook gave them, so that its state dicts load as they are.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from .layers import Dropout, Embedding, Linear
+from . import ops, state_dicts
+from .layers import Dropout, Embedding, Linear, VariationalDropout
 from .ops import reference
 from .packed import PackedPairs, PairRows, Rows, check_lengths, left_align, pack_pairs, token_mask
 
@@ -27,6 +29,10 @@ _BACKENDS = (None, "triton", "cpp", "reference")
 class ESIM(nn.Module):
     """The enhanced LSTM for sentence pairs: natural language inference, paraphrase, question matching.
 
+    ``load_state_dict`` takes the state dicts of the notebook's ESIM, coetaur0's and AllenNLP's as they are
+    (state_dicts.py has the table of names). It warns where this network's options are not those of the mathematics that
+    the names stand for.
+
     Args:
         hidden_size: of each direction of both LSTMs, and of the projection.
         embedding_dim: width of the word vectors.
@@ -36,6 +42,8 @@ class ESIM(nn.Module):
         padding_idx: the id that fills sentences up; None if there is no such id. It is never part of a sentence.
         dropout: probability, on embeddings (variant "paper"), after the projection and in the classifier.
         embedding_dropout: probability on embeddings, instead of that.
+        variational_dropout: dropout on embeddings and after the projection drops the same elements of all words of a
+            sentence, as coetaur0's and AllenNLP's do.
         variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
         projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
         freeze_embedding: word vectors are not trained.
@@ -60,6 +68,7 @@ class ESIM(nn.Module):
         padding_idx: int | None = 1,
         dropout: float = 0.5,
         embedding_dropout: float | None = None,
+        variational_dropout: bool = False,
         variant: str = "paper",
         projection_activation: str | None = _FROM_VARIANT,
         classifier_activation: str | None = _FROM_VARIANT,
@@ -77,8 +86,9 @@ class ESIM(nn.Module):
             raise TypeError(f"padding_idx must be an int or None, got {padding_idx!r}")
         if padding_idx is not None and not 0 <= padding_idx < vocab_size:
             raise ValueError(f"padding_idx = {padding_idx} must lie between 0 and vocab_size - 1 = {vocab_size - 1}")
-        if not isinstance(freeze_embedding, bool):
-            raise TypeError(f"freeze_embedding must be True or False, got {freeze_embedding!r}")
+        for name, value in (("freeze_embedding", freeze_embedding), ("variational_dropout", variational_dropout)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
         _check_choice("variant", variant, tuple(_VARIANTS))
         _check_choice("backend", backend, _BACKENDS)
         chosen = _VARIANTS[variant]
@@ -105,6 +115,7 @@ class ESIM(nn.Module):
             "padding_idx": padding_idx,
             "dropout": dropout,
             "embedding_dropout": embedding_dropout,
+            "variational_dropout": variational_dropout,
             "variant": variant,
             "projection_activation": projection_activation,
             "classifier_activation": classifier_activation,
@@ -112,11 +123,14 @@ class ESIM(nn.Module):
         }
         self.padding_idx = padding_idx
         self.embedding = Embedding(vocab_size, embedding_dim, padding_idx=padding_idx)
-        self.embedding_dropout = Dropout(embedding_dropout)
+        sequence_dropout = VariationalDropout if variational_dropout else Dropout
+        self.embedding_dropout = sequence_dropout(embedding_dropout)
         self.encoder = InputEncoding(embedding_dim, hidden_size, backend)
         self.inference = LocalInference(backend)
-        self.infercomposition = InferenceComposition(hidden_size, dropout, projection_activation, backend)
+        projection_dropout = sequence_dropout(dropout)
+        self.infercomposition = InferenceComposition(hidden_size, projection_dropout, projection_activation, backend)
         self.linear = MLP(hidden_size, num_labels, dropout, classifier_activation, feedforward_dropout)
+        self.register_load_state_dict_pre_hook(_rename_entries)
         if freeze_embedding:
             self.embedding.weight.requires_grad_(False)
         if device is not None:
@@ -126,6 +140,20 @@ class ESIM(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.embedding.weight.device
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ``torch.nn.Module.load_state_dict``, from any of the state dicts that the class's description names.
+
+        Raises:
+            RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
+        """
+        source = state_dicts.recognised(state_dict)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            if source is None:
+                raise
+            raise RuntimeError(state_dicts.LAYOUTS[source].in_their_words(str(error))) from error
 
     def forward(
         self,
@@ -162,7 +190,8 @@ class ESIM(nn.Module):
 
     def encode(self, pairs: PackedPairs) -> Tensor:
         """Embedding and BiLSTM, equations 1 and 2: ``[N, 2H]``."""
-        return self.encoder(self.embedding_dropout(self.embedding(pairs.tokens)), pairs)
+        x = self.embedding_dropout(self.embedding(pairs.tokens), pairs.batch_sizes)  # [N, embedding_dim]
+        return self.encoder(x, pairs)
 
     def attention(
         self,
@@ -290,7 +319,7 @@ class Pooling(nn.Module):
 class InferenceComposition(nn.Module):
     """Projection, BiLSTM and pooling, equations 16-20."""
 
-    def __init__(self, hidden_size: int, dropout: float, activation: str | None, backend: str | None) -> None:
+    def __init__(self, hidden_size: int, dropout: Dropout, activation: str | None, backend: str | None) -> None:
         super().__init__()
         self.composition = CompositionLayer(hidden_size, dropout, activation, backend)
         self.pooling = Pooling(backend)
@@ -304,17 +333,19 @@ class InferenceComposition(nn.Module):
 
 
 class CompositionLayer(nn.Module):
-    def __init__(self, hidden_size: int, dropout: float, activation: str | None, backend: str | None) -> None:
+    """Projection and BiLSTM, equations 16 and 17."""
+
+    def __init__(self, hidden_size: int, dropout: Dropout, activation: str | None, backend: str | None) -> None:
         super().__init__()
         self.backend = _elsewhere_than_triton(backend)
         self.F = Linear(8 * hidden_size, hidden_size)
         self.activation = _ACTIVATIONS[activation]()
-        self.dropout = Dropout(dropout)
+        self.dropout = dropout
         self.lstm = nn.LSTM(hidden_size, hidden_size, bidirectional=True)
 
     def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
         """``m [N, 8H]`` to ``[N, 2H]``."""
-        y = self.dropout(self.activation(self.F(m)))
+        y = self.dropout(self.activation(self.F(m)), pairs.batch_sizes)  # [N, H]
         return ops.bilstm(self.lstm, y, pairs.batch_sizes, backend=self.backend)
 
 
@@ -358,3 +389,15 @@ def _spread(weights: Tensor, mask: Tensor, dim: int) -> Tensor:
     if weights.shape[dim] == 0:  # every sentence is empty
         return weights.new_zeros(size)
     return weights.gather(dim, position.view(shape).expand(size)) * mask.view(shape)
+
+
+def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state dict is loaded: gives its entries our names."""
+    source = state_dicts.rename(state_dict, prefix)
+    options = state_dicts.differences(source, net.config) if source else []
+    if options:
+        warnings.warn(
+            f"these weights have the names of {state_dicts.LAYOUTS[source].source}, "
+            f"whose mathematics is ESIM(..., {', '.join(options)})",
+            stacklevel=2,
+        )

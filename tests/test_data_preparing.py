@@ -97,7 +97,7 @@ def test_other_labels_can_be_left_out(tmp_path: Path) -> None:
 def test_all_ways_give_what_reading_and_tokenising_give(
     tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ROWS", 50)
+    monkeypatch.setattr(module, "ROWS", 50)
     path = write(tmp_path, many_rows(1000), "plain.tsv")
     write(tmp_path, gzip.compress(path.read_bytes()), "packed.tsv.gz")
     cache = tmp_path / "cache" if cached else None
@@ -150,11 +150,11 @@ def test_text_without_columns(tmp_path: Path) -> None:
 
 def test_long_rows_come_in_small_parts() -> None:
     records = [module.Record(number, b"x" * 900_000) for number in range(50)]
-    chunks = list(module._chunks(iter(records)))
+    chunks = list(module.chunks(iter(records)))
     assert [record for chunk in chunks for record in chunk] == records
     assert max(map(len, chunks)) == 5
     rows = [module.Record(number, b"x") for number in range(5000)]
-    assert [len(chunk) for chunk in module._chunks(iter(rows))] == [2048, 2048, 904]
+    assert [len(chunk) for chunk in module.chunks(iter(rows))] == [2048, 2048, 904]
 
 
 def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ class TestOwnTokeniser:
         assert not cache.exists()
 
     def test_in_other_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_ROWS", 50)
+        monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
         here, there = (prepare(path, lambda text: text.upper().split(), workers=workers) for workers in (1, 2))
         assert same(here, there)
@@ -239,7 +239,7 @@ class TestOwnTokeniser:
     def test_mistakes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: object, message: str, workers: int
     ) -> None:
-        monkeypatch.setattr(module, "_ROWS", 50)
+        monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
         with pytest.raises(DataError) as caught:
             prepare(path, lambda text: returns, workers=workers)
@@ -250,7 +250,7 @@ class TestOwnTokeniser:
 
 class TestProcesses:
     def test_one_that_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_ROWS", 50)
+        monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
 
         def tokenise(text: str) -> list[str]:
@@ -262,7 +262,7 @@ class TestProcesses:
             prepare(path, tokenise, workers=2)
 
     def test_inside_a_process_that_may_have_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_ROWS", 50)
+        monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
         context = multiprocessing.get_context("fork")
         process = context.Process(target=prepare, args=(path,), kwargs={"workers": 2}, daemon=True)
@@ -286,7 +286,7 @@ class TestProcesses:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
     def test_after_a_mistake_nobody_waits_for_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_ROWS", 50)
+        monkeypatch.setattr(module, "ROWS", 50)
         rows = many_rows(2000).splitlines(keepends=True)
         rows[60] = "x\tonly one\n"
         path = write(tmp_path, "".join(rows))
@@ -353,7 +353,7 @@ def _prepare(corpus: Path, cache: Path, at: str | None) -> None:
 def test_killing_leaves_the_old_state_or_a_complete_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
 ) -> None:
-    monkeypatch.setattr(module, "_ROWS", 200)
+    monkeypatch.setattr(module, "ROWS", 200)
     path, cache = tmp_path / "corpus.tsv", tmp_path / "cache"
     contents = [many_rows(3000), many_rows(3001)]
     begin = time.perf_counter()

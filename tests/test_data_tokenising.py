@@ -60,7 +60,7 @@ def test_nltk_on_real_sentences(real_data: Path) -> None:
 def test_unknown_name() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^expected a tokeniser among nltk, nltk-punkt, whitespace, characters or module:function, got 'spacy'$",
+        match=r"^expected a tokeniser among nltk, nltk-cased, nltk-punkt, whitespace, characters, coetaur0 or module:function, got 'spacy'$",
     ):
         get_tokeniser("spacy")
 

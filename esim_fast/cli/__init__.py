@@ -14,7 +14,7 @@ from importlib.metadata import version
 from ..data import DataError
 from ..memory import short_of_memory
 from ..training import lost_connection
-from . import data, evaluate, predict, train
+from . import convert, data, evaluate, explain, predict, train
 from .options import Parser, UsageError, say
 
 
@@ -57,10 +57,10 @@ def _fail(message: object) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="esim-fast", description="ESIM for sentence pairs: train, evaluate, predict.")
+    parser = Parser(prog="esim-fast", description="ESIM for sentence pairs.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('esim_fast')}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (train, evaluate, predict, data):
+    for command in (train, evaluate, predict, explain, convert, data):
         command.add(commands)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # argparse itself would point to the help of the whole program

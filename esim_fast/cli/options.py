@@ -13,6 +13,7 @@ import torch
 
 from ..classifier import Classifier
 from ..data import TOKENISERS, BadRow, Layout, PreparedCorpus, default_cache
+from ..precision import PRECISIONS, check_precision
 
 _LABELS = 20  # that are named
 FILES = ".jsonl, .csv or tab-separated, each also .gz, with the columns of SNLI, MultiNLI, QQP, LCQMC or --columns"
@@ -60,8 +61,16 @@ def add_tokeniser(command: argparse.ArgumentParser) -> None:
 
 
 def add_model_use(command: argparse.ArgumentParser) -> None:
-    """How a trained model is run."""
+    """How a trained model is run on many pairs."""
     command.add_argument("--batch-size", type=count, default=256, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s; the others: autocast"
+    )
+    add_loading(command)
+
+
+def add_loading(command: argparse.ArgumentParser) -> None:
+    """How a trained model is loaded."""
     command.add_argument(
         "--tokeniser", type=tokeniser, metavar="NAME", help="only for a model trained with a function of yours"
     )
@@ -74,7 +83,12 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 
 def load_model(options: argparse.Namespace) -> Classifier:
-    return Classifier.from_pretrained(options.model, device=device_of(options.device), tokeniser=options.tokeniser)
+    device, precision = device_of(options.device), getattr(options, "precision", "fp32")
+    try:
+        check_precision(precision, device)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokeniser=options.tokeniser)
 
 
 def layout(options: argparse.Namespace) -> Layout:

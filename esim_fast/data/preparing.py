@@ -10,7 +10,7 @@ import os
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -46,7 +46,7 @@ from .vocabulary import UNSAVABLE, Vocabulary
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
 
 _FORMAT = "1"  # of what is kept; anything else is made anew
-_ROWS, _BYTES = 2048, 2**22  # that are tokenised together, at most
+ROWS, _BYTES = 2048, 2**22  # that are tokenised together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
 # Tokenisers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
 _LASTING = TOKENISERS.keys() - {"nltk-punkt"}
@@ -113,7 +113,7 @@ class PreparedCorpus:
         """What tells one content from another: equal for equal pairs, wherever they were read."""
         digest = hashlib.sha256("\n".join((*self.words, *self.label_names)).encode())
         for part in (self.tokens, self.ends, self.labels):
-            digest.update(np.ascontiguousarray(part))
+            digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
     def label_ids(self, labels: list[str]) -> np.ndarray:
@@ -321,22 +321,25 @@ def _bytes(text: str) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
 
 
-def _parts(records: Iterator[Record], work: Callable[[list[Record]], _Part], workers: int) -> Iterator[_Part]:
-    chunks = _chunks(records)
-    first = list(islice(chunks, _PARALLEL_FROM))
+def _parts(
+    records: Iterator[Record], work: Callable[[list[Record]], _Part], workers: int
+) -> Generator[_Part, None, None]:
+    cut = chunks(records)
+    first = list(islice(cut, _PARALLEL_FROM))
     if workers > 1 and len(first) == _PARALLEL_FROM and can_fork():
-        yield from map_in_processes(work, chain(first, chunks), workers)
+        yield from map_in_processes(work, chain(first, cut), workers)
     else:
-        yield from map(work, chain(first, chunks))
+        yield from map(work, chain(first, cut))
 
 
-def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+def chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Rows that are worked on together: no more than fit into little memory."""
     chunk: list[Record] = []
     size = 0
     for record in records:
         chunk.append(record)
         size += len(record.content)
-        if len(chunk) == _ROWS or size >= _BYTES:
+        if len(chunk) == ROWS or size >= _BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -49,6 +49,11 @@ def _nltk(text: str) -> list[str]:
     return [word.lower() for word in _split_words(text)]
 
 
+# As coetaur0/ESIM's files are prepared: the case is kept, and every sentence stands between two words of its own.
+def _coetaur0(text: str) -> list[str]:
+    return ["_BOS_", *_split_words(text), "_EOS_"]
+
+
 def _nltk_punkt(text: str) -> list[str]:
     from nltk.tokenize import word_tokenize
 
@@ -69,20 +74,23 @@ def _characters(text: str) -> list[str]:
 
 TOKENISERS: dict[str, Tokeniser] = {
     "nltk": _nltk,
+    "nltk-cased": _split_words,
     "nltk-punkt": _nltk_punkt,
     "whitespace": _whitespace,
     "characters": _characters,
+    "coetaur0": _coetaur0,
 }
 
 
 def get_tokeniser(name: str = "nltk") -> Tokeniser:
     """The tokeniser of that name: a function from a sentence to its words, none of which holds whitespace.
 
-    All of them lower the words.  ``"nltk"`` splits as NLTK's ``word_tokenize(text, preserve_line=True)`` and needs no
-    download.  ``"nltk-punkt"`` is ``word_tokenize(text)``, which first splits sentences with NLTK's Punkt data and so
-    also sets off the full stop that ends a sentence in the middle of the text.  ``"whitespace"`` is for text that is
-    tokenised already, ``"characters"`` for Chinese: every character is a word, but Latin letters and digits in a row
-    stay together.  ``"module:function"`` is any function of yours.
+    ``"nltk"`` splits as NLTK's ``word_tokenize(text, preserve_line=True)``, lowers the words, and needs no download.
+    ``"nltk-cased"`` keeps their case.  ``"nltk-punkt"`` is ``word_tokenize(text)``, lowered, which first splits
+    sentences with NLTK's Punkt data and so also sets off the full stop that ends a sentence in the middle of the text.
+    ``"whitespace"`` is for text that is tokenised already, ``"characters"`` for Chinese: every character is a word, but
+    Latin letters and digits in a row stay together; both lower the text.  ``"coetaur0"`` is ``"nltk-cased"`` between
+    ``_BOS_`` and ``_EOS_``, as that project's models want it.  ``"module:function"`` is any function of yours.
 
     Raises:
         ValueError: no tokeniser has this name.

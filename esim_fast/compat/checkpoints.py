@@ -1,0 +1,194 @@
+"""Checkpoints of other people's ESIMs, made into models: weights, vocabulary and labels.
+
+Nothing in a checkpoint is executed: what needs Python's unpickling is refused.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..data import PADDING, UNKNOWN, DataError, Tokeniser, Vocabulary
+from ..data.reading import reason_of
+from ..files import first_line
+from ..model import ESIM
+from ..state_dicts import LAYOUTS, check_entries, recognised, rename
+
+_STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+_UNKNOWN = (UNKNOWN, "_OOV_", "@@UNKNOWN@@", "[UNK]", "<UNK>")
+_PADDING = (PADDING, "_PAD_", "@@PADDING@@", "[PAD]", "<PAD>")
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a file of ``torch.save`` or safetensors, by itself or in a checkpoint.
+
+    Raises:
+        DataError: the file cannot be read, holds objects of Python, or no state dict.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"{path}: {reason_of(error)}") from error
+    except SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
+    except Exception as error:  # there is no end to what a damaged file makes torch raise
+        if objects := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise DataError(
+                f"{path}: holds objects of Python ({objects[1]}), and reading them would run their code: "
+                "save net.state_dict() with torch.save instead, and convert that"
+            ) from error
+        raise DataError(f"{path}: expected a file of torch.save or safetensors: {first_line(error)}") from error
+    if isinstance(content, Mapping):
+        for entry in (content, *(content.get(name) for name in _STATES)):
+            if _is_state_dict(entry):
+                return _unwrapped(entry)
+    raise DataError(f"{path}: expected a state dict, or one as the entry {' or '.join(_STATES)}")
+
+
+def read_words(path: str | os.PathLike[str]) -> list[str]:
+    """Words in the order of their ids: one a line, or JSON, a list or an object of ids by word (``.json``).
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x80"):
+            raise DataError(
+                f"{path}: a pickle, and reading it would run its code: write the words with their ids as JSON instead"
+            )
+        text = content.decode().removeprefix("\ufeff")
+        value = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: {reason_of(error)}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not valid UTF-8 at byte {error.start + 1}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    if isinstance(value, dict):
+        if sorted(value.values(), key=str) != sorted(range(len(value)), key=str):
+            raise DataError(f"{path}: expected the ids 0 to {len(value) - 1}, each once")
+        value = sorted(value, key=value.__getitem__)
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise DataError(f"{path}: expected a list of words, or an object of ids by word")
+    return value
+
+
+def convert(
+    state_dict: Mapping[str, Tensor],
+    words: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    *,
+    source: str | None = None,
+    tokeniser: str | Tokeniser | None = None,
+) -> Classifier:
+    """A model of somebody's state dict.
+
+    Args:
+        state_dict: the notebook's, coetaur0's or AllenNLP's, or that of an :class:`esim_fast.ESIM`.
+        words: in the order of their ids, the special ones among them by the name that any of the three gives them;
+            AllenNLP's list may begin with the unknown word, as its files do. None: ids are the words.
+        labels: names of the network's outputs, in their order. None: their numbers are.
+        source: whose mathematics it is, "notebook", "coetaur0", "allennlp" or "esim_fast" (the paper's); None: that of
+            those whose names the entries have.
+        tokeniser: how sentences are split; None: as the source's project does.
+
+    Raises:
+        ValueError: entries are missing, unexpected or misshapen; words or labels do not fit the network.
+    """
+    named = recognised(state_dict)
+    if named is None:
+        some = ", ".join(sorted(state_dict)[:3])
+        raise ValueError(f"expected the names of {', '.join(of.source for of in LAYOUTS.values())}, got {some}, …")
+    if source not in (None, *LAYOUTS, "esim_fast"):
+        raise ValueError(f"source must be one of {', '.join(map(repr, LAYOUTS))} or 'esim_fast', got {source!r}")
+    entries = dict(state_dict)
+    rename(entries)
+    sizes = _sizes(entries, named)
+    words, tokeniser = _words(words, tokeniser, named, sizes["vocab_size"])
+    order, vocabulary = _in_our_order(words)
+    if labels is None:
+        labels = [str(number) for number in range(sizes["num_labels"])]
+    options = {} if source == "esim_fast" else dict(LAYOUTS[source or named].options)
+    with torch.device("meta"):
+        net = ESIM(**sizes, **{**options, "padding_idx": 1})
+    check_entries(entries, net.state_dict(), named)
+    entries["embedding.weight"] = entries["embedding.weight"][order]
+    net.load_state_dict({name: entry.to(torch.float32, copy=True) for name, entry in entries.items()}, assign=True)
+    return Classifier(net.eval(), vocabulary, labels, tokeniser)
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _unwrapped(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in entries):
+            entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
+    return dict(entries)
+
+
+def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
+    """What ESIM has to be told, as the shapes of the entries have it."""
+    shapes = {}
+    for name in ("embedding.weight", "encoder.lstm.weight_hh_l0", "linear.mlp.3.weight"):
+        theirs = LAYOUTS[named].theirs(name)
+        if name not in entries:
+            raise ValueError(f"{theirs} is missing")
+        if entries[name].dim() != 2 or not entries[name].numel():
+            raise ValueError(f"{theirs} has shape {list(entries[name].shape)}, expected two dimensions")
+        shapes[name] = entries[name].shape
+    (vocab_size, embedding_dim), (_, hidden_size), (num_labels, _) = shapes.values()
+    return {
+        "hidden_size": hidden_size,
+        "embedding_dim": embedding_dim,
+        "vocab_size": vocab_size,
+        "num_labels": num_labels,
+    }
+
+
+def _words(
+    words: Sequence[str] | None, tokeniser: str | Tokeniser | None, named: str, count: int
+) -> tuple[list[str], str | Tokeniser]:
+    """The words of all rows of the embedding, and how sentences are split into them."""
+    if words is None:
+        if count < 2:
+            raise ValueError(f"expected word vectors of the unknown word and the padding at least, got {count}")
+        special = [PADDING, UNKNOWN] if LAYOUTS[named].options.get("padding_idx") == 0 else [UNKNOWN, PADDING]
+        return [*special, *map(str, range(2, count))], tokeniser or "whitespace"
+    words = list(words)
+    if named == "allennlp" and words[:1] == ["@@UNKNOWN@@"]:
+        words = ["@@PADDING@@", *words]  # which its files leave out
+    if len(words) != count:
+        raise ValueError(f"the network has {count} word vectors, the vocabulary {len(words)} words")
+    if tokeniser is None and named == "coetaur0":
+        tokeniser = "coetaur0" if {"_BOS_", "_EOS_"} <= set(words) else "nltk-cased"
+    return words, tokeniser or "nltk"
+
+
+def _in_our_order(words: Sequence[str]) -> tuple[list[int], Vocabulary]:
+    """Which of their rows each of ours is, and our vocabulary: the unknown word first, then the padding."""
+    places = {word: place for place, word in enumerate(words)}
+    first = []
+    for names in (_UNKNOWN, _PADDING):
+        place = next((places[name] for name in names if name in places), None)
+        if place is None:
+            raise ValueError(f"expected one of {', '.join(names)} among the words, got none")
+        first.append(place)
+    order = [*first, *(place for place in range(len(words)) if place not in first)]
+    return order, Vocabulary([UNKNOWN, PADDING, *(words[place] for place in order[2:])])

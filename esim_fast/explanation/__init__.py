@@ -1,0 +1,82 @@
+"""Which words of a pair look at which: the soft alignment's weights, as a picture, a page or numbers."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..files import replace_file
+from . import page, picture
+
+_FORMS = (".png", ".html", ".json")
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The attention between the words of a pair, and what the model made of it.
+
+    Attributes:
+        premise, hypothesis: their words, Lp and Lh.
+        alpha: float32 ``[Lp, Lh]``, how much each word of the premise looks at each of the hypothesis; rows sum to one
+            (equation 12).
+        beta: float32 ``[Lp, Lh]``, how much each word of the hypothesis looks at each of the premise; columns sum to
+            one (equation 13).
+        label: what the model says.
+        probabilities: of each label.
+        unknown: words that the model does not know, and all takes for the same.
+    """
+
+    premise: list[str]
+    hypothesis: list[str]
+    alpha: Tensor
+    beta: Tensor
+    label: str
+    probabilities: dict[str, float]
+    unknown: set[str] = field(default_factory=set)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        return {
+            "premise": self.premise,
+            "hypothesis": self.hypothesis,
+            "label": self.label,
+            "probabilities": {label: round(value, 6) for label, value in self.probabilities.items()},
+            "unknown": sorted(self.unknown),
+            "alpha": _rounded(self.alpha),
+            "beta": _rounded(self.beta),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a picture (``.png``, with matplotlib), a page for a browser (``.html``) or the numbers (``.json``).
+
+        Raises:
+            ValueError: the name has another ending.
+            ImportError: matplotlib is not installed.
+            OSError: the file cannot be written.
+        """
+        path = Path(path)
+        check_form(path)
+        if path.suffix.lower() == ".png":
+            replace_file(path, lambda partial: picture.draw(self, partial))
+            return
+        text = json.dumps(self.as_dict(), ensure_ascii=False)
+        if path.suffix.lower() == ".html":
+            text = page.page(text)
+        replace_file(path, lambda partial: partial.write_text(f"{text}\n", encoding="utf-8"))
+
+
+def check_form(path: str | os.PathLike[str]) -> None:
+    """Whether :meth:`Explanation.save` knows what to write into a file of this name.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if Path(path).suffix.lower() not in _FORMS:
+        raise ValueError(f"{os.fspath(path)}: expected a name that ends in {', '.join(_FORMS[:-1])} or {_FORMS[-1]}")
+
+
+def _rounded(weights: Tensor) -> list[list[float]]:
+    return [[round(weight, 4) for weight in row] for row in weights.tolist()]

@@ -1,0 +1,107 @@
+"""An explanation as a picture: both directions of attention side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ft2font import FT2Font
+    from matplotlib.image import AxesImage
+
+    from . import Explanation
+
+_CELL = 0.24  # inches, for as many words as a screen shows
+_LONGEST = 80.0  # inches: more words get smaller cells
+_FEW = 240  # cells: their weights are written into them
+
+
+def draw(explanation: Explanation, path: Path) -> None:
+    """Draws a PNG with matplotlib, whatever the file's name ends in."""
+    # Here, because it takes a second, which few need to wait for; and not pyplot, which keeps every figure.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    premise, hypothesis = explanation.premise, explanation.hypothesis
+    families = _families({*"".join([*premise, *hypothesis, explanation.label])})
+    cell = min(_CELL, _LONGEST / max(len(premise), 2 * len(hypothesis)))
+    names = 0.45 * cell * max(map(len, [*premise, *hypothesis]))  # roughly what they take beside the cells
+    width, height = 2 * (cell * len(hypothesis) + names) + 1.5, cell * len(premise) + names + 1.2
+    with matplotlib.rc_context({"font.family": families, "font.size": 40 * cell, "axes.unicode_minus": False}):
+        figure = Figure(figsize=(max(width, 6.0), height), dpi=150, layout="constrained")
+        left, right = figure.subplots(1, 2)
+        probability = explanation.probabilities[explanation.label]
+        figure.suptitle(f"{explanation.label} ({probability:.1%})", fontsize=12)
+        _draw_map(left, explanation, explanation.alpha.numpy(), "premise to hypothesis\n(rows sum to 1)")
+        image = _draw_map(right, explanation, explanation.beta.numpy(), "hypothesis to premise\n(columns sum to 1)")
+        figure.colorbar(image, ax=[left, right], shrink=min(1.0, 2.5 / height), label="weight")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # said already, once for all
+            figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+
+
+def _draw_map(axes: Axes, explanation: Explanation, weights: np.ndarray, title: str) -> AxesImage:
+    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=10)
+    for axis, words in ((axes.xaxis, explanation.hypothesis), (axes.yaxis, explanation.premise)):
+        axis.set_ticks(range(len(words)), [_plain(word) for word in words])
+        for label, word in zip(axis.get_ticklabels(), words, strict=True):
+            if word in explanation.unknown:
+                label.set_color("0.5")
+                label.set_style("italic")
+    axes.tick_params(axis="x", rotation=90 if max(map(len, explanation.hypothesis)) > 1 else 0)
+    axes.tick_params(length=0)
+    if weights.size <= _FEW:
+        for (row, column), weight in np.ndenumerate(weights):
+            if weight >= 0.005:
+                color = "white" if weight > 0.55 else "black"
+                text = f"{weight:.2f}".removeprefix("0")
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=6.5)
+    return image
+
+
+def _plain(word: str) -> str:
+    """A word as matplotlib should show it: a dollar sign is no mathematics."""
+    return word.replace("$", r"\$")
+
+
+def _families(characters: set[str]) -> list[str]:
+    """Fonts that have these characters between them: matplotlib's own first, then installed ones, as for Chinese."""
+    from matplotlib import font_manager, ft2font
+
+    families = ["DejaVu Sans"]
+    own = ft2font.FT2Font(font_manager.findfont(families[0]))
+    missing = {character for character in characters if character.isprintable()} - _drawn_by(own)
+    if missing:
+        # matplotlib remembers the fonts that there were when it first looked.
+        for path in {*font_manager.findSystemFonts()} - {font.fname for font in font_manager.fontManager.ttflist}:
+            with contextlib.suppress(RuntimeError):  # no font after all
+                font_manager.fontManager.addfont(path)
+        # matplotlib brings a font of boxes, which has every character.
+        fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]
+        # Upright sans-serif fonts of ordinary weight first, and of equal ones always the same.
+        fonts.sort(
+            key=lambda font: ("sans" not in font.name.lower(), font.style != "normal", font.weight != 400, font.name)
+        )
+        for font in fonts:
+            if not missing:
+                break
+            if found := missing & _drawn_by(ft2font.FT2Font(font.fname)):
+                families.append(font.name)
+                missing -= found
+    if missing:
+        some = "".join(sorted(missing)[:10])
+        warnings.warn(
+            f"no installed font has {some}: boxes stand for them (Chinese: install fonts-noto-cjk; or write .html)",
+            stacklevel=2,
+        )
+    return families
+
+
+def _drawn_by(font: FT2Font) -> set[str]:
+    return {chr(code) for code in font.get_charmap()}

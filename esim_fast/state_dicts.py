@@ -1,0 +1,139 @@
+"""State dicts in other people's names: one table says which of their modules is which of ours.
+
+``esim_fast.ESIM`` has the notebook's names. The parameters within a module are PyTorch's own, the same for everybody.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+# Ours and the notebook's                coetaur0/ESIM             AllenNLP
+_NAMES = """
+embedding                                _word_embedding           _text_field_embedder.token_embedder_tokens
+encoder.lstm                             _encoding._encoder        _encoder._module
+infercomposition.composition.F           _projection.0             _projection_feedforward._linear_layers.0
+infercomposition.composition.lstm        _composition._encoder     _inference_encoder._module
+linear.mlp.1                             _classification.1         _output_feedforward._linear_layers.0
+linear.mlp.3                             _classification.4         _output_logit._linear_layers.0
+"""
+_COLUMNS = tuple(zip(*map(str.split, _NAMES.strip().splitlines()), strict=True))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How somebody's ESIM names its modules, and the mathematics behind the names.
+
+    Attributes:
+        source: whose names they are.
+        modules: their names of modules, and ours.
+        options: of :class:`esim_fast.ESIM`, for the same mathematics.
+    """
+
+    source: str
+    modules: Mapping[str, str]
+    options: Mapping[str, Any]
+
+    def ours(self, name: str) -> str | None:
+        """Our name of an entry, or None if it is none of theirs."""
+        module, _, parameter = name.rpartition(".")
+        return f"{self.modules[module]}.{parameter}" if module in self.modules else None
+
+    def theirs(self, name: str) -> str:
+        """Their name of one of our entries."""
+        module, _, parameter = name.rpartition(".")
+        return next(f"{theirs}.{parameter}" for theirs, ours in self.modules.items() if ours == module)
+
+    def in_their_words(self, message: str, prefix: str = "") -> str:
+        """A message with their names instead of ours, which begin with ``prefix``."""
+        for theirs, ours in self.modules.items():
+            message = re.sub(rf"(?<![\w.]){re.escape(prefix + ours)}\.", f"{theirs}.", message)
+        return message
+
+
+LAYOUTS = {
+    key: Layout(source, dict(zip(names, _COLUMNS[0], strict=True)), options)
+    for key, source, names, options in zip(
+        ("notebook", "coetaur0", "allennlp"),
+        ("the notebook", "coetaur0/ESIM", "AllenNLP"),
+        _COLUMNS,
+        (
+            {"variant": "notebook", "projection_activation": None, "classifier_activation": "relu"},
+            {
+                "padding_idx": 0,
+                "variational_dropout": True,
+                "projection_activation": "relu",
+                "classifier_activation": "tanh",
+            },
+            {
+                "padding_idx": 0,
+                "variational_dropout": True,
+                "projection_activation": "relu",
+                "classifier_activation": "relu",
+            },
+        ),
+        strict=True,
+    )
+}
+_DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # for logits without dropout
+
+
+def recognised(names: Iterable[str]) -> str | None:
+    """Whose names these are, a key of :data:`LAYOUTS`; None if they are nobody's."""
+    names = list(names)
+    found = {key: sum(layout.ours(name) is not None for name in names) for key, layout in LAYOUTS.items()}
+    best = max(found, key=found.__getitem__)
+    return best if found[best] else None
+
+
+def rename(state_dict: MutableMapping[str, Any], prefix: str = "", onto: str | None = None) -> str | None:
+    """Gives the entries of a state dict our names, in place; entries of no known name stay as they are.
+
+    Args:
+        prefix: what the entries that count begin with.
+        onto: what they begin with afterwards; ``prefix``, if None.
+
+    Returns:
+        Whose names they had, a key of :data:`LAYOUTS`; None if they were nobody's.
+    """
+    names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+    source = recognised(names)
+    if source is not None:
+        for name in names:
+            ours = LAYOUTS[source].ours(name)
+            if ours is not None:
+                state_dict[f"{prefix if onto is None else onto}{ours}"] = state_dict.pop(f"{prefix}{name}")
+    return source
+
+
+def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str = "notebook") -> None:
+    """Whether entries in our names are those expected, in shape and finite.
+
+    Args:
+        source: in whose names mistakes are reported, a key of :data:`LAYOUTS`.
+
+    Raises:
+        ValueError: one is missing, unexpected, misshapen, or holds something else than finite numbers.
+    """
+    layout = LAYOUTS[source]
+    for name in sorted(expected.keys() | entries.keys()):
+        if name not in expected:
+            raise ValueError(f"{name} is no part of an ESIM")
+        theirs = layout.theirs(name)
+        if name not in entries:
+            raise ValueError(f"{theirs} is missing")
+        found, shape = entries[name], list(expected[name].shape)
+        if list(found.shape) != shape:
+            raise ValueError(f"{theirs} has shape {list(found.shape)}, expected {shape}")
+        if not found.is_floating_point() or not found.isfinite().all():
+            raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
+
+
+def differences(source: str, config: Mapping[str, Any]) -> list[str]:
+    """Which options of a network are not those of the source's mathematics: what they would have to be."""
+    if source == "notebook":  # our own state dicts have these names as well
+        return []
+    options = LAYOUTS[source].options
+    return [f"{name}={options[name]!r}" for name in _DECISIVE if config[name] != options[name]]
