@@ -30,6 +30,39 @@ def test_predict(model):
     assert model.predict(zip(*zip(*PAIRS, strict=True), strict=True)).labels == labels  # pairs from an iterator
 
 
+@pytest.mark.parametrize("pair", [PAIRS[0], list(PAIRS[0]), ("", "")])
+def test_predict_one_pair(model, pair):
+    label, probabilities = model.predict(pair)
+    expected = model.predict([tuple(pair)])
+    assert [label] == expected.labels
+    assert torch.equal(probabilities, expected.probabilities[0])
+    assert len(model.predict([PAIRS[0], PAIRS[1]]).labels) == 2  # two pairs are no pair of sentences
+
+
+def test_precision(model, tmp_path):
+    exact = model.predict(PAIRS).probabilities
+    model.save_pretrained(tmp_path)
+    rounded = Classifier.from_pretrained(tmp_path, device="cpu", precision="bf16").predict(PAIRS).probabilities
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
+    with pytest.raises(ValueError, match=r"^precision must be one of 'fp32', 'bf16', 'fp16', got 'int8'$"):
+        Classifier.from_pretrained(tmp_path, precision="int8")
+    with pytest.raises(ValueError, match=r"^precision fp16 needs a GPU"):
+        Classifier.from_pretrained(tmp_path, device="cpu", precision="fp16")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_it_runs_on_the_gpu_that_is_there(model, tmp_path, precision):
+    model.save_pretrained(tmp_path)
+    found = Classifier.from_pretrained(tmp_path, precision=precision)
+    assert found.net.device.type == "cuda"
+    torch.testing.assert_close(
+        found.predict(PAIRS).probabilities, model.predict(PAIRS).probabilities, rtol=0.05, atol=0.01
+    )
+
+
 def test_predict_keeps_the_order_whatever_the_batches(model):
     expected = model.predict(PAIRS).probabilities
     for batch_size in (1, 2, 3):
@@ -72,6 +105,7 @@ def test_every_option_of_the_network_comes_back(tmp_path):
     options = {
         "padding_idx": 0,
         "dropout": 0.25,
+        "variational_dropout": True,
         "variant": "notebook",
         "projection_activation": "tanh",
         "classifier_activation": None,

@@ -18,8 +18,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
+from sources import AllenNLP, Coetaur0, Notebook
 
+from esim_fast import Classifier
 from esim_fast.cli import main
+from esim_fast.data.parallel import map_in_processes
 
 TRAIN = [
     ("entailment", "A man is sleeping.", "A man sleeps."),
@@ -49,7 +53,9 @@ def esim_fast(*arguments, stdin="", cwd=None):
         if cwd is not None:
             stack.callback(os.chdir, Path.cwd())
             os.chdir(cwd)
-        stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()))))
+        stack.enter_context(
+            mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode())))
+        )
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as exit:  # argparse's way out
@@ -637,15 +643,51 @@ class TestPredict:
         assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
 
     def test_files_and_stdin_give_the_same(self, model, corpus, tmp_path):
-        expected = succeeds("predict", model, corpus)
-        assert len(expected.splitlines()) == len(TRAIN)
+        def answers(*arguments, **options):
+            lines = [json.loads(line) for line in succeeds("predict", model, *arguments, **options).splitlines()]
+            return [line.pop("line") for line in lines], lines
+
+        numbers, expected = answers(corpus)
+        assert numbers == [2, 3, 4, 5, 6, 7]  # the first is the header
         bare = write_tsv(tmp_path / "bare.tsv", [row[1:] for row in TRAIN], header=False)
         records = [{"premise": p, "hypothesis": h} for _, p, h in TRAIN]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        assert succeeds("predict", model, bare) == expected
-        assert succeeds("predict", model, tmp_path / "pairs.jsonl") == expected
-        assert succeeds("predict", model, "-", stdin=bare.read_text()) == expected
-        assert succeeds("predict", model, "-", stdin=(tmp_path / "pairs.jsonl").read_text()) == expected
+        from_one = ([1, 2, 3, 4, 5, 6], expected)
+        assert answers(bare) == from_one
+        assert answers(tmp_path / "pairs.jsonl") == from_one
+        assert answers("-", stdin=bare.read_text()) == from_one
+        assert answers("-", stdin=(tmp_path / "pairs.jsonl").read_text()) == from_one
+
+    def test_the_order_of_many(self, model, tmp_path):
+        rows = [(f"a man sleeps {'very ' * (i % 7)}well", f"number {i}") for i in range(5000)]
+        path = write_tsv(tmp_path / "many.tsv", rows, header=False)
+        lines = [json.loads(line) for line in succeeds("predict", model, path).splitlines()]
+        assert [(line["line"], line["premise"], line["hypothesis"]) for line in lines] == [
+            (i + 1, *row) for i, row in enumerate(rows)
+        ]
+        _, expected = Classifier.from_pretrained(model).predict(rows[2040:2060])
+        for line, row in zip(lines[2040:2060], expected.tolist(), strict=True):
+            assert list(line["probabilities"].values()) == pytest.approx(row, abs=2e-6)
+
+    def test_what_is_printed_is_what_json_makes_of_it(self, model, tmp_path):
+        rows = [('say "hi" \\ 100% {x}', "tab\u2028 é 😀"), ("", "\x7f")]
+        path = tmp_path / "odd.jsonl"
+        path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in rows))
+        for line, (premise, hypothesis) in zip(succeeds("predict", model, path).split("\n"), rows, strict=False):
+            answer = json.loads(line)
+            assert (answer["premise"], answer["hypothesis"]) == (premise, hypothesis)
+            assert line.startswith(json.dumps({"line": answer["line"], "premise": premise}, ensure_ascii=False)[:-1])
+
+    def test_precision(self, model):
+        pair = "--premise", "A man sleeps.", "--hypothesis", "A man runs."
+        exact, rounded = (
+            json.loads(succeeds("predict", model, *pair, "--precision", precision)) for precision in ("fp32", "bf16")
+        )
+        assert exact["probabilities"] != rounded["probabilities"]
+        assert list(exact["probabilities"].values()) == pytest.approx(list(rounded["probabilities"].values()), abs=0.01)
+        if not torch.cuda.is_available():
+            message = "esim-fast: --precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU"
+            assert fails("predict", model, *pair, "--precision", "fp16") == message
 
     def test_words_of_any_language_and_none(self, model):
         pairs = "一个男人在睡觉。\tEin Mann schläft.\n\t\n<pad> <pad>\t<unk>\n"
@@ -653,11 +695,86 @@ class TestPredict:
         assert answers[0]["premise"] == "一个男人在睡觉。"
         assert all(answer["label"] in ("contradiction", "entailment", "neutral") for answer in answers)
 
-    def test_a_bad_row_loses_nothing_before_it(self, model):
-        result = esim_fast("predict", model, "-", stdin="a\tb\nc\td\nonly one\n")
+    def test_bad_rows_are_reported_and_left_out(self, model, tmp_path):
+        path = tmp_path / "rows.tsv"
+        path.write_bytes(b"a\tb\nonly one\nc\td\n\xff\tx\ne\tf\n")
+        for name, source in ((path, path), ("stdin", "-")):
+            result = esim_fast("predict", model, source, stdin=path.read_bytes())
+            assert result.returncode == 0
+            assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 3, 5]
+            assert result.stderr == (
+                f"{name}:2: expected 2 columns, got 1\n{name}:4: not valid UTF-8 at byte 1\n"
+                f"{name}: 2 bad rows left out\n"
+            )
+
+    def test_stopping_at_a_bad_row_loses_nothing_before_it(self, model):
+        result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
         assert result.returncode == 2
         assert len(result.stdout.splitlines()) == 2
         assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
+
+    def test_a_file_that_ends_early(self, model, tmp_path):
+        path = tmp_path / "cut.tsv.gz"
+        whole = gzip.compress("".join(f"a man sleeps {random.random()}\tb\n" for _ in range(3000)).encode())
+        path.write_bytes(whole[: len(whole) // 2])
+        result = esim_fast("predict", model, path)
+        assert result.returncode == 2
+        assert len(result.stdout.splitlines()) > 1000
+        assert re.fullmatch(rf"esim-fast: {re.escape(str(path))}:\d+: Compressed file ended .*\n", result.stderr)
+
+    def test_a_tokeniser_that_fails(self, corpus, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "fussy.py").write_text("def split(text):\n    return text.split()[0:9 // ('bad' not in text)]\n")
+        options = "--tokeniser", "fussy:split"
+        output = tmp_path / "model"
+        succeeds("train", "--train", corpus, "--dev", corpus, "--output", output, *SMALL, *options)
+        result = esim_fast("predict", output, "-", *options, stdin="good one\tb\nbad one\tb\n")
+        assert result.returncode == 2
+        assert result.stderr.startswith("esim-fast: stdin:2: tokeniser: ZeroDivisionError: ")
+
+    def test_answers_come_as_soon_as_the_pairs(self, model):
+        """Whoever writes pairs may wait for each answer before writing the next."""
+        command = [sys.executable, "-m", "esim_fast", "predict", model, "-"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+            for number in (1, 2, 3):
+                process.stdin.write(b"a man sleeps\ta man runs\n")
+                assert json.loads(process.stdout.readline())["line"] == number
+            process.stdin.close()
+            assert process.stdout.read() == b""
+            assert process.wait(60) == 0
+
+    def test_other_processes_give_the_same(self, model, tmp_path, monkeypatch):
+        """As on a GPU, where they split and look up words while the network is at work."""
+        from esim_fast.cli import predict as module
+
+        rows = [(f"a man sleeps {i}", f"number {i}") for i in range(9000)] + [("only one",)]
+        path = write_tsv(tmp_path / "many.tsv", rows, header=False)
+        expected = esim_fast("predict", model, path)
+        started = []
+        monkeypatch.setattr(
+            module,
+            "_worked_on",
+            lambda work, parts, model: started.append(1) or map_in_processes(work, parts, 2),
+        )
+        assert esim_fast("predict", model, path) == expected
+        assert started
+
+    def test_memory_does_not_grow_with_the_number_of_pairs(self, model, tmp_path):
+        """Peak resident memory of 4,000 and of 60,000 pairs."""
+        code = (
+            "import resource, sys; from esim_fast.cli import main; code = main(sys.argv[1:]); "
+            "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        )
+        peaks = []
+        for count in (4_000, 60_000):
+            path = tmp_path / f"{count}.tsv"
+            path.write_text("".join(f"a man sleeps {i % 10 * 'very '}\ta man runs {i}\n" for i in range(count)))
+            command = [sys.executable, "-c", code, "predict", model, path, "--device", "cpu"]
+            result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            exit_code, peak = result.stderr.split()
+            assert exit_code == "0"
+            peaks.append(int(peak) / 1024)
+        assert peaks[1] - peaks[0] < 30, f"{peaks} MiB"  # held whole, 56,000 pairs and their answers take 40 and more
 
     def test_mistakes(self, model, tmp_path):
         assert "--premise and --hypothesis must be given together" in fails("predict", model, "--premise", "a")
@@ -668,6 +785,10 @@ class TestPredict:
         with mock.patch("sys.stdin", None), contextlib.redirect_stderr(io.StringIO()) as stderr:
             assert main(["predict", str(model), "-"]) == 2
         assert stderr.getvalue() == "esim-fast: stdin is closed\n"
+        assert (
+            "expected a label of the model (contradiction, entailment, neutral), a premise and a hypothesis"
+            in fails("predict", model, "-", stdin="a man sleeps\ta man runs\t3\n")
+        )
 
     def test_a_sentence_that_looks_like_json(self, model, tmp_path):
         path = write_tsv(tmp_path / "brace.tsv", [("{a} man", "a man")], header=False)
@@ -685,6 +806,90 @@ class TestPredict:
         result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
         assert len(result.stdout.splitlines()) == 1
         assert result.stderr == ""
+
+
+class TestExplain:
+    PAIR = ("--premise", "A man is sleeping.", "--hypothesis", "A robot runs.")
+
+    def test_files(self, model, tmp_path):
+        for form, begin in (("png", b"\x89PNG"), ("html", b"<!DOCTYPE html>"), ("json", b"{")):
+            assert succeeds("explain", model, *self.PAIR, "-o", tmp_path / f"map.{form}") == ""
+            assert (tmp_path / f"map.{form}").read_bytes().startswith(begin)
+        numbers = json.loads((tmp_path / "map.json").read_text())
+        assert (numbers["premise"], numbers["unknown"]) == (["a", "man", "is", "sleeping", "."], ["robot"])
+        assert [sum(row) for row in numbers["alpha"]] == pytest.approx([1] * 5, abs=1e-3)
+
+    def test_mistakes(self, model, tmp_path):
+        assert fails("explain", model, *self.PAIR, "-o", "map.gif") == (
+            "esim-fast: map.gif: expected a name that ends in .png, .html or .json"
+        )
+        empty = "--premise", " ", "--hypothesis", "b", "-o", tmp_path / "map.json"
+        assert fails("explain", model, *empty) == "esim-fast: the premise has no words: there is nothing to look at"
+        assert "are required: -o/--output" in fails("explain", model, *self.PAIR)
+        assert "no such model directory" in fails("explain", tmp_path / "none", *self.PAIR, "-o", "map.json")
+        nowhere = tmp_path / "nowhere" / "map.json"
+        assert "No such file" in fails("explain", model, *self.PAIR, "-o", nowhere)
+
+    def test_without_matplotlib(self, model, tmp_path):
+        with mock.patch.dict(sys.modules, {"matplotlib": None}):
+            message = fails("explain", model, *self.PAIR, "-o", tmp_path / "map.png")
+            assert "a picture needs matplotlib (pip install matplotlib), a page or numbers do not" in message
+            succeeds("explain", model, *self.PAIR, "-o", tmp_path / "map.html")
+        assert not list(tmp_path.glob("map.png*"))
+
+
+class TestConvert:
+    @pytest.fixture
+    def state(self, tmp_path):
+        torch.manual_seed(0)
+        net = Coetaur0(12, 4, 6)
+        torch.save({"epoch": 1, "model": net.state_dict()}, tmp_path / "best.pth.tar")
+        words = {word: i for i, word in enumerate(["_PAD_", "_OOV_", "_BOS_", "_EOS_", *"ABCDEFGH"])}
+        (tmp_path / "worddict.json").write_text(json.dumps(words))
+        return tmp_path
+
+    def test_a_checkpoint(self, state):
+        options = "--vocabulary", state / "worddict.json", "--labels", "yes,maybe,no"
+        result = esim_fast("convert", state / "best.pth.tar", state / "model", *options)
+        assert result.returncode == 0
+        assert result.stderr == (
+            f"{state / 'model'}: 12 words of 4 numbers, hidden size 6, 3 labels, tokeniser coetaur0, "
+            "from the names of coetaur0/ESIM\n"
+        )
+        answer = json.loads(succeeds("predict", state / "model", "--premise", "A C", "--hypothesis", "H"))
+        assert set(answer["probabilities"]) == {"yes", "maybe", "no"}
+
+    def test_nothing_but_a_checkpoint(self, state):
+        result = esim_fast("convert", state / "best.pth.tar", state / "model")
+        assert "without --vocabulary, sentences are word ids with blanks between them" in result.stderr
+        answer = json.loads(succeeds("predict", state / "model", "--premise", "7 3 5", "--hypothesis", "11"))
+        assert set(answer["probabilities"]) == {"0", "1", "2"}
+
+    def test_a_folder_of_allennlps(self, tmp_path):
+        (tmp_path / "run" / "vocabulary").mkdir(parents=True)
+        torch.save(AllenNLP(5, 4, 6).state_dict(), tmp_path / "run" / "weights.th")
+        (tmp_path / "run" / "vocabulary" / "tokens.txt").write_text("@@UNKNOWN@@\na\nb\nc\n")
+        (tmp_path / "run" / "vocabulary" / "labels.txt").write_text("entailment\nneutral\ncontradiction\n")
+        succeeds("convert", tmp_path / "run", tmp_path / "model")
+        found = Classifier.from_pretrained(tmp_path / "model")
+        assert found.labels == ["entailment", "neutral", "contradiction"]
+        assert found.vocabulary.words == ["<unk>", "<pad>", "a", "b", "c"]
+
+    def test_the_notebooks_are_told_what_they_have(self, tmp_path):
+        torch.save(Notebook(6, 4, 5, 3).state_dict(), tmp_path / "net.pt")
+        assert "Its LSTMs ran across the batch" in esim_fast("convert", tmp_path / "net.pt", tmp_path / "model").stderr
+        result = esim_fast("convert", tmp_path / "net.pt", tmp_path / "model", "--from", "esim_fast")
+        assert "across the batch" not in result.stderr
+        assert Classifier.from_pretrained(tmp_path / "model").net.config["classifier_activation"] == "tanh"
+
+    def test_mistakes(self, state):
+        model, source = state / "model", state / "best.pth.tar"
+        assert "nowhere: No such file" in fails("convert", state / "nowhere", model)
+        assert "expected a folder of AllenNLP's" in fails("convert", state, model)
+        assert f"{source}: the network has 3 labels, got 2" in fails("convert", source, model, "--labels", "yes,no")
+        torch.save(Coetaur0(12, 4, 6), state / "whole.pt")
+        assert "whole.pt: holds objects of Python" in fails("convert", state / "whole.pt", model)
+        assert not model.exists()
 
 
 class TestData:

@@ -1,0 +1,493 @@
+"""Other people's ESIMs: their state dicts give their logits, their training loops run as they are."""
+
+import copy
+import json
+import pickle
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+from baselines import NotebookESIM, multiplied_softmax
+from sources import AllenNLP, Coetaur0, Notebook
+from torch import nn
+
+import esim_fast
+from esim_fast import state_dicts
+from esim_fast.compat import checkpoints, coetaur0
+from esim_fast.data import DataError
+
+WORDS, WIDTH, HIDDEN, LABELS = 40, 10, 12, 3
+PREMISES, HYPOTHESES = [7, 7, 7, 7], [5, 5, 5, 5]  # where nothing is padded, the mathematics agrees
+RAGGED = [7, 3, 5, 1], [2, 5, 4, 3]
+
+
+def sentences(lengths, padding, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((len(lengths), max(lengths)), padding)
+    for row, length in zip(ids, lengths, strict=True):
+        row[:length] = torch.randint(2, WORDS, (length,), generator=generator)
+    return ids
+
+
+def pair_batch(padding, lengths=(PREMISES, HYPOTHESES)):
+    return [sentences(of, padding, seed) for seed, of in enumerate(lengths)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def theirs(name):
+    if name == "notebook":
+        return Notebook(HIDDEN, WIDTH, WORDS, LABELS, batch_first=True).eval()
+    return {"coetaur0": Coetaur0, "allennlp": AllenNLP}[name](WORDS, WIDTH, HIDDEN).eval()
+
+
+def their_logits(name, model, p, h):
+    if name == "coetaur0":
+        return model(p, (p != 0).sum(1), h, (h != 0).sum(1))[0]
+    return model(p, h)
+
+
+NAMES = list(state_dicts.LAYOUTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestStateDicts:
+    def ours(self, name):
+        return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, **state_dicts.LAYOUTS[name].options).eval()
+
+    def test_the_same_logits(self, name):
+        model, net = theirs(name), self.ours(name)
+        assert not net.load_state_dict(model.state_dict()).missing_keys
+        p, h = pair_batch(net.padding_idx)
+        torch.testing.assert_close(net(p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
+
+    def test_the_same_logits_of_padded_sentences(self, name):
+        if name == "notebook":
+            pytest.skip("padding takes part in the notebook's recurrence")
+        model, net = theirs(name), self.ours(name)
+        net.load_state_dict(model.state_dict())
+        p, h = pair_batch(0, RAGGED)
+        torch.testing.assert_close(net(p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
+
+    def test_within_a_module_of_ones_own(self, name):
+        model, wrapper = theirs(name), nn.ModuleDict({"pairs": self.ours(name)})
+        wrapper.load_state_dict({f"pairs.{key}": value for key, value in model.state_dict().items()})
+        p, h = pair_batch(wrapper["pairs"].padding_idx)
+        torch.testing.assert_close(wrapper["pairs"](p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
+
+    def test_loading_leaves_their_state_dict_alone(self, name):
+        state_dict = theirs(name).state_dict()
+        before = list(state_dict)
+        self.ours(name).load_state_dict(state_dict)
+        assert list(state_dict) == before
+
+    def test_mistakes_are_told_in_their_names(self, name):
+        layout = state_dicts.LAYOUTS[name]
+        weight, bias = (layout.theirs(f"encoder.lstm.{part}") for part in ("weight_hh_l0", "bias_ih_l0_reverse"))
+        state_dict = theirs(name).state_dict()
+        broken = {**state_dict, weight: torch.zeros(3, 4), "_extra.weight": torch.zeros(2)}
+        del broken[bias]
+        with pytest.raises(RuntimeError) as caught:
+            self.ours(name).load_state_dict(broken)
+        message = str(caught.value)
+        assert f'Missing key(s) in state_dict: "{bias}"' in message
+        assert 'Unexpected key(s) in state_dict: "_extra.weight"' in message
+        assert f"size mismatch for {weight}" in message
+        if name != "notebook":
+            assert "encoder.lstm" not in message
+        missing = self.ours(name).load_state_dict(
+            {key: value for key, value in state_dict.items() if key != bias}, strict=False
+        )
+        assert missing.missing_keys == ["encoder.lstm.bias_ih_l0_reverse"]
+
+    def test_a_copy_of_the_network_still_loads_them(self, name):
+        net = pickle.loads(pickle.dumps(copy.deepcopy(self.ours(name))))
+        net.load_state_dict(theirs(name).state_dict())
+
+
+def test_networks_of_other_mathematics_are_warned_of():
+    net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS)
+    with pytest.warns(
+        UserWarning, match=r"AllenNLP, whose .* ESIM\(..., padding_idx=0, classifier_activation='relu'\)"
+    ):
+        net.load_state_dict(theirs("allennlp").state_dict())
+    with pytest.warns(UserWarning, match=r"coetaur0/ESIM, whose mathematics is ESIM\(..., padding_idx=0\)"):
+        net.load_state_dict(theirs("coetaur0").state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.load_state_dict(theirs("notebook").state_dict())  # the names are ours as well
+
+
+class TestTheNotebookAsItIs:
+    """What the documentation says of it: its recurrence runs across the batch."""
+
+    def test_a_pair_depends_on_its_neighbours(self):
+        model, net = Notebook(HIDDEN, WIDTH, WORDS, LABELS).eval(), esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
+        p, h = pair_batch(1)
+        others = p.clone()
+        others[1:] = others[1:].flip(1)
+        assert not torch.allclose(model(others, h)[0], model(p, h)[0], atol=1e-5)
+        torch.testing.assert_close(net(others, h)[0], net(p, h)[0], rtol=1e-5, atol=1e-5)
+
+    def test_a_single_word_in_a_single_pair_is_all_that_agrees(self):
+        model = Notebook(HIDDEN, WIDTH, WORDS, LABELS).eval()
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variant="notebook").eval()
+        net.load_state_dict(model.state_dict())
+        p, h = pair_batch(1)
+        torch.testing.assert_close(net(p[:1, :1], h[:1, :1]), model(p[:1, :1], h[:1, :1]), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(net(p, h), model(p, h), atol=1e-3)
+
+
+def test_softmax_by_multiplication_loses_what_ours_keeps():
+    """Scores of valid words far below zero: theirs gives the weight to the padding, and then to nobody."""
+    premise, hypothesis = torch.full((1, 2, 4), 5.0), torch.full((1, 3, 4), -5.0)  # they score -100
+    mask = torch.tensor([[1, 0, 0]])  # a hypothesis of one word, beside longer ones
+    aligned = multiplied_softmax(premise @ hypothesis.transpose(1, 2), mask.float()) @ hypothesis
+    assert aligned.abs().max() < 1e-20
+    m_p, _ = esim_fast.ops.local_inference(premise, hypothesis, a_mask=torch.ones(1, 2), b_mask=mask)
+    torch.testing.assert_close(m_p[:, :, 4:8], torch.full((1, 2, 4), -5.0))  # there is only one word to look at
+
+
+class TestCoetaur0:
+    def test_the_same_results_and_state_dict(self):
+        model, ours = theirs("coetaur0"), coetaur0.ESIM(WORDS, WIDTH, HIDDEN).eval()
+        ours.load_state_dict(model.state_dict())
+        assert list(ours.state_dict()) == list(model.state_dict())
+        p, h = pair_batch(0, RAGGED)
+        arguments = p, (p != 0).sum(1), h, (h != 0).sum(1)
+        for expected, found in zip(model(*arguments), ours(*arguments), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        other = theirs("coetaur0")
+        other.load_state_dict(ours.state_dict())  # and back
+        assert torch.equal(other(*arguments)[0], model(*arguments)[0])
+
+    def test_within_a_module_of_ones_own(self):
+        wrapper = nn.ModuleDict({"pairs": coetaur0.ESIM(WORDS, WIDTH, HIDDEN)})
+        expected = {f"pairs.{name}" for name in theirs("coetaur0").state_dict()}
+        assert set(wrapper.state_dict()) == expected
+        wrapper.load_state_dict(wrapper.state_dict())
+
+    @pytest.mark.parametrize("name", ["notebook", "allennlp"])
+    def test_it_takes_the_others_state_dicts(self, name):
+        ours = coetaur0.ESIM(WORDS, WIDTH, HIDDEN)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours.load_state_dict(theirs(name).state_dict())
+
+    def test_mistakes(self):
+        ours = coetaur0.ESIM(WORDS, WIDTH, HIDDEN)
+        state_dict = ours.state_dict()
+        state_dict["_projection.0.bias"] = torch.zeros(1)
+        del state_dict["_composition._encoder.bias_hh_l0"]
+        with pytest.raises(RuntimeError, match=r'Missing.*"_composition\._encoder\.bias_hh_l0"') as caught:
+            ours.load_state_dict(state_dict)
+        assert "size mismatch for _projection.0.bias" in str(caught.value)
+        with pytest.raises(ValueError, match=r"^embeddings must be \[40, 10\], one row for each word, got \[4, 10\]$"):
+            coetaur0.ESIM(WORDS, WIDTH, HIDDEN, embeddings=torch.zeros(4, WIDTH))
+
+    def test_arguments(self):
+        vectors = torch.randn(WORDS, WIDTH)
+        ours = coetaur0.ESIM(WORDS, WIDTH, HIDDEN, vectors, padding_idx=3, dropout=0.25, num_classes=5, device="meta")
+        assert torch.equal(ours.state_dict()["_word_embedding.weight"], vectors)
+        assert (ours.device, ours.dropout, ours.num_classes) == ("meta", 0.25, 5)
+        assert ours.esim.config["padding_idx"] == 3
+        assert ours.esim.embedding_dropout.p == 0.25
+
+
+class TestVariationalDropout:
+    def test_all_words_of_a_sentence_lose_the_same(self):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variational_dropout=True)
+        p, h = sentences([4, 2, 0, 3], 1), sentences([1, 0, 3, 5], 1, seed=1)
+        pairs = esim_fast.pack_pairs(p, h, (p != 1).sum(1), (h != 1).sum(1))
+        dropped = net.embedding_dropout(torch.ones(len(pairs.tokens), WIDTH), pairs.batch_sizes)
+        assert set(dropped.unique().tolist()) == {0.0, 2.0}
+        rows = pairs.rows(WIDTH).all
+        kept = []
+        for start, length in zip(rows.start, rows.lengths, strict=True):
+            words = dropped[(start + rows.step[:length]) // WIDTH]
+            assert (words == words[:1]).all()
+            kept += words[:1]
+        assert len({tuple(of.tolist()) for of in kept}) == len(kept)  # but other sentences lose others
+
+    def test_gradients_and_evaluation(self):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variational_dropout=True)
+        p, h = pair_batch(1)
+        net(p, h).sum().backward()
+        assert all(parameter.grad.abs().max() > 0 for parameter in net.parameters())
+        net.eval()
+        plain = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
+        plain.load_state_dict(net.state_dict())
+        assert torch.equal(net(p, h), plain(p, h))
+
+
+def notebook_loop(make_model, batches, steps):
+    """A training loop in the notebook's style; only ``make_model`` differs between theirs and ours."""
+    device = torch.device("cpu")
+    net = make_model(HIDDEN, WIDTH, WORDS, LABELS, device)
+    net = net.to(device)
+    optimizer = torch.optim.Adam(filter(lambda parameter: parameter.requires_grad, net.parameters()), lr=0.01)
+    loss = nn.CrossEntropyLoss()
+    losses, right, seen = [], 0, 0
+    for _ in range(steps):
+        for premise, hypothesis, label in batches:
+            y_hat = net(premise.to(device), hypothesis.to(device))
+            step_loss = loss(y_hat, label.to(device))
+            optimizer.zero_grad()
+            step_loss.backward()
+            optimizer.step()
+            losses.append(step_loss.cpu().item())
+            right += (y_hat.argmax(dim=1) == label).sum().cpu().item()
+            seen += label.shape[0]
+    return losses, right / seen
+
+
+def coetaur0_loop(make_model, batches, epochs):
+    """A training loop in coetaur0's style: its optimiser, clipping, scheduler, and probabilities for the metric."""
+    model = make_model(WORDS, WIDTH, HIDDEN, padding_idx=0, dropout=0.0, num_classes=LABELS, device="cpu").to("cpu")
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0)
+    losses = []
+    for _ in range(epochs):
+        model.train()
+        correct = count = 0
+        for premises, hypotheses, labels in batches:
+            lengths = [(ids != 0).sum(1).to(model.device) for ids in (premises, hypotheses)]
+            optimizer.zero_grad()
+            logits, probs = model(premises.to(model.device), lengths[0], hypotheses.to(model.device), lengths[1])
+            loss = criterion(logits, labels.to(model.device))
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+            losses.append(loss.item())
+            correct += (probs.max(dim=1)[1] == labels).sum().item()
+            count += len(labels)
+        scheduler.step(correct / count)
+    return losses, correct / count
+
+
+class TestDropIn:
+    """The same loop with their class and with ours, from the same weights: the same losses, step by step."""
+
+    def batches(self, padding):
+        generator = torch.Generator().manual_seed(5)
+        lengths = [([6, 3, 4, 2, 5, 6], [3, 5, 1, 4, 2, 5]), ([2, 2, 7, 5, 1, 3], [4, 6, 3, 2, 2, 1])]
+        return [(*pair_batch(padding, of), torch.randint(LABELS, (len(of[0]),), generator=generator)) for of in lengths]
+
+    def test_the_notebooks_loop(self):
+        torch.manual_seed(3)
+        peer = NotebookESIM(HIDDEN, WIDTH, WORDS, LABELS, dropout=0.0)  # put right: along the sentence, no padding
+        start = copy.deepcopy(peer.state_dict())
+
+        def ours(*arguments):
+            net = esim_fast.ESIM(*arguments, variant="notebook", dropout=0.0)
+            net.load_state_dict(start)
+            return net
+
+        batches = self.batches(1)
+        expected = notebook_loop(lambda *_: peer, batches, 15)
+        found = notebook_loop(ours, batches, 15)
+        torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), rtol=1e-3, atol=1e-4)
+        assert found[1] == expected[1]
+        assert found[0][-1] < found[0][0]  # they learn
+
+    def test_coetaur0s_loop(self):
+        torch.manual_seed(4)
+        start = Coetaur0(WORDS, WIDTH, HIDDEN).state_dict()
+
+        def started(make):
+            def make_model(*arguments, padding_idx, device, **options):
+                more = {"padding_idx": padding_idx, "device": device} if make is coetaur0.ESIM else {}
+                model = make(*arguments, **options, **more)
+                model.load_state_dict(start)
+                model.device = device
+                return model
+
+            return make_model
+
+        batches = self.batches(0)
+        expected = coetaur0_loop(started(Coetaur0), batches, 15)
+        found = coetaur0_loop(started(coetaur0.ESIM), batches, 15)
+        torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), rtol=1e-3, atol=1e-4)
+        assert found[1] == expected[1]
+        assert found[0][-1] < found[0][0]  # they learn
+
+
+VOCABULARIES = {
+    "notebook": ["<unk>", "<pad>", *(f"word{i}" for i in range(2, WORDS))],
+    "coetaur0": ["_PAD_", "_OOV_", "_BOS_", "_EOS_", *(f"word{i}" for i in range(4, WORDS))],
+    "allennlp": ["@@UNKNOWN@@", *(f"word{i}" for i in range(2, WORDS))],  # as its files: without the padding
+}
+SENTENCES = ["word9 word7 Nothing word30", "word7 word12"]
+
+
+class TestConvert:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_raw_text_gives_their_probabilities(self, name, tmp_path):
+        model = theirs(name)
+        labels = ["no", "maybe", "yes"]
+        found = checkpoints.convert(model.state_dict(), VOCABULARIES[name], labels)
+        found.save_pretrained(tmp_path)
+        found = esim_fast.Classifier.from_pretrained(tmp_path)
+        unknown = 0 if name == "notebook" else 1
+        ids = [[int(word[4:]) if word.startswith("word") else unknown for word in of.split()] for of in SENTENCES]
+        if name == "coetaur0":
+            ids = [[2, *of, 3] for of in ids]  # between _BOS_ and _EOS_
+        logits = their_logits(name, model, *(torch.tensor([of]) for of in ids))
+        expected = logits.softmax(1)[0]
+        torch.testing.assert_close(found.predict(tuple(SENTENCES)).probabilities, expected, rtol=1e-5, atol=1e-5)
+        assert found.predict(tuple(SENTENCES)).label == labels[expected.argmax()]
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_without_a_vocabulary_ids_are_words(self, name):
+        model = theirs(name)
+        found = checkpoints.convert(model.state_dict())
+        p, h = torch.tensor([[9, 7, 30]]), torch.tensor([[12, 2]])
+        expected = their_logits(name, model, p, h).softmax(1)[0]
+        torch.testing.assert_close(found.predict(("9 7 30", "12 2")).probabilities, expected, rtol=1e-5, atol=1e-5)
+        assert found.labels == ["0", "1", "2"]
+
+    def test_our_own_state_dicts(self):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
+        found = checkpoints.convert(net.state_dict(), source="esim_fast")
+        p, h = pair_batch(1)
+        assert torch.equal(found.net(p, h), net(p, h))
+
+    @pytest.mark.parametrize(
+        ("wrap", "name"),
+        [
+            (lambda state: state, "state.pt"),
+            (lambda state: {"epoch": 3, "model": state, "best_score": 0.5, "train_losses": [1.0]}, "best.pth.tar"),
+            (lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}}, "parallel.ckpt"),
+        ],
+    )
+    def test_checkpoints(self, wrap, name, tmp_path):
+        state_dict = theirs("coetaur0").state_dict()
+        torch.save(wrap(state_dict), tmp_path / name)
+        found = checkpoints.read_state_dict(tmp_path / name)
+        assert found.keys() == state_dict.keys()
+        safetensors.torch.save_file(state_dict, tmp_path / "state.safetensors")
+        assert checkpoints.read_state_dict(tmp_path / "state.safetensors").keys() == state_dict.keys()
+
+    def test_what_would_have_to_be_executed_is_refused(self, tmp_path):
+        torch.save(theirs("coetaur0"), tmp_path / "whole.pt")
+        with pytest.raises(
+            DataError, match=r"whole.pt: holds objects of Python \(sources.Coetaur0\).*net.state_dict\(\)"
+        ):
+            checkpoints.read_state_dict(tmp_path / "whole.pt")
+
+        class Trap:
+            def __reduce__(self):
+                return open, (str(tmp_path / "sprung"), "w")
+
+        for name, content in (("trap.pt", Trap()), ("inside.pt", {"model": Trap()})):
+            torch.save(content, tmp_path / name, pickle_protocol=2)
+            with pytest.raises(DataError, match="holds objects of Python"):
+                checkpoints.read_state_dict(tmp_path / name)
+        (tmp_path / "words.pkl").write_bytes(pickle.dumps({"a": Trap()}, protocol=2))
+        with pytest.raises(DataError, match=r"words.pkl: a pickle, and reading it would run its code"):
+            checkpoints.read_words(tmp_path / "words.pkl")
+        with pytest.raises(DataError, match=r"words\.pkl: "):
+            checkpoints.read_state_dict(tmp_path / "words.pkl")
+        assert not (tmp_path / "sprung").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"hello", bytes(1000)])
+    @pytest.mark.parametrize("name", ["state.pt", "state.safetensors"])
+    def test_damaged_files(self, content, name, tmp_path):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: ") as caught:
+            checkpoints.read_state_dict(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+    def test_other_content(self, tmp_path):
+        for content in ([1, 2], {"epoch": 1}, {"model": {"a": 1}}, torch.zeros(3)):
+            torch.save(content, tmp_path / "other.pt")
+            with pytest.raises(DataError, match=r"other.pt: expected a state dict, or one as the entry model or"):
+                checkpoints.read_state_dict(tmp_path / "other.pt")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state.pop("_projection.0.bias"), r"^_projection.0.bias is missing$"),
+            (lambda state: state.pop("_word_embedding.weight"), r"^_word_embedding.weight is missing$"),
+            (lambda state: state.update({"_extra": torch.zeros(1)}), r"^_extra is no part of an ESIM$"),
+            (
+                lambda state: state.update({"_encoding._encoder.weight_ih_l1": torch.zeros(1)}),
+                r"weight_ih_l1 is no part of an ESIM",
+            ),
+            (
+                lambda state: state.update({"_projection.0.bias": torch.zeros(4)}),
+                r"^_projection.0.bias has shape \[4\], expected \[12\]$",
+            ),
+            (
+                lambda state: state.update({"_word_embedding.weight": torch.zeros(4)}),
+                r"^_word_embedding.weight has shape \[4\], expected two dimensions$",
+            ),
+            (
+                lambda state: state["_classification.4.bias"].fill_(float("nan")),
+                r"^_classification.4.bias holds something else than finite floating-point numbers$",
+            ),
+        ],
+    )
+    def test_mistakes_are_told_in_their_names(self, change, message):
+        state_dict = theirs("coetaur0").state_dict()
+        change(state_dict)
+        with pytest.raises(ValueError, match=message):
+            checkpoints.convert(state_dict)
+
+    def test_other_mistakes(self):
+        state_dict = theirs("notebook").state_dict()
+        with pytest.raises(ValueError, match=r"^the network has 40 word vectors, the vocabulary 39 words$"):
+            checkpoints.convert(state_dict, VOCABULARIES["notebook"][:-1])
+        with pytest.raises(ValueError, match=r"^expected one of <pad>, _PAD_, .* among the words, got none$"):
+            checkpoints.convert(state_dict, ["<unk>", *(f"word{i}" for i in range(1, WORDS))])
+        with pytest.raises(ValueError, match=r"^expected distinct words, got 'word2' 2 times$"):
+            checkpoints.convert(state_dict, [*VOCABULARIES["notebook"][:-1], "word2"])
+        with pytest.raises(ValueError, match=r"^the network has 3 labels, got 2: \['yes', 'no'\]$"):
+            checkpoints.convert(state_dict, labels=["yes", "no"])
+        with pytest.raises(ValueError, match=r"^expected the names of the notebook, coetaur0/ESIM, AllenNLP, got a, b"):
+            checkpoints.convert({"a": torch.zeros(1), "b": torch.zeros(1)})
+
+    @pytest.mark.parametrize(
+        ("name", "content", "words"),
+        [
+            ("words.txt", "<unk>\n<pad>\na\n", ["<unk>", "<pad>", "a"]),
+            ("words.json", '["<unk>", "<pad>", "a"]', ["<unk>", "<pad>", "a"]),
+            ("words.json", '{"a": 2, "_PAD_": 0, "_OOV_": 1}', ["_PAD_", "_OOV_", "a"]),
+        ],
+    )
+    def test_vocabularies(self, name, content, words, tmp_path):
+        (tmp_path / name).write_text(content)
+        assert checkpoints.read_words(tmp_path / name) == words
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("words.json", "{", "not valid JSON"),
+            ("words.json", '{"a": 1, "b": 1}', r"expected the ids 0 to 1, each once"),
+            ("words.json", '{"a": "0"}', r"expected the ids 0 to 0, each once"),
+            ("words.json", "[1, 2]", "expected a list of words"),
+            ("words.json", "3", "expected a list of words"),
+            ("words.txt", b"\xff\xfe", "not valid UTF-8 at byte 1"),
+        ],
+    )
+    def test_bad_vocabularies(self, name, content, message, tmp_path):
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(DataError, match=rf"{name}: {message}"):
+            checkpoints.read_words(tmp_path / name)
+        with pytest.raises(DataError, match="nowhere: No such file"):
+            checkpoints.read_words(tmp_path / "nowhere")
+
+
+def test_the_table_names_every_entry():
+    for name in NAMES:
+        layout = state_dicts.LAYOUTS[name]
+        entries = theirs(name).state_dict()
+        ours = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).state_dict()
+        assert {layout.ours(entry) for entry in entries} == set(ours)
+        assert {layout.theirs(entry) for entry in ours} == set(entries)
+        json.dumps(layout.options)
