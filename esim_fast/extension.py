@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def _load() -> None:
 _load()
 
 
-def build_info() -> dict[str, object]:
+def build_info() -> dict[str, Any]:
     """What the extension was built with.
 
     Returns:

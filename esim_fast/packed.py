@@ -318,7 +318,6 @@ def pack_flat(
         moved = move(everything.pin_memory() if ids.device.type == "cuda" else everything, ids.device)
         addresses, place = moved.split([len(moved) - len(place), len(place)])
         tokens = ids[place]
-    sides = (premise_lengths, hypothesis_lengths)
-    longest = tuple(int(side.max()) if len(side) else 0 for side in sides)
-    words = tuple(int(side.sum()) for side in sides)
+    longest = (int(premise_lengths.max()), int(hypothesis_lengths.max())) if len(premise_lengths) else (0, 0)
+    words = int(premise_lengths.sum()), int(hypothesis_lengths.sum())
     return PackedPairs(tokens, batch_sizes, addresses, longest, words, len(premise_lengths))

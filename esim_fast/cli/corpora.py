@@ -111,17 +111,20 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
 
     layout = common.layout(options)
     train = [read(path, layout, labelled=True) for path in files.train]
-    dev, test = (path and read(path, layout, labelled=True) for path in (files.dev, files.test))
+    dev = read(files.dev, layout, labelled=True)
+    test = read(files.test, layout, labelled=True) if files.test else None
     labels = _labels(train)
     if options.skip_bad_rows:
-        dev, test = (corpus and corpus.without_other_labels(labels) for corpus in (dev, test))
-    others = []
+        dev = dev.without_other_labels(labels)
+        test = test and test.without_other_labels(labels)
+    more: list[PreparedCorpus | None] = []
     if options.extend_vocabulary:
         layouts = [layout if _has_columns(path) else Layout(text=True) for path in options.extend_vocabulary]
-        others = [read(*of, labelled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
+        more = [read(*of, labelled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
     elif options.extend_vocabulary is not None:
-        others = [dev, test or (files.unlabelled and read(files.unlabelled, layout, labelled=False))]
-    others = list(filter(None, others))
+        unlabelled = read(files.unlabelled, layout, labelled=False) if files.unlabelled and not test else None
+        more = [dev, test or unlabelled]
+    others = list(filter(None, more))
     for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the rest
         common.list_bad_rows(corpus.path, corpus.bad_rows)
     counts = sum((corpus.word_counts(labelled=False) for corpus in others), Counter())

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -107,7 +107,7 @@ def train(options: argparse.Namespace) -> int | None:
     for directory in runs.values():
         RunDirectory(directory).check(options.resume)
     data = read_files(files, options)
-    results = []
+    results: list[_Result] = []
     caught: list[int] = []
     try:
         with contextlib.ExitStack() as stack:
@@ -198,7 +198,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
     except NotFiniteError as error:
         where = f"; its pairs are {data.places(error.indices)}" if error.indices else ""
         raise NotFiniteError(f"{error}{where}; the last checkpoint is kept", error.indices) from error
-    best, test_accuracy = trainer.progress.best, None
+    best, test_accuracy = cast(EpochMetrics, trainer.progress.best), None
     if data.test is not None:
         best_model = Classifier.from_pretrained(plan.directory, device=plan.device, tokeniser=options.tokeniser)
         test = data.test.encode(best_model.vocabulary, data.labels)
@@ -293,10 +293,11 @@ def _summarise(
 def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -> None:
     """The result of several runs, on stdout and in ``seeds.json``; the best model goes where one run's would."""
     best = max(results, key=lambda result: result.best.dev_accuracy)
-    summary = {}
+    summary: dict[str, Any] = {}
     for part in ("dev", "test"):
-        values = [result.best.dev_accuracy if part == "dev" else result.test_accuracy for result in results]
-        if values[0] is not None:
+        accuracies = (result.best.dev_accuracy if part == "dev" else result.test_accuracy for result in results)
+        values = [accuracy for accuracy in accuracies if accuracy is not None]
+        if values:
             deviation = stdev(values) if len(values) > 1 else 0.0
             summary[part] = {"mean": mean(values), "standard_deviation": deviation, "accuracies": values}
             print(f"{part} accuracy {mean(values):.2%} ± {deviation:.2%} (standard deviation) of {len(values)} seeds")
@@ -315,7 +316,7 @@ def _noting_signals(caught: list[int]) -> Iterator[None]:
         caught.append(number)
         signal.signal(number, before[number])
 
-    before = {}
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
@@ -323,5 +324,5 @@ def _noting_signals(caught: list[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for noted, handler in before.items():
+            signal.signal(noted, handler)

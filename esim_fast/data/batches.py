@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -59,6 +60,9 @@ class EncodedPairs(Dataset[Batch]):
 
     lengths: np.ndarray
     labels: np.ndarray | None
+    _tokens: torch.Tensor
+    _ids: torch.Tensor | None  # None: tokens are ids themselves
+    _begins: np.ndarray
 
     def __init__(
         self, premises: Sequence[Sequence[int]], hypotheses: Sequence[Sequence[int]], labels: Sequence[int] | None
@@ -221,13 +225,15 @@ def _order(
     count, words = len(dataset), dataset.lengths.sum(1)
     if not count:
         return []
+    order: np.ndarray
+    pools: np.ndarray
     if rng is None:
         order, pools = np.arange(count), np.zeros(count)
     else:
         pairs = batch_size or max(1, int(max_words / max(1, words.mean())))
         order, pools = rng.permutation(count), np.arange(count) // (_POOL * pairs)
     order = order[np.lexsort((*dataset.lengths[order].T[::-1], pools))]
-    bounds = range(0, count + batch_size, batch_size) if batch_size else _bounds(words[order], max_words)
+    bounds = range(0, count + batch_size, batch_size) if batch_size else _bounds(words[order], cast(int, max_words))
     cut = [order[start:end] for start, end in pairwise(bounds)]
     return cut if rng is None else [cut[index] for index in rng.permutation(len(cut))]
 

@@ -138,5 +138,5 @@ def _checksum(key: str, arrays: Arrays) -> str:
     digest = hashlib.sha256(key.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {list(array.shape)}".encode())
-        digest.update(np.ascontiguousarray(array.numpy()))
+        digest.update(np.ascontiguousarray(array.numpy()).data)
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .reading import DataError
 
@@ -50,8 +50,8 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
             next((stem + ending for ending in _ENDINGS if stem + ending in files), None) for stem in stems
         )
         if train and dev:
-            return CorpusFiles(*(part and os.path.join(name, part) for part in (train, dev, test)))
-    found: dict[str, str | None] = {}
+            return CorpusFiles(os.path.join(name, train), os.path.join(name, dev), test and os.path.join(name, test))
+    found: dict[str, Any] = {}  # fields of CorpusFiles
     for part, words in _WORDS.items():
         named = [file for file in files if re.search(rf"(?<![a-z])({words})(?![a-z])", file.lower())]
         candidates = _of_one_form(named)

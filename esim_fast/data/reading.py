@@ -20,8 +20,9 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
 from itertools import chain
-from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
 
@@ -97,6 +98,7 @@ class Record(NamedTuple):
     line: int
     content: bytes
     problem: str | None = None
+    is_end: bool = False  # whether the file could not be read any further
 
 
 class RowParser(Protocol):
@@ -239,7 +241,7 @@ def read_raw_lines(name: str) -> Iterator[bytes]:
         yield from bounded_lines(file)
 
 
-def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+def bounded_lines(file: IO[bytes] | BufferedIOBase) -> Iterator[bytes]:
     """Yield lines with their line feeds; of one of more than ``LONGEST_LINE`` bytes, that many and one, without."""
     while line := file.readline(LONGEST_LINE + 2):
         if len(line) > LONGEST_LINE + 1 and not line.endswith(b"\n"):
@@ -250,9 +252,9 @@ def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
             yield line
 
 
-def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> IO[bytes]:
+def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> BufferedIOBase:
     """Open a file of bytes, through gzip where its name ends in ``.gz``."""
-    return gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode)  # type: ignore[return-value]
+    return cast(BufferedIOBase, gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode))
 
 
 def reason_of(error: BaseException) -> str:
@@ -310,7 +312,7 @@ def _records(lines: Iterable[bytes], delimiter: str | None, *, text: bool = Fals
                 yield Record(number, line + b"".join(following))
                 number += len(following)
     if source.problem is not None:
-        yield Record(number + 1, b"", source.problem)
+        yield Record(number + 1, b"", source.problem, is_end=True)
 
 
 def _rest_of_row(line: bytes, source: _Lines, delimiter: bytes) -> list[bytes] | None:

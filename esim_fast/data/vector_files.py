@@ -11,7 +11,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -138,7 +138,7 @@ def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
 
 def _in_processes(
     scan_range: Callable[[tuple[int, int]], list[_Part]], ranges: Iterable[tuple[int, int]], workers: int
-) -> Iterator[_Part]:
+) -> Generator[_Part, None, None]:
     with closing(map_in_processes(scan_range, ranges, workers)) as results:
         for parts in results:
             yield from parts
@@ -148,7 +148,7 @@ def _scan_range(name: str, wanted: _Wanted, dimension: int, begin_and_end: tuple
     return list(_scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension))
 
 
-def _scan(blocks: Iterable[bytes], wanted: _Wanted, dimension: int) -> Iterator[_Part]:
+def _scan(blocks: Iterable[bytes], wanted: _Wanted, dimension: int) -> Generator[_Part, None, None]:
     """Look for the wanted words in blocks of lines."""
     try:
         for block in blocks:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import NamedTuple
 
@@ -16,7 +16,12 @@ from .reading import DataError
 from .vector_files import form_of, wanted_rows
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
-_CASES = {"exact": str, "lower": str.lower, "capitalised": str.capitalize, "upper": str.upper}  # by preference
+_CASES: dict[str, Callable[[str], str]] = {  # by preference
+    "exact": str,
+    "lower": str.lower,
+    "capitalised": str.capitalize,
+    "upper": str.upper,
+}
 
 
 class PretrainedVectors(NamedTuple):

@@ -123,7 +123,7 @@ def tokens_of(
     return lengths, mask, longest
 
 
-def check_backend(backend: str | None, op: str, possible: Sequence[str], where: torch.device) -> None:
+def check_backend(backend: str | None, op: str, possible: Sequence[str], where: torch.device | str) -> None:
     """A backend that cannot run is an error, never a silent fallback."""
     if backend is not None and backend not in possible:
         raise ValueError(

@@ -6,8 +6,9 @@ the CPU are csrc/local_inference_cpu.cpp.
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,10 @@ from . import reference
 from .checks import check_apart, check_backend, constant_when_compiled, tokens_of, transforming
 from .derivatives import first_derivative
 
+launch: Any = None
 # Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
 if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
     from .triton import launch
-else:
-    launch = None
 
 
 @constant_when_compiled
@@ -96,26 +96,26 @@ def local_inference(
     check_backend(backend, "local_inference", possible, f"{a.device} in {a.dtype}")
     backend = backend or possible[0]
     if backend == "reference":
-        options = {"a_mask": a_mask, "b_mask": b_mask, "a_rows": a_rows, "b_rows": b_rows}
+        options: dict[str, Any] = {"a_mask": a_mask, "b_mask": b_mask, "a_rows": a_rows, "b_rows": b_rows}
         if device == "meta":
             return reference.local_inference(a, b, a_lengths, b_lengths, **options)
         with torch.autocast(device, enabled=False):
             return reference.local_inference(a, b, a_lengths, b_lengths, **options)
 
-    one_tensor = a is b and a_rows is not None and b_rows is not None
-    if one_tensor:
-        every_row = _every_row(a, a_rows, b_rows)
+    if a is b and a_rows is not None and b_rows is not None:
+        one_tensor, every_row = True, _every_row(a, a_rows, b_rows)
     else:
+        one_tensor = False
         every_row = all(_every_row(x, rows) for x, rows in ((a, a_rows), (b, b_rows)) if rows is not None)
     of_a = _addresses(a, a_lengths, a_mask, a_rows)
     of_b = _addresses(of_a[0] if one_tensor else b, b_lengths, b_mask, b_rows)
     if torch.compiler.is_compiling():  # it takes no tensor twice: the second time as a view of itself
         of_b = tuple(of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
-    x, *of_b = of_b
     recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     recorded = recorded or torch.compiler.is_compiling() or transforming()
-    call = _LocalInference.apply if recorded else _LocalInference.forward
-    m_a, m_b = call(*of_a[:1], None if one_tensor else x, *of_a[1:], *of_b, a_longest, b_longest, every_row, backend)
+    call: Callable[..., tuple[Tensor, Tensor]] = _LocalInference.apply if recorded else _LocalInference.forward
+    x = None if one_tensor else of_b[0]
+    m_a, m_b = call(of_a[0], x, *of_a[1:], *of_b[1:], a_longest, b_longest, every_row, backend)
     return (m_a, m_a) if one_tensor else (m_a, m_b)
 
 
@@ -141,11 +141,11 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
 
 def _every_row(x: Tensor, *rows: Rows) -> bool:
     """Whether these rows are known to be all rows of ``x [N, D]``."""
-    tokens = [of.tokens for of in rows]
-    return None not in tokens and sum(tokens) == len(x)
+    tokens = [of.tokens for of in rows if of.tokens is not None]
+    return len(tokens) == len(rows) and sum(tokens) == len(x)
 
 
-def _addresses(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Tensor | None, ...]:
+def _addresses(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Any, ...]:
     """``x``, start, step, lengths and mask, as the operator takes them."""
     mask = None if mask is None else mask.contiguous()
     if rows is None:
@@ -198,12 +198,12 @@ class _LocalInference(torch.autograd.Function):
 
 
 # Asked for in every call: to work it out takes as long as the kernels take for one pair.
-_LocalInference.forward.__signature__ = inspect.signature(_LocalInference.forward)
+_LocalInference.forward.__signature__ = inspect.signature(_LocalInference.forward)  # type: ignore[attr-defined]
 
 
 def _backward(*arguments):
-    *arguments, backend = arguments
-    return getattr(torch.ops.esim_fast, f"{_OPERATORS[backend]}_backward")(*arguments)
+    *others, backend = arguments
+    return getattr(torch.ops.esim_fast, f"{_OPERATORS[backend]}_backward")(*others)
 
 
 def _results(a, b, *_):

@@ -14,13 +14,9 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (
-        _ONEDNN
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and min(len(x), len(weight)) >= _LEAST_ROWS
-        and torch.backends.mkldnn.enabled
-    )
+    if not (_ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.enabled):
+        return False
+    return x.dtype == weight.dtype == torch.float32 and min(len(x), len(weight)) >= _LEAST_ROWS
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

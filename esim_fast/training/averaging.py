@@ -1,21 +1,24 @@
 """The moving average of a network's weights."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 _SELDOM = 10  # steps: an average over a table of word vectors takes time, and loses nothing by skipping some
 _OFTEN = 50  # times in an epoch at least, where it has as many steps
 
 
-class MovingAverage:
+class MovingAverage(Generic[Net]):
     """Exponential moving average of the weights of ``net``, in the network ``MovingAverage.net``.
 
     It keeps ``decay`` of itself a step; less at the beginning, where there is little to average over.
     """
 
-    def __init__(self, net: nn.Module, decay: float) -> None:
+    def __init__(self, net: Net, decay: float) -> None:
         self.net = copy.deepcopy(net).requires_grad_(False)
         for module in self.net.modules():
             if isinstance(module, nn.RNNBase):

@@ -14,7 +14,7 @@ class Worker(NamedTuple):
     """Which one this process is, of how many that train together."""
 
     rank: int = 0
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
     @property
     def leads(self) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,24 +45,24 @@ def training_step(
     optimiser.zero_grad()
     losses, correct = [], []
     for index, part in enumerate(parts):
-        device = part.pairs.tokens.device
+        device, labels = part.pairs.tokens.device, cast(Tensor, part.labels)
         with contextlib.ExitStack() as stack:
             if isinstance(net, DistributedDataParallel) and index < len(parts) - 1:
                 stack.enter_context(net.no_sync())
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = net(part.pairs)
                 loss = cross_entropy(
-                    logits, part.labels, reduction="sum", label_smoothing=recipe.label_smoothing, ignore_index=NO_TARGET
+                    logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing, ignore_index=NO_TARGET
                 )
             scaler.scale(loss * (workers / part.whole)).backward()
         losses.append(loss.detach())
-        correct.append((logits.detach().argmax(1) == part.labels).sum())
+        correct.append((logits.detach().argmax(1) == labels).sum())
     scaler.unscale_(optimiser)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
     scaler.step(optimiser)
     scaler.update()
-    return StepResult(sum(losses), sum(correct), norm)
+    return StepResult(cast(Tensor, sum(losses)), cast(Tensor, sum(correct)), norm)
 
 
 class Score(NamedTuple):
@@ -88,7 +88,8 @@ def evaluate(
     """
     sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
     for batch, logits in scored_batches(net, pairs, batch_size, max_words=max_words, shard=worker):
-        sums[0] += float(cross_entropy(logits, batch.labels, reduction="sum"))
-        sums[1] += int((logits.argmax(1) == batch.labels).sum())
+        labels = cast(Tensor, batch.labels)
+        sums[0] += float(cross_entropy(logits, labels, reduction="sum"))
+        sums[1] += int((logits.argmax(1) == labels).sum())
     loss, accuracy = (worker.total(sums) / len(pairs)).tolist()
     return Score(loss, accuracy)

@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -66,7 +66,8 @@ class Progress:
     def of(cls, values: dict[str, Any]) -> "Progress":
         """From what ``dataclasses.asdict`` made of one; raises KeyError, TypeError or ValueError for anything else."""
         progress = cls(**{**values, "history": [EpochMetrics(**metrics) for metrics in values["history"]]})
-        for of in (progress, *progress.history):
+        measured: list[Progress | EpochMetrics] = [progress, *progress.history]
+        for of in measured:
             for each in fields(of):
                 value = getattr(of, each.name)
                 if each.type in (int, float) and not (type(value) is each.type and value >= 0):
@@ -186,7 +187,7 @@ class Trainer:
             self._restore(checkpoint)
         if len(set(self.worker.gather((self.progress.epoch, self.progress.batch)))) > 1:
             raise DataError(f"{self.directory.path}: processes find different checkpoints; all must see the same files")
-        self.parallel = self.net
+        self.parallel: nn.Module = self.net
         if self.worker.count > 1:
             self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
         if self.worker.leads:
@@ -224,8 +225,9 @@ class Trainer:
         return self.progress.history
 
     def _draw_curves(self) -> None:
-        if self.worker.leads and self.progress.history:
-            draw_curves(self.progress.history, self.progress.best, self.directory.curves)
+        best = self.progress.best
+        if self.worker.leads and best is not None:
+            draw_curves(self.progress.history, best, self.directory.curves)
 
     def _train_epoch(self) -> None:
         """Goes through what is left of the epoch in hand."""
@@ -291,7 +293,8 @@ class Trainer:
     def _with_words(self, part: Batch) -> Batch:
         """A part without words, and a pair that has some, but counts for nothing."""
         extended = self.train[[*part.indices.tolist(), int(self.train.lengths.sum(1).argmax())]]
-        return replace(extended, labels=torch.cat([part.labels, torch.tensor([NO_TARGET])]), whole=part.whole)
+        labels = torch.cat([cast(Tensor, part.labels), torch.tensor([NO_TARGET])])
+        return replace(extended, labels=labels, whole=part.whole)
 
     def _look(self, unseen: list[tuple[StepResult, list[Tensor]]]) -> None:
         """Adds up what steps have measured, and sees to it that it is finite."""
@@ -394,6 +397,7 @@ class Trainer:
         )
 
     def _bar(self) -> tqdm:
+        how: dict[str, Any]
         if sys.stderr.isatty():
             how = {"dynamic_ncols": True, "mininterval": 0.2}
         else:

@@ -121,18 +121,19 @@ class Side(NamedTuple):
         return len(self.tokens.x if self.tokens.start is None else self.tokens.start)
 
     @property
-    def tile(self) -> int | None:
-        """The smallest tile that all sentences fit in, if there is one."""
-        return next((tile for tile in TILES if self.longest <= tile), None)
+    def tile(self) -> int:
+        """The smallest tile that all sentences fit in, 0 if there is none."""
+        return next((tile for tile in TILES if self.longest <= tile), 0)
 
 
 def sides_of(a: Tensor, b: Tensor | None, addresses: Sequence[Any]) -> tuple[Side, Side]:
     """From the operators' arguments: start, step, lengths and mask of a, the same of b, and the longest of both."""
     *addresses, a_longest, b_longest, _ = addresses
-    return _side(a, *addresses[:4], a_longest), _side(a if b is None else b, *addresses[4:], b_longest)
+    return _side(a, addresses[:4], a_longest), _side(a if b is None else b, addresses[4:], b_longest)
 
 
-def _side(x: Tensor, start: Tensor | None, step: Tensor | None, lengths, mask, longest: int) -> Side:
+def _side(x: Tensor, addresses: Sequence[Any], longest: int) -> Side:
+    start, step, lengths, mask = addresses
     if start is None:
         return Side(Tokens(x, None, None, lengths, mask, x.stride(1)), x.shape[1], x.stride(0), longest)
     return Side(Tokens(x, start, step, lengths, mask, 0), longest, 0, longest)
@@ -141,9 +142,9 @@ def _side(x: Tensor, start: Tensor | None, step: Tensor | None, lengths, mask, l
 def forward(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
     """``esim_fast::local_inference_triton``: m_a and m_b."""
     m_a, m_b = new_results(a, b, *addresses)
-    addresses = [_aligned(of) for of in addresses]
+    aligned = [_aligned(of) for of in addresses]
     with torch.cuda.device_of(a):
-        for launch in plan_forward(*sides_of(a, b, addresses), m_a, m_a if b is None else m_b):
+        for launch in plan_forward(*sides_of(a, b, aligned), m_a, m_a if b is None else m_b):
             launch.start()
     return m_a, m_b
 
@@ -153,10 +154,10 @@ def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *a
     grad_a, grad_b = new_gradients(grad_m_a, grad_m_b, a, b, *addresses)
     grad_m_a = grad_m_a.contiguous()
     grad_m = (grad_m_a, grad_m_a if b is None else grad_m_b.contiguous())
-    addresses = [_aligned(of) for of in addresses]
+    aligned = [_aligned(of) for of in addresses]
     with torch.cuda.device_of(a):
         gradients = (grad_a, grad_a if b is None else grad_b)
-        for launch in plan_backward(*sides_of(a, b, addresses), *grad_m, *gradients):
+        for launch in plan_backward(*sides_of(a, b, aligned), *grad_m, *gradients):
             launch.start()
     return grad_a, grad_b
 
@@ -229,7 +230,7 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
 
 def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
     """None where a pair takes many tiles."""
-    if a.tile is None or b.tile is None:
+    if not a.tile or not b.tile:
         return None
     config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile), min(a.tile, b.tile)))
     return config and _fitting(config, a.width)
