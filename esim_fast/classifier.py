@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import safetensors.torch
 import torch
@@ -19,6 +19,8 @@ from .files import first_line, replace_file, write_json
 from .model import ESIM
 from .precision import autocast, check_precision
 from .state_dicts import check_entries
+
+Json = TypeVar("Json", dict, list)
 
 _SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
 WEIGHTS, CONFIG, VOCABULARY, LABELS = "model.safetensors", "config.json", "vocabulary.txt", "labels.json"
@@ -172,7 +174,7 @@ class Classifier:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        config = {"model": "ESIM", **self.net.config, "tokeniser": name_of(self.tokeniser)}
+        config: dict[str, Any] = {"model": "ESIM", **self.net.config, "tokeniser": name_of(self.tokeniser)}
         if self.training is not None:
             config["training"] = self.training
         write_json(directory / CONFIG, config)
@@ -283,7 +285,7 @@ def _agreed_tokeniser(path: Path, trained_with: Any, given: str | Tokeniser | No
     return trained_with if given is None else given
 
 
-def _read_json(path: Path, expected: type) -> dict | list:
+def _read_json(path: Path, expected: type[Json]) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -22,6 +22,10 @@ class Embedding(nn.Embedding):
         super().__init__(*arguments, **options)
         self._memory = _GradientMemory()
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # torch would import its compiler to draw numbers that nobody sees: a second
+            super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         plain = self.max_norm is None and not self.scale_grad_by_freq and not self.sparse
         fits = input.dim() == 1 and input.dtype == torch.int64 and self.weight.dtype == torch.float32

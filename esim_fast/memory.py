@@ -1,5 +1,6 @@
-"""Memory that is short, which torch says in several ways."""
+"""Memory: that it is short, which torch says in several ways, and that nobody fills it without need."""
 
+import os
 import re
 
 import torch
@@ -21,3 +22,13 @@ def short_of_memory(error: Exception) -> str | None:
         if isinstance(error, torch.OutOfMemoryError) or _SHORT.search(first_line(error)):
             return first_line(error)
     return None
+
+
+def bound_caches() -> None:
+    """Bounds how many products oneDNN remembers, before it makes the first; what the user has set stays.
+
+    It keeps half a megabyte for each shape that it has met, and a thousand of them, in two places. Packed batches have
+    new shapes all the time: a process would grow by more than a gigabyte and gain nothing.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "32")

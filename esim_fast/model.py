@@ -17,7 +17,7 @@ from .packed import PackedPairs, PairRows, Rows, check_lengths, left_align, pack
 
 # What a variant leaves open: the projection's and the classifier's activation, and dropout on embeddings and within
 # the classifier. "notebook" is the notebook's mathematics with its recurrence put right.
-_VARIANTS = {
+_VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"projection": "relu", "classifier": "tanh", "feedforward_dropout": True},
     "notebook": {"projection": None, "classifier": "relu", "feedforward_dropout": False},
 }
@@ -86,9 +86,9 @@ class ESIM(nn.Module):
             raise TypeError(f"padding_idx must be an int or None, got {padding_idx!r}")
         if padding_idx is not None and not 0 <= padding_idx < vocab_size:
             raise ValueError(f"padding_idx = {padding_idx} must lie between 0 and vocab_size - 1 = {vocab_size - 1}")
-        for name, value in (("freeze_embedding", freeze_embedding), ("variational_dropout", variational_dropout)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be True or False, got {value!r}")
+        for name, choice in (("freeze_embedding", freeze_embedding), ("variational_dropout", variational_dropout)):
+            if not isinstance(choice, bool):
+                raise TypeError(f"{name} must be True or False, got {choice!r}")
         _check_choice("variant", variant, tuple(_VARIANTS))
         _check_choice("backend", backend, _BACKENDS)
         chosen = _VARIANTS[variant]
@@ -217,7 +217,8 @@ class ESIM(nn.Module):
         weights = reference.attention(x, x, a_rows=rows.premises, b_rows=rows.hypotheses)
         p_mask = token_mask(p, self.padding_idx, self._lengths("p", p, p_lengths))
         h_mask = token_mask(h, self.padding_idx, self._lengths("h", h, h_lengths))
-        return tuple(_spread(_spread(w, p_mask, 1), h_mask, 2) for w in weights)
+        alpha, beta = (_spread(_spread(of, p_mask, 1), h_mask, 2) for of in weights)
+        return alpha, beta
 
     def _lengths(self, name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
         if lengths is None:
@@ -232,21 +233,22 @@ class ESIM(nn.Module):
                 raise TypeError("packed pairs are the whole batch: give them alone")
             self._check_values("tokens", p.tokens)
             return p
-        for name, ids in (("p", p), ("h", h)):
-            self._check_ids(name, ids)
+        self._check_ids("p", p)
+        h = self._check_ids("h", h)
         if len(p) != len(h):
             raise ValueError(f"p and h must hold as many sentences, got {len(p)} and {len(h)}")
         p, p_lengths = left_align(p, self.padding_idx, self._lengths("p", p, p_lengths))
         h, h_lengths = left_align(h, self.padding_idx, self._lengths("h", h, h_lengths))
         return pack_pairs(p, h, p_lengths, h_lengths)
 
-    def _check_ids(self, name: str, ids: Tensor) -> None:
+    def _check_ids(self, name: str, ids: Tensor | None) -> Tensor:
         if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
             found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"{name} must be a tensor of token ids, int64 or int32, got {found}")
         if ids.dim() != 2:
             raise ValueError(f"{name} must be [batch, length], got shape {list(ids.shape)}")
         self._check_values(name, ids)
+        return ids
 
     def _check_values(self, name: str, ids: Tensor) -> None:
         if ids.device != self.device:
@@ -394,8 +396,7 @@ def _spread(weights: Tensor, mask: Tensor, dim: int) -> Tensor:
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before a state dict is loaded: gives its entries our names."""
     source = state_dicts.rename(state_dict, prefix)
-    options = state_dicts.differences(source, net.config) if source else []
-    if options:
+    if source is not None and (options := state_dicts.differences(source, net.config)):
         warnings.warn(
             f"these weights have the names of {state_dicts.LAYOUTS[source].source}, "
             f"whose mathematics is ESIM(..., {', '.join(options)})",

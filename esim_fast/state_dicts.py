@@ -53,29 +53,17 @@ class Layout:
         return message
 
 
+def _layout(column: int, source: str, options: dict[str, Any]) -> Layout:
+    return Layout(source, dict(zip(_COLUMNS[column], _COLUMNS[0], strict=True)), options)
+
+
+_PADDED = {"padding_idx": 0, "variational_dropout": True, "projection_activation": "relu"}
 LAYOUTS = {
-    key: Layout(source, dict(zip(names, _COLUMNS[0], strict=True)), options)
-    for key, source, names, options in zip(
-        ("notebook", "coetaur0", "allennlp"),
-        ("the notebook", "coetaur0/ESIM", "AllenNLP"),
-        _COLUMNS,
-        (
-            {"variant": "notebook", "projection_activation": None, "classifier_activation": "relu"},
-            {
-                "padding_idx": 0,
-                "variational_dropout": True,
-                "projection_activation": "relu",
-                "classifier_activation": "tanh",
-            },
-            {
-                "padding_idx": 0,
-                "variational_dropout": True,
-                "projection_activation": "relu",
-                "classifier_activation": "relu",
-            },
-        ),
-        strict=True,
-    )
+    "notebook": _layout(
+        0, "the notebook", {"variant": "notebook", "projection_activation": None, "classifier_activation": "relu"}
+    ),
+    "coetaur0": _layout(1, "coetaur0/ESIM", {**_PADDED, "classifier_activation": "tanh"}),
+    "allennlp": _layout(2, "AllenNLP", {**_PADDED, "classifier_activation": "relu"}),
 }
 _DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # for logits without dropout
 

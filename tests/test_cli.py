@@ -22,8 +22,8 @@ import torch
 from sources import AllenNLP, Coetaur0, Notebook
 
 from esim_fast import Classifier
-from esim_fast.cli import main
-from esim_fast.data.parallel import map_in_processes
+from esim_fast.cli import main, predict
+from esim_fast.data.preparing import in_parts
 
 TRAIN = [
     ("entailment", "A man is sleeping.", "A man sleeps."),
@@ -743,21 +743,26 @@ class TestPredict:
             assert process.stdout.read() == b""
             assert process.wait(60) == 0
 
-    def test_other_processes_give_the_same(self, model, tmp_path, monkeypatch):
-        """As on a GPU, where they split and look up words while the network is at work."""
-        from esim_fast.cli import predict as module
-
+    def test_other_processes_give_the_same(self, model, tmp_path):
         rows = [(f"a man sleeps {i}", f"number {i}") for i in range(9000)] + [("only one",)]
         path = write_tsv(tmp_path / "many.tsv", rows, header=False)
-        expected = esim_fast("predict", model, path)
-        started = []
-        monkeypatch.setattr(
-            module,
-            "_worked_on",
-            lambda work, parts, model: started.append(1) or map_in_processes(work, parts, 2),
-        )
-        assert esim_fast("predict", model, path) == expected
-        assert started
+
+        def on_a_gpu(job, records):  # the others split and look up words, and the network is here
+            yield from map(job.answer, in_parts(job.encode, records, 2))
+
+        with mock.patch.object(predict, "processors", return_value=1):
+            alone = esim_fast("predict", model, path, "--device", "cpu")
+        assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{path}: 1 bad row left out\n"
+        expected = [json.loads(line) for line in alone.stdout.splitlines()]
+        for change in ({"processors": lambda: 2}, {"_answers": on_a_gpu}):
+            with mock.patch.multiple(predict, **change):
+                found = esim_fast("predict", model, path, "--device", "cpu")
+            assert found.stderr == alone.stderr
+            for one, other in zip(expected, map(json.loads, found.stdout.splitlines()), strict=True):
+                probabilities = other["probabilities"]
+                assert {**other, "probabilities": None} == {**one, "probabilities": None}
+                # An LSTM's sums come in another order on another number of threads.
+                assert list(probabilities.values()) == pytest.approx(list(one["probabilities"].values()), abs=3e-6)
 
     def test_memory_does_not_grow_with_the_number_of_pairs(self, model, tmp_path):
         """Peak resident memory of 4,000 and of 60,000 pairs."""

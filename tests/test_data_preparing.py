@@ -150,11 +150,11 @@ def test_text_without_columns(tmp_path: Path) -> None:
 
 def test_long_rows_come_in_small_parts() -> None:
     records = [module.Record(number, b"x" * 900_000) for number in range(50)]
-    chunks = list(module.chunks(iter(records)))
+    chunks = list(module._chunks(iter(records)))
     assert [record for chunk in chunks for record in chunk] == records
     assert max(map(len, chunks)) == 5
     rows = [module.Record(number, b"x") for number in range(5000)]
-    assert [len(chunk) for chunk in module.chunks(iter(rows))] == [2048, 2048, 904]
+    assert [len(chunk) for chunk in module._chunks(iter(rows))] == [2048, 2048, 904]
 
 
 def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..data import DataError
-from ..memory import short_of_memory
+from ..memory import bound_caches, short_of_memory
 from ..training import lost_connection
 from . import convert, data, evaluate, explain, predict, train
 from .options import Parser, UsageError, say
@@ -21,6 +21,7 @@ from .options import Parser, UsageError, say
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     options = _parse(arguments)
+    bound_caches()
     if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:

@@ -3,23 +3,25 @@
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from ..classifier import Classifier
 from ..data import BadRow, DataError, EncodedPairs, Pair
-from ..data.parallel import can_fork, map_in_processes, processors
-from ..data.preparing import ROWS, chunks
+from ..data.parallel import processors
+from ..data.preparing import ROWS, in_parts
 from ..data.reading import (
     BadRowError,
     DelimitedRows,
@@ -32,6 +34,7 @@ from ..data.reading import (
     parse_record,
     shortened,
 )
+from ..files import first_line
 from . import options as common
 
 
@@ -82,73 +85,100 @@ def _predict_lines(
     records, parse = open_corpus(lines, name, common.layout(options), form=form, labelled=False)
     if options.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
-    write = _Lines(model.labels)
+    job = _Job(model, name, parse, options.batch_size, options.stop_at_bad_row)
     left_out = 0
-    work = partial(_encode, parse=parse, encode=model.encode, name=name)
-    arriving = _as_they_come(records) if name == "stdin" else chunks(records)
-    with closing(_worked_on(work, arriving, model)) as parts:
+    with closing(_answers(job, records)) as parts:
         for part in parts:
-            bad_rows = part.bad_rows[:1] if options.stop_at_bad_row else part.bad_rows
-            pairs = part.before(bad_rows[0].line) if options.stop_at_bad_row and bad_rows else part
-            scores = model.logits(EncodedPairs(pairs.premises, pairs.hypotheses, None), batch_size=options.batch_size)
-            labels = [model.labels[index] for index in scores.argmax(1)]
-            texts = map(write.of_row, pairs.pairs, labels, scores.softmax(1).tolist())
-            sys.stdout.write("".join(texts))
+            sys.stdout.write(part.text)
             sys.stdout.flush()
-            bar.update(part.size if bar.total else len(pairs.pairs))
-            if bad_rows and (options.stop_at_bad_row or part.ended_early):
-                raise DataError(f"{name}:{bad_rows[-1].line}: {bad_rows[-1].reason}")
+            bar.update(part.size if bar.total else part.pairs)
+            if part.stopped_by is not None:
+                raise DataError(f"{name}:{part.stopped_by.line}: {part.stopped_by.reason}")
             with tqdm.external_write_mode(sys.stderr):
-                common.list_bad_rows(name, bad_rows)
-            left_out += len(bad_rows)
+                common.list_bad_rows(name, part.bad_rows)
+            left_out += len(part.bad_rows)
     if left_out:
         common.say(f"{name}: {left_out:,} bad row{'' if left_out == 1 else 's'} left out")
 
 
-class _Part(NamedTuple):
-    """Some rows of a file, ready for the network."""
+class _Encoded(NamedTuple):
+    """Some rows of a file as the network takes them."""
 
     pairs: list[Pair]
     premises: list[list[int]]
     hypotheses: list[list[int]]
     bad_rows: list[BadRow]
+    stopped_by: BadRow | None  # the row that is the end of all, if there is one
     size: int  # bytes
-    ended_early: bool  # whether reading failed at the last bad row
-
-    def before(self, line: int) -> "_Part":
-        """The pairs that stand before a line."""
-        count = sum(pair.line < line for pair in self.pairs)
-        return self._replace(
-            pairs=self.pairs[:count], premises=self.premises[:count], hypotheses=self.hypotheses[:count]
-        )
 
 
-def _encode(records: list[Record], parse: RowParser, encode: Callable[[str], list[int]], name: str) -> _Part:
-    part = _Part([], [], [], [], sum(len(record.content) for record in records), records[-1].is_end)
-    for record in records:
-        try:
-            pair = parse_record(record, parse)
-        except BadRowError as error:
-            part.bad_rows.append(BadRow(record.line, str(error)))
-            continue
-        try:
-            premise, hypothesis = encode(pair.premise), encode(pair.hypothesis)
-        except Exception as error:  # a tokeniser of the user's may raise anything
-            raise DataError(f"{name}:{record.line}: tokeniser: {type(error).__name__}: {error}") from error
-        part.pairs.append(pair)
-        part.premises.append(premise)
-        part.hypotheses.append(hypothesis)
-    return part
+class _Answers(NamedTuple):
+    """What is printed of some rows."""
+
+    text: str
+    pairs: int
+    bad_rows: list[BadRow]
+    stopped_by: BadRow | None
+    size: int
 
 
-def _worked_on(
-    work: Callable[[list[Record]], _Part], parts: Iterator[list[Record]], model: Classifier
-) -> Iterator[_Part]:
-    """On a GPU, other processes split and look up words meanwhile; a CPU is busy with the network."""
-    if model.net.device.type != "cpu" and processors() > 1 and can_fork():
-        yield from map_in_processes(work, parts, processors())
+@dataclass(frozen=True)
+class _Job:
+    """What is done with the rows of a file, in this process or in others."""
+
+    model: Classifier
+    name: str
+    parse: RowParser
+    batch_size: int
+    stop_at_bad_row: bool
+
+    def encode(self, records: list[Record]) -> _Encoded:
+        encoded = _Encoded([], [], [], [], None, sum(len(record.content) for record in records))
+        for record in records:
+            try:
+                pair = parse_record(record, self.parse)
+            except BadRowError as error:
+                bad_row = BadRow(record.line, str(error))
+                if self.stop_at_bad_row or record.is_end:
+                    return encoded._replace(stopped_by=bad_row)
+                encoded.bad_rows.append(bad_row)
+                continue
+            try:
+                premise, hypothesis = self.model.encode(pair.premise), self.model.encode(pair.hypothesis)
+            except Exception as error:  # a tokeniser of the user's may raise anything
+                reason = f"tokeniser: {type(error).__name__}: {first_line(error)}"
+                return encoded._replace(stopped_by=BadRow(record.line, reason))
+            encoded.pairs.append(pair)
+            encoded.premises.append(premise)
+            encoded.hypotheses.append(hypothesis)
+        return encoded
+
+    def answer(self, rows: _Encoded) -> _Answers:
+        scores = self.model.logits(EncodedPairs(rows.premises, rows.hypotheses, None), batch_size=self.batch_size)
+        labels = (self.model.labels[index] for index in scores.argmax(1))
+        text = "".join(map(_Lines(self.model.labels).of_row, rows.pairs, labels, scores.softmax(1).tolist()))
+        return _Answers(text, len(rows.pairs), *rows[3:])
+
+    def encode_and_answer(self, records: list[Record]) -> _Answers:
+        if multiprocessing.parent_process() is not None:  # one of several, each on its core
+            torch.set_num_threads(1)
+        return self.answer(self.encode(records))
+
+
+def _answers(job: _Job, records: Iterator[Record]) -> Generator[_Answers, None, None]:
+    """All rows in their order.
+
+    From stdin as they come. From a file in one process for each core, which is faster than all cores at one batch;
+    where a GPU has the network, they split sentences and look words up meanwhile.
+    """
+    job.model.encode("")  # has the tokeniser import what it needs, once for all processes
+    if job.name == "stdin":
+        yield from map(job.answer, map(job.encode, _as_they_come(records)))
+    elif job.model.net.device.type == "cpu":
+        yield from in_parts(job.encode_and_answer, records, processors())
     else:
-        yield from map(work, parts)
+        with closing(in_parts(job.encode, records, processors())) as parts:
+            yield from map(job.answer, parts)
 
 
 def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:

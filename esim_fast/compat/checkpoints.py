@@ -52,9 +52,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             ) from error
         raise DataError(f"{path}: expected a file of torch.save or safetensors: {first_line(error)}") from error
     if isinstance(content, Mapping):
-        for entry in (content, *(content.get(name) for name in _STATES)):
-            if _is_state_dict(entry):
-                return _unwrapped(entry)
+        entries: list[Any] = [content, *(content.get(name) for name in _STATES)]
+        for entry in filter(_is_state_dict, entries):
+            return _unwrapped(entry)
     raise DataError(f"{path}: expected a state dict, or one as the entry {' or '.join(_STATES)}")
 
 
@@ -123,9 +123,10 @@ def convert(
     order, vocabulary = _in_our_order(words)
     if labels is None:
         labels = [str(number) for number in range(sizes["num_labels"])]
-    options = {} if source == "esim_fast" else dict(LAYOUTS[source or named].options)
+    options = {} if source == "esim_fast" else LAYOUTS[source or named].options
+    described: dict[str, Any] = {**sizes, **options, "padding_idx": 1}  # where our vocabulary has it
     with torch.device("meta"):
-        net = ESIM(**sizes, **{**options, "padding_idx": 1})
+        net = ESIM(**described)
     check_entries(entries, net.state_dict(), named)
     entries["embedding.weight"] = entries["embedding.weight"][order]
     net.load_state_dict({name: entry.to(torch.float32, copy=True) for name, entry in entries.items()}, assign=True)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..files import first_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
-from .parallel import can_fork, is_wanted, map_in_processes, processors
+from .parallel import Result, can_fork, is_wanted, map_in_processes, processors
 from .reading import (
     KNOWN_NAMES,
     BadRow,
@@ -190,7 +190,7 @@ def prepare(
         lines, form = corpus_lines(name)
         records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
         work = partial(_tokenise_part, parse=parse, tokenise=tokenise, name=name, tokeniser=tokeniser_name)
-        with closing(_parts(records, work, workers or processors())) as parts:
+        with closing(in_parts(work, records, workers or processors())) as parts:
             return _put_together(parts, name, tokeniser_name, skip_bad_rows)
 
     options = {
@@ -321,10 +321,11 @@ def _bytes(text: str) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
 
 
-def _parts(
-    records: Iterator[Record], work: Callable[[list[Record]], _Part], workers: int
-) -> Generator[_Part, None, None]:
-    cut = chunks(records)
+def in_parts(
+    work: Callable[[list[Record]], Result], records: Iterator[Record], workers: int
+) -> Generator[Result, None, None]:
+    """What ``work`` makes of rows, some at a time and in their order: in other processes, if there are many."""
+    cut = _chunks(records)
     first = list(islice(cut, _PARALLEL_FROM))
     if workers > 1 and len(first) == _PARALLEL_FROM and can_fork():
         yield from map_in_processes(work, chain(first, cut), workers)
@@ -332,8 +333,7 @@ def _parts(
         yield from map(work, chain(first, cut))
 
 
-def chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Rows that are worked on together: no more than fit into little memory."""
+def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
     chunk: list[Record] = []
     size = 0
     for record in records:

@@ -34,24 +34,35 @@ def _treebank() -> NLTKWordTokenizer:
 _PLAIN = re.compile(r"[A-Za-z0-9 ]*(?:, [A-Za-z0-9 ]*)*(?:\. *)?")
 
 
-def _split_words(text: str) -> list[str]:
-    """NLTK's answer, ten times as fast on plain text."""
-    if _PLAIN.fullmatch(text):
-        spaced = f" {text} ".replace(",", " ,").replace(".", " .")
-        if not any(rule.search(spaced) for rule in _treebank().CONTRACTIONS2):
-            return spaced.split()
-    return _treebank().tokenize(text)
+@cache
+def _contraction() -> re.Pattern[str]:
+    """What any of NLTK's rules for contracted words finds."""
+    return re.compile("|".join(rule.pattern.removeprefix("(?i)") for rule in _treebank().CONTRACTIONS2), re.IGNORECASE)
+
+
+def _spaced(text: str) -> str | None:
+    """A plain text with blanks between its words, for an answer ten times as fast as NLTK's; None for any other."""
+    if not _PLAIN.fullmatch(text):
+        return None
+    spaced = f" {text} ".replace(",", " ,").replace(".", " .")
+    return None if _contraction().search(spaced) else spaced
+
+
+def _nltk_cased(text: str) -> list[str]:
+    spaced = _spaced(text)
+    return _treebank().tokenize(text) if spaced is None else spaced.split()
 
 
 # Words are lowered after the text is split, as torchtext's Field(tokenize=word_tokenize, lower=True) does: the
 # Treebank rules look at case ("DON'T" gives "do", "n't" but "Don'T" stays whole), so the other order differs.
 def _nltk(text: str) -> list[str]:
-    return [word.lower() for word in _split_words(text)]
+    spaced = _spaced(text)
+    return [word.lower() for word in _treebank().tokenize(text)] if spaced is None else spaced.lower().split()
 
 
 # As coetaur0/ESIM's files are prepared: the case is kept, and every sentence stands between two words of its own.
 def _coetaur0(text: str) -> list[str]:
-    return ["_BOS_", *_split_words(text), "_EOS_"]
+    return ["_BOS_", *_nltk_cased(text), "_EOS_"]
 
 
 def _nltk_punkt(text: str) -> list[str]:
@@ -74,7 +85,7 @@ def _characters(text: str) -> list[str]:
 
 TOKENISERS: dict[str, Tokeniser] = {
     "nltk": _nltk,
-    "nltk-cased": _split_words,
+    "nltk-cased": _nltk_cased,
     "nltk-punkt": _nltk_punkt,
     "whitespace": _whitespace,
     "characters": _characters,
