@@ -117,15 +117,17 @@ def measure(folder: Path, pairs: int) -> dict[str, object]:
 
 
 def page(result: dict) -> str:
+    bare_rate = result["bare_pairs_per_second"]
     lines = [
-        f"the bare network           {result['bare_pairs_per_second']:>8,.0f} pairs a second",
-        f"esim-fast predict, a file  {result['command_pairs_per_second']:>8,.0f} pairs a second with its start, "
-        f"{result['ratio']:.2f} x",
+        f"the bare network           {bare_rate:>8,.0f} pairs a second",
+        f"esim-fast predict          {result['command_pairs_per_second']:>8,.0f} with its start, on a "
+        f"{ROUNDS}th of the pairs, by turns: {result['ratio']:.2f} x",
     ]
     for count, figures in result["by_number_of_pairs"].items():
         peak, rate = figures["peak_bytes"] / 2**20, int(count) / figures["seconds"]
         lines.append(
-            f"{int(count):>12,} pairs: {figures['seconds']:.1f} s, {rate:,.0f} a second, {peak:,.0f} MiB at most"
+            f"{int(count):>12,} pairs: {figures['seconds']:.1f} s, {rate:,.0f} a second, {rate / bare_rate:.2f} x, "
+            f"{peak:,.0f} MiB at most"
         )
     return "\n".join(lines)
 

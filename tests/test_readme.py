@@ -1,0 +1,174 @@
+"""Every code block of the READMEs runs as it is written, in a folder of small files with the names that it uses.
+
+What installs and tests is marked ``<!-- CI runs this as NAME -->`` and run by ``.ci/run``.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+from sources import Coetaur0
+
+import esim_fast
+from esim_fast.data import read_pairs
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+LABELS = ["entailment", "neutral", "contradiction"]
+COMMAND = shutil.which("esim-fast", path=sysconfig.get_path("scripts"))
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+    run_by_ci: str | None  # under which name
+
+
+def blocks(name):
+    found = re.findall(
+        r"(?:<!-- CI runs this as (\w+) -->\n)?^```(\w*)\n(.*?)^```$", (ROOT / name).read_text(), re.M | re.S
+    )
+    return [Block(language, code, mark or None) for mark, language, code in found]
+
+
+def sections(name):
+    """Levels of the headings, outside of code."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text(), flags=re.M | re.S)
+    return [len(level) for level in re.findall(r"^(#+) ", text, re.M)]
+
+
+def test_both_have_the_same_sections_and_code():
+    first, second = map(blocks, READMES)
+    assert first == second
+    assert sections(READMES[0]) == sections(READMES[1])
+    assert len(first) > 20
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    headings = [re.sub(r"[^\w\- ]", "", of.lower()).replace(" ", "-") for of in re.findall(r"^#+ (.*)$", text, re.M)]
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings
+        elif not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
+
+
+def test_ci_runs_what_it_is_said_to_run():
+    marks = [block.run_by_ci for block in blocks(READMES[0]) if block.run_by_ci]
+    assert marks == ["train", "tests", "predict", "benchmarks"]
+    text = (ROOT / ".ci/run").read_text()
+    for mark in marks:
+        assert f'eval "$(readme {mark})"' in text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files as the READMEs name them: official corpora in miniature, made-up vectors, somebody's checkpoint."""
+    folder = tmp_path_factory.mktemp("readme")
+    rng = random.Random(0)
+    words = ["a", "man", "person", "sleeps", "rests", "two", "dogs", "run", "cat", "sits", "."]
+
+    def sentence():
+        return " ".join(rng.choices(words[:-1], k=rng.randint(2, 7))).capitalize() + "."
+
+    def rows(count):
+        return [(rng.choice(LABELS), sentence(), sentence()) for _ in range(count)]
+
+    for name, count in (("train.tsv", 60), ("dev.tsv", 12), ("test.tsv", 12)):
+        (folder / name).write_text("".join("\t".join(row) + "\n" for row in rows(count)))
+    (folder / "pairs.tsv").write_text("".join("\t".join(row[1:]) + "\n" for row in rows(9)))
+    (folder / "snli_1.0").mkdir()
+    for part, count in (("train", 60), ("dev", 12), ("test", 12)):
+        lines = [
+            json.dumps({"gold_label": label, "sentence1": premise, "sentence2": hypothesis})
+            for label, premise, hypothesis in rows(count)
+        ]
+        (folder / "snli_1.0" / f"snli_1.0_{part}.jsonl").write_text("\n".join(lines) + "\n")
+    vectors = [f"{word} {' '.join(f'{rng.gauss(0, 1):.4f}' for _ in range(300))}\n" for word in words]
+    (folder / "glove.840B.300d.txt").write_text("".join(vectors))
+    torch.manual_seed(0)
+    torch.save({"epoch": 9, "model": Coetaur0(len(words) + 4, 8, 6).state_dict()}, folder / "best.pth.tar")
+    special = ["_PAD_", "_OOV_", "_BOS_", "_EOS_"]
+    (folder / "worddict.json").write_text(json.dumps({word: i for i, word in enumerate([*special, *words])}))
+    return folder
+
+
+def the_users_script():
+    """What a training script has before the lines that the READMEs show."""
+    torch.manual_seed(0)
+    ids = torch.randint(2, 20, (4, 5)), torch.randint(2, 20, (4, 3))
+    label = torch.tensor([0, 1, 2, 0])
+    lengths = torch.full((4,), 5), torch.full((4,), 3)
+    x, y = torch.randn(4, 5, 6), torch.randn(4, 3, 6)
+    mask, shorter = torch.ones(4, 5), torch.ones(4, 3)
+    return {
+        "torch": torch,
+        "hidden_size": 6,
+        "embedding_dim": 8,
+        "num_labels": 3,
+        "vocab": range(20),
+        "vectors": torch.randn(20, 8),
+        "embeddings": torch.randn(20, 8),
+        "device": torch.device("cpu"),
+        "train_iter": [SimpleNamespace(premise=(ids[0], None), hypothesis=(ids[1], None), label=label)] * 2,
+        **dict(zip(("premise", "hypothesis"), ids, strict=True)),
+        **dict(zip(("premises", "hypotheses"), ids, strict=True)),
+        **dict(zip(("p_lengths", "h_lengths"), lengths, strict=True)),
+        **dict(zip(("premises_lengths", "hypotheses_lengths"), lengths, strict=True)),
+        **dict(zip(("a_lengths", "b_lengths"), lengths, strict=True)),
+        **{"lengths": lengths[0], "p": x, "h": y, "a": x, "b": y, "x": x, "flat": x.reshape(20, 6)},
+        **{"p_mask": mask, "a_mask": mask, "x_mask": mask, "mask": mask, "h_mask": shorter, "b_mask": shorter},
+    }
+
+
+@pytest.mark.skipif(COMMAND is None, reason="esim-fast is not installed in this environment")
+def test_every_block_runs(folder, monkeypatch, cache):
+    monkeypatch.chdir(folder)
+    path = f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "ESIM_FAST_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    names = the_users_script()
+    ran = Counter()
+    for block in blocks(READMES[0]):
+        if block.run_by_ci or not block.language:
+            continue
+        ran[block.language] += 1
+        if block.language == "bash":
+            result = subprocess.run(["bash", "-ec", block.code], env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, f"{block.code}\n{result.stderr}"
+        elif block.code.startswith("v = torch.cat"):  # the equations, of one pair
+            values = {"torch": torch, "x": torch.randn(5, 6), "a": torch.randn(4, 6), "b": torch.randn(3, 6)}
+            exec(block.code, values)
+            x, a, b = (values[name][None] for name in "xab")
+            m_a, m_b = esim_fast.ops.local_inference(a, b)
+            torch.testing.assert_close(values["v"], esim_fast.ops.masked_pool(x)[0])
+            torch.testing.assert_close(values["m_a"], m_a[0])
+            torch.testing.assert_close(values["m_b"], m_b[0])
+        else:
+            exec(compile(block.code, block.code, "exec"), names)
+    assert ran["bash"] >= 7
+    assert ran["python"] >= 9
+    for name in ("converted", "model", "copy"):
+        esim_fast.Classifier.from_pretrained(folder / name)
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 9
+    assert names["logits"].shape == (4, 3) or len(names["logits"]) <= 32
+    assert (folder / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_rows_of_the_sample_in_it():
+    """The pair that the READMEs ask the sample's model about is not one that it was trained on."""
+    code = next(block.code for block in blocks(READMES[0]) if block.run_by_ci == "predict")
+    premise, hypothesis = re.findall(r'"([^"]+)"', code)
+    train = ROOT / "esim_fast/data/sample/train.tsv"
+    assert all((pair.premise, pair.hypothesis) != (premise, hypothesis) for pair in read_pairs(train))
