@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .data import Batch, DataError, EncodedPairs, Tokeniser, Vocabulary, batches, get_tokeniser
+from .data.parallel import is_wanted
 from .data.tokenising import name_of
 from .explanation import Explanation
 from .files import first_line, replace_file, write_json
@@ -20,6 +21,7 @@ from .model import ESIM
 from .precision import autocast, check_precision
 from .state_dicts import check_entries
 
+_MOST_WORDS = 2**15  # that the network gets at a time: long sentences must not fill the memory
 Json = TypeVar("Json", dict, list)
 
 _SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
@@ -105,6 +107,8 @@ class Classifier:
         Raises:
             TypeError: an entry is not a pair of strings.
         """
+        if isinstance(pairs, str):
+            raise TypeError(f"expected (premise, hypothesis) pairs, or one of them, got the string {pairs[:40]!r}")
         if _is_pair(pairs):
             (label,), (probabilities,) = self.predict([cast(tuple[str, str], pairs)])
             return Prediction(label, probabilities)
@@ -117,14 +121,31 @@ class Classifier:
         return Predictions([self.labels[index] for index in probabilities.argmax(1)], probabilities)
 
     def encode(self, sentence: str) -> list[int]:
-        """The word ids of a sentence."""
-        return self.vocabulary.encode(self._tokenise(sentence))
+        """The word ids of a sentence.
+
+        Raises:
+            DataError: the tokeniser, a function of the user's, raises something.
+        """
+        return self.vocabulary.encode(self.split(sentence))
+
+    def split(self, sentence: str) -> list[str]:
+        """The words of a sentence; raises as :meth:`encode` does."""
+        try:
+            return self._tokenise(sentence)
+        except Exception as error:
+            raise DataError(
+                f"tokeniser {name_of(self.tokeniser)}: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
     def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
         result = torch.empty(len(pairs), len(self.labels))
-        for batch, scores in scored_batches(self.net, pairs, batch_size, precision=self.precision):
+        for batch, scores in scored_batches(
+            self.net, pairs, batch_size, max_words=_MOST_WORDS, precision=self.precision
+        ):
             result[batch.indices] = scores
+            if not is_wanted():
+                break
         return result
 
     def explain(self, premise: str, hypothesis: str) -> Explanation:
@@ -133,7 +154,7 @@ class Classifier:
         Raises:
             ValueError: a sentence has no words.
         """
-        words = {"premise": self._tokenise(premise), "hypothesis": self._tokenise(hypothesis)}
+        words = {"premise": self.split(premise), "hypothesis": self.split(hypothesis)}
         for name, sentence in words.items():
             if not sentence:
                 raise ValueError(f"the {name} has no words: there is nothing to look at")
@@ -202,9 +223,11 @@ class Classifier:
 
         Raises:
             DataError: a part is missing, malformed, or does not fit the others; the message names the file.
-            ValueError: the precision is unknown, or the device does not have it.
+            ValueError: there is no such device here, or the precision is unknown or not to be had there.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device}: torch finds no usable GPU here")
         check_precision(precision, device)
         directory = Path(directory)
         if not directory.is_dir():

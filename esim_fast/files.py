@@ -18,7 +18,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk does not say whose
+        # A full disk does not say whose; nobody knows the other name.
+        if error.errno is not None and error.filename in (None, str(partial)):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:

@@ -3,7 +3,6 @@
 Modules carry the names that the model's best-known notebook gave them, so that its state dicts load as they are.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,13 +146,13 @@ class ESIM(nn.Module):
         Raises:
             RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
         """
-        source = state_dicts.recognised(state_dict)
+        names = state_dicts.LAYOUTS[state_dicts.recognised(state_dict) or "notebook"]
         try:
-            return super().load_state_dict(state_dict, strict, assign)
+            found = super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            if source is None:
-                raise
-            raise RuntimeError(state_dicts.LAYOUTS[source].in_their_words(str(error))) from error
+            raise RuntimeError(names.in_their_words(str(error))) from error
+        found.missing_keys[:] = [names.in_their_words(name) for name in found.missing_keys]
+        return found
 
     def forward(
         self,
@@ -396,9 +395,5 @@ def _spread(weights: Tensor, mask: Tensor, dim: int) -> Tensor:
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before a state dict is loaded: gives its entries our names."""
     source = state_dicts.rename(state_dict, prefix)
-    if source is not None and (options := state_dicts.differences(source, net.config)):
-        warnings.warn(
-            f"these weights have the names of {state_dicts.LAYOUTS[source].source}, "
-            f"whose mathematics is ESIM(..., {', '.join(options)})",
-            stacklevel=2,
-        )
+    if source not in (None, "notebook"):  # whose names ours are as well
+        state_dicts.warn_of_differences(source, net.config)

@@ -20,6 +20,11 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context in which a network runs in a precision, with its parameters as they are."""
+    """The context in which a network runs in a precision, with its parameters as they are.
+
+    Raises:
+        ValueError: as :func:`check_precision`.
+    """
+    check_precision(precision, device)
     dtype = PRECISIONS[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -4,11 +4,15 @@
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from .ops.checks import FLOATING
 
 # Ours and the notebook's                coetaur0/ESIM             AllenNLP
 _NAMES = """
@@ -115,13 +119,21 @@ def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         found, shape = entries[name], list(expected[name].shape)
         if list(found.shape) != shape:
             raise ValueError(f"{theirs} has shape {list(found.shape)}, expected {shape}")
-        if not found.is_floating_point() or not found.isfinite().all():
+        if found.dtype not in FLOATING or found.layout != torch.strided or found.is_meta or not found.isfinite().all():
             raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
 
 
 def differences(source: str, config: Mapping[str, Any]) -> list[str]:
     """Which options of a network are not those of the source's mathematics: what they would have to be."""
-    if source == "notebook":  # our own state dicts have these names as well
-        return []
     options = LAYOUTS[source].options
-    return [f"{name}={options[name]!r}" for name in _DECISIVE if config[name] != options[name]]
+    return [f"{name}={options[name]!r}" for name in _DECISIVE if name in options and config[name] != options[name]]
+
+
+def warn_of_differences(source: str, config: Mapping[str, Any]) -> None:
+    """Warns if a network gets the weights of a source whose mathematics is not its own."""
+    if options := differences(source, config):
+        warnings.warn(
+            f"these weights have the names of {LAYOUTS[source].source}, whose mathematics is "
+            f"ESIM(..., {', '.join(options)})",
+            stacklevel=8,  # past torch's own loading, where nobody could do anything about it
+        )

@@ -48,6 +48,9 @@ def test_precision(model, tmp_path):
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
     with pytest.raises(ValueError, match=r"^precision must be one of 'fp32', 'bf16', 'fp16', got 'int8'$"):
         Classifier.from_pretrained(tmp_path, precision="int8")
+    model.precision = "int8"
+    with pytest.raises(ValueError, match=r"^precision must be one of"):
+        model.predict(PAIRS)
     with pytest.raises(ValueError, match=r"^precision fp16 needs a GPU"):
         Classifier.from_pretrained(tmp_path, device="cpu", precision="fp16")
 

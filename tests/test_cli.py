@@ -10,9 +10,11 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -21,7 +23,7 @@ import pytest
 import torch
 from sources import AllenNLP, Coetaur0, Notebook
 
-from esim_fast import Classifier
+from esim_fast import ESIM, Classifier
 from esim_fast.cli import main, predict
 from esim_fast.data.preparing import in_parts
 
@@ -734,9 +736,65 @@ class TestPredict:
         options = "--tokeniser", "fussy:split"
         output = tmp_path / "model"
         succeeds("train", "--train", corpus, "--dev", corpus, "--output", output, *SMALL, *options)
-        result = esim_fast("predict", output, "-", *options, stdin="good one\tb\nbad one\tb\n")
+        result = esim_fast("predict", output, "-", *options, stdin="good one\tb\nshort\nbad one\tb\n")
         assert result.returncode == 2
-        assert result.stderr.startswith("esim-fast: stdin:2: tokeniser: ZeroDivisionError: ")
+        assert json.loads(result.stdout)["line"] == 1
+        message = "tokeniser fussy:split: ZeroDivisionError: integer division or modulo by zero"
+        assert result.stderr == f"stdin:2: expected 2 columns, got 1\nesim-fast: stdin:3: {message}\n"
+        pair = "--premise", "bad", "--hypothesis", "b"
+        assert fails("predict", output, *pair, *options) == f"esim-fast: {message}"
+        assert fails("explain", output, *pair, "-o", tmp_path / "a.json", *options) == f"esim-fast: {message}"
+
+    def test_numbers_that_are_none(self, model, tmp_path):
+        found = Classifier.from_pretrained(model, device="cpu")
+        with torch.no_grad():
+            found.net.linear.mlp[1].bias.fill_(1e3)  # its units give 1, all of them
+            found.net.linear.mlp[3].weight.fill_(3e38)
+        found.save_pretrained(tmp_path / "model")
+        result = esim_fast("predict", tmp_path / "model", "-", stdin="a man sleeps\ta man runs\n")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == "esim-fast: stdin:1: the network gives something else than finite numbers\n"
+        pair = "--premise", "a man sleeps", "--hypothesis", "a man runs"
+        assert "something else than finite numbers" in fails("predict", tmp_path / "model", *pair)
+
+    def test_long_rows_take_turns(self, model, tmp_path):
+        """Rows of many words come to the network in small batches."""
+        path = write_tsv(tmp_path / "long.tsv", [("man " * 20_000, "man")] * 3, header=False)
+        sizes = []
+        forward = ESIM.forward
+        with mock.patch.object(ESIM, "forward", lambda net, pairs: sizes.append(len(pairs)) or forward(net, pairs)):
+            assert len(succeeds("predict", model, path, "--device", "cpu").splitlines()) == 3
+        assert sizes == [1, 1, 1]
+
+    def test_a_closed_stdout(self, model, corpus):
+        for source in ([corpus], ["--premise", "a", "--hypothesis", "b"]):
+            command = shlex.join([sys.executable, "-m", "esim_fast", "predict", str(model), *map(str, source)])
+            result = subprocess.run(f"{command} >&-", shell=True, capture_output=True, text=True)
+            assert "Traceback" not in result.stderr
+
+    def test_ctrl_c_twice(self, model, tmp_path):
+        """It ends at once, and so do the processes that it started."""
+        path = write_tsv(tmp_path / "many.tsv", [("a man sleeps " * 20, "a man runs")] * 60_000, header=False)
+        code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        code += "from esim_fast.cli import main, predict; predict.processors = lambda: 2; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "predict", model, path, "--device", "cpu"]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as process:
+            process.stdout.readline()
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+            process.communicate(timeout=60)
+        for _ in range(100):
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.1)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError("processes are left")
 
     def test_answers_come_as_soon_as_the_pairs(self, model):
         """Whoever writes pairs may wait for each answer before writing the next."""
@@ -753,7 +811,7 @@ class TestPredict:
         rows = [(f"a man sleeps {i}", f"number {i}") for i in range(9000)] + [("only one",)]
         path = write_tsv(tmp_path / "many.tsv", rows, header=False)
 
-        def on_a_gpu(job, records):  # the others split and look up words, and the network is here
+        def on_a_gpu(job, records, _as_they_come):  # the others split and look up words, and the network is here
             yield from map(job.answer, in_parts(job.encode, records, 2))
 
         with mock.patch.object(predict, "processors", return_value=1):
@@ -841,6 +899,8 @@ class TestExplain:
         assert fails("explain", model, *empty) == "esim-fast: the premise has no words: there is nothing to look at"
         assert "are required: -o/--output" in fails("explain", model, *self.PAIR)
         assert "no such model directory" in fails("explain", tmp_path / "none", *self.PAIR, "-o", "map.json")
+        broken = "--premise", b"\xff".decode(errors="surrogateescape"), "--hypothesis", "b", "-o", "map.json"
+        assert "argument --premise: not valid UTF-8 at character 1" in fails("explain", model, *broken)
         nowhere = tmp_path / "nowhere" / "map.json"
         assert "No such file" in fails("explain", model, *self.PAIR, "-o", nowhere)
 
@@ -863,7 +923,7 @@ class TestConvert:
         return tmp_path
 
     def test_a_checkpoint(self, state):
-        options = "--vocabulary", state / "worddict.json", "--labels", "yes,maybe,no"
+        options = "--vocabulary", state / "worddict.json", "--labels", "yes, maybe,no"
         result = esim_fast("convert", state / "best.pth.tar", state / "model", *options)
         assert result.returncode == 0
         assert result.stderr == (
@@ -892,15 +952,25 @@ class TestConvert:
     def test_the_notebooks_are_told_what_they_have(self, tmp_path):
         torch.save(Notebook(6, 4, 5, 3).state_dict(), tmp_path / "net.pt")
         assert "Its LSTMs ran across the batch" in esim_fast("convert", tmp_path / "net.pt", tmp_path / "model").stderr
-        result = esim_fast("convert", tmp_path / "net.pt", tmp_path / "model", "--from", "esim_fast")
+        own = tmp_path / "own"
+        assert "already holds a model: choose another" in fails("convert", tmp_path / "net.pt", tmp_path / "model")
+        result = esim_fast("convert", tmp_path / "net.pt", own, "--from", "esim_fast")
         assert "across the batch" not in result.stderr
-        assert Classifier.from_pretrained(tmp_path / "model").net.config["classifier_activation"] == "tanh"
+        assert "expected a file, or a folder of AllenNLP's; this one is a model already" in fails("convert", own, "x")
+        assert Classifier.from_pretrained(own).net.config["classifier_activation"] == "tanh"
 
     def test_mistakes(self, state):
         model, source = state / "model", state / "best.pth.tar"
         assert "nowhere: No such file" in fails("convert", state / "nowhere", model)
-        assert "expected a folder of AllenNLP's" in fails("convert", state, model)
+        assert "this one has neither best.th nor weights.th" in fails("convert", state, model)
         assert f"{source}: the network has 3 labels, got 2" in fails("convert", source, model, "--labels", "yes,no")
+        assert "expected distinct labels with commas between, got 'a,,b'" in fails(
+            "convert", source, model, "--labels", "a,,b"
+        )
+        (state / "words.txt").write_text("a\nb\n")
+        assert f"{source} with {state / 'words.txt'}: the network has 12 word vectors, the vocabulary 2 words" in fails(
+            "convert", source, model, "--vocabulary", state / "words.txt"
+        )
         torch.save(Coetaur0(12, 4, 6), state / "whole.pt")
         assert "whole.pt: holds objects of Python" in fails("convert", state / "whole.pt", model)
         assert not model.exists()

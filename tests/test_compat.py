@@ -102,7 +102,7 @@ class TestStateDicts:
         missing = self.ours(name).load_state_dict(
             {key: value for key, value in state_dict.items() if key != bias}, strict=False
         )
-        assert missing.missing_keys == ["encoder.lstm.bias_ih_l0_reverse"]
+        assert missing.missing_keys == [bias]
 
     def test_a_copy_of_the_network_still_loads_them(self, name):
         net = pickle.loads(pickle.dumps(copy.deepcopy(self.ours(name))))
@@ -174,9 +174,13 @@ class TestCoetaur0:
     @pytest.mark.parametrize("name", ["notebook", "allennlp"])
     def test_it_takes_the_others_state_dicts(self, name):
         ours = coetaur0.ESIM(WORDS, WIDTH, HIDDEN)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ours.load_state_dict(theirs(name).state_dict())
+        state_dict = theirs(name).state_dict()
+        with pytest.warns(UserWarning, match=r"classifier_activation='relu'\)$") as caught:
+            ours.load_state_dict(state_dict)
+        assert caught[0].filename == __file__
+        state_dicts.rename(state_dict)
+        for key, value in ours.esim.state_dict().items():
+            assert torch.equal(value, state_dict[key])
 
     def test_mistakes(self):
         ours = coetaur0.ESIM(WORDS, WIDTH, HIDDEN)
@@ -363,6 +367,8 @@ class TestConvert:
             (lambda state: state, "state.pt"),
             (lambda state: {"epoch": 3, "model": state, "best_score": 0.5, "train_losses": [1.0]}, "best.pth.tar"),
             (lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}}, "parallel.ckpt"),
+            (lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()}, "compiled.pt"),
+            (lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}}, "lightning.ckpt"),
         ],
     )
     def test_checkpoints(self, wrap, name, tmp_path):
@@ -404,7 +410,7 @@ class TestConvert:
         assert "\n" not in str(caught.value)
 
     def test_other_content(self, tmp_path):
-        for content in ([1, 2], {"epoch": 1}, {"model": {"a": 1}}, torch.zeros(3)):
+        for content in ([1, 2], {"epoch": 1}, {"model": {"a": 1}}, {0: torch.zeros(3)}, torch.zeros(3)):
             torch.save(content, tmp_path / "other.pt")
             with pytest.raises(DataError, match=r"other.pt: expected a state dict, or one as the entry model or"):
                 checkpoints.read_state_dict(tmp_path / "other.pt")
@@ -425,11 +431,21 @@ class TestConvert:
             ),
             (
                 lambda state: state.update({"_word_embedding.weight": torch.zeros(4)}),
-                r"^_word_embedding.weight has shape \[4\], expected two dimensions$",
+                r"^_word_embedding.weight has shape \[4\], expected two dimensions, none of them 0$",
             ),
-            (
-                lambda state: state["_classification.4.bias"].fill_(float("nan")),
-                r"^_classification.4.bias holds something else than finite floating-point numbers$",
+            *(
+                (
+                    lambda state, value=value: state.update({"_classification.4.bias": value}),
+                    r"^_classification.4.bias holds something else than finite floating-point numbers$",
+                )
+                for value in (
+                    torch.full((3,), float("nan")),
+                    torch.full((3,), 1e300, dtype=torch.float64),  # more than fp32 holds
+                    torch.zeros(3, dtype=torch.int64),
+                    torch.zeros(3).to(torch.float8_e4m3fn),
+                    torch.zeros(3).to_sparse(),
+                    torch.zeros(3, device="meta"),
+                )
             ),
         ],
     )
@@ -438,6 +454,30 @@ class TestConvert:
         change(state_dict)
         with pytest.raises(ValueError, match=message):
             checkpoints.convert(state_dict)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_other_precisions(self, dtype):
+        state_dict = {name: value.to(dtype) for name, value in theirs("notebook").state_dict().items()}
+        net = checkpoints.convert(state_dict).net
+        for name, value in net.state_dict().items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, state_dict[name].float())
+
+    def test_their_own_special_words_come_first(self):
+        """Others' may be words of the text."""
+        words = ["_PAD_", "_OOV_", "_BOS_", "_EOS_", "<unk>", "<pad>", *(f"word{i}" for i in range(6, WORDS))]
+        state_dict = theirs("coetaur0").state_dict()
+        with pytest.raises(ValueError, match=r"^expected distinct words, got '<unk>' 2 times$"):
+            checkpoints.convert(state_dict, words)
+        words[4:6] = ["[UNK]", "[PAD]"]
+        found = checkpoints.convert(state_dict, words)
+        assert torch.equal(found.net.embedding.weight[:2], state_dict["_word_embedding.weight"][[1, 0]])
+
+    def test_words_in_another_order(self):
+        with pytest.raises(
+            ValueError, match=r"^expected the padding of coetaur0/ESIM as word 0, got '<pad>' as word 1"
+        ):
+            checkpoints.convert(theirs("coetaur0").state_dict(), VOCABULARIES["notebook"])
 
     def test_other_mistakes(self):
         state_dict = theirs("notebook").state_dict()
@@ -456,6 +496,7 @@ class TestConvert:
         ("name", "content", "words"),
         [
             ("words.txt", "<unk>\n<pad>\na\n", ["<unk>", "<pad>", "a"]),
+            ("words.txt", "<unk>\r\n<pad>\r\na\r\n", ["<unk>", "<pad>", "a"]),
             ("words.json", '["<unk>", "<pad>", "a"]', ["<unk>", "<pad>", "a"]),
             ("words.json", '{"a": 2, "_PAD_": 0, "_OOV_": 1}', ["_PAD_", "_OOV_", "a"]),
         ],
@@ -468,6 +509,7 @@ class TestConvert:
         ("name", "content", "message"),
         [
             ("words.json", "{", "not valid JSON"),
+            ("words.json", "9" * 5000, "not valid JSON"),
             ("words.json", '{"a": 1, "b": 1}', r"expected the ids 0 to 1, each once"),
             ("words.json", '{"a": "0"}', r"expected the ids 0 to 0, each once"),
             ("words.json", "[1, 2]", "expected a list of words"),

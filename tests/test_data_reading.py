@@ -152,8 +152,16 @@ GOOD_JSON = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}\n'
         ("a.jsonl", GOOD_JSON + "[1]\n", ":2: expected a JSON object"),
         ("a.jsonl", GOOD_JSON + '"gold_label"\n', ":2: expected a JSON object"),
         ("a.jsonl", GOOD_JSON + "\n" + GOOD_JSON, ":2: blank line"),
-        ("a.jsonl", '{"label": "x", "premise": "a"}', ":1: expected a key sentence2, hypothesis, question2 or text_b"),
-        ("a.jsonl", '{"premise": "a", "hypothesis": "b"}', ":1: expected a key gold_label, label or is_duplicate"),
+        (
+            "a.jsonl",
+            '{"label": "x", "premise": "a"}',
+            ":1: expected a key sentence2, hypothesis, question2 or text_b, got label, premise",
+        ),
+        (
+            "a.jsonl",
+            '{"premise": "a", "hypothesis": "b"}',
+            ":1: expected a key gold_label, label or is_duplicate, got premise, hypothesis",
+        ),
         (
             "a.jsonl",
             '{"premise": "a", "hypothesis": "b", "label": 0.5}',

@@ -103,6 +103,16 @@ class TestPicture:
     def test_a_dollar_is_no_mathematics(self, tmp_path):
         assert r"\$5\$" in self.draw(long_explanation(["$5$", "_", "^", "\\"], ["$"]), tmp_path / "map.png")
 
+    def test_long_words_are_shortened(self, tmp_path):
+        drawn = self.draw(long_explanation(["a" * 3000], ["b" * 3000]), tmp_path / "map.png")
+        assert "a" * 39 + "…" in drawn
+        assert (tmp_path / "map.png").stat().st_size < 200_000
+
+    def test_unknown_words_need_no_other_font(self, tmp_path):
+        """They are grey: slanted letters would be those of a font with fewer characters."""
+        with mock.patch.object(picture.warnings, "filterwarnings"):  # so that missing glyphs are errors
+            self.draw(long_explanation(["مرحبا", "b"], ["c$_$"]), tmp_path / "map.png")
+
     def test_one_word_and_thousands(self, tmp_path):
         self.draw(long_explanation(["a"], ["b"]), tmp_path / "small.png")
         self.draw(long_explanation(["a"] * 300, ["b"] * 300), tmp_path / "large.png")

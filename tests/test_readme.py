@@ -162,7 +162,7 @@ def test_every_block_runs(folder, monkeypatch, cache):
     for name in ("converted", "model", "copy"):
         esim_fast.Classifier.from_pretrained(folder / name)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 9
-    assert names["logits"].shape == (4, 3) or len(names["logits"]) <= 32
+    assert names["logits"].shape[1] == 3
     assert (folder / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..classifier import CONFIG
 from ..compat import checkpoints
 from ..data import DataError
 from ..state_dicts import LAYOUTS, recognised
@@ -29,7 +30,7 @@ def add(commands: Any) -> None:
         help="words in the order of their ids, one a line, or as .json: a list, or ids by word; default: ids are words",
     )
     command.add_argument(
-        "--labels", metavar="A,B,…", help="names of the outputs, in their order; default: their numbers"
+        "--labels", type=_labels, metavar="A,B,…", help="names of the outputs, in their order; default: their numbers"
     )
     command.add_argument(
         "--from",
@@ -39,7 +40,10 @@ def add(commands: Any) -> None:
         "network, whose names are the notebook's",
     )
     command.add_argument(
-        "--tokeniser", type=common.tokeniser, metavar="NAME", help="how sentences are split; default: as theirs"
+        "--tokeniser",
+        type=common.tokeniser,
+        metavar="NAME",
+        help="how sentences are split; default: nltk, for coetaur0's coetaur0 or nltk-cased",
     )
 
 
@@ -47,12 +51,15 @@ def convert(options: argparse.Namespace) -> None:
     """Makes a model directory of a trained network of the notebook, of coetaur0/ESIM or of AllenNLP. Nothing in the
     checkpoint is executed."""
     source = Path(options.source)
-    weights, vocabulary = source, options.vocabulary
-    labels = options.labels.split(",") if options.labels else None
+    if (output := Path(options.output)).joinpath(CONFIG).exists():
+        raise DataError(f"{output}: already holds a model: choose another directory, or delete this one")
+    weights, vocabulary, labels = source, options.vocabulary, options.labels
     if source.is_dir():  # what AllenNLP leaves of a training run, and its archives when they are unpacked
-        weights = next((source / name for name in ("best.th", "weights.th") if (source / name).is_file()), source)
-        if weights == source:
-            raise DataError(f"{source}: expected a folder of AllenNLP's, with best.th or weights.th")
+        found = [source / name for name in ("best.th", "weights.th") if (source / name).is_file()]
+        if not found:
+            what = "is a model already" if (source / CONFIG).exists() else "has neither best.th nor weights.th"
+            raise DataError(f"{source}: expected a file, or a folder of AllenNLP's; this one {what}")
+        weights = found[0]
         vocabulary = vocabulary or source / "vocabulary" / "tokens.txt"
         labels = labels or checkpoints.read_words(source / "vocabulary" / "labels.txt")
     state_dict = checkpoints.read_state_dict(weights)
@@ -62,18 +69,28 @@ def convert(options: argparse.Namespace) -> None:
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(f"{weights}: {error}") from error
+        files = weights if vocabulary is None else f"{weights} with {vocabulary}"
+        raise DataError(f"{files}: {error}") from error
     model.save_pretrained(options.output)
     sizes = model.net.config
-    names = LAYOUTS[recognised(state_dict) or "notebook"].source
+    named = recognised(state_dict) or "notebook"
     common.say(
         f"{options.output}: {sizes['vocab_size']:,} words of {sizes['embedding_dim']} numbers, hidden size "
-        f"{sizes['hidden_size']}, {sizes['num_labels']} labels, tokeniser {model.tokeniser}, from the names of {names}"
+        f"{sizes['hidden_size']}, {sizes['num_labels']} labels, tokeniser {model.tokeniser}, "
+        f"from the names of {LAYOUTS[named].source}"
     )
     if words is None:
         common.say("without --vocabulary, sentences are word ids with blanks between them")
-    if recognised(state_dict) == "notebook" and options.source_of is None:
+    if named == "notebook" and options.source_of is None:
         common.say(
             "taken for the notebook's mathematics (--from esim_fast: our own network). Its LSTMs ran across the batch: "
             "weights that were trained so have to be trained on, along the sentence, before they are of use"
         )
+
+
+def _labels(text: str) -> list[str]:
+    """An argparse type."""
+    labels = [label.strip() for label in text.split(",")]
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise argparse.ArgumentTypeError(f"expected distinct labels with commas between, got {text!r}")
+    return labels

@@ -13,8 +13,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser("explain", help="show which words look at which", description=explain.__doc__)
     command.set_defaults(run=explain, parser=command)
     command.add_argument("model", metavar="MODEL_DIR")
-    command.add_argument("--premise", metavar="TEXT", required=True)
-    command.add_argument("--hypothesis", metavar="TEXT", required=True)
+    command.add_argument("--premise", type=common.text, metavar="TEXT", required=True)
+    command.add_argument("--hypothesis", type=common.text, metavar="TEXT", required=True)
     command.add_argument(
         "-o",
         "--output",
@@ -45,3 +45,4 @@ def explain(options: argparse.Namespace) -> None:
         ) from error
     for warning in caught:
         common.say(f"esim-fast: {options.output}: {warning.message}")
+    common.say(f"{options.output}: {explanation.label} ({explanation.probabilities[explanation.label]:.1%})")

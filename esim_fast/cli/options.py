@@ -91,6 +91,15 @@ def load_model(options: argparse.Namespace) -> Classifier:
     return Classifier.from_pretrained(options.model, device=device, precision=precision, tokeniser=options.tokeniser)
 
 
+def text(value: str) -> str:
+    """An argparse type: a sentence."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"not valid UTF-8 at character {error.start + 1}") from error
+    return value
+
+
 def layout(options: argparse.Namespace) -> Layout:
     return Layout(options.columns, options.quoted)
 

@@ -12,19 +12,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from queue import Queue
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import BadRow, DataError, EncodedPairs, Pair
-from ..data.parallel import processors
-from ..data.preparing import ROWS, in_parts
+from ..data import TOKENISERS, BadRow, DataError, EncodedPairs, Pair
+from ..data.parallel import is_wanted, processors
+from ..data.preparing import BYTES, ROWS, in_parts
 from ..data.reading import (
     BadRowError,
     DelimitedRows,
+    Form,
     Record,
     RowParser,
     bounded_lines,
@@ -34,17 +34,20 @@ from ..data.reading import (
     parse_record,
     shortened,
 )
-from ..files import first_line
 from . import options as common
+
+_NOT_FINITE = "the network gives something else than finite numbers"
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser("predict", help="label pairs", description=predict.__doc__)
     command.set_defaults(run=predict, parser=command)
     command.add_argument("model", metavar="MODEL_DIR")
-    command.add_argument("file", nargs="?", metavar="FILE", help="pairs, with or without labels; - reads stdin")
-    command.add_argument("--premise", metavar="TEXT")
-    command.add_argument("--hypothesis", metavar="TEXT")
+    command.add_argument(
+        "file", nargs="?", metavar="FILE", help="pairs, with or without labels; - reads stdin: tab-separated, or .jsonl"
+    )
+    command.add_argument("--premise", type=common.text, metavar="TEXT")
+    command.add_argument("--hypothesis", type=common.text, metavar="TEXT")
     command.add_argument(
         "--stop-at-bad-row", action="store_true", help="end there, instead of reporting the row and going on"
     )
@@ -62,64 +65,53 @@ def predict(options: argparse.Namespace) -> None:
     model = common.load_model(options)
     if options.file is None:
         label, probabilities = model.predict((options.premise, options.hypothesis))
-        sys.stdout.write(
-            _Lines(model.labels).of_pair(options.premise, options.hypothesis, label, probabilities.tolist())
-        )
+        line = _Lines(model.labels).of_pair(options.premise, options.hypothesis, label, probabilities.tolist())
+        if not probabilities.isfinite().all():
+            raise FloatingPointError(_NOT_FINITE)
+        print(line, end="")
         return
     if options.file == "-":
-        name, lines, size = "stdin", _lines_of_stdin(), None
+        name, form, lines = "stdin", *_lines_of_stdin()
     else:
-        name, lines, size = options.file, corpus_lines(options.file)[0], _size(options.file)
-    with _progress(name, size) as bar:
-        _predict_lines(model, name, lines, options, bar)
-
-
-def _predict_lines(
-    model: Classifier, name: str, lines: Iterator[bytes], options: argparse.Namespace, bar: tqdm
-) -> None:
-    form = corpus_form(name)
-    if name == "stdin":  # without a name to go by, the first byte tells JSON lines from tab-separated ones
-        first = next(lines, b"")
-        form = "jsonl" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
-        lines = chain([first] if first else [], lines)
+        name, form, lines = options.file, corpus_form(options.file), corpus_lines(options.file)[0]
     records, parse = open_corpus(lines, name, common.layout(options), form=form, labelled=False)
     if options.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
-    job = _Job(model, name, parse, options.batch_size, options.stop_at_bad_row)
-    left_out = 0
-    with closing(_answers(job, records)) as parts:
-        for part in parts:
-            sys.stdout.write(part.text)
-            sys.stdout.flush()
-            bar.update(part.size if bar.total else part.pairs)
-            if part.stopped_by is not None:
-                raise DataError(f"{name}:{part.stopped_by.line}: {part.stopped_by.reason}")
+    job = _Job(model, parse, options.batch_size, options.stop_at_bad_row)
+    with _progress(options.file) as bar, closing(_answers(job, records, options.file == "-")) as parts:
+        _print_answers(name, parts, bar)
+
+
+def _print_answers(name: str, parts: Iterator["_Part"], bar: tqdm) -> None:
+    answered = left_out = 0
+    for part in parts:
+        print(part.text, end="", flush=True)
+        answered += part.answers
+        left_out += len(part.bad_rows)
+        bar.set_postfix_str(f"{answered:,} pairs", refresh=False)
+        bar.update(part.size)
+        if part.bad_rows:
             with tqdm.external_write_mode(sys.stderr):
                 common.list_bad_rows(name, part.bad_rows)
-            left_out += len(part.bad_rows)
+        if part.stopped_by is not None:
+            raise DataError(f"{name}:{part.stopped_by.line}: {part.stopped_by.reason}")
+    if left_out and not answered:
+        raise DataError(f"{name}: expected sentence pairs, got {left_out:,} bad rows and nothing else")
     if left_out:
         common.say(f"{name}: {left_out:,} bad row{'' if left_out == 1 else 's'} left out")
 
 
-class _Encoded(NamedTuple):
-    """Some rows of a file as the network takes them."""
+class _Part(NamedTuple):
+    """Some rows of a file: first as the network takes them, then with what is printed of them."""
 
     pairs: list[Pair]
     premises: list[list[int]]
     hypotheses: list[list[int]]
     bad_rows: list[BadRow]
-    stopped_by: BadRow | None  # the row that is the end of all, if there is one
     size: int  # bytes
-
-
-class _Answers(NamedTuple):
-    """What is printed of some rows."""
-
-    text: str
-    pairs: int
-    bad_rows: list[BadRow]
-    stopped_by: BadRow | None
-    size: int
+    stopped_by: BadRow | None = None  # the row that is the end of all, if there is one
+    text: str = ""
+    answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,52 +119,57 @@ class _Job:
     """What is done with the rows of a file, in this process or in others."""
 
     model: Classifier
-    name: str
     parse: RowParser
     batch_size: int
     stop_at_bad_row: bool
 
-    def encode(self, records: list[Record]) -> _Encoded:
-        encoded = _Encoded([], [], [], [], None, sum(len(record.content) for record in records))
+    def encode(self, records: list[Record]) -> _Part:
+        part = _Part([], [], [], [], sum(len(record.content) for record in records))
         for record in records:
+            if not is_wanted():
+                break
             try:
                 pair = parse_record(record, self.parse)
+                premise, hypothesis = self.model.encode(pair.premise), self.model.encode(pair.hypothesis)
             except BadRowError as error:
                 bad_row = BadRow(record.line, str(error))
                 if self.stop_at_bad_row or record.is_end:
-                    return encoded._replace(stopped_by=bad_row)
-                encoded.bad_rows.append(bad_row)
+                    return part._replace(stopped_by=bad_row)
+                part.bad_rows.append(bad_row)
                 continue
-            try:
-                premise, hypothesis = self.model.encode(pair.premise), self.model.encode(pair.hypothesis)
-            except Exception as error:  # a tokeniser of the user's may raise anything
-                reason = f"tokeniser: {type(error).__name__}: {first_line(error)}"
-                return encoded._replace(stopped_by=BadRow(record.line, reason))
-            encoded.pairs.append(pair)
-            encoded.premises.append(premise)
-            encoded.hypotheses.append(hypothesis)
-        return encoded
+            except DataError as error:  # of a tokeniser of the user's
+                return part._replace(stopped_by=BadRow(record.line, str(error)))
+            part.pairs.append(pair)
+            part.premises.append(premise)
+            part.hypotheses.append(hypothesis)
+        return part
 
-    def answer(self, rows: _Encoded) -> _Answers:
-        scores = self.model.logits(EncodedPairs(rows.premises, rows.hypotheses, None), batch_size=self.batch_size)
-        labels = (self.model.labels[index] for index in scores.argmax(1))
-        text = "".join(map(_Lines(self.model.labels).of_row, rows.pairs, labels, scores.softmax(1).tolist()))
-        return _Answers(text, len(rows.pairs), *rows[3:])
+    def answer(self, part: _Part) -> _Part:
+        encoded = EncodedPairs(part.premises, part.hypotheses, None)
+        probabilities = self.model.logits(encoded, batch_size=self.batch_size).softmax(1)
+        count = len(part.pairs)
+        if is_wanted() and not probabilities.isfinite().all():
+            count = int(probabilities.isfinite().all(1).logical_not().nonzero()[0])
+            part = part._replace(stopped_by=BadRow(part.pairs[count].line, _NOT_FINITE))
+        labels = (self.model.labels[index] for index in probabilities[:count].argmax(1))
+        rows = map(_Lines(self.model.labels).of_row, part.pairs[:count], labels, probabilities[:count].tolist())
+        return part._replace(text="".join(rows), answers=count, pairs=[], premises=[], hypotheses=[])
 
-    def encode_and_answer(self, records: list[Record]) -> _Answers:
+    def encode_and_answer(self, records: list[Record]) -> _Part:
         if multiprocessing.parent_process() is not None:  # one of several, each on its core
             torch.set_num_threads(1)
         return self.answer(self.encode(records))
 
 
-def _answers(job: _Job, records: Iterator[Record]) -> Generator[_Answers, None, None]:
+def _answers(job: _Job, records: Iterator[Record], as_they_come: bool) -> Generator[_Part, None, None]:
     """All rows in their order.
 
     From stdin as they come. From a file in one process for each core, which is faster than all cores at one batch;
     where a GPU has the network, they split sentences and look words up meanwhile.
     """
-    job.model.encode("")  # has the tokeniser import what it needs, once for all processes
-    if job.name == "stdin":
+    if job.model.tokeniser in TOKENISERS:
+        job.model.encode("")  # has the tokeniser import what it needs, once for all processes
+    if as_they_come:
         yield from map(job.answer, map(job.encode, _as_they_come(records)))
     elif job.model.net.device.type == "cpu":
         yield from in_parts(job.encode_and_answer, records, processors())
@@ -183,30 +180,43 @@ def _answers(job: _Job, records: Iterator[Record]) -> Generator[_Answers, None, 
 
 def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
     """As many records as have arrived, at least one: whoever writes them may wait for their answers."""
-    arrived: Queue[Record | BaseException | None] = Queue(2 * ROWS)
+    changed = threading.Condition()
+    arrived: list[Record] = []
+    size = 0  # bytes
+    is_over, problem = False, None
+
+    def has_room() -> bool:
+        return len(arrived) < ROWS and size < BYTES
+
+    def has_news() -> bool:
+        return bool(arrived) or is_over
 
     def read() -> None:
+        nonlocal size, is_over, problem
         try:
             for record in records:
-                arrived.put(record)
-            arrived.put(None)
-        except BaseException as error:
-            arrived.put(error)
+                with changed:
+                    changed.wait_for(has_room)
+                    arrived.append(record)
+                    size += len(record.content)
+                    changed.notify()
+        except BaseException as error:  # it is for the other thread to raise
+            problem = error
+        with changed:
+            is_over = True
+            changed.notify()
 
     threading.Thread(target=read, daemon=True).start()
-    record = arrived.get()
-    while isinstance(record, Record):
-        part = []
-        while isinstance(record, Record):
-            part.append(record)
-            if len(part) == ROWS or arrived.empty():
-                break
-            record = arrived.get()
+    while True:
+        with changed:
+            changed.wait_for(has_news)
+            part, arrived, size = arrived, [], 0
+            changed.notify()
+        if not part:
+            break
         yield part
-        if isinstance(record, Record):
-            record = arrived.get()
-    if record is not None:
-        raise record
+    if problem is not None:
+        raise problem
 
 
 def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels: Sequence[str]) -> Iterator[Record]:
@@ -248,23 +258,23 @@ class _Lines:
         )
 
 
-def _lines_of_stdin() -> Iterator[bytes]:
+def _lines_of_stdin() -> tuple[Form, Iterator[bytes]]:
+    """Without a name to go by, the first byte tells JSON lines from tab-separated ones."""
     if sys.stdin is None:
         raise common.UsageError("stdin is closed")
     try:  # a reader of its own: at exit, Python waits for nobody who still reads there
         file: Any = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     except (OSError, io.UnsupportedOperation):
         file = sys.stdin.buffer
-    return bounded_lines(file)
+    lines = bounded_lines(file)
+    first = next(lines, b"")
+    form: Form = "jsonl" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
+    return form, chain([first] if first else [], lines)
 
 
-def _size(path: str) -> int | None:
-    """Bytes that there are to read, where that is known: not of a compressed file."""
-    return None if path.endswith(".gz") or not Path(path).is_file() else os.path.getsize(path)
-
-
-def _progress(name: str, size: int | None) -> tqdm:
-    """A bar for people who do not see the answers go by: in bytes, if it is known how many there are, or in pairs."""
+def _progress(path: str) -> tqdm:
+    """A bar for people who do not see the answers go by, in bytes that were read."""
     is_watched = sys.stderr is not None and sys.stderr.isatty() and not (sys.stdout and sys.stdout.isatty())
-    unit = "B" if size else " pairs"
-    return tqdm(desc=name, total=size, unit=unit, unit_scale=True, delay=1, leave=False, disable=not is_watched)
+    # How many bytes there are to read is not known of stdin or a compressed file.
+    size = os.path.getsize(path) if Path(path).is_file() and not path.endswith(".gz") else None
+    return tqdm(desc=path, total=size, unit="B", unit_scale=True, delay=1, leave=False, disable=not is_watched)

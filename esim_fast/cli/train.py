@@ -270,7 +270,8 @@ def _summarise(
 ) -> None:
     """The result of a run, on stdout."""
     seconds = sum(metrics.seconds for metrics in history)
-    stopped = ", which was enough" if len(history) < plan.recipe.epochs else ""
+    patience = f"; {plan.recipe.patience} without a better dev accuracy ended the run (--patience)"
+    stopped = patience if len(history) < plan.recipe.epochs else ""
     print(f"dev accuracy {best.dev_accuracy:.2%}; the model is in {plan.directory}")
     if test_accuracy is not None:
         print(f"test accuracy {test_accuracy:.2%}")

@@ -20,12 +20,18 @@ from ..data import PADDING, UNKNOWN, DataError, Tokeniser, Vocabulary
 from ..data.reading import reason_of
 from ..files import first_line
 from ..model import ESIM
+from ..ops.checks import FLOATING
 from ..state_dicts import LAYOUTS, check_entries, recognised, rename
 
 _STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_UNKNOWN = (UNKNOWN, "_OOV_", "@@UNKNOWN@@", "[UNK]", "<UNK>")
-_PADDING = (PADDING, "_PAD_", "@@PADDING@@", "[PAD]", "<PAD>")
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
+# The unknown word and the padding, as each source calls them, and as others do.
+_SPECIAL = {
+    "notebook": (UNKNOWN, PADDING),
+    "coetaur0": ("_OOV_", "_PAD_"),
+    "allennlp": ("@@UNKNOWN@@", "@@PADDING@@"),
+    "others": ("[UNK]", "[PAD]"),
+}
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -41,6 +47,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.filename is None:  # in the middle of a file
+            raise DataError(f"{path}: a file of torch.save that is not whole") from error
         raise DataError(f"{path}: {reason_of(error)}") from error
     except SafetensorError as error:
         raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
@@ -50,7 +58,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"{path}: holds objects of Python ({objects[1]}), and reading them would run their code: "
                 "save net.state_dict() with torch.save instead, and convert that"
             ) from error
-        raise DataError(f"{path}: expected a file of torch.save or safetensors: {first_line(error)}") from error
+        raise DataError(f"{path}: expected a file of torch.save or safetensors, or this one is damaged") from error
     if isinstance(content, Mapping):
         entries: list[Any] = [content, *(content.get(name) for name in _STATES)]
         for entry in filter(_is_state_dict, entries):
@@ -72,13 +80,16 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
                 f"{path}: a pickle, and reading it would run its code: write the words with their ids as JSON instead"
             )
         text = content.decode().removeprefix("\ufeff")
-        value = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
+        lines = (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
+        value = json.loads(text) if path.suffix == ".json" else list(lines)
     except OSError as error:
         raise DataError(f"{path}: {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not valid UTF-8 at byte {error.start + 1}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
     if isinstance(value, dict):
         if sorted(value.values(), key=str) != sorted(range(len(value)), key=str):
             raise DataError(f"{path}: expected the ids 0 to {len(value) - 1}, each once")
@@ -105,7 +116,8 @@ def convert(
         labels: names of the network's outputs, in their order. None: their numbers are.
         source: whose mathematics it is, "notebook", "coetaur0", "allennlp" or "esim_fast" (the paper's); None: that of
             those whose names the entries have.
-        tokeniser: how sentences are split; None: as the source's project does.
+        tokeniser: how sentences are split; None: "nltk", for coetaur0's "coetaur0" if the words have ``_BOS_`` and
+            ``_EOS_``, or else "nltk-cased"; "whitespace" if there are no words.
 
     Raises:
         ValueError: entries are missing, unexpected or misshapen; words or labels do not fit the network.
@@ -116,11 +128,11 @@ def convert(
         raise ValueError(f"expected the names of {', '.join(of.source for of in LAYOUTS.values())}, got {some}, …")
     if source not in (None, *LAYOUTS, "esim_fast"):
         raise ValueError(f"source must be one of {', '.join(map(repr, LAYOUTS))} or 'esim_fast', got {source!r}")
-    entries = dict(state_dict)
+    entries = {name: _in_fp32(entry) for name, entry in state_dict.items()}
     rename(entries)
     sizes = _sizes(entries, named)
     words, tokeniser = _words(words, tokeniser, named, sizes["vocab_size"])
-    order, vocabulary = _in_our_order(words)
+    order, vocabulary = _in_our_order(words, named)
     if labels is None:
         labels = [str(number) for number in range(sizes["num_labels"])]
     options = {} if source == "esim_fast" else LAYOUTS[source or named].options
@@ -129,19 +141,25 @@ def convert(
         net = ESIM(**described)
     check_entries(entries, net.state_dict(), named)
     entries["embedding.weight"] = entries["embedding.weight"][order]
-    net.load_state_dict({name: entry.to(torch.float32, copy=True) for name, entry in entries.items()}, assign=True)
+    net.load_state_dict({name: entry.clone() for name, entry in entries.items()}, assign=True)
     return Classifier(net.eval(), vocabulary, labels, tokeniser)
 
 
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(entry, Tensor) for entry in value.values())
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(entry, Tensor) for name, entry in value.items())
 
 
 def _unwrapped(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in entries):
-            entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
+    while wrapper := next((of for of in _WRAPPERS if all(name.startswith(of) for name in entries)), None):
+        entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
     return dict(entries)
+
+
+def _in_fp32(entry: Tensor) -> Tensor:
+    """What can be fp32; the rest is left for the check of all entries to name."""
+    return entry.float() if entry.dtype in FLOATING and entry.layout == torch.strided else entry
 
 
 def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
@@ -152,7 +170,7 @@ def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
         if name not in entries:
             raise ValueError(f"{theirs} is missing")
         if entries[name].dim() != 2 or not entries[name].numel():
-            raise ValueError(f"{theirs} has shape {list(entries[name].shape)}, expected two dimensions")
+            raise ValueError(f"{theirs} has shape {list(entries[name].shape)}, expected two dimensions, none of them 0")
         shapes[name] = entries[name].shape
     (vocab_size, embedding_dim), (_, hidden_size), (num_labels, _) = shapes.values()
     return {
@@ -182,14 +200,21 @@ def _words(
     return words, tokeniser or "nltk"
 
 
-def _in_our_order(words: Sequence[str]) -> tuple[list[int], Vocabulary]:
+def _in_our_order(words: Sequence[str], named: str) -> tuple[list[int], Vocabulary]:
     """Which of their rows each of ours is, and our vocabulary: the unknown word first, then the padding."""
     places = {word: place for place, word in enumerate(words)}
     first = []
-    for names in (_UNKNOWN, _PADDING):
+    # Their own names come first: what others call so may be a word of their text.
+    for names in zip(_SPECIAL[named], *_SPECIAL.values(), strict=True):
         place = next((places[name] for name in names if name in places), None)
         if place is None:
-            raise ValueError(f"expected one of {', '.join(names)} among the words, got none")
+            raise ValueError(f"expected one of {', '.join(names[1:])} among the words, got none")
         first.append(place)
+    padding_idx = LAYOUTS[named].options.get("padding_idx")
+    if padding_idx is not None and first[1] != padding_idx:
+        raise ValueError(
+            f"expected the padding of {LAYOUTS[named].source} as word {padding_idx}, got {words[first[1]]!r} as word "
+            f"{first[1]}: the words are not in the order of the network's ids"
+        )
     order = [*first, *(place for place in range(len(words)) if place not in first)]
     return order, Vocabulary([UNKNOWN, PADDING, *(words[place] for place in order[2:])])

@@ -98,15 +98,19 @@ class ESIM(nn.Module):
             RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
         """
         source = state_dicts.recognised(state_dict)
+        names = state_dicts.LAYOUTS[source] if source else _NAMES
         try:
-            return super().load_state_dict(state_dict, strict, assign)
+            found = super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            names = state_dicts.LAYOUTS[source] if source else _NAMES
             raise RuntimeError(names.in_their_words(str(error), _INNER)) from error
+        found.missing_keys[:] = [names.in_their_words(name, _INNER) for name in found.missing_keys]
+        return found
 
 
-def _give_our_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    state_dicts.rename(state_dict, prefix, onto=f"{prefix}{_INNER}")
+def _give_our_names(module: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    source = state_dicts.rename(state_dict, prefix, onto=f"{prefix}{_INNER}")
+    if source is not None:
+        state_dicts.warn_of_differences(source, module.esim.config)
 
 
 def _give_their_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -150,7 +150,7 @@ def batches(
     predictions back in the dataset's order.
 
     Args:
-        batch_size: pairs in a batch (the last one may be smaller); either this or ``max_words`` is given.
+        batch_size: pairs in a batch (the last one may be smaller); this or ``max_words`` is given, or both.
         max_words: words in a batch at most, premises and hypotheses together: long sentences come in small batches. A
             pair with more words than that is a batch of its own.
         start: batches to leave out at the beginning, where an epoch goes on in its middle.
@@ -164,8 +164,8 @@ def batches(
     Raises:
         ValueError: an argument is not as described.
     """
-    if (batch_size is None) == (max_words is None):
-        raise ValueError(f"expected either batch_size or max_words, got {batch_size!r} and {max_words!r}")
+    if batch_size is None and max_words is None:
+        raise ValueError("expected batch_size or max_words, got neither")
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("max_words", max_words, 1),
@@ -230,18 +230,23 @@ def _order(
     if rng is None:
         order, pools = np.arange(count), np.zeros(count)
     else:
-        pairs = batch_size or max(1, int(max_words / max(1, words.mean())))
+        pairs = batch_size or max(1, int(cast(int, max_words) / max(1, words.mean())))
         order, pools = rng.permutation(count), np.arange(count) // (_POOL * pairs)
     order = order[np.lexsort((*dataset.lengths[order].T[::-1], pools))]
-    bounds = range(0, count + batch_size, batch_size) if batch_size else _bounds(words[order], cast(int, max_words))
+    if max_words is None:
+        size = cast(int, batch_size)
+        bounds: Sequence[int] = range(0, count + size, size)
+    else:
+        bounds = _bounds(words[order], max_words, batch_size or count)
     cut = [order[start:end] for start, end in pairwise(bounds)]
     return cut if rng is None else [cut[index] for index in rng.permutation(len(cut))]
 
 
-def _bounds(words: np.ndarray, most: int) -> list[int]:
-    """Where to cut, so that each piece has at most so many words or is a single pair."""
+def _bounds(words: np.ndarray, most_words: int, most_pairs: int) -> list[int]:
+    """Where to cut, so that each piece has at most so many words and pairs, or is a single pair."""
     ends, bounds = words.cumsum(), [0]
-    while bounds[-1] < len(words):
-        before = ends[bounds[-1] - 1] if bounds[-1] else 0
-        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(ends, before + most, side="right"))))
+    while (begin := bounds[-1]) < len(words):
+        before = ends[begin - 1] if begin else 0
+        end = int(np.searchsorted(ends, before + most_words, side="right"))
+        bounds.append(min(max(begin + 1, end), begin + most_pairs))
     return bounds

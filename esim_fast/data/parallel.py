@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -58,11 +59,13 @@ def map_in_processes(
     except BrokenProcessPool as error:
         raise DataError("a worker process was killed; is memory short?") from error
     finally:
-        if not is_done:
-            os.write(tells, b"." * workers)
-        pool.shutdown(cancel_futures=True)
-        os.close(tells)
-        os.close(hears)
+        try:
+            if not is_done:
+                os.write(tells, b"." * workers)
+            pool.shutdown(cancel_futures=True)
+        finally:  # even if somebody presses Ctrl-C again
+            os.close(tells)
+            os.close(hears)
 
 
 def is_wanted() -> bool:
@@ -97,9 +100,12 @@ def _begin(function: Callable[[Any], Any], hears: int, tells: int) -> None:
 def _listen(hears: int) -> None:
     """Waits for word that this worker should come to an end, or for the end of the process that wanted it."""
     global _gave_up
-    if not os.read(hears, 1):
-        os._exit(1)
-    _gave_up = True
+    if os.read(hears, 1):
+        _gave_up = True
+        hung_up = select.poll()
+        hung_up.register(hears, 0)  # for nothing but that; what is there to be read is for other workers
+        hung_up.poll()
+    os._exit(1)
 
 
 def _work(item: Any) -> Any:

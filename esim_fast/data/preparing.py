@@ -46,7 +46,7 @@ from .vocabulary import UNSAVABLE, Vocabulary
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
 
 _FORMAT = "1"  # of what is kept; anything else is made anew
-ROWS, _BYTES = 2048, 2**22  # that are tokenised together, at most
+ROWS, BYTES = 2048, 2**22  # that are tokenised together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
 # Tokenisers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
 _LASTING = TOKENISERS.keys() - {"nltk-punkt"}
@@ -339,7 +339,7 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
     for record in records:
         chunk.append(record)
         size += len(record.content)
-        if len(chunk) == ROWS or size >= _BYTES:
+        if len(chunk) == ROWS or size >= BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:

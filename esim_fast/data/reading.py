@@ -487,7 +487,7 @@ class JsonRows:
     def _text(self, record: dict[str, Any], role: str) -> str:
         key = next((key for key in self.keys[role] if key in record), None)
         if key is None:
-            raise BadRowError(f"expected a key {_either(self.keys[role])}")
+            raise BadRowError(f"expected a key {_either(self.keys[role])}, got {shortened(list(record)) or 'none'}")
         value = record[key]
         if role == "label" and isinstance(value, int):  # a class by number, or true and false
             return json.dumps(value)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CELL = 0.24  # inches, for as many words as a screen shows
 _LONGEST = 80.0  # inches: more words get smaller cells
+_LONGEST_WORD = 40  # characters that are shown
 _FEW = 240  # cells: their weights are written into them
 
 
@@ -30,19 +31,24 @@ def draw(explanation: Explanation, path: Path) -> None:
     premise, hypothesis = explanation.premise, explanation.hypothesis
     families = _families({*"".join([*premise, *hypothesis, explanation.label])})
     cell = min(_CELL, _LONGEST / max(len(premise), 2 * len(hypothesis)))
-    names = 0.45 * cell * max(map(len, [*premise, *hypothesis]))  # roughly what they take beside the cells
+    names = 0.45 * cell * max(len(_plain(word)) for word in [*premise, *hypothesis])  # roughly, beside the cells
     width, height = 2 * (cell * len(hypothesis) + names) + 1.5, cell * len(premise) + names + 1.2
     with matplotlib.rc_context({"font.family": families, "font.size": 40 * cell, "axes.unicode_minus": False}):
         figure = Figure(figsize=(max(width, 6.0), height), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
         probability = explanation.probabilities[explanation.label]
-        figure.suptitle(f"{explanation.label} ({probability:.1%})", fontsize=12)
+        said = f"{_plain(explanation.label)} ({probability:.1%})"
+        if explanation.unknown:
+            said += "; grey words are unknown to the model"
+        above = {"xycoords": "axes fraction", "xytext": (0, 40), "textcoords": "offset points"}
+        heading = left.annotate(said, (0, 1), **above, fontsize=11, fontweight="bold")
+        heading.set_in_layout(False)  # however long it is, the maps have their place
         _draw_map(left, explanation, explanation.alpha.numpy(), "premise to hypothesis\n(rows sum to 1)")
         image = _draw_map(right, explanation, explanation.beta.numpy(), "hypothesis to premise\n(columns sum to 1)")
         figure.colorbar(image, ax=[left, right], shrink=min(1.0, 2.5 / height), label="weight")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # said already, once for all
-            figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+            figure.savefig(path, format="png", bbox_inches="tight", bbox_extra_artists=[heading], pad_inches=0.15)
 
 
 def _draw_map(axes: Axes, explanation: Explanation, weights: np.ndarray, title: str) -> AxesImage:
@@ -53,7 +59,6 @@ def _draw_map(axes: Axes, explanation: Explanation, weights: np.ndarray, title: 
         for label, word in zip(axis.get_ticklabels(), words, strict=True):
             if word in explanation.unknown:
                 label.set_color("0.5")
-                label.set_style("italic")
     axes.tick_params(axis="x", rotation=90 if max(map(len, explanation.hypothesis)) > 1 else 0)
     axes.tick_params(length=0)
     if weights.size <= _FEW:
@@ -66,8 +71,8 @@ def _draw_map(axes: Axes, explanation: Explanation, weights: np.ndarray, title: 
 
 
 def _plain(word: str) -> str:
-    """A word as matplotlib should show it: a dollar sign is no mathematics."""
-    return word.replace("$", r"\$")
+    """A word as matplotlib should show it: not too long, and a dollar sign is no mathematics."""
+    return (word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD - 1]}…").replace("$", r"\$")
 
 
 def _families(characters: set[str]) -> list[str]:
@@ -80,7 +85,7 @@ def _families(characters: set[str]) -> list[str]:
     if missing:
         # matplotlib remembers the fonts that there were when it first looked.
         for path in {*font_manager.findSystemFonts()} - {font.fname for font in font_manager.fontManager.ttflist}:
-            with contextlib.suppress(RuntimeError):  # no font after all
+            with contextlib.suppress(Exception):  # no font after all, or gone
                 font_manager.fontManager.addfont(path)
         # matplotlib brings a font of boxes, which has every character.
         fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]
@@ -91,9 +96,10 @@ def _families(characters: set[str]) -> list[str]:
         for font in fonts:
             if not missing:
                 break
-            if found := missing & _drawn_by(ft2font.FT2Font(font.fname)):
-                families.append(font.name)
-                missing -= found
+            with contextlib.suppress(Exception):
+                if found := missing & _drawn_by(ft2font.FT2Font(font.fname)):
+                    families.append(font.name)
+                    missing -= found
     if missing:
         some = "".join(sorted(missing)[:10])
         warnings.warn(

@@ -81,8 +81,8 @@ class Progress:
 
     @property
     def best(self) -> EpochMetrics | None:
-        """The first of the epochs with the best dev accuracy."""
-        return max(self.history, key=lambda metrics: metrics.dev_accuracy, default=None)
+        """The epoch with the best dev accuracy; of several, that with the lowest dev loss."""
+        return max(self.history, key=lambda metrics: (metrics.dev_accuracy, -metrics.dev_loss), default=None)
 
 
 class NotFiniteError(FloatingPointError):
