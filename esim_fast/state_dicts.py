@@ -46,9 +46,9 @@ class Layout:
         return f"{self.modules[module]}.{parameter}" if module in self.modules else None
 
     def theirs(self, name: str) -> str:
-        """Their name of one of our entries."""
+        """Their name of one of our entries; of any other, its own."""
         module, _, parameter = name.rpartition(".")
-        return next(f"{theirs}.{parameter}" for theirs, ours in self.modules.items() if ours == module)
+        return next((f"{theirs}.{parameter}" for theirs, ours in self.modules.items() if ours == module), name)
 
     def in_their_words(self, message: str, prefix: str = "") -> str:
         """A message with their names instead of ours, which begin with ``prefix``."""
@@ -111,9 +111,9 @@ def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     """
     layout = LAYOUTS[source]
     for name in sorted(expected.keys() | entries.keys()):
-        if name not in expected:
-            raise ValueError(f"{name} is no part of an ESIM")
         theirs = layout.theirs(name)
+        if name not in expected:
+            raise ValueError(f"{theirs} is no part of an ESIM")
         if name not in entries:
             raise ValueError(f"{theirs} is missing")
         found, shape = entries[name], list(expected[name].shape)

@@ -423,7 +423,7 @@ class TestConvert:
             (lambda state: state.update({"_extra": torch.zeros(1)}), r"^_extra is no part of an ESIM$"),
             (
                 lambda state: state.update({"_encoding._encoder.weight_ih_l1": torch.zeros(1)}),
-                r"weight_ih_l1 is no part of an ESIM",
+                r"^_encoding._encoder.weight_ih_l1 is no part of an ESIM$",
             ),
             (
                 lambda state: state.update({"_projection.0.bias": torch.zeros(4)}),
