@@ -715,6 +715,13 @@ class TestPredict:
                 f"{name}: 2 bad rows left out\n"
             )
 
+    def test_mostly_bad_rows(self, model, tmp_path):
+        """The first row says how many columns there are, and may itself be the bad one."""
+        path = write_tsv(tmp_path / "rows.tsv", [("a man", "only two"), *TRAIN], header=False)
+        result = esim_fast("predict", model, path)
+        assert (result.returncode, len(result.stdout.splitlines())) == (2, 1)
+        assert result.stderr.endswith(f"{path}: 6 bad rows, and 1 that can be read: are the columns as expected?\n")
+
     def test_stopping_at_a_bad_row_loses_nothing_before_it(self, model):
         result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
         assert result.returncode == 2
@@ -1033,6 +1040,12 @@ class TestData:
         succeeds("data", path)
         succeeds("train", "--train", path, "--dev", path, "--output", tmp_path / "m", *SMALL)
         assert len(list(cache.glob("shared_with_training-*.safetensors"))) == 1
+
+    def test_text_without_blanks(self, tmp_path):
+        path = write_tsv(tmp_path / "zh.tsv", [("1", "男人在睡觉", "他睡着了")])
+        hint = "sentences are single words: Chinese or Japanese wants --tokeniser characters"
+        assert hint in succeeds("data", path)
+        assert hint not in succeeds("data", path, "--tokeniser", "characters")
 
     def test_many_labels(self, tmp_path):
         path = write_tsv(tmp_path / "a.tsv", [(f"sentence {i}" * 20, "a", "b") for i in range(50)], header=False)

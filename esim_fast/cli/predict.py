@@ -95,8 +95,10 @@ def _print_answers(name: str, parts: Iterator["_Part"], bar: tqdm) -> None:
                 common.list_bad_rows(name, part.bad_rows)
         if part.stopped_by is not None:
             raise DataError(f"{name}:{part.stopped_by.line}: {part.stopped_by.reason}")
-    if left_out and not answered:
-        raise DataError(f"{name}: expected sentence pairs, got {left_out:,} bad rows and nothing else")
+    if left_out > answered:
+        raise DataError(
+            f"{name}: {left_out:,} bad rows, and {answered:,} that can be read: are the columns as expected?"
+        )
     if left_out:
         common.say(f"{name}: {left_out:,} bad row{'' if left_out == 1 else 's'} left out")
 
