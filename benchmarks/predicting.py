@@ -22,7 +22,7 @@ import torch
 import esim_fast
 from benchmarks.command import Parser, add_json, positive, write_json
 from benchmarks.corpus import draw_lengths
-from benchmarks.preparing import family, memory
+from benchmarks.preparing import watched
 from benchmarks.timing import environment
 from esim_fast import Classifier
 from esim_fast.data import EncodedPairs, Vocabulary, batches
@@ -69,14 +69,12 @@ def bare(model: Classifier, path: Path) -> float:
 def command(model: Path, path: Path, answers: Path) -> tuple[float, int]:
     """Seconds from the command's start to its end, and the most memory that it and its workers held."""
     arguments = [sys.executable, "-m", "esim_fast", "predict", str(model), str(path), "--device", "cpu"]
-    begin, peak = time.perf_counter(), 0
+    begin = time.perf_counter()
     with (
         open(answers, "wb") as file,
         subprocess.Popen([*arguments, "--batch-size", str(BATCH)], stdout=file) as process,
     ):
-        while process.poll() is None:
-            peak = max(peak, sum(map(memory, family(process.pid))))
-            time.sleep(0.25)  # to look takes a processor's time, too
+        peak = watched(process)
     if process.returncode:
         raise SystemExit(process.returncode)
     return time.perf_counter() - begin, peak

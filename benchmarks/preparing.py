@@ -88,15 +88,21 @@ def in_a_process(variant: str, folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.preparing", "--variant", variant, "--folder", str(folder)]
     begin = time.time()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, sum(map(memory, family(process.pid))))
-            time.sleep(0.25)  # to look takes a processor's time, too
+        peak = watched(process)
         if process.returncode:
             raise SystemExit(process.returncode)
         figures = json.loads(process.stdout.read())
     with_imports = {"seconds_with_imports": figures.pop("at") - begin} if "at" in figures else {}
     return {**figures, **with_imports, "peak_bytes": peak}
+
+
+def watched(process: subprocess.Popen) -> int:
+    """Waits for a process to end: the most bytes that it and its workers held."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(memory, family(process.pid))))
+        time.sleep(0.25)  # to look takes a processor's time, too
+    return peak
 
 
 def family(pid: int) -> list[int]:

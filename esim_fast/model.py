@@ -4,6 +4,7 @@ Modules carry the names that the model's best-known notebook gave them, so that 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,12 +148,7 @@ class ESIM(nn.Module):
             RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
         """
         names = state_dicts.LAYOUTS[state_dicts.recognised(state_dict) or "notebook"]
-        try:
-            found = super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            raise RuntimeError(names.in_their_words(str(error))) from error
-        found.missing_keys[:] = [names.in_their_words(name) for name in found.missing_keys]
-        return found
+        return names.loaded(partial(super().load_state_dict, state_dict, strict, assign))
 
     def forward(
         self,

@@ -5,7 +5,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,19 @@ class Layout:
         for theirs, ours in self.modules.items():
             message = re.sub(rf"(?<![\w.]){re.escape(prefix + ours)}\.", f"{theirs}.", message)
         return message
+
+    def loaded(self, load: Callable[[], Any], prefix: str = "") -> Any:
+        """What ``load`` returns, a module's ``load_state_dict``; what it says of entries, in their names.
+
+        Raises:
+            RuntimeError: as ``load``.
+        """
+        try:
+            found = load()
+        except RuntimeError as error:
+            raise RuntimeError(self.in_their_words(str(error), prefix)) from error
+        found.missing_keys[:] = [self.in_their_words(name, prefix) for name in found.missing_keys]
+        return found
 
 
 def _layout(column: int, source: str, options: dict[str, Any]) -> Layout:
@@ -123,17 +136,13 @@ def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
 
 
-def differences(source: str, config: Mapping[str, Any]) -> list[str]:
-    """Which options of a network are not those of the source's mathematics: what they would have to be."""
-    options = LAYOUTS[source].options
-    return [f"{name}={options[name]!r}" for name in _DECISIVE if name in options and config[name] != options[name]]
-
-
 def warn_of_differences(source: str, config: Mapping[str, Any]) -> None:
     """Warns if a network gets the weights of a source whose mathematics is not its own."""
-    if options := differences(source, config):
+    options = LAYOUTS[source].options
+    others = [f"{name}={options[name]!r}" for name in _DECISIVE if name in options and config[name] != options[name]]
+    if others:
         warnings.warn(
             f"these weights have the names of {LAYOUTS[source].source}, whose mathematics is "
-            f"ESIM(..., {', '.join(options)})",
-            stacklevel=8,  # past torch's own loading, where nobody could do anything about it
+            f"ESIM(..., {', '.join(others)})",
+            stacklevel=9,  # past torch's own loading, where nobody could do anything about it
         )

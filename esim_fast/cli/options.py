@@ -84,11 +84,16 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 def load_model(options: argparse.Namespace) -> Classifier:
     device, precision = device_of(options.device), getattr(options, "precision", "fp32")
+    check_possible(precision, device)
+    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokeniser=options.tokeniser)
+
+
+def check_possible(precision: str, device: torch.device) -> None:
+    """Raises UsageError where the device does not have the precision."""
     try:
         check_precision(precision, device)
     except ValueError as error:
         raise UsageError(f"--{error}") from error
-    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokeniser=options.tokeniser)
 
 
 def text(value: str) -> str:

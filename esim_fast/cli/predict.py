@@ -65,10 +65,10 @@ def predict(options: argparse.Namespace) -> None:
     model = common.load_model(options)
     if options.file is None:
         label, probabilities = model.predict((options.premise, options.hypothesis))
-        line = _Lines(model.labels).of_pair(options.premise, options.hypothesis, label, probabilities.tolist())
         if not probabilities.isfinite().all():
             raise FloatingPointError(_NOT_FINITE)
-        print(line, end="")
+        write = _Lines(model.labels)
+        print(write.of_pair(options.premise, options.hypothesis, label, probabilities.tolist()), end="")
         return
     if options.file == "-":
         name, form, lines = "stdin", *_lines_of_stdin()

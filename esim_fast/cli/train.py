@@ -90,8 +90,7 @@ def train(options: argparse.Namespace) -> int | None:
     if options.vectors and hasattr(options, "embedding_dim"):
         raise common.UsageError("--embedding-dim and --vectors exclude each other")
     device = common.device_of(options.device)
-    if recipe.precision == "fp16" and device.type == "cpu":
-        raise common.UsageError("--precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU")
+    common.check_possible(recipe.precision, device)
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:

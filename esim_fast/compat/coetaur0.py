@@ -6,6 +6,7 @@ lengths may be 0; and nothing is sorted, padded or put back in each call.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,14 +98,8 @@ class ESIM(nn.Module):
         Raises:
             RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
         """
-        source = state_dicts.recognised(state_dict)
-        names = state_dicts.LAYOUTS[source] if source else _NAMES
-        try:
-            found = super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            raise RuntimeError(names.in_their_words(str(error), _INNER)) from error
-        found.missing_keys[:] = [names.in_their_words(name, _INNER) for name in found.missing_keys]
-        return found
+        names = state_dicts.LAYOUTS[state_dicts.recognised(state_dict) or "coetaur0"]
+        return names.loaded(partial(super().load_state_dict, state_dict, strict, assign), _INNER)
 
 
 def _give_our_names(module: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
