@@ -27,8 +27,8 @@ def short_of_memory(error: Exception) -> str | None:
 def bound_caches() -> None:
     """Bounds how many products oneDNN remembers, before it makes the first; what the user has set stays.
 
-    It keeps a primitive for each shape that it has met, up to a thousand of them, in two places. Packed batches have new
-    shapes all the time: a process would grow and grow, and gain nothing.
+    It keeps a primitive for each shape that it has met, up to a thousand of them, in two places. Packed batches have
+    new shapes all the time: a process would grow and grow, and gain nothing.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "32")
