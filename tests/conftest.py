@@ -14,8 +14,9 @@ if not torch.cuda.is_available():
     # Triton's kernels run on CPU tensors then. It must be said before Triton is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# A slow machine is no failure.
-settings.register_profile("esim_fast", deadline=None)
+# A slow machine is no failure. test_properties.py has about 36 tests of as many examples as the profile says.
+settings.register_profile("esim_fast", deadline=None, max_examples=60)
+settings.register_profile("nightly", deadline=None, max_examples=1500)
 settings.load_profile("esim_fast")
 
 

@@ -40,10 +40,10 @@ class Layout:
     given_as: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, name: str, lengths: list[int], width: int, seed: int = 0) -> "Layout":
-        """One of LAYOUTS; "packed" has two rows more than sentences need."""
+    def make(cls, name: str, lengths: list[int], width: int, seed: int = 0, padding: int = 2) -> "Layout":
+        """One of LAYOUTS, with ``padding`` tokens more than the longest sentence, or "packed" rows than all have."""
         if name in ("lengths", "mask"):
-            length = max(lengths) + 2
+            length = max(lengths) + padding
             mask = torch.arange(length) < torch.tensor(lengths)[:, None]
             if name == "mask":  # any pattern of as many ones
                 shuffled = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).argsort(1)
@@ -56,12 +56,12 @@ class Layout:
             rows, words = Rows.concatenated(lengths, width), sum(lengths)
         valid = torch.arange(rows.max_length) < rows.lengths[:, None]
         offset = (rows.start[:, None] + rows.step[: rows.max_length])[valid]
-        return cls((words + 2 * (name == "packed"),), offset // max(width, 1), lengths, {"rows": rows})
+        return cls((words + padding * (name == "packed"),), offset // max(width, 1), lengths, {"rows": rows})
 
-    def fill(self, sentences: list[Tensor]) -> Tensor:
-        """``[*shape, D]`` with the sentences ``[n, D]`` in their places and NaN elsewhere."""
+    def fill(self, sentences: list[Tensor], elsewhere: float = math.nan) -> Tensor:
+        """``[*shape, D]`` with the sentences ``[n, D]`` in their places."""
         width = sentences[0].shape[1]
-        flat = sentences[0].new_full((math.prod(self.shape), width), math.nan)
+        flat = sentences[0].new_full((math.prod(self.shape), width), elsewhere)
         flat[self.numbers] = torch.cat(sentences)
         return flat.view(*self.shape, width)
 
