@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+        # For tools/promises.py, which may be another process than the one that runs the test.
+        if promise := item.get_closest_marker("promise"):
+            item.user_properties.append(("promise", promise.args[0]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
+    if call.when == "call" and (tried := re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))):
+        item.user_properties.append(("cases", sum(map(int, tried))))
 
 
 def no_interpreter() -> str | None:

@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from esim_fast.ops import bilstm
 
+pytestmark = pytest.mark.promise("BiLSTM: as torch.nn.LSTM, forward and backward, on every kind of processor")
+
 
 def batch_sizes_of(lengths):
     lengths = torch.tensor(lengths)

@@ -93,6 +93,7 @@ def test_predict_refuses_what_is_no_pair(model, pair):
         model.predict([("a", "b"), pair])
 
 
+@pytest.mark.promise("A saved model comes back as it was")
 def test_save_and_load(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     names = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json"}
@@ -104,6 +105,7 @@ def test_save_and_load(model, tmp_path):
     model.save_pretrained(tmp_path / "model")  # replaces
 
 
+@pytest.mark.promise("A saved model comes back as it was")
 def test_every_option_of_the_network_comes_back(tmp_path):
     options = {
         "padding_idx": 0,
@@ -119,6 +121,7 @@ def test_every_option_of_the_network_comes_back(tmp_path):
     assert Classifier.from_pretrained(tmp_path).net.config == net.config
 
 
+@pytest.mark.promise("Damaged model directories are refused in one line")
 class TestBrokenDirectories:
     def break_and_load(self, model, directory, name, content):
         model.save_pretrained(directory)

@@ -104,6 +104,7 @@ def model(corpus, tmp_path_factory):
     return output
 
 
+@pytest.mark.promise("Command line: a mistake is one line on stderr and exit code 2, and loses nothing")
 class TestTrain:
     def test_what_it_leaves_behind(self, model):
         names = {path.name for path in model.iterdir()}
@@ -611,6 +612,7 @@ class TestTrain:
         assert "file/m/checkpoint: Not a directory" in fails("train", *options, tmp_path / "file" / "m", *SMALL)
 
 
+@pytest.mark.promise("Command line: a mistake is one line on stderr and exit code 2, and loses nothing")
 class TestEvaluate:
     def test_report(self, model, corpus):
         report = json.loads(succeeds("evaluate", model, corpus))
@@ -642,6 +644,7 @@ class TestEvaluate:
         assert "other.tsv:2: expected a label among" in fails("evaluate", model, other)
 
 
+@pytest.mark.promise("Command line: a mistake is one line on stderr and exit code 2, and loses nothing")
 class TestPredict:
     def test_one_pair(self, model):
         (line,) = succeeds("predict", model, "--premise", "A man sleeps.", "--hypothesis", "A man runs.").splitlines()
@@ -887,6 +890,7 @@ class TestPredict:
         assert result.stderr == ""
 
 
+@pytest.mark.promise("Command line: a mistake is one line on stderr and exit code 2, and loses nothing")
 class TestExplain:
     PAIR = ("--premise", "A man is sleeping.", "--hypothesis", "A robot runs.")
 
@@ -919,6 +923,7 @@ class TestExplain:
         assert not list(tmp_path.glob("map.png*"))
 
 
+@pytest.mark.promise("Command line: a mistake is one line on stderr and exit code 2, and loses nothing")
 class TestConvert:
     @pytest.fixture
     def state(self, tmp_path):
@@ -983,6 +988,7 @@ class TestConvert:
         assert not model.exists()
 
 
+@pytest.mark.promise("Command line: a mistake is one line on stderr and exit code 2, and loses nothing")
 class TestData:
     def test_what_it_prints(self, corpus, tmp_path):
         vectors = tmp_path / "glove.txt"

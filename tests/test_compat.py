@@ -17,6 +17,10 @@ from esim_fast import state_dicts
 from esim_fast.compat import checkpoints, coetaur0
 from esim_fast.data import DataError
 
+pytestmark = pytest.mark.promise(
+    "Weights with the names of the notebook, coetaur0/ESIM and AllenNLP give their networks' logits"
+)
+
 WORDS, WIDTH, HIDDEN, LABELS = 40, 10, 12, 3
 PREMISES, HYPOTHESES = [7, 7, 7, 7], [5, 5, 5, 5]  # where nothing is padded, the mathematics agrees
 RAGGED = [7, 3, 5, 1], [2, 5, 4, 3]

@@ -21,6 +21,8 @@ from esim_fast.data import (
     prepare,
 )
 
+pytestmark = pytest.mark.promise("Every pair once an epoch, in an order that follows from seed and epoch")
+
 LABELS = ["entailment", "neutral", "contradiction"]
 
 

@@ -14,6 +14,8 @@ import torch
 from esim_fast.data import DataError, default_cache
 from esim_fast.data.cache import kept
 
+pytestmark = pytest.mark.promise("Prepared files are complete or not there, and a damaged one is made again")
+
 OPTIONS = {"format": "1"}
 
 

@@ -14,6 +14,8 @@ import pytest
 from esim_fast.data import BadRow, DataError, Layout, Pair, prepare, read_pairs
 from esim_fast.data.reading import Form, parse_pairs
 
+pytestmark = pytest.mark.promise("Corpora: damage to one row leaves the others as they are")
+
 FILES, ROWS, DAMAGED = 400, 12, 7  # 2,800 damaged rows for each of four forms
 WORDS = ["a", "man", "isn't", '"so"', "Ünïcode", "睡觉", "3,5", "\u2028", "", " ", "{x}", "-", "\\", "🙂", "'"]
 PIECES = [

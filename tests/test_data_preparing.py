@@ -19,6 +19,8 @@ import pytest
 from esim_fast.data import BadRow, DataError, Layout, PreparedCorpus, Vocabulary, get_tokeniser, prepare, read_pairs
 from esim_fast.data import preparing as module
 
+pytestmark = pytest.mark.promise("Prepared corpora hold what is read and tokenised, however the work was dealt out")
+
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
 LABELS = ["x", "y"]
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from esim_fast.data import BadRow, DataError, Layout, Pair, read_pairs
 from esim_fast.data.reading import KNOWN_NAMES, LONGEST_LINE, bounded_lines, parse_pairs
 
+pytestmark = pytest.mark.promise("Corpora: each row is read right or reported with file, line and reason")
+
 ROWS = [Pair("A man sleeps.", "He rests.", "entailment", 1), Pair("Two cats.", "", "neutral", 2)]
 TSV = "entailment\tA man sleeps.\tHe rests.\nneutral\tTwo cats.\t\n"
 

@@ -15,6 +15,10 @@ from nltk.tokenize import word_tokenize
 from esim_fast.data import DataError, get_tokeniser, read_pairs
 from esim_fast.data.tokenising import name_of
 
+pytestmark = pytest.mark.promise(
+    "Tokenisers do what they are named after, in time that grows with the text and not faster"
+)
+
 
 @pytest.mark.parametrize(
     ("text", "words"),

@@ -27,6 +27,8 @@ from esim_fast.data import (
 )
 from esim_fast.data import vectors as vectors_module
 
+pytestmark = pytest.mark.promise("Word vectors are read to the last bit, or refused by file and line")
+
 VOCABULARY = Vocabulary(["<unk>", "<pad>", "the", "cat", "paris", "usa", "unheard"])
 Rows = list[tuple[str, np.ndarray]]
 ROWS = "the 1 2 3\nof 9 9 9\ncat -1e-1 0.5 4\n"

@@ -20,6 +20,8 @@ from esim_fast.data import (
     prepare,
 )
 
+pytestmark = pytest.mark.promise("Vocabularies survive their file whatever the words are, and bad ones are refused")
+
 
 def count(sentences: Iterable[Sequence[str]]) -> Counter[str]:
     return Counter(chain.from_iterable(sentences))

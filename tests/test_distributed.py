@@ -16,7 +16,10 @@ import esim_fast
 from esim_fast.data import batches
 
 TESTS = Path(__file__).parent
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+    pytest.mark.promise("Several processes take the steps of one"),
+]
 
 
 def torchrun(processes, *command):

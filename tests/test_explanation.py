@@ -13,6 +13,8 @@ from esim_fast import Classifier
 from esim_fast.data import Vocabulary
 from esim_fast.explanation import Explanation, picture
 
+pytestmark = pytest.mark.promise("Attention maps show the network's own numbers")
+
 font_manager = pytest.importorskip("matplotlib.font_manager")
 CHINESE = "男人在公园里睡觉"
 

@@ -21,7 +21,12 @@ from interrupted_run import run
 from esim_fast import Classifier
 from esim_fast.training import Checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals"),
+    pytest.mark.promise(
+        "A run that is killed, interrupted or out of disk or memory keeps what was complete, and goes on to the bit"
+    ),
+]
 MOMENTS = 20
 WORDS = [*"abcdefghijklmno"]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.promise("Triton's default configurations fit every GPU supported, and none spills")
+
 ROOT = Path(__file__).resolve().parents[1]
 # A program of its own, because here Triton's interpreter may be on.
 PROGRAM = """

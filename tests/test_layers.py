@@ -12,6 +12,8 @@ from torch import nn
 from esim_fast.layers import Dropout, Embedding, Linear
 from esim_fast.ops.products import product
 
+pytestmark = pytest.mark.promise("Embedding, dropout and linear layers do what PyTorch's do")
+
 
 def twin(layer, kind):
     """The same layer of PyTorch's own, with the same parameters."""

@@ -50,6 +50,7 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.promise("Local inference: the paper's equations 11 to 15")
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @settings(max_examples=100)
 @given(
@@ -66,6 +67,9 @@ def test_fp64_equals_the_equations(backend, lengths, width, seed, score, layout)
             torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12 * max(1.0, score))
 
 
+@pytest.mark.promise(
+    "Local inference: kernels as exact as eager PyTorch in every dtype, for any sizes, strides and layout"
+)
 class TestKernels:
     """The kernels against the equations in fp64."""
 
@@ -228,6 +232,7 @@ print(worst)
 """
 
 
+@pytest.mark.promise("Local inference: the same on every kind of processor, and with any number of threads")
 class TestCpp:
     """What is said of the kernels on the CPU alone."""
 
@@ -323,6 +328,7 @@ class TestCpp:
             OPERATORS["cpp"][backward](*grad_m, *given.values())
 
 
+@pytest.mark.promise("Local inference: gradients are the derivatives")
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_gradcheck(backend):
     a, b = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
@@ -340,6 +346,7 @@ def test_gradcheck(backend):
     )
 
 
+@pytest.mark.promise("Local inference: the paper's equations 11 to 15")
 def test_equals_the_eager_notebook_at_ordinary_scores():
     a, b = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
     a_mask, b_mask = torch.arange(7) < torch.tensor([[7], [2], [4]]), torch.arange(5) < torch.tensor([[5], [1], [3]])
@@ -372,6 +379,7 @@ def test_no_shape_depends_on_values(backward):
             m_a.sum().backward()
 
 
+@pytest.mark.promise("No pairs, no tokens and no features are nothing, and have gradients")
 @pytest.mark.parametrize(("backend", "device"), IMPLEMENTATIONS)
 class TestNothing:
     def test_no_rows_at_all_still_have_a_gradient(self, backend, device):
@@ -432,6 +440,7 @@ def case(device, layout, longest=9):
     return a, b, None, None, lengths[0], None, None, None, lengths[1], None, longest, 7, False
 
 
+@pytest.mark.promise("Ops work under autograd, autocast, torch.compile and torch.func")
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
 class TestIntegration:
     @pytest.mark.parametrize("longest", [9, 70])
@@ -596,6 +605,7 @@ class TestIntegration:
             torch.testing.assert_close(after[name], weight, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.promise("Bad input of an op is an error that says what was expected and what was given")
 @pytest.mark.parametrize(
     ("a", "b", "options", "error", "message"),
     [
@@ -647,6 +657,7 @@ def test_bad_input(a, b, options, error, message):
         local_inference(a, b, **options)
 
 
+@pytest.mark.promise("Bad input of an op is an error that says what was expected and what was given")
 def test_bad_rows():
     rows, x = Rows.concatenated([2, 1], 4), torch.zeros(6, 4)
     with pytest.raises(ValueError, match="must not share rows of one tensor, but both address element 0"):

@@ -25,6 +25,7 @@ def forward_and_gradient(pool, x, *arguments, **options):
     return v.detach(), torch.autograd.grad(v, x, weight)[0]
 
 
+@pytest.mark.promise("Pooling: as exact as eager PyTorch in every dtype")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -54,6 +55,7 @@ def test_as_exact_as_eager(dtype, width, device):
     assert_as_exact_as_eager(ours, eager, exact)
 
 
+@pytest.mark.promise("Pooling: gradients are the derivatives")
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck(device):
     x = torch.randn(4, 6, 5, dtype=torch.float64, device=device, requires_grad=True)
@@ -65,6 +67,7 @@ def test_gradcheck(device):
     assert torch.autograd.gradcheck(lambda x: masked_pool(x, rows=rows.to(device), backend="cpp"), data)
 
 
+@pytest.mark.promise("Pooling: first maxima, NaN and sentences without words as its definition says")
 class TestDefinition:
     """A table small enough to check by hand."""
 
@@ -112,6 +115,7 @@ class TestDefinition:
         assert x.grad.shape == shape
 
 
+@pytest.mark.promise("Pooling: any mask, any strides, rows of any layout")
 class TestLayouts:
     @pytest.mark.parametrize("device", DEVICES)
     @pytest.mark.parametrize("width", [1, 3, 64, 600])
@@ -188,6 +192,7 @@ class TestLayouts:
         assert torch.equal(masked_pool(x, torch.tensor([1, 4, 0], dtype=dtype)), masked_pool(x, [1, 4, 0]))
 
 
+@pytest.mark.promise("Pooling: as exact as eager PyTorch in every dtype")
 @settings(max_examples=150, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=6),
@@ -212,6 +217,7 @@ def test_random_cases_in_fp64(lengths, width, extra, seed, masked):
     torch.testing.assert_close(gradient, exact_gradient, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.promise("Ops work under autograd, autocast, torch.compile and torch.func")
 class TestIntegration:
     def arguments(self, device, layout):
         x = torch.randn(4, 9, 12, device=device)
@@ -323,6 +329,7 @@ def test_which_gpus_have_a_kernel(architectures, capability, expected):
     assert can_run(tuple(architectures), capability) is expected
 
 
+@pytest.mark.promise("Bad input of an op is an error that says what was expected and what was given")
 class TestBadInput:
     @pytest.mark.parametrize(
         ("x", "options", "error", "message"),

@@ -41,6 +41,7 @@ def batch(device):
     return p.to(device), h.to(device)
 
 
+@pytest.mark.promise("ESIM: logits and gradients of the eager model, and of the paper's equations")
 def test_notebook_variant_equals_the_eager_notebook(device):
     torch.manual_seed(1)
     peer = NotebookESIM(30, 20, WORDS, LABELS).to(device).eval()
@@ -59,6 +60,7 @@ def test_notebook_variant_equals_the_eager_notebook(device):
         assert parameter.grad.abs().max() > 1e-5, f"{name} gets no gradient: nothing was compared"
 
 
+@pytest.mark.promise("ESIM: batches packed in the collate function are the same")
 class TestPackedBatches:
     """Batches that were packed where they were collated."""
 
@@ -94,6 +96,7 @@ def test_state_dicts_go_both_ways():
     ours.load_state_dict(peer.state_dict())
 
 
+@pytest.mark.promise("ESIM: logits and gradients of the eager model, and of the paper's equations")
 @pytest.mark.parametrize("variant", ["paper", "notebook"])
 def test_packed_model_equals_padded_layers(variant):
     """The packed path against the paper's equations written out, sentence by sentence, in fp64."""
@@ -115,6 +118,7 @@ def test_packed_model_equals_padded_layers(variant):
         torch.testing.assert_close(logits[i], expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.promise("ESIM: logits depend on nothing but the pair's words and their order")
 class TestInvariance:
     def test_more_padding(self, net, batch):
         p, h = batch
@@ -177,6 +181,7 @@ class TestInvariance:
         assert difference[[0, 2, 3, 4]].max() < 1e-6
 
 
+@pytest.mark.promise("ESIM: empty batches and sentences are nothing special")
 class TestEmptiness:
     def test_empty_batch(self, net):
         p, h = (torch.ones(0, length, dtype=torch.int64, device=net.device) for length in (4, 2))
@@ -200,6 +205,7 @@ class TestEmptiness:
         assert alpha.isfinite().all()
 
 
+@pytest.mark.promise("ESIM: attention maps are the softmaxes' weights, zero at padding")
 class TestAttention:
     def test_rows_of_alpha_and_columns_of_beta_sum_to_one(self, net, batch):
         p, h = batch
@@ -279,6 +285,7 @@ class TestLayers:
         assert torch.equal(esim_fast.Pooling()(p, p_mask), esim_fast.ops.masked_pool(p, [5, 2]))
 
 
+@pytest.mark.promise("ESIM: bad input is an error that says what was expected and what was given")
 class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "error", "message"),

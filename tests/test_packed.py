@@ -8,6 +8,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from esim_fast.packed import left_align, pack_pairs
 
+pytestmark = pytest.mark.promise("Packing is torch's, and gives every word its place")
+
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9)), max_size=6), seed=st.integers(0, 999))

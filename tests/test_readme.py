@@ -22,6 +22,8 @@ from sources import Coetaur0
 import esim_fast
 from esim_fast.data import read_pairs
 
+pytestmark = pytest.mark.promise("The README's commands and code run as written")
+
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 LABELS = ["entailment", "neutral", "contradiction"]

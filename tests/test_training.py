@@ -37,6 +37,7 @@ def measured(history):
     return [dataclasses.replace(metrics, seconds=0) for metrics in history]
 
 
+@pytest.mark.promise("Training: it learns, keeps the best model, and repeats itself to the bit")
 class TestRun:
     def test_it_learns_and_keeps_the_best(self, tmp_path):
         trainer = new_trainer(Recipe(epochs=12, patience=None, learning_rate=1e-2, seed=1), tmp_path)
@@ -383,6 +384,7 @@ def test_initial_weights():
     assert not projection.bias.any()
 
 
+@pytest.mark.promise("Nothing waits for a GPU in a training step")
 @pytest.mark.gpu
 def test_a_step_does_not_wait_for_the_gpu():
     net = new_model().net.to("cuda").train()
@@ -397,6 +399,7 @@ def test_a_step_does_not_wait_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.promise("Training: from any step a run goes on to the bit")
 class TestResuming:
     @pytest.mark.parametrize("options", [{}, {"averaging": 0.9, "accumulate": 2, "warm_up": 30}])
     def test_from_any_step_it_gives_the_bits_of_an_uninterrupted_run(self, tmp_path, options):

@@ -1,0 +1,141 @@
+"""``python -m tools.promises``: runs the tests and writes tests/README.md, what is promised and what holds it.
+
+A promise is the text of ``@pytest.mark.promise``. Cases are tests, or what a test tries within: hypothesis's examples,
+or what it records as ``cases``. Arguments are pytest's; ``--json FILE`` writes the figures there instead, as for the
+nightly run of the properties. What other commands found is read from tests/records.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.command import Parser, add_json, write_json
+from benchmarks.timing import environment
+
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+RECORDS = TESTS / "records"
+
+
+@dataclass
+class Promise:
+    """What was found of one promise."""
+
+    tests: Counter[str] = field(default_factory=Counter)  # by class, or function outside of one
+    outcomes: Counter[str] = field(default_factory=Counter)
+    cases: int = 0
+    reasons: set[str] = field(default_factory=set)  # for which tests were skipped
+
+    def held_by(self) -> str:
+        files: dict[str, list[str]] = {}
+        for test in self.tests:
+            file, _, name = test.partition("::")
+            files.setdefault(file, []).append(name)
+        shown = [file if len(names) > 3 else f"{file} ({', '.join(names)})" for file, names in files.items()]
+        return "; ".join(shown)
+
+    def result(self) -> str:
+        parts = [f"{count} {name}" for name, count in sorted(self.outcomes.items()) if name != "passed"]
+        reasons = f": {', '.join(sorted(self.reasons))}" if self.reasons else ""
+        state = "fails" if self.outcomes["failed"] else "holds" if self.outcomes["passed"] else "not tried"
+        return f"{state} ({', '.join(parts)}{reasons})" if parts else state
+
+
+class Ledger:
+    """A plugin of pytest that keeps account of promises, in the order in which tests come."""
+
+    def __init__(self) -> None:
+        self.promises: dict[str, Promise] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        properties = dict(report.user_properties)
+        # Nothing is said of what happens after a test, unless it goes wrong.
+        if "promise" not in properties or (report.when != "call" and report.passed):
+            return
+        promise = self.promises.setdefault(str(properties["promise"]), Promise())
+        file, *names = re.sub(r"\[.*", "", report.nodeid).split("::")
+        promise.tests[f"{Path(file).name}::{names[0]}"] += 1
+        promise.outcomes[report.outcome] += 1
+        if report.passed:
+            promise.cases += int(str(properties.get("cases", 1)))
+        elif report.skipped:
+            promise.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))  # type: ignore[index]
+
+
+def table(headings: list[str], rows: list[list[object]]) -> str:
+    lines = [headings, ["---:" if heading in ("cases", "figure") else "---" for heading in headings], *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def nightly(record: dict[str, Any]) -> str:
+    return f"{sum(row['cases'] for row in record['promises']):,} examples, {record['failed']} failures"
+
+
+def soak(record: dict[str, Any]) -> str:
+    memory = record["resident"]
+    halves = f"{memory['first half, MiB']} MiB at most in the first half, {memory['second half, MiB']} in the second"
+    return f"{record['steps']:,} training steps, {halves}"
+
+
+# What commands that take longer leave in tests/records, and how it is told.
+RUNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "properties": (
+        "python -m tools.promises --json tests/records/properties.json tests/test_properties.py "
+        "--hypothesis-profile nightly",
+        nightly,
+    ),
+    "soak": ("python -m tools.soak --json tests/records/soak.json", soak),
+}
+
+
+def longer_runs() -> Iterator[list[object]]:
+    for name, (command, told) in RUNS.items():
+        path = RECORDS / f"{name}.json"
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            yield [f"`{command}`", told(record), record["environment"]]
+
+
+def render(promises: dict[str, Promise]) -> str:
+    rows = [[text, of.held_by(), f"{of.cases:,}", of.result()] for text, of in promises.items()]
+    cases = sum(of.cases for of in promises.values())
+    return "\n".join(
+        [
+            "# What is promised, and what holds it",
+            "",
+            f"{len(promises)} promises, {cases:,} cases. Written by `python -m tools.promises`: {environment()}.",
+            "",
+            table(["promise", "held by", "cases", "result"], rows),
+            "",
+            "## Longer runs",
+            "",
+            table(["command", "found", "on"], list(longer_runs())),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = Parser(prog="python -m tools.promises", description=__doc__)
+    add_json(parser)
+    options, arguments = parser.parse_known_args()
+    ledger = Ledger()
+    code = pytest.main(arguments or [str(TESTS)], plugins=[ledger])
+    rows = [
+        {"promise": text, "held by": of.held_by(), "cases": of.cases, "result": of.result()}
+        for text, of in ledger.promises.items()
+    ]
+    failed = sum(of.outcomes["failed"] for of in ledger.promises.values())
+    write_json(parser, options.json, {"promises": rows, "failed": failed})
+    if options.json is None:
+        (TESTS / "README.md").write_text(render(ledger.promises), encoding="utf-8")
+    parser.exit(int(code))
+
+
+if __name__ == "__main__":
+    main()
