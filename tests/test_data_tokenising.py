@@ -142,9 +142,9 @@ def test_time_grows_with_the_text_and_not_faster(piece: str) -> None:
     tokenise = get_tokeniser()
 
     def seconds(count: int) -> float:
-        begin = time.perf_counter()
+        begin = time.process_time()
         tokenise(f"A man{piece * count}!")
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
     seconds(10)
     short, long = min(seconds(2_000) for _ in range(3)), seconds(32_000)

@@ -377,6 +377,8 @@ def _split(text: str, delimiter: str | None) -> list[str]:
     """The fields of a row; without a delimiter they are separated by tabs, and quotes are characters like any other."""
     if delimiter is None:
         return text.split("\t")
+    if "\0" in text:  # which Python 3.10 cannot split
+        raise BadRowError("NUL character")
     try:
         return next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:

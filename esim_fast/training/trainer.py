@@ -107,7 +107,7 @@ class OtherSettingsError(DataError):
 
 def _seed_of(seed: int, rank: int) -> int:
     """Another one for each process, and no other run's."""
-    return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Trainer:
