@@ -35,7 +35,8 @@ struct Steps {
                       values[t], ", expected positive numbers that never grow");
       size.push_back(values[t]);
       first.push_back(rows);
-      rows += values[t];
+      STD_TORCH_CHECK(!__builtin_add_overflow(rows, values[t], &rows), "esim_fast: batch_sizes[", t, "] = ", values[t],
+                      " makes more rows than can be counted");
     }
   }
   int64_t count() const { return static_cast<int64_t>(size.size()); }
@@ -224,6 +225,11 @@ void check(const Tensor& tensor, const char* name, std::initializer_list<int64_t
   STD_TORCH_CHECK(fits, "esim_fast: ", name, " must be a contiguous float32 tensor on the CPU, of the right shape");
 }
 
+int64_t hidden_size(const Tensor& weight) {
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) >= kGates, "esim_fast: recurrent weights must be [4H, H]");
+  return weight.size(0) / kGates;  // not the other size: four times that could overflow
+}
+
 template <typename F>
 void for_each_task(const Steps& steps, Task task, const F& run) {
   const int64_t threads = torch::stable::get_num_threads();
@@ -242,8 +248,7 @@ void for_each_task(const Steps& steps, Task task, const F& run) {
 std::tuple<Tensor, Tensor> bilstm_cpu(Tensor gates, Tensor gates_reverse, const Tensor& weight,
                                       const Tensor& weight_reverse, const Tensor& batch_sizes) {
   const Steps steps(batch_sizes);
-  STD_TORCH_CHECK(weight.dim() == 2, "esim_fast: recurrent weights must be [4H, H]");
-  const int64_t H = weight.size(1);
+  const int64_t H = hidden_size(weight);
   for (const Tensor* w : {&weight, &weight_reverse}) check(*w, "a recurrent weight", {kGates * H, H});
   for (const Tensor* g : {&gates, &gates_reverse}) check(*g, "a direction's gates", {steps.rows, kGates * H});
   Tensor y = torch::stable::new_empty(gates, {steps.rows, 2 * H});
@@ -265,8 +270,7 @@ std::tuple<Tensor, Tensor, Tensor> bilstm_backward_cpu(const Tensor& grad_y, con
                                                        const Tensor& weight, const Tensor& weight_reverse,
                                                        const Tensor& batch_sizes) {
   const Steps steps(batch_sizes);
-  STD_TORCH_CHECK(weight.dim() == 2, "esim_fast: recurrent weights must be [4H, H]");
-  const int64_t H = weight.size(1);
+  const int64_t H = hidden_size(weight);
   const Tensor grad = torch::stable::contiguous(grad_y);
   for (const Tensor* w : {&weight, &weight_reverse}) check(*w, "a recurrent weight", {kGates * H, H});
   for (const Tensor* g : {&gates, &gates_reverse}) check(*g, "a direction's gates", {steps.rows, kGates * H});

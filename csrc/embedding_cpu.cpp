@@ -27,6 +27,7 @@ void embedding_backward_cpu(Tensor table, const Tensor& grad_x, const Tensor& to
     STD_TORCH_CHECK(0 <= id[n] && id[n] < words, "esim_fast: tokens[", n, "] = ", id[n], " is not between 0 and ",
                     words - 1);
   }
+  if (table.numel() == 0) return;  // it may have no memory, not even for nothing
   float* const sums = table.mutable_data_ptr<float>();
   // Each word belongs to one task, which adds in the order of the tokens: the same bits with any number of threads.
   const int64_t words_per_task = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));

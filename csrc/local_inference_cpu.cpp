@@ -270,8 +270,9 @@ Tensor contiguous_gradient(const Tensor& grad_m, const Side& side) {
 // Batches may be sorted by length, so pairs are dealt out like cards: every thread gets as much to do.
 template <typename scalar_t, typename F>
 void for_each_pair(const Side& a, const Side& b, const F& f) {
+  if (a.layout.width == 0) return;
   const int64_t tokens = a.layout.tokens.max_length + b.layout.tokens.max_length, pairs = a.layout.batch;
-  const int64_t least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, tokens * a.layout.width));
+  const int64_t least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, tokens) / a.layout.width);
   const int64_t tasks = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(1, pairs / least));
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     PairOfSentences<scalar_t> pair(a, b);

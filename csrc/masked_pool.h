@@ -51,7 +51,7 @@ inline PoolGradient allocate_gradient(const Tensor& grad_v, const Tensor& argmax
                                       const std::optional<Tensor>& lengths, const std::optional<Tensor>& mask,
                                       int64_t rows) {
   STD_TORCH_CHECK(grad_v.dim() == 2 && argmax.dim() == 2 && count.dim() == 1 && rows >= 0 &&
-                      grad_v.size(1) == 2 * argmax.size(1) && grad_v.size(0) == argmax.size(0) &&
+                      grad_v.size(1) % 2 == 0 && grad_v.size(1) / 2 == argmax.size(1) && grad_v.size(0) == argmax.size(0) &&
                       count.size(0) == argmax.size(0) && argmax.scalar_type() == ScalarType::Int &&
                       count.scalar_type() == ScalarType::Int && argmax.device() == grad_v.device() &&
                       count.device() == grad_v.device(),

@@ -43,7 +43,7 @@ struct Offsets {
 
 struct Tokens {
   const int64_t* lengths;  // [B], or null: every sequence has max_length tokens
-  const bool* mask;        // [B, max_length], or null: every token below the length counts
+  const uint8_t* mask;     // boolean [B, max_length], or null: every token below the length counts
   int64_t mask_batch_stride;
   int64_t mask_time_stride;
   int64_t max_length;
@@ -55,7 +55,8 @@ struct Tokens {
     return n < 0 ? 0 : (n > max_length ? max_length : n);
   }
   ESIM_HOST_DEVICE bool unmasked(int64_t b, int64_t t) const {
-    return !mask || mask[b * mask_batch_stride + t * mask_time_stride];
+    // As bytes, of which any but 0 is true: a bool in C++ must be 0 or 1, and a view of other integers holds more.
+    return !mask || mask[b * mask_batch_stride + t * mask_time_stride] != 0;
   }
 };
 
@@ -93,6 +94,8 @@ inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_st
 
   const int64_t batch = start ? start->size(0) : padded_batch;
   const int64_t length = step ? step->size(0) : padded_length;
+  // Results are up to four times as wide.
+  STD_TORCH_CHECK(width <= INT64_MAX / 64, "esim_fast: rows of ", width, " elements are wider than supported");
   // Time steps and counts are kept in 32 bits.
   STD_TORCH_CHECK(length < INT32_MAX - 1024, "esim_fast: sentences of ", length, " tokens are longer than supported");
   STD_TORCH_CHECK(!lengths || lengths->size(0) == batch, "esim_fast: lengths must have one entry for each of the ",
@@ -107,7 +110,7 @@ inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_st
       width,
       Offsets{start ? start->const_data_ptr<int64_t>() : nullptr, step ? step->const_data_ptr<int64_t>() : nullptr,
               batch_stride, time_stride},
-      Tokens{lengths ? lengths->const_data_ptr<int64_t>() : nullptr, mask ? mask->const_data_ptr<bool>() : nullptr,
+      Tokens{lengths ? lengths->const_data_ptr<int64_t>() : nullptr, mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr,
              mask ? mask->stride(0) : 0, mask ? mask->stride(1) : 0, length},
   };
 }

@@ -196,10 +196,12 @@ ESIM_INLINE Vector<float, lanes> exponential(Vector<float, lanes> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors: n may be 128, and one factor's exponent ends at 127.
-  const I exponent = (I)rounded - 0x4B400000;
-  const I half = exponent >> 1;
-  const V scaled = p * (V)((half + 127) << 23) * (V)((exponent - half + 127) << 23);
+  // 2^n in two factors: n may be 128, and one factor's exponent ends at 127. In unsigned numbers, which may overflow:
+  // far below kLowest the bits are any, and what is made of them is not used.
+  using U = Vector<uint32_t, lanes>;
+  const I exponent = (I)((U)rounded - 0x4B400000u);
+  const U half = (U)(exponent >> 1), other_half = (U)exponent - half;
+  const V scaled = p * (V)((half + 127u) << 23) * (V)((other_half + 127u) << 23);
   return x < kLowest ? V{} : (x > kHighest ? V{} + INFINITY : scaled);
 }
 

@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from . import many_tiles, one_tile
+from .arguments import check_arguments, check_gradients
 from .tokens import Tokens
 
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on CPU tensors, in Python
@@ -141,6 +142,7 @@ def _side(x: Tensor, addresses: Sequence[Any], longest: int) -> Side:
 
 def forward(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
     """``esim_fast::local_inference_triton``: m_a and m_b."""
+    check_arguments(a, b, addresses)
     m_a, m_b = new_results(a, b, *addresses)
     aligned = [_aligned(of) for of in addresses]
     with torch.cuda.device_of(a):
@@ -151,6 +153,8 @@ def forward(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tenso
 
 def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
     """``esim_fast::local_inference_triton_backward``: the gradients of a and b."""
+    check_arguments(a, b, addresses)
+    check_gradients(grad_m_a, grad_m_b, a, b)
     grad_a, grad_b = new_gradients(grad_m_a, grad_m_b, a, b, *addresses)
     grad_m_a = grad_m_a.contiguous()
     grad_m = (grad_m_a, grad_m_a if b is None else grad_m_b.contiguous())

@@ -1,0 +1,73 @@
+"""What could make a kernel read or write outside the tensors. Operators are called directly too, and inside compiled
+graphs, without the checks that the op makes of its input; lengths need none, because the kernels clamp them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...packed import Rows
+from ..checks import check_rows
+
+LONGEST = 2**31 - 1024  # tokens of a sentence: time steps are counted in 32 bits
+WIDEST = 2**31 // 4 - 1024  # features: so are the elements of a row of results
+
+
+def check_arguments(a: Tensor, b: Tensor | None, addresses: Sequence[Any]) -> None:
+    """``addresses`` as the operators take them: start, step, lengths and mask of a, of b, and three options."""
+    *addresses, a_longest, b_longest, _ = addresses
+    if b is None and (addresses[0] is None or addresses[4] is None):
+        raise ValueError("only a row-addressed tensor can hold both sides")
+    sides = ("a", a, addresses[:4], a_longest), ("b", a if b is None else b, addresses[4:], b_longest)
+    a_pairs, b_pairs = (_check_side(*side) for side in sides)
+    if b is not None and (a.dtype, a.device, a.shape[-1]) != (b.dtype, b.device, b.shape[-1]):
+        raise ValueError("a and b must have the same dtype, device and width")
+    if a_pairs != b_pairs:
+        raise ValueError(f"a and b must hold as many sentences, got {a_pairs} and {b_pairs}")
+
+
+def check_gradients(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None) -> None:
+    for name, grad_m, x in (("a", grad_m_a, a), ("b", grad_m_b, b)):
+        if x is None:
+            continue
+        shape = (*x.shape[:-1], 4 * x.shape[-1])
+        if grad_m.shape != shape or grad_m.dtype != x.dtype or grad_m.device != x.device:
+            raise ValueError(f"grad_m_{name} must be {list(shape)} in {x.dtype} on {x.device}, as m_{name} is")
+
+
+def _check_side(name: str, x: Tensor, addresses: Sequence[Tensor | None], longest: int) -> int:
+    """The number of sentences."""
+    start, step, lengths, mask = addresses
+    row_addressed = start is not None
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} must be float32, float16 or bfloat16, got {x.dtype}")
+    if x.dim() != (2 if row_addressed else 3) or row_addressed != (step is not None):
+        raise ValueError(f"{name} must be [B, L, D], or [N, D] with start and step, got shape {list(x.shape)}")
+    for part, vector in (("start", start), ("step", step), ("lengths", lengths)):
+        if vector is None:
+            continue
+        if vector.dim() != 1 or vector.dtype != torch.int64 or vector.device != x.device or not vector.is_contiguous():
+            raise ValueError(f"{name}_{part} must be a contiguous one-dimensional int64 tensor on {x.device}")
+    if start is not None and step is not None:
+        if lengths is None or not x.is_contiguous() or not 0 <= longest <= len(step):
+            raise ValueError(
+                f"row-addressed {name} must be contiguous and have lengths, and {name}_longest = {longest} lie between "
+                f"0 and the {len(step)} entries of {name}_step"
+            )
+        pairs, length = len(start), longest
+        if x.device.type == "cpu":
+            check_rows(f"{name}_rows", Rows(start, step, lengths, longest), x)
+    else:
+        pairs, length = x.shape[0], x.shape[1]
+        if x.shape[2] > 1 and x.stride(2) != 1 and x.numel():
+            raise ValueError(f"{name} must have the D values of a token one behind the other, got {x.stride()}")
+    if length >= LONGEST or x.shape[-1] >= WIDEST:
+        raise ValueError(f"{name} has longer sentences or wider rows than supported: {length} tokens, {x.shape[-1]}")
+    if lengths is not None and len(lengths) != pairs:
+        raise ValueError(f"{name}_lengths must have one entry for each of the {pairs} sequences, got {len(lengths)}")
+    if mask is not None and not (
+        mask.shape == (pairs, length) and mask.dtype == torch.bool and mask.device == x.device and mask.is_contiguous()
+    ):
+        raise ValueError(f"{name}_mask must be a contiguous boolean tensor [{pairs}, {length}] on {x.device}")
+    return pairs
