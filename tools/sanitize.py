@@ -1,0 +1,180 @@
+"""Runs the ops' tests on an extension that AddressSanitizer and UndefinedBehaviorSanitizer watch.
+
+    python -m tools.sanitize [--quick] [--json tests/records/sanitizers.json] [pytest arguments ...]
+
+builds the extension with GCC's sanitizers in a copy of the sources, and runs the tests of the ops there: for what this
+processor has, and again for AVX2 and for neither AVX2 nor AVX-512. Before, it plants errors into csrc/ and looks that
+they are found. The exit code is 1 where a sanitizer finds something or a test fails. ``--quick`` is for every push: it
+leaves out the other processors, threads and data loaders, large addresses, and the models built from the ops.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.command import Parser, add_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("esim_fast", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+# Behind all other flags: -O3 and -g0 come from setup.py, and -fwrapv, under which no overflow is an error, from Python
+# where it was built so.
+CHECKS = "address,undefined,float-cast-overflow"
+FLAGS = (
+    *("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv", "-D_GLIBCXX_ASSERTIONS"),
+    *(f"-fsanitize={CHECKS}", f"-fno-sanitize-recover={CHECKS.removeprefix('address,')}"),
+)
+OPTIONS = {
+    # Python and torch are not instrumented, and keep what they have to the end; torch refuses tensors too large itself.
+    "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:abort_on_error=1:allocator_may_return_null=1:"
+    "detect_stack_use_after_return=1",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+}
+REPORT = re.compile(r"runtime error: .*|ERROR: AddressSanitizer: .*|Assertion '.*' failed")
+
+QUICK = ("direct_calls", "masked_pool", "local_inference", "bilstm", "packed", "layers")
+FULL = (*QUICK, "model", "threads", "memory_safety")
+OTHER_PROCESSORS = ("direct_calls", "local_inference", "bilstm")  # masked_pool asks the processor alone
+# Not for sanitizers: what starts compilers, Triton's kernels, which are not in the extension, tests that start other
+# processes to be other processors or start afresh, and 4 GiB of results.
+LEFT_OUT = ("compile", "triton", "kind_of_processor", "other_processors", "spawn", "forkserver", "written_as_a_whole")
+
+EMBEDDING = "csrc/embedding_cpu.cpp"
+PLANTED = {  # an error by what finds it, and the change of EMBEDDING that makes it
+    "AddressSanitizer: heap-buffer-overflow": ("rows + n * width", "rows + (n + 1) * width"),
+    "signed integer overflow": ("words = table.size(0);", "words = table.size(0) + 0 * (INT64_MAX - 1 + 2 * count);"),
+}
+
+
+class Run(NamedTuple):
+    """A run of tests: how many came to which end, and what sanitizers reported."""
+
+    counts: dict[str, int]
+    findings: list[str]
+    output: str
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        return not self.findings and not self.counts.keys() & {"failed", "error", "errors"} and "passed" in self.counts
+
+
+def compiler(parser: Parser) -> str:
+    """GCC: Clang's sanitizers are preloaded otherwise."""
+    name = os.environ.get("CXX") or "g++"
+    if shutil.which(name) is None:
+        parser.error(f"{name} not found: install GCC (Debian and Ubuntu: apt-get install g++) or set CXX")
+    for library in libraries(name):
+        if not Path(library).is_absolute():
+            parser.error(f"{name} has no {library}: sanitizers need GCC with its sanitizer libraries")
+    return name
+
+
+def libraries(compiler: str) -> list[str]:
+    """What must be loaded before Python: libstdc++ too, so that thrown exceptions are watched."""
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    command = [compiler, *(f"-print-file-name={name}" for name in names)]
+    found = [subprocess.run([command[0], of], capture_output=True, text=True).stdout.strip() for of in command[1:]]
+    return [path or name for path, name in zip(found, names, strict=True)]
+
+
+def build(tree: Path, compiler: str) -> float:
+    """Builds what has changed since, in place; returns the seconds that it took."""
+    wrapper = tree / "compiler"
+    wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {" ".join(FLAGS)}\n', encoding="utf-8")
+    wrapper.chmod(0o755)
+    begin = time.perf_counter()
+    environment = {**os.environ, "CXX": str(wrapper), "ESIM_FAST_CUDA": "0"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(
+        command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout[-3000:]}\nsanitize: the extension does not build")
+    return time.perf_counter() - begin
+
+
+def run_tests(
+    tree: Path, compiler: str, files: tuple[str, ...], arguments: list[str], processor: str | None = None
+) -> Run:
+    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": ":".join(libraries(compiler)), "PYTHONPATH": str(tree)}
+    if processor:
+        environment["ATEN_CPU_CAPABILITY"] = processor
+    selected = ["-m", "not interpreter and not gpu", "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
+    # Reports go past pytest, which could not show them any more.
+    command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *selected, *arguments]
+    command += [f"tests/test_{name}.py" for name in files]
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, errors="replace")
+    output = done.stdout + done.stderr
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)\b", output)}
+    if done.returncode and "failed" not in counts:  # aborted, by a sanitizer or not
+        counts["failed"] = 1
+    return Run(counts, REPORT.findall(output), output, time.perf_counter() - begin)
+
+
+def plant(tree: Path, compiler: str, wanted: str) -> None:
+    """Ends the program unless an error in the C++ is found and reported as ``wanted``."""
+    source = tree / EMBEDDING
+    original = source.read_text(encoding="utf-8")
+    right, wrong = PLANTED[wanted]
+    if original.count(right) != 1:
+        sys.exit(f"sanitize: {EMBEDDING} has no {right!r} any more, where an error is planted to see that it is found")
+    source.write_text(original.replace(right, wrong), encoding="utf-8")
+    build(tree, compiler)
+    run = run_tests(tree, compiler, ("layers",), ["-k", "opcheck_and_direct_calls"])
+    source.write_text(original, encoding="utf-8")
+    if not any(wanted in finding for finding in run.findings):
+        sys.exit(f"{run.output[-3000:]}\nsanitize: a planted error was not found: {wanted}")
+    print(f"planted and found: {wanted}", flush=True)
+
+
+def main() -> int:
+    parser = Parser(prog="python -m tools.sanitize", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="the ops' own tests, on this processor alone")
+    add_json(parser)
+    options, arguments = parser.parse_known_args()
+    cxx = compiler(parser)
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+    runs: dict[str, Run] = {}
+    planted = list(PLANTED)[: 1 if options.quick else None]
+    with tempfile.TemporaryDirectory(prefix="sanitize-") as folder:
+        tree = Path(folder)
+        for name in SOURCES:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            hidden = {"ignore": shutil.ignore_patterns("*.so", "__pycache__")} if copy is shutil.copytree else {}
+            copy(ROOT / name, tree / name, **hidden)
+        for wanted in planted:
+            plant(tree, cxx, wanted)
+        print(f"built in {build(tree, cxx):.0f} s after that, {version}, {' '.join(FLAGS)}", flush=True)
+        todo: dict[str, tuple[tuple[str, ...], str | None]] = {"this one": (QUICK if options.quick else FULL, None)}
+        if not options.quick and platform.machine() == "x86_64":
+            todo |= {name: (OTHER_PROCESSORS, name) for name in ("avx2", "default")}
+        for name, (files, processor) in todo.items():
+            runs[name] = run = run_tests(tree, cxx, files, arguments, processor)
+            counts = ", ".join(f"{count} {word}" for word, count in run.counts.items())
+            print(f"processor {name}: {counts}, {len(run.findings)} findings in {run.seconds:.0f} s", flush=True)
+            if not run.clean:
+                at = REPORT.search(run.output)
+                print(run.output[at.start() :][:4000] if at else run.output[-4000:])
+    figures: dict[str, object] = {
+        "compiler": version,
+        "flags": " ".join(FLAGS),
+        "options": OPTIONS,
+        "left_out": list(LEFT_OUT),
+        "planted_and_found": planted,
+        "findings": sum(len(run.findings) for run in runs.values()),
+        "runs": {name: {**run.counts, "seconds": round(run.seconds)} for name, run in runs.items()},
+    }
+    write_json(parser, options.json, figures)
+    return 0 if all(run.clean for run in runs.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
