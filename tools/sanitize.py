@@ -48,7 +48,7 @@ LEFT_OUT = ("compile", "triton", "kind_of_processor", "other_processors", "spawn
 EMBEDDING = "csrc/embedding_cpu.cpp"
 PLANTED = {  # an error by what finds it, and the change of EMBEDDING that makes it
     "AddressSanitizer: heap-buffer-overflow": ("rows + n * width", "rows + (n + 1) * width"),
-    "signed integer overflow": ("words = table.size(0);", "words = table.size(0) + 0 * (INT64_MAX - 1 + 2 * count);"),
+    "signed integer overflow": ("words = table.size(0);", "words = table.size(0) + (INT64_MAX + count);"),
 }
 
 

@@ -1,1 +1,2 @@
-"""Local inference in Triton: one_tile.py and many_tiles.py hold the kernels, launch.py decides how they run."""
+"""Local inference in Triton: one_tile.py and many_tiles.py hold the kernels, launch.py decides how they run, and
+arguments.py refuses what they cannot be given."""
