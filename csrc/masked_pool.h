@@ -51,10 +51,10 @@ inline PoolGradient allocate_gradient(const Tensor& grad_v, const Tensor& argmax
                                       const std::optional<Tensor>& lengths, const std::optional<Tensor>& mask,
                                       int64_t rows) {
   STD_TORCH_CHECK(grad_v.dim() == 2 && argmax.dim() == 2 && count.dim() == 1 && rows >= 0 &&
-                      grad_v.size(1) % 2 == 0 && grad_v.size(1) / 2 == argmax.size(1) && grad_v.size(0) == argmax.size(0) &&
-                      count.size(0) == argmax.size(0) && argmax.scalar_type() == ScalarType::Int &&
-                      count.scalar_type() == ScalarType::Int && argmax.device() == grad_v.device() &&
-                      count.device() == grad_v.device(),
+                      grad_v.size(1) % 2 == 0 && grad_v.size(1) / 2 == argmax.size(1) &&
+                      grad_v.size(0) == argmax.size(0) && count.size(0) == argmax.size(0) &&
+                      argmax.scalar_type() == ScalarType::Int && count.scalar_type() == ScalarType::Int &&
+                      argmax.device() == grad_v.device() && count.device() == grad_v.device(),
                   "esim_fast: masked_pool_backward needs grad_v [B, 2D], argmax [B, D] and count [B]");
   const int64_t batch = argmax.size(0), width = argmax.size(1);
   // A row that no sequence addresses gets no gradient, and no kernel visits it.

@@ -110,8 +110,9 @@ inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_st
       width,
       Offsets{start ? start->const_data_ptr<int64_t>() : nullptr, step ? step->const_data_ptr<int64_t>() : nullptr,
               batch_stride, time_stride},
-      Tokens{lengths ? lengths->const_data_ptr<int64_t>() : nullptr, mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr,
-             mask ? mask->stride(0) : 0, mask ? mask->stride(1) : 0, length},
+      Tokens{lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
+             mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr, mask ? mask->stride(0) : 0,
+             mask ? mask->stride(1) : 0, length},
   };
 }
 
