@@ -1,7 +1,6 @@
 """A trained model as people use it: raw text in, labels out."""
 
 import inspect
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from .data import Batch, DataError, EncodedPairs, Tokeniser, Vocabulary, batches, get_tokeniser
 from .data.parallel import is_wanted
+from .data.reading import reason_of
 from .data.tokenising import name_of
 from .explanation import Explanation
-from .files import first_line, replace_file, write_json
+from .files import first_line, parse_json, replace_file, write_json
 from .model import ESIM
 from .precision import autocast, check_precision
 from .state_dicts import check_entries
@@ -310,8 +310,10 @@ def _agreed_tokeniser(path: Path, trained_with: Any, given: str | Tokeniser | No
 
 def _read_json(path: Path, expected: type[Json]) -> Json:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {reason_of(error)}") from error
+    except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, expected):
         raise DataError(f"{path}: expected a JSON {'object' if expected is dict else 'array'}")
@@ -321,10 +323,16 @@ def _read_json(path: Path, expected: type[Json]) -> Json:
 def _load_weights(net: ESIM, path: Path) -> None:
     try:
         weights = safetensors.torch.load_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: {reason_of(error)}") from error
     except SafetensorError as error:
         raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
     try:
         check_entries(weights, net.state_dict())
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
+    first = next(iter(weights.values())).dtype
+    for name, tensor in weights.items():
+        if tensor.dtype != first:
+            raise DataError(f"{path}: expected tensors of one dtype, got {first} and, {name}, {tensor.dtype}")
     net.load_state_dict(weights, assign=True)

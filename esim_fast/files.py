@@ -1,9 +1,17 @@
-"""Files that are complete or not there."""
+"""Files that are complete or not there, and reading what others have written."""
 
 import json
 import os
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+_LONGEST_MESSAGE = 1000  # characters
+_DEEPEST = 100  # lists and objects within one another
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -13,6 +21,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
+        partial.unlink(missing_ok=True)  # it may be a link, to a file of somebody's
         write(partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
@@ -32,6 +41,75 @@ def write_json(path: Path, value: object) -> None:
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def parse_json(text: str) -> Any:
+    """What a text says that is JSON, and that can be written again.
+
+    Raises:
+        ValueError: it is no JSON, an object has a key twice, lists and objects are nested without end, or a string is
+            no valid Unicode.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=object_of)
+    except RecursionError as error:
+        raise ValueError(f"more than {_DEEPEST} lists and objects within one another") from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _within(outer)]
+    if level:
+        raise ValueError(f"more than {_DEEPEST} lists and objects within one another")
+    if "\\u" in text:  # half a surrogate pair
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A hook for JSON's decoder: an object, whose keys must be distinct."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+def _within(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def load_saved(file: IO[bytes]) -> Any:
+    """What ``torch.save`` wrote to a file: tensors and plain values. Nothing is executed, or said on stderr.
+
+    Raises:
+        ValueError: its parts are larger than the file, compressed or one in another.
+        Exception: whatever torch raises of a damaged file.
+    """
+    is_archive = file.read(4) == b"PK\x03\x04"
+    size = file.seek(0, os.SEEK_END)
+    if is_archive:  # of parts as they are: torch never compresses them
+        with zipfile.ZipFile(file) as archive:
+            if sum(part.file_size for part in archive.infolist()) > size:
+                raise ValueError(f"expected parts of {size} bytes at most, got more")
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def first_line(error: Exception) -> str:
     """Of an error's message, which libraries continue over many lines."""
     return str(error).partition("\n")[0]
+
+
+def one_line(message: object) -> str:
+    """A message as a line of bounded length: what it quotes of a file cannot break the line or control a terminal."""
+    text = _shortened(str(message))
+    if text.isprintable():
+        return text
+    return _shortened("".join(of if of.isprintable() else of.encode("unicode_escape").decode() for of in text))
+
+
+def _shortened(text: str) -> str:
+    """Without its middle, if it is long: a message begins with its place and ends with what is wrong there."""
+    half = _LONGEST_MESSAGE // 2
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} … {text[-half:]}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .files import one_line
 from .ops.checks import FLOATING
 
 # Ours and the notebook's                coetaur0/ESIM             AllenNLP
@@ -124,7 +125,7 @@ def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     """
     layout = LAYOUTS[source]
     for name in sorted(expected.keys() | entries.keys()):
-        theirs = layout.theirs(name)
+        theirs = one_line(layout.theirs(name))
         if name not in expected:
             raise ValueError(f"{theirs} is no part of an ESIM")
         if name not in entries:

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..classifier import CONFIG
+from ..classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
 from ..compat import checkpoints
 from ..data import DataError
+from ..data.reading import check_kind
 from ..state_dicts import LAYOUTS, recognised
 from . import options as common
 
@@ -51,7 +52,8 @@ def convert(options: argparse.Namespace) -> None:
     """Makes a model directory of a trained network of the notebook, of coetaur0/ESIM or of AllenNLP. Nothing in the
     checkpoint is executed."""
     source = Path(options.source)
-    if (output := Path(options.output)).joinpath(CONFIG).exists():
+    output = Path(options.output)
+    if any((output / name).exists() for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS)):
         raise DataError(f"{output}: already holds a model: choose another directory, or delete this one")
     weights, vocabulary, labels = source, options.vocabulary, options.labels
     if source.is_dir():  # what AllenNLP leaves of a training run, and its archives when they are unpacked
@@ -60,6 +62,8 @@ def convert(options: argparse.Namespace) -> None:
             what = "is a model already" if (source / CONFIG).exists() else "has neither best.th nor weights.th"
             raise DataError(f"{source}: expected a file, or a folder of AllenNLP's; this one {what}")
         weights = found[0]
+        for name in ("tokens.txt", "labels.txt"):
+            check_kind(source / "vocabulary" / name)
         vocabulary = vocabulary or source / "vocabulary" / "tokens.txt"
         labels = labels or checkpoints.read_words(source / "vocabulary" / "labels.txt")
     state_dict = checkpoints.read_state_dict(weights)

@@ -13,6 +13,7 @@ import torch
 
 from ..classifier import Classifier
 from ..data import TOKENISERS, BadRow, Layout, PreparedCorpus, default_cache
+from ..files import one_line
 from ..precision import PRECISIONS, check_precision
 
 _LABELS = 20  # that are named
@@ -140,7 +141,7 @@ def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
     """Labels and how often they occur, no more of them than a person reads."""
     counts = Counter(corpus.label_counts()).most_common()
     rest = counts[_LABELS:]
-    return [(label[:40], count) for label, count in counts[:_LABELS]] + (
+    return [(one_line(label[:40]), count) for label, count in counts[:_LABELS]] + (
         [(f"{len(rest):,} others", sum(count for _, count in rest))] if rest else []
     )
 
@@ -151,7 +152,8 @@ def list_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr)
+    """A line on stderr."""
+    print(one_line(message), file=sys.stderr)
 
 
 def _number(kind: Callable[[str], Any], expected: str, accept: Callable[[Any], bool]) -> Callable[[str], Any]:

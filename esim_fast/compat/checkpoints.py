@@ -3,7 +3,6 @@
 Nothing in a checkpoint is executed: what needs Python's unpickling is refused.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..data import PADDING, UNKNOWN, DataError, Tokeniser, Vocabulary
-from ..data.reading import reason_of
-from ..files import first_line
+from ..data.reading import check_kind, reason_of
+from ..files import first_line, load_saved, one_line, parse_json
 from ..model import ESIM
 from ..ops.checks import FLOATING
 from ..state_dicts import LAYOUTS, check_entries, recognised, rename
@@ -41,11 +40,13 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         DataError: the file cannot be read, holds objects of Python, or no state dict.
     """
     path = Path(path)
+    check_kind(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with open(path, "rb") as file:
+                content = load_saved(file)
     except OSError as error:
         if error.filename is None:  # in the middle of a file
             raise DataError(f"{path}: a file of torch.save that is not whole") from error
@@ -62,7 +63,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         entries: list[Any] = [content, *(content.get(name) for name in _STATES)]
         for entry in filter(_is_state_dict, entries):
-            return _unwrapped(entry)
+            found = _unwrapped(entry)
+            _check_sizes(path, found)
+            return found
     raise DataError(f"{path}: expected a state dict, or one as the entry {' or '.join(_STATES)}")
 
 
@@ -81,14 +84,14 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
             )
         text = content.decode().removeprefix("\ufeff")
         lines = (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
-        value = json.loads(text) if path.suffix == ".json" else list(lines)
+        value = parse_json(text) if path.suffix == ".json" else list(lines)
     except OSError as error:
         raise DataError(f"{path}: {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not valid UTF-8 at byte {error.start + 1}") from error
     except DataError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
     if isinstance(value, dict):
         if sorted(value.values(), key=str) != sorted(range(len(value)), key=str):
@@ -125,7 +128,8 @@ def convert(
     named = recognised(state_dict)
     if named is None:
         some = ", ".join(sorted(state_dict)[:3])
-        raise ValueError(f"expected the names of {', '.join(of.source for of in LAYOUTS.values())}, got {some}, …")
+        names = ", ".join(of.source for of in LAYOUTS.values())
+        raise ValueError(one_line(f"expected the names of {names}, got {some}, …"))
     if source not in (None, *LAYOUTS, "esim_fast"):
         raise ValueError(f"source must be one of {', '.join(map(repr, LAYOUTS))} or 'esim_fast', got {source!r}")
     entries = {name: _in_fp32(entry) for name, entry in state_dict.items()}
@@ -155,6 +159,15 @@ def _unwrapped(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while wrapper := next((of for of in _WRAPPERS if all(name.startswith(of) for name in entries)), None):
         entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
     return dict(entries)
+
+
+def _check_sizes(path: Path, entries: Mapping[str, Tensor]) -> None:
+    """A tensor may show the same numbers again and again, and be larger than any memory in a file of some bytes."""
+    for name, entry in entries.items():
+        if entry.layout != torch.strided or entry.is_meta or entry.is_nested:
+            raise DataError(f"{path}: {name} is not stored as plain numbers")
+        if entry.numel() * entry.element_size() > entry.untyped_storage().nbytes():
+            raise DataError(f"{path}: {name} has shape {list(entry.shape)}, but fewer numbers in the file")
 
 
 def _in_fp32(entry: Tensor) -> Tensor:

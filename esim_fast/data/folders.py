@@ -44,7 +44,11 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
         return CorpusFiles(*find_splits(name))
     if not os.path.isdir(name):
         raise DataError(f"{name}: no such directory")
-    files = sorted(path.name for path in Path(name).iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")
+    files = sorted(
+        path.name
+        for path in Path(name).iterdir()
+        if path.name.endswith(_ENDINGS) and path.name[0] != "." and path.is_file()
+    )
     for stems in _RELEASES:
         train, dev, test = (
             next((stem + ending for ending in _ENDINGS if stem + ending in files), None) for stem in stems

@@ -24,6 +24,8 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
+from ..files import object_of, one_line
+
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
 
 LONGEST_LINE = 1_000_000  # bytes; whatever is longer is no sentence pair and must not fill the memory
@@ -46,9 +48,15 @@ UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, thro
 class DataError(ValueError):
     """A mistake in a user's file: one line that names the file, the line in it and what was expected."""
 
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))
+
 
 class BadRowError(Exception):
-    """What is wrong with one row; whoever knows its file and line makes a DataError of it."""
+    """What is wrong with one row, in a line; whoever knows its file and line makes a DataError of it."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))
 
 
 class Pair(NamedTuple):
@@ -250,6 +258,12 @@ def bounded_lines(file: IO[bytes] | BufferedIOBase) -> Iterator[bytes]:
                 pass
         else:
             yield line
+
+
+def check_kind(path: str | os.PathLike[str]) -> None:
+    """Raises DataError for what is there and no file: a pipe in a folder of somebody's would be waited for."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{os.fspath(path)}: expected a file, got something else")
 
 
 def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> BufferedIOBase:
@@ -470,7 +484,7 @@ class JsonRows:
 
     def __call__(self, content: bytes, line: int) -> Pair:
         try:
-            record = json.loads(_decode(content))
+            record = json.loads(_decode(content), object_pairs_hook=object_of)
         except json.JSONDecodeError as error:
             raise BadRowError(f"not valid JSON at character {error.pos + 1}") from error
         except (ValueError, RecursionError) as error:  # a number with thousands of digits; nesting as deep

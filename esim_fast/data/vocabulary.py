@@ -40,7 +40,7 @@ class Vocabulary:
         self._ids = {word: index for index, word in enumerate(self.words)}
         if len(self._ids) < len(self.words):
             word, count = Counter(self.words).most_common(1)[0]
-            raise ValueError(f"expected distinct words, got {word!r} {count} times")
+            raise ValueError(f"expected distinct words, got {word[:100]!r} {count} times")
         del self._ids[UNKNOWN], self._ids[PADDING]
 
     @classmethod
@@ -80,7 +80,9 @@ class Vocabulary:
             if reason:
                 raise DataError(f"{name}:{number}: {reason}")
             if word in lines:
-                raise DataError(f"{name}:{number}: expected distinct words, got {word!r} as on line {lines[word]}")
+                raise DataError(
+                    f"{name}:{number}: expected distinct words, got {word[:100]!r} as on line {lines[word]}"
+                )
             lines[word] = number
         if len(lines) < 2:
             raise DataError(f"{name}: expected {UNKNOWN} and {PADDING} first, got {len(lines)} lines")
@@ -115,7 +117,7 @@ def _why_invalid(index: int, word: str) -> str | None:
     """What is wrong with a word at this place of the list, looked at by itself."""
     special = (UNKNOWN, PADDING)
     if index < 2 and word != special[index]:
-        return f"expected {special[index]}, got {word!r}"
+        return f"expected {special[index]}, got {word[:100]!r}"
     if not word or UNSAVABLE.search(word):
-        return f"expected a word without line breaks, got {word!r}"
+        return f"expected a word without line breaks, got {word[:100]!r}"
     return None
