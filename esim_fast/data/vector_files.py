@@ -9,9 +9,10 @@ import io
 import math
 import os
 import re
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -30,7 +31,9 @@ _BLOCK = 2**18  # bytes that are read at once, and stay in a processor's cache
 _RANGE = 2**25  # bytes of a text that a process reads; of fewer than two ranges this one does
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADER = re.compile(rb"(\d{1,18}) (\d{1,18})\s*")  # of word2vec's files: rows, and numbers in each
-_NO_NPZ = (EOFError, ValueError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# SystemError: of Python, for what numpy takes for a character and is none.
+_NO_NPZ = (EOFError, ValueError, RuntimeError, OverflowError, SystemError, zipfile.BadZipFile, zlib.error)
 
 
 def wanted_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -216,17 +219,21 @@ def _line_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
     Raises:
         BadRowError: the next line is too long, or cannot be read.
     """
-    rest = b""
+    parts: list[bytes] = []  # that are not yielded yet; put together once, however small a compressed file's are
+    size = 0
     for block in blocks:
-        block = rest + block
-        if len(block) > _LONGEST_LINE and block.find(b"\n", 0, _LONGEST_LINE + 1) < 0:
+        parts.append(block)
+        size += len(block)
+        if size <= _LONGEST_LINE and b"\n" not in block:
+            continue
+        block = b"".join(parts)
+        if size > _LONGEST_LINE and block.find(b"\n", 0, _LONGEST_LINE + 1) < 0:
             raise BadRowError(f"expected a line break within {_LONGEST_LINE} bytes, got none")
         end = block.rfind(b"\n") + 1
-        if end:
-            yield block[:end]
-        rest = block[end:]
-    if rest:
-        yield rest + b"\n"
+        yield block[:end]
+        parts, size = [block[end:]], size - end
+    if size:
+        yield b"".join(parts) + b"\n"
 
 
 def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]:
@@ -310,22 +317,25 @@ def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndar
     try:
         with zipfile.ZipFile(name) as archive:
             files = archive.namelist()
-            if not {"words.npy", "vectors.npy"} <= set(files):
+            if files.count("words.npy") != 1 or files.count("vectors.npy") != 1:
                 keys = ", ".join(file.removesuffix(".npy") for file in files)
                 raise DataError(f"{name}: expected the arrays words and vectors, got {keys or 'none'}")
+            # Those that numpy has; others expand without bounds.
+            if any(archive.getinfo(of).compress_type not in _COMPRESSIONS for of in ("words.npy", "vectors.npy")):
+                raise ValueError("not as numpy compresses")
             with archive.open("words.npy") as words_file, archive.open("vectors.npy") as vectors_file:
                 words, vectors = _StoredArray(words_file), _StoredArray(vectors_file)
                 _check_npz(words, vectors, name)
-                every_word = chain.from_iterable(block.tolist() for block in words.blocks())
-                spellings = {row: word for row, word in enumerate(every_word) if word in wanted}
-                for row, vector in enumerate(chain.from_iterable(vectors.blocks())):
-                    if row in spellings:
-                        word = spellings[row]
-                        with np.errstate(over="ignore"):
-                            vector = vector.astype(np.float32)
-                        if not np.isfinite(vector).all():
-                            raise DataError(f"{name}: expected finite numbers, got others in the vector of {word!r}")
-                        yield word, vector
+                rows: dict[str, int] = {}  # the first of each word
+                for row, word in enumerate(chain.from_iterable(block.tolist() for block in words.blocks())):
+                    if word in wanted:
+                        rows.setdefault(word, row)
+                for word, vector in zip(rows, vectors.taken(list(rows.values())), strict=True):
+                    with np.errstate(over="ignore"):
+                        vector = vector.astype(np.float32)
+                    if not np.isfinite(vector).all():
+                        raise DataError(f"{name}: expected finite numbers, got others in the vector of {word!r}")
+                    yield word, vector
     except DataError:
         raise
     except OSError as error:
@@ -341,20 +351,48 @@ class _StoredArray:
         """Read what comes before the numbers, or raise a ValueError."""
         if np.lib.format.read_magic(file) != (1, 0):  # the later ones are for arrays of records
             raise ValueError("not a plain array")
-        self.shape, self.is_fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
-        if self.dtype.hasobject or not self.dtype.itemsize:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Python 2 is no more
+                self.shape, is_fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # numpy has a parser for headers, and each of its parts raises something else
+            raise ValueError("not a plain array") from error
+        if self.dtype.hasobject or not self.dtype.itemsize or min(self.shape, default=-1) < 0:
             raise ValueError("not a plain array")
+        self.is_fortran = is_fortran and len(self.shape) > 1
         self._file = file
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all rows, some at a time, or raise a ValueError where they are not all there, or not all there is."""
         count, *others = self.shape
+        yield from self._read(count, *others)
+        self._check_end()
+
+    def taken(self, places: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield the rows at these places, which rise; raises as :meth:`blocks` does."""
+        if not self.is_fortran:
+            wanted = set(places)
+            yield from (row for place, row in enumerate(chain.from_iterable(self.blocks())) if place in wanted)
+            return
+        count, width = self.shape
+        ordered, rows = np.array(places, dtype=np.int64), np.empty((len(places), width), dtype=self.dtype)
+        for column in rows.T:
+            begin = 0
+            for block in self._read(count):
+                here = slice(*np.searchsorted(ordered, (begin, begin + len(block))))
+                column[here] = block[ordered[here] - begin]
+                begin += len(block)
+        self._check_end()
+        yield from rows
+
+    def _read(self, count: int, *others: int) -> Iterator[np.ndarray]:
         row_bytes = self.dtype.itemsize * math.prod(others)
-        at_once = max(1, count if self.is_fortran else _BLOCK // row_bytes)
+        at_once = max(1, _BLOCK // row_bytes)
         for begin in range(0, count, at_once):
             rows = min(at_once, count - begin)
-            block = np.frombuffer(self._file.read(rows * row_bytes), dtype=self.dtype)
-            yield block.reshape(rows, *others, order="F" if self.is_fortran else "C")
+            yield np.frombuffer(self._file.read(rows * row_bytes), dtype=self.dtype).reshape(rows, *others)
+
+    def _check_end(self) -> None:
         if self._file.read(1):
             raise ValueError("more than the array")
 
@@ -362,13 +400,15 @@ class _StoredArray:
 def _check_npz(words: _StoredArray, vectors: _StoredArray, name: str) -> None:
     if (
         words.dtype.kind != "U"
+        or words.dtype.itemsize > 4 * _LONGEST_WORD
         or vectors.dtype not in (np.float16, np.float32, np.float64)
         or len(vectors.shape) != 2
         or words.shape != vectors.shape[:1]
         or not 1 <= vectors.shape[1] <= _WIDEST
     ):
         raise DataError(
-            f"{name}: expected words [n] of text and vectors [n, at most {_WIDEST}] of fp16, fp32 or fp64, "
+            f"{name}: expected words [n] of text, of at most {_LONGEST_WORD} characters, "
+            f"and vectors [n, at most {_WIDEST}] of fp16, fp32 or fp64, "
             f"got words {list(words.shape)} {words.dtype} and vectors {list(vectors.shape)} {vectors.dtype}"
         )
 
