@@ -43,6 +43,7 @@ def kept(
     make: Callable[[], Arrays],
     *,
     content: str | None = None,
+    fits: Callable[[Arrays], bool] = lambda arrays: True,
 ) -> Arrays:
     """What ``make()`` returns for the file ``source`` under these options, kept in the folder ``cache``.
 
@@ -52,6 +53,7 @@ def kept(
 
     Args:
         content: what tells one content of the source from another; by default it is a file and looked at.
+        fits: whether arrays are such as ``make()`` returns: a checksum tells of damage, not of somebody else's writing.
 
     Raises:
         DataError: the source cannot be read.
@@ -64,7 +66,7 @@ def kept(
     stem = re.sub(r"\W", "-", Path(source).name.partition(".")[0], flags=re.ASCII)[:64]
     path = Path(cache) / f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.safetensors"
     key = json.dumps({"content": content or _content(source), **options}, sort_keys=True)
-    found = _read(path, key)
+    found = _read(path, key, fits)
     if found is not None:
         return found
     lock = FileLock(f"{path}.lock")
@@ -79,13 +81,15 @@ def kept(
         _log.warning("%s: cannot be written, so the next start will take as long: %s", cache, error)
         return make()
     try:
-        found = _read(path, key)  # made by another process meanwhile
-        return _make(path, key, make, None if content else source) if found is None else found
+        found = _read(path, key, fits)  # made by another process meanwhile
+        return _make(path, key, make, None if content else source, fits) if found is None else found
     finally:
         lock.release()
 
 
-def _make(path: Path, key: str, make: Callable[[], Arrays], source: str | None) -> Arrays:
+def _make(
+    path: Path, key: str, make: Callable[[], Arrays], source: str | None, fits: Callable[[Arrays], bool]
+) -> Arrays:
     arrays = make()
     if source is not None and _content(source) != json.loads(key)["content"]:
         raise DataError(f"{source}: it was changed while it was read")
@@ -94,7 +98,7 @@ def _make(path: Path, key: str, make: Callable[[], Arrays], source: str | None) 
     except (OSError, safetensors.SafetensorError) as error:
         _log.warning("%s: cannot be written, so the next start will take as long: %s", path, first_line(error))
         return arrays
-    return _read(path, key) or arrays  # from the file, their memory can be taken back when it is short
+    return _read(path, key, fits) or arrays  # from the file, their memory can be taken back when it is short
 
 
 def _content(source: str) -> str:
@@ -121,8 +125,10 @@ def _write(path: Path, key: str, arrays: Arrays) -> None:
     safetensors.torch.save_file({name: array.contiguous() for name, array in arrays.items()}, path, metadata)
 
 
-def _read(path: Path, key: str) -> Arrays | None:
+def _read(path: Path, key: str, fits: Callable[[Arrays], bool]) -> Arrays | None:
     """The arrays of a file, if it is whole and has this key."""
+    if not path.is_file():  # nobody waits for a pipe
+        return None
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -131,7 +137,7 @@ def _read(path: Path, key: str) -> Arrays | None:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, safetensors.SafetensorError):
         return None
-    return arrays if metadata.get("checksum") == _checksum(key, arrays) else None
+    return arrays if fits(arrays) and metadata.get("checksum") == _checksum(key, arrays) else None
 
 
 def _checksum(key: str, arrays: Arrays) -> str:

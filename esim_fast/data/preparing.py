@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..files import first_line
+from ..files import first_line, one_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
 from .parallel import Result, can_fork, is_wanted, map_in_processes, processors
@@ -48,6 +48,15 @@ NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
 _FORMAT = "1"  # of what is kept; anything else is made anew
 ROWS, BYTES = 2048, 2**22  # that are tokenised together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
+_DTYPES = {
+    "tokens": torch.int32,
+    "ends": torch.int64,
+    "labels": torch.int32,
+    "lines": torch.int64,
+    "words": torch.uint8,
+    "label_names": torch.uint8,
+    "bad_rows": torch.uint8,
+}
 # Tokenisers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
 _LASTING = TOKENISERS.keys() - {"nltk-punkt"}
 
@@ -205,7 +214,8 @@ def prepare(
         from .hub import fingerprint
 
         content = fingerprint(name)
-    corpus = _unpack(name, kept(cache if tokeniser_name in _LASTING else None, name, options, read, content=content))
+    place = cache if tokeniser_name in _LASTING else None
+    corpus = _unpack(name, kept(place, name, options, read, content=content, fits=_fits))
     if corpus.bad_rows and not skip_bad_rows:
         raise DataError(f"{name}:{corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}")
     usable = int(corpus.labelled.sum()) if labelled else len(corpus)
@@ -228,6 +238,35 @@ def _unpack(name: str, arrays: Arrays) -> PreparedCorpus:
         label_names=label_names,
         bad_rows=[BadRow(*row) for row in bad_rows],
     )
+
+
+def _fits(arrays: Arrays) -> bool:
+    """Whether arrays are a corpus, whose numbers lead nowhere outside it."""
+    if {name: array.dtype for name, array in arrays.items()} != _DTYPES or any(of.dim() != 1 for of in arrays.values()):
+        return False
+    try:
+        corpus = _unpack("", arrays)
+        "".join(corpus.label_names).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    ends = corpus.ends
+    return (
+        len(ends) == 2 * len(corpus)
+        and len(corpus.lines) == len(corpus)
+        and (ends[-1] if len(ends) else 0) == len(corpus.tokens)
+        and _lie_within(ends, 0, len(corpus.tokens))
+        and bool((corpus.lengths >= 0).all())
+        and _lie_within(corpus.tokens, 0, len(corpus.words) - 1)
+        and _lie_within(corpus.labels, LEFT_OUT, len(corpus.label_names) - 1)
+        and len(set(corpus.words)) == len(corpus.words)
+        and all(word and not UNSAVABLE.search(word) for word in corpus.words)
+        and isinstance(corpus.label_names, list)
+        and all(isinstance(row.line, int) and row.reason == one_line(row.reason) for row in corpus.bad_rows)
+    )
+
+
+def _lie_within(numbers: np.ndarray, least: int, most: int) -> bool:
+    return not len(numbers) or bool(least <= numbers.min() and numbers.max() <= most)
 
 
 class _Part(NamedTuple):

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import compress
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ _CASES: dict[str, Callable[[str], str]] = {  # by preference
     "capitalised": str.capitalize,
     "upper": str.upper,
 }
+
+
+_LAYOUT = {"rows": (torch.float32, 2), "found": (torch.bool, 1)}
 
 
 class PretrainedVectors(NamedTuple):
@@ -105,7 +109,15 @@ def _found_rows(path: str | os.PathLike[str], vocabulary: Vocabulary, cache: str
         "cases": ", ".join(_CASES),
         "words": hashlib.sha256("\n".join(vocabulary.words).encode()).hexdigest(),
     }
-    return kept(cache, name, options, lambda: _read_rows(name, vocabulary))
+    return kept(cache, name, options, lambda: _read_rows(name, vocabulary), fits=partial(_fit, count=len(vocabulary)))
+
+
+def _fit(arrays: Arrays, count: int) -> bool:
+    """Whether these are the rows of ``count`` words."""
+    if {name: (array.dtype, array.dim()) for name, array in arrays.items()} != _LAYOUT:
+        return False
+    rows, found = arrays["rows"], arrays["found"]
+    return len(rows) == len(found) == count and bool(rows.isfinite().all()) and (rows.shape[1] > 0 or not found.any())
 
 
 def _read_rows(name: str, vocabulary: Vocabulary) -> Arrays:
