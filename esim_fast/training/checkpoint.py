@@ -2,14 +2,17 @@
 
 import os
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..data import DataError
-from ..files import first_line, replace_file
+from ..data.reading import check_kind
+from ..files import first_line, load_saved, replace_file
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,16 @@ class Checkpoint:
         """
         try:
             for name, owner in owners.items():
-                owner.load_state_dict(self.states[name])
+                load = partial(_load_optimiser, owner) if isinstance(owner, Optimizer) else owner.load_state_dict
+                load(self.states[name])
             random = self.random[rank] if rank < len(self.random) else {}
             if "cpu" in random:
                 torch.set_rng_state(random["cpu"])
             if device.type == "cuda" and "cuda" in random:
                 torch.cuda.set_rng_state(random["cuda"], device)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # what somebody else wrote makes torch raise anything
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise DataError(f"the checkpoint does not fit this run: {reason}") from error
 
@@ -72,9 +78,10 @@ class Checkpoint:
             DataError: the file is no checkpoint.
             OSError: it cannot be opened.
         """
+        check_kind(path)
         with open(path, "rb") as file:
             try:
-                checkpoint = cls(**torch.load(file, map_location="cpu", weights_only=True))
+                checkpoint = cls(**load_saved(file))
             except MemoryError:
                 raise
             except Exception as error:  # a damaged file makes torch.load raise anything
@@ -83,6 +90,28 @@ class Checkpoint:
             if not isinstance(getattr(checkpoint, name), kind):
                 raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast: {name} is no {kind.__name__}")
         return checkpoint
+
+
+def _load_optimiser(optimiser: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Puts the averages of an AdamW back; its options stay this run's.
+
+    Torch looks at no shapes here, and its fused steps write where the parameters' shapes lead.
+    """
+    options = [{name: value for name, value in of.items() if name != "params"} for of in optimiser.param_groups]
+    optimiser.load_state_dict(state_dict)
+    for group, own in zip(optimiser.param_groups, options, strict=True):
+        group.update(own)
+        for parameter in group["params"]:
+            state = optimiser.state.get(parameter, {})
+            if state.keys() not in (set(), {"step", "exp_avg", "exp_avg_sq"}):
+                raise ValueError(f"the optimiser has {', '.join(map(repr, state))} of a parameter")
+            for name, value in state.items():
+                like = value.new_empty(()) if name == "step" else parameter
+                for what in ("dtype", "shape", "layout"):
+                    if getattr(value, what) != getattr(like, what):
+                        raise ValueError(f"{name} has the {what} {getattr(value, what)}, not {getattr(like, what)}")
+                if value.stride() != like.stride():
+                    raise ValueError(f"{name} has the strides {value.stride()}, not {like.stride()}")
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

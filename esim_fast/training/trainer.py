@@ -70,7 +70,7 @@ class Progress:
         for of in measured:
             for each in fields(of):
                 value = getattr(of, each.name)
-                if each.type in (int, float) and not (type(value) is each.type and value >= 0):
+                if each.type in (int, float) and not (type(value) is each.type and 0 <= value < 2**63):
                     raise ValueError(f"{each.name} = {value!r}")
         return progress
 
@@ -370,14 +370,19 @@ class Trainer:
             Checkpoint(self.settings, asdict(self.progress), states, random).save(self.directory.checkpoint)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for name, now in self.settings.items():
-            if checkpoint.settings.get(name) != now:
-                raise OtherSettingsError(name, checkpoint.settings.get(name), now)
         try:
+            for name, now in self.settings.items():
+                if checkpoint.settings.get(name) != now:
+                    raise OtherSettingsError(name, checkpoint.settings.get(name), now)
             self.progress = Progress.of(checkpoint.progress)
-        except (KeyError, TypeError, ValueError) as error:
+        except DataError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor
             raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast: {error}") from error
-        checkpoint.restore(self._stateful(), self.device, self.worker.rank)
+        try:
+            checkpoint.restore(self._stateful(), self.device, self.worker.rank)
+        except DataError as error:
+            raise DataError(f"{self.directory.checkpoint}: {error}") from error
         if not self.worker.leads:  # has the sums of all
             self.progress.loss_sum, self.progress.correct, self.progress.seen = 0.0, 0, 0
 
