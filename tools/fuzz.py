@@ -1,0 +1,132 @@
+"""Feeds what reads files with damaged ones, for hours if need be: atheris, guided by the branches that inputs take.
+
+    python -m tools.fuzz [--runs N | --total N] [--target NAME ...] [--seconds S] [--seed N] [--json FILE]
+
+Each target of tests/fuzz_targets.py begins with whole files and runs in a process of its own, within bounds of memory
+and of time for an input. What breaks one is left in tests/crashes/TARGET/, which tests/test_hostile_files.py runs ever
+after. The exit code is 1 if something did, 2 where atheris (a wheel for CPython 3.11: pip install atheris==3.0.0) is
+not installed.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
+# Whoever imports esim_fast first decides whether its branches are seen.
+with atheris.instrument_imports(include=["esim_fast"]) if atheris else contextlib.nullcontext():
+    from benchmarks.command import Parser, add_json, positive, write_json
+    from tests import fuzz_targets
+
+CRASHES = Path("tests/crashes")
+_MEMORY = 2048  # MiB that a process may take, PyTorch's own 400 among them
+_PATIENCE = 10  # seconds for an input
+_LONGEST = 16384  # bytes of an input
+_CRASH = ("crash-", "timeout-", "oom-")
+
+
+def main() -> int:
+    parser = Parser(prog="python -m tools.fuzz", description="Feeds what reads files with damaged ones.")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--runs", type=positive, default=300, metavar="N", help="for each target (default 300)")
+    amount.add_argument("--total", type=positive, metavar="N", help="for all targets together")
+    parser.add_argument("--target", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--seconds", type=positive, default=3600, metavar="S", help="for each target, at most")
+    parser.add_argument("--seed", type=positive, default=1, metavar="N", help="of the draws (default 1)")
+    add_json(parser)
+    options = parser.parse_args()
+    if atheris is None:
+        parser.error("needs atheris: pip install atheris==3.0.0 (CPython 3.11)")
+    chosen = options.target or list(fuzz_targets.TARGETS)
+    for name in chosen:
+        if name not in fuzz_targets.TARGETS:
+            parser.error(f"expected a target among {', '.join(fuzz_targets.TARGETS)}, got {name!r}")
+    runs = -(-options.total // len(chosen)) if options.total else options.runs
+    found = {}
+    for name in chosen:
+        figures = _fuzz(name, runs, options.seconds, options.seed)
+        found[name] = figures
+        print(", ".join(f"{figure} {value}" for figure, value in {"target": name, **figures}.items()), flush=True)
+    total, crashes = (sum(figures[of] for figures in found.values()) for of in ("runs", "crashes"))
+    print(f"{total} runs of {len(chosen)} targets, {crashes} crashes")
+    write_json(parser, options.json, {"runs": total, "crashes": crashes, "seed": options.seed, "targets": found})
+    return 1 if crashes else 0
+
+
+def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
+    """Runs one target in a child of this process, because libFuzzer ends the process that it is in."""
+    inputs = Path(tempfile.mkdtemp())
+    for number, content in enumerate(fuzz_targets.seeds(name)):
+        (inputs / f"seed-{number}").write_bytes(content)
+    pieces = inputs.with_suffix(".dict")
+    pieces.write_text("".join(f'"{_escaped(piece)}"\n' for piece in fuzz_targets.PIECES))
+    crashes = CRASHES / name
+    before = _crashes(crashes)
+    for kept in before:
+        shutil.copy(crashes / kept, inputs)
+    arguments = {
+        "runs": runs,
+        "max_total_time": seconds,
+        "seed": seed,
+        "rss_limit_mb": _MEMORY,
+        "timeout": _PATIENCE,
+        "max_len": _LONGEST,
+        "dict": pieces,
+        "artifact_prefix": f"{crashes}/",
+        "print_final_stats": 1,
+    }
+    crashes.mkdir(parents=True, exist_ok=True)
+    begin, log = time.perf_counter(), inputs.with_suffix(".log")
+    child = os.fork()
+    if not child:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        atheris.Setup(
+            ["fuzz", *(f"-{key}={value}" for key, value in arguments.items()), str(inputs)],
+            fuzz_targets.TARGETS[name],
+        )
+        atheris.Fuzz()
+        os._exit(0)
+    os.waitpid(child, 0)
+    said = log.read_text(errors="replace")
+    new = _crashes(crashes) - before
+    if new:
+        print("\n".join(line[:300] for line in said.splitlines() if not line.startswith(("#", "INFO")))[-3000:])
+    done = re.findall(r"stat::number_of_executed_units: *(\d+)", said) or re.findall(r"^#(\d+)", said, re.MULTILINE)
+    covered = re.findall(r"\bcov: (\d+)", said)
+    shutil.rmtree(inputs)
+    log.unlink()
+    pieces.unlink()
+    if not before and not new:
+        crashes.rmdir()
+    return {
+        "runs": int(done[-1]) if done else 0,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "crashes": len(new),
+        "kept": len(before),
+        "coverage": int(covered[-1]) if covered else 0,
+    }
+
+
+def _escaped(piece: str) -> str:
+    """As libFuzzer's dictionaries have it."""
+    return "".join(f"\\x{byte:02x}" for byte in piece.encode())
+
+
+def _crashes(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*") if path.name.startswith(_CRASH)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
