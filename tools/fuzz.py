@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["esim_fast"]) if atheris else contextli
     from benchmarks.command import Parser, add_json, positive, write_json
     from tests import fuzz_targets
 
-CRASHES = Path("tests/crashes")
+CRASHES = Path(__file__).parents[1] / "tests" / "crashes"
 _MEMORY = 2048  # MiB that a process may take, PyTorch's own 400 among them
 _PATIENCE = 10  # seconds for an input
 _LONGEST = 16384  # bytes of an input
@@ -64,7 +64,11 @@ def main() -> int:
 
 
 def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
-    """Runs one target in a child of this process, because libFuzzer ends the process that it is in."""
+    """Runs one target in a child of this process, because libFuzzer ends the process that it is in.
+
+    Returns:
+        runs, seconds, inputs that broke it, those of earlier times that it began with too, and branches seen.
+    """
     inputs = Path(tempfile.mkdtemp())
     for number, content in enumerate(fuzz_targets.seeds(name)):
         (inputs / f"seed-{number}").write_bytes(content)
@@ -98,10 +102,10 @@ def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
         )
         atheris.Fuzz()
         os._exit(0)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
     said = log.read_text(errors="replace")
     new = _crashes(crashes) - before
-    if new:
+    if status:
         print("\n".join(line[:300] for line in said.splitlines() if not line.startswith(("#", "INFO")))[-3000:])
     done = re.findall(r"stat::number_of_executed_units: *(\d+)", said) or re.findall(r"^#(\d+)", said, re.MULTILINE)
     covered = re.findall(r"\bcov: (\d+)", said)
@@ -113,7 +117,7 @@ def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
     return {
         "runs": int(done[-1]) if done else 0,
         "seconds": round(time.perf_counter() - begin, 1),
-        "crashes": len(new),
+        "crashes": len(new) or int(status != 0),
         "kept": len(before),
         "coverage": int(covered[-1]) if covered else 0,
     }
