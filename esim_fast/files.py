@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -66,8 +67,7 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A hook for JSON's decoder: an object, whose keys must be distinct."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise ValueError(f"the key {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is there twice")
     return found
 
 

@@ -85,6 +85,7 @@ class TestCheckpoints:
         ],
         ids=range(12),
     )
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
     def test_tensors(self, tmp_path: Path, state: dict, change: Callable[[dict], object], message: str) -> None:
         change(state)
         path = in_torch(state, tmp_path / "a.pt")

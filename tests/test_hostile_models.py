@@ -84,6 +84,10 @@ class TestModelDirectories:
             (b'{"training": ' + b"[" * 300 + b"]" * 300 + b"}", "more than 100 lists and objects within one another"),
             (b'{"model": "ESIM", "model": "ESIM"}', "the key 'model' is there twice"),
             (b'{"training": {"a": 1, "b": 1, "a": 2}}', "the key 'a' is there twice"),
+            (
+                b"{" + b"".join(b'"%d": 0,' % number for number in range(10**5)) + b'"9": 1}',
+                "the key '9' is there twice",
+            ),
             (b'{"hidden_size": ' + b"9" * 10_000 + b"}", "not valid JSON"),
         ],
         ids=repr,
