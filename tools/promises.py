@@ -82,6 +82,21 @@ def soak(record: dict[str, Any]) -> str:
     return f"{record['steps']:,} training steps, {halves}"
 
 
+def sanitizers(record: dict[str, Any]) -> str:
+    passed = sum(run["passed"] for run in record["runs"].values())
+    planted = len(record["planted_and_found"])
+    return f"{passed:,} tests of the ops, {record['findings']} findings; {planted} of {planted} planted errors found"
+
+
+def fuzzing(record: dict[str, Any]) -> str:
+    return f"{record['runs']:,} inputs to {len(record['targets'])} readers, {record['crashes']} crashes"
+
+
+def mutation(record: dict[str, Any]) -> str:
+    drawn = f"{record['tried']} of {record['population']:,} possible defects in the ops put in"
+    return f"{drawn}, {record['caught']} caught ({record['share']:.0%})"
+
+
 # What commands that take longer leave in tests/records, and how it is told.
 RUNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "properties": (
@@ -89,16 +104,28 @@ RUNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
         "--hypothesis-profile nightly",
         nightly,
     ),
+    "mutation": ("python -m tools.mutate --json tests/records/mutation.json", mutation),
+    "sanitizers": ("python -m tools.sanitize --json tests/records/sanitizers.json", sanitizers),
+    "fuzzing": ("python -m tools.fuzz --total 100000 --json tests/records/fuzzing.json", fuzzing),
     "soak": ("python -m tools.soak --json tests/records/soak.json", soak),
 }
 
 
+def read(name: str) -> dict[str, Any] | None:
+    path = RECORDS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def longer_runs() -> Iterator[list[object]]:
     for name, (command, told) in RUNS.items():
-        path = RECORDS / f"{name}.json"
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
+        if record := read(name):
             yield [f"`{command}`", told(record), record["environment"]]
+
+
+def survivors() -> Iterator[list[object]]:
+    for of in (read("mutation") or {"survivors": []})["survivors"]:
+        before, after = (f"`{code}`" for code in of["change"].split(" -> ", 1))
+        yield [of["place"], before, after, of["reason"]]
 
 
 def render(promises: dict[str, Promise]) -> str:
@@ -115,6 +142,10 @@ def render(promises: dict[str, Promise]) -> str:
             "## Longer runs",
             "",
             table(["command", "found", "on"], list(longer_runs())),
+            "",
+            "## Defects that no test noticed",
+            "",
+            table(["place", "instead of", "put in", "why that is harmless"], list(survivors())),
             "",
         ]
     )
