@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import tests.conftest  # noqa: F401 (before esim_fast is imported: it says whether Triton's kernels are interpreted)
 from benchmarks.command import Parser, add_json, write_json
 from benchmarks.timing import environment
 
