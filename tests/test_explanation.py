@@ -93,7 +93,7 @@ class TestPicture:
             return draw(text, *arguments, **options)
 
         with mock.patch.object(Text, "draw", noticed), warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", UserWarning)  # such as that of a missing glyph
             explanation.save(path)
         assert path.read_bytes().startswith(b"\x89PNG")
         return drawn
