@@ -1,11 +1,13 @@
 """Readers that go away, writers that die, workers that are killed: what was complete stays, nobody waits for ever."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,15 +45,21 @@ def pairs(tmp_path):
     return path
 
 
+@contextlib.contextmanager
 def start(*command, script=None, **options):
-    """``esim-fast`` in a process group of its own."""
+    """``esim-fast`` in a process group of its own, which is killed when it takes too long."""
     program = ["-m", "esim_fast"] if script is None else ["-c", script]
     paths = [str(TESTS), str(Path(esim_fast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(
-        [sys.executable, *program, *map(str, command)], env=environment, start_new_session=True, text=True, **pipes
-    )
+    command = [sys.executable, *program, *map(str, command)]
+    with subprocess.Popen(command, env=environment, start_new_session=True, text=True, **pipes) as process:
+        watchdog = threading.Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+        watchdog.start()
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
 
 
 def children(pid):
@@ -103,7 +111,7 @@ class TestPredict:
 
     def test_whoever_writes_dies_within_a_row(self, model):
         with start("predict", model, "-", stdin=subprocess.PIPE) as process:
-            stdout, stderr = process.communicate("a b\tb a\nc d\td c\na b c", timeout=SECONDS)
+            stdout, stderr = process.communicate("a b\tb a\nc d\td c\na b c")
         assert [json.loads(line)["line"] for line in stdout.splitlines()] == [1, 2]
         assert stderr == "stdin:3: expected 2 columns, got 1\nstdin: 1 bad row left out\n"
         assert process.returncode == 0
@@ -149,7 +157,7 @@ class TestTrain:
             wait_for((directory / "checkpoint" / "last.pt").exists)
             corpus.unlink()
             shutil.rmtree(cache)
-            _, stderr = process.communicate(timeout=SECONDS)
+            _, stderr = process.communicate()
         assert process.returncode == 0, stderr
         assert "Traceback" not in stderr
         Classifier.from_pretrained(directory)
@@ -160,9 +168,9 @@ class TestTrain:
         with train(corpus, directory, "--epochs", 2, stderr=subprocess.STDOUT) as process:
             process.stdout.readline()
             process.stdout.close()
-            process.wait(SECONDS)
+            process.wait()
         with train(corpus, directory, "--epochs", 2, "--resume") as process:
-            _, stderr = process.communicate(timeout=SECONDS)
+            _, stderr = process.communicate()
         assert process.returncode == 0, stderr
         Classifier.from_pretrained(directory)
 
@@ -175,10 +183,10 @@ class TestTrain:
         with start(*command, "--epochs", 50, script=script) as process:
             wait_for((directory / "checkpoint" / "last.pt").exists)
             os.kill(children(process.pid)[-1], signal.SIGKILL)
-            process.communicate(timeout=SECONDS)
+            process.communicate()
         assert process.returncode != 0
         assert_nobody_is_left(process)
         with start(*command, "--epochs", 1, "--resume", script=script) as process:
-            _, stderr = process.communicate(timeout=SECONDS)
+            _, stderr = process.communicate()
         assert process.returncode == 0, stderr
         Classifier.from_pretrained(directory)
