@@ -2,6 +2,9 @@
 
 import json
 import os
+import pickle
+import pickletools
+import re
 import warnings
 import zipfile
 from collections import Counter
@@ -13,6 +16,8 @@ import torch
 
 _LONGEST_MESSAGE = 1000  # characters
 _DEEPEST = 100  # lists and objects within one another
+# Control characters, line ends, half surrogate pairs, and what turns the direction of writing.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -82,6 +87,7 @@ def load_saved(file: IO[bytes]) -> Any:
 
     Raises:
         ValueError: its parts are larger than the file, compressed or one in another.
+        UnpicklingError: it holds objects of Python, or a bytearray, which would be as large as it says.
         Exception: whatever torch raises of a damaged file.
     """
     is_archive = file.read(4) == b"PK\x03\x04"
@@ -90,10 +96,30 @@ def load_saved(file: IO[bytes]) -> Any:
         with zipfile.ZipFile(file) as archive:
             if sum(part.file_size for part in archive.infolist()) > size:
                 raise ValueError(f"expected parts of {size} bytes at most, got more")
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    _check_pickle(archive.open(name))
+    else:  # three small pickles and the one that matters
+        file.seek(0)
+        for _ in range(4):
+            _check_pickle(file)
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_pickle(stream: IO[bytes]) -> None:
+    """Of what torch makes without executing anything, a bytearray alone takes memory that no file has to hold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asks = (name.name == "GLOBAL" and str(of).endswith(" bytearray") for name, of, _ in pickletools.genops(stream))
+        try:
+            found = any(asks)
+        except ValueError:  # it is damaged: torch stops there, too, and says so
+            return
+    if found:
+        raise pickle.UnpicklingError("expected tensors and plain values, got a bytearray")
 
 
 def first_line(error: Exception) -> str:
@@ -106,7 +132,7 @@ def one_line(message: object) -> str:
     text = _shortened(str(message))
     if text.isprintable():
         return text
-    return _shortened("".join(of if of.isprintable() else of.encode("unicode_escape").decode() for of in text))
+    return _shortened(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
 
 
 def _shortened(text: str) -> str:

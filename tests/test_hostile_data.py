@@ -142,11 +142,6 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            (
-                "a.jsonl",
-                b'{"premise": "a", "hypothesis": "b", "label": "c", "label": "d"}\n',
-                "key 'label' is there twice",
-            ),
             ("a.jsonl", b"[" * 900_000 + b"\n", "not valid JSON"),
             ("a.jsonl", b'{"a\\nb\\u001b": 1}\n', r"got a\nb\x1b"),
             ("a.jsonl", json.dumps({"x" * 900_000: 1}).encode(), "expected a key"),

@@ -378,7 +378,7 @@ def test_initial_weights():
             bias = getattr(lstm, f"bias_ih_l0{direction}") + getattr(lstm, f"bias_hh_l0{direction}")
             assert bias.tolist() == [0.0] * 24 + [2.0] * 24 + [0.0] * 48
             bound = math.sqrt(6 / (lstm.input_size + 24))
-            assert 0.9 * bound < getattr(lstm, f"weight_ih_l0{direction}").abs().max().item() <= bound
+            assert 0.9 * bound < getattr(lstm, f"weight_ih_l0{direction}").detach().abs().max() <= bound
     projection = net.infercomposition.composition.F
     assert float(projection.weight.abs().max()) <= math.sqrt(6 / (projection.in_features + projection.out_features))
     assert not projection.bias.any()

@@ -4,7 +4,7 @@
 
 Each target of tests/fuzz_targets.py begins with whole files and runs in a process of its own, within bounds of memory
 and of time for an input. What breaks one is left in tests/crashes/TARGET/, which tests/test_hostile_files.py runs ever
-after. The exit code is 1 if something did, 2 where atheris (a wheel for CPython 3.11: pip install atheris==3.0.0) is
+after. The exit code is 1 if something did, 2 where atheris (pip install 'atheris>=2.3,<4') is
 not installed.
 """
 
@@ -46,7 +46,7 @@ def main() -> int:
     add_json(parser)
     options = parser.parse_args()
     if atheris is None:
-        parser.error("needs atheris: pip install atheris==3.0.0 (CPython 3.11)")
+        parser.error("needs atheris: pip install 'atheris>=2.3,<4'")
     chosen = options.target or list(fuzz_targets.TARGETS)
     for name in chosen:
         if name not in fuzz_targets.TARGETS:

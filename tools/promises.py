@@ -1,8 +1,9 @@
 """``python -m tools.promises``: runs the tests and writes tests/README.md, what is promised and what holds it.
 
 A promise is the text of ``@pytest.mark.promise``. Cases are tests, or what a test tries within: hypothesis's examples,
-or what it records as ``cases``. Arguments are pytest's; ``--json FILE`` writes the figures there instead, as for the
-nightly run of the properties. What other commands found is read from tests/records.
+or what it records as ``cases``. Arguments are pytest's; where they choose tests, nothing is written, but with ``--json
+FILE`` the figures of these, as for the nightly run of the properties. What other commands found is read from
+tests/records.
 """
 
 import json
@@ -157,14 +158,15 @@ def main() -> None:
     add_json(parser)
     options, arguments = parser.parse_known_args()
     ledger = Ledger()
-    code = pytest.main(arguments or [str(TESTS)], plugins=[ledger])
+    some = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+    code = pytest.main(arguments if some else [*arguments, str(TESTS)], plugins=[ledger])
     rows = [
         {"promise": text, "held by": of.held_by(), "cases": of.cases, "result": of.result()}
         for text, of in ledger.promises.items()
     ]
     failed = sum(of.outcomes["failed"] for of in ledger.promises.values())
     write_json(parser, options.json, {"promises": rows, "failed": failed})
-    if options.json is None:
+    if not some and code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         (TESTS / "README.md").write_text(render(ledger.promises), encoding="utf-8")
     parser.exit(int(code))
 

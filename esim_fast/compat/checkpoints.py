@@ -23,6 +23,7 @@ from ..ops.checks import FLOATING
 from ..state_dicts import LAYOUTS, check_entries, recognised, rename
 
 _STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
+_TIED = 4  # names that numbers may have, as tied weights do
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
 # The unknown word and the padding, as each source calls them, and as others do.
 _SPECIAL = {
@@ -162,12 +163,17 @@ def _unwrapped(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_sizes(path: Path, entries: Mapping[str, Tensor]) -> None:
-    """A tensor may show the same numbers again and again, and be larger than any memory in a file of some bytes."""
+    """Tensors may show the same numbers again and again, and be larger than any memory in a file of some bytes."""
+    shown, stored = 0, {}
     for name, entry in entries.items():
         if entry.layout != torch.strided or entry.is_meta or entry.is_nested:
             raise DataError(f"{path}: {name} is not stored as plain numbers")
         if entry.numel() * entry.element_size() > entry.untyped_storage().nbytes():
             raise DataError(f"{path}: {name} has shape {list(entry.shape)}, but fewer numbers in the file")
+        shown += entry.numel() * entry.element_size()
+        stored[entry.untyped_storage().data_ptr()] = entry.untyped_storage().nbytes()
+    if shown > _TIED * sum(stored.values()):
+        raise DataError(f"{path}: expected tensors with numbers of their own, got the same ones under many names")
 
 
 def _in_fp32(entry: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
-from ..files import object_of, one_line
+from ..files import one_line
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
 
@@ -484,7 +484,7 @@ class JsonRows:
 
     def __call__(self, content: bytes, line: int) -> Pair:
         try:
-            record = json.loads(_decode(content), object_pairs_hook=object_of)
+            record = json.loads(_decode(content))
         except json.JSONDecodeError as error:
             raise BadRowError(f"not valid JSON at character {error.pos + 1}") from error
         except (ValueError, RecursionError) as error:  # a number with thousands of digits; nesting as deep
