@@ -380,7 +380,7 @@ def test_initial_weights():
             bound = math.sqrt(6 / (lstm.input_size + 24))
             assert 0.9 * bound < getattr(lstm, f"weight_ih_l0{direction}").detach().abs().max() <= bound
     projection = net.infercomposition.composition.F
-    assert float(projection.weight.abs().max()) <= math.sqrt(6 / (projection.in_features + projection.out_features))
+    assert projection.weight.detach().abs().max() <= math.sqrt(6 / (projection.in_features + projection.out_features))
     assert not projection.bias.any()
 
 
