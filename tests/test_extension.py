@@ -1,6 +1,9 @@
 """The compiled extension: what it says of itself, and that it is the one that runs."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -28,3 +31,26 @@ def test_the_kernel_is_the_default():
     with torch.profiler.profile() as profile:
         esim_fast.ops.masked_pool(torch.zeros(1, 2, 3))
     assert "esim_fast::masked_pool" in {event.name for event in profile.events()}
+
+
+@pytest.mark.promise("backend= runs what it names, and None the kernels where there are any")
+@pytest.mark.parametrize(("backend", "kernel"), [(None, True), ("cpp", True), ("reference", False)])
+def test_the_backend_is_the_one_asked_for(backend, kernel):
+    x = torch.zeros(1, 2, 3, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        esim_fast.ops.masked_pool(x, backend=backend).sum().backward()
+        m_a, m_b = esim_fast.ops.local_inference(x, x.detach(), backend=backend)
+        (m_a.sum() + m_b.sum()).backward()
+    ours = {event.name for event in profile.events() if event.name.startswith("esim_fast::")}
+    names = {f"esim_fast::{op}{of}" for op in ("masked_pool", "local_inference") for of in ("", "_backward")}
+    assert ours == (names if kernel else set())
+
+
+@pytest.mark.promise("without Triton's interpreter, and without a GPU, Triton is not imported")
+def test_without_triton():
+    program = "import sys, esim_fast; op = sys.modules['esim_fast.ops.local_inference']; "
+    program += "print('triton' in sys.modules, op.launch)"
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert torch.version.cuda or run.stdout.split() == ["False", "None"]

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
 
+from esim_fast import ops
 from esim_fast.layers import Dropout, Embedding, Linear
 from esim_fast.ops.products import product
 
@@ -122,6 +124,16 @@ class TestElsewhere:
         words = Embedding(9, 4)
         tokens = torch.tensor([[1, 2], [3, 4]])
         torch.testing.assert_close(torch.func.vmap(words)(tokens), words.weight[tokens])
+
+    @pytest.mark.promise("forward-mode differentiation is right, or refused where an op has none; never ignored")
+    def test_forward_mode_without_torch_func(self):
+        layer, x, towards = Linear(6, 5), torch.randn(8, 6), torch.randn(8, 6)
+        with forward_ad.dual_level(), torch.no_grad():
+            result = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, towards)))
+            torch.testing.assert_close(result.tangent, towards @ layer.weight.t())
+            a, b = forward_ad.make_dual(torch.randn(1, 3, 6), torch.randn(1, 3, 6)), torch.randn(1, 2, 6)
+            with pytest.raises(RuntimeError, match=r"jvp|forward"):
+                ops.local_inference(a, b)
 
     def test_a_linear_layer_without_bias(self):
         layer, x = Linear(6, 5, bias=False), torch.randn(8, 6, requires_grad=True)

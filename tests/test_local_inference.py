@@ -122,6 +122,7 @@ class TestKernels:
             ([(5, 6)], 2048),
             ([(82, 62), (60, 3)], 72),  # SNLI's longest
             ([(205, 1), (40, 64)], 24),
+            ([(66, 20)], 300),  # several tiles by several blocks of features
             ([(1100, 7), (0, 4), (3, 0)], 5),
         ],
         ids=str,

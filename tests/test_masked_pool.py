@@ -55,6 +55,16 @@ def test_as_exact_as_eager(dtype, width, device):
     assert_as_exact_as_eager(ours, eager, exact)
 
 
+@pytest.mark.promise("averages of thousands of tokens are sums of sums, off by far less than one sum would be")
+def test_rounding_grows_slowly():
+    """Sums of 16 rows, then of those sums: 16 + n/16 roundings one behind the other, and not n."""
+    n, value = 16384, torch.tensor(0.1)
+    average = float(masked_pool(value.expand(1, n, 3), backend="cpp")[0, 0])
+    error, half = abs(average / float(value) - 1), torch.finfo(torch.float32).eps / 2
+    one_sum = float(value.expand(n).numpy().cumsum(dtype="float32")[-1]) / n
+    assert error <= (16 + n / 16) * half < abs(one_sum / float(value) - 1)
+
+
 @pytest.mark.promise("Pooling: gradients are the derivatives")
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck(device):

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from esim_fast import Rows
+from esim_fast.ops import local_inference, masked_pool
 from esim_fast.packed import left_align, pack_pairs
 
 pytestmark = pytest.mark.promise("Packing is torch's, and gives every word its place")
@@ -79,3 +81,61 @@ def test_left_align():
     aligned, lengths = left_align(ids, None, None)
     assert aligned is ids
     assert lengths.tolist() == [4, 4, 4, 4]
+
+
+def some_pairs():
+    ids = torch.arange(2, 26).view(4, 6)
+    return pack_pairs(ids, ids[:, :5], torch.tensor([6, 0, 3, 1]), torch.tensor([2, 5, 0, 1]))
+
+
+@pytest.mark.promise("rows moved to another device address the same tokens")
+def test_moving_changes_nothing():
+    pairs = some_pairs()
+    for whole in (pairs, pairs.to("cpu")):
+        for of in (whole.rows(3), [rows.to("cpu") for rows in pairs.rows(3)]):
+            for rows, expected in zip(of, pairs.rows(3), strict=True):
+                for name in ("start", "step", "lengths"):
+                    assert torch.equal(getattr(rows, name), getattr(expected, name))
+                assert (rows.max_length, rows.tokens) == (expected.max_length, expected.tokens)
+    assert pairs.to("meta").tokens.is_meta
+    assert pairs.to("meta").addresses.is_meta
+
+
+@pytest.mark.promise("what packed pairs say of their own rows is what looking through them finds")
+@pytest.mark.parametrize("width", [1, 4])
+def test_known_rows_are_as_found(width):
+    rows = some_pairs().rows(width)
+    for of in rows:
+        assert of.known
+        found = Rows(of.start, of.step, of.lengths, of.max_length, of.tokens)
+        assert not found.known
+        assert of.extent.lowest <= found.extent.lowest <= found.extent.highest <= of.extent.highest
+        assert found.extent.divisor % of.extent.divisor == 0
+        assert of.extent.distinct
+        assert found.extent.distinct
+    found = Rows(rows.all.start, rows.all.step, rows.all.lengths, rows.all.max_length)
+    assert rows.all.extent[:2] == found.extent[:2] == (0, (rows.all.tokens - 1) * width)
+    assert rows.premises.is_apart_from(rows.hypotheses)
+    assert not rows.premises.is_apart_from(rows.all)
+    nothing = torch.zeros(2, dtype=torch.int64)
+    assert all(of.extent is None for of in pack_pairs(torch.ones(2, 3), torch.ones(2, 3), nothing, nothing).rows(4))
+
+
+@pytest.mark.promise("each part of packed addresses begins at an even place, as aligned loads want it")
+@pytest.mark.parametrize("longest", [4, 5])
+def test_parts_of_addresses_are_aligned(longest):
+    ids = torch.arange(2, 2 + 3 * longest).view(3, longest)
+    pairs = pack_pairs(ids, ids, torch.tensor([1, longest, 2]), torch.tensor([0, 2, 1]))
+    assert len(pairs.first_row) == longest
+    for part in (pairs.rank, pairs.first_row, pairs.lengths):
+        assert (part.storage_offset() - pairs.addresses.storage_offset()) % 2 == 0
+    assert pairs.lengths.tolist() == [1, longest, 2, 0, 2, 1]
+
+
+@pytest.mark.promise("no sentences at all are no mistake, however their lengths are given")
+@pytest.mark.parametrize("lengths", [[], torch.zeros(0, dtype=torch.int32), None], ids=["list", "tensor", "none"])
+def test_lengths_of_no_sentences(lengths):
+    x = torch.zeros(0, 3, 4)
+    assert masked_pool(x, lengths).shape == (0, 8)
+    assert [m.shape for m in local_inference(x, x[:, :2], lengths, lengths)] == [(0, 3, 16), (0, 2, 16)]
+    assert len(pack_pairs(x[..., 0].long(), x[..., 0].long(), *[torch.zeros(0, dtype=torch.int64)] * 2)) == 0

@@ -38,7 +38,7 @@ OPTIONS = {
 }
 REPORT = re.compile(r"runtime error: .*|ERROR: AddressSanitizer: .*|Assertion '.*' failed")
 
-QUICK = ("direct_calls", "masked_pool", "local_inference", "bilstm", "packed", "layers")
+QUICK = ("direct_calls", "operators", "row_addresses", "masked_pool", "local_inference", "bilstm", "packed", "layers")
 FULL = (*QUICK, "model", "threads", "memory_safety")
 OTHER_PROCESSORS = ("direct_calls", "local_inference", "bilstm")  # masked_pool asks the processor alone
 # Not for sanitizers: what starts compilers, Triton's kernels, which are not in the extension, tests that start other
