@@ -106,7 +106,7 @@ RUNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
         "--hypothesis-profile nightly",
         nightly,
     ),
-    "mutation": ("python -m tools.mutate --json tests/records/mutation.json", mutation),
+    "mutation": ("python -m tools.mutate --sample 200 --json tests/records/mutation.json", mutation),
     "sanitizers": ("python -m tools.sanitize --json tests/records/sanitizers.json", sanitizers),
     "fuzzing": ("python -m tools.fuzz --total 100000 --json tests/records/fuzzing.json", fuzzing),
     "soak": ("python -m tools.soak --json tests/records/soak.json", soak),
