@@ -122,7 +122,7 @@ class TestKernels:
             ([(5, 6)], 2048),
             ([(82, 62), (60, 3)], 72),  # SNLI's longest
             ([(205, 1), (40, 64)], 24),
-            ([(66, 20)], 300),  # several tiles by several blocks of features
+            ([(113, 3)], 400),  # tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass
             ([(1100, 7), (0, 4), (3, 0)], 5),
         ],
         ids=str,

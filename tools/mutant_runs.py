@@ -38,7 +38,7 @@ _OF_MODEL = [
 ]
 _ONE_TILE = f"'{_SIZES}[[(14, 8), (3, 12), (16, 16)]-600-triton-interpreted]'"
 _MANY_TILES = f"'{_SIZES}[[(205, 1), (40, 64)]-24-triton-interpreted]'"
-_MANY_BLOCKS = f"'{_SIZES}[[(66, 20)]-300-triton-interpreted]'"
+_MANY_BLOCKS = f"'{_SIZES}[[(113, 3)]-400-triton-interpreted]'"
 _QUICK = "same_bits or strides or TestNothing or beyond or nan_and or one_of_two or penalty"
 # Not all of the interpreter's: it takes minutes.
 _OF_TRITON = ["tests/test_row_addresses.py -k triton", f"{_LOCAL} -k 'interpreted and ({_QUICK})'"]
@@ -169,8 +169,8 @@ class Copy:
             return f"took more than {limit:.0f} s: {stage}"
         if process.exitcode == 0:
             return None
-        output = log.read_text(encoding="utf-8", errors="replace")
-        named = [line.split(" - ")[0] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        named = [line.split(" - ")[0] for line in lines if line.startswith(("FAILED tests", "ERROR tests"))]
         return named[0] if named else f"exit code {process.exitcode}: {stage}"
 
     def check_unchanged(self, file: str) -> None:
