@@ -1,6 +1,7 @@
 """The ops on any number of threads, from several threads at once, and in the workers of a data loader."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,5 +106,11 @@ def test_workers_of_a_data_loader(method):
     script = Path(__file__).with_name("ops_in_workers.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(script), method]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.stdout == "same bits\n", done.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+            raise
+    assert stdout == "same bits\n", stderr
