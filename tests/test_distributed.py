@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,9 @@ class TestCommand:
             text=True,
         )
         assert alone.returncode == 0, alone.stderr
-        assert several.stdout.splitlines()[1] == alone.stdout.splitlines()[1]  # test accuracy
+        # Gloo says something among it, with torch 2.10.
+        accuracies = [re.findall("^test accuracy .*", run.stdout, re.M) for run in (several, alone)]
+        assert accuracies[0] == accuracies[1] != []
         weights, expected = (
             safetensors.torch.load_file(tmp_path / run / "model.safetensors") for run in ("two", "one")
         )
