@@ -131,7 +131,9 @@ def survivors() -> Iterator[list[object]]:
 
 
 def render(promises: dict[str, Promise]) -> str:
-    rows = [[text[0].upper() + text[1:], of.held_by(), f"{of.cases:,}", of.result()] for text, of in promises.items()]
+    rows = sorted(
+        [text[0].upper() + text[1:], of.held_by(), f"{of.cases:,}", of.result()] for text, of in promises.items()
+    )
     cases = sum(of.cases for of in promises.values())
     return "\n".join(
         [
