@@ -55,7 +55,7 @@ def parse_json(text: str) -> Any:
             no valid Unicode.
     """
     try:
-        value = json.loads(text, object_pairs_hook=object_of)
+        value = json.loads(text, object_pairs_hook=_object_of)
     except RecursionError as error:
         raise ValueError(f"more than {_DEEPEST} lists and objects within one another") from error
     level = [value]
@@ -68,7 +68,7 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A hook for JSON's decoder: an object, whose keys must be distinct."""
     found = dict(pairs)
     if len(found) < len(pairs):

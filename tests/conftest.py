@@ -40,6 +40,15 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def bomb(tmp_path: Path) -> Iterator[bytes]:
+    """A pickle that must not be loaded, and was not."""
+    from hostile import in_disguise  # it imports esim_fast, and other tests have no use for it
+
+    with in_disguise(tmp_path) as content:
+        yield content
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {"gpu": None if torch.cuda.is_available() else "no NVIDIA GPU here", "interpreter": no_interpreter()}
     for item in items:

@@ -4,23 +4,17 @@ import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fuzz_targets import WORDS
-from hostile import DEEP, in_disguise, in_torch, refused, write_zip
+from hostile import DEEP, in_torch, refused, write_zip
 
 from esim_fast import ESIM
 from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
 from esim_fast.training.checkpoint import Checkpoint
-
-
-@pytest.fixture
-def bomb(tmp_path: Path) -> Iterator[bytes]:
-    with in_disguise(tmp_path) as content:
-        yield content
 
 
 class TestCheckpoints:

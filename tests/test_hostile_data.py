@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 from fuzz_targets import ROWS, WORDS
 from hostile import (
-    in_disguise,
     in_npy,
     in_safetensors,
     refused,
@@ -26,12 +25,6 @@ from hostile import (
 from esim_fast.data import BadRow, DataError, Vocabulary, load_vectors, prepare, read_pairs
 from esim_fast.data.cache import _checksum
 from esim_fast.data.folders import find_corpus
-
-
-@pytest.fixture
-def bomb(tmp_path: Path) -> Iterator[bytes]:
-    with in_disguise(tmp_path) as content:
-        yield content
 
 
 class TestVectors:

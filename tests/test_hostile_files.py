@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import fuzz_targets
 import pytest
 import torch
 from fuzz_targets import TARGETS, Marker, refusals
-from hostile import DEEP, PARTS, in_disguise, in_npy, in_torch, save_model, unchanged, write_zip
+from hostile import DEEP, PARTS, in_npy, in_torch, save_model, unchanged, write_zip
 
 from esim_fast.classifier import CONFIG, WEIGHTS
 from esim_fast.cli import main
@@ -28,12 +28,6 @@ from esim_fast.files import one_line
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save_model(tmp_path)
-
-
-@pytest.fixture
-def bomb(tmp_path: Path) -> Iterator[bytes]:
-    with in_disguise(tmp_path) as content:
-        yield content
 
 
 CRASHES = Path(__file__).parent / "crashes"

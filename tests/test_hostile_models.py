@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ import torch
 from hostile import (
     DEEP,
     PARTS,
-    in_disguise,
     in_safetensors,
     load,
     refused,
@@ -28,12 +27,6 @@ from esim_fast.files import replace_file
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save_model(tmp_path)
-
-
-@pytest.fixture
-def bomb(tmp_path: Path) -> Iterator[bytes]:
-    with in_disguise(tmp_path) as content:
-        yield content
 
 
 class TestModelDirectories:
