@@ -207,6 +207,50 @@ def multiplied_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return weights / (weights.sum(-1, keepdim=True) + 1e-13)
 
 
+class TurnedBiLSTM(nn.Module):
+    """A BiLSTM over padded sentences into which no padding gets: backward, it runs over each sentence turned round.
+
+    Where the words end is behind them in both directions, and what is computed from there on is nobody's. Two calls of
+    a one-way LSTM, on a GPU at the same time.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.onward, self.turned = (nn.LSTM(input_size, hidden_size, batch_first=True) for _ in range(2))
+        self.beside = torch.cuda.Stream() if torch.cuda.is_available() else None
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """``[B, L, D]`` and ``lengths [B]``, on the same device, to ``[B, L, 2H]``."""
+        t = torch.arange(x.shape[1], device=x.device)
+        place = torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)[:, :, None]
+
+        def turn(of: Tensor) -> Tensor:
+            return of.gather(1, place.expand(-1, -1, of.shape[2]))
+
+        if self.beside is None or not x.is_cuda:
+            return torch.cat([self.onward(x)[0], turn(self.turned(turn(x))[0])], 2)
+        here = torch.cuda.current_stream()
+        self.beside.wait_stream(here)
+        with torch.cuda.stream(self.beside):
+            back = turn(self.turned(turn(x))[0])
+        y = self.onward(x)[0]
+        here.wait_stream(self.beside)
+        back.record_stream(here)
+        return torch.cat([y, back], 2)
+
+    def load_bilstm(self, state_dict: dict[str, Tensor]) -> None:
+        """The weights of an ``nn.LSTM(bidirectional=True)``."""
+        for lstm, end in ((self.onward, ""), (self.turned, "_reverse")):
+            lstm.load_state_dict({name: state_dict[f"{name}{end}"] for name in lstm.state_dict()})
+
+    @staticmethod
+    def bilstm_names(of: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What belongs to parameters, by the names that they have in an ``nn.LSTM(bidirectional=True)``."""
+        names = {name: name.removeprefix("onward.") for name in of}
+        names |= {name: f"{name.removeprefix('turned.')}_reverse" for name in of if name.startswith("turned.")}
+        return {names[name]: value for name, value in of.items()}
+
+
 def packed_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     """``[B, L, D]`` with lengths on the CPU to ``[B, L, 2H]``, in PyTorch's way: pack, run, pad."""
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)

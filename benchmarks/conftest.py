@@ -21,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     timing.once = config.getoption("--once")
+    file = config.getoption("--json")
+    if file and not file.parent.is_dir():
+        raise pytest.UsageError(f"--json {file}: there is no folder {file.parent}")
     config.addinivalue_line("markers", "full: takes long on a CPU; runs on a GPU, or with --full")
 
 
@@ -44,7 +47,19 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[Comparison], None]:
-    return request.config.stash.setdefault(_COMPARISONS, []).append
+    config = request.config
+
+    def add(comparison: Comparison) -> None:
+        comparisons = config.stash.setdefault(_COMPARISONS, [])
+        comparisons.append(comparison)
+        if file := config.getoption("--json"):  # each time, so that nothing is lost where a run is cut off
+            of = {"environment": environment(), "hardware": hardware(), "date": today()}
+            measured = [asdict(comparison) for comparison in comparisons]
+            beside = file.with_name(f"{file.name}.new")
+            beside.write_text(json.dumps({**of, "measured": measured}, indent=1) + "\n")
+            beside.replace(file)
+
+    return add
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -54,7 +69,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(environment())
         for comparison in comparisons:
             terminalreporter.write_line(f"\n{comparison}")
-        if file := config.getoption("--json"):
-            of = {"environment": environment(), "hardware": hardware(), "date": today()}
-            measured = [asdict(comparison) for comparison in comparisons]
-            file.write_text(json.dumps({**of, "measured": measured}, indent=1) + "\n")

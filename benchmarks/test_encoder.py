@@ -1,29 +1,35 @@
-"""One BiLSTM layer, 300 -> 300 x 2: padded and packed nn.LSTM, a call for each side, against esim_fast's encoder.
+"""One BiLSTM layer, 300 -> H x 2: padded and packed nn.LSTM, a call for each side, against esim_fast's encoder.
 
 All begin with embedded words in their own form. The padded one runs over padding and so computes something else at the
-end of a sentence: it is found to be right on a batch whose sentences are filled up, the others on both.
+end of a sentence: it is found to be right on a batch whose sentences are filled up, the others on both. On a GPU, other
+numbers of units follow, for which cuDNN has other algorithms, and each is held against its floors.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+import floors
 import pytest
 import torch
-from baselines import packed_lstm
+from baselines import TurnedBiLSTM, packed_lstm
 from corpus import PairBatch, make_batches
 from equality import TOLERANCE, difference
 from models import HIDDEN, WIDTH, precision_set
-from timing import interleaved
+from timing import Comparison, copy_bandwidth, interleaved, product_rate
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from esim_fast.model import InputEncoding
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
 SIZES = [32, *(pytest.param(size, marks=pytest.mark.full) for size in (128, 512, 1024))]
+UNITS = [HIDDEN, *(pytest.param(units, marks=pytest.mark.gpu) for units in (256, 128))]
 PRECISIONS = ["fp32", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("tf32", "bf16"))]
 BATCHES = 4
 PADDED, PACKED, OURS = "nn.LSTM, padded", "nn.LSTM, packed, a call a side", "esim_fast, packed pairs"
+SIDES, TURNED = "packed rows, a call a side", "padded pairs, turned by length"
 
 
 @dataclass
@@ -42,7 +48,7 @@ class Embedded:
     grad_packed: Tensor
 
     @classmethod
-    def of(cls, batch: PairBatch, seed: int) -> "Embedded":
+    def of(cls, batch: PairBatch, seed: int, units: int) -> "Embedded":
         generator = torch.Generator(DEVICE).manual_seed(seed)
         masks = [
             (torch.arange(ids.shape[1]) < lengths[:, None]).to(DEVICE)
@@ -60,84 +66,184 @@ class Embedded:
             return *padded, packed
 
         p, h, packed = (x.requires_grad_() for x in draw(WIDTH))
-        return cls(batch, p, h, *masks, rows, packed, *draw(2 * HIDDEN))
+        return cls(batch, p, h, *masks, rows, packed, *draw(2 * units))
+
+    @property
+    def lengths(self) -> Tensor:
+        """Of premises, then of hypotheses: ``[2B]``, on the CPU."""
+        return torch.cat([self.batch.p_lengths, self.batch.h_lengths])
 
 
 def packed_sides(lstm: nn.LSTM, x: Embedded) -> tuple[Tensor, Tensor]:
     return packed_lstm(lstm, x.p, x.batch.p_lengths), packed_lstm(lstm, x.h, x.batch.h_lengths)
 
 
-def layers() -> dict[str, tuple[nn.Module, Callable[[Embedded], tuple[Tensor, ...]]]]:
-    """The variants: from embedded words to both encodings, or one for packed words. All have the same weights."""
+class Sides:
+    """Premises and hypotheses as packed sequences of their own, made before the clock starts."""
+
+    def __init__(self, x: Embedded) -> None:
+        self.sequences, self.rows = [], []
+        for side, lengths in ((x.p, x.batch.p_lengths), (x.h, x.batch.h_lengths)):
+            order = lengths.argsort(descending=True, stable=True)
+            batch_sizes = (lengths[:, None] > torch.arange(int(lengths.max()))).sum(0)
+            place = torch.cat([torch.zeros(1, dtype=torch.int64), batch_sizes.cumsum(0)[:-1]])
+            of = [(time, order[: int(count)]) for time, count in enumerate(batch_sizes)]
+            sentence = torch.cat([index for _, index in of])
+            time = torch.cat([torch.full_like(index, time) for time, index in of])
+            words = side.detach()[sentence.to(DEVICE), time.to(DEVICE)].requires_grad_()
+            rank = order.argsort()
+            rows = torch.cat([rank[s] + place[: int(n)] for s, n in enumerate(lengths)])
+            self.sequences.append(PackedSequence(words, batch_sizes))
+            self.rows.append(rows.to(DEVICE))
+
+
+def padded_pairs(x: Embedded) -> Tensor:
+    """Premises and hypotheses as one padded batch, ``[2B, T, WIDTH]``."""
+    longest = max(x.p.shape[1], x.h.shape[1])
+    sides = [nn.functional.pad(side.detach(), (0, 0, 0, longest - side.shape[1])) for side in (x.p, x.h)]
+    return torch.cat(sides).requires_grad_()
+
+
+@dataclass
+class Layer:
+    """A variant: its parameters, the words it begins with, and their states; both one tensor for each of its calls."""
+
+    net: nn.Module
+    words: Callable[[Embedded], tuple[Tensor, ...]]
+    states: Callable[[Embedded], tuple[Tensor, ...]]
+    rows: Callable[[Embedded], tuple[Tensor, ...]]  # which rows of them are words, sentence by sentence, in each
+
+    def gradients(self, x: Embedded, y: tuple[Tensor, ...], grad_y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        grads = [grad.to(of.dtype) for grad, of in zip(grad_y, y, strict=True)]
+        return torch.autograd.grad(y, (*self.words(x), *self.net.parameters()), grads)
+
+
+def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
+    """The variants, all with the same weights; what they begin with is made here."""
     torch.manual_seed(0)
-    ours = InputEncoding(WIDTH, HIDDEN).to(DEVICE)
-    lstm = nn.LSTM(WIDTH, HIDDEN, bidirectional=True, batch_first=True).to(DEVICE)
-    lstm.load_state_dict(ours.lstm.state_dict())
+    ours = InputEncoding(WIDTH, units).to(DEVICE)
+    lstm = nn.LSTM(WIDTH, units, bidirectional=True, batch_first=True).to(DEVICE)
+    merged = nn.LSTM(WIDTH, units, bidirectional=True).to(DEVICE)
+    turned = TurnedBiLSTM(WIDTH, units).to(DEVICE)
+    for net in (lstm, merged):
+        net.load_state_dict(ours.lstm.state_dict())
+    turned.load_bilstm(ours.lstm.state_dict())
+    sides = {id(x): Sides(x) for x in inputs}
+    padded = {id(x): padded_pairs(x) for x in inputs}
+    places = {id(x): x.lengths.to(DEVICE) for x in inputs}
+
+    def masks(x: Embedded) -> tuple[Tensor, ...]:
+        return x.p_mask, x.h_mask
+
+    def both_masks(x: Embedded) -> tuple[Tensor, ...]:
+        return (torch.arange(padded[id(x)].shape[1], device=DEVICE) < places[id(x)][:, None],)
+
     return {
-        PADDED: (lstm, lambda x: (lstm(x.p)[0], lstm(x.h)[0])),
-        PACKED: (lstm, lambda x: packed_sides(lstm, x)),
-        OURS: (ours, lambda x: (ours(x.packed, x.batch.pairs),)),
+        PADDED: Layer(lstm, lambda x: (x.p, x.h), lambda x: (lstm(x.p)[0], lstm(x.h)[0]), masks),
+        PACKED: Layer(lstm, lambda x: (x.p, x.h), lambda x: packed_sides(lstm, x), masks),
+        SIDES: Layer(
+            merged,
+            lambda x: tuple(of.data for of in sides[id(x)].sequences),
+            lambda x: tuple(merged(of)[0].data for of in sides[id(x)].sequences),
+            lambda x: tuple(sides[id(x)].rows),
+        ),
+        TURNED: Layer(
+            turned, lambda x: (padded[id(x)],), lambda x: (turned(padded[id(x)], places[id(x)]),), both_masks
+        ),
+        OURS: Layer(ours, lambda x: (x.packed,), lambda x: (ours(x.packed, x.batch.pairs),), lambda x: (x.rows,)),
     }
 
 
-def gradients(name: str, net: nn.Module, x: Embedded, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    words, grads = ((x.packed,), (x.grad_packed,)) if name == OURS else ((x.p, x.h), (x.grad_p, x.grad_h))
-    return torch.autograd.grad(y, (*words, *net.parameters()), [g.to(of.dtype) for g, of in zip(grads, y, strict=True)])
+def grads_of(layer: Layer, x: Embedded, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The gradients of the states, in the variant's form: those of ``x`` at words, zero elsewhere."""
+    words = torch.cat([x.grad_p[x.p_mask], x.grad_h[x.h_mask]])
+    parts = words.split([int(of.sum()) if of.dtype == torch.bool else len(of) for of in layer.rows(x)])
+    grads = []
+    for of, rows, part in zip(y, layer.rows(x), parts, strict=True):
+        grad = torch.zeros(of.shape, device=DEVICE)
+        grad[rows] = part
+        grads.append(grad)
+    return tuple(grads)
 
 
-def results(name: str, net: nn.Module, x: Embedded, y: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def results(layer: Layer, x: Embedded) -> dict[str, Tensor]:
     """What is compared: states and gradients of the words, one sentence behind the other, and of the weights."""
 
     def valid(of: tuple[Tensor, ...]) -> Tensor:
-        if name == OURS:
-            return of[0].detach()[x.rows]
-        return torch.cat([side.detach()[mask] for side, mask in zip(of, (x.p_mask, x.h_mask), strict=True)])
+        return torch.cat([side.detach()[rows] for side, rows in zip(of, layer.rows(x), strict=True)])
 
-    words = 1 if name == OURS else 2
-    grads = gradients(name, net, x, y)
-    named = zip((key.removeprefix("lstm.") for key, _ in net.named_parameters()), grads[words:], strict=True)
-    return {"states": valid(y), "gradient of the words": valid(grads[:words]), **dict(named)}
+    y = layer.states(x)
+    grads = layer.gradients(x, y, tuple(grad.to(y[0].dtype) for grad in grads_of(layer, x, y)))
+    words = len(layer.words(x))
+    named = zip((key.removeprefix("lstm.") for key, _ in layer.net.named_parameters()), grads[words:], strict=True)
+    return {"states": valid(y), "gradient of the words": valid(grads[:words]), **TurnedBiLSTM.bilstm_names(dict(named))}
 
 
-def check(variants: dict, x: Embedded, *, filled: bool) -> None:
-    lstm = nn.LSTM(WIDTH, HIDDEN, bidirectional=True, batch_first=True).to(DEVICE, torch.float64)
-    lstm.load_state_dict(variants[PADDED][0].state_dict())
+def check(variants: dict[str, Layer], x: Embedded, units: int, *, filled: bool) -> None:
+    lstm = nn.LSTM(WIDTH, units, bidirectional=True, batch_first=True).to(DEVICE, torch.float64)
+    lstm.load_state_dict(variants[PADDED].net.state_dict())
     p, h = (side.detach().double().requires_grad_() for side in (x.p, x.h))
     exact_x = replace(x, p=p, h=h)
-    exact = results(PACKED, lstm, exact_x, packed_sides(lstm, exact_x))
-    for name, (net, encode) in variants.items():
+    exact_layer = replace(variants[PACKED], net=lstm, states=lambda x: packed_sides(lstm, x))
+    exact = results(exact_layer, exact_x)
+    for name, layer in variants.items():
         if name == PADDED and not filled:
             continue
-        wrong = difference(results(name, net, x, encode(x)), exact, TOLERANCE["fp32"])
+        wrong = difference(results(layer, x), exact, TOLERANCE["fp32"])
         assert wrong is None, f"{name}: {wrong}"
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_encoder(size, precision, report):
+def test_encoder(size, units, precision, report):
     batches = [batch.to(DEVICE) for batch in make_batches("SNLI", size, BATCHES)]
-    inputs = [Embedded.of(batch, seed) for seed, batch in enumerate(batches)]
-    variants = layers()
+    inputs = [Embedded.of(batch, seed, units) for seed, batch in enumerate(batches)]
+    filled = Embedded.of(batches[-1].filled(), 0, units)
+    variants = layers(units, [*inputs, filled])
     with precision_set("fp32"):
-        check(variants, inputs[-1], filled=False)
-        check(variants, Embedded.of(batches[-1].filled(), 0), filled=True)
+        check(variants, inputs[-1], units, filled=False)
+        check(variants, filled, units, filled=True)
+        prepared = {name: [grads_of(layer, x, layer.states(x)) for x in inputs] for name, layer in variants.items()}
 
-    def forward(encode):
+    def forward(layer):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
-            return [encode(x) for x in inputs]
+            return [layer.states(x) for x in inputs]
 
-    def both(name, net, encode):
-        for x, y in zip(inputs, forward(encode), strict=True):
-            gradients(name, net, x, y)
+    def both(name, layer):
+        for x, y, grad_y in zip(inputs, forward(layer), prepared[name], strict=True):
+            layer.gradients(x, y, grad_y)
 
     passes = {
-        "forward": {name: lambda e=encode: forward(e) for name, (_, encode) in variants.items()},
-        "forward + backward": {name: lambda n=name, v=v: both(n, *v) for name, v in variants.items()},
+        "forward": {name: lambda of=layer: forward(of) for name, layer in variants.items()},
+        "forward + backward": {name: lambda n=name, of=layer: both(n, of) for name, layer in variants.items()},
     }
     shapes = " ".join(batch.shape for batch in batches)
-    title = f"encoder, SNLI at batch {size} ({shapes}), {precision} on {DEVICE.type}"
+    title = f"encoder, {units} units, SNLI at batch {size} ({shapes}), {precision} on {DEVICE.type}"
     parameters = {"lengths": "SNLI", "batch": size, "precision": precision, "device": DEVICE.type, "batches": BATCHES}
     for which, calls in passes.items():
         with precision_set(precision), torch.no_grad() if which == "forward" else nullcontext():
             comparison = interleaved(f"{title}: {which}, {BATCHES} batches", calls, device=DEVICE, seconds=3.0)
-            report(comparison.of("encoder", **parameters, **{"pass": which}))
+        notes = floor_notes(comparison, inputs, units, precision, which) if ON_GPU else ()
+        group = "encoder" if units == HIDDEN else f"encoder of {units} units"
+        report(replace(comparison, notes=notes).of(group, **parameters, **{"pass": which}))
+
+
+def floor_notes(
+    comparison: Comparison, inputs: list[Embedded], units: int, precision: str, which: str
+) -> tuple[str, ...]:
+    """What the least bytes and operations would take at the device's own rates, and what a time step takes."""
+    lengths, element = [x.lengths.numpy() for x in inputs], floors.ELEMENT[precision]
+    training = which != "forward"
+    work = [floors.bilstm(of, WIDTH, units, element, training=training) for of in lengths]
+    if training:
+        work += [floors.bilstm(of, WIDTH, units, element, backward=True) for of in lengths]
+    bandwidth, rate = copy_bandwidth(), product_rate(precision)
+    least, seconds = sum(floor.seconds(bandwidth, rate) for floor in work), comparison.values[OURS]
+    steps = sum(int(of.max()) for of in lengths)
+    return (
+        f"floor {1e6 * least:,.0f} µs ({sum(of.flops for of in work) / 1e9:,.1f} GFLOP at {rate / 1e12:,.0f} TFLOP/s, "
+        f"{sum(of.bytes for of in work) / 1e6:,.0f} MB at {bandwidth / 1e12:.2f} TB/s): "
+        f"{OURS} takes {seconds / least:.1f} times as long",
+        f"{steps} time steps, of which {OURS} takes {1e6 * seconds / steps:,.1f} µs each",
+    )

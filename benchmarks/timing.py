@@ -176,6 +176,24 @@ def copy_bandwidth(size: int = 2**29) -> float:
     return 2 * size / device_times("copy", {"copy": lambda: copy.copy_(source)}).values["copy"]
 
 
+@cache
+def product_rate(precision: str, size: int = 8192) -> float:
+    """Operations per second of a large product of random matrices on the GPU, in "fp32", "tf32" or "bf16".
+
+    Random, because zeros are multiplied faster than anything that occurs.
+    """
+    generator = torch.Generator("cuda").manual_seed(0)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, generator=generator, device="cuda").to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        seconds = device_times("product", {"product": lambda: torch.mm(a, b)}, rounds=10).values["product"]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return 2 * size**3 / seconds
+
+
 def hardware() -> str:
     """What computes: the GPU, or the processor and how many cores of it."""
     if torch.cuda.is_available():
