@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -166,6 +167,38 @@ def saved_memory(
         kept[name] = float(sum(storage.nbytes() for at, storage in storages.items() if at not in own))
         del result
     return Comparison(title, kept, 1, unit="bytes")
+
+
+class Stopwatch:
+    """Shares time out among what ends one behind the other.
+
+    On a GPU the ends are events in the stream, so that nothing is waited for; the stream may be waiting for launches.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._ends: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
+
+    def end(self, what: str) -> None:
+        """The time since the end before this was that of ``what``."""
+        self._ends.append((what, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Of each, all times together."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        totals: dict[str, float] = {}
+        for (_, begin), (what, end) in pairwise(self._ends):
+            seconds = begin.elapsed_time(end) / 1e3 if self._on_gpu else end - begin
+            totals[what] = totals.get(what, 0.0) + seconds
+        return totals
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 @cache
