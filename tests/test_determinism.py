@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from layouts import packed_rows
+from numerics import DTYPES
 from torch import nn
 
 from esim_fast import ESIM, Rows, data, training
@@ -15,6 +16,7 @@ from esim_fast.data import EncodedPairs
 from esim_fast.ops import bilstm, local_inference, masked_pool
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+REPETITIONS = {"cpu": 3, "cuda": 100}
 THREADS = [1, 2, 3, 16]
 WORDS = 50
 
@@ -35,7 +37,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-def results_of(op: str, device: str) -> list[torch.Tensor]:
+def results_of(op: str, device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """Results and gradients of one op on a batch that is large enough to be shared out among threads."""
     torch.manual_seed(0)
     lengths, width = torch.randint(0, 30, (64,)).tolist(), 24
@@ -50,7 +52,7 @@ def results_of(op: str, device: str) -> list[torch.Tensor]:
         results = [net.embedding(torch.randint(WORDS, (4000,)).to(device))]
     else:
         rows, tokens = packed_rows(lengths, width)
-        x = torch.randn(tokens, width).to(device).requires_grad_()
+        x = torch.randn(tokens, width).to(device, dtype).requires_grad_()
         rows, inputs = rows.to(device), [x]
         if op == "masked_pool":
             results = [masked_pool(x, rows=rows)]
@@ -66,12 +68,19 @@ def results_of(op: str, device: str) -> list[torch.Tensor]:
 
 @pytest.mark.promise("The same arguments give the same bits, with PyTorch's deterministic algorithms too")
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("op", ["bilstm", "embedding", "local_inference", "masked_pool"])
-def test_ops_repeat_themselves(op, device, deterministic):
-    first = results_of(op, device)
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        ("bilstm", torch.float32),
+        ("embedding", torch.float32),
+        *((op, dtype) for op in ("local_inference", "masked_pool") for dtype in DTYPES),
+    ],
+)
+def test_ops_repeat_themselves(op, dtype, device, deterministic):
+    first = results_of(op, device, dtype)
     assert all(result.isfinite().all() for result in first)
-    for _ in range(3):
-        assert all(torch.equal(x, y) for x, y in zip(results_of(op, device), first, strict=True))
+    for _ in range(REPETITIONS[device]):
+        assert all(torch.equal(x, y) for x, y in zip(results_of(op, device, dtype), first, strict=True))
 
 
 def trained(device: str, steps: int = 4) -> list[torch.Tensor]:

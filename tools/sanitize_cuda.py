@@ -1,0 +1,163 @@
+"""Runs the GPU kernels under NVIDIA's compute-sanitizer: Triton's and CUDA's, forward and backward, on small batches.
+
+    python -m tools.sanitize_cuda [--tools memcheck racecheck] [--json FILE] [--dry-run]
+
+Every tensor is an allocation of its own there, so that what lies behind it is nobody's, and a read out of bounds is
+planted first, which memcheck must find. The exit code is 1 where a tool finds something, a result is wrong or the
+planted error is not found, and 3 where compute-sanitizer is not installed. ``--dry-run`` needs no GPU: the cases run on
+CPU tensors, Triton's kernels interpreted, and no tool looks on.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.command import Parser, add_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+NOT_INSTALLED = 3
+SUMMARY = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
+# Lengths and widths: one tile and vectors, many tiles and single elements; in the latter pooling splits sentences.
+CASES = [([(5, 3), (1, 16), (0, 4), (12, 9)], 600), ([(70, 3), (20, 90)], 37)]
+
+
+def run_cases(device: str) -> int:
+    """Every kernel in every dtype on small batches; returns how many results were held to the equations."""
+    import torch
+    from layouts import Layout
+    from pairs import Pairs
+
+    from esim_fast.ops import masked_pool, reference
+
+    checked = 0
+
+    def check(what: str, results: list[torch.Tensor], exact: list[torch.Tensor], dtype: torch.dtype) -> None:
+        nonlocal checked
+        for result, wanted in zip(results, exact, strict=True):
+            wanted = wanted.detach().double()
+            error = float((result.detach().cpu().double() - wanted).norm() / wanted.norm().clamp(min=1e-3))
+            # Products in TF32 at worst, and a few roundings to the dtype.
+            if not error < 0.01 + 8 * torch.finfo(dtype).eps:
+                sys.exit(f"{what}, {dtype}: off by {error:.1e}")
+            checked += 1
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for lengths, width in CASES:
+            pairs = Pairs.draw(lengths, width, dtype=dtype)
+            exact = pairs.expected()
+            for layout in ("mask", "one tensor"):
+                found = pairs.through_the_op(layout, device, "triton")
+                for ours, wanted in zip(found, exact, strict=True):
+                    check(f"local_inference, {layout}, {lengths}, D = {width}", list(ours), list(wanted), dtype)
+            sentences = pairs.a
+            for layout in ("lengths", "mask", "packed"):
+                place = Layout.make(layout, [len(x) for x in sentences], width)
+                given_as = {name: of.to(device) for name, of in place.given_as.items()}
+                x = place.fill(sentences)
+                grad = torch.randn(len(sentences), 2 * width).to(dtype)
+                results = []
+                for of, options in ((x.to(device), given_as), (x.double(), place.given_as)):
+                    leaf = of.requires_grad_()
+                    pool = masked_pool if of.dtype == dtype else reference.masked_pool
+                    v = pool(leaf, **options)
+                    results.append([v, torch.autograd.grad(v, leaf, grad.to(v))[0]])
+                for of in results:  # padding is NaN, and its gradient zero
+                    of[1] = torch.cat(place.sentences(of[1]))
+                check(f"masked_pool, {layout}, {lengths}, D = {width}", *results, dtype)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return checked
+
+
+def plant_an_error() -> None:
+    """Reads far behind a tensor."""
+    import torch
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def beyond(x, y):
+        tl.store(y, tl.load(x + 1_000_000))
+
+    x, y = torch.zeros(16, device="cuda"), torch.zeros(16, device="cuda")
+    beyond[(1,)](x, y)
+    torch.cuda.synchronize()
+
+
+def under(tool: str | None, case: str) -> tuple[int, int, str]:
+    """Runs a case in a process of its own: exit code, errors that the tool counted, and the output's end."""
+    command = [sys.executable, "-m", "tools.sanitize_cuda", "--case", case]
+    if tool:
+        options = ["--tool", tool, "--error-exitcode", "86", "--target-processes", "application-only"]
+        command = ["compute-sanitizer", *options, "--print-limit", "5", *command]
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    errors = sum(int(count or hazards) for count, hazards in SUMMARY.findall(done.stdout))
+    return done.returncode, errors, done.stdout[-4000:]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m tools.sanitize_cuda", description=__doc__.splitlines()[0])
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--case", choices=("all", "planted"), help="what is looked at; for the processes started here")
+    add_json(parser)
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if options.case == "planted":
+        plant_an_error()
+        return 0
+    if options.case == "all":
+        print(f"{run_cases('cuda' if on_gpu else 'cpu')} results are right")
+        return 0
+    if not on_gpu and not options.dry_run:
+        parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Once without any tool, which would watch the compilers, too.
+    code, _, output = under(None, "all")
+    print(output.strip())
+    if code or options.dry_run:
+        return 1 if code else 0
+    if shutil.which("compute-sanitizer") is None:
+        print("compute-sanitizer is not installed: the kernels are right, but nobody watched their addresses")
+        return NOT_INSTALLED
+    found = {}
+    if "memcheck" in options.tools:
+        under(None, "planted")  # compiled
+        code, errors, output = under("memcheck", "planted")
+        if not errors:
+            print(f"{output}\nthe planted error was not found: memcheck does not work here")
+            return 1
+        print(f"memcheck finds the planted error ({errors})")
+    for tool in options.tools:
+        begin = time.perf_counter()
+        code, errors, output = under(tool, "all")
+        found[tool] = {"exit_code": code, "errors": errors, "seconds": round(time.perf_counter() - begin)}
+        print(f"{tool}: {errors} errors, exit code {code}, {found[tool]['seconds']} s")
+        if code or errors:
+            print(output)
+    write_json(parser, options.json, {"tools": found})
+    return 1 if any(of["exit_code"] or of["errors"] for of in found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
