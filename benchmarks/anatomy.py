@@ -1,6 +1,6 @@
 """A training step taken apart: what its parts take, forward and backward, and what the GPU does meanwhile.
 
-    python -m benchmarks.anatomy [--batch-size 32] [--precision fp32] [--tf32] [--device auto] [--json FILE]
+    python -m benchmarks.anatomy [--batch-size 32] [--precision fp32] [--tf32] [--json FILE]
 
 run in the repository's root. The step is the trainer's, on batches of SNLI's lengths and vocabulary. Parts are timed by
 hooks, on a GPU by events in its stream. There, the profiler then lists the kernels: what the GPU is busy with, how long
@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.command import Parser, add_json, positive, write_json
 from benchmarks.corpus import VOCABULARY, draw_pairs
-from benchmarks.timing import Stopwatch, environment
+from benchmarks.timing import DEVICE, ON_GPU, Stopwatch, environment, synchronize
 from esim_fast import ESIM
 from esim_fast.data import Batch, batches
 from esim_fast.training import PRECISIONS, Recipe, training_step
@@ -45,16 +45,16 @@ MOST_KERNELS = 30
 class Step:
     """The trainer's step on batches that are on the device already."""
 
-    def __init__(self, batch_size: int, device: torch.device, precision: str) -> None:
+    def __init__(self, batch_size: int, precision: str) -> None:
         self.recipe = Recipe(epochs=1, batch_size=batch_size, precision=precision)
         torch.manual_seed(self.recipe.seed)
-        self.net = ESIM(300, 300, VOCABULARY, 3, device).train()
+        self.net = ESIM(300, 300, VOCABULARY, 3, DEVICE).train()
         self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=4e-4, weight_decay=0.0, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
         corpus = draw_pairs("SNLI", POOL * batch_size, np.random.default_rng(0))
         # Shortest pairs first: one from the middle of each part.
         cut = list(batches(corpus, batch_size, shuffle=False))
-        self.batches = [cut[(2 * i + 1) * len(cut) // (2 * BATCHES)].to(device) for i in range(BATCHES)]
+        self.batches = [cut[(2 * i + 1) * len(cut) // (2 * BATCHES)].to(DEVICE) for i in range(BATCHES)]
 
     def __call__(self, batch: Batch) -> None:
         training_step(self.net, [batch], self.optimiser, self.scaler, self.recipe)
@@ -71,7 +71,7 @@ def parts_of(step: Step, rounds: int) -> dict[str, float]:
     """
     net, names = step.net, list(PARTS)
     hooks: list[torch.utils.hooks.RemovableHandle] = []
-    stopwatch = Stopwatch(net.device)
+    stopwatch = Stopwatch()
 
     def part_ends(index: int) -> Callable[[nn.Module, tuple, Tensor | tuple[Tensor, ...]], None]:
         following = f"{names[index + 1]}, backward" if index + 1 < len(names) else "loss"
@@ -94,7 +94,7 @@ def parts_of(step: Step, rounds: int) -> dict[str, float]:
     ]
     samples: dict[str, list[float]] = {}
     for _ in range(rounds):
-        stopwatch = Stopwatch(net.device)
+        stopwatch = Stopwatch()
         step.round()
         for part, seconds in stopwatch.seconds().items():
             samples.setdefault(part, []).append(seconds / len(step.batches))
@@ -105,33 +105,29 @@ def parts_of(step: Step, rounds: int) -> dict[str, float]:
 
 def step_times(step: Step, rounds: int) -> dict[str, float]:
     """Seconds of a step in a row of them, and those that the host takes to issue one that nothing holds up."""
-    on_gpu = step.net.device.type == "cuda"
     whole, issued = [], []
     for _ in range(rounds):
         begin = time.perf_counter()
         step.round()
-        if on_gpu:
-            torch.cuda.synchronize()
+        synchronize()
         whole.append((time.perf_counter() - begin) / len(step.batches))
-        for batch in step.batches if on_gpu else ():
+        for batch in step.batches if ON_GPU else ():
             begin = time.perf_counter()
             step(batch)
             issued.append(time.perf_counter() - begin)
-            torch.cuda.synchronize()
+            synchronize()
     return {"step": median(whole), **({"issued by the host": median(issued)} if issued else {})}
 
 
 def profiled(step: Step) -> tuple[dict[str, float], list[dict[str, object]]]:
     """What the profiler says of a step: seconds of the GPU's work, and the kernels, or operators, by their time."""
-    on_gpu = step.net.device.type == "cuda"
     steps = PROFILED * len(step.batches)
-    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    activities = [ProfilerActivity.CUDA if DEVICE.type == "cuda" else ProfilerActivity.CPU]
     with profile(activities=activities) as found:
         for _ in range(PROFILED):
             step.round()
-        if on_gpu:
-            torch.cuda.synchronize()
-    if not on_gpu:
+        synchronize()
+    if not ON_GPU:
         operators = sorted(found.key_averages(), key=lambda of: -of.self_cpu_time_total)
         listed = [
             {"name": of.key, "seconds": of.self_cpu_time_total / 1e6 / steps, "times": of.count / steps}
@@ -162,8 +158,8 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def measure(batch_size: int, device: torch.device, precision: str, rounds: int) -> dict[str, object]:
-    step = Step(batch_size, device, precision)
+def measure(batch_size: int, precision: str, rounds: int) -> dict[str, object]:
+    step = Step(batch_size, precision)
     for _ in range(3):
         step.round()  # initialises libraries, chooses and compiles kernels
     times = step_times(step, rounds)
@@ -173,10 +169,10 @@ def measure(batch_size: int, device: torch.device, precision: str, rounds: int) 
     return {"words": words, "times": {**times, **of_gpu}, "parts": parts, "kernels": listed}
 
 
-def page(result: dict, on_gpu: bool) -> str:
+def page(result: dict) -> str:
     times, parts, listed = result["times"], result["parts"], result["kernels"]
     lines = [f"a step of {result['words']:,.0f} words takes {1e6 * times['step']:,.0f} µs"]
-    if on_gpu:
+    if ON_GPU:
         idle = max(0.0, times["step"] - times["GPU busy"])
         behind = "the host is behind" if times["issued by the host"] > times["GPU busy"] else "the GPU is"
         lines += [
@@ -186,7 +182,7 @@ def page(result: dict, on_gpu: bool) -> str:
         ]
     total = sum(parts.values())
     lines += [f"  {part:<28} {1e6 * value:>10,.1f} µs {value / total:>6.1%}" for part, value in parts.items()]
-    lines.append(f"{'kernels' if on_gpu else 'operators'} by their time in a step")
+    lines.append(f"{'kernels' if ON_GPU else 'operators'} by their time in a step")
     for of in listed[:MOST_KERNELS]:
         lines.append(f"  {1e6 * of['seconds']:>10,.1f} µs {of['times']:>7.1f} times  {of['name'][:90]}")
     return "\n".join(lines)
@@ -197,24 +193,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
     parser.add_argument("--tf32", action="store_true", help="products and LSTMs of fp32 tensors in TF32")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--rounds", type=positive, default=20, help="over the batches; default: %(default)s")
     add_json(parser)
     options = parser.parse_args(arguments)
-    available = torch.cuda.is_available()
-    if options.device == "cuda" and not available:
-        parser.error("--device cuda: there is no NVIDIA GPU here")
-    device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = options.tf32
     print(environment(), flush=True)
-    result = measure(options.batch_size, device, options.precision, options.rounds)
-    print(page(result, device.type == "cuda"))
+    result = measure(options.batch_size, options.precision, options.rounds)
+    print(page(result))
     precision = "tf32" if options.tf32 and options.precision == "fp32" else options.precision
     write_json(
         parser,
         options.json,
-        {"batch_size": options.batch_size, "device": device.type, "precision": precision, **result},
+        {"batch_size": options.batch_size, "device": DEVICE.type, "precision": precision, **result},
     )
     return 0
 

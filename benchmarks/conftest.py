@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import timing
-import torch
-from timing import Comparison, environment, hardware, today
+from timing import FULL_SIZE, ON_GPU, Comparison, environment, hardware, today
 
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
 
@@ -28,10 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    on_gpu = torch.cuda.is_available()
     left_out = {
-        "gpu": None if on_gpu else "no NVIDIA GPU here",
-        "full": None if on_gpu or config.getoption("--full") else "takes long on a CPU: --full runs it",
+        "gpu": None if ON_GPU else "no NVIDIA GPU here",
+        "full": None if FULL_SIZE or config.getoption("--full") else "takes long on a CPU: --full runs it",
     }
     for item in items:
         for marker, reason in left_out.items():
@@ -42,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether there is a GPU or time enough for everything."""
-    return torch.cuda.is_available() or request.config.getoption("--full")
+    return FULL_SIZE or request.config.getoption("--full")
 
 
 @pytest.fixture

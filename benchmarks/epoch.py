@@ -1,6 +1,6 @@
 """An epoch of SNLI's size through the trainer and its data loader: pairs a second, and what takes them.
 
-    python -m benchmarks.epoch [--pairs N] [--batch-size 32] [--device auto] [--precision fp32] [--json FILE]
+    python -m benchmarks.epoch [--pairs N] [--batch-size 32] [--precision fp32] [--json FILE]
 
 run in the repository's root. Sentences are made up (corpus.py), their lengths, the vocabulary and the work are SNLI's:
 the trainer is `esim-fast train`'s, with its evaluation on as many pairs as SNLI's dev set has, and its files. On a CPU
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.command import Parser, add_json, positive, write_json
 from benchmarks.corpus import VOCABULARY, draw_pairs
-from benchmarks.timing import Stopwatch, environment
+from benchmarks.timing import DEVICE, FULL_SIZE, ON_GPU, Stopwatch, environment
 from esim_fast import ESIM, Classifier
 from esim_fast.data import Vocabulary
 from esim_fast.training import PRECISIONS, Recipe, Trainer
@@ -25,7 +25,9 @@ from esim_fast.training import PRECISIONS, Recipe, Trainer
 SNLI_PAIRS = 549_367  # labelled ones of its training set
 DEV_PAIRS = 9_842  # and of its dev set
 CPU_PAIRS = 6_400
-WARM_UP = 5  # steps that are not counted: they initialise libraries, and choose and compile kernels
+# Steps that are not counted: they initialise libraries, and on a GPU a kernel is compiled for each size of tile, of
+# which the rarest comes after hundreds of batches. Compiled ones are kept on disk, so that happens once on a machine.
+WARM_UP = 500 if FULL_SIZE else 5
 LABELS = ["entailment", "neutral", "contradiction"]
 FIRST, LAST = "order of the pairs, first checkpoint", "model and checkpoint written"  # once, however many pairs
 
@@ -46,7 +48,7 @@ class Run:
         net, optimiser = self.net, self.trainer.optimiser
         before = FIRST
         begin = time.perf_counter()
-        stopwatch = Stopwatch(net.device)
+        stopwatch = Stopwatch()
 
         def network_begins(*_: object) -> None:
             nonlocal before
@@ -67,11 +69,11 @@ class Run:
         return time.perf_counter() - begin, parts
 
 
-def measure(pairs: int, batch_size: int, device: torch.device, precision: str) -> dict[str, object]:
+def measure(pairs: int, batch_size: int, precision: str) -> dict[str, object]:
     """Trains on ``pairs`` made-up pairs, once; returns what it took."""
     recipe = Recipe(epochs=1, batch_size=batch_size, precision=precision)
     torch.manual_seed(recipe.seed)
-    net = ESIM(300, 300, VOCABULARY, len(LABELS), device)
+    net = ESIM(300, 300, VOCABULARY, len(LABELS), DEVICE)
     with tempfile.TemporaryDirectory() as directory:
         Run(net, recipe, WARM_UP * batch_size, directory).trainer.run()
     with tempfile.TemporaryDirectory() as directory:
@@ -79,7 +81,7 @@ def measure(pairs: int, batch_size: int, device: torch.device, precision: str) -
     return {"pairs": pairs, "seconds": seconds, "parts": parts}
 
 
-def page(result: dict, device: torch.device) -> str:
+def page(result: dict) -> str:
     """The figures as a small table."""
     pairs, seconds, parts = result["pairs"], result["seconds"], result["parts"]
     once = parts.get(FIRST, 0.0) + parts.get(LAST, 0.0)
@@ -89,7 +91,7 @@ def page(result: dict, device: torch.device) -> str:
     lines = [f"{pairs:,} pairs in {seconds:,.1f} s: {pairs / seconds:,.0f} pairs a second, {whole}"]
     total = sum(parts.values())
     lines += [f"  {part:<36} {value:>9.2f} s {value / total:>6.1%}" for part, value in parts.items()]
-    if device.type == "cuda":
+    if ON_GPU:
         lines.append("  parts are times in the GPU's stream, in which it may be waiting for launches")
     return "\n".join(lines)
 
@@ -98,19 +100,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.epoch", description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=positive, help=f"default: {SNLI_PAIRS:,}, on a CPU {CPU_PAIRS:,}")
     parser.add_argument("--batch-size", type=positive, default=32)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
     add_json(parser)
     options = parser.parse_args(arguments)
-    available = torch.cuda.is_available()
-    if options.device == "cuda" and not available:
-        parser.error("--device cuda: there is no NVIDIA GPU here")
-    device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
-    pairs = options.pairs or (SNLI_PAIRS if device.type == "cuda" else CPU_PAIRS)
+    pairs = options.pairs or (SNLI_PAIRS if FULL_SIZE else CPU_PAIRS)
     print(environment(), flush=True)
-    result = measure(pairs, options.batch_size, device, options.precision)
-    print(page(result, device))
-    settings = {"batch_size": options.batch_size, "device": device.type, "precision": options.precision}
+    result = measure(pairs, options.batch_size, options.precision)
+    print(page(result))
+    settings = {"batch_size": options.batch_size, "device": DEVICE.type, "precision": options.precision}
     write_json(parser, options.json, {**settings, **result})
     return 0
 

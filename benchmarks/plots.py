@@ -15,6 +15,7 @@ _GREYS = ["#1a1a1a", "#5c5c5c", "#8a8a8a", "#b3b3b3", "#d4d4d4"]
 _MARKERS = "osD^vPX"
 _MOST_BLOCKS = 8  # of bars in one picture; more become a picture for each pass
 _MEMORY = ("memory", "memory of local_inference")
+_CEILINGS = "ceilings"  # figures of the device, nothing to compare
 _BATCH, _LENGTH = "growth with the batch", "growth with the length"
 
 Comparison = dict[str, Any]  # as timing.Comparison is written in JSON
@@ -24,7 +25,7 @@ def draw_all(comparisons: list[Comparison], folder: Path) -> dict[str, list[str]
     """Writes every plot that there is something to draw for; returns their file names by group."""
     pictures: dict[str, list[str]] = {}
     for group in dict.fromkeys(comparison["group"] for comparison in comparisons):
-        if not group:
+        if group in ("", _CEILINGS):
             continue
         of_group = [comparison for comparison in comparisons if comparison["group"] == group]
         for name, figure in _figures(group, of_group):

@@ -96,6 +96,9 @@ def page(results: dict[str, Any], pictures: dict[str, list[str]]) -> str:
     for group, comparisons in groups.items():
         lines += [f"## {group}", ""]
         lines += [line for name in pictures.get(group, []) for line in (f"![{name}]({name})", "")]
+        if all("per_second" in comparison["parameters"] for comparison in comparisons):
+            lines += [*rates(comparisons), ""]
+            continue
         if len(comparisons) > 1 and all(len(comparison["values"]) == 1 for comparison in comparisons):
             lines += [*series(comparisons), ""]
             continue
@@ -108,9 +111,14 @@ def table(comparison: dict[str, Any]) -> list[str]:
     """One line for each variant, with its ratio to the first."""
     scale, unit = SCALES[comparison["unit"]]
     first = next(iter(comparison["values"].values()))
-    lines = [f"**{comparison['title']}**", "", f"| variant | {unit} | against the first |", "| --- | ---: | ---: |"]
+    floor = comparison.get("floor")
+    headings, rule = f"| variant | {unit} | against the first |", "| --- | ---: | ---: |"
+    if floor:
+        headings, rule = f"{headings} of the floor's speed |", f"{rule} ---: |"
+    lines = [f"**{comparison['title']}**", "", headings, rule]
     for variant, value in comparison["values"].items():
-        lines.append(f"| {variant} | {scale * value:,.3f} | {first / max(value, 1e-12):.2f} x |")
+        line = f"| {variant} | {scale * value:,.3f} | {first / max(value, 1e-12):.2f} x |"
+        lines.append(f"{line} {floor / value:.0%} |" if floor else line)
     return lines + [line for note in comparison["notes"] for line in ("", f"- {note}")]
 
 
@@ -120,6 +128,15 @@ def series(comparisons: list[dict[str, Any]]) -> list[str]:
     lines = [f"| {next(iter(comparisons[0]['values']))} | {unit} |", "| --- | ---: |"]
     for comparison in comparisons:
         lines.append(f"| {comparison['title']} | {scale * next(iter(comparison['values'].values())):,.3f} |")
+    return lines
+
+
+def rates(comparisons: list[dict[str, Any]]) -> list[str]:
+    """One line for each ceiling: what moves bytes, and what computes."""
+    lines = ["| | a second |", "| --- | ---: |"]
+    for comparison in comparisons:
+        unit = "TB" if comparison["parameters"]["what"] == "copy" else "TFLOP"
+        lines.append(f"| {comparison['title']} | {comparison['parameters']['per_second'] / 1e12:,.2f} {unit} |")
     return lines
 
 

@@ -6,6 +6,7 @@ is no choice, but takes away what it names, and so shows what that costs: the em
 All begin with the same weights; those that compute the same step are held to its losses, without dropout.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,19 +15,17 @@ import torch
 from corpus import VOCABULARY, draw_pairs
 from equality import TOLERANCE
 from models import precision_set
-from timing import interleaved
+from timing import DEVICE, ON_GPU, Comparison, interleaved, recorded
 from torch import Tensor
 
 from esim_fast import ESIM
 from esim_fast.data import Batch, batches
 from esim_fast.training import Recipe, training_step
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ON_GPU = DEVICE.type == "cuda"
 SIZES = [32, *(pytest.param(size, marks=pytest.mark.full) for size in (512,))]
 BATCHES = 4
 STEPS = 3  # whose losses are compared
-AS_IT_IS, FROZEN, GRAPH = "as it is, fp32", "embedding not trained (another step)", "a CUDA graph of it, replayed"
+AS_IT_IS, FROZEN, GRAPH = "as it is", "embedding not trained (another step)", "a CUDA graph of it, replayed"
 
 
 @dataclass
@@ -48,15 +47,21 @@ class Step:
         self.optimiser = torch.optim.AdamW(parameters, lr=4e-4, weight_decay=0.0, **adam)
         self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=False)
         self.recipe = Recipe(precision="bf16" if self.precision == "bf16" else "fp32")
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.replays: dict[int, Callable[[], object]] = {}
+        self.loss_sum = torch.zeros((), device=DEVICE)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The sum of the losses."""
-        if recording := self.graphs.get(id(batch)):
-            recording[0].replay()
-            return recording[1]
+        if replay := self.replays.get(id(batch)):
+            replay()
+        else:
+            self.issue(batch)
+        return self.loss_sum
+
+    def issue(self, batch: Batch) -> None:
         with precision_set(self.precision):
-            return training_step(self.net, [batch], self.optimiser, self.scaler, self.recipe).loss_sum
+            result = training_step(self.net, [batch], self.optimiser, self.scaler, self.recipe)
+        self.loss_sum.copy_(result.loss_sum)  # where a recording leaves it, too
 
     def round(self) -> None:
         for batch in self.batches:
@@ -68,21 +73,8 @@ class Step:
         for module in self.net.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.train(dropout)
-        self.graphs.clear()
-        if not self.recorded:
-            self.round()
-        else:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self.round()
-            torch.cuda.current_stream().wait_stream(side)
-            recordings = {}
-            for batch in self.batches:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    recordings[id(batch)] = graph, self(batch)
-            self.graphs = recordings
+        self.replays = {id(x): recorded(lambda x=x: self.issue(x)) for x in self.batches} if self.recorded else {}
+        self.round()  # the optimiser has a state now
         with torch.no_grad():  # in place: a recording knows tensors by their addresses
             for name, value in self.net.state_dict().items():
                 value.copy_(self.initial[name])
@@ -92,58 +84,57 @@ class Step:
 
     def losses(self) -> Tensor:
         self.prepare(dropout=False)
-        return torch.stack([self(self.batches[0]).double().cpu() for _ in range(STEPS)])
+        return torch.tensor([float(self(self.batches[0])) for _ in range(STEPS)], dtype=torch.float64)
 
 
-def steps(inputs: list[Batch]) -> dict[str, Step]:
+def variants(inputs: list[Batch]) -> dict[str, Step]:
     plain = Step(inputs)
-    variants = {
+    found = {
         AS_IT_IS: plain,
         "Adam for many tensors at once": replace(plain, adam={"foreach": True}),
         "Adam for one after the other": replace(plain, adam={"foreach": False}),
         FROZEN: replace(plain, freeze_embedding=True),
     }
     if ON_GPU:
-        variants |= {
-            "TF32": replace(plain, precision="tf32"),
-            "bf16": replace(plain, precision="bf16"),
-            GRAPH: replace(plain, recorded=True),
-            f"{GRAPH}, bf16": replace(plain, precision="bf16", recorded=True),
-        }
-    return variants
+        found |= {"TF32": replace(plain, precision="tf32"), "bf16": replace(plain, precision="bf16")}
+    return found
 
 
-def prepared(variants: dict[str, Step]) -> tuple[dict[str, Step], list[str]]:
-    """Those that run here, ready to be timed, each found to make the losses smaller in the same way."""
-    running, notes = {}, []
-    exact = variants[AS_IT_IS].losses()
-    for name, step in variants.items():
-        try:
-            losses = step.losses()
-        except RuntimeError as error:
-            if not step.recorded:
-                raise
-            notes.append(f"{name}: does not run here ({str(error).strip().splitlines()[0][:100]})")
-            torch.cuda.synchronize()
-            continue
+def prepare(steps: dict[str, Step]) -> None:
+    """For the clock, each found to make the losses smaller in the same way."""
+    exact = steps[AS_IT_IS].losses()
+    for name, step in steps.items():
+        losses = step.losses()
         # Adam's first steps are as long for the smallest gradient as for the largest: roundings show.
         error = float(((losses - exact) / exact).abs().max())
         if name != FROZEN:
             assert error < 10 * TOLERANCE[step.precision], f"{name}: losses {losses.tolist()}, not {exact.tolist()}"
         assert losses[-1] < losses[0], f"{name}: losses {losses.tolist()}"
         step.prepare(dropout=True)
-        running[name] = step
-    return running, notes
+
+
+def inputs_of(size: int) -> list[Batch]:
+    corpus = draw_pairs("SNLI", 50 * size, np.random.default_rng(0))
+    cut = list(batches(corpus, size, shuffle=False))
+    return [cut[(2 * i + 1) * len(cut) // (2 * BATCHES)].to(DEVICE) for i in range(BATCHES)]
+
+
+def compare(what: str, size: int, steps: dict[str, Step]) -> Comparison:
+    prepare(steps)
+    title = f"training step, SNLI at batch {size}, on {DEVICE.type}: {what}, {BATCHES} batches"
+    comparison = interleaved(title, {name: step.round for name, step in steps.items()}, seconds=3.0)
+    return comparison.of("choices", lengths="SNLI", batch=size, device=DEVICE.type, batches=BATCHES)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_choices(size, report):
-    corpus = draw_pairs("SNLI", 50 * size, np.random.default_rng(0))
-    cut = list(batches(corpus, size, shuffle=False))
-    inputs = [cut[(2 * i + 1) * len(cut) // (2 * BATCHES)].to(DEVICE) for i in range(BATCHES)]
-    running, notes = prepared(steps(inputs))
-    title = f"training step, SNLI at batch {size}, on {DEVICE.type}: what it is made of, {BATCHES} batches"
-    calls = {name: step.round for name, step in running.items()}
-    comparison = interleaved(title, calls, device=DEVICE, seconds=3.0)
-    parameters = {"lengths": "SNLI", "batch": size, "device": DEVICE.type, "batches": BATCHES}
-    report(replace(comparison, notes=tuple(notes)).of("choices", **parameters))
+    report(compare("what it is made of", size, variants(inputs_of(size))))
+
+
+# Behind the others, because what fails while it is recorded leaves PyTorch's state of random numbers in disorder.
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", SIZES)
+def test_recorded(size, precision, report):
+    plain = Step(inputs_of(size), precision)
+    report(compare(f"issued and recorded, {precision}", size, {AS_IT_IS: plain, GRAPH: replace(plain, recorded=True)}))

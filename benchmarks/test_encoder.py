@@ -2,7 +2,8 @@
 
 All begin with embedded words in their own form. The padded one runs over padding and so computes something else at the
 end of a sentence: it is found to be right on a batch whose sentences are filled up, the others on both. On a GPU, other
-numbers of units follow, for which cuDNN has other algorithms, and each is held against its floors.
+numbers of units follow, for which cuDNN has other algorithms, and each is held against its floors. Under bf16 autocast
+PyTorch runs cuDNN's LSTMs in fp16; esim_fast's, whose gradients must not underflow, multiplies in TF32.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,12 @@ from baselines import TurnedBiLSTM, packed_lstm
 from corpus import PairBatch, make_batches
 from equality import TOLERANCE, difference
 from models import HIDDEN, WIDTH, precision_set
-from timing import Comparison, copy_bandwidth, interleaved, product_rate
+from timing import DEVICE, ON_GPU, Comparison, copy_bandwidth, interleaved, product_rate
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from esim_fast.model import InputEncoding
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ON_GPU = DEVICE.type == "cuda"
 SIZES = [32, *(pytest.param(size, marks=pytest.mark.full) for size in (128, 512, 1024))]
 UNITS = [HIDDEN, *(pytest.param(units, marks=pytest.mark.gpu) for units in (256, 128))]
 PRECISIONS = ["fp32", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("tf32", "bf16"))]
@@ -179,18 +178,22 @@ def results(layer: Layer, x: Embedded) -> dict[str, Tensor]:
     return {"states": valid(y), "gradient of the words": valid(grads[:words]), **TurnedBiLSTM.bilstm_names(dict(named))}
 
 
-def check(variants: dict[str, Layer], x: Embedded, units: int, *, filled: bool) -> None:
+def wrong_ones(variants: dict[str, Layer], x: Embedded, units: int, *, filled: bool) -> dict[str, str]:
+    """Peers that are not the same layer here, and in what."""
     lstm = nn.LSTM(WIDTH, units, bidirectional=True, batch_first=True).to(DEVICE, torch.float64)
     lstm.load_state_dict(variants[PADDED].net.state_dict())
     p, h = (side.detach().double().requires_grad_() for side in (x.p, x.h))
     exact_x = replace(x, p=p, h=h)
     exact_layer = replace(variants[PACKED], net=lstm, states=lambda x: packed_sides(lstm, x))
     exact = results(exact_layer, exact_x)
+    found = {}
     for name, layer in variants.items():
         if name == PADDED and not filled:
             continue
-        wrong = difference(results(layer, x), exact, TOLERANCE["fp32"])
-        assert wrong is None, f"{name}: {wrong}"
+        if wrong := difference(results(layer, x), exact, TOLERANCE["fp32"]):
+            assert name != OURS, f"{name}: {wrong}"
+            found[name] = wrong
+    return found
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -202,8 +205,8 @@ def test_encoder(size, units, precision, report):
     filled = Embedded.of(batches[-1].filled(), 0, units)
     variants = layers(units, [*inputs, filled])
     with precision_set("fp32"):
-        check(variants, inputs[-1], units, filled=False)
-        check(variants, filled, units, filled=True)
+        wrong = wrong_ones(variants, inputs[-1], units, filled=False) | wrong_ones(variants, filled, units, filled=True)
+        variants = {name: layer for name, layer in variants.items() if name not in wrong}
         prepared = {name: [grads_of(layer, x, layer.states(x)) for x in inputs] for name, layer in variants.items()}
 
     def forward(layer):
@@ -221,29 +224,32 @@ def test_encoder(size, units, precision, report):
     shapes = " ".join(batch.shape for batch in batches)
     title = f"encoder, {units} units, SNLI at batch {size} ({shapes}), {precision} on {DEVICE.type}"
     parameters = {"lengths": "SNLI", "batch": size, "precision": precision, "device": DEVICE.type, "batches": BATCHES}
+    notes = tuple(f"{name}: left out, {reason}" for name, reason in wrong.items())
     for which, calls in passes.items():
         with precision_set(precision), torch.no_grad() if which == "forward" else nullcontext():
-            comparison = interleaved(f"{title}: {which}, {BATCHES} batches", calls, device=DEVICE, seconds=3.0)
-        notes = floor_notes(comparison, inputs, units, precision, which) if ON_GPU else ()
+            comparison = interleaved(f"{title}: {which}, {BATCHES} batches", calls, seconds=3.0)
+        comparison = replace(comparison, notes=notes)
+        if ON_GPU:
+            comparison = against_the_floor(comparison, inputs, units, precision, which)
         group = "encoder" if units == HIDDEN else f"encoder of {units} units"
-        report(replace(comparison, notes=notes).of(group, **parameters, **{"pass": which}))
+        report(comparison.of(group, **parameters, **{"pass": which}))
 
 
-def floor_notes(
+def against_the_floor(
     comparison: Comparison, inputs: list[Embedded], units: int, precision: str, which: str
-) -> tuple[str, ...]:
-    """What the least bytes and operations would take at the device's own rates, and what a time step takes."""
+) -> Comparison:
+    """With what the least bytes and operations take at the device's own rates, and what a time step takes."""
     lengths, element = [x.lengths.numpy() for x in inputs], floors.ELEMENT[precision]
     training = which != "forward"
     work = [floors.bilstm(of, WIDTH, units, element, training=training) for of in lengths]
     if training:
         work += [floors.bilstm(of, WIDTH, units, element, backward=True) for of in lengths]
     bandwidth, rate = copy_bandwidth(), product_rate(precision)
-    least, seconds = sum(floor.seconds(bandwidth, rate) for floor in work), comparison.values[OURS]
-    steps = sum(int(of.max()) for of in lengths)
-    return (
-        f"floor {1e6 * least:,.0f} µs ({sum(of.flops for of in work) / 1e9:,.1f} GFLOP at {rate / 1e12:,.0f} TFLOP/s, "
-        f"{sum(of.bytes for of in work) / 1e6:,.0f} MB at {bandwidth / 1e12:.2f} TB/s): "
-        f"{OURS} takes {seconds / least:.1f} times as long",
+    steps, seconds = sum(int(of.max()) for of in lengths), comparison.values[OURS]
+    notes = (
+        *comparison.notes,
+        f"floor of {sum(of.flops for of in work) / 1e9:,.1f} GFLOP at {rate / 1e12:,.0f} TFLOP/s and "
+        f"{sum(of.bytes for of in work) / 1e6:,.0f} MB at {bandwidth / 1e12:.2f} TB/s",
         f"{steps} time steps, of which {OURS} takes {1e6 * seconds / steps:,.1f} µs each",
     )
+    return replace(comparison, notes=notes, floor=sum(floor.seconds(bandwidth, rate) for floor in work))

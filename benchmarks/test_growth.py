@@ -11,12 +11,11 @@ from baselines import EAGER, eager_local_inference
 from corpus import make_batches
 from equality import TOLERANCE, difference
 from models import all_variants, loss_of, precision_set, right_ones, set_dropout
-from timing import Comparison, interleaved
+from timing import DEVICE, Comparison, interleaved
 from torch import Tensor
 
 from esim_fast.ops import local_inference
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRECISIONS = ["fp32", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("tf32", "bf16"))]
 OURS = "esim_fast, packed batches"
 PAIRS, WIDTH = 8, 600
@@ -44,7 +43,7 @@ def test_cost_of_a_token(precision, full, report):
 
     calls = {str(size): lambda batch=batch: step(batch) for size, batch in batches.items()}
     with precision_set(precision):
-        measured = interleaved("", calls, device=DEVICE)
+        measured = interleaved("", calls)
     variant.net.zero_grad()
     for size, batch in batches.items():
         parameters = {"lengths": "SNLI", "batch": size, "precision": precision, "device": DEVICE.type}
@@ -77,7 +76,7 @@ def test_cost_of_length(length, report):
             assert wrong is None, f"{name}: {wrong}"
         calls = {name: lambda v=variant: both(v, a, b, grad) for name, variant in variants.items()}
         title = f"local_inference, {PAIRS} pairs of {length} and {length} tokens, fp32 on {DEVICE.type}"
-        comparison = interleaved(f"{title}: forward + backward", calls, device=DEVICE, seconds=1.5)
+        comparison = interleaved(f"{title}: forward + backward", calls, seconds=1.5)
     parameters = {"length": length, "batch": PAIRS, "precision": "fp32", "device": DEVICE.type}
     report(comparison.of("growth with the length", **parameters))
 

@@ -10,10 +10,8 @@ import pytest
 import torch
 from corpus import make_batches
 from models import all_variants, logits_of, precision_set, right_ones
-from timing import interleaved
+from timing import DEVICE, ON_GPU, interleaved
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ON_GPU = DEVICE.type == "cuda"
 # Kind of lengths and pairs in a batch.
 SHAPES = [("SNLI", 1), ("SNLI", 32), ("SNLI", 128)]
 LARGER = [("SNLI", 512), ("SNLI", 1024), ("MultiNLI", 32)]
@@ -37,6 +35,6 @@ def test_inference(kind, size, precision, full, report):
         }
         shapes = " ".join(batch.shape for batch in batches)
         title = f"inference, {kind} at batch {size} ({shapes}), {precision} on {DEVICE.type}: {BATCHES} batches"
-        comparison = interleaved(title, calls, device=DEVICE, seconds=3.0 if ON_GPU else 5.0)
+        comparison = interleaved(title, calls, seconds=3.0 if ON_GPU else 5.0)
     parameters = {"lengths": kind, "batch": size, "precision": precision, "device": DEVICE.type, "batches": BATCHES}
     report(replace(comparison, notes=tuple(notes)).of("inference", **parameters))

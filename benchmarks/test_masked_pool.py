@@ -8,15 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from baselines import EAGER, eager_pool, segment_pool
-from timing import interleaved
+from timing import DEVICE, FULL_SIZE, ON_GPU, interleaved
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # A batch of SNLI's longest premises, and what fills a GPU.
-SHAPES = [(32, 36, 600)] if DEVICE.type == "cpu" else [(32, 36, 600), (1024, 64, 600)]
-DTYPES = [torch.float32] if DEVICE.type == "cpu" else [torch.float32, torch.bfloat16]
+SHAPES = [(32, 36, 600), (1024, 64, 600)] if FULL_SIZE else [(32, 36, 600)]
+DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -45,12 +44,20 @@ def test_forward_and_backward(shape, dtype, report):
     expected = eager_pool(x.double(), integer_mask)
     tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     expected_gradient = torch.autograd.grad(expected, x, grad.double())[0]
-    for leaf, pool in pools.values():
-        v = pool()
-        gradient = torch.autograd.grad(v, leaf, grad)[0]
-        torch.testing.assert_close(v.double(), expected, **tolerance)
-        wanted = expected_gradient if leaf is x else expected_gradient[mask]
-        torch.testing.assert_close(gradient, wanted, **tolerance)
+    notes = []
+    for name, (leaf, pool) in list(pools.items()):
+        try:
+            v = pool()
+            gradient = torch.autograd.grad(v, leaf, grad)[0]
+            torch.testing.assert_close(v.double(), expected, **tolerance)
+            wanted = expected_gradient if leaf is x else expected_gradient[mask]
+            torch.testing.assert_close(gradient.double(), wanted, **tolerance)
+        except (AssertionError, RuntimeError) as error:
+            if name == EAGER or name.startswith("esim_fast"):
+                raise
+            # segment_reduce shares the gradient out among equal maxima, of which bf16 has many.
+            notes.append(f"{name}: left out ({str(error).strip().splitlines()[0][:100]})")
+            del pools[name]
 
     title = f"masked_pool {list(shape)} {str(dtype).removeprefix('torch.')} on {DEVICE.type}"
     parameters = {
@@ -61,22 +68,22 @@ def test_forward_and_backward(shape, dtype, report):
     }
     forward = {name: pool for name, (_, pool) in pools.items()}
     with torch.no_grad():
-        comparison = interleaved(f"{title}: forward", forward, device=DEVICE)
+        comparison = replace(interleaved(f"{title}: forward", forward), notes=tuple(notes))
         report(comparison.of("masked_pool", **parameters, **{"pass": "forward"}))
     both = {
         name: lambda leaf=leaf, pool=pool: torch.autograd.grad(pool(), leaf, grad)
         for name, (leaf, pool) in pools.items()
     }
-    comparison = interleaved(f"{title}: forward + backward", both, device=DEVICE)
+    comparison = replace(interleaved(f"{title}: forward + backward", both), notes=tuple(notes))
     report(comparison.of("masked_pool", **parameters, **{"pass": "forward + backward"}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_share_of_the_copy_bandwidth(dtype, report):
     """Bytes per second that the forward kernel moves, over those of a device-to-device copy in the same run."""
-    if DEVICE.type != "cuda":
+    if not ON_GPU:
         pytest.skip("needs an NVIDIA GPU: on a CPU the input lies in the cache")
-    shape = (1024, 64, 600)
+    shape = SHAPES[-1]
     # Inputs take turns, so that the cache does not answer.
     inputs = [torch.randn(shape, device=DEVICE).to(dtype) for _ in range(4)]
     copies = [torch.empty_like(x) for x in inputs]
@@ -106,4 +113,5 @@ def test_share_of_the_copy_bandwidth(dtype, report):
         f"{rates['esim_fast'] / 1e12:.2f} TB/s of the copy's {rates['device-to-device copy'] / 1e12:.2f}: {share:.0%}"
     )
     parameters = {"batch": batch, "precision": "fp32" if dtype == torch.float32 else "bf16", "device": DEVICE.type}
-    report(replace(comparison, notes=(note,)).of("masked_pool against a copy", **parameters))
+    floor = 4 * (read + written) / rates["device-to-device copy"]
+    report(replace(comparison, notes=(note,), floor=floor).of("masked_pool against a copy", **parameters))

@@ -11,13 +11,12 @@ import torch
 from corpus import make_batches
 from equality import TOLERANCE, difference
 from models import precision_set
-from timing import interleaved
+from timing import DEVICE, interleaved
 from torch import Tensor
 
 from esim_fast.layers import Linear
 from esim_fast.ops.products import linear
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = [32, *(pytest.param(size, marks=pytest.mark.full) for size in (512,))]
 HIDDEN = 300
 
@@ -53,5 +52,5 @@ def test_folding(size, report):
         title = f"projection, {tokens} tokens (SNLI at batch {size}), fp32 on {DEVICE.type}"
         parameters = {"lengths": "SNLI", "batch": size, "precision": "fp32", "device": DEVICE.type}
         calls = {name: lambda x=x, project=project: both(x, project) for name, (x, project) in variants.items()}
-        comparison = interleaved(f"{title}: forward + backward", calls, device=DEVICE, seconds=2.0)
+        comparison = interleaved(f"{title}: forward + backward", calls, seconds=2.0)
         report(comparison.of("projection", **parameters, **{"pass": "forward + backward"}))

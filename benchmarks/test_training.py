@@ -12,12 +12,10 @@ import pytest
 import torch
 from corpus import PairBatch, make_batches
 from models import all_variants, fused_adam, loss_of, passed_over, precision_set, right_ones, set_dropout
-from timing import interleaved, peak_memory, saved_memory
+from timing import DEVICE, ON_GPU, interleaved, peak_memory, saved_memory
 
 import esim_fast
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ON_GPU = DEVICE.type == "cuda"
 SHAPES = [("SNLI", 32), ("SNLI", 128)]
 LARGER = [("SNLI", 512), ("SNLI", 1024), ("MultiNLI", 32)]
 SHAPES += [pytest.param(*shape, marks=pytest.mark.full) for shape in LARGER]
@@ -63,7 +61,7 @@ def test_training(kind, size, precision, full, report):
         for which, run in (("training step", step), ("forward + backward", both)):
             calls = {name: lambda v=v, run=run: run(v) for name, v in running.items()}
             seconds = 3.0 if ON_GPU else 5.0
-            comparison = interleaved(f"{title}: {which}, {BATCHES} batches", calls, device=DEVICE, seconds=seconds)
+            comparison = interleaved(f"{title}: {which}, {BATCHES} batches", calls, seconds=seconds)
             comparison = replace(comparison, notes=tuple(notes))
             report(comparison.of("training", **parameters, **{"pass": which, "batches": BATCHES}))
 
@@ -96,6 +94,7 @@ def packing(batches: list[PairBatch]) -> float:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no NVIDIA GPU here")
 @pytest.mark.parametrize("name", UNWAITED)
 def test_a_step_does_not_wait_for_the_gpu(name):
     variants = all_variants(DEVICE, "fp32", False)

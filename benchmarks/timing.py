@@ -1,6 +1,8 @@
 """Fair timing on a machine that others use too: variants take turns, and medians of one run are compared.
 
 That is why pytest-benchmark does not do it: it times one variant after the other, and the machine drifts between them.
+All that the benchmarks ask of a GPU is asked here. With ESIM_FAST_DRY_RUN=1, on a machine without one, what is measured
+on a GPU alone runs on the CPU, on small shapes: every branch can be tried before there is a GPU to try it on.
 """
 
 import os
@@ -18,6 +20,13 @@ import torch
 
 import esim_fast
 
+DRY_RUN = os.environ.get("ESIM_FAST_DRY_RUN") == "1" and not torch.cuda.is_available()
+ON_GPU = torch.cuda.is_available() or DRY_RUN
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FULL_SIZE = ON_GPU and not DRY_RUN
+
+Moment = torch.cuda.Event | float
+
 CALLS_PER_TURN = 5
 once = False  # set by pytest --once: everything is run and found to be equal, and hardly timed
 LONG_CALL = 0.1  # seconds: what another variant left in the caches is nothing beside it, and one call is a turn
@@ -32,6 +41,7 @@ class Comparison:
     Attributes:
         group: what was measured, such as "training"; comparisons of a group make one section of a report.
         parameters: under which circumstances, such as {"batch": 32, "pass": "forward"}.
+        floor: seconds that no variant can be faster than here, by floors.py and the device's ceilings; None: not known.
     """
 
     title: str
@@ -41,6 +51,7 @@ class Comparison:
     unit: str = "s"
     group: str = ""
     parameters: dict[str, str | int] = field(default_factory=dict)
+    floor: float | None = None
 
     def of(self, group: str, **parameters: str | int) -> "Comparison":
         """The same comparison, filed under ``group`` and ``parameters``."""
@@ -55,14 +66,13 @@ class Comparison:
         scale, unit = _SCALES[self.unit]
         lines = [
             f"  {variant:<36} {scale * value:>12,.1f} {unit} {self.ratio(variant):>8.2f} x"
+            + (f" {self.floor / value:>6.0%} of the floor's speed" if self.floor else "")
             for variant, value in self.values.items()
         ]
         return "\n".join([f"{self.title}{how}", *lines, *(f"  {note}" for note in self.notes)])
 
 
-def interleaved(
-    title: str, variants: dict[str, Callable[[], object]], *, device: torch.device, seconds: float = 5.0
-) -> Comparison:
+def interleaved(title: str, variants: dict[str, Callable[[], object]], *, seconds: float = 5.0) -> Comparison:
     """Calls the variants in turn for about ``seconds``, after a warm-up that also compiles and chooses algorithms.
 
     A turn is several calls: the first ones pay for what another variant left in the caches, and medians forget them.
@@ -72,10 +82,10 @@ def interleaved(
     _settle_allocator()
 
     def timed(call: Callable[[], object]) -> float:
-        _wait_for(device)
+        synchronize()
         begin = time.perf_counter()
         call()
-        _wait_for(device)
+        synchronize()
         return time.perf_counter() - begin
 
     long_calls = False
@@ -101,36 +111,20 @@ def device_times(title: str, variants: dict[str, Callable[[], object]], *, round
 
     A variant that cannot be recorded is left out, and noted.
     """
-    graphs, notes = {}, []
+    replays, notes = {}, []
     for name, call in variants.items():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on another stream
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
-                call()
+            replays[name] = recorded(call)
         except RuntimeError as error:
             notes.append(f"{name}: cannot be recorded ({str(error).strip().splitlines()[0][:80]})")
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            continue
-        graphs[name] = graph
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
-    for _ in range(rounds):
-        for name, graph in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            samples[name].append(begin.elapsed_time(end) / 1e3)
-    if graphs and next(iter(graphs)) != next(iter(variants)):
-        notes.append(f"ratios are to {next(iter(graphs))}")
+    samples: dict[str, list[float]] = {name: [] for name in replays}
+    for _ in range(1 if once else rounds):
+        for name, replay in replays.items():
+            begin = now()
+            replay()
+            samples[name].append(seconds_between(begin, now()))
+    if replays and next(iter(replays)) != next(iter(variants)):
+        notes.append(f"ratios are to {next(iter(replays))}")
     return Comparison(title, {name: median(values) for name, values in samples.items()}, rounds, tuple(notes))
 
 
@@ -139,12 +133,7 @@ def peak_memory(title: str, variants: dict[str, Callable[[], object]]) -> Compar
     peaks = {}
     for name, call in variants.items():
         call()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        peaks[name] = float(torch.cuda.max_memory_allocated() - before)
+        peaks[name] = peak_bytes(call)
     return Comparison(title, peaks, 1, unit="bytes")
 
 
@@ -175,49 +164,38 @@ class Stopwatch:
     On a GPU the ends are events in the stream, so that nothing is waited for; the stream may be waiting for launches.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._ends: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
+    def __init__(self) -> None:
+        self._ends = [("", now())]
 
     def end(self, what: str) -> None:
         """The time since the end before this was that of ``what``."""
-        self._ends.append((what, self._now()))
+        self._ends.append((what, now()))
 
     def seconds(self) -> dict[str, float]:
         """Of each, all times together."""
-        if self._on_gpu:
-            torch.cuda.synchronize()
         totals: dict[str, float] = {}
         for (_, begin), (what, end) in pairwise(self._ends):
-            seconds = begin.elapsed_time(end) / 1e3 if self._on_gpu else end - begin
-            totals[what] = totals.get(what, 0.0) + seconds
+            totals[what] = totals.get(what, 0.0) + seconds_between(begin, end)
         return totals
-
-    def _now(self) -> float | torch.cuda.Event:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 @cache
-def copy_bandwidth(size: int = 2**29) -> float:
+def copy_bandwidth(size: int = 2**29 if FULL_SIZE else 2**24) -> float:
     """Bytes per second, read and written, of a copy on the GPU that is too large for its cache."""
-    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    source = torch.ones(size, dtype=torch.uint8, device=DEVICE)
     copy = torch.empty_like(source)
     return 2 * size / device_times("copy", {"copy": lambda: copy.copy_(source)}).values["copy"]
 
 
 @cache
-def product_rate(precision: str, size: int = 8192) -> float:
-    """Operations per second of a large product of random matrices on the GPU, in "fp32", "tf32" or "bf16".
+def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 256) -> float:
+    """Operations per second of a large product of matrices on the GPU, in "fp32", "tf32" or "bf16".
 
-    Random, because zeros are multiplied faster than anything that occurs.
+    Of random ones, because zeros are multiplied faster than anything that occurs.
     """
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, generator=generator, device="cuda").to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, generator=generator, device=DEVICE).to(dtype) for _ in range(2))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:
@@ -229,7 +207,7 @@ def product_rate(precision: str, size: int = 8192) -> float:
 
 def hardware() -> str:
     """What computes: the GPU, or the processor and how many cores of it."""
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     return f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
@@ -241,7 +219,7 @@ def today() -> str:
 def environment() -> str:
     """The hardware and versions that a figure belongs to."""
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {esim_fast.build_info()['compiler']}"
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         versions += f", Triton {version('triton')}, CUDA {torch.version.cuda}"
     return f"{hardware()}; {versions}; {today()}"
 
@@ -263,6 +241,67 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def now() -> Moment:
+    """On a GPU, when its stream gets here, which is not waited for."""
+    if DEVICE.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(begin: Moment, end: Moment) -> float:
+    """Waits for the end."""
+    if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+    return end - begin
+
+
+def recorded(call: Callable[[], object]) -> Callable[[], object]:
+    """The call's launches as a CUDA graph, to be replayed: without what Python and launches take.
+
+    Raises:
+        RuntimeError: it does something that cannot be recorded.
+    """
+    if DEVICE.type != "cuda":
+        return call
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on another stream
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        synchronize()
+        torch.cuda.empty_cache()
+        raise
+    return graph.replay
+
+
+def peak_bytes(call: Callable[[], object]) -> float:
+    """What the call allocates on the GPU at most, above what was there before."""
+    if DEVICE.type != "cuda":
+        call()
+        return 1.0
+    synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    synchronize()
+    return float(torch.cuda.max_memory_allocated() - before)
+
+
+def cache_bytes() -> int:
+    """Of the GPU's cache that all its multiprocessors share."""
+    return torch.cuda.get_device_properties(DEVICE).L2_cache_size if DEVICE.type == "cuda" else 1

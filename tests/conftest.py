@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from packaging.version import Version
 if not torch.cuda.is_available():
     # Triton's kernels run on CPU tensors then. It must be said before Triton is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Without it cuBLAS, and so cuDNN's LSTMs, may add in another order the next time.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # A slow machine is no failure. test_properties.py has about 36 tests of as many examples as the profile says.
 settings.register_profile("esim_fast", deadline=None, max_examples=60)
@@ -58,6 +60,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # For tools/promises.py, which may be another process than the one that runs the test.
         if promise := item.get_closest_marker("promise"):
             item.user_properties.append(("promise", promise.args[0]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """A test that is not of a GPU sees none, nor do the processes that it starts: what it expects is a CPU's."""
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.cuda.is_available() and not item.get_closest_marker("gpu"):
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from esim_fast.ops import bilstm
+from esim_fast.ops.bilstm import _in_training_mode
 
 pytestmark = pytest.mark.promise("BiLSTM: as torch.nn.LSTM, forward and backward, on every kind of processor")
 
@@ -52,6 +53,43 @@ def check(lstm, x, batch_sizes, grad_y):
             1 + wanted.abs().max()
         )
     return ours, exact
+
+
+def test_cudnn_s_training_mode_changes_nothing_else():
+    """How gradients are had in evaluation mode on a GPU, on the CPU, where PyTorch has them anyway."""
+    lstm, x, batch_sizes, grad_y = make([9, 4, 4, 1], 5, 7)
+    lstm.eval()
+    y, expected = _in_training_mode(lstm, x, batch_sizes), lstm(PackedSequence(x, batch_sizes))[0].data
+    assert torch.equal(y, expected)
+    inputs = [x, *lstm.parameters()]
+    gradients = (torch.autograd.grad(of, inputs, grad_y) for of in (y, expected))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
+
+
+@pytest.mark.gpu
+class TestOnAGPU:
+    @pytest.mark.parametrize("training", [True, False])
+    def test_as_torch_nn_lstm(self, training):
+        lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
+        exact = exactly(lstm, x, batch_sizes, grad_y)
+        lstm.to("cuda").train(training)
+        x = x.detach().cuda().requires_grad_()
+        for mine, wanted in zip(run(lstm, x, batch_sizes, grad_y.cuda(), None), exact, strict=True):
+            torch.testing.assert_close(mine.cpu().double(), wanted, rtol=1e-5, atol=1e-5)
+
+    def test_gradients_do_not_underflow_in_bf16(self):
+        """PyTorch's autocast runs cuDNN's LSTMs in fp16, where the least number is 6e-8."""
+        lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
+        grad_y *= 1e-9
+        exact = exactly(lstm, x, batch_sizes, grad_y)
+        lstm.to("cuda")
+        x = x.detach().cuda().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16):
+            y = bilstm(lstm, x, batch_sizes)
+        assert y.dtype == torch.bfloat16
+        results = [y, *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y.cuda().bfloat16())]
+        for mine, wanted in zip(results, exact, strict=True):
+            assert (mine.cpu().double() - wanted).norm() < 0.02 * wanted.norm()
 
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=14)

@@ -38,6 +38,7 @@ def start(cache):
     context.set_forkserver_preload(["interrupted_run"])
     with pytest.MonkeyPatch.context() as patch:  # what is to be imported has to be found
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU's addresses alone are more than the memory that is left
         forkserver.ensure_running()
     logs = itertools.count()
 

@@ -4,6 +4,9 @@ The kernel is csrc/bilstm_cpu.cpp, its schema csrc/ops.cpp. It does what has to 
 input, and those that give the weights' gradients, are one for all tokens.
 """
 
+import contextlib
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -29,7 +32,9 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
 
     Returns:
         ``[N, 2 * hidden_size]``, the forward and the backward state of each token, in the dtype of ``x``, or autocast's
-        under autocast. The kernel keeps its states in fp32 then. Its second derivatives are not implemented and raise.
+        under autocast. The kernel keeps its states in fp32 then, and so does cuDNN under bf16 autocast, where it
+        multiplies in TF32 if ``torch.backends.cudnn`` lets it. The kernel's second derivatives are not implemented and
+        raise.
 
     Raises:
         TypeError: ``x`` is no tensor.
@@ -45,10 +50,10 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
         return x.new_zeros(0, 2 * lstm.hidden_size)
     autocast = torch.is_autocast_enabled(x.device.type)
     fp32 = x.dtype == torch.float32 or autocast
-    possible = ("cpp", "reference") if x.device.type == "cpu" and _is_plain(lstm) and fp32 else ("reference",)
+    possible = ("cpp", "reference") if x.device.type == "cpu" and _is_plain_fp32(lstm) and fp32 else ("reference",)
     check_backend(backend, "bilstm", possible, f"{x.device} in {x.dtype}")
     if (backend or possible[0]) == "reference":
-        return lstm(PackedSequence(x, batch_sizes))[0].data
+        return _reference(lstm, x, batch_sizes)
     dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     weights = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
@@ -61,7 +66,31 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
         return y.to(dtype)
 
 
-def _is_plain(lstm: nn.Module) -> bool:
+def _reference(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
+    """``lstm`` itself, but for what cuDNN would do otherwise on a GPU."""
+    device = x.device.type
+    if device == "cpu" or not _is_plain_fp32(lstm):
+        return lstm(PackedSequence(x, batch_sizes))[0].data
+    bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    # Autocast has one lower precision for cuDNN's LSTMs, fp16, whatever it was asked for: gradients would underflow.
+    with torch.autocast(device, enabled=False) if bf16 else contextlib.nullcontext():
+        y = _in_training_mode(lstm, x.float() if bf16 else x, batch_sizes)
+    return y.bfloat16() if bf16 else y
+
+
+def _in_training_mode(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
+    """What ``lstm`` computes, with gradients in evaluation mode, too, where cuDNN has none.
+
+    The mode is that of the dropout between layers, and there is one layer.
+    """
+    if lstm.training or not torch.is_grad_enabled():
+        return lstm(PackedSequence(x, batch_sizes))[0].data
+    zeros = x.new_zeros(2, int(batch_sizes[0]), lstm.hidden_size)
+    weights = cast(list[Tensor], lstm._flat_weights)
+    return torch.lstm(x, batch_sizes, (zeros, zeros), weights, True, 1, 0.0, True, True)[0]
+
+
+def _is_plain_fp32(lstm: nn.Module) -> bool:
     """Whether all that ``lstm`` does is in its parameters: it may have been quantised, or given hooks."""
     if type(lstm) is not nn.LSTM or lstm.weight_ih_l0.dtype != torch.float32:
         return False

@@ -1,0 +1,283 @@
+"""Everything that is to be known of the library on a GPU, in one command and in order of worth.
+
+    python -m benchmarks.gpu [--minutes N] [--out DIR] [--parts NAME ...] [--dry-run]
+
+run in the repository's root with the test dependencies installed. It builds the extension, if the installed one has no
+code for this GPU, into DIR. Then come the tests that need a GPU, the kernels under compute-sanitizer, the ceilings of
+the device, and what is held against them: ops, training steps, an epoch of SNLI's size, a step taken apart, what it
+could be made of instead, the LSTM, inference, and the kernels' launch tables. When the time is up, the part in hand is
+interrupted and the others are left. Every part writes its JSON and its log into DIR as it goes on; runs into the same
+DIR add to each other. At the end DIR has report.md with plots, and summary.md, which is printed, too: what was aimed
+at, and what was reached. The exit code is 1 if a test or a part failed.
+
+``--dry-run``, on a machine without a GPU, tries all of it on the CPU with small shapes: no figure means anything then.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import report, targets
+from benchmarks.command import Parser, positive_number
+from benchmarks.timing import environment, hardware, today
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_INSTALLED = 3  # sanitize_cuda's exit code where there is no compute-sanitizer
+PATIENCE = 10.0  # seconds that an interrupted part has to end
+RESERVE = 20.0  # seconds for summary and report
+RUN = "run.json"
+
+
+class Part(NamedTuple):
+    """A command of this repository: arguments of Python, in which JSON is the file for its figures.
+
+    Attributes:
+        least: minutes without which it is not begun.
+    """
+
+    name: str
+    arguments: list[str]
+    least: float = 0.25
+
+
+JSON, MINUTES = "{json}", "{minutes}"
+
+
+def parts(dry_run: bool) -> list[Part]:
+    """In order of worth."""
+    once = ["--once"] if dry_run else []
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
+    def benchmark(name: str, files: str, *options: str, least: float = 0.25) -> Part:
+        paths = [f"benchmarks/test_{file}.py" for file in files.split()]
+        return Part(name, [*pytest, *paths, *options, *once, "--json", JSON], least)
+
+    def epoch(batch_size: int, precision: str) -> Part:
+        few = ["--pairs", "320"] if dry_run else []
+        options = ["--batch-size", str(batch_size), "--precision", precision, *few]
+        return Part(f"epoch-{batch_size}-{precision}", ["-m", "benchmarks.epoch", *options, "--json", JSON], 0.5)
+
+    def step(batch_size: int, precision: str) -> Part:
+        how = ["--precision", "fp32", "--tf32"] if precision == "tf32" else ["--precision", precision]
+        few = ["--rounds", "1"] if dry_run else []
+        options = ["--batch-size", str(batch_size), *how, *few]
+        return Part(f"step-{batch_size}-{precision}", ["-m", "benchmarks.anatomy", *options, "--json", JSON])
+
+    dry = ["--dry-run"] if dry_run else []
+    return [
+        Part("tests", [*pytest, "-m", "gpu", *workers, "tests"]),
+        benchmark("waits", "training", "-k", "does_not_wait"),
+        Part("sanitizer", ["-m", "tools.sanitize_cuda", *dry, "--json", JSON]),
+        benchmark("ceilings", "ceilings"),
+        benchmark("ops", "masked_pool local_inference", least=0.5),
+        benchmark("training", "training", "-k", "SNLI-32" if dry_run else "SNLI-32 or SNLI-512", least=0.5),
+        epoch(32, "bf16"),
+        step(32, "bf16"),
+        step(512, "bf16"),
+        epoch(512, "bf16"),
+        step(32, "tf32"),
+        step(512, "tf32"),
+        benchmark("choices", "choices"),
+        benchmark("layers", "encoder projection", least=0.5),
+        benchmark("inference", "inference", *(["-k", "SNLI-32"] if dry_run else []), least=0.5),
+        epoch(32, "fp32"),
+        Part("sweep", ["-m", "benchmarks.sweep", *dry, "--minutes", MINUTES, "--json", JSON], 1.0),
+        benchmark("training-at-other-sizes", "training", "-k", "128 or 1024 or MultiNLI", least=0.5),
+        benchmark("growth", "growth"),
+    ]
+
+
+class Run:
+    """What is done in a folder, part by part, until the time is up."""
+
+    def __init__(self, folder: Path, minutes: float, dry_run: bool) -> None:
+        self.folder, self.dry_run = folder, dry_run
+        self.end = time.monotonic() + 60 * minutes
+        self.environment = dict(os.environ)
+        if dry_run:
+            self.environment["ESIM_FAST_DRY_RUN"] = "1"
+        self.record: dict[str, Any] = {"environment": environment(), "hardware": hardware(), "parts": {}}
+        if (folder / RUN).exists():
+            self.record["parts"] = json.loads((folder / RUN).read_text(encoding="utf-8"))["parts"]
+        self.record |= {"date": today(), "commit": _commit(), "dry_run": dry_run}
+
+    @property
+    def seconds_left(self) -> float:
+        return self.end - RESERVE - time.monotonic()
+
+    def build(self) -> bool:
+        """Where the installed extension has no code for this GPU: into the folder, where every part finds it."""
+        architecture = ".".join(map(str, torch.cuda.get_device_capability()))
+        built = self.folder / "installed"
+        code = "import esim_fast; print('built for', *esim_fast.build_info()['cuda'])"
+        for path in ("", str(built)):
+            self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))
+            found = subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, env=self.environment, capture_output=True, text=True
+            )
+            if found.returncode == 0 and architecture in found.stdout.replace("+PTX", "").split():
+                return True
+        variables = {"TORCH_CUDA_ARCH_LIST": architecture, "ESIM_FAST_CUDA": "1"}
+        options = ["--no-build-isolation", "--no-deps", "--upgrade", "--target", str(built)]
+        command = [sys.executable, "-m", "pip", "install", "-q", *options, str(ROOT)]
+        self._run("build", command, self.environment | variables)
+        return not self.failed
+
+    def run(self, part: Part) -> None:
+        if self.seconds_left < 60 * part.least:
+            print(f"== {part.name}: not begun, the time is up", flush=True)
+            self._note(part.name, {"outcome": "not begun: the time was up"})
+            return
+        values = {JSON: str(self.folder / f"{part.name}.json"), MINUTES: f"{max(1.0, self.seconds_left / 60):.1f}"}
+        command = [sys.executable, *(values.get(argument, argument) for argument in part.arguments)]
+        self._run(part.name, command, self.environment)
+
+    def _run(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+        print(f"== {name}: {' '.join(command[1:])} ({self.seconds_left:.0f} s left)", flush=True)
+        begin = time.monotonic()
+        with (self.folder / f"{name}.log").open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            stopped = _wait(process, max(1.0, self.seconds_left))
+        code = process.returncode
+        if stopped:
+            outcome = "interrupted: the time was up"
+        elif code == NOT_INSTALLED and name == "sanitizer":
+            outcome = "left out: compute-sanitizer is not installed"
+        else:
+            outcome = "done" if code == 0 else f"failed: exit code {code}"
+        seconds = round(time.monotonic() - begin, 1)
+        self._note(name, {"outcome": outcome, "seconds": seconds, "command": command[1:]})
+        print(f"   {outcome}, {seconds:.0f} s: {_last_line(self.folder / f'{name}.log')}", flush=True)
+
+    def _note(self, name: str, part: dict[str, Any]) -> None:
+        self.record["parts"][name] = part
+        (self.folder / RUN).write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def failed(self) -> bool:
+        return any(part["outcome"].startswith("failed") for part in self.record["parts"].values())
+
+
+def _wait(process: subprocess.Popen, seconds: float) -> bool:
+    """Whether it had to be interrupted; it gets the time to write what it has."""
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # On a KeyboardInterrupt, too.
+        for sent in (signal.SIGINT, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, sent)
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    continue
+    return True
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:160] if lines else "nothing printed"
+
+
+def _commit() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def summary(folder: Path, record: dict[str, Any]) -> str:
+    """What was aimed at and what was reached, and how each part ended, from all that the folder holds."""
+    measured, epochs = [], []
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        measured += found.get("measured", []) if file.name != "results.json" else []
+        if file.name.startswith("epoch-"):
+            epochs.append(found)
+    lines = [f"# {record['hardware']}, {record['date']}", "", record["environment"], ""]
+    if record["dry_run"]:
+        lines += ["**A dry run on the CPU: no figure here means anything.**", ""]
+    if any(name in ("tests", "waits", "sanitizer") and of["outcome"] != "done" for name, of in record["parts"].items()):
+        lines += ["**Correctness is not settled: see the first parts below.**", ""]
+    lines += [
+        *targets.table(targets.targets(measured, epochs)),
+        "",
+        "| part | outcome | seconds |",
+        "| --- | --- | ---: |",
+    ]
+    for name, of in record["parts"].items():
+        lines.append(f"| {name} | {of['outcome']} | {of.get('seconds', '')} |")
+    for log in sorted([*folder.glob("epoch-*.log"), *folder.glob("step-*.log")]):
+        lines += ["", f"## {log.stem}", "", "```", log.read_text(encoding="utf-8", errors="replace").strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(folder: Path) -> str | None:
+    """Tables and plots of all comparisons; why not, if they cannot be made."""
+    try:
+        runs = [
+            report.read(file)
+            for file in sorted(folder.glob("*.json"))
+            if file.name != "results.json" and "measured" in json.loads(file.read_text(encoding="utf-8"))
+        ]
+        if runs:
+            report.write(report.merged(runs), folder)
+    except (report.ReportError, OSError) as error:
+        return str(error)
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=positive_number, default=30.0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/<GPU>-<date>")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="these alone, of those that it lists otherwise")
+    parser.add_argument("--dry-run", action="store_true", help="on a machine without a GPU")
+    options = parser.parse_args(arguments)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu == options.dry_run:
+        parser.error(
+            "--dry-run: there is a GPU here" if on_gpu else "there is no NVIDIA GPU here (--dry-run needs none)"
+        )
+    chosen = parts(options.dry_run)
+    names = [part.name for part in chosen]
+    if unknown := set(options.parts or ()) - set(names):
+        parser.error(f"--parts: no part is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    chosen = [part for part in chosen if not options.parts or part.name in options.parts]
+    folder = (options.out or report.RESULTS / f"{report.slug(hardware())}-{today()}").resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        run = Run(folder, options.minutes, options.dry_run)
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"--out {folder}: {error}")
+    print(f"{run.record['environment']}\n{options.minutes:g} minutes, into {folder}", flush=True)
+    if on_gpu and not run.build():
+        print((folder / "build.log").read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+        return 1
+    try:
+        for part in chosen:
+            run.run(part)
+    except KeyboardInterrupt:
+        print("interrupted: the other parts are left")
+    text = summary(folder, run.record)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
+    if problem := write_report(folder):
+        print(f"no report: {problem}")
+    print(f"\n{text}\n{folder}")
+    return 1 if run.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
