@@ -1,17 +1,16 @@
 """Index arithmetic on tensors of more than 2**31 elements: an index of 32 bits would be wrong, and is seen to be.
 
-The tensors are addresses without memory: pages that nobody writes are the system's one page of zeros. Values are placed
-where indices are large, zeros lie where a wrapped index would lead, and results must be those of compact tensors.
+Values are placed where indices are large, zeros lie where a wrapped index would lead, and results must be those of
+compact tensors.
 """
 
-import math
-import mmap
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from large_tensors import FAR, reserve, spread
 from torch import Tensor
 
 from esim_fast import Rows
@@ -22,21 +21,8 @@ pytestmark = [
     pytest.mark.promise("tensors of more than 2**31 elements are addressed right"),
 ]
 OPERATORS = torch.ops.esim_fast
-FAR = 2**31
 INTERPRETED = pytest.param("triton", marks=pytest.mark.interpreter, id="triton-interpreted")
 HALF = torch.bfloat16
-
-
-def reserve(shape: tuple[int, ...], dtype: torch.dtype = HALF) -> Tensor:
-    """Zeros that take memory only where they are written."""
-    size = math.prod(shape) * dtype.itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python names from 3.13 on
-    try:
-        memory = mmap.mmap(-1, size, flags=flags)
-    except OSError as error:
-        pytest.skip(f"the system reserves no {size / 2**30:.0f} GiB of addresses: {error.strerror}")
-    memory.madvise(mmap.MADV_HUGEPAGE)  # what is written as a whole is there sooner
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def needs_memory(gib: int) -> None:
@@ -47,14 +33,6 @@ def needs_memory(gib: int) -> None:
     free = min(bounds) / 2**30
     if free < gib:
         pytest.skip(f"needs {gib} GiB of free memory, {free:.1f} are")
-
-
-def spread(compact: Tensor, along: int) -> Tensor:
-    """A copy whose last index along a dimension is more than 2**31 elements behind its first, as far into memory."""
-    strides = list(torch.empty_like(compact).stride())
-    strides[along] = FAR // (compact.shape[along] - 1) + 8
-    memory = reserve((2 * FAR + 2**16,), compact.dtype)
-    return memory.as_strided(compact.shape, strides, storage_offset=FAR).copy_(compact)
 
 
 def with_gradients(run, *tensors: Tensor) -> list[Tensor]:
