@@ -1,0 +1,93 @@
+"""Compiles csrc/masked_pool_cuda.cu for the CPU, with the folder fake_cuda in the place of CUDA's headers.
+
+The source stays as it is, but for the launches of kernels, which are no C++, and the name under which its operators are
+registered.
+"""
+
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+import esim_fast.ops  # noqa: F401 (defines the operators)
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE.parent / "csrc"
+NAMESPACE = "esim_fast_cuda_on_cpu"
+OPERATORS = ("masked_pool", "masked_pool_backward")
+TORCH_TARGET_VERSION = "0x020a000000000000"  # as in setup.py
+FLAGS = (
+    *("-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden"),
+    f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+    # Types are punned as in all CUDA code, and an access that a GPU would refuse is noted.
+    *("-fno-strict-aliasing", "-fsanitize=alignment"),
+    # A torch with CUDA has functions of the names that fake_cuda/cuda_runtime.h defines.
+    "-Wl,-Bsymbolic-functions",
+)
+
+
+def compiler() -> list[str] | None:
+    """The command that compiles C++, or None where there is none."""
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    return command if shutil.which(command[0]) else None
+
+
+def rewritten(source: str) -> str:
+    """CUDA's one addition to the grammar of C++, spelled as a call; and the operators registered for the CPU."""
+    source = re.sub(r"(\b\w+<[^<>;]*>)\s*<<<(.*?)>>>\(", r"cuda_on_cpu::Launch<\1>{\2}(", source, flags=re.DOTALL)
+    source, registrations = re.subn(
+        r"STABLE_TORCH_LIBRARY_IMPL\(esim_fast, CUDA, m\)", f"STABLE_TORCH_LIBRARY_IMPL({NAMESPACE}, CPU, m)", source
+    )
+    if registrations != 1 or "<<<" in source:
+        raise ValueError("masked_pool_cuda.cu launches kernels or registers operators in a way that is not known here")
+    return source
+
+
+def build(folder: Path, command: list[str]) -> Path:
+    """Compiles into ``folder``; returns the library."""
+    source, library = folder / "masked_pool_cuda.cpp", folder / "masked_pool_cuda.so"
+    original = SOURCES / "masked_pool_cuda.cu"
+    source.write_text(f'#line 1 "{original}"\n{rewritten(original.read_text(encoding="utf-8"))}', encoding="utf-8")
+    includes = [f"-I{of}" for of in (HERE / "fake_cuda", SOURCES, *cpp_extension.include_paths())]
+    links = [*(f"-L{of}" for of in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch", "-lc10"]
+    # Sanitizers that watch the tests need not watch the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    arguments = [*command, *FLAGS, *includes, str(source), "-o", str(library), *links]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"masked_pool_cuda.cu does not compile for the CPU:\n{done.stderr[-4000:]}")
+    return library
+
+
+class CudaOnCpu:
+    """The operators of a library that :func:`build` made, which take tensors of the CPU."""
+
+    def __init__(self, library: Path) -> None:
+        # With the schemas of the real ones.
+        self._definitions = torch.library.Library(NAMESPACE, "DEF")
+        for name in OPERATORS:
+            schema = str(getattr(torch.ops.esim_fast, name).default._schema)
+            self._definitions.define(schema.removeprefix("esim_fast::"))
+        torch.ops.load_library(library)
+        self._library = ctypes.CDLL(str(library))
+        self._library.cuda_on_cpu_launches.restype = ctypes.c_char_p
+
+    def operators(self) -> dict[str, Callable]:
+        return {name: getattr(getattr(torch.ops, NAMESPACE), name) for name in OPERATORS}
+
+    def set_multiprocessors(self, count: int) -> None:
+        """What the next launches are told of the GPU's size."""
+        ctypes.c_int.in_dll(self._library, "cuda_on_cpu_multiprocessors").value = count
+
+    def launches(self) -> list[str]:
+        """The kernels that were launched since this was last asked, such as "pool_kernel<float, 4, 8>"."""
+        text = self._library.cuda_on_cpu_launches().decode()
+        self._library.cuda_on_cpu_forget_launches()
+        return [re.sub(r"\w+::", "", of) for of in re.findall(r"\w+_kernel<[^<>]*>", text)]
