@@ -217,7 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
         dry_run(parser, cases, options.json)
         return 0
     table = sweep(parser, cases, options.minutes, options.json)
-    print("\nfor esim_fast/ops/triton/launch.py:", *table, sep="\n")
+    # What is the fastest here may not fit elsewhere, and the tables are for all GPUs.
+    print("\nfor esim_fast/ops/triton/launch.py, if tools/kernel_resources.py then finds no problem:", *table, sep="\n")
     return 0
 
 
