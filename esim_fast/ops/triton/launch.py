@@ -59,7 +59,7 @@ ONE_TILE = {
     ("forward", "ieee", 64, 16): Config(32, 16, 8, 2),
     ("forward", "ieee", 64, 32): Config(32, 16, 8, 2),
     ("forward", "ieee", 64, 64): Config(32, 16, 8, 2),
-    ("backward", "half", 16, 16): Config(64, 64, 4, 3),
+    ("backward", "half", 16, 16): Config(32, 64, 2, 3),
     ("backward", "half", 32, 16): Config(32, 64, 4, 3),
     ("backward", "half", 32, 32): Config(32, 64, 4, 3),
     ("backward", "half", 64, 16): Config(32, 32, 8, 2),
