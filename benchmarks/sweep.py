@@ -23,7 +23,7 @@ import triton
 
 from benchmarks import candidates
 from benchmarks.candidates import H100, KERNELS, Case, Gpu
-from benchmarks.command import Parser, add_json, positive, write_json
+from benchmarks.command import Parser, add_json, positive_number, write_json
 from benchmarks.measured import (
     Compiler,
     Examined,
@@ -109,7 +109,7 @@ def describe(cases: list[Case]) -> None:
         print(f"  {case}: {len(candidates.configurations(case))} configurations; {batches}")
 
 
-def sweep(parser: Parser, cases: list[Case], minutes: int, json: Any) -> list[str]:
+def sweep(parser: Parser, cases: list[Case], minutes: float, json: Any) -> list[str]:
     """Measures the cases until the time is over; returns the lines for the tables."""
     end = time.monotonic() + 60 * minutes
     gpu = Gpu.here()
@@ -124,7 +124,7 @@ def sweep(parser: Parser, cases: list[Case], minutes: int, json: Any) -> list[st
     try:
         for number, case in enumerate(cases):
             if time.monotonic() >= end:
-                print(f"the {minutes} minutes are over: {len(cases) - number} cases are left")
+                print(f"the {minutes:g} minutes are over: {len(cases) - number} cases are left")
                 break
             found = compiler.get(case, candidates.configurations(case), case.batches[0], end)
             chosen = [config for config in ordered(found, gpu) if config != case.present]
@@ -202,7 +202,9 @@ def _said(checked: dict[Config, str | None], config: Config) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="default: all")
-    parser.add_argument("--minutes", type=positive, default=20, help="after which no more is begun; default: 20")
+    parser.add_argument(
+        "--minutes", type=positive_number, default=20.0, help="after which no more is begun; default: 20"
+    )
     parser.add_argument("--dry-run", action="store_true", help="without a GPU: compile and check a few, time nothing")
     add_json(parser)
     options = parser.parse_args(arguments)

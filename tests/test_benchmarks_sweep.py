@@ -347,7 +347,7 @@ def test_dry_run(tmp_path):
     ("arguments", "reason"),
     [
         ((), "there is no NVIDIA GPU here"),
-        (("--minutes", "0"), "expected a positive integer"),
+        (("--minutes", "0"), "expected a positive number"),
         (("--dry-run", "--json", "/no/such/folder/file"), "No such file"),
     ],
 )

@@ -89,12 +89,17 @@ def plant_an_error() -> None:
     torch.cuda.synchronize()
 
 
+def sanitizer() -> str | None:
+    """The program, on the PATH or where the CUDA toolkit usually is."""
+    return shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+
+
 def under(tool: str | None, case: str) -> tuple[int, int, str]:
     """Runs a case in a process of its own: exit code, errors that the tool counted, and the output's end."""
     command = [sys.executable, "-m", "tools.sanitize_cuda", "--case", case]
     if tool:
         options = ["--tool", tool, "--error-exitcode", "86", "--target-processes", "application-only"]
-        command = ["compute-sanitizer", *options, "--print-limit", "5", *command]
+        command = [sanitizer() or "", *options, "--print-limit", "5", *command]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path}
     done = subprocess.run(
@@ -137,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(output.strip())
     if code or options.dry_run:
         return 1 if code else 0
-    if shutil.which("compute-sanitizer") is None:
+    if sanitizer() is None:
         print("compute-sanitizer is not installed: the kernels are right, but nobody watched their addresses")
         return NOT_INSTALLED
     found = {}
