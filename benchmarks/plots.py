@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _BLUES = ["#08306b", "#2171b5", "#6baed6", "#c6dbef"]
-_GREYS = ["#1a1a1a", "#5c5c5c", "#8a8a8a", "#b3b3b3", "#d4d4d4"]
+_GREYS = ["#1a1a1a", "#4d4d4d", "#777777", "#999999", "#b8b8b8", "#d4d4d4", "#ececec"]
 _MARKERS = "osD^vPX"
 _MOST_BLOCKS = 8  # of bars in one picture; more become a picture for each pass
 _MEMORY = ("memory", "memory of local_inference")

@@ -137,4 +137,6 @@ def test_choices(size, report):
 @pytest.mark.parametrize("size", SIZES)
 def test_recorded(size, precision, report):
     plain = Step(inputs_of(size), precision)
-    report(compare(f"issued and recorded, {precision}", size, {AS_IT_IS: plain, GRAPH: replace(plain, recorded=True)}))
+    steps = {AS_IT_IS: plain, GRAPH: replace(plain, recorded=True)}
+    compared = compare(f"issued and recorded, {precision}", size, steps)
+    report(compared.of("recorded", **compared.parameters, precision=precision))
