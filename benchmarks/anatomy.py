@@ -172,7 +172,9 @@ def measure(batch_size: int, precision: str, rounds: int) -> dict[str, object]:
 def page(result: dict) -> str:
     times, parts, listed = result["times"], result["parts"], result["kernels"]
     lines = [f"a step of {result['words']:,.0f} words takes {1e6 * times['step']:,.0f} µs"]
-    if ON_GPU:
+    if ON_GPU and not times["kernels"]:
+        lines.append("  the profiler saw nothing of the GPU")
+    elif ON_GPU:
         idle = max(0.0, times["step"] - times["GPU busy"])
         behind = "the host is behind" if times["issued by the host"] > times["GPU busy"] else "the GPU is"
         lines += [
@@ -197,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_json(parser)
     options = parser.parse_args(arguments)
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = options.tf32
+    torch.backends.cudnn.allow_tf32 = options.tf32 or options.precision != "fp32"  # LSTMs, as is PyTorch's default
     print(environment(), flush=True)
     result = measure(options.batch_size, options.precision, options.rounds)
     print(page(result))

@@ -44,6 +44,8 @@ def write_json(parser: Parser, path: Path | None, figures: dict[str, object]) ->
         return
     of = {"environment": environment(), "hardware": hardware(), "date": today()}
     try:
-        path.write_text(json.dumps({**of, **figures}, indent=1) + "\n", encoding="utf-8")
+        beside = path.with_name(f"{path.name}.new")  # a run that is cut off leaves the old file or the new one
+        beside.write_text(json.dumps({**of, **figures}, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
     except OSError as error:
         parser.error(f"{path}: {error.strerror}")

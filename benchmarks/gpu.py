@@ -2,13 +2,13 @@
 
     python -m benchmarks.gpu [--minutes N] [--out DIR] [--parts NAME ...] [--dry-run]
 
-run in the repository's root with the test dependencies installed. It builds the extension, if the installed one has no
-code for this GPU, into DIR. Then come the tests that need a GPU, the kernels under compute-sanitizer, the ceilings of
-the device, and what is held against them: ops, training steps, an epoch of SNLI's size, a step taken apart, what it
-could be made of instead, the LSTM, inference, and the kernels' launch tables. When the time is up, the part in hand is
-interrupted and the others are left. Every part writes its JSON and its log into DIR as it goes on; runs into the same
-DIR add to each other. At the end DIR has report.md with plots, and summary.md, which is printed, too: what was aimed
-at, and what was reached. The exit code is 1 if a test or a part failed.
+run in the repository's root with the library and the test dependencies installed. If the installed extension has no
+code for this GPU, one is built into DIR. Then come the tests that need a GPU, the kernels under compute-sanitizer, the
+ceilings of the device, and what is held against them: ops, training steps, an epoch of SNLI's size, a step taken apart,
+what it could be made of instead, the LSTM, inference, and the kernels' launch tables. When the time is up, the part in
+hand is interrupted and the others are left. Every part writes its JSON and its log into DIR as it goes on; runs into
+the same DIR add to each other. At the end DIR has report.md with plots, and summary.md, which is printed, too: what was
+aimed at, and what was reached. The exit code is 1 if a test or a part failed.
 
 ``--dry-run``, on a machine without a GPU, tries all of it on the CPU with small shapes: no figure means anything then.
 """
@@ -30,7 +30,7 @@ from benchmarks.command import Parser, positive_number
 from benchmarks.timing import environment, hardware, today
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_INSTALLED = 3  # sanitize_cuda's exit code where there is no compute-sanitizer
+NOT_THERE = 3  # sanitize_cuda's exit code where there is no compute-sanitizer that works
 PATIENCE = 10.0  # seconds that an interrupted part has to end
 RESERVE = 20.0  # seconds for summary and report
 RUN = "run.json"
@@ -41,11 +41,13 @@ class Part(NamedTuple):
 
     Attributes:
         least: minutes without which it is not begun.
+        most: minutes after which it is interrupted, so that what hangs does not take all the time.
     """
 
     name: str
     arguments: list[str]
     least: float = 0.25
+    most: float = 10.0
 
 
 JSON, MINUTES = "{json}", "{minutes}"
@@ -74,9 +76,9 @@ def parts(dry_run: bool) -> list[Part]:
 
     dry = ["--dry-run"] if dry_run else []
     return [
-        Part("tests", [*pytest, "-m", "gpu", *workers, "tests"]),
+        Part("tests", [*pytest, "-m", "gpu", *workers, "tests"], most=6.0),
         benchmark("waits", "training", "-k", "does_not_wait"),
-        Part("sanitizer", ["-m", "tools.sanitize_cuda", *dry, "--json", JSON]),
+        Part("sanitizer", ["-m", "tools.sanitize_cuda", *dry, "--json", JSON], most=4.0),
         benchmark("ceilings", "ceilings"),
         benchmark("ops", "masked_pool local_inference", least=0.5),
         benchmark("training", "training", "-k", "SNLI-32" if dry_run else "SNLI-32 or SNLI-512", least=0.5),
@@ -90,7 +92,7 @@ def parts(dry_run: bool) -> list[Part]:
         benchmark("layers", "encoder projection", least=0.5),
         benchmark("inference", "inference", *(["-k", "SNLI-32"] if dry_run else []), least=0.5),
         epoch(32, "fp32"),
-        Part("sweep", ["-m", "benchmarks.sweep", *dry, "--minutes", MINUTES, "--json", JSON], 1.0),
+        Part("sweep", ["-m", "benchmarks.sweep", *dry, "--minutes", MINUTES, "--json", JSON], 2.0),
         *([] if dry_run else [benchmark("training-at-other-sizes", "training", "-k", "128 or 1024 or MultiNLI")]),
         benchmark("growth", "growth"),
     ]
@@ -100,7 +102,7 @@ class Run:
     """What is done in a folder, part by part, until the time is up."""
 
     def __init__(self, folder: Path, minutes: float, dry_run: bool) -> None:
-        self.folder, self.dry_run = folder, dry_run
+        self.folder, self.dry_run, self.failed = folder, dry_run, False
         self.end = time.monotonic() + 60 * minutes
         self.environment = dict(os.environ)
         if dry_run:
@@ -129,44 +131,45 @@ class Run:
         variables = {"TORCH_CUDA_ARCH_LIST": architecture, "ESIM_FAST_CUDA": "1"}
         options = ["--no-build-isolation", "--no-deps", "--upgrade", "--target", str(built)]
         command = [sys.executable, "-m", "pip", "install", "-q", *options, str(ROOT)]
-        self._run("build", command, self.environment | variables)
+        self._run("build", command, self.environment | variables, 300.0)
         return not self.failed
 
     def run(self, part: Part) -> None:
         if self.seconds_left < 60 * part.least:
             print(f"== {part.name}: not begun, the time is up", flush=True)
-            self._note(part.name, {"outcome": "not begun: the time was up"})
+            if part.name not in self.record["parts"]:
+                self._note(part.name, {"outcome": "not begun: the time was up"})
             return
-        values = {JSON: str(self.folder / f"{part.name}.json"), MINUTES: f"{max(1.0, self.seconds_left / 60):.1f}"}
+        seconds, file = min(60 * part.most, self.seconds_left), self.folder / f"{part.name}.json"
+        file.unlink(missing_ok=True)  # of a run before this one
+        # What is told its minutes ends by itself a little earlier.
+        values = {JSON: str(file), MINUTES: f"{max(0.5, seconds / 60 - 1):.1f}"}
         command = [sys.executable, *(values.get(argument, argument) for argument in part.arguments)]
-        self._run(part.name, command, self.environment)
+        self._run(part.name, command, self.environment, seconds)
 
-    def _run(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+    def _run(self, name: str, command: list[str], environment: dict[str, str], seconds: float) -> None:
         print(f"== {name}: {' '.join(command[1:])} ({self.seconds_left:.0f} s left)", flush=True)
         begin = time.monotonic()
         with (self.folder / f"{name}.log").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-            stopped = _wait(process, max(1.0, self.seconds_left))
+            stopped = _wait(process, max(1.0, seconds))
         code = process.returncode
         if stopped:
             outcome = "interrupted: the time was up"
-        elif code == NOT_INSTALLED and name == "sanitizer":
-            outcome = "left out: compute-sanitizer is not installed"
+        elif code == NOT_THERE and name == "sanitizer":
+            outcome = "left out: compute-sanitizer is not there or does not work"
         else:
             outcome = "done" if code == 0 else f"failed: exit code {code}"
-        seconds = round(time.monotonic() - begin, 1)
-        self._note(name, {"outcome": outcome, "seconds": seconds, "command": command[1:]})
-        print(f"   {outcome}, {seconds:.0f} s: {_last_line(self.folder / f'{name}.log')}", flush=True)
+        took = round(time.monotonic() - begin, 1)
+        self.failed |= outcome.startswith("failed")
+        self._note(name, {"outcome": outcome, "seconds": took, "command": command[1:]})
+        print(f"   {outcome}, {took:.0f} s: {_last_line(self.folder / f'{name}.log')}", flush=True)
 
     def _note(self, name: str, part: dict[str, Any]) -> None:
         self.record["parts"][name] = part
         (self.folder / RUN).write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
-
-    @property
-    def failed(self) -> bool:
-        return any(part["outcome"].startswith("failed") for part in self.record["parts"].values())
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> bool:
@@ -194,7 +197,10 @@ def _last_line(log: Path) -> str:
 
 
 def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
@@ -202,7 +208,10 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
     """What was aimed at and what was reached, and how each part ended, from all that the folder holds."""
     measured, epochs = [], []
     for file in sorted(folder.glob("*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:  # cut off while it was written
+            continue
         measured += found.get("measured", []) if file.name != "results.json" else []
         if file.name.startswith("epoch-"):
             epochs.append(found)
@@ -234,7 +243,7 @@ def write_report(folder: Path) -> str | None:
         ]
         if runs:
             report.write(report.merged(runs), folder)
-    except (report.ReportError, OSError) as error:
+    except (report.ReportError, OSError, ValueError) as error:
         return str(error)
     return None
 

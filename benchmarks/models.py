@@ -72,10 +72,10 @@ def all_variants(device: torch.device, precision: str, with_compiled: bool) -> d
 
 @contextmanager
 def precision_set(precision: str) -> Iterator[None]:
-    """Products and LSTMs of fp32 tensors: exact, or in TF32 for precision "tf32"."""
+    """Products and LSTMs of fp32 tensors: exact, or in TF32 for precision "tf32"; LSTMs also for "bf16"."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision in ("tf32", "bf16")
     try:
         yield
     finally:

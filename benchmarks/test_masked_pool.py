@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from baselines import EAGER, eager_pool, segment_pool
-from timing import DEVICE, FULL_SIZE, ON_GPU, interleaved
+from timing import DEVICE, FULL_SIZE, ON_GPU, device_times, interleaved
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool
@@ -98,7 +98,7 @@ def test_share_of_the_copy_bandwidth(dtype, report):
             i = next(turn) % 4
             copies[i].copy_(inputs[i])
 
-    comparison = interleaved(
+    comparison = device_times(
         f"masked_pool {list(shape)} {str(dtype).removeprefix('torch.')}: forward against a copy, four inputs each",
         {"device-to-device copy": copy, "esim_fast": pool},
     )

@@ -28,6 +28,7 @@ FULL_SIZE = ON_GPU and not DRY_RUN
 Moment = torch.cuda.Event | float
 
 CALLS_PER_TURN = 5
+REPLAYS = 5  # one behind the other, so that the GPU does not wait for the launch of all but the first
 once = False  # set by pytest --once: everything is run and found to be equal, and hardly timed
 LONG_CALL = 0.1  # seconds: what another variant left in the caches is nothing beside it, and one call is a turn
 # What a unit is printed in.
@@ -121,8 +122,9 @@ def device_times(title: str, variants: dict[str, Callable[[], object]], *, round
     for _ in range(1 if once else rounds):
         for name, replay in replays.items():
             begin = now()
-            replay()
-            samples[name].append(seconds_between(begin, now()))
+            for _ in range(REPLAYS):
+                replay()
+            samples[name].append(seconds_between(begin, now()) / REPLAYS)
     if replays and next(iter(replays)) != next(iter(variants)):
         notes.append(f"ratios are to {next(iter(replays))}")
     return Comparison(title, {name: median(values) for name, values in samples.items()}, rounds, tuple(notes))
@@ -271,7 +273,7 @@ def recorded(call: Callable[[], object]) -> Callable[[], object]:
     """
     if DEVICE.type != "cuda":
         return call
-    side = torch.cuda.Stream()
+    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on another stream
         for _ in range(3):
@@ -283,6 +285,7 @@ def recorded(call: Callable[[], object]) -> Callable[[], object]:
         with torch.cuda.graph(graph):
             call()
     except RuntimeError:
+        torch.cuda.set_stream(here)
         synchronize()
         torch.cuda.empty_cache()
         raise
