@@ -13,17 +13,16 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.command import Parser, add_json, positive, write_json
-from benchmarks.corpus import VOCABULARY, draw_pairs
+from benchmarks.corpus import VOCABULARY, training_batches
 from benchmarks.timing import DEVICE, ON_GPU, Stopwatch, environment, synchronize
 from esim_fast import ESIM
-from esim_fast.data import Batch, batches
+from esim_fast.data import Batch
 from esim_fast.training import PRECISIONS, Recipe, training_step
 
 # What ends with the forward pass of each module.
@@ -36,7 +35,6 @@ PARTS = {
     "pooling": "infercomposition.pooling",
     "classifier": "linear",
 }
-POOL = 50  # batches, of which a few typical ones are taken
 BATCHES = 4
 PROFILED = 2  # rounds over them
 MOST_KERNELS = 30
@@ -51,10 +49,7 @@ class Step:
         self.net = ESIM(300, 300, VOCABULARY, 3, DEVICE).train()
         self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=4e-4, weight_decay=0.0, fused=True)
         self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
-        corpus = draw_pairs("SNLI", POOL * batch_size, np.random.default_rng(0))
-        # Shortest pairs first: one from the middle of each part.
-        cut = list(batches(corpus, batch_size, shuffle=False))
-        self.batches = [cut[(2 * i + 1) * len(cut) // (2 * BATCHES)].to(DEVICE) for i in range(BATCHES)]
+        self.batches = [batch.to(DEVICE) for batch in training_batches(batch_size, BATCHES)]
 
     def __call__(self, batch: Batch) -> None:
         training_step(self.net, [batch], self.optimiser, self.scaler, self.recipe)
@@ -151,7 +146,7 @@ def profiled(step: Step) -> tuple[dict[str, float], list[dict[str, object]]]:
 
 def covered(spans: list[tuple[float, float]]) -> float:
     """How much of the time line lies in any of the spans; two kernels at once count once."""
-    total, reached = 0.0, -np.inf
+    total, reached = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))
         reached = max(reached, end)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.timing import environment, hardware, today
+from esim_fast.files import replace_file
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,8 +45,7 @@ def write_json(parser: Parser, path: Path | None, figures: dict[str, object]) ->
         return
     of = {"environment": environment(), "hardware": hardware(), "date": today()}
     try:
-        beside = path.with_name(f"{path.name}.new")  # a run that is cut off leaves the old file or the new one
-        beside.write_text(json.dumps({**of, **figures}, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        text = json.dumps({**of, **figures}, indent=1) + "\n"
+        replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     except OSError as error:
         parser.error(f"{path}: {error.strerror}")

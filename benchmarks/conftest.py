@@ -9,6 +9,8 @@ import pytest
 import timing
 from timing import FULL_SIZE, ON_GPU, Comparison, environment, hardware, today
 
+from esim_fast.files import replace_file
+
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
 
 
@@ -53,9 +55,8 @@ def report(request: pytest.FixtureRequest) -> Callable[[Comparison], None]:
         if file := config.getoption("--json"):  # each time, so that nothing is lost where a run is cut off
             of = {"environment": environment(), "hardware": hardware(), "date": today()}
             measured = [asdict(comparison) for comparison in comparisons]
-            beside = file.with_name(f"{file.name}.new")
-            beside.write_text(json.dumps({**of, "measured": measured}, indent=1) + "\n")
-            beside.replace(file)
+            text = json.dumps({**of, "measured": measured}, indent=1) + "\n"
+            replace_file(file, lambda beside: beside.write_text(text, encoding="utf-8"))
 
     return add
 

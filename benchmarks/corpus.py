@@ -105,6 +105,13 @@ def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[Pai
     return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[of] for of in cut], count)]
 
 
+def training_batches(size: int, count: int) -> list[data.Batch]:
+    """``count`` of SNLI's batches as the trainer gets them, one from the middle of each part of a sorted corpus."""
+    corpus = draw_pairs("SNLI", _POOL // 2 * size, np.random.default_rng(0))
+    cut = list(data.batches(corpus, size, shuffle=False))
+    return [cut[(2 * i + 1) * len(cut) // (2 * count)] for i in range(count)]
+
+
 def bucketed_lengths(kind: str, size: int, count: int, random: np.random.Generator) -> list[np.ndarray]:
     """Lengths ``[size, 2]`` of ``count`` batches, cut and chosen in the same way."""
     lengths = draw_lengths(kind, _POOL * size, random)

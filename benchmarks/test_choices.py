@@ -9,17 +9,16 @@ All begin with the same weights; those that compute the same step are held to it
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pytest
 import torch
-from corpus import VOCABULARY, draw_pairs
+from corpus import VOCABULARY, training_batches
 from equality import TOLERANCE
 from models import precision_set
 from timing import DEVICE, ON_GPU, Comparison, interleaved, recorded
 from torch import Tensor
 
 from esim_fast import ESIM
-from esim_fast.data import Batch, batches
+from esim_fast.data import Batch
 from esim_fast.training import Recipe, training_step
 
 SIZES = [32, *(pytest.param(size, marks=pytest.mark.full) for size in (512,))]
@@ -115,9 +114,7 @@ def prepare(steps: dict[str, Step]) -> None:
 
 
 def inputs_of(size: int) -> list[Batch]:
-    corpus = draw_pairs("SNLI", 50 * size, np.random.default_rng(0))
-    cut = list(batches(corpus, size, shuffle=False))
-    return [cut[(2 * i + 1) * len(cut) // (2 * BATCHES)].to(DEVICE) for i in range(BATCHES)]
+    return [batch.to(DEVICE) for batch in training_batches(size, BATCHES)]
 
 
 def compare(what: str, size: int, steps: dict[str, Step]) -> Comparison:

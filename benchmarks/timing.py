@@ -274,11 +274,11 @@ def recorded(call: Callable[[], object]) -> Callable[[], object]:
     if DEVICE.type != "cuda":
         return call
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    side.wait_stream(here)
     with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on another stream
         for _ in range(3):
             call()
-    torch.cuda.current_stream().wait_stream(side)
+    here.wait_stream(side)
     synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
