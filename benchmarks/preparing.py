@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
             "import_seconds": float(imported.stdout),
             "variants": {variant: in_a_process(variant, folder) for variant in (FIRST, SECOND, PEER)},
         }
-    trained = epoch.run(TRAINING_PAIRS, 32, torch.device("cpu"), "fp32")
+    trained = epoch.measure(TRAINING_PAIRS, 32, "fp32")
     result["training_rate"] = trained["pairs"] / trained["seconds"]
     print(page(result))
     write_json(parser, options.json, result)
