@@ -1,22 +1,51 @@
-"""A bidirectional LSTM over packed sentences: C++ on the CPU, cuDNN on NVIDIA GPUs.
+"""A bidirectional LSTM over packed sentences: Triton on NVIDIA GPUs, C++ on the CPU, else PyTorch's own.
 
-The kernel is csrc/bilstm_cpu.cpp, its schema csrc/ops.cpp. It does what has to go step by step; the products with the
+The kernels are triton/recurrence.py and csrc/bilstm_cpu.cpp. They do what has to go step by step; the products with the
 input, and those that give the weights' gradients, are one for all tokens.
 """
 
 import contextlib
-from typing import cast
+import os
+from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import check_backend, transforming
+from ..packed import move
+from .checks import check_backend, constant_when_compiled, transforming
 from .derivatives import first_derivative
 from .products import product, weight_gradient
 
+recurrence: Any = None
+# Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
+if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
+    from .triton import recurrence
 
-def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None = None) -> Tensor:
+
+@constant_when_compiled
+def _has_triton(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return recurrence is not None and recurrence.INTERPRETED
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return recurrence is not None and nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _backends(lstm: nn.LSTM, x: Tensor) -> tuple[str, ...]:
+    """Those that can run, the best one first."""
+    fp32 = x.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type)
+    if not (fp32 and _is_plain_fp32(lstm)):
+        return ("reference",)
+    if x.device.type == "cpu":
+        return ("cpp", "triton", "reference") if _has_triton(x.device) else ("cpp", "reference")
+    return ("triton", "reference") if _has_triton(x.device) else ("reference",)
+
+
+def bilstm(
+    lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, first_row: Tensor | None = None, backend: str | None = None
+) -> Tensor:
     """The states of both directions at every token (Chen et al. 2017, equations 1 and 2).
 
     Equivalent to::
@@ -27,14 +56,17 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
         lstm: bidirectional. The kernel serves those of one layer with biases and without projections or hooks.
         x: ``[N, input_size]``, the rows of packed sentences: sorted by length and time-major.
         batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
-        backend: "cpp" (the kernel: CPU tensors and parameters in fp32), "reference" (``lstm`` itself) or None, the best
-            one for ``x``.
+        first_row: int64 ``[T]`` on the device of ``x``, where each time step begins, if it is there already.
+        backend: "triton" (the kernel for NVIDIA GPUs from compute capability 8.0 on; CPU tensors too if
+            ``TRITON_INTERPRET=1``), "cpp" (the kernel for the CPU), "reference" (``lstm`` itself) or None, the best one
+            for ``x``. The kernels take parameters in fp32, and ``x`` in fp32 or under autocast.
 
     Returns:
         ``[N, 2 * hidden_size]``, the forward and the backward state of each token, in the dtype of ``x``, or autocast's
-        under autocast. The kernel keeps its states in fp32 then, and so does cuDNN under bf16 autocast, where it
-        multiplies in TF32 if ``torch.backends.cudnn`` lets it. The kernel's second derivatives are not implemented and
-        raise.
+        under autocast. The kernels keep the cells' states in fp32 then, and so does cuDNN under bf16 autocast. On GPUs
+        fp32 states are multiplied in TF32 where cuDNN's LSTMs may (``torch.backends.cudnn.allow_tf32``, which is
+        PyTorch's default), and fp32 inputs where matrix products may; else as exactly as fp32 does. The kernels' second
+        derivatives are not implemented and raise.
 
     Raises:
         TypeError: ``x`` is no tensor.
@@ -48,21 +80,25 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, backend: str | None
         raise ValueError(f"batch_sizes sum up to {int(batch_sizes.sum())}, but x has {len(x)} rows")
     if len(x) == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size)
-    autocast = torch.is_autocast_enabled(x.device.type)
-    fp32 = x.dtype == torch.float32 or autocast
-    possible = ("cpp", "reference") if x.device.type == "cpu" and _is_plain_fp32(lstm) and fp32 else ("reference",)
+    possible = _backends(lstm, x)
     check_backend(backend, "bilstm", possible, f"{x.device} in {x.dtype}")
-    if (backend or possible[0]) == "reference":
+    backend = backend or possible[0]
+    if backend == "reference":
         return _reference(lstm, x, batch_sizes)
-    dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     weights = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
-    with torch.autocast("cpu", enabled=False):
+    if backend == "triton" and first_row is None:
+        first_row = move(batch_sizes.cumsum(0) - batch_sizes, x.device)
+    with torch.autocast(device, enabled=False):
         x = x.to(dtype)
-        if transforming() or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))):
-            y, *_ = _BiLSTM.apply(x, batch_sizes, *weights)
+        recorded = transforming() or (torch.is_grad_enabled() and any(of.requires_grad for of in (x, *weights)))
+        if backend == "triton":
+            options = first_row, int(batch_sizes[0]), _precision()
+            y = (_TritonBiLSTM.apply if recorded else _TritonBiLSTM.forward)(x, *weights, *options)[0]
         else:
-            y, *_ = _forward(x, batch_sizes, *weights)
+            y = (_BiLSTM.apply if recorded else _forward)(x, batch_sizes, *weights)[0]
         return y.to(dtype)
 
 
@@ -158,3 +194,82 @@ def _bilstm_fake(gates, gates_reverse, weight, weight_reverse, batch_sizes):
 @torch.library.register_fake("esim_fast::bilstm_backward")
 def _bilstm_backward_fake(grad_y, y, c, gates, gates_reverse, weight, weight_reverse, batch_sizes):
     return torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(y)
+
+
+def _precision() -> str:
+    """How the Triton kernels multiply fp32: as cuDNN's LSTMs may."""
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "tf32x3"
+
+
+class _TritonBiLSTM(torch.autograd.Function):
+    """Both directions' products with the input are one, and their gates lie side by side: ``[N, 8H]``."""
+
+    @staticmethod
+    def forward(x, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, first_row, sentences, precision):
+        H = w_hh.shape[1]
+        w_x = torch.cat([w_ih, w_ih_r], out=x.new_empty(8 * H, x.shape[1]))
+        bias = torch.cat([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 8 * H).sum(0)
+        gates = functional.linear(x, w_x, bias.to(x.dtype))
+        vector = 16 // x.element_size()  # rows that begin at multiples of 16 bytes are read in one go
+        w_h = x.new_zeros(2, 4 * H, -(-H // vector) * vector)
+        torch.stack([w_hh, w_hh_r], out=w_h[:, :, :H])
+        y, c = torch.ops.esim_fast.bilstm_triton(gates, w_h, first_row, sentences, precision)
+        return y, c, gates, w_x, w_h
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *_, first_row, sentences, precision = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *output, first_row)
+        ctx.options = sentences, precision
+
+    @staticmethod
+    def backward(ctx, grad_y, *_):
+        if grad_y is None:
+            return (None,) * 12
+        arguments = grad_y, *ctx.saved_tensors, *ctx.options, ctx.needs_input_grad[0]
+        grad_x, *gradients = first_derivative("bilstm", _triton_backward, *arguments)
+        return grad_x, *gradients, None, None, None
+
+
+def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, precision, x_needed):
+    """The gradients of x (None if it is not needed) and of each direction's four parameters."""
+    grad_gates, previous = torch.ops.esim_fast.bilstm_triton_backward(
+        grad_y, y, c, gates, w_h, first_row, sentences, precision
+    )
+    H = y.shape[1] // 2
+    grad_w_ih = (grad_gates.t() @ x).float()
+    grad_b = grad_gates.sum(0, dtype=torch.float32)
+    gradients = []
+    for direction in (0, 1):
+        units, gate = slice(direction * H, (direction + 1) * H), slice(direction * 4 * H, (direction + 1) * 4 * H)
+        grad_w_hh = (grad_gates[:, gate].t() @ previous[:, units]).float()
+        gradients += [grad_w_ih[gate], grad_w_hh, grad_b[gate], grad_b[gate].clone()]  # people scale them in place
+    return grad_gates @ w_x if x_needed else None, *gradients
+
+
+if recurrence is not None:
+    _library = torch.library.Library("esim_fast", "FRAGMENT")
+    _library.define(
+        "bilstm_triton(Tensor(a!) gates, Tensor weights, Tensor first_row, SymInt sentences, str precision) -> "
+        "(Tensor, Tensor)",
+        tags=torch.Tag.pt2_compliant_tag,
+    )
+    _library.define(
+        "bilstm_triton_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor weights, Tensor first_row, "
+        "SymInt sentences, str precision) -> (Tensor, Tensor)",
+        tags=torch.Tag.pt2_compliant_tag,
+    )
+    for _device in ("CUDA", "CPU") if recurrence.INTERPRETED else ("CUDA",):
+        _library.impl("bilstm_triton", recurrence.run_forward, _device)
+        _library.impl("bilstm_triton_backward", recurrence.run_backward, _device)
+
+    @torch.library.register_fake("esim_fast::bilstm_triton")
+    def _bilstm_triton_fake(gates, weights, first_row, sentences, precision):
+        H = weights.shape[1] // 4
+        return gates.new_empty(len(gates), 2 * H), gates.new_empty(len(gates), 2 * H, dtype=torch.float32)
+
+    @torch.library.register_fake("esim_fast::bilstm_triton_backward")
+    def _bilstm_triton_backward_fake(grad_y, y, c, gates, weights, first_row, sentences, precision):
+        return torch.empty_like(gates), torch.empty_like(y)

@@ -1,0 +1,284 @@
+"""The recurrence of a packed bidirectional LSTM, forward and backward.
+
+Products with the input and the weights' gradients are matrix products over all tokens at once, made elsewhere. What is
+left is one small product for each time step. A program takes one direction of a group of sentences through all of
+them: sentences do not depend on each other, so no program waits for another, and a layer is one launch, where cuDNN
+makes several for each time step. The recurrent weights do not fit a multiprocessor; they come out of the GPU's cache
+at every step.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tokens import dot
+
+INTERPRETED = triton.knobs.runtime.interpret
+INPUT, FORGET, CELL, OUTPUT = (tl.constexpr(gate) for gate in range(4))  # in the order of torch.nn.LSTM
+
+
+class Config(NamedTuple):
+    """How the kernels are cut up: units and terms of a sum at a time, warps, how far loads run ahead."""
+
+    block_h: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# By kernel, and bytes of what is multiplied.
+CONFIGS = {
+    ("forward", 2): Config(64, 64, 8, 3),
+    ("forward", 4): Config(64, 32, 8, 3),
+    ("backward", 2): Config(64, 128, 8, 3),
+    ("backward", 4): Config(64, 64, 8, 3),
+}
+# Sentences of a program: the fewest that a product takes, and twice as many where there are so many programs that it
+# is the cache that they wait for.
+GROUP, MANY_SENTENCES = 16, 512
+
+
+@triton.jit
+def _tanh(x):
+    # The quotient loses its digits next to zero, where the series has them.
+    square = x * x
+    series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
+    shrunk = tl.exp(-2 * tl.abs(x))
+    quotient = (1 - shrunk) / (1 + shrunk)
+    return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -quotient, quotient))
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _step(first_row, rows, steps, t, sentence):
+    """Rows of a time step's tokens for ``sentence [G]``, and which of them there are; none outside of time."""
+    inside = (t >= 0) & (t < steps)
+    first = tl.load(first_row + t, mask=inside, other=0)
+    last = tl.where(t + 1 < steps, tl.load(first_row + t + 1, mask=inside & (t + 1 < steps), other=0), rows)
+    row = first + sentence
+    return row, inside & (row < last) & (row >= 0) & (row < rows)
+
+
+@triton.jit
+def _longest(first_row, rows, steps, sentence):
+    """How many time steps the sentence reaches: they are sorted, so that is the group's longest if it is its first."""
+    longest = tl.zeros([], tl.int32)
+    for t0 in range(0, steps, 64):
+        t = t0 + tl.arange(0, 64)
+        _, there = _step(first_row, rows, steps, t, sentence)
+        longest += tl.sum(there.to(tl.int32), 0)
+    return longest
+
+
+@triton.jit
+def _load(x, row, row_size, there, column, columns):
+    """``[G, W]``, from rows that this program itself may have written a step ago."""
+    place = x + row[:, None] * row_size + column[None, :]
+    return tl.load(place, mask=there[:, None] & (column < columns)[None, :], other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def _store(x, row, row_size, there, column, columns, value):
+    place = x + row[:, None] * row_size + column[None, :]
+    tl.store(place, value.to(x.dtype.element_ty), mask=there[:, None] & (column < columns)[None, :])
+
+
+_UNSPECIALIZED = ["rows", "steps", "sentences"]
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def forward(
+    gates,
+    weights,
+    first_row,
+    y,
+    c,
+    rows,
+    steps,
+    sentences,
+    H: tl.constexpr,
+    PITCH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``gates [N, 8H]`` hold the products with the input, and then the gates; writes ``y [N, 2H]``, ``c [N, 2H]``."""
+    backwards = tl.program_id(0) % 2
+    sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
+    gates += backwards * 4 * H
+    weights += backwards * 4 * H * PITCH
+    y += backwards * H
+    c += backwards * H
+    longest = _longest(first_row, rows, steps, tl.min(sentence, 0))
+    for n in tl.range(0, longest, num_stages=1):  # a step's loads must not run ahead of the stores of the one before
+        t = tl.where(backwards == 1, longest - 1 - n, n)
+        row, there = _step(first_row, rows, steps, t, sentence)
+        row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
+        known = known & there & (n > 0)
+        terms = tl.where(n > 0, H, 0)
+        for h0 in range(0, H, BLOCK_H):
+            h = h0 + tl.arange(0, BLOCK_H)
+            input = _load(gates, row, 8 * H, there, h, H).to(tl.float32)
+            forget = _load(gates + FORGET * H, row, 8 * H, there, h, H).to(tl.float32)
+            cell = _load(gates + CELL * H, row, 8 * H, there, h, H).to(tl.float32)
+            output = _load(gates + OUTPUT * H, row, 8 * H, there, h, H).to(tl.float32)
+            c_before = _load(c, row_before, 2 * H, known, h, H)
+            for k0 in range(0, terms, BLOCK_K):
+                k = k0 + tl.arange(0, BLOCK_K)
+                state = _load(y, row_before, 2 * H, known, k, H)
+                place = weights + h[None, :] * PITCH + k[:, None]
+                here = (h < H)[None, :] & (k < PITCH)[:, None]
+                input = dot(state, tl.load(place, mask=here, other=0.0), input, PRECISION)
+                forget = dot(state, tl.load(place + FORGET * H * PITCH, mask=here, other=0.0), forget, PRECISION)
+                cell = dot(state, tl.load(place + CELL * H * PITCH, mask=here, other=0.0), cell, PRECISION)
+                output = dot(state, tl.load(place + OUTPUT * H * PITCH, mask=here, other=0.0), output, PRECISION)
+            input, forget, cell, output = _sigmoid(input), _sigmoid(forget), _tanh(cell), _sigmoid(output)
+            c_here = forget * c_before + input * cell
+            _store(gates, row, 8 * H, there, h, H, input)
+            _store(gates + FORGET * H, row, 8 * H, there, h, H, forget)
+            _store(gates + CELL * H, row, 8 * H, there, h, H, cell)
+            _store(gates + OUTPUT * H, row, 8 * H, there, h, H, output)
+            _store(c, row, 2 * H, there, h, H, c_here)
+            _store(y, row, 2 * H, there, h, H, output * _tanh(c_here))
+        tl.debug_barrier()  # the next step reads what all threads of the program have written
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def backward(
+    grad_y,
+    y,
+    c,
+    gates,
+    weights,
+    first_row,
+    grad_gates,
+    previous,
+    grad_c,
+    rows,
+    steps,
+    sentences,
+    H: tl.constexpr,
+    PITCH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Writes ``grad_gates [N, 8H]``, of the products with the input, and ``previous [N, 2H]``, the states that the
+    steps began with; ``grad_c [sentences, 2H]`` goes from step to step."""
+    backwards = tl.program_id(0) % 2
+    sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
+    gates += backwards * 4 * H
+    grad_gates += backwards * 4 * H
+    weights += backwards * 4 * H * PITCH
+    grad_y += backwards * H
+    y += backwards * H
+    c += backwards * H
+    previous += backwards * H
+    grad_c += backwards * H
+    longest = _longest(first_row, rows, steps, tl.min(sentence, 0))
+    for n in tl.range(0, longest, num_stages=1):  # from the state computed last to the one computed first
+        t = tl.where(backwards == 1, n, longest - 1 - n)
+        row, there = _step(first_row, rows, steps, t, sentence)
+        row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
+        row_after, continued = _step(first_row, rows, steps, tl.where(backwards == 1, t - 1, t + 1), sentence)
+        known = known & there
+        continued = continued & there & (n > 0)
+        terms = tl.where(n > 0, 4 * H, 0)
+        for h0 in range(0, H, BLOCK_H):
+            h = h0 + tl.arange(0, BLOCK_H)
+            grad_h = _load(grad_y, row, 2 * H, there, h, H).to(tl.float32)
+            input = _load(gates, row, 8 * H, there, h, H).to(tl.float32)
+            forget = _load(gates + FORGET * H, row, 8 * H, there, h, H).to(tl.float32)
+            cell = _load(gates + CELL * H, row, 8 * H, there, h, H).to(tl.float32)
+            output = _load(gates + OUTPUT * H, row, 8 * H, there, h, H).to(tl.float32)
+            tangent = _tanh(_load(c, row, 2 * H, there, h, H))
+            c_before = _load(c, row_before, 2 * H, known, h, H)
+            grad = _load(grad_c, sentence, 2 * H, continued, h, H)
+            _store(previous, row, 2 * H, there, h, H, _load(y, row_before, 2 * H, known, h, H))
+            for k0 in range(0, terms, BLOCK_K):
+                k = k0 + tl.arange(0, BLOCK_K)
+                after = _load(grad_gates, row_after, 8 * H, continued, k, 4 * H)
+                here = (k < 4 * H)[:, None] & (h < PITCH)[None, :]
+                weight = tl.load(weights + k[:, None] * PITCH + h[None, :], mask=here, other=0.0)
+                grad_h = dot(after, weight, grad_h, PRECISION)
+            grad += grad_h * output * (1 - tangent * tangent)
+            _store(grad_gates, row, 8 * H, there, h, H, grad * cell * input * (1 - input))
+            _store(grad_gates + FORGET * H, row, 8 * H, there, h, H, grad * c_before * forget * (1 - forget))
+            _store(grad_gates + CELL * H, row, 8 * H, there, h, H, grad * input * (1 - cell * cell))
+            _store(grad_gates + OUTPUT * H, row, 8 * H, there, h, H, grad_h * tangent * output * (1 - output))
+            _store(grad_c, sentence, 2 * H, there, h, H, grad * forget)
+        tl.debug_barrier()
+
+
+def run_forward(
+    gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    """``esim_fast::bilstm_triton``: y and c."""
+    H = _hidden_size(gates, weights, first_row, sentences)
+    y = gates.new_empty(len(gates), 2 * H)
+    c = gates.new_empty(len(gates), 2 * H, dtype=torch.float32)
+    _start(forward, (gates, weights, first_row, y, c), H, sentences, precision)
+    return y, c
+
+
+def run_backward(
+    grad_y: Tensor, y: Tensor, c: Tensor, gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    """``esim_fast::bilstm_triton_backward``: the gradients of the products with the input, and the states before."""
+    H = _hidden_size(gates, weights, first_row, sentences)
+    for name, x, dtype in (("grad_y", grad_y, gates.dtype), ("y", y, gates.dtype), ("c", c, torch.float32)):
+        if x.shape != (len(gates), 2 * H) or x.dtype != dtype or x.device != gates.device:
+            raise ValueError(f"{name} must be [{len(gates)}, {2 * H}] in {dtype} on {gates.device}")
+    grad_gates, previous = torch.empty_like(gates), torch.empty_like(y)
+    grad_c = gates.new_empty(sentences, 2 * H, dtype=torch.float32)
+    tensors = grad_y.contiguous(), y.contiguous(), c.contiguous(), gates, weights, first_row
+    _start(backward, (*tensors, grad_gates, previous, grad_c), H, sentences, precision)
+    return grad_gates, previous
+
+
+def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int) -> int:
+    """H, if the tensors fit each other: what lies in them on a GPU is not read, but never reaches beyond them."""
+    H = weights.shape[1] // 4 if weights.dim() == 3 else 0
+    if not H or weights.shape[0] != 2 or weights.shape[1] != 4 * H or weights.shape[2] < H:
+        raise ValueError(f"weights must be [2, 4H, at least H], got {list(weights.shape)}")
+    if gates.dim() != 2 or gates.shape[1] != 8 * H or gates.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"gates must be [N, {8 * H}], float32, float16 or bfloat16, got {list(gates.shape)}")
+    if first_row.dim() != 1 or first_row.dtype != torch.int64 or not 0 <= sentences <= len(gates):
+        raise ValueError(f"first_row must be int64 [T], and at most {len(gates)} sentences have a token")
+    for name, tensor in (("gates", gates), ("weights", weights), ("first_row", first_row)):
+        if tensor.device != gates.device or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous and on {gates.device}")
+    if weights.dtype != gates.dtype:
+        raise ValueError(f"weights must be {gates.dtype} as gates are, got {weights.dtype}")
+    return H
+
+
+def _start(kernel, tensors: tuple[Tensor, ...], H: int, sentences: int, precision: str) -> None:
+    gates, weights, first_row = (tensors[i] for i in ((0, 1, 2) if kernel is forward else (3, 4, 5)))
+    config = CONFIGS["forward" if kernel is forward else "backward", gates.element_size()]
+    widest = max(16, triton.next_power_of_2(H))
+    group = GROUP if sentences <= MANY_SENTENCES else 2 * GROUP
+    with torch.cuda.device_of(gates):
+        kernel[(2 * triton.cdiv(sentences, group),)](
+            *tensors,
+            len(gates),
+            len(first_row),
+            sentences,
+            H=H,
+            PITCH=weights.shape[2],
+            PRECISION=precision,
+            GROUP=group,
+            BLOCK_H=min(config.block_h, widest),
+            BLOCK_K=min(config.block_k, widest),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
