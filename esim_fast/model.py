@@ -267,7 +267,7 @@ class InputEncoding(nn.Module):
 
     def forward(self, x: Tensor, pairs: PackedPairs) -> Tensor:
         """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
-        return ops.bilstm(self.lstm, x, pairs.batch_sizes, backend=self.backend)
+        return ops.bilstm(self.lstm, x, pairs.batch_sizes, first_row=pairs.first_row, backend=self.backend)
 
 
 class LocalInference(nn.Module):
@@ -343,7 +343,7 @@ class CompositionLayer(nn.Module):
     def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
         """``m [N, 8H]`` to ``[N, 2H]``."""
         y = self.dropout(self.activation(self.F(m)), pairs.batch_sizes)  # [N, H]
-        return ops.bilstm(self.lstm, y, pairs.batch_sizes, backend=self.backend)
+        return ops.bilstm(self.lstm, y, pairs.batch_sizes, first_row=pairs.first_row, backend=self.backend)
 
 
 class MLP(nn.Module):
@@ -367,7 +367,7 @@ class MLP(nn.Module):
 
 
 def _elsewhere_than_triton(backend: str | None) -> str | None:
-    """Local inference alone has a Triton kernel: beside it, everything else runs on the best there is."""
+    """Asked for by name it is local inference's: beside it, everything else runs on the best there is."""
     return None if backend == "triton" else backend
 
 

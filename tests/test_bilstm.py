@@ -1,4 +1,4 @@
-"""The packed BiLSTM: the C++ kernel against torch.nn.LSTM, in fp64 and in the same dtype."""
+"""The packed BiLSTM: the kernels against torch.nn.LSTM, in fp64 and in the same dtype."""
 
 import copy
 import os
@@ -18,6 +18,16 @@ from esim_fast.ops.bilstm import _in_training_mode
 
 pytestmark = pytest.mark.promise("BiLSTM: as torch.nn.LSTM, forward and backward, on every kind of processor")
 
+TRITON = [
+    pytest.param("cpu", marks=pytest.mark.interpreter, id="interpreted"),
+    pytest.param("cuda", marks=pytest.mark.gpu, id="cuda"),
+]
+KERNELS = [
+    pytest.param("cpp", "cpu", id="cpp"),
+    pytest.param("triton", "cpu", marks=pytest.mark.interpreter, id="triton-interpreted"),
+    pytest.param("triton", "cuda", marks=pytest.mark.gpu, id="triton"),
+]
+
 
 def batch_sizes_of(lengths):
     lengths = torch.tensor(lengths)
@@ -33,10 +43,13 @@ def make(lengths, input_size, hidden_size, seed=0, scale=1.0):
     return lstm, x, batch_sizes, torch.randn(sum(lengths), 2 * hidden_size)
 
 
-def run(lstm, x, batch_sizes, grad_y, backend):
-    """The states, and the gradients of x and of the parameters."""
+def run(lstm, x, batch_sizes, grad_y, backend, device="cpu"):
+    """The states, and the gradients of x and of the parameters, on the CPU."""
+    if device != "cpu":
+        lstm, x = copy.deepcopy(lstm).to(device), x.detach().to(device).requires_grad_()
     y = bilstm(lstm, x, batch_sizes, backend=backend)
-    return [y.detach(), *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y.to(y.dtype))]
+    gradients = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y.to(y.device, y.dtype))
+    return [of.cpu() for of in (y.detach(), *gradients)]
 
 
 def exactly(lstm, x, batch_sizes, grad_y):
@@ -44,8 +57,8 @@ def exactly(lstm, x, batch_sizes, grad_y):
     return run(exact, x.detach().double().requires_grad_(), batch_sizes, grad_y.double(), "reference")
 
 
-def check(lstm, x, batch_sizes, grad_y):
-    ours = run(lstm, x, batch_sizes, grad_y, "cpp")
+def check(lstm, x, batch_sizes, grad_y, backend="cpp", device="cpu"):
+    ours = run(lstm, x, batch_sizes, grad_y, backend, device)
     exact = exactly(lstm, x, batch_sizes, grad_y)
     for mine, wanted in zip(ours, exact, strict=True):
         # A sum of n products of magnitude s is off by about sqrt(n) eps s, and states pass that on: 100 is generous.
@@ -68,41 +81,60 @@ def test_cudnn_s_training_mode_changes_nothing_else():
 
 @pytest.mark.gpu
 class TestOnAGPU:
+    @pytest.mark.parametrize("backend", ["triton", "reference"])
     @pytest.mark.parametrize("training", [True, False])
-    def test_as_torch_nn_lstm(self, training):
+    def test_as_torch_nn_lstm(self, training, backend):
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
         exact = exactly(lstm, x, batch_sizes, grad_y)
-        lstm.to("cuda").train(training)
-        x = x.detach().cuda().requires_grad_()
-        for mine, wanted in zip(run(lstm, x, batch_sizes, grad_y.cuda(), None), exact, strict=True):
-            torch.testing.assert_close(mine.cpu().double(), wanted, rtol=1e-5, atol=1e-5)
+        for mine, wanted in zip(run(lstm.train(training), x, batch_sizes, grad_y, backend, "cuda"), exact, strict=True):
+            torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=1e-5)
 
-    def test_gradients_do_not_underflow_in_bf16(self):
+    @pytest.mark.parametrize("backend", ["triton", "reference"])
+    def test_gradients_do_not_underflow_in_bf16(self, backend):
         """PyTorch's autocast runs cuDNN's LSTMs in fp16, where the least number is 6e-8."""
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
         grad_y *= 1e-9
         exact = exactly(lstm, x, batch_sizes, grad_y)
-        lstm.to("cuda")
-        x = x.detach().cuda().requires_grad_()
         with torch.autocast("cuda", torch.bfloat16):
-            y = bilstm(lstm, x, batch_sizes)
-        assert y.dtype == torch.bfloat16
-        results = [y, *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y.cuda().bfloat16())]
+            results = run(lstm, x, batch_sizes, grad_y, backend, "cuda")
+        assert results[0].dtype == torch.bfloat16
         for mine, wanted in zip(results, exact, strict=True):
-            assert (mine.cpu().double() - wanted).norm() < 0.02 * wanted.norm()
+            assert (mine.double() - wanted).norm() < 0.02 * wanted.norm()
+
+    def test_the_same_bits_every_time(self):
+        """A step reads what all threads of the program wrote in the one before: without a barrier, by chance."""
+        lstm, x, batch_sizes, grad_y = make(sorted([*range(1, 41)] * 20, reverse=True), 300, 300)
+        first = run(lstm, x, batch_sizes, grad_y, "triton", "cuda")
+        for _ in range(30):
+            again = run(lstm, x, batch_sizes, grad_y, "triton", "cuda")
+            assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+    def test_tf32(self):
+        lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
+        exact = exactly(lstm, x, batch_sizes, grad_y)
+        torch.backends.cudnn.allow_tf32 = True
+        try:
+            results = [run(lstm, x, batch_sizes, grad_y, backend, "cuda") for backend in ("triton", "reference")]
+        finally:
+            torch.backends.cudnn.allow_tf32 = False
+        for mine, cudnn, wanted in zip(*results, exact, strict=True):
+            assert (mine - wanted).norm() <= 2 * (cudnn - wanted).norm() + 1e-5 * wanted.norm()
 
 
-lengths = st.lists(st.integers(1, 9), min_size=1, max_size=14)
+lengths = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 
 
-def test_random_cases():
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_random_cases(backend, device):
     families = [], [], []
+    # The interpreter takes a hundred times as long as C++, and on a GPU each number of units is compiled.
+    sizes = [1, 3, 16, 17, 64, 70] if device == "cpu" else [3, 16, 70]
 
-    @settings(max_examples=100, deadline=None)
-    @given(lengths, st.sampled_from([1, 5, 16, 33]), st.sampled_from([1, 3, 16, 17, 64, 70]), st.integers(0, 99))
+    @settings(max_examples=100 if backend == "cpp" else 30, deadline=None)
+    @given(lengths, st.sampled_from([1, 5, 16, 33]), st.sampled_from(sizes), st.integers(0, 99))
     def collect(lengths, input_size, hidden_size, seed):
-        case = make(lengths, input_size, hidden_size, seed, scale=1 + seed % 3)
-        ours, exact = check(*case)
+        case = make(sorted(lengths, reverse=True), input_size, hidden_size, seed, scale=1 + seed % 3)
+        ours, exact = check(*case, backend, device)
         for family, results in zip(families, (ours, run(*case, "reference"), exact), strict=True):
             family.extend(results)
 
@@ -110,46 +142,71 @@ def test_random_cases():
     assert_as_exact_as_eager(*families)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "hidden_size"),
-    [([82, 40, 3, 1], 300), ([14] * 64, 300), ([1], 300), ([1] * 13, 8), ([300], 5), (list(range(1, 40)), 128)],
-    ids=str,
-)
+SHAPES = [([82, 40, 3, 1], 300), ([14] * 64, 300), ([1], 300), ([1] * 13, 8), ([300], 5), (list(range(1, 40)), 128)]
+
+
+@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=str)
 def test_shapes_of_real_batches(lengths, hidden_size):
     check(*make(lengths, 300, hidden_size))
 
 
-def test_nothing_else_than_what_is_asked_for():
+@pytest.mark.parametrize("device", TRITON)
+@pytest.mark.parametrize(
+    ("lengths", "hidden_size"),
+    # With many sentences a program takes more of them, and those of the last one are not as many.
+    [([21, 20, 3, 1], 300), ([4] * 33, 300), ([1], 300), ([70, 65], 5), ([3, *[2] * 400, *[1] * 200], 8)],
+    ids=str,
+)
+def test_shapes_of_triton_s_programs(lengths, hidden_size, device):
+    check(*make(lengths, 30, hidden_size), "triton", device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=str)
+def test_shapes_of_real_batches_on_a_gpu(lengths, hidden_size):
+    check(*make(lengths, 300, hidden_size), "triton", "cuda")
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_nothing_else_than_what_is_asked_for(backend, device):
     lstm, x, batch_sizes, grad_y = make([5, 3], 6, 7)
+    exact = exactly(lstm, x, batch_sizes, grad_y)
+    lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
     with torch.no_grad():
-        assert not bilstm(lstm, x, batch_sizes).requires_grad
+        assert not bilstm(lstm, x, batch_sizes, backend=backend).requires_grad
     lstm.requires_grad_(False)
-    y = bilstm(lstm, x, batch_sizes)
+    y = bilstm(lstm, x, batch_sizes, backend=backend)
     (grad_x,) = torch.autograd.grad(y, x, grad_y)
-    torch.testing.assert_close(grad_x, exactly(lstm.requires_grad_(), x, batch_sizes, grad_y)[1].float())
+    torch.testing.assert_close(grad_x.cpu(), exact[1].float())
+    lstm.requires_grad_()
     lstm.weight_hh_l0.requires_grad_(False)
-    bilstm(lstm, x.detach(), batch_sizes).backward(grad_y)
+    bilstm(lstm, x.detach(), batch_sizes, backend=backend).backward(grad_y)
     assert lstm.weight_hh_l0.grad is None
     assert lstm.weight_ih_l0_reverse.grad is not None
-    assert bilstm(lstm, x[:0], batch_sizes[:0]).shape == (0, 14)
+    assert bilstm(lstm, x[:0], batch_sizes[:0], backend=backend).shape == (0, 14)
 
 
-def test_a_backward_pass_can_be_repeated():
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_a_backward_pass_can_be_repeated(backend, device):
     lstm, x, batch_sizes, grad_y = make([9, 4, 4], 6, 7)
-    y = bilstm(lstm, x, batch_sizes)
+    lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
+    y = bilstm(lstm, x, batch_sizes, backend=backend)
     first = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y, retain_graph=True)
     again = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-def test_a_bad_sentence_spoils_no_other():
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_a_bad_sentence_spoils_no_other(backend, device):
     lstm, x, batch_sizes, _ = make([6, 4, 4, 1], 6, 20)
-    clean = bilstm(lstm, x, batch_sizes).detach()
+    lstm, x = lstm.to(device), x.detach().to(device)
+    clean = bilstm(lstm, x, batch_sizes, backend=backend).detach()
     first = batch_sizes.cumsum(0) - batch_sizes
     second = first[:4] + 1  # the second sentence's rows
-    spoiled = x.detach().clone()
+    spoiled = x.clone()
     spoiled[second[2], 0] = float("nan")
-    y = bilstm(lstm, spoiled, batch_sizes).detach()
+    y = bilstm(lstm, spoiled, batch_sizes, backend=backend).detach().cpu()
+    clean = clean.cpu()
     others = torch.ones(len(x), dtype=torch.bool).index_fill(0, second, False)
     assert torch.equal(y[others], clean[others])
     assert y[second[2]].isnan().all()
@@ -214,12 +271,13 @@ def test_every_kind_of_processor(capability):
 
 
 class TestPrecision:
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_autocast(self, dtype):
+    def test_autocast(self, dtype, backend, device):
         lstm, x, batch_sizes, grad_y = make([20, 14, 9, 9, 3], 40, 32)
         exact = exactly(lstm, x, batch_sizes, grad_y)
-        with torch.autocast("cpu", dtype):
-            ours = run(lstm, x, batch_sizes, grad_y, "cpp")
+        with torch.autocast(device, dtype):
+            ours = run(lstm, x, batch_sizes, grad_y, backend, device)
         assert ours[0].dtype == dtype
         assert all(gradient.dtype == torch.float32 for gradient in ours[1:])
         for mine, wanted in zip(ours, exact, strict=True):
