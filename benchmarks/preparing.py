@@ -20,7 +20,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks import epoch
 from benchmarks.command import Parser, add_json, positive, write_json

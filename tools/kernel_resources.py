@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from esim_fast.ops.triton import launch
+from esim_fast.ops.triton import launch, recurrence
 from esim_fast.ops.triton.tokens import Tokens
 
 # Shared memory that a program can have, in bytes: CUDA C++ Programming Guide, "technical specifications".
@@ -37,7 +37,8 @@ _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", 
 
 
 class Case(NamedTuple):
-    """A batch whose kernels are compiled; the lengths are the longest sentences of a and b."""
+    """A batch whose kernels are compiled; the lengths are the longest sentences of a and b. Layout "bilstm" is the
+    recurrence, whatever the lengths, of ``width`` units in each direction."""
 
     arithmetic: str
     a_length: int
@@ -88,7 +89,8 @@ def default_cases() -> list[Case]:
     tiles = list(itertools.combinations_with_replacement(launch.TILES[::-1], 2))
     packed = [Case(arithmetic, *lengths) for arithmetic in ARITHMETIC for lengths in [*tiles, (200, 200)]]
     padded = [Case("bf16", *lengths, layout) for lengths in [(32, 16), (200, 200)] for layout in ("lengths", "mask")]
-    return packed + padded
+    recurrence = [Case(arithmetic, 16, 16, "bilstm", 300, pairs) for arithmetic in ARITHMETIC for pairs in (32, 512)]
+    return packed + padded + recurrence
 
 
 def other_cases() -> list[Case]:
@@ -111,6 +113,8 @@ def other_cases() -> list[Case]:
 
 def launches(case: Case) -> list[launch.Launch]:
     """The launches of forward and backward, on tensors without values."""
+    if case.layout == "bilstm":
+        return _recurrence(case)
 
     def new(*shape, dtype=torch.int64):
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -132,6 +136,20 @@ def launches(case: Case) -> list[launch.Launch]:
     a, b = side(case.a_length), side(case.b_length)
     x = a.tokens.x
     return launch.plan_forward(a, b, x, x) + launch.plan_backward(a, b, x, x, x, x)
+
+
+def _recurrence(case: Case) -> list[launch.Launch]:
+    H, dtype = case.width, ARITHMETIC[case.arithmetic]
+    vector, sentences = 16 // dtype.itemsize, 2 * case.pairs
+    gates = torch.empty(sentences * case.a_length, 8 * H, dtype=dtype, device="meta")
+    weights = gates.new_empty(2, 4 * H, -(-H // vector) * vector)
+    first_row, y = gates.new_empty(case.a_length, dtype=torch.int64), gates.new_empty(len(gates), 2 * H)
+    c, grad_c = (y.new_empty(rows, 2 * H, dtype=torch.float32) for rows in (len(y), sentences))
+    precision = "tf32" if case.arithmetic == "tf32" else "tf32x3"
+    return [
+        recurrence.plan_forward(gates, weights, first_row, y, c, sentences, precision),
+        recurrence.plan_backward(y, y, c, gates, weights, first_row, gates, y, grad_c, sentences, precision),
+    ]
 
 
 def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
@@ -169,7 +187,7 @@ def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
     if "Used" not in ptxas:
         raise RuntimeError(f"ptxas said nothing of {planned.kernel.__name__}: {ptxas!r}")
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ptxas)
-    shown = ("A_TILE", "B_TILE", "TILE", "BLOCK_K", "BLOCK_D", "SPLITS")
+    shown = ("A_TILE", "B_TILE", "TILE", "GROUP", "BLOCK_K", "BLOCK_D", "BLOCK_H", "SPLITS")
     parts = [f"{name.lower()}={planned.constants[name]}" for name in shown if name in planned.constants]
     config = " ".join(part.replace("block_", "").replace("_tile", "") for part in parts)
     return Resources(

@@ -19,18 +19,19 @@ from .checks import check_backend, constant_when_compiled, transforming
 from .derivatives import first_derivative
 from .products import product, weight_gradient
 
+launch: Any = None
 recurrence: Any = None
 # Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
 if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
-    from .triton import recurrence
+    from .triton import launch, recurrence
 
 
 @constant_when_compiled
 def _has_triton(device: torch.device) -> bool:
     if device.type == "cpu":
-        return recurrence is not None and recurrence.INTERPRETED
+        return launch is not None and launch.INTERPRETED
     nvidia = device.type == "cuda" and torch.version.cuda is not None
-    return recurrence is not None and nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+    return launch is not None and nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _backends(lstm: nn.LSTM, x: Tensor) -> tuple[str, ...]:
@@ -261,7 +262,7 @@ if recurrence is not None:
         "SymInt sentences, str precision) -> (Tensor, Tensor)",
         tags=torch.Tag.pt2_compliant_tag,
     )
-    for _device in ("CUDA", "CPU") if recurrence.INTERPRETED else ("CUDA",):
+    for _device in ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",):
         _library.impl("bilstm_triton", recurrence.run_forward, _device)
         _library.impl("bilstm_triton_backward", recurrence.run_backward, _device)
 

@@ -7,16 +7,16 @@ makes several for each time step. The recurrent weights do not fit a multiproces
 at every step.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Launch
 from .tokens import dot
 
-INTERPRETED = triton.knobs.runtime.interpret
 INPUT, FORGET, CELL, OUTPUT = (tl.constexpr(gate) for gate in range(4))  # in the order of torch.nn.LSTM
 
 
@@ -37,7 +37,7 @@ CONFIGS = {
     ("backward", 4): Config(64, 64, 8, 3),
 }
 # Sentences of a program: the fewest that a product takes, and twice as many where there are so many programs that it
-# is the cache that they wait for.
+# is the cache that they wait for. In fp32 so many do not fit the registers.
 GROUP, MANY_SENTENCES = 16, 512
 
 
@@ -226,27 +226,89 @@ def run_forward(
     H = _hidden_size(gates, weights, first_row, sentences)
     y = gates.new_empty(len(gates), 2 * H)
     c = gates.new_empty(len(gates), 2 * H, dtype=torch.float32)
-    _start(forward, (gates, weights, first_row, y, c), H, sentences, precision)
+    with torch.cuda.device_of(gates):
+        plan_forward(gates, weights, first_row, y, c, sentences, precision).start()
     return y, c
 
 
 def run_backward(
-    grad_y: Tensor, y: Tensor, c: Tensor, gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int, precision: str
+    grad_y: Tensor,
+    y: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    weights: Tensor,
+    first_row: Tensor,
+    sentences: int,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """``esim_fast::bilstm_triton_backward``: the gradients of the products with the input, and the states before."""
     H = _hidden_size(gates, weights, first_row, sentences)
     for name, x, dtype in (("grad_y", grad_y, gates.dtype), ("y", y, gates.dtype), ("c", c, torch.float32)):
         if x.shape != (len(gates), 2 * H) or x.dtype != dtype or x.device != gates.device:
             raise ValueError(f"{name} must be [{len(gates)}, {2 * H}] in {dtype} on {gates.device}")
+    kept = grad_y.contiguous(), y.contiguous(), c.contiguous(), gates, weights, first_row
     grad_gates, previous = torch.empty_like(gates), torch.empty_like(y)
     grad_c = gates.new_empty(sentences, 2 * H, dtype=torch.float32)
-    tensors = grad_y.contiguous(), y.contiguous(), c.contiguous(), gates, weights, first_row
-    _start(backward, (*tensors, grad_gates, previous, grad_c), H, sentences, precision)
+    with torch.cuda.device_of(gates):
+        plan_backward(*kept, grad_gates, previous, grad_c, sentences, precision).start()
     return grad_gates, previous
 
 
+def plan_forward(
+    gates: Tensor, weights: Tensor, first_row: Tensor, y: Tensor, c: Tensor, sentences: int, precision: str
+) -> Launch:
+    return _plan(forward, "forward", (gates, weights, first_row, y, c), gates, weights, first_row, sentences, precision)
+
+
+def plan_backward(
+    grad_y: Tensor,
+    y: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    weights: Tensor,
+    first_row: Tensor,
+    grad_gates: Tensor,
+    previous: Tensor,
+    grad_c: Tensor,
+    sentences: int,
+    precision: str,
+) -> Launch:
+    tensors = grad_y, y, c, gates, weights, first_row, grad_gates, previous, grad_c
+    return _plan(backward, "backward", tensors, gates, weights, first_row, sentences, precision)
+
+
+def _plan(
+    kernel: Any,
+    name: str,
+    tensors: tuple[Tensor, ...],
+    gates: Tensor,
+    weights: Tensor,
+    first_row: Tensor,
+    sentences: int,
+    precision: str,
+) -> Launch:
+    config, H = CONFIGS[name, gates.element_size()], weights.shape[1] // 4
+    widest = max(16, triton.next_power_of_2(H))
+    group = 2 * GROUP if sentences > MANY_SENTENCES and gates.element_size() == 2 else GROUP
+    constants = {
+        "H": H,
+        "PITCH": weights.shape[2],
+        "PRECISION": precision,
+        "GROUP": group,
+        "BLOCK_H": min(config.block_h, widest),
+        "BLOCK_K": min(config.block_k, widest),
+    }
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    arguments = (*tensors, len(gates), len(first_row), sentences)
+    return Launch(kernel, 2 * triton.cdiv(sentences, group), arguments, constants, options)
+
+
 def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int) -> int:
-    """H, if the tensors fit each other: what lies in them on a GPU is not read, but never reaches beyond them."""
+    """H, if the tensors fit each other. What lies in them on a GPU is not read; no address follows from it unchecked.
+
+    Raises:
+        ValueError: they do not.
+    """
     H = weights.shape[1] // 4 if weights.dim() == 3 else 0
     if not H or weights.shape[0] != 2 or weights.shape[1] != 4 * H or weights.shape[2] < H:
         raise ValueError(f"weights must be [2, 4H, at least H], got {list(weights.shape)}")
@@ -260,25 +322,3 @@ def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: i
     if weights.dtype != gates.dtype:
         raise ValueError(f"weights must be {gates.dtype} as gates are, got {weights.dtype}")
     return H
-
-
-def _start(kernel, tensors: tuple[Tensor, ...], H: int, sentences: int, precision: str) -> None:
-    gates, weights, first_row = (tensors[i] for i in ((0, 1, 2) if kernel is forward else (3, 4, 5)))
-    config = CONFIGS["forward" if kernel is forward else "backward", gates.element_size()]
-    widest = max(16, triton.next_power_of_2(H))
-    group = GROUP if sentences <= MANY_SENTENCES else 2 * GROUP
-    with torch.cuda.device_of(gates):
-        kernel[(2 * triton.cdiv(sentences, group),)](
-            *tensors,
-            len(gates),
-            len(first_row),
-            sentences,
-            H=H,
-            PITCH=weights.shape[2],
-            PRECISION=precision,
-            GROUP=group,
-            BLOCK_H=min(config.block_h, widest),
-            BLOCK_K=min(config.block_k, widest),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
