@@ -29,16 +29,14 @@ class Config(NamedTuple):
     num_stages: int
 
 
-# By kernel, and bytes of what is multiplied.
+# By kernel, and bytes of what is multiplied: the fastest of eight on an H100 (benchmarks/NOTES.md).
 CONFIGS = {
     ("forward", 2): Config(64, 64, 8, 3),
     ("forward", 4): Config(64, 32, 8, 3),
     ("backward", 2): Config(64, 128, 8, 3),
-    ("backward", 4): Config(64, 64, 8, 3),
+    ("backward", 4): Config(64, 64, 4, 3),
 }
-# Sentences of a program: the fewest that a product takes, and twice as many where there are so many programs that it
-# is the cache that they wait for. In fp32 so many do not fit the registers.
-GROUP, MANY_SENTENCES = 16, 512
+GROUP = 16  # sentences of a program: the fewest that a product takes; on an H100 32 and 64 take longer at any batch
 
 
 @triton.jit
@@ -289,18 +287,17 @@ def _plan(
 ) -> Launch:
     config, H = CONFIGS[name, gates.element_size()], weights.shape[1] // 4
     widest = max(16, triton.next_power_of_2(H))
-    group = 2 * GROUP if sentences > MANY_SENTENCES and gates.element_size() == 2 else GROUP
     constants = {
         "H": H,
         "PITCH": weights.shape[2],
         "PRECISION": precision,
-        "GROUP": group,
+        "GROUP": GROUP,
         "BLOCK_H": min(config.block_h, widest),
         "BLOCK_K": min(config.block_k, widest),
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     arguments = (*tensors, len(gates), len(first_row), sentences)
-    return Launch(kernel, 2 * triton.cdiv(sentences, group), arguments, constants, options)
+    return Launch(kernel, 2 * triton.cdiv(sentences, GROUP), arguments, constants, options)
 
 
 def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int) -> int:
