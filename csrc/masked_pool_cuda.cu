@@ -18,12 +18,8 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kWarps = 8;          // per thread block
+constexpr int kRows = 8;           // that a thread of the forward pass loads before it uses the first
 constexpr int kGradientRows = 64;  // rows that one warp writes in the backward pass
-
-// Independent loads per thread before the first is used; fewer where a load brings 8 values, to keep registers for
-// two thread blocks on a multiprocessor.
-template <int kVector>
-constexpr int kRowsInFlight = kVector == 8 ? 4 : 8;
 
 template <typename scalar_t, int kVector>
 struct alignas(sizeof(scalar_t) * kVector) Vector {
@@ -48,30 +44,54 @@ __device__ void store(void* to, const vector_t& from) {
   }
 }
 
-// Like torch.max: NaN beats everything, then the larger value, then the earlier token.
-template <typename acc_t>
-__device__ bool better(acc_t value, int t, acc_t other, int other_t) {
-  if (value != value) return other == other || t < other_t;
-  return other == other && (value > other || (value == other && t < other_t));
+// Value j of a vector, as what sums are kept in. Two values of 16 bits share a register: said so, each takes the
+// compiler one instruction instead of three.
+template <typename scalar_t, int kVector>
+__device__ accumulate_t<scalar_t> widened(const Vector<scalar_t, kVector>& from, int j) {
+  if constexpr (sizeof(scalar_t) == 2 && kVector % 2 == 0) {
+    uint32_t pair;
+    memcpy(&pair, from.value + j / 2 * 2, sizeof(pair));
+    if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+      pair = j % 2 ? pair & 0xffff0000u : pair << 16;  // the upper half of an fp32 number
+      float value;
+      memcpy(&value, &pair, sizeof(value));
+      return value;
+    } else {
+      const auto bits = static_cast<uint16_t>(j % 2 ? pair >> 16 : pair);
+      return static_cast<float>(Half(bits, Half::from_bits()));
+    }
+  } else {
+    return static_cast<accumulate_t<scalar_t>>(from.value[j]);
+  }
 }
 
-// A warp pools kLanes * kVector neighbouring columns of one sequence. With kSplit > 1 that many warps of the block
-// share its tokens and meet in shared memory: for few but long sequences.
+// Like torch.max: NaN beats everything, then the larger value, then the earlier token. Without branches, of which each
+// would wait for the one before.
+template <typename acc_t>
+__device__ bool better(acc_t value, int t, acc_t other, int other_t) {
+  const bool nan = value != value, other_nan = other != other;
+  const bool ahead = nan ? !other_nan : value > other;
+  const bool equal = nan ? other_nan : value == other;
+  return ahead | (equal & (t < other_t));
+}
+
+// A thread pools kVector neighbouring columns of one sequence; a warp's last thread and the next one's first may work
+// on different sequences, so that no width leaves threads idle. With kSplit > 1 that many warps of the block share a
+// sequence's tokens and meet in shared memory: for few but long sequences.
 template <typename scalar_t, int kVector, int kSplit>
-__global__ void __launch_bounds__(kLanes* kWarps)
-    pool_kernel(const scalar_t* __restrict__ x, Layout layout, int64_t column_blocks, scalar_t* __restrict__ v,
+__global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // blocks for which registers suffice
+    pool_kernel(const scalar_t* __restrict__ x, Layout layout, int64_t vectors, scalar_t* __restrict__ v,
                 int32_t* __restrict__ argmax_out, int32_t* __restrict__ count_out) {
   using acc_t = accumulate_t<scalar_t>;
   using vector_t = Vector<scalar_t, kVector>;
-  constexpr int kUnits = kWarps / kSplit;  // (sequence, column block) pairs in one thread block
-  constexpr int kRows = kRowsInFlight<kVector>;
+  constexpr int kUnits = kWarps / kSplit;  // groups of warps in one thread block
 
   const int lane = threadIdx.x, warp = threadIdx.y;
   const int part = warp % kSplit;
-  const int64_t unit = static_cast<int64_t>(blockIdx.x) * kUnits + warp / kSplit;
-  const int64_t b = unit / column_blocks;
-  const int64_t column = (unit % column_blocks * kLanes + lane) * kVector;
-  const bool active = b < layout.batch && column < layout.width;
+  const int64_t place = (static_cast<int64_t>(blockIdx.x) * kUnits + warp / kSplit) * kLanes + lane;
+  const int64_t b = place / vectors;
+  const int64_t column = place % vectors * kVector;
+  const bool active = b < layout.batch;
 
   acc_t total[kVector], maximum[kVector];
   int argmax[kVector];
@@ -85,64 +105,85 @@ __global__ void __launch_bounds__(kLanes* kWarps)
 
   const int length = active ? static_cast<int>(layout.tokens.length(b)) : 0;
   const scalar_t* sequence = active ? x + layout.offsets.begin(b) + column : x;
-  for (int first = part; first < length; first += kSplit * kRows) {
-    // First where the rows are and which count, then the rows: no load waits for another row's address.
-    const scalar_t* place[kRows];
-    bool take[kRows];
+
+  for (int first = part; first < length; first += kRows * kSplit) {
+    // First which rows count, a bit each, then the rows: no load waits for another one.
+    unsigned int take = (1u << min((length - 1 - first) / kSplit + 1, kRows)) - 1;
+    if (layout.tokens.mask) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int t = min(first + i * kSplit, length - 1);
-      place[i] = sequence + layout.offsets.advance(t);
-      take[i] = first + i * kSplit < length && layout.tokens.unmasked(b, t);
+      for (int i = 0; i < kRows; ++i) {
+        if (take >> i & 1 && !layout.tokens.unmasked(b, first + i * kSplit)) take &= ~(1u << i);
+      }
     }
-    vector_t row[kRows];
+    vector_t row[kRows] = {};  // one that does not count adds zeros
+    const scalar_t* strided = sequence + first * layout.offsets.time_stride;
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (take[i]) row[i] = *reinterpret_cast<const vector_t*>(place[i]);
+    for (int i = 0; i < kRows; ++i, strided += kSplit * layout.offsets.time_stride) {
+      if (!(take >> i & 1)) continue;
+      ++count;
+      const scalar_t* from = layout.offsets.step ? sequence + layout.offsets.step[first + i * kSplit] : strided;
+      row[i] = *reinterpret_cast<const vector_t*>(from);
     }
     acc_t partial[kVector] = {};  // summed apart, so that rounding grows with the number of groups, not of rows
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      if (!take[i]) continue;
-      ++count;
+      const bool counts = take >> i & 1;
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
-        const acc_t value = static_cast<acc_t>(row[i].value[j]);
+        const acc_t value = widened(row[i], j);
         partial[j] += value;
-        if (better(value, first + i * kSplit, maximum[j], argmax[j])) {
-          maximum[j] = value;
-          argmax[j] = first + i * kSplit;
-        }
+        // Tokens come in order, so the first maximum stays. Without a branch: it would wait for every comparison.
+        const bool larger = counts && value > maximum[j];
+        maximum[j] = larger ? value : maximum[j];
+        argmax[j] = larger ? first + i * kSplit : argmax[j];
       }
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) total[j] += partial[j];
   }
 
+  // The comparisons passed over NaN, which has made the sum NaN, and over -inf where there is nothing else. Both are so
+  // rare that such columns are read again.
+  bool passed_over = false;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) passed_over = passed_over || total[j] != total[j] || argmax[j] == INT_MAX;
+  if (passed_over) {
+#pragma unroll 1
+    for (int t = part; t < length; t += kSplit) {
+      if (!layout.tokens.unmasked(b, t)) continue;
+      const vector_t row = *reinterpret_cast<const vector_t*>(sequence + layout.offsets.advance(t));
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        const acc_t value = widened(row, j);
+        if (argmax[j] == INT_MAX || (value != value && maximum[j] == maximum[j])) {
+          maximum[j] = value;
+          argmax[j] = t;
+        }
+      }
+    }
+  }
+
   if constexpr (kSplit > 1) {
     __shared__ acc_t totals[kWarps][kLanes * kVector], maxima[kWarps][kLanes * kVector];
-    __shared__ int argmaxes[kWarps][kLanes * kVector], counts[kWarps];
+    __shared__ int argmaxes[kWarps][kLanes * kVector], counts[kWarps][kLanes];
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       totals[warp][j * kLanes + lane] = total[j];
       maxima[warp][j * kLanes + lane] = maximum[j];
       argmaxes[warp][j * kLanes + lane] = argmax[j];
     }
-    // Lane 0 is active whenever any lane of the warp is.
-    if (lane == 0) counts[warp] = count;
+    counts[warp][lane] = count;
     __syncthreads();
     if (part != 0) return;
-    count = 0;
-    for (int other = warp; other < warp + kSplit; ++other) count += counts[other];
     for (int other = warp + 1; other < warp + kSplit; ++other) {
+      count += counts[other][lane];
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         const int slot = j * kLanes + lane;
         total[j] += totals[other][slot];
-        if (better(maxima[other][slot], argmaxes[other][slot], maximum[j], argmax[j])) {
-          maximum[j] = maxima[other][slot];
-          argmax[j] = argmaxes[other][slot];
-        }
+        const bool wins = better(maxima[other][slot], argmaxes[other][slot], maximum[j], argmax[j]);
+        maximum[j] = wins ? maxima[other][slot] : maximum[j];
+        argmax[j] = wins ? argmaxes[other][slot] : argmax[j];
       }
     }
   }
@@ -253,17 +294,17 @@ bool rows_aligned(const scalar_t* data, const Layout& layout) {
 template <typename scalar_t, int kVector>
 void launch_pool(const CudaStream& cuda, const scalar_t* x, const Layout& layout, scalar_t* v, int32_t* argmax,
                  int32_t* count) {
-  const int64_t column_blocks = ceil_div(layout.width, kLanes * kVector);
-  const int64_t units = layout.batch * column_blocks;
+  const int64_t vectors = layout.width / kVector;
+  const int64_t units = ceil_div(layout.batch * vectors, kLanes);
   const dim3 threads(kLanes, kWarps);
   // Enough sequences fill the GPU with a warp each; fewer long ones are split over a block's warps.
-  const bool split = layout.tokens.max_length > 2 * kRowsInFlight<kVector> && units < 16 * cuda.multiprocessors();
+  const bool split = layout.tokens.max_length > 2 * kRows && units < 16 * cuda.multiprocessors();
   if (split) {
     pool_kernel<scalar_t, kVector, kWarps>
-        <<<grid_size(units), threads, 0, cuda.stream>>>(x, layout, column_blocks, v, argmax, count);
+        <<<grid_size(units), threads, 0, cuda.stream>>>(x, layout, vectors, v, argmax, count);
   } else {
     pool_kernel<scalar_t, kVector, 1>
-        <<<grid_size(ceil_div(units, kWarps)), threads, 0, cuda.stream>>>(x, layout, column_blocks, v, argmax, count);
+        <<<grid_size(ceil_div(units, kWarps)), threads, 0, cuda.stream>>>(x, layout, vectors, v, argmax, count);
   }
   check_launch("masked_pool");
 }
