@@ -110,10 +110,12 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
     // First which rows count, a bit each, then the rows: no load waits for another one.
     unsigned int take = (1u << min((length - 1 - first) / kSplit + 1, kRows)) - 1;
     if (layout.tokens.mask) {
+      unsigned int unmasked = 0;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        if (take >> i & 1 && !layout.tokens.unmasked(b, first + i * kSplit)) take &= ~(1u << i);
+        unmasked |= layout.tokens.unmasked(b, min(first + i * kSplit, length - 1)) ? 1u << i : 0;
       }
+      take &= unmasked;
     }
     vector_t row[kRows] = {};  // one that does not count adds zeros
     const scalar_t* strided = sequence + first * layout.offsets.time_stride;

@@ -20,8 +20,8 @@ from esim_fast.ops import masked_pool, reference
 pytestmark = pytest.mark.promise("Pooling's CUDA kernels, run on the CPU, agree with the reference")
 
 NAMES = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
-# The kernels take 32 columns, or 64 to 256 by accesses of 16 bytes, which 7 and 601 rule out; a warp takes 4 or 8 rows
-# at a time, 8 warps together 64 at most, and a warp of the backward pass 64.
+# A thread takes a column, or 2 to 8 by accesses of 16 bytes, which 7 and 601 rule out; it takes 8 rows at a time, 8
+# warps together 64, and a warp of the backward pass 64.
 WIDTHS = [1, 7, 8, 600, 601]
 LENGTHS = [70, 0, 1, 133, 17]
 
@@ -139,6 +139,53 @@ def test_the_first_maximum_in_every_place(cuda, first):
         assert (v[0, 8:] == 1).all()
         assert v[1, 8:].isnan().all()
         assert (count == 90).all()
+
+
+def chosen_by_torch(x: Tensor, counts: Tensor) -> Tensor:
+    """The first NaN among the tokens that count, or else the first maximum; -1 where none counts."""
+    counts, tokens = counts[:, :, None], torch.arange(x.shape[1])[:, None]
+    nan, maximum = x.isnan() & counts, x.masked_fill(~counts, -math.inf).nan_to_num(-math.inf, math.inf, -math.inf)
+    best = torch.where(nan.any(1, keepdim=True), nan, counts & (x == maximum.amax(1, keepdim=True)))
+    first = torch.where(best, tokens, x.shape[1]).amin(1)
+    return torch.where(counts.any(1), first, -1).int()
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
+@pytest.mark.parametrize("length", [17, 24, 63, 64, 65, 130])
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
+    """In sentences of every length, of which a warp has many: anywhere in a group of rows, alone or again later."""
+    nan, inf = math.nan, math.inf
+    generator = torch.Generator().manual_seed(length)
+
+    def some(*values: float) -> Tensor:
+        return torch.tensor(values).float()[torch.randint(len(values), (length + 1, length), generator=generator)]
+
+    rarely = torch.rand(length + 1, length, generator=generator) < 2 / length
+    columns = [
+        some(-1, 0, 1).masked_fill(rarely, nan),
+        some(-inf).masked_fill(rarely, nan),
+        some(-inf).masked_fill(rarely, -1),
+        some(-inf),
+        some(0.0, -0.0),
+        some(-1, 1).masked_fill(rarely, inf),
+        some(-inf, -1).masked_fill(rarely, inf),  # their sum is NaN, they are not
+        some(-2, 2).masked_fill(rarely, -inf),
+    ]
+    x = torch.stack(columns, 2).to(dtype)
+    lengths, mask = torch.arange(length + 1), torch.rand(length + 1, length, generator=generator) < 0.7
+    below = torch.arange(length) < lengths[:, None]
+    split_over_warps(cuda, split)
+    for only, counts in [(None, below), (mask, below & mask)]:
+        x_given = x.masked_fill(~counts[:, :, None], nan)
+        v, argmax, count = torch.ops.esim_fast.masked_pool(x_given, None, None, lengths, only)
+        assert torch.equal(count, counts.sum(1).int())
+        assert torch.equal(argmax, chosen_by_torch(x, counts))
+        maximum = torch.where(count[:, None] > 0, x.gather(1, argmax.clamp(min=0)[:, None].long())[:, 0], 0)
+        torch.testing.assert_close(v[:, 8:], maximum, rtol=0, atol=0, equal_nan=True)
+        average = torch.where(counts[:, :, None], x.double(), 0).sum(1) / count.clamp(min=1)[:, None]
+        torch.testing.assert_close(v[:, :8], average.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
+    assert cuda.launches() == [launched(dtype, values_per_access(dtype, 8), split)[0]] * 2
 
 
 def test_argmax_and_count_of_the_empty(cuda):
