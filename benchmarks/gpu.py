@@ -56,7 +56,7 @@ JSON, MINUTES = "{json}", "{minutes}"
 def parts(dry_run: bool) -> list[Part]:
     """In order of worth."""
     once = ["--once"] if dry_run else []
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
+    workers = ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") else []
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
     def benchmark(name: str, files: str, *options: str, least: float = 0.25) -> Part:

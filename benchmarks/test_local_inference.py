@@ -31,13 +31,15 @@ from esim_fast import Rows
 from esim_fast.ops import local_inference
 
 WIDTH = 600
-# Kind of lengths and pairs in a batch.
-SHAPES = [("SNLI", 32), ("SNLI", 256), ("SNLI", 1024), ("128 tokens", 64), ("512 tokens", 16)]
-DTYPES = [torch.float32, torch.bfloat16]
+# Kind of lengths and pairs in a batch; on a GPU what is aimed at comes first.
+SHAPES = [("SNLI", 256), ("SNLI", 1024), ("SNLI", 32), ("128 tokens", 64), ("512 tokens", 16)]
+DTYPES = [torch.bfloat16, torch.float32]
 if not FULL_SIZE:
-    SHAPES = SHAPES[:1]
+    SHAPES = [("SNLI", 32)]
 if not ON_GPU:
-    DTYPES = DTYPES[:1]
+    DTYPES = [torch.float32]
+# Variants that did not run, and why: to compile them again for each shape would take minutes.
+_FAILED: dict[str, str] = {}
 BATCHES = 4  # that take turns: together the larger ones do not fit a cache
 
 
@@ -124,6 +126,9 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
     exact = [valid("", batch, m), valid("", batch, torch.autograd.grad(m, (exact_batch.a, exact_batch.b), grad_m))]
     running, notes = {}, []
     for name, variant in VARIANTS.items():
+        if name in _FAILED:
+            notes.append(_FAILED[name])
+            continue
         peer = name not in (EAGER, "esim_fast, mask", "esim_fast, packed rows")
         try:
             m = variant(batch)
@@ -132,6 +137,8 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
             if not peer:
                 raise
             notes.append(f"{name}: does not run here ({(str(error).strip() or repr(error)).splitlines()[0][:100]})")
+            if FULL_SIZE:
+                _FAILED[name] = notes[-1]
             continue
         errors = [relative_error(of, value) for of, value in zip(results, exact, strict=True)]
         # Eager bf16 rounds scores of about ten to its dtype before it takes their exponentials.
@@ -144,8 +151,8 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
     return running, notes
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "pairs"), SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_forward_and_backward(kind, pairs, dtype, report):
     torch.compiler.reset()  # what was compiled for other shapes counts towards a limit
     random = np.random.default_rng(0)
@@ -180,8 +187,9 @@ def test_forward_and_backward(kind, pairs, dtype, report):
             report(replace(comparison, notes=tuple(notes)).of("local_inference", **parameters, **{"pass": which}))
             if ON_GPU:
                 on_device = device_times(f"{title}: {which}, {BATCHES} batches, device time", calls)
-                on_device = against_the_floor(on_device, batches, which)
-                report(on_device.of("local_inference", **parameters, **{"pass": f"{which}, device time"}))
+                if on_device.values:
+                    on_device = against_the_floor(on_device, batches, which)
+                    report(on_device.of("local_inference", **parameters, **{"pass": f"{which}, device time"}))
                 peak = peak_memory(f"{title}: {which}, peak memory", calls)
                 report(peak.of("memory of local_inference", **parameters, **{"pass": which}))
 

@@ -73,7 +73,9 @@ class Comparison:
         return "\n".join([f"{self.title}{how}", *lines, *(f"  {note}" for note in self.notes)])
 
 
-def interleaved(title: str, variants: dict[str, Callable[[], object]], *, seconds: float = 5.0) -> Comparison:
+def interleaved(
+    title: str, variants: dict[str, Callable[[], object]], *, seconds: float = 1.0 if FULL_SIZE else 5.0
+) -> Comparison:
     """Calls the variants in turn for about ``seconds``, after a warm-up that also compiles and chooses algorithms.
 
     A turn is several calls: the first ones pay for what another variant left in the caches, and medians forget them.
@@ -117,7 +119,8 @@ def device_times(title: str, variants: dict[str, Callable[[], object]], *, round
         try:
             replays[name] = recorded(call)
         except RuntimeError as error:
-            notes.append(f"{name}: cannot be recorded ({str(error).strip().splitlines()[0][:80]})")
+            cause = error.__context__ or error  # the recording's end says only that something went wrong before
+            notes.append(f"{name}: cannot be recorded ({str(cause).strip().splitlines()[0][:80]})")
     samples: dict[str, list[float]] = {name: [] for name in replays}
     for _ in range(1 if once else rounds):
         for name, replay in replays.items():
@@ -275,14 +278,15 @@ def recorded(call: Callable[[], object]) -> Callable[[], object]:
         return call
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(here)
-    with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on another stream
+    with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on its own stream
         for _ in range(3):
             call()
     here.wait_stream(side)
     synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # Backward passes run in a thread of autograd's, whose allocations would spoil a recording that is "global".
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             call()
     except RuntimeError:
         torch.cuda.set_stream(here)
