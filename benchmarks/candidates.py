@@ -1,6 +1,6 @@
 """Launch configurations to try in place of those in esim_fast/ops/triton/launch.py: which, for whom, and compiled.
 
-A case is an entry of its tables, or two that go together, with the batches that it is tried on.
+A case is an entry of its tables, with the batches that it is tried on.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from esim_fast.ops.triton import launch
 from esim_fast.ops.triton.launch import Config, Launch
 
 WIDTH = 600  # of ESIM's BiLSTM
-KERNELS = ("forward", "backward_statistics", "backward")
+KERNELS = ("scores", "forward", "backward_enhance", "products", "backward_softmax", "backward")
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 SNLI_BATCHES = (1024, 256, 32)
 LONG_BATCHES = {"128 tokens": 64, "512 tokens": 16}
@@ -42,15 +42,15 @@ _AXES = {
 
 
 class Case(NamedTuple):
-    """Entries of a table that are tried together: all of a key but the kernel are the same.
+    """An entry of a table.
 
     Attributes:
-        kernels: of which the configurations are; two of them differ in block_d alone.
+        kernel: of which the configurations are.
         tiles: of one_tile, the larger first; empty for many_tiles.
         batches: kind of lengths and pairs.
     """
 
-    kernels: tuple[str, ...]
+    kernel: str
     arithmetic: str
     tiles: tuple[int, ...]
     batches: tuple[tuple[str, int], ...]
@@ -60,30 +60,24 @@ class Case(NamedTuple):
         return launch.ONE_TILE if self.tiles else launch.MANY_TILES
 
     @property
-    def keys(self) -> list[tuple]:
-        return [(kernel, self.arithmetic, *self.tiles) for kernel in self.kernels]
+    def key(self) -> tuple:
+        return (self.kernel, self.arithmetic, *self.tiles)
 
     @property
     def present(self) -> Config:
-        """The last kernel's entry, of which the others' follow."""
-        return self.table[self.keys[-1]]
+        return self.table[self.key]
 
     @property
     def backward(self) -> bool:
-        return self.kernels[-1] != "forward"
-
-    def entries(self, config: Config) -> dict[tuple, Config]:
-        """The table's entries that ``config``, one of the last kernel's, stands for."""
-        statistics = config._replace(block_d=0)
-        return {key: statistics if key[0] == "backward_statistics" else config for key in self.keys}
+        return self.kernel not in ("scores", "forward")
 
     def own(self, planned: list[Launch]) -> list[Launch]:
-        """The launches of these kernels."""
-        return [of for of in planned if of.kernel.__name__ in self.kernels]
+        """The launches of this kernel."""
+        return [of for of in planned if of.kernel.__name__ == self.kernel]
 
     def __str__(self) -> str:
         tiles = "x".join(map(str, self.tiles)) or "many tiles"
-        return f"{' and '.join(self.kernels)}, {self.arithmetic}, {tiles}"
+        return f"{self.kernel}, {self.arithmetic}, {tiles}"
 
 
 def cases(kernels: Sequence[str] = KERNELS) -> list[Case]:
@@ -93,13 +87,10 @@ def cases(kernels: Sequence[str] = KERNELS) -> list[Case]:
         for tiles, kernel in itertools.product(snli_tiles(), ("forward", "backward")):
             if (kernel, arithmetic, *tiles) in launch.ONE_TILE:
                 batches = tuple(("SNLI", pairs) for pairs in SNLI_BATCHES if batches_of("SNLI", pairs, tiles))
-                found.append(Case((kernel,), arithmetic, tiles, batches))
+                found.append(Case(kernel, arithmetic, tiles, batches))
     long = tuple(LONG_BATCHES.items())
-    for arithmetic in DTYPES:
-        # In fp32 the statistics and the gradients must make the same numbers of a tile.
-        split = [("backward_statistics",), ("backward",)] if arithmetic == "half" else [KERNELS[1:]]
-        found += [Case(of, arithmetic, (), long) for of in [("forward",), *split]]
-    return [case for case in found if set(case.kernels) & set(kernels)]
+    found += [Case(kernel, arithmetic, (), long) for arithmetic in DTYPES for kernel in KERNELS]
+    return [case for case in found if case.kernel in kernels]
 
 
 @cache
@@ -134,11 +125,8 @@ def _tiles(lengths: np.ndarray) -> tuple[int, ...]:
 def configurations(case: Case) -> list[Config]:
     """The present entry, and up to COMPILED others, those that differ the least from it first."""
     present = case.present
-    axes = {name: values for name, values in _AXES.items() if not (case.tiles and name == "tile")}
-    if not present.block_d:
-        del axes["block_d"]
-    if case.arithmetic != "half" and not case.tiles and len(case.kernels) > 1:
-        axes["max_registers"] = (None,)  # one limit would have to serve two kernels
+    unused = {name for name in ("block_k", "block_d", "tile") if not getattr(present, name)}
+    axes = {name: values for name, values in _AXES.items() if name not in unused}
     found = []
     for values in itertools.product(*axes.values()):
         config = present._replace(**dict(zip(axes, values, strict=True)))
@@ -160,12 +148,12 @@ def _steps(old: Any, new: Any, values: tuple) -> int:
 @contextmanager
 def in_place(case: Case, config: Config) -> Iterator[None]:
     """The tables with ``config`` in them."""
-    before = {key: case.table[key] for key in case.keys}
-    case.table.update(case.entries(config))
+    before = case.present
+    case.table[case.key] = config
     try:
         yield
     finally:
-        case.table.update(before)
+        case.table[case.key] = before
 
 
 class Inputs(NamedTuple):
@@ -206,8 +194,8 @@ class Inputs(NamedTuple):
         return launch.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
 
     def moved(self, case: Case) -> int:
-        """The least bytes that the case's kernels must move: what is read and what is written, once."""
-        written = None if case.kernels == ("backward_statistics",) else self.result
+        """The least bytes that the case's kernel must move: tokens that are read and written, once."""
+        written = self.result if case.kernel in ("forward", "backward") else None
         return sum(of.numel() * of.element_size() for of in (self.x, self.grad_m, written) if of is not None)
 
 

@@ -101,12 +101,14 @@ def code_of(sass: str, ptx: str, shared: int, planned: Launch) -> Code:
 
 def turns_of(planned: Launch) -> list[int]:
     """How often the kernel's loops turn, in the order in which they begin."""
-    constants, many = planned.constants, "TILE" in planned.constants
-    k = math.ceil(constants["D"] / constants["BLOCK_K"])
-    if many:
-        return [math.ceil(planned.arguments[3] / constants["TILE"]), k]
+    constants, name = planned.constants, planned.kernel.__name__
+    k = math.ceil(constants["D"] / constants["BLOCK_K"]) if "BLOCK_K" in constants else 0
+    if "TILE" in constants:
+        tiles = math.ceil(planned.arguments[3] / constants["TILE"])
+        of = {"scores": [k], "products": [k], "backward_enhance": [], "backward_softmax": [tiles, tiles]}
+        return of.get(name, [tiles])
     d = math.ceil(constants["D"] / constants["BLOCK_D"] / constants["SPLITS"])
-    return [k, d] if planned.kernel.__name__ == "forward" else [k, d, d]
+    return [k, d] if name == "forward" else [k, d, d]
 
 
 def loops(lines: list[str]) -> list[Loop]:

@@ -49,7 +49,7 @@ def written(config: Config) -> str:
 
 
 def lines(case: Case, measured: Measured) -> list[str]:
-    """The winner's entries, with its microseconds, those of the present entry, and its share of the copy's rate."""
+    """The winner's entry, with its microseconds, those of the present entry, and its share of the copy's rate."""
     best = winner(case, measured)
 
     def figures(of: dict[str, dict[Config, float]], config: Config, scale: float) -> str:
@@ -60,9 +60,8 @@ def lines(case: Case, measured: Measured) -> list[str]:
         was = "as before" if best == case.present else f"was {figures(measured.seconds, case.present, 1e6)}"
         share = figures(measured.shares, best, 100)
         comment = f"{figures(measured.seconds, best, 1e6)} µs ({was}), {share} % of a copy"
-    entries = [f"    {_key(key)}: {written(config)}," for key, config in case.entries(best).items()]
     batches = ", ".join(measured.seconds) or "no batch"
-    return [f"    # {batches}: {comment}", *entries]
+    return [f"    # {batches}: {comment}", f"    {_key(case.key)}: {written(best)},"]
 
 
 def _key(key: tuple) -> str:
@@ -89,7 +88,7 @@ def record(
         return of
 
     return {
-        **{"case": str(case), "kernels": case.kernels, "arithmetic": case.arithmetic, "tiles": case.tiles},
+        **{"case": str(case), "kernel": case.kernel, "arithmetic": case.arithmetic, "tiles": case.tiles},
         "batches": case.batches,
         "present": case.present._asdict(),
         "candidates": [candidate(config) for config in candidates.configurations(case)],

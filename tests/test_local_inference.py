@@ -142,7 +142,7 @@ class TestKernels:
 
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     def test_the_longest_sentences(self, backend, device):
-        """4,096 tokens: nothing of size La x Lb is there, and the online softmax goes through all tiles."""
+        """4,096 tokens: the online softmax goes through all tiles."""
         pairs = Pairs.draw([(4096, 3)], 3, dtype=torch.float32)
         for results, values in zip(pairs.through_the_op("lengths", device, backend), pairs.expected(), strict=True):
             for result, value in zip(results, values, strict=True):

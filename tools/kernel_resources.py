@@ -67,9 +67,7 @@ class Resources(NamedTuple):
         if self.spilled:
             return f"{self.spilled} bytes of registers go to memory"
         # A small tile shared out among many threads leaves less than 16 bytes for each; one element is too little.
-        # backward_statistics stores numbers for each token, nothing else.
-        widths = [self.widest_load] if self.kernel == "backward_statistics" else [self.widest_load, self.widest_store]
-        if self.case.width % 8 == 0 and min(widths) < 8:
+        if self.case.width % 8 == 0 and min(self.widest_load, self.widest_store) < 8:
             return f"aligned rows are loaded {self.widest_load} and stored {self.widest_store} bytes at a time"
         return None
 

@@ -71,23 +71,31 @@ ONE_TILE = {
     ("backward", "tf32", 64, 16): Config(32, 32, 8, 2),
     ("backward", "ieee", 16, 16): Config(32, 32, 4, 3),
     ("backward", "ieee", 32, 16): Config(32, 64, 8, 2),
-    ("backward", "ieee", 32, 32): Config(32, 32, 8, 2),
     # The other gradients in fp32 do not fit the registers: many_tiles takes them.
 }
-# By kernel and arithmetic. In fp32 backward_statistics and backward must make the same numbers of a tile: there their
-# configurations differ in block_d alone.
+# By kernel and arithmetic. What a kernel does not block is 0.
 MANY_TILES = {
-    ("forward", "half"): Config(64, 128, 8, 2, tile=64),
-    ("forward", "tf32"): Config(32, 256, 8, 2, tile=32),
-    ("forward", "ieee"): Config(32, 256, 8, 2, tile=32),
-    ("backward_statistics", "half"): Config(32, 0, 4, 2, tile=32, max_registers=224),
-    ("backward_statistics", "tf32"): Config(32, 0, 8, 2, tile=16),
-    ("backward_statistics", "ieee"): Config(32, 0, 8, 2, tile=16),
-    ("backward", "half"): Config(16, 64, 8, 2, tile=32),
-    ("backward", "tf32"): Config(32, 64, 8, 2, tile=16),
-    ("backward", "ieee"): Config(32, 128, 8, 2, tile=16),
+    ("scores", "half"): Config(64, 0, 8, 3, tile=64),
+    ("scores", "tf32"): Config(32, 0, 4, 3, tile=64, max_registers=168),
+    ("scores", "ieee"): Config(32, 0, 4, 2, tile=64),
+    ("forward", "half"): Config(0, 128, 4, 2, tile=32),
+    ("forward", "tf32"): Config(0, 64, 8, 2, tile=64),
+    ("forward", "ieee"): Config(0, 64, 4, 2, tile=32),
+    ("backward_enhance", "half"): Config(0, 128, 4, 1, tile=16),
+    ("backward_enhance", "tf32"): Config(0, 64, 4, 1, tile=16),
+    ("backward_enhance", "ieee"): Config(0, 64, 4, 1, tile=16),
+    ("products", "half"): Config(32, 0, 8, 2, tile=64),
+    ("products", "tf32"): Config(32, 0, 8, 2, tile=32),
+    ("products", "ieee"): Config(16, 0, 4, 2, tile=32),
+    ("backward_softmax", "half"): Config(0, 0, 4, 2, tile=32),
+    ("backward_softmax", "tf32"): Config(0, 0, 4, 2, tile=32),
+    ("backward_softmax", "ieee"): Config(0, 0, 4, 2, tile=32),
+    ("backward", "half"): Config(0, 64, 4, 2, tile=32),
+    ("backward", "tf32"): Config(0, 64, 4, 2, tile=32),
+    ("backward", "ieee"): Config(0, 64, 8, 2, tile=32),
 }
 TILES = (16, 32, 64)
+PRECISIONS = {"half": "ieee", "tf32": "tf32", "ieee": "tf32x3"}
 PROGRAMS_PER_MULTIPROCESSOR = 4  # that a small batch is split into, so that enough loads are under way
 
 
@@ -205,10 +213,11 @@ def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
         if a.tile < b.tile:  # the sides are alike, and with the larger first there are fewer kernels to compile
             a, b, m_a, m_b = b, a, m_b, m_a
         return [_one_tile(one_tile.forward, config, a, b, m_a, m_b)]
-    config = _many_tiles_config("forward", a)
+    scores = _pairs_of_words(a, b, torch.float32)
     return [
-        _many_tiles(many_tiles.forward, config, a, b, m_a),
-        _many_tiles(many_tiles.forward, config, b, a, m_b),
+        _many_tiles(many_tiles.scores, a, b, scores),
+        _many_tiles(many_tiles.forward, a, b, scores, m_a, SWAPPED=False),
+        _many_tiles(many_tiles.forward, b, a, scores, m_b, SWAPPED=True),
     ]
 
 
@@ -217,19 +226,25 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
         if a.tile < b.tile:
             a, b, grad_m_a, grad_m_b, grad_a, grad_b = b, a, grad_m_b, grad_m_a, grad_b, grad_a
         return [_one_tile(one_tile.backward, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b)]
-    of_a, of_b = (grad_m_a.new_empty(3, side.pairs, side.length, dtype=torch.float32) for side in (a, b))
-    statistics, backward = many_tiles.backward_statistics, many_tiles.backward
-    config = _many_tiles_config("backward_statistics", a)
-    first = [
-        _many_tiles(statistics, config, a, b, grad_m_a, of_a, a.pairs, SWAPPED=False),
-        _many_tiles(statistics, config, b, a, grad_m_b, of_b, a.pairs, SWAPPED=True),
-    ]
-    config = _many_tiles_config("backward", a)
+    scores, grad_alpha, grad_beta = (_pairs_of_words(a, b, torch.float32) for _ in range(3))
+    alpha, beta, grad_scores = (_pairs_of_words(a, b, a.tokens.x.dtype) for _ in range(3))
+    of_a, of_b = (side.tokens.x.new_empty(side.tokens.x.shape) for side in (a, b))  # gradients of their alignments
+    enhance, softmax, backward = many_tiles.backward_enhance, many_tiles.backward_softmax, many_tiles.backward
     return [
-        *first,
-        _many_tiles(backward, config, a, b, grad_m_a, grad_m_b, of_a, of_b, grad_a, a.pairs, SWAPPED=False),
-        _many_tiles(backward, config, b, a, grad_m_b, grad_m_a, of_b, of_a, grad_b, a.pairs, SWAPPED=True),
+        _many_tiles(enhance, a, b, grad_m_a, of_a),
+        _many_tiles(enhance, b, a, grad_m_b, of_b),
+        _many_tiles(many_tiles.products, a, b, of_a, of_b, scores, grad_alpha, grad_beta),
+        # The part of a in the gradient of the scores takes the place of what it is made of.
+        _many_tiles(softmax, a, b, scores, grad_alpha, alpha, None, grad_alpha, SWAPPED=False),
+        _many_tiles(softmax, b, a, scores, grad_beta, beta, grad_alpha, grad_scores, SWAPPED=True),
+        _many_tiles(backward, a, b, grad_m_a, of_b, alpha, beta, grad_scores, grad_a, SWAPPED=False),
+        _many_tiles(backward, b, a, grad_m_b, of_a, beta, alpha, grad_scores, grad_b, SWAPPED=True),
     ]
+
+
+def _pairs_of_words(a: Side, b: Side, dtype: torch.dtype) -> Tensor:
+    """For a number of each word of a with each of b; rows as many_tiles pads them."""
+    return a.tokens.x.new_empty(a.pairs, a.length, 16 * triton.cdiv(b.length, 16), dtype=dtype)
 
 
 def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
@@ -238,10 +253,6 @@ def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
         return None
     config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile), min(a.tile, b.tile)))
     return config and _fitting(config, a.width)
-
-
-def _many_tiles_config(kernel: str, side: Side) -> Config:
-    return _fitting(MANY_TILES[kernel, _arithmetic(side)], side.width)
 
 
 def _fitting(config: Config, width: int) -> Config:
@@ -267,9 +278,12 @@ def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -
     return _launch(kernel, config, a.pairs * splits, a, b, tensors, constants)
 
 
-def _many_tiles(kernel: Any, config: Config, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
+def _many_tiles(kernel: Any, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
+    config = _fitting(MANY_TILES[kernel.__name__, _arithmetic(x)], x.width)
     constants["TILE"] = config.tile
     programs = x.pairs * triton.cdiv(x.length, config.tile)
+    if config.block_k:
+        programs *= triton.cdiv(y.length, config.tile)
     if config.block_d:
         constants["BLOCK_D"] = config.block_d
         programs *= triton.cdiv(x.width, config.block_d)
@@ -279,13 +293,14 @@ def _many_tiles(kernel: Any, config: Config, x: Side, y: Side, *others: Any, **c
 def _launch(kernel: Any, config: Config, programs: int, a: Side, b: Side, others: tuple, constants: dict) -> Launch:
     arithmetic, vector = _arithmetic(a), 16 // a.tokens.x.element_size()
     strides = [stride for side in (a, b) for stride in (side.batch_stride, side.tokens.time_stride)]
-    constants |= {
+    common = {
         "D": a.width,
         # Whether every token begins at a multiple of 16 bytes, if the tensors do.
         "VECTOR": 1 if any(of % vector for of in (a.width, *strides)) else vector,
-        "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
+        "PRECISION": PRECISIONS[arithmetic],
         "BLOCK_K": config.block_k,
     }
+    constants |= {name: value for name, value in common.items() if name in kernel.arg_names}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     if config.max_registers:
         options["maxnreg"] = config.max_registers

@@ -1,9 +1,9 @@
-"""Pairs with longer sentences: each side in turn is ``x``, which looks at the other, ``y``, tile by tile.
+"""Pairs with longer sentences: every product of two words is made once, tile by tile, and kept until all need it.
 
-The softmax over y is taken online: its maximum and its sum grow with each tile. Nothing is kept for the backward pass;
-there the gradients of all weights, less their mean by the weights, may cancel to nearly nothing, and would not if the
-scores were rounded otherwise than in the forward pass. So ``backward_statistics`` makes maximum, sum and mean anew, and
-computes every tile of scores just as ``backward`` does: rows of a by rows of b, whichever side is x.
+Scores, and in the backward pass the gradients of the weights, are fp32 matrices ``[pairs, a_length, b_length]``, rows
+padded to multiples of 16; they live as long as one call. Each side in turn is ``x``, which looks at the other, ``y``,
+so it reads them as they lie (x is a) or across (x is b, SWAPPED). The softmax over y is taken online: its maximum and
+its sum grow with each tile.
 """
 
 import triton
@@ -23,25 +23,33 @@ from .tokens import (
     written,
 )
 
-_UNSPECIALIZED = ["x_length", "y_length", "x_batch_stride", "y_batch_stride", "pairs"]
+_UNSPECIALIZED = ["x_length", "y_length", "x_batch_stride", "y_batch_stride"]
+_UNSPECIALIZED_PRODUCTS = ["a_length", "b_length", "a_batch_stride", "b_batch_stride"]
 
 
 @triton.jit
-def _rows_by_rows(of_x, of_y, total, SWAPPED: tl.constexpr, PRECISION: tl.constexpr):
-    """``total`` plus the products of all rows of x with all of y: a's in rows, b's in columns, also if x is b."""
+def _matrix_place(x_length, y_length, pair, t_x, t_y, SWAPPED: tl.constexpr):
+    """Where the matrices have the pairs of words at ``t_x [X]`` and ``t_y [Y]``, and which of them they have.
+
+    Not which of them count: with masks of words next to each other, they would be moved one by one.
+    """
     if SWAPPED:
-        return dot(of_y, of_x.T, total, PRECISION)
+        width = (x_length + 15) // 16 * 16
+        place = (pair * y_length + t_y)[None, :] * width + t_x[:, None]
+        return place, (t_x < width)[:, None] & (t_y < y_length)[None, :]
     else:  # noqa: RET505 (the compiler goes on behind an if that returns)
-        return dot(of_x, of_y.T, total, PRECISION)
+        width = (y_length + 15) // 16 * 16
+        place = (pair * x_length + t_x)[:, None] * width + t_y[None, :]
+        return place, (t_x < x_length)[:, None] & (t_y < width)[None, :]
 
 
 @triton.jit
-def _turned(products, SWAPPED: tl.constexpr):
-    """Rows of x by rows of y from :func:`_rows_by_rows`."""
-    if SWAPPED:
-        return products.T
-    else:  # noqa: RET505
-        return products
+def _tile_and_block(x_length, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The pair, the positions of this program's tile of x, and its block of features."""
+    blocks, tiles = tl.cdiv(D, BLOCK_D), tl.cdiv(x_length, TILE)
+    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks % tiles
+    pair = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
+    return pair, tile * TILE + tl.arange(0, TILE), block * BLOCK_D + tl.arange(0, BLOCK_D)
 
 
 @triton.jit
@@ -49,6 +57,111 @@ def _risen(highest, scores):
     """The maximum with another tile's scores, and the same to compare with: 0 until a word counts."""
     risen = tl.maximum(highest, tl.max(scores, 1))
     return risen, tl.where(risen == NOTHING, 0.0, risen)
+
+
+@triton.jit
+def _tiles(a, b, a_length, b_length, TILE: tl.constexpr):
+    """The pair and the positions of this program's tile of a and tile of b, and whether there are any words."""
+    a_tiles, b_tiles = tl.cdiv(a_length, TILE), tl.cdiv(b_length, TILE)
+    a_tile, b_tile = tl.program_id(0) // b_tiles % a_tiles, tl.program_id(0) % b_tiles
+    pair = (tl.program_id(0) // (a_tiles * b_tiles)).to(tl.int64)
+    any_words = (a_tile * TILE < end_of(a, a_length, pair)) & (b_tile * TILE < end_of(b, b_length, pair))
+    return pair, a_tile * TILE + tl.arange(0, TILE), b_tile * TILE + tl.arange(0, TILE), any_words
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED_PRODUCTS)
+def scores(
+    a,
+    b,
+    a_length,
+    b_length,
+    a_batch_stride,
+    b_batch_stride,
+    all_scores,
+    D: tl.constexpr,
+    VECTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Equation 11 for one tile of a and one of b."""
+    pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, TILE)
+    if any_words:
+        a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
+        a_offset, _ = offsets(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
+        b_offset, _ = offsets(b, b_length, b_batch_stride, pair, t_b, D, VECTOR)
+        of_tile = tl.zeros([TILE, TILE], tl.float32)
+        for k0 in range(0, D, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            a_part, b_part = load(a.x, a_offset, a_counts, k, D), load(b.x, b_offset, b_counts, k, D)
+            of_tile = dot(a_part, b_part.T, of_tile, PRECISION)
+        place, here = _matrix_place(a_length, b_length, pair, t_a, t_b, False)
+        tl.store(all_scores + place, of_tile, mask=here)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def backward_enhance(
+    x,
+    y,
+    x_length,
+    y_length,
+    x_batch_stride,
+    y_batch_stride,
+    grad_m,
+    grad_aligned,
+    D: tl.constexpr,
+    VECTOR: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The gradient of the alignment of one tile of x and one block of features; y has no part in it."""
+    pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
+    counts = counting(x, x_length, pair, t)
+    x_offset, offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
+    x_part = load(x.x, x_offset, counts, d, D)
+    store(grad_aligned, offset, counts, d, aligned_gradient(grad_m, offset, counts, d, x_part, D), D)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED_PRODUCTS)
+def products(
+    a,
+    b,
+    a_length,
+    b_length,
+    a_batch_stride,
+    b_batch_stride,
+    a_grad_aligned,
+    b_grad_aligned,
+    all_scores,
+    grad_alpha,
+    grad_beta,
+    D: tl.constexpr,
+    VECTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """:func:`scores` anew, and the gradients of the weights of both sides."""
+    pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, TILE)
+    if any_words:
+        a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
+        a_offset, a_grad_offset = offsets(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
+        b_offset, b_grad_offset = offsets(b, b_length, b_batch_stride, pair, t_b, D, VECTOR)
+        of_tile = tl.zeros([TILE, TILE], tl.float32)
+        of_alpha = tl.zeros([TILE, TILE], tl.float32)
+        of_beta = tl.zeros([TILE, TILE], tl.float32)
+        for k0 in range(0, D, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            a_part, b_part = load(a.x, a_offset, a_counts, k, D), load(b.x, b_offset, b_counts, k, D)
+            a_grad_part = load(a_grad_aligned, a_grad_offset, a_counts, k, D)
+            b_grad_part = load(b_grad_aligned, b_grad_offset, b_counts, k, D)
+            of_tile = dot(a_part, b_part.T, of_tile, PRECISION)
+            of_alpha = dot(a_grad_part, b_part.T, of_alpha, PRECISION)
+            of_beta = dot(a_part, b_grad_part.T, of_beta, PRECISION)
+        place, here = _matrix_place(a_length, b_length, pair, t_a, t_b, False)
+        tl.store(all_scores + place, of_tile, mask=here)
+        tl.store(grad_alpha + place, of_alpha, mask=here)
+        tl.store(grad_beta + place, of_beta, mask=here)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -59,22 +172,19 @@ def forward(
     y_length,
     x_batch_stride,
     y_batch_stride,
+    all_scores,
     m,
     D: tl.constexpr,
     VECTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SWAPPED: tl.constexpr,
 ):
-    """Equations 11, 12 and 14 (or 13 and 15) for one tile of x and one block of features."""
-    blocks, tiles = tl.cdiv(D, BLOCK_D), tl.cdiv(x_length, TILE)
-    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks % tiles
-    pair = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
-    t = tile * TILE + tl.arange(0, TILE)
+    """Equations 12 and 14 (or 13 and 15) for one tile of x and one block of features."""
+    pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
     x_offset, m_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
 
     highest = tl.full([TILE], NOTHING, tl.float32)
     total = tl.zeros([TILE], tl.float32)
@@ -84,12 +194,9 @@ def forward(
         t_y = first + tl.arange(0, TILE)
         y_counts = counting(y, y_length, pair, t_y)
         y_offset, _ = offsets(y, y_length, y_batch_stride, pair, t_y, D, VECTOR)
-        scores = tl.zeros([TILE, TILE], tl.float32)
-        for k0 in range(0, D, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            x_part, y_part = load(x.x, x_offset, counts, k, D), load(y.x, y_offset, y_counts, k, D)
-            scores = dot(x_part, y_part.T, scores, PRECISION)
-        scores = tl.where(y_counts[None, :], scores, NOTHING)
+        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        scores = tl.load(all_scores + place, mask=here, other=0.0)
+        scores = tl.where(counts[:, None] & y_counts[None, :], scores, NOTHING)
         risen, known = _risen(highest, scores)
         weights, shrunk = tl.exp(scores - known[:, None]), tl.exp(highest - known)
         total = total * shrunk + tl.sum(weights, 1)
@@ -102,71 +209,61 @@ def forward(
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
-def backward_statistics(
+def backward_softmax(
     x,
     y,
     x_length,
     y_length,
     x_batch_stride,
     y_batch_stride,
-    grad_m,
-    statistics,
-    pairs,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    all_scores,
+    grad_weights,
+    all_weights,
+    part_before,
+    grad_scores,
     TILE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
     SWAPPED: tl.constexpr,
 ):
-    """For each token of x, ``statistics [3, pairs, x_length]``: the maximum of its scores, the sum of exponentials,
-    and the mean of its weights' gradients, by those weights: what a softmax takes off each of them."""
+    """Equation 12 (or 13) for one tile of x, and its part in the gradient of the scores, on top of ``part_before``.
+
+    The parts of both sides make the gradient; the first has None before it.
+    """
     tiles = tl.cdiv(x_length, TILE)
     tile, pair = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     t = tile * TILE + tl.arange(0, TILE)
     counts = counting(x, x_length, pair, t)
-    x_offset, grad_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
+    y_end = tl.where(tl.max(counts.to(tl.int32), 0) > 0, end_of(y, y_length, pair), 0)
 
     highest = tl.full([TILE], NOTHING, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     weighted = tl.zeros([TILE], tl.float32)
-    y_end = tl.where(tl.max(counts.to(tl.int32), 0) > 0, end_of(y, y_length, pair), 0)
     for first in range(0, y_end, TILE):
         t_y = first + tl.arange(0, TILE)
-        y_counts = counting(y, y_length, pair, t_y)
-        y_offset, _ = offsets(y, y_length, y_batch_stride, pair, t_y, D, VECTOR)
-        scores = tl.zeros([TILE, TILE], tl.float32)
-        grad_weights = tl.zeros([TILE, TILE], tl.float32)
-        for k0 in range(0, D, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            x_part, y_part = load(x.x, x_offset, counts, k, D), load(y.x, y_offset, y_counts, k, D)
-            grad_aligned = aligned_gradient(grad_m, grad_offset, counts, k, x_part, D)
-            scores = _rows_by_rows(x_part, y_part, scores, SWAPPED, PRECISION)
-            grad_weights = _rows_by_rows(grad_aligned, y_part, grad_weights, SWAPPED, PRECISION)
-        scores = tl.where(y_counts[None, :], _turned(scores, SWAPPED), NOTHING)
+        both = counts[:, None] & counting(y, y_length, pair, t_y)[None, :]
+        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        scores = tl.where(both, tl.load(all_scores + place, mask=here, other=0.0), NOTHING)
+        gradient = tl.where(both, tl.load(grad_weights + place, mask=here, other=0.0), 0.0)
         risen, known = _risen(highest, scores)
         weights, shrunk = tl.exp(scores - known[:, None]), tl.exp(highest - known)
         total = total * shrunk + tl.sum(weights, 1)
-        weighted = weighted * shrunk + tl.sum(weights * _turned(grad_weights, SWAPPED), 1)
+        weighted = weighted * shrunk + tl.sum(weights * gradient, 1)
         highest = risen
 
-    place, here = statistics + pair * x_length + t, t < x_length
     any_word = total != 0.0
-    total = tl.where(any_word, total, 1.0)
-    tl.store(place, tl.where(any_word, highest, 0.0), mask=here)
-    next_kind = pairs.to(tl.int64) * x_length
-    tl.store(place + next_kind, total, mask=here)
-    tl.store(place + 2 * next_kind, weighted / total, mask=here)
-
-
-@triton.jit
-def _load_statistics(statistics, pairs, length, pair, t):
-    """Maximum, sum and mean of the tokens at ``t``."""
-    place, here = statistics + pair * length + t, t < length
-    next_kind = pairs.to(tl.int64) * length
-    highest = tl.load(place, mask=here, other=0.0)
-    total = tl.load(place + next_kind, mask=here, other=1.0)
-    return highest, total, tl.load(place + 2 * next_kind, mask=here, other=0.0)
+    highest, total = tl.where(any_word, highest, 0.0), tl.where(any_word, total, 1.0)
+    mean = weighted / total  # of the weights' gradients, by those weights: what a softmax takes off each of them
+    for first in range(0, y_end, TILE):
+        t_y = first + tl.arange(0, TILE)
+        both = counts[:, None] & counting(y, y_length, pair, t_y)[None, :]
+        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        scores = tl.where(both, tl.load(all_scores + place, mask=here, other=0.0), NOTHING)
+        gradient = tl.where(both, tl.load(grad_weights + place, mask=here, other=0.0), 0.0)
+        weights = tl.exp(scores - highest[:, None]) / total[:, None]
+        part = weights * (gradient - mean[:, None])
+        if part_before is not None:
+            part += tl.where(both, tl.load(part_before + place, mask=here, other=0.0), 0.0)
+        tl.store(all_weights + place, weights.to(all_weights.dtype.element_ty), mask=here)
+        tl.store(grad_scores + place, part.to(grad_scores.dtype.element_ty), mask=here)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -177,29 +274,23 @@ def backward(
     y_length,
     x_batch_stride,
     y_batch_stride,
-    grad_m_x,
-    grad_m_y,
-    x_statistics,
-    y_statistics,
+    grad_m,
+    y_grad_aligned,
+    x_weights,
+    y_weights,
+    grad_scores,
     grad_x,
-    pairs,
     D: tl.constexpr,
     VECTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SWAPPED: tl.constexpr,
 ):
     """The gradient of one tile of x and one block of features: of its own alignment and of its part in y's."""
-    blocks, tiles = tl.cdiv(D, BLOCK_D), tl.cdiv(x_length, TILE)
-    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks % tiles
-    pair = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
-    t = tile * TILE + tl.arange(0, TILE)
+    pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
-    x_offset, grad_x_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    x_highest, x_total, x_mean = _load_statistics(x_statistics, pairs, x_length, pair, t)
+    _, grad_x_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
 
     aligned = tl.zeros([TILE, BLOCK_D], tl.float32)
     gradient = tl.zeros([TILE, BLOCK_D], tl.float32)
@@ -207,31 +298,17 @@ def backward(
     for first in range(0, y_end, TILE):
         t_y = first + tl.arange(0, TILE)
         y_counts = counting(y, y_length, pair, t_y)
-        y_offset, grad_y_offset = offsets(y, y_length, y_batch_stride, pair, t_y, D, VECTOR)
-        y_highest, y_total, y_mean = _load_statistics(y_statistics, pairs, y_length, pair, t_y)
-
-        scores = tl.zeros([TILE, TILE], tl.float32)
-        grad_x_weights = tl.zeros([TILE, TILE], tl.float32)
-        grad_y_weights = tl.zeros([TILE, TILE], tl.float32)
-        for k0 in range(0, D, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            x_part, y_part = load(x.x, x_offset, counts, k, D), load(y.x, y_offset, y_counts, k, D)
-            grad_x_aligned = aligned_gradient(grad_m_x, grad_x_offset, counts, k, x_part, D)
-            grad_y_aligned = aligned_gradient(grad_m_y, grad_y_offset, y_counts, k, y_part, D)
-            scores = _rows_by_rows(x_part, y_part, scores, SWAPPED, PRECISION)
-            grad_x_weights = _rows_by_rows(grad_x_aligned, y_part, grad_x_weights, SWAPPED, PRECISION)
-            grad_y_weights = _rows_by_rows(x_part, grad_y_aligned, grad_y_weights, SWAPPED, PRECISION)
-        scores = tl.where(counts[:, None] & y_counts[None, :], _turned(scores, SWAPPED), NOTHING)
-        x_weights = tl.exp(scores - x_highest[:, None]) / x_total[:, None]  # x looks at y
-        y_weights = tl.exp(scores - y_highest[None, :]) / y_total[None, :]  # y looks at x
-        grad_scores = x_weights * (_turned(grad_x_weights, SWAPPED) - x_mean[:, None])
-        grad_scores += y_weights * (_turned(grad_y_weights, SWAPPED) - y_mean[None, :])
-
+        y_offset, y_grad_offset = offsets(y, y_length, y_batch_stride, pair, t_y, D, VECTOR)
+        both = counts[:, None] & y_counts[None, :]
+        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        of_x = tl.where(both, tl.load(x_weights + place, mask=here, other=0.0), 0.0)
+        of_y = tl.where(both, tl.load(y_weights + place, mask=here, other=0.0), 0.0)
+        of_scores = tl.where(both, tl.load(grad_scores + place, mask=here, other=0.0), 0.0)
         y_part = load(y.x, y_offset, y_counts, d, D)
-        grad_y_aligned = aligned_gradient(grad_m_y, grad_y_offset, y_counts, d, y_part, D)
-        aligned = dot(x_weights.to(y_part.dtype), y_part, aligned, PRECISION)
-        gradient = dot(y_weights.to(y_part.dtype), grad_y_aligned, gradient, PRECISION)
-        gradient = dot(grad_scores.to(y_part.dtype), y_part, gradient, PRECISION)
+        y_grad_part = load(y_grad_aligned, y_grad_offset, y_counts, d, D)
+        aligned = dot(of_x, y_part, aligned, PRECISION)
+        gradient = dot(of_y, y_grad_part, gradient, PRECISION)
+        gradient = dot(of_scores, y_part, gradient, PRECISION)
 
-    gradient += direct_gradient(grad_m_x, grad_x_offset, counts, d, aligned, D)
+    gradient += direct_gradient(grad_m, grad_x_offset, counts, d, aligned, D)
     store(grad_x, grad_x_offset, rows, d, tl.where(counts[:, None], gradient, 0.0), D)
