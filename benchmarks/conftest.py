@@ -17,6 +17,7 @@ _COMPARISONS = pytest.StashKey[list[Comparison]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--json", type=Path, metavar="FILE", help="write what the benchmarks measured to FILE")
     parser.addoption("--once", action="store_true", help="only see whether all variants run and are equal")
+    parser.addoption("--eager", action="store_true", help="on a GPU too: without torch.compile of whole models")
     parser.addoption("--full", action="store_true", help="on a CPU too: larger batches, torch.compile of whole models")
 
 
@@ -42,7 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether there is a GPU or time enough for everything."""
-    return FULL_SIZE or request.config.getoption("--full")
+    option = request.config.getoption
+    return (FULL_SIZE and not option("--eager")) or option("--full")
 
 
 @pytest.fixture
