@@ -16,7 +16,7 @@ def test_copy(report):
     size = 2**24 if timing.once else 2**29 if FULL_SIZE else 2**28
     title = f"copy of {size / 1e6:,.0f} MB on {DEVICE.type}"
     if ON_GPU:
-        comparison = Comparison(title, {"copy_": 2 * size / copy_bandwidth(size)}, 30)
+        comparison = Comparison(title, {"copy_": 2 * size / copy_bandwidth((size,))}, 30)
     else:
         source, copy = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
         comparison = interleaved(title, {"copy_": lambda: copy.copy_(source)}, seconds=1.0)
