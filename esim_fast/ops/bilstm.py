@@ -6,6 +6,7 @@ input, and those that give the weights' gradients, are one for all tokens.
 
 import contextlib
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -103,7 +104,8 @@ def bilstm(
         recorded = transforming() or (torch.is_grad_enabled() and any(of.requires_grad for of in (x, *weights)))
         if backend == "triton":
             options = first_row, int(batch_sizes[0]), _precision()
-            y = (_TritonBiLSTM.apply if recorded else _TritonBiLSTM.forward)(x, *weights, *options)[0]
+            call: Callable[..., tuple[Tensor, ...]] = _TritonBiLSTM.apply if recorded else _TritonBiLSTM.forward
+            y = call(x, *weights, *options)[0]
         else:
             y = (_BiLSTM.apply if recorded else _forward)(x, batch_sizes, *weights)[0]
         return y.to(dtype)
@@ -205,7 +207,7 @@ def _bilstm_backward_fake(grad_y, y, c, gates, gates_reverse, weight, weight_rev
 
 def _precision() -> str:
     """How the Triton kernels multiply fp32: as cuDNN's LSTMs may."""
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "tf32x3"
+    return "tf32" if cast(Any, torch.backends.cudnn).rnn.fp32_precision == "tf32" else "tf32x3"
 
 
 class _TritonBiLSTM(torch.autograd.Function):
