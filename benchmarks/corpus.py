@@ -6,7 +6,6 @@ gathers the few frequent words of a batch from many places, and its kernels feel
 
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -90,10 +89,10 @@ def draw_words(count: int, random: np.random.Generator) -> np.ndarray:
 def draw_pairs(kind: str, pairs: int, random: np.random.Generator) -> data.EncodedPairs:
     """A corpus of ``pairs`` sentence pairs with labels that mean nothing."""
     lengths = draw_lengths(kind, pairs, random)
-    ends = [0, *lengths.ravel().cumsum().tolist()]
-    words = draw_words(ends[-1], random).tolist()
-    sentences = [words[begin:end] for begin, end in pairwise(ends)]
-    return data.EncodedPairs(sentences[::2], sentences[1::2], random.integers(0, 3, pairs).tolist())
+    ends = lengths.ravel().cumsum()
+    words = draw_words(ends[-1], random).astype(np.int32)
+    begins = ends.reshape(lengths.shape) - lengths
+    return data.EncodedPairs.of_tokens(words, np.arange(VOCABULARY), begins, lengths, random.integers(0, 3, pairs))
 
 
 @cache

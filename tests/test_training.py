@@ -340,8 +340,9 @@ class TestRecipe:
     def test_devices_and_precisions(self, tmp_path, device, precision):
         model = new_model()
         model.net.to(device)
-        trainer = new_trainer(Recipe(epochs=8, learning_rate=1e-2, seed=1, precision=precision), tmp_path, model)
+        trainer = new_trainer(Recipe(epochs=16, learning_rate=1e-2, seed=1, precision=precision), tmp_path, model)
         trainer.run()
+        # After 8 epochs one seed in twelve has not begun to learn, in any precision; after 16 epochs all of them have.
         assert trainer.progress.best.dev_accuracy > 0.9
 
     @pytest.mark.parametrize(
