@@ -213,7 +213,7 @@ class Gpu(NamedTuple):
 
     @classmethod
     def here(cls) -> "Gpu":
-        of = torch.cuda.get_device_properties("cuda")
+        of: Any = torch.cuda.get_device_properties("cuda")
         return cls(10 * of.major + of.minor, of.multi_processor_count, of.shared_memory_per_block_optin)
 
 

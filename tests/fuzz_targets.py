@@ -269,7 +269,8 @@ def _trained() -> tuple[ESIM, torch.optim.Optimizer]:
 @cache
 def _last() -> bytes:
     path = folder() / "whole.pt"
-    states = {name: of.state_dict() for name, of in zip(("net", "optimiser"), _trained(), strict=True)}
+    net, optimiser = _trained()
+    states = {"net": net.state_dict(), "optimiser": optimiser.state_dict()}
     Checkpoint({"seed": 0}, {"epoch": 1, "history": []}, states, [random_states(torch.device("cpu"))]).save(path)
     return path.read_bytes()
 

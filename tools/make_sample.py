@@ -216,7 +216,7 @@ class Generator:
         first, second = (
             relation if self.random() < 0.5 else relation.converse() for relation in self.shuffled(domain.relations)[:2]
         )
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             replace(r, forward=r.forward.replace("{good}", good), backward=r.backward.replace("{good}", good))
             for r in (first, second)
         )

@@ -12,7 +12,7 @@ import tokenize
 from bisect import bisect
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Mutant(NamedTuple):
@@ -247,7 +247,7 @@ def _mask_python(text: str) -> str:
         if token.type == tokenize.COMMENT:
             spans.append((begins[token.start[0] - 1] + token.start[1], begins[token.end[0] - 1] + token.end[1]))
     for node in ast.walk(ast.parse(text)):
-        blanked: list[ast.AST | None] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        blanked: list[Any] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
         blanked += getattr(node, "decorator_list", [])
         text_of = isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
         if text_of or isinstance(node, ast.Raise | ast.Import | ast.ImportFrom):

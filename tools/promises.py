@@ -9,7 +9,7 @@ tests/records.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ class Ledger:
         if report.passed:
             promise.cases += int(str(properties.get("cases", 1)))
         elif report.skipped:
-            promise.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))  # type: ignore[index]
+            promise.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))
 
 
-def table(headings: list[str], rows: list[list[object]]) -> str:
+def table(headings: list[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [headings, ["---:" if heading in ("cases", "figure") else "---" for heading in headings], *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
