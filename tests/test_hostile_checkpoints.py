@@ -65,10 +65,8 @@ class TestCheckpoints:
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(1).expand(10**9)}), "fewer numbers in the file"),
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2).to_sparse()}), "not stored as plain numbers"),
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2, device="meta")}), "not stored as plain numbers"),
-            (
-                lambda s: s.update({"linear.mlp.3.bias": torch.nested.nested_tensor([torch.zeros(2)])}),
-                "not stored as plain numbers",
-            ),
+            # From torch 2.15 on it is torch that reads none of them.
+            (lambda s: s.update({"linear.mlp.3.bias": torch.nested.nested_tensor([torch.zeros(2)])}), "/a.pt: "),
             (lambda s: s.update({"linear.mlp.3.bias": torch.tensor([0.0, torch.nan])}), "linear.mlp.3.bias holds"),
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2, dtype=torch.complex64)}), "linear.mlp.3.bias"),
             (lambda s: s.update({"a\nb\x1b": torch.zeros(2)}), r"a\nb\x1b is no part"),

@@ -63,8 +63,9 @@ def _step(first_row, rows, steps, t, sentence):
     inside = (t >= 0) & (t < steps)
     first = tl.load(first_row + t, mask=inside, other=0)
     last = tl.where(t + 1 < steps, tl.load(first_row + t + 1, mask=inside & (t + 1 < steps), other=0), rows)
+    last = tl.where(inside, last, 0)  # Triton 3.9's interpreter does not know a scalar's bool in a mask
     row = first + sentence
-    return row, inside & (row < last) & (row >= 0) & (row < rows)
+    return row, (row < last) & (row >= 0) & (row < rows)
 
 
 @triton.jit
