@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .ops.checks import transforming
+from .ops.derivatives import apply
 from .ops.products import linear
 from .packed import move
 
@@ -31,7 +32,7 @@ class Embedding(nn.Embedding):
         fits = input.dim() == 1 and input.dtype == torch.int64 and self.weight.dtype == torch.float32
         eager = input.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
         if plain and fits and eager and torch.is_grad_enabled() and self.weight.requires_grad:
-            return _Embedding.apply(self.weight, input, self.padding_idx, self._memory)
+            return apply(_Embedding, self.weight, input, self.padding_idx, self._memory)
         return super().forward(input)
 
 

@@ -186,7 +186,9 @@ class PackedPairs:
 
     def rows(self, width: int) -> PairRows:
         """The addressing rule of a tensor ``[N, width]`` with a row for each token."""
-        start, step, lengths = self.rank * width, self.first_row * width, self.lengths
+        # One product on a GPU, and not two.
+        start, step = (self.addresses[: 2 * self.pairs + len(self.batch_sizes)] * width).tensor_split([2 * self.pairs])
+        lengths = self.lengths
         every = Rows(start, step, lengths, len(self.batch_sizes), len(self.tokens))
         sides = (slice(None, self.pairs), slice(self.pairs, None))
         premises, hypotheses = (

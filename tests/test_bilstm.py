@@ -130,7 +130,7 @@ def test_random_cases(backend, device):
     # The interpreter takes a hundred times as long as C++, and on a GPU each number of units is compiled.
     sizes = [1, 3, 16, 17, 64, 70] if device == "cpu" else [3, 16, 70]
 
-    @settings(max_examples=100 if backend == "cpp" else 30, deadline=None)
+    @settings(max_examples=100 if backend == "cpp" else 20, deadline=None)
     @given(lengths, st.sampled_from([1, 5, 16, 33]), st.sampled_from(sizes), st.integers(0, 99))
     def collect(lengths, input_size, hidden_size, seed):
         case = make(sorted(lengths, reverse=True), input_size, hidden_size, seed, scale=1 + seed % 3)
@@ -143,9 +143,10 @@ def test_random_cases(backend, device):
 
 
 SHAPES = [([82, 40, 3, 1], 300), ([14] * 64, 300), ([1], 300), ([1] * 13, 8), ([300], 5), (list(range(1, 40)), 128)]
+NAMES = ["ragged", "64 sentences", "one word", "words", "one sentence", "39 lengths"]
 
 
-@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=str)
+@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=NAMES)
 def test_shapes_of_real_batches(lengths, hidden_size):
     check(*make(lengths, 300, hidden_size))
 
@@ -153,16 +154,16 @@ def test_shapes_of_real_batches(lengths, hidden_size):
 @pytest.mark.parametrize("device", TRITON)
 @pytest.mark.parametrize(
     ("lengths", "hidden_size"),
-    # With many sentences a program takes more of them, and those of the last one are not as many.
-    [([21, 20, 3, 1], 300), ([4] * 33, 300), ([1], 300), ([70, 65], 5), ([3, *[2] * 400, *[1] * 200], 8)],
-    ids=str,
+    # A program takes 16 sentences, the last one those that are left, and 64 units at a time.
+    [([6, 5, 3, 1], 300), ([2] * 33, 300), ([1], 300), ([70, 65], 5), ([3, *[2] * 40, *[1] * 20], 8)],
+    ids=["300 units", "33 sentences", "one word", "long", "61 sentences"],
 )
 def test_shapes_of_triton_s_programs(lengths, hidden_size, device):
     check(*make(lengths, 30, hidden_size), "triton", device)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=str)
+@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=NAMES)
 def test_shapes_of_real_batches_on_a_gpu(lengths, hidden_size):
     check(*make(lengths, 300, hidden_size), "triton", "cuda")
 

@@ -6,7 +6,6 @@ input, and those that give the weights' gradients, are one for all tokens.
 
 import contextlib
 import os
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -16,8 +15,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from ..packed import move
-from .checks import check_backend, constant_when_compiled, transforming
-from .derivatives import first_derivative
+from .checks import check_backend, constant_when_compiled
+from .derivatives import apply, first_derivative
 from .products import product, weight_gradient
 
 launch: Any = None
@@ -101,13 +100,10 @@ def bilstm(
         first_row = move(batch_sizes.cumsum(0) - batch_sizes, x.device)
     with torch.autocast(device, enabled=False):
         x = x.to(dtype)
-        recorded = transforming() or (torch.is_grad_enabled() and any(of.requires_grad for of in (x, *weights)))
         if backend == "triton":
-            options = first_row, int(batch_sizes[0]), _precision()
-            call: Callable[..., tuple[Tensor, ...]] = _TritonBiLSTM.apply if recorded else _TritonBiLSTM.forward
-            y = call(x, *weights, *options)[0]
+            y = apply(_TritonBiLSTM, x, *weights, first_row, int(batch_sizes[0]), _precision())[0]
         else:
-            y = (_BiLSTM.apply if recorded else _forward)(x, batch_sizes, *weights)[0]
+            y = apply(_BiLSTM, x, batch_sizes, *weights)[0]
         return y.to(dtype)
 
 

@@ -1,8 +1,42 @@
-"""Backward passes that are kernels: a second derivative must raise, and not be silently wrong."""
+"""Functions with a backward pass of their own: applied without delay, and differentiated once.
+
+Where backward passes are kernels, a second derivative must raise, and not be silently wrong.
+"""
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from .checks import transforming
+
+
+def apply(function: type[torch.autograd.Function], *arguments):
+    """``function.apply(*arguments)``, whose ``forward`` takes no context, as torch.func wants it.
+
+    For the names of such a function's arguments PyTorch looks in every call, longer than kernels take for a small
+    batch; and it sets a node up where nothing is to be differentiated.
+    """
+    if torch.compiler.is_compiling() or transforming():
+        return function.apply(*arguments)
+    if torch.is_grad_enabled() and any(isinstance(of, Tensor) and of.requires_grad for of in arguments):
+        return _with_context(function).apply(*arguments)
+    return function.forward(*arguments)
+
+
+@cache
+def _with_context(function: Any) -> type[torch.autograd.Function]:
+    """The same function in the form that torch.func does not take."""
+
+    def forward(ctx, *arguments):
+        output = function.forward(*arguments)
+        function.setup_context(ctx, arguments, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), methods)
 
 
 def first_derivative(name: str, backward: Callable, *arguments):

@@ -4,9 +4,8 @@ The kernels on GPUs are triton/one_tile.py and triton/many_tiles.py, and triton/
 the CPU are csrc/local_inference_cpu.cpp.
 """
 
-import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .checks import check_apart, check_backend, constant_when_compiled, tokens_of, transforming
-from .derivatives import first_derivative
+from .checks import check_apart, check_backend, constant_when_compiled, tokens_of
+from .derivatives import apply, first_derivative
 
 launch: Any = None
 # Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
@@ -111,11 +110,9 @@ def local_inference(
     of_b = _addresses(of_a[0] if one_tensor else b, b_lengths, b_mask, b_rows)
     if torch.compiler.is_compiling():  # it takes no tensor twice: the second time as a view of itself
         of_b = tuple(of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
-    recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    recorded = recorded or torch.compiler.is_compiling() or transforming()
-    call: Callable[..., tuple[Tensor, Tensor]] = _LocalInference.apply if recorded else _LocalInference.forward
     x = None if one_tensor else of_b[0]
-    m_a, m_b = call(of_a[0], x, *of_a[1:], *of_b[1:], a_longest, b_longest, every_row, backend)
+    addresses = *of_a[1:], *of_b[1:], a_longest, b_longest, every_row
+    m_a, m_b = apply(_LocalInference, of_a[0], x, *addresses, backend)
     return (m_a, m_a) if one_tensor else (m_a, m_b)
 
 
@@ -195,10 +192,6 @@ class _LocalInference(torch.autograd.Function):
         arguments = grad_m_a, grad_m_b, a, b, *addresses, *ctx.options
         grad_a, grad_b = first_derivative("local_inference", _backward, *arguments)
         return grad_a, None if b is None else grad_b, *[None] * 12
-
-
-# Asked for in every call: to work it out takes as long as the kernels take for one pair.
-_LocalInference.forward.__signature__ = inspect.signature(_LocalInference.forward)  # type: ignore[attr-defined]
 
 
 def _backward(*arguments):

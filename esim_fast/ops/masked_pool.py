@@ -14,7 +14,7 @@ from ..extension import build_info
 from ..packed import Rows
 from . import reference
 from .checks import check_backend, constant_when_compiled, tokens_of
-from .derivatives import first_derivative
+from .derivatives import apply, first_derivative
 
 _CUDA_ARCHITECTURES = tuple(build_info()["cuda"])
 
@@ -82,7 +82,7 @@ def masked_pool(
     if rows is not None:
         start, step = rows.start.contiguous(), rows.step[: rows.max_length].contiguous()
         lengths = rows.lengths.contiguous()
-    v, _argmax, _count = _MaskedPool.apply(x, start, step, lengths, mask)
+    v, _argmax, _count = apply(_MaskedPool, x, start, step, lengths, mask)
     return v
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .derivatives import apply
+
 _LEAST_ROWS = 4  # below, a product is limited by reading the weights, and MKL has less to do before it begins
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -36,7 +38,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``torch.nn.functional.linear`` of ``x [M, K]``, with its gradients."""
     if _for_onednn(x, weight) and not torch.is_autocast_enabled("cpu"):
-        return _Linear.apply(x, weight, bias)
+        return apply(_Linear, x, weight, bias)
     return functional.linear(x, weight, bias)
 
 

@@ -101,6 +101,17 @@ PRECISIONS = {"half": "ieee", "tf32": "tf32", "ieee": "tf32x3"}
 PROGRAMS_PER_MULTIPROCESSOR = 4  # that a small batch is split into, so that enough loads are under way
 
 
+# Triton has these, too, made for kernels: on the host they take as long as a launch.
+def blocks_in(size: int, block: int) -> int:
+    """How many blocks cover ``size``."""
+    return -(-size // block)
+
+
+def power_of_2(size: int) -> int:
+    """The least one that is not below ``size``."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 class Launch(NamedTuple):
     """A kernel with all it needs: to be started, or, without a GPU, to be compiled and looked at."""
 
@@ -246,7 +257,7 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
 
 def _pairs_of_words(a: Side, b: Side, dtype: torch.dtype) -> Tensor:
     """For a number of each word of a with each of b; rows as many_tiles pads them."""
-    return a.tokens.x.new_empty(a.pairs, a.length, 16 * triton.cdiv(b.length, 16), dtype=dtype)
+    return a.tokens.x.new_empty(a.pairs, a.length, 16 * blocks_in(b.length, 16), dtype=dtype)
 
 
 def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
@@ -257,9 +268,10 @@ def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
     return config and _fitting(config, a.width)
 
 
+@cache
 def _fitting(config: Config, width: int) -> Config:
     """No blocks wider than the features are many."""
-    widest = max(16, triton.next_power_of_2(width))
+    widest = max(16, power_of_2(width))
     return config._replace(block_k=min(config.block_k, widest), block_d=min(config.block_d, widest))
 
 
@@ -272,10 +284,10 @@ def _arithmetic(side: Side) -> str:
 
 
 def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -> Launch:
-    blocks = max(1, triton.cdiv(a.width, config.block_d))
+    blocks = max(1, blocks_in(a.width, config.block_d))
     # As many programs as there are features to share out, if the batch is small, and as evenly as they go.
     wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(a.tokens.x.device) // max(1, a.pairs)
-    splits = triton.cdiv(blocks, triton.cdiv(blocks, max(1, min(blocks, wanted))))
+    splits = blocks_in(blocks, blocks_in(blocks, max(1, min(blocks, wanted))))
     constants = {"A_TILE": a.tile, "B_TILE": b.tile, "SPLITS": splits, "BLOCK_D": config.block_d}
     return _launch(kernel, config, a.pairs * splits, a, b, tensors, constants)
 
@@ -283,12 +295,12 @@ def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -
 def _many_tiles(kernel: Any, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
     config = _fitting(MANY_TILES[kernel.__name__, _arithmetic(x)], x.width)
     constants["TILE"] = config.tile
-    programs = x.pairs * triton.cdiv(x.length, config.tile)
+    programs = x.pairs * blocks_in(x.length, config.tile)
     if config.block_k:
-        programs *= triton.cdiv(y.length, config.tile)
+        programs *= blocks_in(y.length, config.tile)
     if config.block_d:
         constants["BLOCK_D"] = config.block_d
-        programs *= triton.cdiv(x.width, config.block_d)
+        programs *= blocks_in(x.width, config.block_d)
     return _launch(kernel, config, programs, x, y, others, constants)
 
 

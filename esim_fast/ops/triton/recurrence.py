@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch
+from .launch import Launch, blocks_in, power_of_2
 from .tokens import dot
 
 INPUT, FORGET, CELL, OUTPUT = (tl.constexpr(gate) for gate in range(4))  # in the order of torch.nn.LSTM
@@ -291,7 +291,7 @@ def _plan(
 ) -> Launch:
     config = CONFIGS[name, "half" if gates.element_size() == 2 else precision]
     H = weights.shape[1] // 4
-    widest = max(16, triton.next_power_of_2(H))
+    widest = max(16, power_of_2(H))
     constants = {
         "H": H,
         "PITCH": weights.shape[2],
@@ -303,7 +303,7 @@ def _plan(
     # Programs are few: not told, the compiler would spill registers to have two of them on a multiprocessor.
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": 255}
     arguments = (*tensors, len(gates), len(first_row), sentences)
-    return Launch(kernel, 2 * triton.cdiv(sentences, GROUP), arguments, constants, options)
+    return Launch(kernel, 2 * blocks_in(sentences, GROUP), arguments, constants, options)
 
 
 def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int) -> int:
