@@ -75,13 +75,14 @@ def parts(dry_run: bool) -> list[Part]:
         return Part(f"step-{batch_size}-{precision}", ["-m", "benchmarks.anatomy", *options, "--json", JSON])
 
     dry = ["--dry-run"] if dry_run else []
+    training = ["-k", "SNLI-32" if dry_run else "SNLI-32 or SNLI-512"]
     return [
         Part("tests", [*pytest, "-m", "gpu", *workers, "tests"], most=6.0),
         benchmark("waits", "training", "-k", "does_not_wait"),
         Part("sanitizer", ["-m", "tools.sanitize_cuda", *dry, "--json", JSON], most=4.0),
         benchmark("ceilings", "ceilings"),
         benchmark("ops", "masked_pool local_inference", least=0.5),
-        benchmark("training", "training", "-k", "SNLI-32" if dry_run else "SNLI-32 or SNLI-512", least=0.5),
+        benchmark("training", "training", "--eager", *training, least=0.5),
         epoch(32, "bf16"),
         step(32, "bf16"),
         step(512, "bf16"),
@@ -92,6 +93,8 @@ def parts(dry_run: bool) -> list[Part]:
         benchmark("layers", "encoder projection", least=0.5),
         benchmark("inference", "inference", *(["-k", "SNLI-32"] if dry_run else []), least=0.5),
         epoch(32, "fp32"),
+        # The same once more: a network that is compiled takes more than a minute before its first step.
+        *([] if dry_run else [benchmark("training-compiled", "training", *training, least=2.0)]),
         Part("sweep", ["-m", "benchmarks.sweep", *dry, "--minutes", MINUTES, "--json", JSON], 2.0),
         *([] if dry_run else [benchmark("training-at-other-sizes", "training", "-k", "128 or 1024 or MultiNLI")]),
         benchmark("growth", "growth"),
