@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 
@@ -214,6 +215,65 @@ def test_a_bad_sentence_spoils_no_other(backend, device):
     assert y[second[0], :20].isfinite().all()  # the forward direction has not met it yet
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
+@pytest.mark.parametrize("sizes", [[2, 3], [1, 4], [0, 5], [5, 0], [6, -1]], ids=str)
+def test_sizes_that_cannot_be(sizes, backend):
+    lstm, x, _, _ = make([5], 6, 7)
+    with pytest.raises(ValueError, match=f"^batch_sizes must be positive and never grow, got {re.escape(str(sizes))}$"):
+        bilstm(lstm, x, torch.tensor(sizes), backend=backend)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("first_row", [[0, 1], [0, 0], [3, 1], [0, 7], [-5, 2**62]], ids=str)
+def test_a_lying_first_row_leads_nowhere_else(first_row):
+    """Whatever it says, what lies behind the cells' gradients, which have a row for each sentence, is not written."""
+    from esim_fast.ops.triton import recurrence
+
+    rows, sentences, H = 8, 2, 3
+    gates, weights = torch.randn(rows, 8 * H), torch.randn(2, 4 * H, 4)
+    y, c, grad_y, previous = (torch.randn(rows, 2 * H) for _ in range(4))
+    grad_gates, memory = torch.empty_like(gates), torch.full((sentences + 16, 2 * H), 7.0)
+    arguments = grad_y, y, c, gates, weights, torch.tensor(first_row), grad_gates, previous, memory[:sentences]
+    recurrence.plan_backward(*arguments, sentences, "tf32x3").start()
+    assert (memory[sentences:] == 7.0).all()
+
+
+class Layer(nn.Module):
+    """A function of an LSTM as a module with parameters."""
+
+    def __init__(self, lstm, run):
+        super().__init__()
+        self.lstm, self.run = lstm, run
+
+    def forward(self, x):
+        return self.run(self.lstm, x)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", ["reference", None, "cuDNN's training mode"])
+def test_parameters_in_the_place_of_others(backend, training, device):
+    """As torch.func.functional_call puts them there."""
+    lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
+    lstm, x = lstm.train(training).to(device), x.detach().to(device)
+    others = {f"lstm.{name}": torch.full_like(of, 0.1).requires_grad_() for name, of in lstm.named_parameters()}
+
+    def ours(lstm, x):
+        run = bilstm if backend in ("reference", None) else _in_training_mode
+        return run(lstm, x, batch_sizes, **{"backend": backend} if run is bilstm else {})
+
+    def theirs(lstm, x):
+        return lstm.train()(PackedSequence(x, batch_sizes))[0].data  # cuDNN has no gradients otherwise
+
+    results = []
+    for run in (ours, theirs):
+        y = torch.func.functional_call(Layer(lstm, run), others, (x,))
+        results.append([y, *torch.autograd.grad(y.sum(), [*others.values()])])
+    assert results[0][0].ne(ours(lstm, x)).any()
+    for mine, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
 def test_the_number_of_threads_changes_nothing():
     lstm, x, batch_sizes, grad_y = make([12, 11, 9, 9, 9, 7, 7, 6, 5, 5, 5, 4, 4, 3, 2, 2, 1, 1, 1, 1], 10, 37)
     parts = [[], []]
@@ -279,7 +339,8 @@ class TestPrecision:
         exact = exactly(lstm, x, batch_sizes, grad_y)
         with torch.autocast(device, dtype):
             ours = run(lstm, x, batch_sizes, grad_y, backend, device)
-        assert ours[0].dtype == dtype
+            nothing = bilstm(lstm.to(device), x[:0].to(device), batch_sizes[:0], backend=backend)
+        assert ours[0].dtype == nothing.dtype == dtype
         assert all(gradient.dtype == torch.float32 for gradient in ours[1:])
         for mine, wanted in zip(ours, exact, strict=True):
             assert float((mine - wanted).norm() / wanted.norm()) < 4 * torch.finfo(dtype).eps
@@ -304,9 +365,10 @@ class TestIntegration:
         arguments = (grad_y, y, c, *gates, *weights, batch_sizes)
         torch.library.opcheck(torch.ops.esim_fast.bilstm_backward.default, arguments)
 
-    def test_compiled(self):
+    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    def test_compiled(self, compiler):
         lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
-        compiled = torch.compile(bilstm, backend="aot_eager")  # a graph ends before an nn.LSTM, and another begins
+        compiled = torch.compile(bilstm, backend=compiler)  # a graph ends before an nn.LSTM, and another begins
         wanted = run(lstm, x, batch_sizes, grad_y, "cpp")
         y = compiled(lstm, x, batch_sizes)
         ours = [y.detach(), *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)]

@@ -42,6 +42,10 @@ def valid_calls() -> dict[str, list]:
     if hasattr(OPERATORS, "local_inference_triton") and not torch.cuda.is_available():
         for name in [name for name in calls if name.startswith("local_inference")]:
             calls[name.replace("local_inference", "local_inference_triton")] = calls[name]
+        of_gates = [torch.randn(5, 24), torch.randn(2, 12, 4), index(0, 3)]
+        of_states = [torch.randn(5, 6) for _ in range(3)]
+        calls["bilstm_triton"] = [*of_gates, 3, "tf32x3"]
+        calls["bilstm_triton_backward"] = [*of_states, *of_gates, 3, "tf32x3"]
     return calls
 
 
@@ -63,6 +67,8 @@ def mutated(value: object, rng: random.Random) -> object:
         return not value
     if value is None or isinstance(value, int):
         return rng.choice([None, -1, 0, 1, 2, 8, 2**31, -(2**31) - 1, HUGE, -HUGE, 2**63 - 1, -(2**63)])
+    if isinstance(value, str):
+        return rng.choice(["", "ieee", "tf32", "bf16", value.upper()])
     assert isinstance(value, torch.Tensor)
     shapes = [
         lambda: value[..., :-1],

@@ -6,7 +6,9 @@ input, and those that give the weights' gradients, are one for all tokens.
 
 import contextlib
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from ..packed import move
-from .checks import check_backend, constant_when_compiled
+from .checks import autocast_dtype, check_backend, constant_when_compiled
 from .derivatives import apply, first_derivative
 from .products import product, weight_gradient
 
@@ -38,7 +40,7 @@ def _has_triton(device: torch.device) -> bool:
 
 def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
     """Those that can run, the best one first."""
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = autocast_dtype(x.device) is not None
     if not ((x.dtype == torch.float32 or autocast) and _is_plain_fp32(lstm)):
         return ("reference",)
     if x.device.type == "cpu":
@@ -83,22 +85,21 @@ def bilstm(
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.dim() != 2 or x.shape[1] != lstm.input_size:
         raise ValueError(f"x must be [N, {lstm.input_size}], got shape {list(x.shape)}")
-    if batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling() and int(batch_sizes.sum()) != len(x):
-        raise ValueError(f"batch_sizes sum up to {int(batch_sizes.sum())}, but x has {len(x)} rows")
+    if batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_sizes(batch_sizes.tolist(), len(x))
+    dtype = autocast_dtype(x.device) or x.dtype
     if len(x) == 0:  # every sentence is empty
-        return x.new_zeros(0, 2 * lstm.hidden_size)
+        return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
     possible = _backends(lstm, x, batch_sizes)
     check_backend(backend, "bilstm", possible, f"{x.device} in {x.dtype}")
     backend = backend or possible[0]
     if backend == "reference":
         return _reference(lstm, x, batch_sizes)
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     weights = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
     if backend == "triton" and first_row is None:
         first_row = move(batch_sizes.cumsum(0) - batch_sizes, x.device)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         x = x.to(dtype)
         if backend == "triton":
             y = apply(_TritonBiLSTM, x, *weights, first_row, int(batch_sizes[0]), _precision())[0]
@@ -107,12 +108,19 @@ def bilstm(
         return y.to(dtype)
 
 
+def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
+    if sum(batch_sizes) != rows:
+        raise ValueError(f"batch_sizes sum up to {sum(batch_sizes)}, but x has {rows} rows")
+    if batch_sizes and (batch_sizes[-1] < 1 or any(before < after for before, after in pairwise(batch_sizes))):
+        raise ValueError(f"batch_sizes must be positive and never grow, got {batch_sizes}")
+
+
 def _reference(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
     """``lstm`` itself, but for what cuDNN would do otherwise on a GPU."""
     device = x.device.type
     if device == "cpu" or not _is_plain_fp32(lstm):
         return lstm(PackedSequence(x, batch_sizes))[0].data
-    bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    bf16 = autocast_dtype(x.device) == torch.bfloat16
     # Autocast has one lower precision for cuDNN's LSTMs, fp16, whatever it was asked for: gradients would underflow.
     with torch.autocast(device, enabled=False) if bf16 else contextlib.nullcontext():
         y = _in_training_mode(lstm, x.float() if bf16 else x, batch_sizes)
@@ -127,7 +135,8 @@ def _in_training_mode(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
     if lstm.training or not torch.is_grad_enabled():
         return lstm(PackedSequence(x, batch_sizes))[0].data
     zeros = x.new_zeros(2, int(batch_sizes[0]), lstm.hidden_size)
-    weights = cast(list[Tensor], lstm._flat_weights)
+    # By name: lstm._flat_weights are not those that torch.func.functional_call puts in their place.
+    weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
     return torch.lstm(x, batch_sizes, (zeros, zeros), weights, True, 1, 0.0, True, True)[0]
 
 

@@ -25,6 +25,12 @@ def constant_when_compiled(function: Function) -> Function:
     return function
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast asks for; None where it is off, and for tensors without values, which it does not know."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
+
+
 def transforming() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: shortcuts around autograd are not for them."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .checks import check_apart, check_backend, constant_when_compiled, tokens_of
+from .checks import autocast_dtype, check_apart, check_backend, constant_when_compiled, tokens_of
 from .derivatives import apply, first_derivative
 
 launch: Any = None
@@ -86,10 +86,8 @@ def local_inference(
     a_lengths, a_mask, a_longest = tokens_of("a", a, a_lengths, a_mask, a_rows)
     b_lengths, b_mask, b_longest = tokens_of("b", b, b_lengths, b_mask, b_rows)
     _check_pair(a, b, a_rows, b_rows)
-    device = a.device.type
-    # Autocast does not know tensors without values.
-    if device != "meta" and torch.is_autocast_enabled(device) and a.dtype == torch.float32:
-        dtype = torch.get_autocast_dtype(device)
+    device, dtype = a.device.type, autocast_dtype(a.device)
+    if dtype is not None and a.dtype == torch.float32:
         a, b = (a.to(dtype),) * 2 if a is b else (a.to(dtype), b.to(dtype))
     possible = _backends(a.device, a.dtype)
     check_backend(backend, "local_inference", possible, f"{a.device} in {a.dtype}")

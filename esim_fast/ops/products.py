@@ -16,7 +16,8 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
-    if not (_ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.enabled):
+    # A compiler chooses by itself, and takes weights from oneDNN only if they are constants.
+    if torch.compiler.is_compiling() or not (_ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.enabled):
         return False
     return x.dtype == weight.dtype == torch.float32 and min(len(x), len(weight)) >= _LEAST_ROWS
 

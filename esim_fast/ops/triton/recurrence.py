@@ -123,6 +123,7 @@ def forward(
     for n in tl.range(0, longest, num_stages=1):  # a step's loads must not run ahead of the stores of the one before
         t = tl.where(backwards == 1, longest - 1 - n, n)
         row, there = _step(first_row, rows, steps, t, sentence)
+        there &= sentence < sentences
         row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
         known = known & there & (n > 0)
         terms = tl.where(n > 0, H, 0)
@@ -190,6 +191,7 @@ def backward(
     for n in tl.range(0, longest, num_stages=1):  # from the state computed last to the one computed first
         t = tl.where(backwards == 1, n, longest - 1 - n)
         row, there = _step(first_row, rows, steps, t, sentence)
+        there &= sentence < sentences  # grad_c has no more rows, whatever lies in first_row
         row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
         row_after, continued = _step(first_row, rows, steps, tl.where(backwards == 1, t - 1, t + 1), sentence)
         known = known & there
@@ -246,7 +248,7 @@ def run_backward(
     """``esim_fast::bilstm_triton_backward``: the gradients of the products with the input, and the states before."""
     H = _hidden_size(gates, weights, first_row, sentences)
     for name, x, dtype in (("grad_y", grad_y, gates.dtype), ("y", y, gates.dtype), ("c", c, torch.float32)):
-        if x.shape != (len(gates), 2 * H) or x.dtype != dtype or x.device != gates.device:
+        if not isinstance(x, Tensor) or x.shape != (len(gates), 2 * H) or x.dtype != dtype or x.device != gates.device:
             raise ValueError(f"{name} must be [{len(gates)}, {2 * H}] in {dtype} on {gates.device}")
     kept = grad_y.contiguous(), y.contiguous(), c.contiguous(), gates, weights, first_row
     grad_gates, previous = torch.empty_like(gates), torch.empty_like(y)
@@ -289,6 +291,8 @@ def _plan(
     sentences: int,
     precision: str,
 ) -> Launch:
+    if precision not in ("tf32", "tf32x3"):
+        raise ValueError(f"precision must be 'tf32' or 'tf32x3', got {precision!r}")
     config = CONFIGS[name, "half" if gates.element_size() == 2 else precision]
     H = weights.shape[1] // 4
     widest = max(16, power_of_2(H))
@@ -300,8 +304,13 @@ def _plan(
         "BLOCK_H": min(config.block_h, widest),
         "BLOCK_K": min(config.block_k, widest),
     }
-    # Programs are few: not told, the compiler would spill registers to have two of them on a multiprocessor.
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": 255}
+    options = {
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,
+        # Programs are few: not told, the compiler would spill registers to have two of them on a multiprocessor.
+        "maxnreg": 255,
+    }
     arguments = (*tensors, len(gates), len(first_row), sentences)
     return Launch(kernel, 2 * blocks_in(sentences, GROUP), arguments, constants, options)
 
@@ -312,9 +321,13 @@ def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: i
     Raises:
         ValueError: they do not.
     """
+    if not all(isinstance(of, Tensor) for of in (gates, weights, first_row)):
+        raise ValueError("gates, weights and first_row must be given")
     H = weights.shape[1] // 4 if weights.dim() == 3 else 0
     if not H or weights.shape[0] != 2 or weights.shape[1] != 4 * H or weights.shape[2] < H:
         raise ValueError(f"weights must be [2, 4H, at least H], got {list(weights.shape)}")
+    if weights.numel() >= 2**31:  # places in them are counted in 32 bits
+        raise ValueError(f"weights must have fewer than 2**31 elements, got {list(weights.shape)}")
     if gates.dim() != 2 or gates.shape[1] != 8 * H or gates.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"gates must be [N, {8 * H}], float32, float16 or bfloat16, got {list(gates.shape)}")
     if first_row.dim() != 1 or first_row.dtype != torch.int64 or not 0 <= sentences <= len(gates):
