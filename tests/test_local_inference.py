@@ -193,6 +193,41 @@ class TestKernels:
         assert not b.grad[:, 16:].any()
 
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    def test_padding_behind_sentences_of_many_tiles(self, backend, device, poisoned):
+        a, b = (torch.randn(2, n, 8, device=device) for n in (150, 81))
+        a_lengths, b_lengths, results = [70, 3], [5, 66], []
+        counts = [torch.arange(x.shape[1]) < torch.tensor(of)[:, None] for x, of in ((a, a_lengths), (b, b_lengths))]
+        for of in (backend, "reference"):
+            x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+            m = local_inference(x, y, a_lengths, b_lengths, backend=of)
+            (m[0].square().sum() + m[1].square().sum()).backward()
+            results.append([*m, x.grad, y.grad])
+        for ours, expected, there in zip(*results, counts * 2, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+            assert not ours[~there.to(device)].any()
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize("length", [20, 70])
+    def test_scores_that_overflow_are_seen(self, length, backend, device):
+        """Each is minus infinity, and a softmax of nothing else is NaN, not an alignment with nothing."""
+        a, b = (torch.full((1, length, 1), value, device=device).requires_grad_() for value in (-1e30, 1e30))
+        m = local_inference(a, b, backend=backend)
+        assert all(of[..., 1].isnan().all() for of in m)
+        assert all(of.isnan().all() for of in torch.autograd.grad(m, (a, b), [torch.ones_like(of) for of in m]))
+
+    @pytest.mark.interpreter
+    def test_many_tiles_take_memory_for_the_longest_sentence_not_for_padding(self):
+        from esim_fast.ops.triton import launch
+
+        a, b = (torch.empty(32, 2048, 8, device="meta") for _ in range(2))
+        sides = launch.sides_of(a, b, [None] * 8 + [70, 70, False])
+        launches = launch.plan_backward(*sides, *(torch.empty(32, 2048, 32, device="meta") for _ in range(2)), a, b)
+        tensors = {id(of): of for planned in launches for of in planned.arguments if isinstance(of, torch.Tensor)}
+        matrices = [of for of in tensors.values() if of.dim() == 3 and of.shape[2] not in (8, 32)]
+        assert len(matrices) == 6
+        assert all(of.shape == (32, 70, 80) for of in matrices)
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
     def test_nan_and_infinity_stay_in_their_pair(self, backend, device):
         a, b = (torch.randn(3, 5, 8, device=device) for _ in range(2))
         a[1, 2, 0], b[2, 0, 3] = math.nan, math.inf

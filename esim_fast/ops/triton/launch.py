@@ -65,7 +65,7 @@ ONE_TILE = {
     ("backward", "half", 32, 16): Config(32, 64, 2, 3),
     ("backward", "half", 32, 32): Config(32, 64, 4, 3),
     ("backward", "half", 64, 16): Config(32, 64, 4, 3),
-    ("backward", "half", 64, 32): Config(32, 64, 8, 2),
+    ("backward", "half", 64, 32): Config(16, 32, 4, 2),
     ("backward", "half", 64, 64): Config(16, 16, 8, 2),
     ("backward", "tf32", 16, 16): Config(32, 64, 4, 2),
     ("backward", "tf32", 32, 16): Config(32, 64, 8, 2),
@@ -94,7 +94,7 @@ MANY_TILES = {
     ("backward_softmax", "ieee"): Config(0, 0, 4, 2, tile=32, max_registers=128),
     ("backward", "half"): Config(0, 64, 4, 2, tile=32),
     ("backward", "tf32"): Config(0, 64, 4, 2, tile=32),
-    ("backward", "ieee"): Config(0, 64, 8, 2, tile=32),
+    ("backward", "ieee"): Config(0, 64, 8, 2, tile=32, max_registers=224),
 }
 TILES = (16, 32, 64)
 PRECISIONS = {"half": "ieee", "tf32": "tf32", "ieee": "tf32x3"}
@@ -132,7 +132,7 @@ class Side(NamedTuple):
     tokens: Tokens
     length: int  # L of padded input, the longest sentence of row-addressed one
     batch_stride: int
-    longest: int
+    longest: int  # sentence, if the caller knows; at most length
 
     @property
     def width(self) -> int:
@@ -157,6 +157,7 @@ def sides_of(a: Tensor, b: Tensor | None, addresses: Sequence[Any]) -> tuple[Sid
 def _side(x: Tensor, addresses: Sequence[Any], longest: int) -> Side:
     start, step, lengths, mask = addresses
     if start is None:
+        longest = max(0, min(longest, x.shape[1]))
         return Side(Tokens(x, None, None, lengths, mask, x.stride(1)), x.shape[1], x.stride(0), longest)
     return Side(Tokens(x, start, step, lengths, mask, 0), longest, 0, longest)
 
@@ -257,7 +258,7 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
 
 def _pairs_of_words(a: Side, b: Side, dtype: torch.dtype) -> Tensor:
     """For a number of each word of a with each of b; rows as many_tiles pads them."""
-    return a.tokens.x.new_empty(a.pairs, a.length, 16 * blocks_in(b.length, 16), dtype=dtype)
+    return a.tokens.x.new_empty(a.pairs, a.longest, 16 * blocks_in(b.longest, 16), dtype=dtype)
 
 
 def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
@@ -295,13 +296,15 @@ def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -
 def _many_tiles(kernel: Any, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
     config = _fitting(MANY_TILES[kernel.__name__, _arithmetic(x)], x.width)
     constants["TILE"] = config.tile
-    programs = x.pairs * blocks_in(x.length, config.tile)
+    # Padding is written by these two alone.
+    length = x.length if kernel in (many_tiles.forward, many_tiles.backward) else x.longest
+    programs = x.pairs * blocks_in(length, config.tile)
     if config.block_k:
-        programs *= blocks_in(y.length, config.tile)
+        programs *= blocks_in(y.longest, config.tile)
     if config.block_d:
         constants["BLOCK_D"] = config.block_d
         programs *= blocks_in(x.width, config.block_d)
-    return _launch(kernel, config, programs, x, y, others, constants)
+    return _launch(kernel, config, programs, x, y, (x.longest, y.longest, *others), constants)
 
 
 def _launch(kernel: Any, config: Config, programs: int, a: Side, b: Side, others: tuple, constants: dict) -> Launch:

@@ -1,6 +1,6 @@
 """Pairs with longer sentences: every product of two words is made once, tile by tile, and kept until all need it.
 
-Scores, and in the backward pass the gradients of the weights, are fp32 matrices ``[pairs, a_length, b_length]``, rows
+Scores, and in the backward pass the gradients of the weights, are fp32 matrices ``[pairs, a_longest, b_longest]``, rows
 padded to multiples of 16; they live as long as one call. Each side in turn is ``x``, which looks at the other, ``y``,
 so it reads them as they lie (x is a) or across (x is b, SWAPPED). The softmax over y is taken online: its maximum and
 its sum grow with each tile.
@@ -23,30 +23,30 @@ from .tokens import (
     written,
 )
 
-_UNSPECIALIZED = ["x_length", "y_length", "x_batch_stride", "y_batch_stride"]
-_UNSPECIALIZED_PRODUCTS = ["a_length", "b_length", "a_batch_stride", "b_batch_stride"]
+_UNSPECIALIZED = ["x_length", "y_length", "x_batch_stride", "y_batch_stride", "x_longest", "y_longest"]
+_UNSPECIALIZED_PRODUCTS = ["a_length", "b_length", "a_batch_stride", "b_batch_stride", "a_longest", "b_longest"]
 
 
 @triton.jit
-def _matrix_place(x_length, y_length, pair, t_x, t_y, SWAPPED: tl.constexpr):
+def _matrix_place(x_longest, y_longest, pair, t_x, t_y, SWAPPED: tl.constexpr):
     """Where the matrices have the pairs of words at ``t_x [X]`` and ``t_y [Y]``, and which of them they have.
 
     Not which of them count: with masks of words next to each other, they would be moved one by one.
     """
     if SWAPPED:
-        width = (x_length + 15) // 16 * 16
-        place = (pair * y_length + t_y)[None, :] * width + t_x[:, None]
-        return place, (t_x < width)[:, None] & (t_y < y_length)[None, :]
+        width = (x_longest + 15) // 16 * 16
+        place = (pair * y_longest + t_y)[None, :] * width + t_x[:, None]
+        return place, (t_x < width)[:, None] & (t_y < y_longest)[None, :]
     else:  # noqa: RET505 (the compiler goes on behind an if that returns)
-        width = (y_length + 15) // 16 * 16
-        place = (pair * x_length + t_x)[:, None] * width + t_y[None, :]
-        return place, (t_x < x_length)[:, None] & (t_y < width)[None, :]
+        width = (y_longest + 15) // 16 * 16
+        place = (pair * x_longest + t_x)[:, None] * width + t_y[None, :]
+        return place, (t_x < x_longest)[:, None] & (t_y < width)[None, :]
 
 
 @triton.jit
-def _tile_and_block(x_length, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The pair, the positions of this program's tile of x, and its block of features."""
-    blocks, tiles = tl.cdiv(D, BLOCK_D), tl.cdiv(x_length, TILE)
+def _tile_and_block(length, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The pair, the positions of this program's tile of x, whose tiles cover ``length``, and its block of features."""
+    blocks, tiles = tl.cdiv(D, BLOCK_D), tl.cdiv(length, TILE)
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks % tiles
     pair = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
     return pair, tile * TILE + tl.arange(0, TILE), block * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -60,9 +60,9 @@ def _risen(highest, scores):
 
 
 @triton.jit
-def _tiles(a, b, a_length, b_length, TILE: tl.constexpr):
+def _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE: tl.constexpr):
     """The pair and the positions of this program's tile of a and tile of b, and whether there are any words."""
-    a_tiles, b_tiles = tl.cdiv(a_length, TILE), tl.cdiv(b_length, TILE)
+    a_tiles, b_tiles = tl.cdiv(a_longest, TILE), tl.cdiv(b_longest, TILE)
     a_tile, b_tile = tl.program_id(0) // b_tiles % a_tiles, tl.program_id(0) % b_tiles
     pair = (tl.program_id(0) // (a_tiles * b_tiles)).to(tl.int64)
     any_words = (a_tile * TILE < end_of(a, a_length, pair)) & (b_tile * TILE < end_of(b, b_length, pair))
@@ -77,6 +77,8 @@ def scores(
     b_length,
     a_batch_stride,
     b_batch_stride,
+    a_longest,
+    b_longest,
     all_scores,
     D: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -85,7 +87,7 @@ def scores(
     BLOCK_K: tl.constexpr,
 ):
     """Equation 11 for one tile of a and one of b."""
-    pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, TILE)
+    pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE)
     if any_words:
         a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
         a_offset, _ = offsets(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
@@ -95,7 +97,7 @@ def scores(
             k = k0 + tl.arange(0, BLOCK_K)
             a_part, b_part = load(a.x, a_offset, a_counts, k, D), load(b.x, b_offset, b_counts, k, D)
             of_tile = dot(a_part, b_part.T, of_tile, PRECISION)
-        place, here = _matrix_place(a_length, b_length, pair, t_a, t_b, False)
+        place, here = _matrix_place(a_longest, b_longest, pair, t_a, t_b, False)
         tl.store(all_scores + place, of_tile, mask=here)
 
 
@@ -107,6 +109,8 @@ def backward_enhance(
     y_length,
     x_batch_stride,
     y_batch_stride,
+    x_longest,
+    y_longest,
     grad_m,
     grad_aligned,
     D: tl.constexpr,
@@ -115,7 +119,7 @@ def backward_enhance(
     BLOCK_D: tl.constexpr,
 ):
     """The gradient of the alignment of one tile of x and one block of features; y has no part in it."""
-    pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
+    pair, t, d = _tile_and_block(x_longest, D, TILE, BLOCK_D)
     counts = counting(x, x_length, pair, t)
     x_offset, offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
     x_part = load(x.x, x_offset, counts, d, D)
@@ -130,6 +134,8 @@ def products(
     b_length,
     a_batch_stride,
     b_batch_stride,
+    a_longest,
+    b_longest,
     a_grad_aligned,
     b_grad_aligned,
     all_scores,
@@ -142,7 +148,7 @@ def products(
     BLOCK_K: tl.constexpr,
 ):
     """:func:`scores` anew, and the gradients of the weights of both sides."""
-    pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, TILE)
+    pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE)
     if any_words:
         a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
         a_offset, a_grad_offset = offsets(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
@@ -158,7 +164,7 @@ def products(
             of_tile = dot(a_part, b_part.T, of_tile, PRECISION)
             of_alpha = dot(a_grad_part, b_part.T, of_alpha, PRECISION)
             of_beta = dot(a_part, b_grad_part.T, of_beta, PRECISION)
-        place, here = _matrix_place(a_length, b_length, pair, t_a, t_b, False)
+        place, here = _matrix_place(a_longest, b_longest, pair, t_a, t_b, False)
         tl.store(all_scores + place, of_tile, mask=here)
         tl.store(grad_alpha + place, of_alpha, mask=here)
         tl.store(grad_beta + place, of_beta, mask=here)
@@ -172,6 +178,8 @@ def forward(
     y_length,
     x_batch_stride,
     y_batch_stride,
+    x_longest,
+    y_longest,
     all_scores,
     m,
     D: tl.constexpr,
@@ -189,12 +197,13 @@ def forward(
     highest = tl.full([TILE], NOTHING, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     aligned = tl.zeros([TILE, BLOCK_D], tl.float32)
+    words = tl.zeros([], tl.int32)
     y_end = tl.where(tl.max(counts.to(tl.int32), 0) > 0, end_of(y, y_length, pair), 0)
     for first in range(0, y_end, TILE):
         t_y = first + tl.arange(0, TILE)
         y_counts = counting(y, y_length, pair, t_y)
         y_offset, _ = offsets(y, y_length, y_batch_stride, pair, t_y, D, VECTOR)
-        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        place, here = _matrix_place(x_longest, y_longest, pair, t, t_y, SWAPPED)
         scores = tl.load(all_scores + place, mask=here, other=0.0)
         scores = tl.where(counts[:, None] & y_counts[None, :], scores, NOTHING)
         risen, known = _risen(highest, scores)
@@ -202,9 +211,9 @@ def forward(
         total = total * shrunk + tl.sum(weights, 1)
         y_part = load(y.x, y_offset, y_counts, d, D)
         aligned = dot(weights.to(y_part.dtype), y_part, aligned * shrunk[:, None], PRECISION)
-        highest = risen
+        highest, words = risen, words + tl.sum(y_counts.to(tl.int32), 0)
 
-    aligned /= tl.where(total == 0.0, 1.0, total)[:, None]  # without a word that counts the alignment is zero
+    aligned /= tl.where(words > 0, total, 1.0)[:, None]  # without a word that counts the alignment is zero
     enhance(m, m_offset, counts, rows, d, load(x.x, x_offset, counts, d, D), aligned, D)
 
 
@@ -216,6 +225,8 @@ def backward_softmax(
     y_length,
     x_batch_stride,
     y_batch_stride,
+    x_longest,
+    y_longest,
     all_scores,
     grad_weights,
     all_weights,
@@ -228,7 +239,7 @@ def backward_softmax(
 
     The parts of both sides make the gradient; the first has None before it.
     """
-    tiles = tl.cdiv(x_length, TILE)
+    tiles = tl.cdiv(x_longest, TILE)
     tile, pair = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     t = tile * TILE + tl.arange(0, TILE)
     counts = counting(x, x_length, pair, t)
@@ -237,25 +248,27 @@ def backward_softmax(
     highest = tl.full([TILE], NOTHING, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     weighted = tl.zeros([TILE], tl.float32)
+    words = tl.zeros([], tl.int32)
     for first in range(0, y_end, TILE):
         t_y = first + tl.arange(0, TILE)
-        both = counts[:, None] & counting(y, y_length, pair, t_y)[None, :]
-        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        y_counts = counting(y, y_length, pair, t_y)
+        both = counts[:, None] & y_counts[None, :]
+        place, here = _matrix_place(x_longest, y_longest, pair, t, t_y, SWAPPED)
         scores = tl.where(both, tl.load(all_scores + place, mask=here, other=0.0), NOTHING)
         gradient = tl.where(both, tl.load(grad_weights + place, mask=here, other=0.0), 0.0)
         risen, known = _risen(highest, scores)
         weights, shrunk = tl.exp(scores - known[:, None]), tl.exp(highest - known)
         total = total * shrunk + tl.sum(weights, 1)
         weighted = weighted * shrunk + tl.sum(weights * gradient, 1)
-        highest = risen
+        highest, words = risen, words + tl.sum(y_counts.to(tl.int32), 0)
 
-    any_word = total != 0.0
+    any_word = counts & (words > 0)
     highest, total = tl.where(any_word, highest, 0.0), tl.where(any_word, total, 1.0)
     mean = weighted / total  # of the weights' gradients, by those weights: what a softmax takes off each of them
     for first in range(0, y_end, TILE):
         t_y = first + tl.arange(0, TILE)
         both = counts[:, None] & counting(y, y_length, pair, t_y)[None, :]
-        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        place, here = _matrix_place(x_longest, y_longest, pair, t, t_y, SWAPPED)
         scores = tl.where(both, tl.load(all_scores + place, mask=here, other=0.0), NOTHING)
         gradient = tl.where(both, tl.load(grad_weights + place, mask=here, other=0.0), 0.0)
         weights = tl.exp(scores - highest[:, None]) / total[:, None]
@@ -274,6 +287,8 @@ def backward(
     y_length,
     x_batch_stride,
     y_batch_stride,
+    x_longest,
+    y_longest,
     grad_m,
     y_grad_aligned,
     x_weights,
@@ -300,7 +315,7 @@ def backward(
         y_counts = counting(y, y_length, pair, t_y)
         y_offset, y_grad_offset = offsets(y, y_length, y_batch_stride, pair, t_y, D, VECTOR)
         both = counts[:, None] & y_counts[None, :]
-        place, here = _matrix_place(x_length, y_length, pair, t, t_y, SWAPPED)
+        place, here = _matrix_place(x_longest, y_longest, pair, t, t_y, SWAPPED)
         of_x = tl.where(both, tl.load(x_weights + place, mask=here, other=0.0), 0.0)
         of_y = tl.where(both, tl.load(y_weights + place, mask=here, other=0.0), 0.0)
         of_scores = tl.where(both, tl.load(grad_scores + place, mask=here, other=0.0), 0.0)
