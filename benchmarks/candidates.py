@@ -22,6 +22,7 @@ from benchmarks.predicted import Code
 from esim_fast import Rows
 from esim_fast.ops.triton import launch
 from esim_fast.ops.triton.launch import Config, Launch
+from esim_fast.ops.triton.tokens import Tokens
 
 WIDTH = 600  # of ESIM's BiLSTM
 KERNELS = ("scores", "forward", "backward_enhance", "products", "backward_softmax", "backward")
@@ -194,9 +195,11 @@ class Inputs(NamedTuple):
         return launch.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
 
     def moved(self, case: Case) -> int:
-        """The least bytes that the case's kernel must move: tokens that are read and written, once."""
-        written = self.result if case.kernel in ("forward", "backward") else None
-        return sum(of.numel() * of.element_size() for of in (self.x, self.grad_m, written) if of is not None)
+        """Bytes of all that the case's kernel reads and writes, once: tokens, and of many tiles the matrices."""
+        arguments = [of for planned in case.own(self.plan(case)) for of in planned.arguments]
+        tensors = [of.x if isinstance(of, Tokens) else of for of in arguments]
+        different = {id(of): of for of in tensors if isinstance(of, Tensor)}
+        return sum(of.numel() * of.element_size() for of in different.values())
 
 
 class Gpu(NamedTuple):

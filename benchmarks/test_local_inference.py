@@ -39,7 +39,7 @@ if not FULL_SIZE:
 if not ON_GPU:
     DTYPES = [torch.float32]
 # Variants that did not run, and why: to compile them again for each shape would take minutes.
-_FAILED: dict[str, str] = {}
+_FAILED: dict[tuple[str, torch.dtype], str] = {}
 BATCHES = 4  # that take turns: together the larger ones do not fit a cache
 
 
@@ -126,8 +126,8 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
     exact = [valid("", batch, m), valid("", batch, torch.autograd.grad(m, (exact_batch.a, exact_batch.b), grad_m))]
     running, notes = {}, []
     for name, variant in VARIANTS.items():
-        if name in _FAILED:
-            notes.append(_FAILED[name])
+        if (name, dtype) in _FAILED:
+            notes.append(_FAILED[name, dtype])
             continue
         peer = name not in (EAGER, "esim_fast, mask", "esim_fast, packed rows")
         try:
@@ -137,8 +137,8 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
             if not peer:
                 raise
             notes.append(f"{name}: does not run here ({(str(error).strip() or repr(error)).splitlines()[0][:100]})")
-            if FULL_SIZE:
-                _FAILED[name] = notes[-1]
+            if FULL_SIZE and not isinstance(error, torch.OutOfMemoryError):  # which another shape may not run into
+                _FAILED[name, dtype] = notes[-1]
             continue
         errors = [relative_error(of, value) for of, value in zip(results, exact, strict=True)]
         # Eager bf16 rounds scores of about ten to its dtype before it takes their exponentials.
