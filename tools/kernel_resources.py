@@ -142,11 +142,11 @@ def _recurrence(case: Case) -> list[launch.Launch]:
     gates = torch.empty(sentences * case.a_length, 8 * H, dtype=dtype, device="meta")
     weights = gates.new_empty(2, 4 * H, -(-H // vector) * vector)
     first_row, y = gates.new_empty(case.a_length, dtype=torch.int64), gates.new_empty(len(gates), 2 * H)
-    c, grad_c = (y.new_empty(rows, 2 * H, dtype=torch.float32) for rows in (len(y), sentences))
+    c = torch.empty_like(y, dtype=torch.float32)
     precision = "tf32" if case.arithmetic == "tf32" else "tf32x3"
     return [
         recurrence.plan_forward(gates, weights, first_row, y, c, sentences, precision),
-        recurrence.plan_backward(y, y, c, gates, weights, first_row, gates, y, grad_c, sentences, precision),
+        recurrence.plan_backward(y, y, c, gates, weights, first_row, gates, y, sentences, precision),
     ]
 
 

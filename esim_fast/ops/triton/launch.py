@@ -38,9 +38,10 @@ class Config(NamedTuple):
 
 
 # Chosen by what the compiler makes of them for every GPU supported (tools/kernel_resources.py prints it): no register
-# goes to memory, and as much is loaded at a time as that leaves room for. In half precision those of 16 by 16 and
-# 32 by 16 tokens, and forward of 64 by 16 and 64 by 32, are the fastest of 65 on an H100 (`python -m benchmarks.sweep`,
-# 2026-11-24). The others have not been timed against each other.
+# goes to memory, and as much is loaded at a time as that leaves room for. (With Triton 3.6 a few of fp32's 64 by 64,
+# forward, do before compute capability 9.0.) In half precision those of 16 by 16 and 32 by 16 tokens, and forward of 64
+# by 16 and 64 by 32, are the fastest of 65 on an H100 (`python -m benchmarks.sweep`, 2026-11-24). The others have not
+# been timed against each other.
 # By kernel, arithmetic, and the sides of the tile of scores that a program holds as a whole, the larger first.
 ONE_TILE = {
     ("forward", "half", 16, 16): Config(128, 64, 4, 3),

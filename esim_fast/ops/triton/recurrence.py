@@ -62,8 +62,8 @@ def _step(first_row, rows, steps, t, sentence):
     """Rows of a time step's tokens for ``sentence [G]``, and which of them there are; none outside of time."""
     inside = (t >= 0) & (t < steps)
     first = tl.load(first_row + t, mask=inside, other=0)
-    last = tl.where(t + 1 < steps, tl.load(first_row + t + 1, mask=inside & (t + 1 < steps), other=0), rows)
-    last = tl.where(inside, last, 0)  # Triton 3.9's interpreter does not know a scalar's bool in a mask
+    # Outside of time it is 0, so that no row is there: Triton 3.9's interpreter knows no scalar's bool in a mask.
+    last = tl.where(t + 1 == steps, rows, tl.load(first_row + t + 1, mask=inside & (t + 1 < steps), other=0))
     row = first + sentence
     return row, (row < last) & (row >= 0) & (row < rows)
 
@@ -92,7 +92,7 @@ def _store(x, row, row_size, there, column, columns, value):
     tl.store(place, value.to(x.dtype.element_ty), mask=there[:, None] & (column < columns)[None, :])
 
 
-_UNSPECIALIZED = ["rows", "steps", "sentences"]
+_UNSPECIALIZED = ["rows", "steps"]
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -104,7 +104,6 @@ def forward(
     c,
     rows,
     steps,
-    sentences,
     H: tl.constexpr,
     PITCH: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -123,7 +122,6 @@ def forward(
     for n in tl.range(0, longest, num_stages=1):  # a step's loads must not run ahead of the stores of the one before
         t = tl.where(backwards == 1, longest - 1 - n, n)
         row, there = _step(first_row, rows, steps, t, sentence)
-        there &= sentence < sentences
         row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
         known = known & there & (n > 0)
         terms = tl.where(n > 0, H, 0)
@@ -167,7 +165,6 @@ def backward(
     grad_c,
     rows,
     steps,
-    sentences,
     H: tl.constexpr,
     PITCH: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -176,7 +173,7 @@ def backward(
     BLOCK_K: tl.constexpr,
 ):
     """Writes ``grad_gates [N, 8H]``, of the products with the input, and ``previous [N, 2H]``, the states that the
-    steps began with; ``grad_c [sentences, 2H]`` goes from step to step."""
+    steps began with; ``grad_c`` goes from step to step, with a row for each sentence that a program can have."""
     backwards = tl.program_id(0) % 2
     sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
     gates += backwards * 4 * H
@@ -191,7 +188,6 @@ def backward(
     for n in tl.range(0, longest, num_stages=1):  # from the state computed last to the one computed first
         t = tl.where(backwards == 1, n, longest - 1 - n)
         row, there = _step(first_row, rows, steps, t, sentence)
-        there &= sentence < sentences  # grad_c has no more rows, whatever lies in first_row
         row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
         row_after, continued = _step(first_row, rows, steps, tl.where(backwards == 1, t - 1, t + 1), sentence)
         known = known & there
@@ -252,9 +248,8 @@ def run_backward(
             raise ValueError(f"{name} must be [{len(gates)}, {2 * H}] in {dtype} on {gates.device}")
     kept = grad_y.contiguous(), y.contiguous(), c.contiguous(), gates, weights, first_row
     grad_gates, previous = torch.empty_like(gates), torch.empty_like(y)
-    grad_c = gates.new_empty(sentences, 2 * H, dtype=torch.float32)
     with torch.cuda.device_of(gates):
-        plan_backward(*kept, grad_gates, previous, grad_c, sentences, precision).start()
+        plan_backward(*kept, grad_gates, previous, sentences, precision).start()
     return grad_gates, previous
 
 
@@ -273,10 +268,10 @@ def plan_backward(
     first_row: Tensor,
     grad_gates: Tensor,
     previous: Tensor,
-    grad_c: Tensor,
     sentences: int,
     precision: str,
 ) -> Launch:
+    grad_c = y.new_empty(GROUP * blocks_in(sentences, GROUP), y.shape[1], dtype=torch.float32)
     tensors = grad_y, y, c, gates, weights, first_row, grad_gates, previous, grad_c
     return _plan(backward, "backward", tensors, gates, weights, first_row, sentences, precision)
 
@@ -311,7 +306,7 @@ def _plan(
         # Programs are few: not told, the compiler would spill registers to have two of them on a multiprocessor.
         "maxnreg": 255,
     }
-    arguments = (*tensors, len(gates), len(first_row), sentences)
+    arguments = (*tensors, len(gates), len(first_row))
     return Launch(kernel, 2 * blocks_in(sentences, GROUP), arguments, constants, options)
 
 
