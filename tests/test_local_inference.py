@@ -82,7 +82,7 @@ class TestKernels:
         widths = [1, 7, 16, 30, 64, 72, 130] if device == "cpu" else [7, 64, 130]
 
         # The interpreter takes a hundred times as long as C++, and what is new to a GPU a second to compile.
-        examples = 25 if device == "cuda" else 200 if (dtype, backend) == (torch.float32, "cpp") else 60
+        examples = 30 if backend == "triton" else 200 if dtype == torch.float32 else 60
 
         @settings(max_examples=examples)
         @given(
@@ -125,7 +125,7 @@ class TestKernels:
             ([(82, 62), (60, 3)], 72),  # SNLI's longest
             ([(205, 1), (40, 64)], 24),
             ([(113, 3)], 400),  # tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass
-            ([(1100, 7), (0, 4), (3, 0)], 5),
+            ([(300, 7), (0, 4), (3, 0)], 5),
         ],
         ids=str,
     )
@@ -142,8 +142,9 @@ class TestKernels:
 
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     def test_the_longest_sentences(self, backend, device):
-        """4,096 tokens: the online softmax goes through all tiles."""
-        pairs = Pairs.draw([(4096, 3)], 3, dtype=torch.float32)
+        """The online softmax goes through all tiles: 4,096 tokens, but for the interpreter."""
+        longest = 1024 if (backend, device) == ("triton", "cpu") else 4096
+        pairs = Pairs.draw([(longest, 3)], 3, dtype=torch.float32)
         for results, values in zip(pairs.through_the_op("lengths", device, backend), pairs.expected(), strict=True):
             for result, value in zip(results, values, strict=True):
                 torch.testing.assert_close(result.double(), value, rtol=1e-4, atol=1e-4)

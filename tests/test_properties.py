@@ -186,7 +186,7 @@ def test_local_inference(holds: Property, backend: str, case: Case) -> None:
 
 @each(LOCAL_INFERENCE)
 @pytest.mark.interpreter
-@settings(max_examples=max(1, EXAMPLES // 4))  # one takes the interpreter a hundred times as long
+@settings(max_examples=max(1, EXAMPLES // 8))  # one takes the interpreter a hundred times as long
 @given(case=cases)
 def test_interpreted_local_inference(holds: Property, case: Case) -> None:
     holds(case, "triton")
