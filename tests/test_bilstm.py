@@ -226,7 +226,7 @@ def test_sizes_that_cannot_be(sizes, backend):
 @pytest.mark.interpreter
 @pytest.mark.parametrize("first_row", [[0, 1], [0, 0], [3, 1], [0, 7], [-5, 2**62]], ids=str)
 def test_a_lying_first_row_leads_nowhere_else(first_row):
-    """Whatever it says, what lies behind the cells' gradients, is not written."""
+    """Whatever it says, what lies behind the cells' gradients is not written."""
     from esim_fast.ops.triton import recurrence
 
     rows, sentences, H = 8, 2, 3
