@@ -47,12 +47,12 @@ class Step:
         self.recipe = Recipe(epochs=1, batch_size=batch_size, precision=precision)
         torch.manual_seed(self.recipe.seed)
         self.net = ESIM(300, 300, VOCABULARY, 3, DEVICE).train()
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=4e-4, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=4e-4, weight_decay=0.0, fused=True)
         self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
         self.batches = [batch.to(DEVICE) for batch in training_batches(batch_size, BATCHES)]
 
     def __call__(self, batch: Batch) -> None:
-        training_step(self.net, [batch], self.optimiser, self.scaler, self.recipe)
+        training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe)
 
     def round(self) -> None:
         for batch in self.batches:
@@ -84,8 +84,8 @@ def parts_of(step: Step, rounds: int) -> dict[str, float]:
     hooks += [
         net.register_forward_pre_hook(lambda *_: stopwatch.end("metrics, zero_grad")),
         words.register_post_accumulate_grad_hook(lambda _: stopwatch.end("embedding, backward")),
-        step.optimiser.register_step_pre_hook(lambda *_: stopwatch.end("clipping")),
-        step.optimiser.register_step_post_hook(lambda *_: stopwatch.end("Adam")),
+        step.optimizer.register_step_pre_hook(lambda *_: stopwatch.end("clipping")),
+        step.optimizer.register_step_post_hook(lambda *_: stopwatch.end("Adam")),
     ]
     samples: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -156,7 +156,7 @@ def covered(spans: list[tuple[float, float]]) -> float:
 def measure(batch_size: int, precision: str, rounds: int) -> dict[str, object]:
     step = Step(batch_size, precision)
     for _ in range(3):
-        step.round()  # initialises libraries, chooses and compiles kernels
+        step.round()  # initializes libraries, chooses and compiles kernels
     times = step_times(step, rounds)
     parts = parts_of(step, rounds)
     of_gpu, listed = profiled(step)

@@ -22,10 +22,10 @@ from esim_fast import ESIM, Classifier
 from esim_fast.data import Vocabulary
 from esim_fast.training import PRECISIONS, Recipe, Trainer
 
-SNLI_PAIRS = 549_367  # labelled ones of its training set
+SNLI_PAIRS = 549_367  # labeled ones of its training set
 DEV_PAIRS = 9_842  # and of its dev set
 CPU_PAIRS = 6_400
-# Pairs that are not counted: they initialise libraries, and on a GPU a kernel is compiled for each size of tile, of
+# Pairs that are not counted: they initialize libraries, and on a GPU a kernel is compiled for each size of tile, of
 # which the rarest comes after hundreds of batches. Compiled ones are kept on disk, so that happens once on a machine.
 WARM_UP = 16_000 if FULL_SIZE else 160
 LABELS = ["entailment", "neutral", "contradiction"]
@@ -45,7 +45,7 @@ class Run:
 
     def time(self) -> tuple[float, dict[str, float]]:
         """Seconds from end to end, and of each part of it."""
-        net, optimiser = self.net, self.trainer.optimiser
+        net, optimizer = self.net, self.trainer.optimizer
         before = FIRST
         begin = time.perf_counter()
         stopwatch = Stopwatch()
@@ -58,8 +58,8 @@ class Run:
         hooks = [
             net.register_forward_pre_hook(network_begins),
             net.register_forward_hook(lambda *_: stopwatch.end("forward" if net.training else "evaluation")),
-            optimiser.register_step_pre_hook(lambda *_: stopwatch.end("loss, backward, clipping")),
-            optimiser.register_step_post_hook(lambda *_: stopwatch.end("optimiser")),
+            optimizer.register_step_pre_hook(lambda *_: stopwatch.end("loss, backward, clipping")),
+            optimizer.register_step_post_hook(lambda *_: stopwatch.end("optimizer")),
         ]
         self.trainer.run()
         stopwatch.end(LAST)

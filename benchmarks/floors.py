@@ -86,7 +86,7 @@ def embedding(words: int, width: int, vocabulary: int, *, backward: bool = False
     return Floor(0, 4 * width * (words + vocabulary)) if backward else Floor(0, 4 * 2 * width * words)
 
 
-def optimiser(parameters: int) -> Floor:
+def optimizer(parameters: int) -> Floor:
     """Clipping, which reads all gradients for their norm, reads and writes them; Adam: four read and three written."""
     return Floor(0, 4 * (3 + 7) * parameters)
 
@@ -117,7 +117,7 @@ def step(lengths: np.ndarray, vocabulary: int, element: int, *, training: bool =
         + linear(len(lengths), H, LABELS, element, backward=True),
     }
     parts = {name: forward[name] + backward[name] for name in forward}
-    return {**parts, "clipping and Adam": optimiser(weights + vocabulary * WIDTH)}
+    return {**parts, "clipping and Adam": optimizer(weights + vocabulary * WIDTH)}
 
 
 def table(floors: Mapping[str, Floor], bandwidth: float, rate: float) -> list[str]:

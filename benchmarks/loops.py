@@ -24,7 +24,7 @@ from benchmarks.command import Parser, add_json, positive, write_json
 from benchmarks.timing import environment
 from esim_fast import ESIM, Classifier
 from esim_fast.data import DataError, EncodedPairs, Vocabulary, prepare
-from esim_fast.training import Recipe, Trainer, initialise
+from esim_fast.training import Recipe, Trainer, initialize
 
 HIDDEN = WIDTH = 300
 DEV_SHARE = 8  # one pair of so many is evaluated on, about as many as SNLI's dev set has to 80,000 of training
@@ -36,7 +36,7 @@ class PeerLoop:
 
     def __init__(self, words: int, labels: int, train: EncodedPairs, dev: EncodedPairs, sentences: list) -> None:
         self.net = Coetaur0ESIM(HIDDEN, WIDTH, words, labels)
-        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=4e-4)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=4e-4)
         self.random = np.random.default_rng(0)
         # Padded once, as its data set is; a batch is cut to its longest sentence.
         self.ids = [pad_sequence([torch.from_numpy(s) for s in side], True, PADDING) for side in sentences]
@@ -58,12 +58,12 @@ class PeerLoop:
         order = self.random.permutation(self.train)
         for start in range(0, self.train, 32):
             inputs, labels = self.batch(order[start : start + 32])
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             logits = self.net(*inputs)
             loss = cross_entropy(logits, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
-            self.optimiser.step()
+            self.optimizer.step()
             running_loss += loss.item()
             correct += int((logits.argmax(1) == labels).sum())
         self.net.eval()
@@ -77,11 +77,11 @@ class PeerLoop:
 def measure(path: str, pairs: int, rounds: int) -> dict:
     """Seconds of an epoch of each, round by round."""
     corpus = prepare(path)
-    vocabulary = Vocabulary.build(corpus.word_counts(labelled=True))
+    vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
     names = sorted(corpus.label_counts())
     ids = np.array(vocabulary.encode(corpus.words))
     sentences = np.split(ids[corpus.tokens], corpus.ends[:-1])
-    chosen = np.random.default_rng(0).permutation(np.flatnonzero(corpus.labelled))[:pairs]
+    chosen = np.random.default_rng(0).permutation(np.flatnonzero(corpus.labeled))[:pairs]
     numbers = np.array([names.index(corpus.label_names[label]) for label in corpus.labels[chosen]])
     sides = [[sentences[2 * index + side] for index in chosen] for side in (0, 1)]
     dev = len(chosen) // DEV_SHARE
@@ -91,7 +91,7 @@ def measure(path: str, pairs: int, rounds: int) -> dict:
     ]
     torch.manual_seed(0)
     net = ESIM(HIDDEN, WIDTH, len(vocabulary), len(names))
-    initialise(net)
+    initialize(net)
     peer = PeerLoop(len(vocabulary), len(names), *parts, sides)
     seconds = {OURS: [], PEER: []}
 
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.loops", description=__doc__.splitlines()[0])
     sample = str(resources.files("esim_fast.data") / "sample" / "train.tsv")
     parser.add_argument(
-        "file", nargs="?", default=sample, metavar="FILE", help="labelled pairs; default: the bundled sample"
+        "file", nargs="?", default=sample, metavar="FILE", help="labeled pairs; default: the bundled sample"
     )
     parser.add_argument("--pairs", type=positive, default=3200, help="of the file; default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")

@@ -1,4 +1,4 @@
-"""The report's plots: esim_fast in blue, its peers in grey, told apart by shade and marker and so by everybody."""
+"""The report's plots: esim_fast in blue, its peers in gray, told apart by shade and marker and so by everybody."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _BLUES = ["#08306b", "#2171b5", "#6baed6", "#c6dbef"]
-_GREYS = ["#1a1a1a", "#4d4d4d", "#777777", "#999999", "#b8b8b8", "#d4d4d4", "#ececec"]
+_GRAYS = ["#1a1a1a", "#4d4d4d", "#777777", "#999999", "#b8b8b8", "#d4d4d4", "#ececec"]
 _MARKERS = "osD^vPX"
 _MOST_BLOCKS = 8  # of bars in one picture; more become a picture for each pass
 _MEMORY = ("memory", "memory of local_inference")
@@ -68,13 +68,13 @@ def _split(comparisons: list[Comparison], parameter: str) -> dict[str, list[Comp
 
 
 def _variants(comparisons: list[Comparison]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each variant, ours last."""
+    """Color and marker of each variant, ours last."""
     names = list(dict.fromkeys(name for comparison in comparisons for name in comparison["values"]))
     peers = [name for name in names if not name.startswith("esim_fast")]
     ours = [name for name in names if name.startswith("esim_fast")]
-    colours = {name: _GREYS[i % len(_GREYS)] for i, name in enumerate(peers)}
-    colours |= {name: _BLUES[i % len(_BLUES)] for i, name in enumerate(ours)}
-    return {name: (colour, _MARKERS[i % len(_MARKERS)]) for i, (name, colour) in enumerate(colours.items())}
+    colors = {name: _GRAYS[i % len(_GRAYS)] for i, name in enumerate(peers)}
+    colors |= {name: _BLUES[i % len(_BLUES)] for i, name in enumerate(ours)}
+    return {name: (color, _MARKERS[i % len(_MARKERS)]) for i, (name, color) in enumerate(colors.items())}
 
 
 def _ratio(comparison: Comparison, variant: str) -> float:
@@ -110,7 +110,7 @@ def _bars(title: str, comparisons: list[Comparison], value, form: str) -> Figure
 
 
 def _circumstances(comparison: Comparison) -> str:
-    """What tells this comparison from its neighbours, on two lines."""
+    """What tells this comparison from its neighbors, on two lines."""
     parameters = comparison["parameters"]
     first = ", ".join(filter(None, (str(parameters.get("lengths", "")), f"batch {parameters.get('batch', '')}")))
     return "\n".join(filter(None, (first, str(parameters.get("pass", "")))))
@@ -165,9 +165,9 @@ def _length_figure(comparisons: list[Comparison]) -> Figure:
 def _lines(axes: Axes, comparisons: list[Comparison], x: str, y, styles: dict[str, tuple[str, str]]) -> None:
     """One line for each variant, on logarithmic axes whose ticks are the points measured."""
     comparisons = sorted(comparisons, key=lambda comparison: comparison["parameters"][x])
-    for name, (colour, marker) in styles.items():
+    for name, (color, marker) in styles.items():
         points = [(c["parameters"][x], y(c, name)) for c in comparisons if name in c["values"]]
-        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=1.5)
+        axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=5, linewidth=1.5)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     places = [comparison["parameters"][x] for comparison in comparisons]
@@ -183,10 +183,10 @@ def _legend(axes: Axes, styles: dict[str, tuple[str, str]]) -> None:
     """Below the axes, where it covers nothing."""
     bars = bool(axes.patches)
     handles = [
-        matplotlib.patches.Patch(facecolor=colour, edgecolor="#444444", linewidth=0.4, label=name)
+        matplotlib.patches.Patch(facecolor=color, edgecolor="#444444", linewidth=0.4, label=name)
         if bars
-        else matplotlib.lines.Line2D([], [], color=colour, marker=marker, markersize=5, label=name)
-        for name, (colour, marker) in styles.items()
+        else matplotlib.lines.Line2D([], [], color=color, marker=marker, markersize=5, label=name)
+        for name, (color, marker) in styles.items()
     ]
     height = axes.figure.get_size_inches()[1] * axes.get_position().height
     below = -0.45 / height if bars else -0.16

@@ -2,8 +2,8 @@
 
     python -m benchmarks.preparing [FILE ...] [--pairs N] [--json FILE]
 
-run in the repository's root. The pairs are drawn with replacement from the files' rows (labelled, tab-separated; by
-default the bundled sample's) and written to a temporary folder. The peer is one process that calls NLTK's tokeniser on
+run in the repository's root. The pairs are drawn with replacement from the files' rows (labeled, tab-separated; by
+default the bundled sample's) and written to a temporary folder. The peer is one process that calls NLTK's tokenizer on
 their sentences, already in memory, and does nothing else. Every measurement is a fresh process; memory is what it and
 its workers hold, without counting twice what they share.
 """
@@ -28,7 +28,7 @@ from esim_fast.data import DataError, EncodedPairs, Vocabulary, batches, prepare
 
 PAIRS = 550_000
 TRAINING_PAIRS = 1_280  # that the CPU trains on, to compare rates
-SIZES = {"32 pairs": {"batch_size": 32}, "512 pairs": {"batch_size": 512}, "1,000 words": {"max_words": 1000}}
+SIZES = {"32 pairs": {"batch_size": 32}, "512 pairs": {"batch_size": 512}, "1,000 words": {"max_tokens": 1000}}
 PEER, FIRST, SECOND = "NLTK alone, one process", "esim_fast, first start", "esim_fast, second start"
 
 
@@ -39,7 +39,7 @@ def write_corpus(path: Path, sources: list[str], pairs: int) -> None:
             file.write("\t".join(rows[index]) + "\n")
 
 
-def tokenise_with_nltk(path: Path) -> dict[str, float]:
+def tokenize_with_nltk(path: Path) -> dict[str, float]:
     """The loop that everybody writes: no file is read, nothing is looked up, no words are kept in its time."""
     from nltk.tokenize import word_tokenize
 
@@ -55,7 +55,7 @@ def start(path: Path, cache: Path) -> tuple[EncodedPairs, dict[str, float]]:
     """What a training run does until its first batch of 32."""
     begin = time.perf_counter()
     corpus = prepare(path, cache=cache)
-    pairs = corpus.encode(Vocabulary.build(corpus.word_counts(labelled=True)), sorted(corpus.label_names))
+    pairs = corpus.encode(Vocabulary.build(corpus.word_counts(labeled=True)), sorted(corpus.label_names))
     next(iter(batches(pairs, 32, shuffle=True)))
     return pairs, {"seconds": time.perf_counter() - begin, "at": time.time()}
 
@@ -77,7 +77,7 @@ def measure(variant: str, folder: Path) -> dict[str, float]:
     """In its own process: the figures of one variant."""
     corpus, cache = folder / "corpus.tsv", folder / "cache"
     if variant == PEER:
-        return tokenise_with_nltk(corpus)
+        return tokenize_with_nltk(corpus)
     pairs, figures = start(corpus, cache)
     return figures | (deliver(pairs) if variant == SECOND else {})
 

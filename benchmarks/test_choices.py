@@ -1,6 +1,6 @@
 """What a training step is made of, decided by measurement: the trainer's own step, and it with one thing changed.
 
-Arithmetic, the optimiser's form, and on a GPU the whole step recorded as a CUDA graph and replayed: batches differ in
+Arithmetic, the optimizer's form, and on a GPU the whole step recorded as a CUDA graph and replayed: batches differ in
 their time steps, so each has a recording of its own here, and what that saves is the most that graphs could. One change
 is no choice, but takes away what it names, and so shows what that costs: the embedding's gradient, its share of Adam.
 All begin with the same weights; those that compute the same step are held to its losses, without dropout.
@@ -29,7 +29,7 @@ AS_IT_IS, FROZEN, GRAPH = "as it is", "embedding not trained (another step)", "a
 
 @dataclass
 class Step:
-    """The trainer's step, with a network and an optimiser of its own."""
+    """The trainer's step, with a network and an optimizer of its own."""
 
     batches: list[Batch]
     precision: str = "fp32"
@@ -43,7 +43,7 @@ class Step:
         self.initial = {name: value.clone() for name, value in self.net.state_dict().items()}
         parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         adam = {**self.adam, "capturable": True} if self.recorded else self.adam
-        self.optimiser = torch.optim.AdamW(parameters, lr=4e-4, weight_decay=0.0, **adam)
+        self.optimizer = torch.optim.AdamW(parameters, lr=4e-4, weight_decay=0.0, **adam)
         self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=False)
         self.recipe = Recipe(precision="bf16" if self.precision == "bf16" else "fp32")
         self.replays: dict[int, Callable[[], object]] = {}
@@ -59,7 +59,7 @@ class Step:
 
     def issue(self, batch: Batch) -> None:
         with precision_set(self.precision):
-            result = training_step(self.net, [batch], self.optimiser, self.scaler, self.recipe)
+            result = training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe)
         self.loss_sum.copy_(result.loss_sum)  # where a recording leaves it, too
 
     def round(self) -> None:
@@ -73,11 +73,11 @@ class Step:
             if isinstance(module, torch.nn.Dropout):
                 module.train(dropout)
         self.replays = {id(x): recorded(lambda x=x: self.issue(x)) for x in self.batches} if self.recorded else {}
-        self.round()  # the optimiser has a state now
+        self.round()  # the optimizer has a state now
         with torch.no_grad():  # in place: a recording knows tensors by their addresses
             for name, value in self.net.state_dict().items():
                 value.copy_(self.initial[name])
-            for state in self.optimiser.state.values():
+            for state in self.optimizer.state.values():
                 for value in state.values():
                     value.zero_()
 

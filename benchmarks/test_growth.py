@@ -26,7 +26,7 @@ LENGTHS = [16, 32, 64, 128, 256, *(pytest.param(length, marks=pytest.mark.full) 
 def test_cost_of_a_token(precision, full, report):
     """Batches of all sizes take turns, so that it is they that differ and not the moment.
 
-    The optimiser is left out: it goes through the whole vocabulary whatever the batch.
+    The optimizer is left out: it goes through the whole vocabulary whatever the batch.
     """
     sizes = [8, 32, 128, 512, 2048] if full else [8, 32, 128]
     variant = all_variants(DEVICE, precision, full)[OURS]

@@ -1,7 +1,7 @@
 """A training step of the whole ESIM: esim_fast against the notebook's and coetaur0's, eager and compiled.
 
 300 units, SNLI's vocabulary with its dense embedding gradient, dropout, the same fused Adam for all; batches of
-bucketed length. A step is zero_grad, forward, cross entropy, backward, and the optimiser's.
+bucketed length. A step is zero_grad, forward, cross entropy, backward, and the optimizer's.
 """
 
 import time
@@ -43,8 +43,8 @@ def test_training(kind, size, precision, full, report):
             except Exception as error:
                 notes.append(passed_over(name, variant, error))
                 del running[name]
-        # Variants of one network share its weights and its optimiser.
-        optimisers = {variant.net: fused_adam(variant.net) for variant in running.values()}
+        # Variants of one network share its weights and its optimizer.
+        optimizers = {variant.net: fused_adam(variant.net) for variant in running.values()}
 
         def both(variant):
             for batch in batches:
@@ -53,9 +53,9 @@ def test_training(kind, size, precision, full, report):
 
         def step(variant):
             for batch in batches:
-                optimisers[variant.net].zero_grad()
+                optimizers[variant.net].zero_grad()
                 loss_of(variant, batch, precision).backward()
-                optimisers[variant.net].step()
+                optimizers[variant.net].step()
 
         notes.append(f"packed batches are packed by the data loader, in {packing(batches):,.0f} µs for {BATCHES}")
         for which, run in (("training step", step), ("forward + backward", both)):
@@ -68,16 +68,16 @@ def test_training(kind, size, precision, full, report):
         if ON_GPU:
             # Without gradients at the beginning and the end, so that they count.
             calls = {name: lambda v=v: (step(v), v.net.zero_grad()) for name, v in running.items()}
-            for net in optimisers:
+            for net in optimizers:
                 net.zero_grad()
             memory = peak_memory(f"{title}: peak memory of a step", calls)
         else:
             largest = max(batches, key=lambda batch: batch.tokens)
             calls = {name: lambda v=v: loss_of(v, largest, precision) for name, v in running.items()}
-            own = [parameter for net in optimisers for parameter in net.parameters()]
+            own = [parameter for net in optimizers for parameter in net.parameters()]
             memory = saved_memory(f"{title}: kept for the backward pass, largest batch", calls, own)
         report(memory.of("memory", **parameters))
-    for net in optimisers:
+    for net in optimizers:
         net.zero_grad()
 
 
@@ -100,15 +100,15 @@ def test_a_step_does_not_wait_for_the_gpu(name):
     variants = all_variants(DEVICE, "fp32", False)
     set_dropout(variants, on=True)
     variant = variants[name]
-    optimiser = fused_adam(variant.net)
+    optimizer = fused_adam(variant.net)
     batch = make_batches("SNLI", 32, 1)[0].to(DEVICE)
 
     def step():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss_of(variant, batch, "fp32").backward()
-        optimiser.step()
+        optimizer.step()
 
-    step()  # the first one initialises libraries and the optimiser's state
+    step()  # the first one initializes libraries and the optimizer's state
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()

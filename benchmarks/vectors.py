@@ -33,7 +33,7 @@ from esim_fast.data.vectors import load_vectors
 
 ROWS, DIMENSION = 2_200_000, 300
 NUMBERS = 1_999  # rows of numbers that take turns: to draw and print billions of numbers takes many minutes
-MISSING, CAPITALISED = 0.05, 0.05  # parts of the vocabulary that the file lacks, and that it has as "Paris" only
+MISSING, CAPITALIZED = 0.05, 0.05  # parts of the vocabulary that the file lacks, and that it has as "Paris" only
 WITH_SPACES = 10_000  # every so many-th other word is one with a space
 PEER, FIRST, SECOND = "every row parsed in Python", "esim_fast, the first time", "esim_fast, the second time"
 
@@ -49,9 +49,9 @@ def draw_vocabulary(rows: int) -> tuple[Vocabulary, dict[int, str]]:
     words = ["at", ".", *(f"word{index}" for index in range(VOCABULARY - 4))]
     draws = (rows ** generator.random(4 * len(words))).astype(np.int64) - 1
     places = islice(dict.fromkeys(draws.tolist()), round((1 - MISSING) * len(words)))
-    cases = np.where(generator.random(len(words)) < CAPITALISED, "capitalised", "as it is").tolist()
+    cases = np.where(generator.random(len(words)) < CAPITALIZED, "capitalized", "as it is").tolist()
     held = {
-        place: word.capitalize() if case == "capitalised" else word
+        place: word.capitalize() if case == "capitalized" else word
         for place, word, case in zip(places, generator.permutation(words).tolist(), cases, strict=False)
     }
     return Vocabulary(["<unk>", "<pad>", *words]), held

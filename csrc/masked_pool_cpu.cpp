@@ -10,12 +10,12 @@
 // Named by instruction sets: a name of a processor, such as haswell, would be picked on that maker's processors alone.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 12
-#define ESIM_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define ESIM_VECTORIZED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define ESIM_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#define ESIM_VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 #else
-#define ESIM_VECTORISED
+#define ESIM_VECTORIZED
 #endif
 
 namespace esim_fast {
@@ -110,11 +110,11 @@ inline __attribute__((always_inline)) void gradient_block(scalar_t* grad_x, cons
 
 // target_clones needs plain functions: one pair for each dtype.
 #define ESIM_BLOCKS(scalar_t)                                                                                          \
-  ESIM_VECTORISED int32_t pool(const scalar_t* x, const Layout& layout, int64_t b, int64_t first, int64_t columns,     \
+  ESIM_VECTORIZED int32_t pool(const scalar_t* x, const Layout& layout, int64_t b, int64_t first, int64_t columns,     \
                                scalar_t* average, scalar_t* maximum, int32_t* argmax) {                                \
     return pool_block<scalar_t, accumulate_t<scalar_t>>(x, layout, b, first, columns, average, maximum, argmax);       \
   }                                                                                                                    \
-  ESIM_VECTORISED void gradient(scalar_t* grad_x, const Layout& layout, int64_t b, int64_t first, int64_t columns,     \
+  ESIM_VECTORIZED void gradient(scalar_t* grad_x, const Layout& layout, int64_t b, int64_t first, int64_t columns,     \
                                 const scalar_t* grad_average, const scalar_t* grad_maximum, const int32_t* argmax,     \
                                 int32_t count, bool padded) {                                                          \
     gradient_block<scalar_t, accumulate_t<scalar_t>>(grad_x, layout, b, first, columns, grad_average, grad_maximum,    \

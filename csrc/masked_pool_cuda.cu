@@ -75,7 +75,7 @@ __device__ bool better(acc_t value, int t, acc_t other, int other_t) {
   return ahead | (equal & (t < other_t));
 }
 
-// A thread pools kVector neighbouring columns of one sequence; a warp's last thread and the next one's first may work
+// A thread pools kVector neighboring columns of one sequence; a warp's last thread and the next one's first may work
 // on different sequences, so that no width leaves threads idle. With kSplit > 1 that many warps of the block share a
 // sequence's tokens and meet in shared memory: for few but long sequences.
 template <typename scalar_t, int kVector, int kSplit>

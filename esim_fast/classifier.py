@@ -11,17 +11,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import Batch, DataError, EncodedPairs, Tokeniser, Vocabulary, batches, get_tokeniser
+from .data import Batch, DataError, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import is_wanted
 from .data.reading import reason_of
-from .data.tokenising import name_of
+from .data.tokenizing import name_of
 from .explanation import Explanation
 from .files import first_line, parse_json, replace_file, write_json
 from .model import ESIM
 from .precision import autocast, check_precision
 from .state_dicts import check_entries
 
-_MOST_WORDS = 2**15  # that the network gets at a time: long sentences must not fill the memory
+_MAX_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
 Json = TypeVar("Json", dict, list)
 
 _SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
@@ -43,20 +43,20 @@ class Predictions(NamedTuple):
 
 
 class Classifier:
-    """An ESIM with the vocabulary, the labels and the tokeniser that it was trained with.
+    """An ESIM with the vocabulary, the labels and the tokenizer that it was trained with.
 
     Args:
         net: the network; it stays on its device.
         vocabulary: one word for each row of the network's embedding.
         labels: names of the network's outputs, in their order.
-        tokeniser: name of the tokeniser, see :func:`esim_fast.data.get_tokeniser`, or a function of yours.
+        tokenizer: name of the tokenizer, see :func:`esim_fast.data.get_tokenizer`, or a function of yours.
         training: how the network was trained, as JSON has it; kept with the model, for those who come after.
         precision: "fp32", or "bf16" or (on a GPU) "fp16" under autocast; an attribute that may be changed.
 
     Raises:
-        ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokeniser or the precision
+        ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokenizer or the precision
             is unknown or cannot be had on the network's device.
-        DataError: the tokeniser cannot be imported.
+        DataError: the tokenizer cannot be imported.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Classifier:
         net: ESIM,
         vocabulary: Vocabulary,
         labels: Sequence[str],
-        tokeniser: str | Tokeniser = "nltk",
+        tokenizer: str | Tokenizer = "nltk",
         training: dict[str, Any] | None = None,
         precision: str = "fp32",
     ) -> None:
@@ -78,12 +78,12 @@ class Classifier:
         self.net = net
         self.vocabulary = vocabulary
         self.labels = list(labels)
-        if not isinstance(tokeniser, str) and not callable(tokeniser):
-            raise TypeError(f"tokeniser must be a name or a function, got {tokeniser!r}")
-        self.tokeniser = tokeniser
+        if not isinstance(tokenizer, str) and not callable(tokenizer):
+            raise TypeError(f"tokenizer must be a name or a function, got {tokenizer!r}")
+        self.tokenizer = tokenizer
         self.training = training
         self.precision = precision
-        self._tokenise = get_tokeniser(tokeniser) if isinstance(tokeniser, str) else tokeniser
+        self._tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
     @overload
     def predict(self, pairs: tuple[str, str], *, batch_size: int = 256) -> Prediction: ...
@@ -124,24 +124,24 @@ class Classifier:
         """The word ids of a sentence.
 
         Raises:
-            DataError: the tokeniser, a function of the user's, raises something.
+            DataError: the tokenizer, a function of the user's, raises something.
         """
         return self.vocabulary.encode(self.split(sentence))
 
     def split(self, sentence: str) -> list[str]:
         """The words of a sentence; raises as :meth:`encode` does."""
         try:
-            return self._tokenise(sentence)
+            return self._tokenize(sentence)
         except Exception as error:
             raise DataError(
-                f"tokeniser {name_of(self.tokeniser)}: {type(error).__name__}: {first_line(error)}"
+                f"tokenizer {name_of(self.tokenizer)}: {type(error).__name__}: {first_line(error)}"
             ) from error
 
     def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
         result = torch.empty(len(pairs), len(self.labels))
         for batch, scores in scored_batches(
-            self.net, pairs, batch_size, max_words=_MOST_WORDS, precision=self.precision
+            self.net, pairs, batch_size, max_tokens=_MAX_TOKENS, precision=self.precision
         ):
             result[batch.indices] = scores
             if not is_wanted():
@@ -195,7 +195,7 @@ class Classifier:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {"model": "ESIM", **self.net.config, "tokeniser": name_of(self.tokeniser)}
+        config: dict[str, Any] = {"model": "ESIM", **self.net.config, "tokenizer": name_of(self.tokenizer)}
         if self.training is not None:
             config["training"] = self.training
         write_json(directory / CONFIG, config)
@@ -210,7 +210,7 @@ class Classifier:
         device: torch.device | str | None = None,
         precision: str = "fp32",
         backend: str | None = None,
-        tokeniser: str | Tokeniser | None = None,
+        tokenizer: str | Tokenizer | None = None,
     ) -> "Classifier":
         """Reads what :meth:`save_pretrained` wrote; nothing in the directory is executed.
 
@@ -218,7 +218,7 @@ class Classifier:
             device: where the network runs; None is the GPU where torch finds one, else the CPU.
             precision: as for :class:`Classifier`.
             backend: as for :class:`esim_fast.ESIM`.
-            tokeniser: the function, or ``"module:function"``, that the model was trained with, if it was one of yours:
+            tokenizer: the function, or ``"module:function"``, that the model was trained with, if it was one of yours:
                 what a directory names is not imported before you have said so.
 
         Raises:
@@ -243,7 +243,7 @@ class Classifier:
         vocabulary = Vocabulary.load(directory / VOCABULARY)
         if config.pop("model", None) != "ESIM":
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
-        tokeniser = _agreed_tokeniser(directory / CONFIG, config.pop("tokeniser", "nltk"), tokeniser)
+        tokenizer = _agreed_tokenizer(directory / CONFIG, config.pop("tokenizer", "nltk"), tokenizer)
         training = config.pop("training", None)
         for name, default in (("embedding_dropout", None), ("variational_dropout", False)):
             config.setdefault(name, default)  # models that were saved before there were such options have none
@@ -256,7 +256,7 @@ class Classifier:
             # Sizes must not take memory before they are known to be those of the weights.
             with torch.device("meta"):
                 net = ESIM(**config, backend=backend)
-            model = cls(net, vocabulary, labels, tokeniser, training, precision)
+            model = cls(net, vocabulary, labels, tokenizer, training, precision)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)
@@ -294,16 +294,16 @@ def _is_pair(value: Any) -> bool:
     return is_sequence and len(value) == 2 and all(isinstance(sentence, str) for sentence in value)
 
 
-def _agreed_tokeniser(path: Path, trained_with: Any, given: str | Tokeniser | None) -> str | Tokeniser:
-    """What to tokenise with; a name in a file alone makes nothing be imported."""
+def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | None) -> str | Tokenizer:
+    """What to tokenize with; a name in a file alone makes nothing be imported."""
     if not isinstance(trained_with, str):
-        raise DataError(f"{path}: expected a tokeniser's name, got {trained_with!r}")
+        raise DataError(f"{path}: expected a tokenizer's name, got {trained_with!r}")
     if isinstance(given, str) and given != trained_with:
-        raise DataError(f"{path}: the model was trained with the tokeniser {trained_with}, not {given}")
+        raise DataError(f"{path}: the model was trained with the tokenizer {trained_with}, not {given}")
     if given is None and ":" in trained_with:
         raise DataError(
-            f"{path}: the model was trained with a tokeniser of somebody's own, {trained_with}: "
-            "give it as tokeniser= or --tokeniser to have it imported and run"
+            f"{path}: the model was trained with a tokenizer of somebody's own, {trained_with}: "
+            "give it as tokenizer= or --tokenizer to have it imported and run"
         )
     return trained_with if given is None else given
 

@@ -86,7 +86,7 @@ LAYOUTS = {
 _DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # for logits without dropout
 
 
-def recognised(names: Iterable[str]) -> str | None:
+def recognized(names: Iterable[str]) -> str | None:
     """Whose names these are, a key of :data:`LAYOUTS`; None if they are nobody's."""
     names = list(names)
     found = {key: sum(layout.ours(name) is not None for name in names) for key, layout in LAYOUTS.items()}
@@ -105,7 +105,7 @@ def rename(state_dict: MutableMapping[str, Any], prefix: str = "", onto: str | N
         Whose names they had, a key of :data:`LAYOUTS`; None if they were nobody's.
     """
     names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
-    source = recognised(names)
+    source = recognized(names)
     if source is not None:
         for name in names:
             ours = LAYOUTS[source].ours(name)

@@ -1,7 +1,6 @@
 """Fixtures that several test files share."""
 
 import os
-import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def real_data() -> Path:
 @pytest.fixture
 def bomb(tmp_path: Path) -> Iterator[bytes]:
     """A pickle that must not be loaded, and was not."""
-    from hostile import in_disguise  # it imports esim_fast, and other tests have no use for it
+    from tests.untrusted.hostile import in_disguise  # it imports esim_fast, and other tests have no use for it
 
     with in_disguise(tmp_path) as content:
         yield content
@@ -57,9 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        # For tools/promises.py, which may be another process than the one that runs the test.
-        if promise := item.get_closest_marker("promise"):
-            item.user_properties.append(("promise", promise.args[0]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -70,12 +66,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
             patch.setattr(torch.cuda, "is_available", lambda: False)
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         return (yield)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
-    if call.when == "call" and (tried := re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))):
-        item.user_properties.append(("cases", sum(map(int, tried))))
 
 
 def no_interpreter() -> str | None:

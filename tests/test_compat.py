@@ -9,17 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 from baselines import NotebookESIM, multiplied_softmax
-from sources import AllenNLP, Coetaur0, Notebook
 from torch import nn
 
 import esim_fast
 from esim_fast import state_dicts
 from esim_fast.compat import checkpoints, coetaur0
 from esim_fast.data import DataError
-
-pytestmark = pytest.mark.promise(
-    "Weights with the names of the notebook, coetaur0/ESIM and AllenNLP give their networks' logits"
-)
+from tests.sources import AllenNLP, Coetaur0, Notebook
 
 WORDS, WIDTH, HIDDEN, LABELS = 40, 10, 12, 3
 PREMISES, HYPOTHESES = [7, 7, 7, 7], [5, 5, 5, 5]  # where nothing is padded, the mathematics agrees
@@ -129,7 +125,7 @@ def test_networks_of_other_mathematics_are_warned_of():
 class TestTheNotebookAsItIs:
     """What the documentation says of it: its recurrence runs across the batch."""
 
-    def test_a_pair_depends_on_its_neighbours(self):
+    def test_a_pair_depends_on_its_neighbors(self):
         model, net = Notebook(HIDDEN, WIDTH, WORDS, LABELS).eval(), esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
         p, h = pair_batch(1)
         others = p.clone()
@@ -254,7 +250,7 @@ def notebook_loop(make_model, batches, steps):
 
 
 def coetaur0_loop(make_model, batches, epochs):
-    """A training loop in coetaur0's style: its optimiser, clipping, scheduler, and probabilities for the metric."""
+    """A training loop in coetaur0's style: its optimizer, clipping, scheduler, and probabilities for the metric."""
     model = make_model(WORDS, WIDTH, HIDDEN, padding_idx=0, dropout=0.0, num_classes=LABELS, device="cpu").to("cpu")
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -13,8 +13,6 @@ from esim_fast import Classifier
 from esim_fast.data import Vocabulary
 from esim_fast.explanation import Explanation, picture
 
-pytestmark = pytest.mark.promise("Attention maps show the network's own numbers")
-
 font_manager = pytest.importorskip("matplotlib.font_manager")
 CHINESE = "男人在公园里睡觉"
 
@@ -111,7 +109,7 @@ class TestPicture:
         assert (tmp_path / "map.png").stat().st_size < 200_000
 
     def test_unknown_words_need_no_other_font(self, tmp_path):
-        """They are grey: slanted letters would be those of a font with fewer characters."""
+        """They are gray: slanted letters would be those of a font with fewer characters."""
         with mock.patch.object(picture.warnings, "filterwarnings"):  # so that missing glyphs are errors
             self.draw(long_explanation(["مرحبا", "b"], ["c$_$"]), tmp_path / "map.png")
 

@@ -33,7 +33,6 @@ def test_the_kernel_is_the_default():
     assert "esim_fast::masked_pool" in {event.name for event in profile.events()}
 
 
-@pytest.mark.promise("backend= runs what it names, and None the kernels where there are any")
 @pytest.mark.parametrize(("backend", "kernel"), [(None, True), ("cpp", True), ("reference", False)])
 def test_the_backend_is_the_one_asked_for(backend, kernel):
     x = torch.zeros(1, 2, 3, requires_grad=True)
@@ -46,7 +45,6 @@ def test_the_backend_is_the_one_asked_for(backend, kernel):
     assert ours == (names if kernel else set())
 
 
-@pytest.mark.promise("without Triton's interpreter, and without a GPU, Triton is not imported")
 def test_without_triton():
     program = "import sys, esim_fast; op = sys.modules['esim_fast.ops.local_inference']; "
     program += "print('triton' in sys.modules, op.launch)"

@@ -14,8 +14,6 @@ from esim_fast import ops
 from esim_fast.layers import Dropout, Embedding, Linear
 from esim_fast.ops.products import product
 
-pytestmark = pytest.mark.promise("Embedding, dropout and linear layers do what PyTorch's do")
-
 
 def twin(layer, kind):
     """The same layer of PyTorch's own, with the same parameters."""
@@ -125,7 +123,6 @@ class TestElsewhere:
         tokens = torch.tensor([[1, 2], [3, 4]])
         torch.testing.assert_close(torch.func.vmap(words)(tokens), words.weight[tokens])
 
-    @pytest.mark.promise("forward-mode differentiation is right, or refused where an op has none; never ignored")
     def test_forward_mode_without_torch_func(self):
         layer, x, towards = Linear(6, 5), torch.randn(8, 6), torch.randn(8, 6)
         with forward_ad.dual_level(), torch.no_grad():
@@ -152,7 +149,7 @@ class TestDropout:
         torch.testing.assert_close(y[kept], x[kept] / (1 - p))
         (grad,) = torch.autograd.grad(y.sum(), x)
         torch.testing.assert_close(grad, kept.float() / (1 - p))
-        # Neighbours share a random word and must still be independent of each other.
+        # Neighbors share a random word and must still be independent of each other.
         for distance in (1, 2, 3, 4):
             both = (kept.flatten()[distance:] & kept.flatten()[:-distance]).float().mean()
             assert abs(float(both) - (1 - p) ** 2) < 0.005

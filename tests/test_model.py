@@ -41,7 +41,6 @@ def batch(device):
     return p.to(device), h.to(device)
 
 
-@pytest.mark.promise("ESIM: logits and gradients of the eager model, and of the paper's equations")
 def test_notebook_variant_equals_the_eager_notebook(device):
     torch.manual_seed(1)
     # Not in evaluation mode, in which cuDNN has no gradients.
@@ -61,7 +60,6 @@ def test_notebook_variant_equals_the_eager_notebook(device):
         assert parameter.grad.abs().max() > 1e-5, f"{name} gets no gradient: nothing was compared"
 
 
-@pytest.mark.promise("ESIM: batches packed in the collate function are the same")
 class TestPackedBatches:
     """Batches that were packed where they were collated."""
 
@@ -97,7 +95,6 @@ def test_state_dicts_go_both_ways():
     ours.load_state_dict(peer.state_dict())
 
 
-@pytest.mark.promise("ESIM: logits and gradients of the eager model, and of the paper's equations")
 @pytest.mark.parametrize("variant", ["paper", "notebook"])
 def test_packed_model_equals_padded_layers(variant):
     """The packed path against the paper's equations written out, sentence by sentence, in fp64."""
@@ -119,7 +116,6 @@ def test_packed_model_equals_padded_layers(variant):
         torch.testing.assert_close(logits[i], expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.promise("ESIM: logits depend on nothing but the pair's words and their order")
 class TestInvariance:
     def test_more_padding(self, net, batch):
         p, h = batch
@@ -139,7 +135,7 @@ class TestInvariance:
             full = torch.full((len(p),), 20)
             torch.testing.assert_close(net(scattered, h, full, (h != 1).sum(1)), net(p, h), rtol=1e-5, atol=1e-5)
 
-    def test_neighbours_in_the_batch(self, net, batch):
+    def test_neighbors_in_the_batch(self, net, batch):
         together = net(*batch)
         for i in range(len(together)):
             alone = net(batch[0][i : i + 1], batch[1][i : i + 1])
@@ -160,7 +156,7 @@ class TestInvariance:
         p, h = (ids.cuda() for ids in batch)
         lengths = [(ids != 1).sum(1).cpu() for ids in (p, h)]
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, "cuda")
-        net(p, h, *lengths).sum().backward()  # the first call initialises libraries
+        net(p, h, *lengths).sum().backward()  # the first call initializes libraries
         torch.cuda.set_sync_debug_mode("error")
         try:
             net(p, h, *lengths).sum().backward()
@@ -182,7 +178,6 @@ class TestInvariance:
         assert difference[[0, 2, 3, 4]].max() < 1e-6
 
 
-@pytest.mark.promise("ESIM: empty batches and sentences are nothing special")
 class TestEmptiness:
     def test_empty_batch(self, net):
         p, h = (torch.ones(0, length, dtype=torch.int64, device=net.device) for length in (4, 2))
@@ -206,7 +201,6 @@ class TestEmptiness:
         assert alpha.isfinite().all()
 
 
-@pytest.mark.promise("ESIM: attention maps are the softmaxes' weights, zero at padding")
 class TestAttention:
     def test_rows_of_alpha_and_columns_of_beta_sum_to_one(self, net, batch):
         p, h = batch
@@ -255,12 +249,12 @@ class TestTraining:
         p = torch.stack([first, second], 1)
         h = torch.where(swapped[:, None], p.flip(1), p)
         net = esim_fast.ESIM(32, 16, 20, 2, dropout=0.0)
-        optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
         for _ in range(40):
             loss = nn.functional.cross_entropy(net(p, h), swapped.long())
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         assert (net.eval()(p, h).argmax(1) == swapped).float().mean() > 0.99
 
     def test_dropout_only_in_training(self, net, batch):
@@ -286,7 +280,6 @@ class TestLayers:
         assert torch.equal(esim_fast.Pooling()(p, p_mask), esim_fast.ops.masked_pool(p, [5, 2]))
 
 
-@pytest.mark.promise("ESIM: bad input is an error that says what was expected and what was given")
 class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "error", "message"),

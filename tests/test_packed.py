@@ -10,8 +10,6 @@ from esim_fast import Rows
 from esim_fast.ops import local_inference, masked_pool
 from esim_fast.packed import left_align, pack_pairs
 
-pytestmark = pytest.mark.promise("Packing is torch's, and gives every word its place")
-
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9)), max_size=6), seed=st.integers(0, 999))
@@ -88,7 +86,6 @@ def some_pairs():
     return pack_pairs(ids, ids[:, :5], torch.tensor([6, 0, 3, 1]), torch.tensor([2, 5, 0, 1]))
 
 
-@pytest.mark.promise("rows moved to another device address the same tokens")
 def test_moving_changes_nothing():
     pairs = some_pairs()
     for whole in (pairs, pairs.to("cpu")):
@@ -101,7 +98,6 @@ def test_moving_changes_nothing():
     assert pairs.to("meta").addresses.is_meta
 
 
-@pytest.mark.promise("what packed pairs say of their own rows is what looking through them finds")
 @pytest.mark.parametrize("width", [1, 4])
 def test_known_rows_are_as_found(width):
     rows = some_pairs().rows(width)
@@ -121,7 +117,6 @@ def test_known_rows_are_as_found(width):
     assert all(of.extent is None for of in pack_pairs(torch.ones(2, 3), torch.ones(2, 3), nothing, nothing).rows(4))
 
 
-@pytest.mark.promise("each part of packed addresses begins at an even place, as aligned loads want it")
 @pytest.mark.parametrize("longest", [4, 5])
 def test_parts_of_addresses_are_aligned(longest):
     ids = torch.arange(2, 2 + 3 * longest).view(3, longest)
@@ -132,7 +127,6 @@ def test_parts_of_addresses_are_aligned(longest):
     assert pairs.lengths.tolist() == [1, longest, 2, 0, 2, 1]
 
 
-@pytest.mark.promise("no sentences at all are no mistake, however their lengths are given")
 @pytest.mark.parametrize("lengths", [[], torch.zeros(0, dtype=torch.int32), None], ids=["list", "tensor", "none"])
 def test_lengths_of_no_sentences(lengths):
     x = torch.zeros(0, 3, 4)

@@ -17,12 +17,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from sources import Coetaur0
 
 import esim_fast
 from esim_fast.data import read_pairs
-
-pytestmark = pytest.mark.promise("The README's commands and code run as written")
+from tests.sources import Coetaur0
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")

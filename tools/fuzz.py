@@ -2,10 +2,10 @@
 
     python -m tools.fuzz [--runs N | --total N] [--target NAME ...] [--seconds S] [--seed N] [--json FILE]
 
-Each target of tests/fuzz_targets.py begins with whole files and runs in a process of its own, within bounds of memory
-and of time for an input. What breaks one is left in tests/crashes/TARGET/, which tests/test_hostile_files.py runs ever
-after. The exit code is 1 if something did, 2 where atheris (pip install 'atheris>=2.3,<4') is
-not installed.
+Each target of tests/untrusted/fuzz_targets.py begins with whole files and runs in a process of its own, within bounds
+of memory and of time for an input. What breaks one is left in tests/untrusted/crashes/TARGET/, which
+tests/untrusted/test_files.py runs ever after. The exit code is 1 if something did, 2 where atheris
+(pip install 'atheris>=2.3,<4') is not installed.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["esim_fast"]) if atheris else contextli
     from benchmarks.command import Parser, add_json, positive, write_json
     from tests import fuzz_targets
 
-CRASHES = Path(__file__).parents[1] / "tests" / "crashes"
+CRASHES = Path(__file__).parents[1] / "tests" / "untrusted" / "crashes"
 _MEMORY = 2048  # MiB that a process may take, PyTorch's own 400 among them
 _PATIENCE = 10  # seconds for an input
 _LONGEST = 16384  # bytes of an input

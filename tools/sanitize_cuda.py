@@ -29,10 +29,10 @@ CASES = [([(5, 3), (1, 16), (0, 4), (12, 9)], 600), ([(70, 3), (20, 90)], 37)]
 def run_cases(device: str) -> int:
     """Every kernel in every dtype on small batches; returns how many results were held to the equations."""
     import torch
-    from layouts import Layout
-    from pairs import Pairs
 
     from esim_fast.ops import masked_pool, reference
+    from tests.ops.layouts import Layout
+    from tests.ops.pairs import Pairs
 
     checked = 0
 
@@ -100,7 +100,7 @@ def under(tool: str | None, case: str) -> tuple[int, int, str]:
     if tool:
         options = ["--tool", tool, "--error-exitcode", "86", "--target-processes", "application-only"]
         command = [sanitizer() or "", *options, "--report-api-errors", "no", "--print-limit", "5", *command]
-    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path}
     done = subprocess.run(
         command,

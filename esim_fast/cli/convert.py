@@ -8,7 +8,7 @@ from ..classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
 from ..compat import checkpoints
 from ..data import DataError
 from ..data.reading import check_kind
-from ..state_dicts import LAYOUTS, recognised
+from ..state_dicts import LAYOUTS, recognized
 from . import options as common
 
 
@@ -41,8 +41,8 @@ def add(commands: Any) -> None:
         "network, whose names are the notebook's",
     )
     command.add_argument(
-        "--tokeniser",
-        type=common.tokeniser,
+        "--tokenizer",
+        type=common.tokenizer,
         metavar="NAME",
         help="how sentences are split; default: nltk, for coetaur0's coetaur0 or nltk-cased",
     )
@@ -69,7 +69,7 @@ def convert(options: argparse.Namespace) -> None:
     state_dict = checkpoints.read_state_dict(weights)
     words = None if vocabulary is None else checkpoints.read_words(vocabulary)
     try:
-        model = checkpoints.convert(state_dict, words, labels, source=options.source_of, tokeniser=options.tokeniser)
+        model = checkpoints.convert(state_dict, words, labels, source=options.source_of, tokenizer=options.tokenizer)
     except DataError:
         raise
     except ValueError as error:
@@ -77,10 +77,10 @@ def convert(options: argparse.Namespace) -> None:
         raise DataError(f"{files}: {error}") from error
     model.save_pretrained(options.output)
     sizes = model.net.config
-    named = recognised(state_dict) or "notebook"
+    named = recognized(state_dict) or "notebook"
     common.say(
         f"{options.output}: {sizes['vocab_size']:,} words of {sizes['embedding_dim']} numbers, hidden size "
-        f"{sizes['hidden_size']}, {sizes['num_labels']} labels, tokeniser {model.tokeniser}, "
+        f"{sizes['hidden_size']}, {sizes['num_labels']} labels, tokenizer {model.tokenizer}, "
         f"from the names of {LAYOUTS[named].source}"
     )
     if words is None:

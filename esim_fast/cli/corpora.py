@@ -30,7 +30,7 @@ class TrainingFiles(NamedTuple):
     train: list[str]
     dev: str
     test: str | None
-    unlabelled: str | None  # a test file of a folder that is left out for its lack of labels
+    unlabeled: str | None  # a test file of a folder that is left out for its lack of labels
 
 
 def find_files(options: argparse.Namespace) -> TrainingFiles:
@@ -53,7 +53,7 @@ def find_files(options: argparse.Namespace) -> TrainingFiles:
 
 
 def _has_labels(path: str, options: argparse.Namespace) -> bool:
-    rows = read_pairs(path, common.layout(options), labelled=False, on_bad_row=lambda row: None)
+    rows = read_pairs(path, common.layout(options), labeled=False, on_bad_row=lambda row: None)
     return any(pair.label is not None for pair in islice(rows, _PROBE))
 
 
@@ -77,7 +77,7 @@ class TrainingData:
         """Where the training pairs of these indices stand: file and lines."""
         places, begin = [], 0
         for corpus in self.train:
-            lines = np.asarray(corpus.lines)[corpus.labelled]
+            lines = np.asarray(corpus.lines)[corpus.labeled]
             here = sorted(int(lines[index - begin]) for index in indices if 0 <= index - begin < len(lines))
             more = ", …" if len(here) > _MOST_PLACES else ""
             if here:
@@ -89,30 +89,30 @@ class TrainingData:
         """Says what was read, on stderr."""
         for corpus in filter(None, (*self.train, self.dev, self.test)):
             counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
-            dropped = f"; {corpus.unlabelled} more without a gold label dropped" if corpus.unlabelled else ""
+            dropped = f"; {corpus.unlabeled} more without a gold label dropped" if corpus.unlabeled else ""
             bad = f"; {common.bad_rows(corpus)} left out:" if corpus.bad_rows else ""
-            common.say(f"{corpus.path}: {corpus.labelled.sum()} pairs ({counts}){dropped}{bad}")
+            common.say(f"{corpus.path}: {corpus.labeled.sum()} pairs ({counts}){dropped}{bad}")
             common.list_bad_rows(corpus.path, corpus.bad_rows)
 
 
 def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingData:
     """Reads everything before anything is trained: a mistake in the test file is not found out hours later."""
 
-    def read(path: str, layout: Layout, labelled: bool) -> PreparedCorpus:
+    def read(path: str, layout: Layout, labeled: bool) -> PreparedCorpus:
         return prepare(
             path,
-            options.tokeniser,
+            options.tokenizer,
             layout,
-            labelled=labelled,
+            labeled=labeled,
             skip_bad_rows=options.skip_bad_rows,
             allow_empty=layout.text,
             cache=common.cache(options),
         )
 
     layout = common.layout(options)
-    train = [read(path, layout, labelled=True) for path in files.train]
-    dev = read(files.dev, layout, labelled=True)
-    test = read(files.test, layout, labelled=True) if files.test else None
+    train = [read(path, layout, labeled=True) for path in files.train]
+    dev = read(files.dev, layout, labeled=True)
+    test = read(files.test, layout, labeled=True) if files.test else None
     labels = _labels(train)
     if options.skip_bad_rows:
         dev = dev.without_other_labels(labels)
@@ -120,20 +120,20 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
     more: list[PreparedCorpus | None] = []
     if options.extend_vocabulary:
         layouts = [layout if _has_columns(path) else Layout(text=True) for path in options.extend_vocabulary]
-        more = [read(*of, labelled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
+        more = [read(*of, labeled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
     elif options.extend_vocabulary is not None:
-        unlabelled = read(files.unlabelled, layout, labelled=False) if files.unlabelled and not test else None
-        more = [dev, test or unlabelled]
+        unlabeled = read(files.unlabeled, layout, labeled=False) if files.unlabeled and not test else None
+        more = [dev, test or unlabeled]
     others = list(filter(None, more))
     for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the rest
         common.list_bad_rows(corpus.path, corpus.bad_rows)
-    counts = sum((corpus.word_counts(labelled=False) for corpus in others), Counter())
+    counts = sum((corpus.word_counts(labeled=False) for corpus in others), Counter())
     digests = " ".join(corpus.digest for corpus in (*train, dev))
     return TrainingData(
         train,
         dev,
         test,
-        vocabulary=Vocabulary.build(sum((corpus.word_counts(labelled=True) for corpus in train), Counter())),
+        vocabulary=Vocabulary.build(sum((corpus.word_counts(labeled=True) for corpus in train), Counter())),
         more_words=Vocabulary.build(counts).words[2:],
         labels=labels,
         digest=hashlib.sha256(digests.encode()).hexdigest(),
@@ -154,13 +154,13 @@ def _labels(train: Sequence[PreparedCorpus]) -> list[str]:
     if not 2 <= len(labels) <= _MOST_LABELS:
         few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0][:40]!r}"
         raise DataError(f"{path}: expected 2 to {_MOST_LABELS} labels, got {few} {hint}")
-    pairs = sum(int(corpus.labelled.sum()) for corpus in train)
+    pairs = sum(int(corpus.labeled.sum()) for corpus in train)
     if len(labels) > max(_FEW_LABELS, pairs / 5):
         got = f"{len(labels)} for {pairs} pairs, such as {labels[0][:40]!r}"
         raise DataError(f"{path}: expected labels that recur, got {got} {hint}")
     lone = [label for label in labels if counts[label] == 1]
     for corpus in train:
-        first = corpus.label_names[corpus.labels[0]] if corpus.labelled[0] else None
+        first = corpus.label_names[corpus.labels[0]] if corpus.labeled[0] else None
         if first in lone and len(corpus) >= _HEADER_FROM and len(lone) <= len(train):
             raise DataError(
                 f"{corpus.path}:{corpus.lines[0]}: no other row has the label {first!r}; "

@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     command.set_defaults(run=data, parser=command)
     command.add_argument("files", nargs="+", metavar="FILE", help=common.FILES)
     common.add_reading(command)
-    common.add_tokeniser(command)
+    common.add_tokenizer(command)
     command.add_argument("--vectors", metavar="FILE", help="also say how many words have a vector here")
     common.add_cache(command)
 
@@ -37,7 +37,7 @@ def data(options: argparse.Namespace) -> int:
             continue
         common.list_bad_rows(path, corpus.bad_rows)
         code = max(code, 1 if corpus.bad_rows else 0)
-        words = corpus.word_counts(labelled=False)
+        words = corpus.word_counts(labeled=False)
         figures = _figures(corpus, words)
         if first is not None:
             figures["known"] = f"{_coverage(words, first[1])} are in {first[0]}"
@@ -54,24 +54,24 @@ def data(options: argparse.Namespace) -> int:
 def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
     """The corpus as training would read it, or without labels if it has none."""
 
-    def read(labelled: bool) -> PreparedCorpus:
+    def read(labeled: bool) -> PreparedCorpus:
         return prepare(
             path,
-            options.tokeniser,
+            options.tokenizer,
             common.layout(options),
-            labelled=labelled,
+            labeled=labeled,
             skip_bad_rows=True,
             allow_empty=True,
             cache=common.cache(options),
         )
 
     if options.columns is not None:
-        return read(labelled=len(options.columns) == 3)
+        return read(labeled=len(options.columns) == 3)
     try:
-        corpus = read(labelled=True)
+        corpus = read(labeled=True)
     except DataError:
-        return read(labelled=False)
-    return corpus if len(corpus) else read(labelled=False)
+        return read(labeled=False)
+    return corpus if len(corpus) else read(labeled=False)
 
 
 _CHINESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # and Japanese, which have no blanks between words either
@@ -81,7 +81,7 @@ def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
     bad = f", {common.bad_rows(corpus)}" if corpus.bad_rows else ""
     shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in common.labels_of(corpus)]
     figures = {
-        "pairs": f"{len(corpus):,}, {corpus.unlabelled:,} without a gold label{bad}",
+        "pairs": f"{len(corpus):,}, {corpus.unlabeled:,} without a gold label{bad}",
         "labels": ", ".join(shares) or "none",
     }
     for side, name in enumerate(("premises", "hypotheses") if len(corpus) else ()):
@@ -92,7 +92,7 @@ def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
         figures[name] = f"{lengths.mean():.1f} words on average, {spread}{empty}"
     figures["vocabulary"] = f"{len(words):,} different words of {words.total():,}"
     if corpus.lengths.size and (corpus.lengths.mean() < 1.5) and any(map(_CHINESE.search, islice(words, 1000))):
-        figures["look"] = "sentences are single words: Chinese or Japanese wants --tokeniser characters"
+        figures["look"] = "sentences are single words: Chinese or Japanese wants --tokenizer characters"
     return figures
 
 

@@ -1,4 +1,4 @@
-"""``esim-fast evaluate``: score a model on labelled pairs."""
+"""``esim-fast evaluate``: score a model on labeled pairs."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from . import options as common
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="score a model on labelled pairs", description=evaluate.__doc__)
+    command = commands.add_parser("evaluate", help="score a model on labeled pairs", description=evaluate.__doc__)
     command.set_defaults(run=evaluate, parser=command)
     command.add_argument("model", metavar="MODEL_DIR")
     command.add_argument("file", metavar="FILE", help=common.FILES)
@@ -27,7 +27,7 @@ def evaluate(options: argparse.Namespace) -> None:
     model = common.load_model(options)
     corpus = prepare(
         options.file,
-        options.tokeniser or model.tokeniser,
+        options.tokenizer or model.tokenizer,
         common.layout(options),
         skip_bad_rows=options.skip_bad_rows,
         cache=common.cache(options),
@@ -37,7 +37,7 @@ def evaluate(options: argparse.Namespace) -> None:
     common.list_bad_rows(corpus.path, corpus.bad_rows)
     pairs = corpus.encode(model.vocabulary, model.labels)
     predicted = model.logits(pairs, batch_size=options.batch_size).argmax(1)
-    print(json.dumps(_report(model, pairs, predicted, corpus.unlabelled), ensure_ascii=False))
+    print(json.dumps(_report(model, pairs, predicted, corpus.unlabeled), ensure_ascii=False))
 
 
 def _report(model: Classifier, pairs: EncodedPairs, predicted: torch.Tensor, dropped: int) -> dict[str, Any]:

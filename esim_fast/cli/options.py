@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..classifier import Classifier
-from ..data import TOKENISERS, BadRow, Layout, PreparedCorpus, default_cache
+from ..data import TOKENIZERS, BadRow, Layout, PreparedCorpus, default_cache
 from ..files import one_line
 from ..precision import PRECISIONS, check_precision
 
@@ -56,9 +56,9 @@ def add_cache(command: argparse.ArgumentParser) -> None:
     where.add_argument("--no-cache", action="store_true", help="prepare everything anew")
 
 
-def add_tokeniser(command: argparse.ArgumentParser) -> None:
-    names = f"{', '.join(TOKENISERS)}, or module:function for one of yours"
-    command.add_argument("--tokeniser", type=tokeniser, default="nltk", metavar="NAME", help=f"{names}; default: nltk")
+def add_tokenizer(command: argparse.ArgumentParser) -> None:
+    names = f"{', '.join(TOKENIZERS)}, or module:function for one of yours"
+    command.add_argument("--tokenizer", type=tokenizer, default="nltk", metavar="NAME", help=f"{names}; default: nltk")
 
 
 def add_model_use(command: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def add_model_use(command: argparse.ArgumentParser) -> None:
 def add_loading(command: argparse.ArgumentParser) -> None:
     """How a trained model is loaded."""
     command.add_argument(
-        "--tokeniser", type=tokeniser, metavar="NAME", help="only for a model trained with a function of yours"
+        "--tokenizer", type=tokenizer, metavar="NAME", help="only for a model trained with a function of yours"
     )
     add_device(command)
 
@@ -86,7 +86,7 @@ def add_device(command: argparse.ArgumentParser) -> None:
 def load_model(options: argparse.Namespace) -> Classifier:
     device, precision = device_of(options.device), getattr(options, "precision", "fp32")
     check_possible(precision, device)
-    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokeniser=options.tokeniser)
+    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokenizer=options.tokenizer)
 
 
 def check_possible(precision: str, device: torch.device) -> None:
@@ -124,12 +124,12 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def tokeniser(name: str) -> str:
-    """An argparse type: the name of a tokeniser, or module:function, found from the current directory too."""
+def tokenizer(name: str) -> str:
+    """An argparse type: the name of a tokenizer, or module:function, found from the current directory too."""
     if ":" in name:
         sys.path.insert(0, os.getcwd())
-    elif name not in TOKENISERS:
-        raise argparse.ArgumentTypeError(f"expected {', '.join(TOKENISERS)} or module:function, got {name!r}")
+    elif name not in TOKENIZERS:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(TOKENIZERS)} or module:function, got {name!r}")
     return name
 
 

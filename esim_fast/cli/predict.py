@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import TOKENISERS, BadRow, DataError, EncodedPairs, Pair
+from ..data import TOKENIZERS, BadRow, DataError, EncodedPairs, Pair
 from ..data.parallel import is_wanted, processors
 from ..data.preparing import BYTES, ROWS, in_parts
 from ..data.reading import (
@@ -74,7 +74,7 @@ def predict(options: argparse.Namespace) -> None:
         name, form, lines = "stdin", *_lines_of_stdin()
     else:
         name, form, lines = options.file, corpus_form(options.file), corpus_lines(options.file)[0]
-    records, parse = open_corpus(lines, name, common.layout(options), form=form, labelled=False)
+    records, parse = open_corpus(lines, name, common.layout(options), form=form, labeled=False)
     if options.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
     job = _Job(model, parse, options.batch_size, options.stop_at_bad_row)
@@ -139,7 +139,7 @@ class _Job:
                     return part._replace(stopped_by=bad_row)
                 part.bad_rows.append(bad_row)
                 continue
-            except DataError as error:  # of a tokeniser of the user's
+            except DataError as error:  # of a tokenizer of the user's
                 return part._replace(stopped_by=BadRow(record.line, str(error)))
             part.pairs.append(pair)
             part.premises.append(premise)
@@ -169,8 +169,8 @@ def _answers(job: _Job, records: Iterator[Record], as_they_come: bool) -> Genera
     From stdin as they come. From a file in one process for each core, which is faster than all cores at one batch;
     where a GPU has the network, they split sentences and look words up meanwhile.
     """
-    if job.model.tokeniser in TOKENISERS:
-        job.model.encode("")  # has the tokeniser import what it needs, once for all processes
+    if job.model.tokenizer in TOKENIZERS:
+        job.model.encode("")  # has the tokenizer import what it needs, once for all processes
     if as_they_come:
         yield from map(job.answer, map(job.encode, _as_they_come(records)))
     elif job.model.net.device.type == "cpu":

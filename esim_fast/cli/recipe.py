@@ -37,20 +37,30 @@ _RECIPE = {
         "epochs without a better dev accuracy that end a run; 0: none",
     ),
     "batch_size": ("--batch-size", common.count, "N", "pairs of a batch, of all processes together"),
-    "max_words": ("--batch-words", common.count, "N", "words of a batch, instead of pairs"),
+    "max_tokens": (
+        "--max-tokens",
+        common.count,
+        "N",
+        "tokens of a batch, premises and hypotheses together, instead of pairs",
+    ),
     "accumulate": ("--accumulate", common.count, "N", "work through each batch in N parts, to save memory"),
     "learning_rate": ("--lr", common.rate, "X", "Adam's learning rate"),
-    "warm_up": ("--warm-up", common.steps, "N", "steps over which the learning rate rises to that"),
-    "decay": ("--decay", common.share, "X", "factor of the learning rate after an epoch without a better dev accuracy"),
+    "warmup_steps": ("--warmup-steps", common.steps, "N", "steps over which the learning rate rises to that"),
+    "lr_decay": (
+        "--lr-decay",
+        common.share,
+        "X",
+        "factor of the learning rate after an epoch without a better dev accuracy",
+    ),
     "weight_decay": ("--weight-decay", common.amount, "X", "of all weights but word vectors (AdamW)"),
     "label_smoothing": ("--label-smoothing", common.fraction, "X", "share of each target that goes to all labels"),
-    "averaging": (
-        "--averaging",
+    "ema_decay": (
+        "--ema-decay",
         common.fraction,
         "X",
         "decay of a moving average of the weights, the model then",
     ),
-    "clip": ("--clip", common.rate, "X", "largest norm of the gradient"),
+    "max_grad_norm": ("--max-grad-norm", common.rate, "X", "largest norm of the gradient"),
     "seed": ("--seed", common.seed, "N", "of initial weights, order and dropout"),
 }
 _MODEL = {
@@ -63,7 +73,7 @@ _MODEL = {
 OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.items()} | {
     "precision": "--precision",
     "freeze_embedding": "--freeze-embedding",
-    "tokeniser": "--tokeniser",
+    "tokenizer": "--tokenizer",
 }
 
 
@@ -81,7 +91,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
             value, of_sample = getattr(defaults, field), getattr(sample, field)
             known = "" if value is None else f"; default: {value}"
             known += f" (sample: {of_sample})" if of_sample != value else ""
-            where = size if field in ("batch_size", "max_words") else how
+            where = size if field in ("batch_size", "max_tokens") else how
             where.add_argument(
                 option, dest=field, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text + known
             )

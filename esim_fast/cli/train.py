@@ -28,7 +28,7 @@ from ..training import (
     RunDirectory,
     Trainer,
     evaluate,
-    initialise,
+    initialize,
     joined,
     started_by_torchrun,
     this_worker,
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
     )
     common.add_reading(command)
     common.add_skipping(command)
-    common.add_tokeniser(command)
+    common.add_tokenizer(command)
     command.add_argument("--vectors", metavar="FILE", help="word vectors: GloVe or word2vec, text or .bin, or .npz")
     command.add_argument(
         "--extend-vocabulary",
@@ -120,7 +120,7 @@ def train(options: argparse.Namespace) -> int | None:
                 plan = _Plan(options, files, data, replace(recipe, seed=seed), model, directory, device)
                 results.append(_train_one(plan, first=not results, should_stop=lambda: bool(caught)))
             if options.seeds and this_worker().leads:
-                _summarise_seeds(output, results, options.tokeniser)
+                _summarize_seeds(output, results, options.tokenizer)
     except KeyboardInterrupt:
         if this_worker().leads:
             there = "there" if this_worker().count == 1 else "the last checkpoint"
@@ -165,7 +165,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             recipe,
             plan.directory,
             settings={
-                "tokeniser": options.tokeniser,
+                "tokenizer": options.tokenizer,
                 "pairs": data.digest,
                 "words": words,
                 "vectors": _digest(classifier.net.embedding.weight) if options.vectors else None,
@@ -180,8 +180,8 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
         raise common.UsageError(f"{plan.directory}: {_other_settings(error)}") from error
     if first and worker.leads:  # only now: until here a mistake is the one line on stderr
         data.describe()
-        if plan.files.unlabelled:
-            common.say(f"{plan.files.unlabelled}: not used, because it has no labels")
+        if plan.files.unlabeled:
+            common.say(f"{plan.files.unlabeled}: not used, because it has no labels")
         if found is not None:
             new = len(classifier.vocabulary) - len(data.vocabulary)
             those = f", {new} of them not in training" if data.more_words else ""
@@ -199,13 +199,13 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
         raise NotFiniteError(f"{error}{where}; the last checkpoint is kept", error.indices) from error
     best, test_accuracy = cast(EpochMetrics, trainer.progress.best), None
     if data.test is not None:
-        best_model = Classifier.from_pretrained(plan.directory, device=plan.device, tokeniser=options.tokeniser)
+        best_model = Classifier.from_pretrained(plan.directory, device=plan.device, tokenizer=options.tokenizer)
         test = data.test.encode(best_model.vocabulary, data.labels)
         test_accuracy = evaluate(best_model.net, test, worker=worker).accuracy
     if worker.leads:
         if test_accuracy is not None:
             write_json(plan.directory / "test.json", {"file": plan.files.test, "accuracy": test_accuracy})
-        _summarise(plan, history, best, test_accuracy, len(train))
+        _summarize(plan, history, best, test_accuracy, len(train))
     return _Result(plan, best, test_accuracy)
 
 
@@ -228,7 +228,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None]:
         embedding_dropout=plan.model.embedding_dropout,
         freeze_embedding=plan.model.freeze_embedding,
     )
-    initialise(net, forget_bias=plan.model.forget_bias)
+    initialize(net, forget_bias=plan.model.forget_bias)
     if vectors is not None:
         net.embedding.weight.data.copy_(vectors)
     training = {
@@ -239,7 +239,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None]:
         "processes": this_worker().count,
         "versions": {"esim_fast": version("esim_fast"), "torch": torch.__version__},
     }
-    return Classifier(net.to(plan.device), vocabulary, data.labels, options.tokeniser, training), found
+    return Classifier(net.to(plan.device), vocabulary, data.labels, options.tokenizer, training), found
 
 
 def _digest(vectors: torch.Tensor) -> str:
@@ -264,7 +264,7 @@ def _say_epoch(metrics: EpochMetrics, recipe: Recipe, several: bool) -> None:
     )
 
 
-def _summarise(
+def _summarize(
     plan: _Plan, history: Sequence[EpochMetrics], best: EpochMetrics, test_accuracy: float | None, pairs: int
 ) -> None:
     """The result of a run, on stdout."""
@@ -290,7 +290,7 @@ def _summarise(
         print(f"  {name:<12}{value}")
 
 
-def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -> None:
+def _summarize_seeds(output: Path, results: Sequence[_Result], tokenizer: str) -> None:
     """The result of several runs, on stdout and in ``seeds.json``; the best model goes where one run's would."""
     best = max(results, key=lambda result: result.best.dev_accuracy)
     summary: dict[str, Any] = {}
@@ -304,7 +304,7 @@ def _summarise_seeds(output: Path, results: Sequence[_Result], tokeniser: str) -
     summary["seeds"] = [result.plan.recipe.seed for result in results]
     # First, so that a run that ends before the model is there can be resumed.
     write_json(output / _SEEDS, summary)
-    Classifier.from_pretrained(best.plan.directory, tokeniser=tokeniser).save_pretrained(output)
+    Classifier.from_pretrained(best.plan.directory, tokenizer=tokenizer).save_pretrained(output)
     print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
 
 

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..data import PADDING, UNKNOWN, DataError, Tokeniser, Vocabulary
+from ..data import PADDING, UNKNOWN, DataError, Tokenizer, Vocabulary
 from ..data.reading import check_kind, reason_of
 from ..files import first_line, load_saved, one_line, parse_json
 from ..model import ESIM
 from ..ops.checks import FLOATING
-from ..state_dicts import LAYOUTS, check_entries, recognised, rename
+from ..state_dicts import LAYOUTS, check_entries, recognized, rename
 
 _STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
 _TIED = 4  # names that numbers may have, as tied weights do
@@ -109,7 +109,7 @@ def convert(
     labels: Sequence[str] | None = None,
     *,
     source: str | None = None,
-    tokeniser: str | Tokeniser | None = None,
+    tokenizer: str | Tokenizer | None = None,
 ) -> Classifier:
     """A model of somebody's state dict.
 
@@ -120,13 +120,13 @@ def convert(
         labels: names of the network's outputs, in their order. None: their numbers are.
         source: whose mathematics it is, "notebook", "coetaur0", "allennlp" or "esim_fast" (the paper's); None: that of
             those whose names the entries have.
-        tokeniser: how sentences are split; None: "nltk", for coetaur0's "coetaur0" if the words have ``_BOS_`` and
+        tokenizer: how sentences are split; None: "nltk", for coetaur0's "coetaur0" if the words have ``_BOS_`` and
             ``_EOS_``, or else "nltk-cased"; "whitespace" if there are no words.
 
     Raises:
         ValueError: entries are missing, unexpected or misshapen; words or labels do not fit the network.
     """
-    named = recognised(state_dict)
+    named = recognized(state_dict)
     if named is None:
         some = ", ".join(sorted(state_dict)[:3])
         names = ", ".join(of.source for of in LAYOUTS.values())
@@ -136,7 +136,7 @@ def convert(
     entries = {name: _in_fp32(entry) for name, entry in state_dict.items()}
     rename(entries)
     sizes = _sizes(entries, named)
-    words, tokeniser = _words(words, tokeniser, named, sizes["vocab_size"])
+    words, tokenizer = _words(words, tokenizer, named, sizes["vocab_size"])
     order, vocabulary = _in_our_order(words, named)
     if labels is None:
         labels = [str(number) for number in range(sizes["num_labels"])]
@@ -147,7 +147,7 @@ def convert(
     check_entries(entries, net.state_dict(), named)
     entries["embedding.weight"] = entries["embedding.weight"][order]
     net.load_state_dict({name: entry.clone() for name, entry in entries.items()}, assign=True)
-    return Classifier(net.eval(), vocabulary, labels, tokeniser)
+    return Classifier(net.eval(), vocabulary, labels, tokenizer)
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -201,22 +201,22 @@ def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
 
 
 def _words(
-    words: Sequence[str] | None, tokeniser: str | Tokeniser | None, named: str, count: int
-) -> tuple[list[str], str | Tokeniser]:
+    words: Sequence[str] | None, tokenizer: str | Tokenizer | None, named: str, count: int
+) -> tuple[list[str], str | Tokenizer]:
     """The words of all rows of the embedding, and how sentences are split into them."""
     if words is None:
         if count < 2:
             raise ValueError(f"expected word vectors of the unknown word and the padding at least, got {count}")
         special = [PADDING, UNKNOWN] if LAYOUTS[named].options.get("padding_idx") == 0 else [UNKNOWN, PADDING]
-        return [*special, *map(str, range(2, count))], tokeniser or "whitespace"
+        return [*special, *map(str, range(2, count))], tokenizer or "whitespace"
     words = list(words)
     if named == "allennlp" and words[:1] == ["@@UNKNOWN@@"]:
         words = ["@@PADDING@@", *words]  # which its files leave out
     if len(words) != count:
         raise ValueError(f"the network has {count} word vectors, the vocabulary {len(words)} words")
-    if tokeniser is None and named == "coetaur0":
-        tokeniser = "coetaur0" if {"_BOS_", "_EOS_"} <= set(words) else "nltk-cased"
-    return words, tokeniser or "nltk"
+    if tokenizer is None and named == "coetaur0":
+        tokenizer = "coetaur0" if {"_BOS_", "_EOS_"} <= set(words) else "nltk-cased"
+    return words, tokenizer or "nltk"
 
 
 def _in_our_order(words: Sequence[str], named: str) -> tuple[list[int], Vocabulary]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import model, state_dicts
-from ..training.initialisation import initialise
+from ..training.initialization import initialize
 
 _NAMES = state_dicts.LAYOUTS["coetaur0"]
 _INNER = "esim."  # what the names of our entries begin with here
@@ -56,7 +56,7 @@ class ESIM(nn.Module):
         super().__init__()
         options = {**_NAMES.options, "padding_idx": padding_idx, "dropout": dropout}
         self.esim = model.ESIM(hidden_size, embedding_dim, vocab_size, num_classes, **options)
-        initialise(self.esim)
+        initialize(self.esim)
         if embeddings is not None:
             if embeddings.shape != (vocab_size, embedding_dim):
                 raise ValueError(
@@ -98,7 +98,7 @@ class ESIM(nn.Module):
         Raises:
             RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
         """
-        names = state_dicts.LAYOUTS[state_dicts.recognised(state_dict) or "coetaur0"]
+        names = state_dicts.LAYOUTS[state_dicts.recognized(state_dict) or "coetaur0"]
         return names.loaded(partial(super().load_state_dict, state_dict, strict, assign), _INNER)
 
 

@@ -1,17 +1,17 @@
-"""From a file of sentence pairs to batches of word ids: read, tokenise, look up, batch."""
+"""From a file of sentence pairs to batches of word ids: read, tokenize, look up, batch."""
 
 from .batches import Batch, Batches, EncodedPairs, batches
 from .cache import default_cache
 from .preparing import PreparedCorpus, prepare
 from .reading import BadRow, DataError, Layout, Pair, read_pairs
-from .tokenising import TOKENISERS, Tokeniser, get_tokeniser
+from .tokenizing import TOKENIZERS, Tokenizer, get_tokenizer
 from .vectors import PretrainedVectors, load_vectors, words_with_vector
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
 __all__ = [
     "PADDING",
     "PADDING_ID",
-    "TOKENISERS",
+    "TOKENIZERS",
     "UNKNOWN",
     "UNKNOWN_ID",
     "BadRow",
@@ -23,11 +23,11 @@ __all__ = [
     "Pair",
     "PreparedCorpus",
     "PretrainedVectors",
-    "Tokeniser",
+    "Tokenizer",
     "Vocabulary",
     "batches",
     "default_cache",
-    "get_tokeniser",
+    "get_tokenizer",
     "load_vectors",
     "prepare",
     "read_pairs",

@@ -133,7 +133,7 @@ def batches(
     dataset: EncodedPairs,
     batch_size: int | None = None,
     *,
-    max_words: int | None = None,
+    max_tokens: int | None = None,
     shuffle: bool,
     seed: int = 0,
     epoch: int = 0,
@@ -150,9 +150,9 @@ def batches(
     predictions back in the dataset's order.
 
     Args:
-        batch_size: pairs in a batch (the last one may be smaller); this or ``max_words`` is given, or both.
-        max_words: words in a batch at most, premises and hypotheses together: long sentences come in small batches. A
-            pair with more words than that is a batch of its own.
+        batch_size: pairs in a batch (the last one may be smaller); this or ``max_tokens`` is given, or both.
+        max_tokens: tokens in a batch at most, premises and hypotheses together: long sentences come in small batches. A
+            pair with more tokens than that is a batch of its own.
         start: batches to leave out at the beginning, where an epoch goes on in its middle.
         shard: (r, n): of each batch, the r-th of n nearly equal parts, which together are the whole. All shards have
             the same number of batches; parts of a batch of fewer than n pairs may be empty.
@@ -164,11 +164,11 @@ def batches(
     Raises:
         ValueError: an argument is not as described.
     """
-    if batch_size is None and max_words is None:
-        raise ValueError("expected batch_size or max_words, got neither")
+    if batch_size is None and max_tokens is None:
+        raise ValueError("expected batch_size or max_tokens, got neither")
     for name, value, least in (
         ("batch_size", batch_size, 1),
-        ("max_words", max_words, 1),
+        ("max_tokens", max_tokens, 1),
         ("start", start, 0),
         ("parts", parts, 1),
         ("prefetch", prefetch, 0),
@@ -179,7 +179,7 @@ def batches(
     rank, shards = shard
     if not 0 <= rank < shards:
         raise ValueError(f"expected shard as (r, n) with 0 <= r < n, got {shard!r}")
-    order = _order(dataset, batch_size, max_words, np.random.default_rng((seed, epoch)) if shuffle else None)
+    order = _order(dataset, batch_size, max_tokens, np.random.default_rng((seed, epoch)) if shuffle else None)
     divided = [
         (batch[rank + shards * part :: shards * parts], len(batch)) for batch in order[start:] for part in range(parts)
     ]
@@ -219,7 +219,7 @@ class Batches:
 
 
 def _order(
-    dataset: EncodedPairs, batch_size: int | None, max_words: int | None, rng: np.random.Generator | None
+    dataset: EncodedPairs, batch_size: int | None, max_tokens: int | None, rng: np.random.Generator | None
 ) -> list[np.ndarray]:
     """The dataset's indices, cut into batches of similar length."""
     count, words = len(dataset), dataset.lengths.sum(1)
@@ -230,14 +230,14 @@ def _order(
     if rng is None:
         order, pools = np.arange(count), np.zeros(count)
     else:
-        pairs = batch_size or max(1, int(cast(int, max_words) / max(1, words.mean())))
+        pairs = batch_size or max(1, int(cast(int, max_tokens) / max(1, words.mean())))
         order, pools = rng.permutation(count), np.arange(count) // (_POOL * pairs)
     order = order[np.lexsort((*dataset.lengths[order].T[::-1], pools))]
-    if max_words is None:
+    if max_tokens is None:
         size = cast(int, batch_size)
         bounds: Sequence[int] = range(0, count + size, size)
     else:
-        bounds = _bounds(words[order], max_words, batch_size or count)
+        bounds = _bounds(words[order], max_tokens, batch_size or count)
     cut = [order[start:end] for start, end in pairwise(bounds)]
     return cut if rng is None else [cut[index] for index in rng.permutation(len(cut))]
 

@@ -1,4 +1,4 @@
-"""Corpora as arrays: read, tokenised in parallel processes, and kept for the next start.
+"""Corpora as arrays: read, tokenized in parallel processes, and kept for the next start.
 
 What is kept knows nothing of a vocabulary or of a model's labels: words and labels are numbered within the file. A
 model's ids come from two small tables, so the same file serves every model.
@@ -40,13 +40,13 @@ from .reading import (
     parse_record,
     shortened,
 )
-from .tokenising import TOKENISERS, Tokeniser, get_tokeniser, name_of
+from .tokenizing import TOKENIZERS, Tokenizer, get_tokenizer, name_of
 from .vocabulary import UNSAVABLE, Vocabulary
 
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
 
 _FORMAT = "1"  # of what is kept; anything else is made anew
-ROWS, BYTES = 2048, 2**22  # that are tokenised together, at most
+ROWS, BYTES = 2048, 2**22  # that are tokenized together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
 _DTYPES = {
     "tokens": torch.int32,
@@ -57,8 +57,8 @@ _DTYPES = {
     "label_names": torch.uint8,
     "bad_rows": torch.uint8,
 }
-# Tokenisers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
-_LASTING = TOKENISERS.keys() - {"nltk-punkt"}
+# Tokenizers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
+_LASTING = TOKENIZERS.keys() - {"nltk-punkt"}
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class PreparedCorpus:
         return len(self.labels)
 
     @cached_property
-    def labelled(self) -> np.ndarray:
+    def labeled(self) -> np.ndarray:
         """Boolean ``[n]``: which pairs have a label."""
         return self.labels >= 0
 
     @property
-    def unlabelled(self) -> int:
+    def unlabeled(self) -> int:
         """How many pairs have no gold label."""
         return int((self.labels == NO_LABEL).sum())
 
@@ -106,14 +106,14 @@ class PreparedCorpus:
 
     def label_counts(self) -> dict[str, int]:
         """How many pairs have each label, by name."""
-        counts = np.bincount(self.labels[self.labelled], minlength=len(self.label_names))
+        counts = np.bincount(self.labels[self.labeled], minlength=len(self.label_names))
         return dict(sorted(zip(self.label_names, counts.tolist(), strict=True)))
 
-    def word_counts(self, *, labelled: bool) -> Counter[str]:
-        """How often each word occurs; with ``labelled``, in the pairs that have a label."""
+    def word_counts(self, *, labeled: bool) -> Counter[str]:
+        """How often each word occurs; with ``labeled``, in the pairs that have a label."""
         tokens = self.tokens
-        if labelled and not self.labelled.all():
-            tokens = tokens[np.repeat(self.labelled, self.lengths.sum(1))]
+        if labeled and not self.labeled.all():
+            tokens = tokens[np.repeat(self.labeled, self.lengths.sum(1))]
         counts = np.bincount(tokens, minlength=len(self.words)).tolist()
         return Counter({word: count for word, count in zip(self.words, counts, strict=True) if count})
 
@@ -126,7 +126,7 @@ class PreparedCorpus:
         return digest.hexdigest()
 
     def label_ids(self, labels: list[str]) -> np.ndarray:
-        """int64, the labels of the labelled pairs as places in ``labels``.
+        """int64, the labels of the labeled pairs as places in ``labels``.
 
         Raises:
             DataError: a pair's label is not among ``labels``.
@@ -135,7 +135,7 @@ class PreparedCorpus:
         ids = np.array([known.get(name, -1) for name in self.label_names], dtype=np.int64)
         for row in self._with_other_labels(labels)[:1]:
             raise DataError(f"{self.path}:{row.line}: {row.reason}")
-        return ids[self.labels[self.labelled]]
+        return ids[self.labels[self.labeled]]
 
     def without_other_labels(self, labels: list[str]) -> "PreparedCorpus":
         """The same, with pairs of labels that are not among ``labels`` left out and listed as bad rows.
@@ -144,7 +144,7 @@ class PreparedCorpus:
             DataError: no pair is left.
         """
         rows = self._with_other_labels(labels)
-        if len(rows) == self.labelled.sum():
+        if len(rows) == self.labeled.sum():
             raise DataError(f"{self.path}: expected labels among {shortened(labels)}, got none of them")
         wrong = np.isin(self.lines, [row.line for row in rows])
         return replace(self, labels=np.where(wrong, LEFT_OUT, self.labels), bad_rows=sorted([*self.bad_rows, *rows]))
@@ -158,69 +158,69 @@ class PreparedCorpus:
         ]
 
     def encode(self, vocabulary: Vocabulary, labels: list[str]) -> EncodedPairs:
-        """The labelled pairs as word ids and label ids; raises as :meth:`label_ids` does."""
-        lengths = self.lengths[self.labelled]
-        begins = self.ends.reshape(-1, 2)[self.labelled] - lengths
+        """The labeled pairs as word ids and label ids; raises as :meth:`label_ids` does."""
+        lengths = self.lengths[self.labeled]
+        begins = self.ends.reshape(-1, 2)[self.labeled] - lengths
         ids = np.array(vocabulary.encode(self.words), dtype=np.int64)
         return EncodedPairs.of_tokens(self.tokens, ids, begins, lengths, self.label_ids(labels))
 
 
 def prepare(
     path: str | os.PathLike[str],
-    tokeniser: str | Tokeniser = "nltk",
+    tokenizer: str | Tokenizer = "nltk",
     layout: Layout = KNOWN_NAMES,
     *,
-    labelled: bool = True,
+    labeled: bool = True,
     skip_bad_rows: bool = False,
     allow_empty: bool = False,
     cache: str | os.PathLike[str] | None = None,
     workers: int | None = None,
 ) -> PreparedCorpus:
-    """Read and tokenise a corpus, or take what an earlier call kept of it.
+    """Read and tokenize a corpus, or take what an earlier call kept of it.
 
     Args:
-        tokeniser: a name, as :func:`get_tokeniser` knows them, or a function from a sentence to its words.
-        layout, labelled: as for :func:`read_pairs`.
+        tokenizer: a name, as :func:`get_tokenizer` knows them, or a function from a sentence to its words.
+        layout, labeled: as for :func:`read_pairs`.
         skip_bad_rows: leave out what cannot be read, and list it in ``bad_rows``.
         allow_empty: whether a corpus without any pair is fine.
         cache: the folder to keep the result in, such as :func:`default_cache`; nothing is kept of what a function of
             yours returned, or NLTK's Punkt data, because nobody can say whether it would come out the same again.
-        workers: processes that tokenise; by default one for each processor that this process may use.
+        workers: processes that tokenize; by default one for each processor that this process may use.
 
     Raises:
         DataError: the file cannot be read, a row is malformed, or no pair is left.
     """
-    name, tokeniser_name = os.fspath(path), name_of(tokeniser)
-    tokenise = get_tokeniser(tokeniser) if isinstance(tokeniser, str) else tokeniser
+    name, tokenizer_name = os.fspath(path), name_of(tokenizer)
+    tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
     def read() -> Arrays:
-        if tokeniser_name in TOKENISERS:
-            tokenise("")  # has it import what it needs, once for all processes
+        if tokenizer_name in TOKENIZERS:
+            tokenize("")  # has it import what it needs, once for all processes
         lines, form = corpus_lines(name)
-        records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
-        work = partial(_tokenise_part, parse=parse, tokenise=tokenise, name=name, tokeniser=tokeniser_name)
+        records, parse = open_corpus(lines, name, layout, form=form, labeled=labeled)
+        work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
         with closing(in_parts(work, records, workers or processors())) as parts:
-            return _put_together(parts, name, tokeniser_name, skip_bad_rows)
+            return _put_together(parts, name, tokenizer_name, skip_bad_rows)
 
     options = {
         "format": _FORMAT,
         "form": corpus_form(name),
-        "tokeniser": f"{tokeniser_name}, nltk {version('nltk')}",
+        "tokenizer": f"{tokenizer_name}, nltk {version('nltk')}",
         "layout": json.dumps(asdict(layout)),
-        "labelled": str(labelled),
+        "labeled": str(labeled),
     }
     content = None
     if name.startswith("hub:"):
         from .hub import fingerprint
 
         content = fingerprint(name)
-    place = cache if tokeniser_name in _LASTING else None
+    place = cache if tokenizer_name in _LASTING else None
     corpus = _unpack(name, kept(place, name, options, read, content=content, fits=_fits))
     if corpus.bad_rows and not skip_bad_rows:
         raise DataError(f"{name}:{corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}")
-    usable = int(corpus.labelled.sum()) if labelled else len(corpus)
+    usable = int(corpus.labeled.sum()) if labeled else len(corpus)
     if not usable and not allow_empty:
-        got = f"only {len(corpus)} labelled -" if len(corpus) else "none"
+        got = f"only {len(corpus)} labeled -" if len(corpus) else "none"
         bad = (
             f" that can be read; line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}" if corpus.bad_rows else ""
         )
@@ -270,7 +270,7 @@ def _lie_within(numbers: np.ndarray, least: int, most: int) -> bool:
 
 
 class _Part(NamedTuple):
-    """Some rows, tokenised; words and labels are numbered as they occur in them."""
+    """Some rows, tokenized; words and labels are numbered as they occur in them."""
 
     tokens: array  # of int32
     lengths: array  # of int32, two for each pair
@@ -281,7 +281,7 @@ class _Part(NamedTuple):
     bad_rows: list[BadRow]
 
 
-def _tokenise_part(records: list[Record], parse: RowParser, tokenise: Tokeniser, name: str, tokeniser: str) -> _Part:
+def _tokenize_part(records: list[Record], parse: RowParser, tokenize: Tokenizer, name: str, tokenizer: str) -> _Part:
     words: dict[str, int] = {}
     names: dict[str, int] = {}
     known: dict[str, array] = {}  # SNLI has three hypotheses to a premise
@@ -298,13 +298,13 @@ def _tokenise_part(records: list[Record], parse: RowParser, tokenise: Tokeniser,
             tokens = known.get(sentence)
             if tokens is None:
                 try:
-                    found = tokenise(sentence)
+                    found = tokenize(sentence)
                     if isinstance(found, str):
                         raise TypeError("expected a list of words, got a string")
                     tokens = array("i", [words.setdefault(word, len(words)) for word in found])
                 except Exception as error:  # a function of the user's may raise anything
                     reason = f"{type(error).__name__}: {first_line(error)}"
-                    raise DataError(f"{name}:{record.line}: tokeniser {tokeniser}: {reason}") from error
+                    raise DataError(f"{name}:{record.line}: tokenizer {tokenizer}: {reason}") from error
                 known[sentence] = tokens
             part.tokens.extend(tokens)
             part.lengths.append(len(tokens))
@@ -313,7 +313,7 @@ def _tokenise_part(records: list[Record], parse: RowParser, tokenise: Tokeniser,
     return part._replace(words=list(words), label_names=list(names))
 
 
-def _put_together(found: Iterable[_Part], name: str, tokeniser: str, skip_bad_rows: bool) -> Arrays:
+def _put_together(found: Iterable[_Part], name: str, tokenizer: str, skip_bad_rows: bool) -> Arrays:
     """The parts of a corpus as one, in their order: how it was cut and who worked on it changes nothing."""
     words: dict[str, int] = {}
     names: dict[str, int] = {}
@@ -321,14 +321,14 @@ def _put_together(found: Iterable[_Part], name: str, tokeniser: str, skip_bad_ro
     bad_rows: list[BadRow] = []
     interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
     with tqdm(
-        desc=f"{name}: tokenising", unit="row", unit_scale=True, delay=1, mininterval=interval, leave=False
+        desc=f"{name}: tokenizing", unit="row", unit_scale=True, delay=1, mininterval=interval, leave=False
     ) as bar:
         for part in found:
             if part.bad_rows and not skip_bad_rows:
                 raise DataError(f"{name}:{part.bad_rows[0].line}: {part.bad_rows[0].reason}")
             for word in part.words:
                 if not isinstance(word, str) or not word or UNSAVABLE.search(word):
-                    raise DataError(f"tokeniser {tokeniser}: expected words without line breaks, got {word!r}")
+                    raise DataError(f"tokenizer {tokenizer}: expected words without line breaks, got {word!r}")
             places = np.array([words.setdefault(word, len(words)) for word in part.words], dtype=np.int32)
             labels = np.array(
                 [*(names.setdefault(label, len(names)) for label in part.label_names), NO_LABEL], dtype=np.int32

@@ -6,7 +6,7 @@ Three forms are understood, each also compressed with gzip (a name that ends in 
 * ``.csv``: comma-separated columns, fields in double quotes where need be;
 * anything else: tab-separated columns, without quoting unless :attr:`Layout.quoted` says otherwise.
 
-Columns and keys are recognised by the names that SNLI, MultiNLI, QQP and LCQMC give them, in any order and among any
+Columns and keys are recognized by the names that SNLI, MultiNLI, QQP and LCQMC give them, in any order and among any
 others. Without a header the columns are label, premise, hypothesis.
 
 Only a line feed (optionally after a carriage return) ends a row: sentences from the web hold U+2028 and its like.
@@ -119,12 +119,12 @@ def read_pairs(
     path: str | os.PathLike[str],
     layout: Layout = KNOWN_NAMES,
     *,
-    labelled: bool = True,
+    labeled: bool = True,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Iterator[Pair]:
     """Yield the pairs of a file, one after the other.
 
-    With ``labelled`` every row needs a label, and the label of rows whose gold label is "-" is None. Without it labels
+    With ``labeled`` every row needs a label, and the label of rows whose gold label is "-" is None. Without it labels
     may be missing, as may their column.
 
     Args:
@@ -136,7 +136,7 @@ def read_pairs(
     """
     name = os.fspath(path)
     lines, form = corpus_lines(name)
-    return parse_pairs(lines, name, layout, form=form, labelled=labelled, on_bad_row=on_bad_row)
+    return parse_pairs(lines, name, layout, form=form, labeled=labeled, on_bad_row=on_bad_row)
 
 
 def parse_pairs(
@@ -145,11 +145,11 @@ def parse_pairs(
     layout: Layout,
     *,
     form: Form,
-    labelled: bool,
+    labeled: bool,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Iterator[Pair]:
     """The same for lines from anywhere, each pair as soon as its line arrives; ``name`` is what messages call them."""
-    records, parse = open_corpus(lines, name, layout, form=form, labelled=labelled)
+    records, parse = open_corpus(lines, name, layout, form=form, labeled=labeled)
     for record in records:
         try:
             yield parse_record(record, parse)
@@ -175,7 +175,7 @@ def open_corpus(
     layout: Layout,
     *,
     form: Form,
-    labelled: bool,
+    labeled: bool,
 ) -> tuple[Iterator[Record], RowParser]:
     """The rows of a corpus, not yet parsed, and what parses them, in whatever process.
 
@@ -186,14 +186,14 @@ def open_corpus(
     Raises:
         DataError: the first row, which settles the columns, is not as it should be.
     """
-    if labelled and layout.columns is not None and len(layout.columns) < len(_NAMES):
+    if labeled and layout.columns is not None and len(layout.columns) < len(_NAMES):
         raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(layout.columns)}")
     delimiter = "," if form == "csv" else "\t" if layout.quoted and form == "tsv" else None
     if layout.text:
         return _records(lines, None, text=True), TextRows()
     records = _records(lines, delimiter)
     if form == "jsonl":
-        return records, JsonRows(layout.columns, labelled)
+        return records, JsonRows(layout.columns, labeled)
     first = next(records, None)
     if first is None:
         return records, DelimitedRows({}, (0,), delimiter)
@@ -201,7 +201,7 @@ def open_corpus(
         if first.problem is not None:
             raise BadRowError(first.problem)
         fields = _split(_decode(first.content), delimiter)
-        columns, is_header = _find_columns(fields, layout.columns, labelled)
+        columns, is_header = _find_columns(fields, layout.columns, labeled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
     if is_header:
@@ -399,13 +399,13 @@ def _split(text: str, delimiter: str | None) -> list[str]:
         raise BadRowError(f"not valid quoting: {error}") from error
 
 
-def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labelled: bool) -> tuple[dict[str, int], bool]:
+def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labeled: bool) -> tuple[dict[str, int], bool]:
     """Which column is which, and whether the first row is a header."""
     fields = [field.strip() for field in fields]
     lower = [field.lower() for field in fields]
     named = {role: next((lower.index(name) for name in names if name in lower), None) for role, names in _NAMES.items()}
     known = {role: column for role, column in named.items() if column is not None}
-    required = tuple(_NAMES) if labelled else ("premise", "hypothesis")
+    required = tuple(_NAMES) if labeled else ("premise", "hypothesis")
     if wanted is not None and all(map(str.isdecimal, wanted)):
         columns = {role: int(number) - 1 for role, number in zip(_NAMES, wanted, strict=False)}
         columns = {role: column for role, column in columns.items() if role in required or column < len(fields)}
@@ -427,9 +427,9 @@ def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labelled:
         return known, True
     if len(fields) == 3:
         return {"label": 0, "premise": 1, "hypothesis": 2}, False
-    if len(fields) == 2 and not labelled:
+    if len(fields) == 2 and not labeled:
         return {"premise": 0, "hypothesis": 1}, False
-    expected = f"{'3' if labelled else '2 or 3'} columns, a header with known names, or to be told the columns"
+    expected = f"{'3' if labeled else '2 or 3'} columns, a header with known names, or to be told the columns"
     raise BadRowError(f"expected {expected}, got {len(fields)}: {shortened(fields)}")
 
 
@@ -478,9 +478,9 @@ class TextRows:
 class JsonRows:
     """Parses the rows of a file that holds a JSON object a line."""
 
-    def __init__(self, columns: Sequence[str] | None, labelled: bool) -> None:
+    def __init__(self, columns: Sequence[str] | None, labeled: bool) -> None:
         self.keys = _NAMES if columns is None else {role: (key,) for role, key in zip(_NAMES, columns, strict=False)}
-        self.labelled = labelled
+        self.labeled = labeled
 
     def __call__(self, content: bytes, line: int) -> Pair:
         try:
@@ -496,7 +496,7 @@ class JsonRows:
         return Pair(premise, hypothesis, _checked_label(label), line)
 
     def _has_label(self, record: dict[str, Any]) -> bool:
-        if self.labelled:
+        if self.labeled:
             return True
         return any(record.get(key) is not None for key in self.keys.get("label", ()))
 

@@ -20,7 +20,7 @@ from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 _CASES: dict[str, Callable[[str], str]] = {  # by preference
     "exact": str,
     "lower": str.lower,
-    "capitalised": str.capitalize,
+    "capitalized": str.capitalize,
     "upper": str.upper,
 }
 
@@ -54,8 +54,8 @@ def load_vectors(
       single spaces, with or without a first line "count dimension". Rows that are not needed are checked for being too
       short and for NUL bytes only.
 
-    Where the file lacks a word as it is spelt, its vector is that of the word in lower case, else Capitalised, else in
-    UPPER case. Words found in no case, and the unknown word, get normal random values with the mean and standard
+    Where the file lacks a word as it is spelled, its vector is that of the word in lower case, else Capitalized, else
+    in UPPER case. Words found in no case, and the unknown word, get normal random values with the mean and standard
     deviation of the found rows, dimension by dimension; the padding row is zero.
 
     Args:

@@ -39,7 +39,7 @@ def draw(explanation: Explanation, path: Path) -> None:
         probability = explanation.probabilities[explanation.label]
         said = f"{_plain(explanation.label)} ({probability:.1%})"
         if explanation.unknown:
-            said += "; grey words are unknown to the model"
+            said += "; gray words are unknown to the model"
         above = {"xycoords": "axes fraction", "xytext": (0, 40), "textcoords": "offset points"}
         heading = left.annotate(said, (0, 1), **above, fontsize=11, fontweight="bold")
         heading.set_in_layout(False)  # however long it is, the maps have their place

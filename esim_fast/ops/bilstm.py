@@ -141,7 +141,7 @@ def _in_training_mode(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
 
 
 def _is_plain_fp32(lstm: nn.Module) -> bool:
-    """Whether all that ``lstm`` does is in its parameters: it may have been quantised, or given hooks."""
+    """Whether all that ``lstm`` does is in its parameters: it may have been quantized, or given hooks."""
     if type(lstm) is not nn.LSTM or lstm.weight_ih_l0.dtype != torch.float32:
         return False
     hooks = lstm._forward_hooks, lstm._forward_pre_hooks, lstm._backward_hooks, lstm._backward_pre_hooks

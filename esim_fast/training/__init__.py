@@ -2,7 +2,7 @@
 
 From a script, with a :class:`esim_fast.Classifier` and pairs of :mod:`esim_fast.data`::
 
-    initialise(model.net)
+    initialize(model.net)
     history = Trainer(model, train, dev, Recipe(epochs=10), "model").run()
     best = esim_fast.Classifier.from_pretrained("model")
 
@@ -12,7 +12,7 @@ For a loop of your own there are :func:`training_step` and :func:`evaluate`.
 from .checkpoint import Checkpoint
 from .directory import RunDirectory
 from .distributed import Worker, joined, lost_connection, started_by_torchrun, this_worker
-from .initialisation import initialise
+from .initialization import initialize
 from .recipe import PRECISIONS, PRESETS, Recipe
 from .steps import Score, StepResult, evaluate, training_step
 from .trainer import EpochMetrics, NotFiniteError, OtherSettingsError, Trainer
@@ -31,7 +31,7 @@ __all__ = [
     "Trainer",
     "Worker",
     "evaluate",
-    "initialise",
+    "initialize",
     "joined",
     "lost_connection",
     "started_by_torchrun",

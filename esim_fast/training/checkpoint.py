@@ -39,7 +39,7 @@ class Checkpoint:
         """
         try:
             for name, owner in owners.items():
-                load = partial(_load_optimiser, owner) if isinstance(owner, Optimizer) else owner.load_state_dict
+                load = partial(_load_optimizer, owner) if isinstance(owner, Optimizer) else owner.load_state_dict
                 load(self.states[name])
             random = self.random[rank] if rank < len(self.random) else {}
             if "cpu" in random:
@@ -92,19 +92,19 @@ class Checkpoint:
         return checkpoint
 
 
-def _load_optimiser(optimiser: Optimizer, state_dict: dict[str, Any]) -> None:
+def _load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Puts the averages of an AdamW back; its options stay this run's.
 
     Torch looks at no shapes here, and its fused steps write where the parameters' shapes lead.
     """
-    options = [{name: value for name, value in of.items() if name != "params"} for of in optimiser.param_groups]
-    optimiser.load_state_dict(state_dict)
-    for group, own in zip(optimiser.param_groups, options, strict=True):
+    options = [{name: value for name, value in of.items() if name != "params"} for of in optimizer.param_groups]
+    optimizer.load_state_dict(state_dict)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
         for parameter in group["params"]:
-            state = optimiser.state.get(parameter, {})
+            state = optimizer.state.get(parameter, {})
             if state.keys() not in (set(), {"step", "exp_avg", "exp_avg_sq"}):
-                raise ValueError(f"the optimiser has {', '.join(map(repr, state))} of a parameter")
+                raise ValueError(f"the optimizer has {', '.join(map(repr, state))} of a parameter")
             for name, value in state.items():
                 like = value.new_empty(()) if name == "step" else parameter
                 for what in ("dtype", "shape", "layout"):

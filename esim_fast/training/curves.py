@@ -9,7 +9,7 @@ from ..files import replace_file
 if TYPE_CHECKING:
     from .trainer import EpochMetrics
 
-_TRAIN, _DEV, _GREY = "#8a8f98", "#1f6fb4", "#5a5f66"
+_TRAIN, _DEV, _GRAY = "#8a8f98", "#1f6fb4", "#5a5f66"
 
 
 def draw_curves(history: Sequence["EpochMetrics"], best: "EpochMetrics", path: Path) -> None:
@@ -23,10 +23,10 @@ def draw_curves(history: Sequence["EpochMetrics"], best: "EpochMetrics", path: P
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        for part, colour, label in (("train", _TRAIN, "training, with dropout"), ("dev", _DEV, "dev")):
+        for part, color, label in (("train", _TRAIN, "training, with dropout"), ("dev", _DEV, "dev")):
             values = [getattr(metrics, f"{part}_{name}") for metrics in history]
-            axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, label=label)
-        axes.axvline(best.epoch, color=_GREY, linewidth=0.8, linestyle=":")
+            axes.plot(epochs, values, color=color, marker="o", markersize=3.5, label=label)
+        axes.axvline(best.epoch, color=_GRAY, linewidth=0.8, linestyle=":")
         axes.set_title(name, loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

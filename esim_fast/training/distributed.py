@@ -86,7 +86,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     on_gpu = device.type == "cuda"
     distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     yield device
-    # Not after an error: the others may wait for this process for ever, and torchrun ends them once it is gone.
+    # Not after an error: the others may wait for this process forever, and torchrun ends them once it is gone.
     gc.collect()  # DistributedDataParallel holds the group, and is part of a cycle
     distributed.barrier()
     distributed.destroy_process_group()

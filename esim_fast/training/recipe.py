@@ -19,15 +19,15 @@ class Recipe:
         epochs: passes over the training pairs, at most.
         patience: so many epochs without a better dev accuracy end the run; None: all epochs are run.
         batch_size: pairs of a batch, of all processes together.
-        max_words: words of a batch, whose number of pairs is then as it comes.
+        max_tokens: tokens of a batch, whose number of pairs is then as it comes.
         accumulate: parts that a batch is divided into, one after the other, where memory is short.
         learning_rate: of Adam.
-        warm_up: steps over which the learning rate rises to that.
-        decay: the learning rate is multiplied by it after each epoch without a better dev accuracy.
+        warmup_steps: steps over which the learning rate rises to that.
+        lr_decay: the learning rate is multiplied by it after each epoch without a better dev accuracy.
         weight_decay: of all parameters but word vectors, decoupled (AdamW).
         label_smoothing: share of each target that goes to all labels alike.
-        averaging: decay a step of the moving average of the weights, which is what is evaluated and saved; 0 for none.
-        clip: largest norm of the gradient.
+        ema_decay: decay a step of the moving average of the weights, which is what is evaluated and saved; 0 for none.
+        max_grad_norm: largest norm of the gradient.
         seed: of the order of the pairs and of dropout.
         precision: "fp32", or "bf16" or "fp16" under autocast.
 
@@ -38,39 +38,39 @@ class Recipe:
     epochs: int = 20
     patience: int | None = 3
     batch_size: int = 32
-    max_words: int | None = None
+    max_tokens: int | None = None
     accumulate: int = 1
     learning_rate: float = 4e-4
-    warm_up: int = 0
-    decay: float = 0.5
+    warmup_steps: int = 0
+    lr_decay: float = 0.5
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
-    averaging: float = 0.0
-    clip: float = 10.0
+    ema_decay: float = 0.0
+    max_grad_norm: float = 10.0
     seed: int = 0
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size", "max_words", "accumulate", "warm_up", "seed"):
+        for name in ("epochs", "patience", "batch_size", "max_tokens", "accumulate", "warmup_steps", "seed"):
             value = getattr(self, name)
-            if value is None and name in ("patience", "max_words"):
+            if value is None and name in ("patience", "max_tokens"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r}")
-            least = 0 if name in ("warm_up", "seed") else 1
+            least = 0 if name in ("warmup_steps", "seed") else 1
             if value < least:
                 raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
-        for name in ("learning_rate", "clip", "decay"):
+        for name in ("learning_rate", "max_grad_norm", "lr_decay"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive, got {value}")
-        if self.decay > 1:
-            raise ValueError(f"decay must be at most 1, got {self.decay}")
+        if self.lr_decay > 1:
+            raise ValueError(f"lr_decay must be at most 1, got {self.lr_decay}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        for name in ("label_smoothing", "averaging"):
+        for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 0 or more and below 1, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
@@ -78,8 +78,8 @@ class Recipe:
 
     def rate(self, step: int, accuracies: Sequence[float]) -> float:
         """The learning rate of a step, counted from 0, after epochs of these dev accuracies."""
-        rate = self.learning_rate * self.decay ** sum(not better for better in _improvements(accuracies))
-        return rate * min(1.0, (step + 1) / self.warm_up) if self.warm_up else rate
+        rate = self.learning_rate * self.lr_decay ** sum(not better for better in _improvements(accuracies))
+        return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
 
     def is_over(self, accuracies: Sequence[float]) -> bool:
         """Whether a run with epochs of these dev accuracies has come to its end."""
@@ -97,8 +97,8 @@ def _improvements(accuracies: Sequence[float]) -> list[bool]:
 # By name, for `--preset`. Adam's rate grows with the root of the batch, and rises to that over the first steps.
 PRESETS = {
     "paper": Recipe(),
-    "small-data": Recipe(learning_rate=1e-3, averaging=0.999),
-    "batch-128": Recipe(batch_size=128, learning_rate=8e-4, warm_up=200),
-    "batch-512": Recipe(batch_size=512, learning_rate=1.6e-3, warm_up=400),
-    "batch-1024": Recipe(batch_size=1024, learning_rate=2.3e-3, warm_up=400),
+    "small-data": Recipe(learning_rate=1e-3, ema_decay=0.999),
+    "batch-128": Recipe(batch_size=128, learning_rate=8e-4, warmup_steps=200),
+    "batch-512": Recipe(batch_size=512, learning_rate=1.6e-3, warmup_steps=400),
+    "batch-1024": Recipe(batch_size=1024, learning_rate=2.3e-3, warmup_steps=400),
 }

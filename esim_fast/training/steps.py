@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
 def training_step(
     net: nn.Module,
     parts: Sequence[Batch],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     recipe: Recipe,
     workers: int = 1,
@@ -42,7 +42,7 @@ def training_step(
         workers: processes that work on the batch, of whose gradients DistributedDataParallel takes the average.
     """
     autocast_dtype = PRECISIONS[recipe.precision]
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     losses, correct = [], []
     for index, part in enumerate(parts):
         device, labels = part.pairs.tokens.device, cast(Tensor, part.labels)
@@ -57,16 +57,16 @@ def training_step(
             scaler.scale(loss * (workers / part.whole)).backward()
         losses.append(loss.detach())
         correct.append((logits.detach().argmax(1) == labels).sum())
-    scaler.unscale_(optimiser)
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
-    scaler.step(optimiser)
+    scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
+    scaler.step(optimizer)
     scaler.update()
     return StepResult(cast(Tensor, sum(losses)), cast(Tensor, sum(correct)), norm)
 
 
 class Score(NamedTuple):
-    """How good a network is on labelled pairs."""
+    """How good a network is on labeled pairs."""
 
     loss: float  # mean cross entropy
     accuracy: float  # fraction of one
@@ -77,17 +77,17 @@ def evaluate(
     pairs: EncodedPairs,
     *,
     batch_size: int | None = 256,
-    max_words: int | None = None,
+    max_tokens: int | None = None,
     worker: Worker = ALONE,
 ) -> Score:
-    """Loss and accuracy on labelled pairs, without dropout.
+    """Loss and accuracy on labeled pairs, without dropout.
 
     Args:
-        batch_size, max_words: of what is evaluated at a time, as for :func:`esim_fast.data.batches`.
+        batch_size, max_tokens: of what is evaluated at a time, as for :func:`esim_fast.data.batches`.
         worker: several processes share the pairs out: each pair is counted once, and all of them get the result.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
-    for batch, logits in scored_batches(net, pairs, batch_size, max_words=max_words, shard=worker):
+    for batch, logits in scored_batches(net, pairs, batch_size, max_tokens=max_tokens, shard=worker):
         labels = cast(Tensor, batch.labels)
         sums[0] += float(cross_entropy(logits, labels, reduction="sum"))
         sums[1] += int((logits.argmax(1) == labels).sum())

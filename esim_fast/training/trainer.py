@@ -30,7 +30,7 @@ from .steps import NO_TARGET, Score, StepResult, evaluate, training_step
 _EVALUATED = 256  # pairs at a time, at most
 _PREFETCH = 4  # batches; while a GPU computes
 _RATE_HINT = "a lower learning rate (--lr) may help"
-_MEMORY_HINT = "smaller batches (--batch-size, --batch-words) or more parts of them (--accumulate) take less"
+_MEMORY_HINT = "smaller batches (--batch-size, --max-tokens) or more parts of them (--accumulate) take less"
 _LOG_SECONDS = 60.0  # between two lines about progress, where stderr is a file
 _LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
 _GPU_STEPS = 20  # between looks at what they measured: looking makes a GPU wait
@@ -116,7 +116,7 @@ class Trainer:
     Args:
         model: what is trained, in place, on its device. In a process group, one process for each worker, with equal
             weights.
-        train, dev: labelled pairs, in the model's word ids.
+        train, dev: labeled pairs, in the model's word ids.
         recipe: how.
         directory: of what the run leaves behind, see :class:`RunDirectory`.
         settings: what else a checkpoint has to agree in, such as a digest of the data.
@@ -149,7 +149,7 @@ class Trainer:
     ) -> None:
         for name, pairs in (("train", train), ("dev", dev)):
             if not len(pairs) or pairs.labels is None:
-                raise ValueError(f"{name}: expected labelled pairs, got {'none' if not len(pairs) else 'no labels'}")
+                raise ValueError(f"{name}: expected labeled pairs, got {'none' if not len(pairs) else 'no labels'}")
         if checkpoint_steps < 1:
             raise ValueError(f"checkpoint_steps must be positive, got {checkpoint_steps}")
         self.train, self.dev, self.recipe = train, dev, recipe
@@ -167,9 +167,9 @@ class Trainer:
         others = [parameter for parameter in parameters if parameter is not self.net.embedding.weight]
         groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         fused = self.device.type in ("cpu", "cuda")
-        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
-        self.average = MovingAverage(self.net, recipe.averaging) if recipe.averaging else None
+        self.average = MovingAverage(self.net, recipe.ema_decay) if recipe.ema_decay else None
         self.progress = Progress()
         self.steps_of_epoch = 0  # in hand
         self.look_every = _GPU_STEPS if self.device.type == "cuda" else 1  # steps
@@ -235,8 +235,8 @@ class Trainer:
         self.net.train()
         loader = batches(
             self.train,
-            None if recipe.max_words else recipe.batch_size,
-            max_words=recipe.max_words,
+            None if recipe.max_tokens else recipe.batch_size,
+            max_tokens=recipe.max_tokens,
             shuffle=True,
             seed=recipe.seed,
             epoch=progress.epoch,
@@ -277,7 +277,7 @@ class Trainer:
         """One training step on (this process's share of) a batch."""
         progress = self.progress
         rate = self.recipe.rate(progress.steps, progress.accuracies)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.worker.count > 1:  # gradients are exchanged of all parameters, so that each part has to have some
             parts = [part if len(part.pairs.tokens) else self._with_words(part) for part in parts]
@@ -285,7 +285,7 @@ class Trainer:
             parts = [part for part in parts if len(part)]
         with _naming_what_is_too_large(lambda: self._name(parts)):
             moved = [part.to(self.device) for part in parts]
-            result = training_step(self.parallel, moved, self.optimiser, self.scaler, self.recipe, self.worker.count)
+            result = training_step(self.parallel, moved, self.optimizer, self.scaler, self.recipe, self.worker.count)
         if self.average is not None:
             self.average.update(self.net, progress.steps + 1, self.steps_of_epoch)
         return result
@@ -345,9 +345,11 @@ class Trainer:
     def _evaluate(self) -> Score:
         """On the dev pairs, in batches that take no more memory than training does."""
         recipe, epoch = self.recipe, self.progress.epoch
-        size = None if recipe.max_words else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
+        size = None if recipe.max_tokens else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
         with _naming_what_is_too_large(lambda: f"epoch {epoch}, evaluation on dev"):
-            score = evaluate(self.model.net, self.dev, batch_size=size, max_words=recipe.max_words, worker=self.worker)
+            score = evaluate(
+                self.model.net, self.dev, batch_size=size, max_tokens=recipe.max_tokens, worker=self.worker
+            )
         if not math.isfinite(score.loss):
             raise NotFiniteError(f"epoch {epoch}: the loss on dev is {score.loss}; {_RATE_HINT}", [])
         return score
@@ -388,7 +390,7 @@ class Trainer:
 
     def _stateful(self) -> dict[str, Any]:
         average = {} if self.average is None else {"average": self.average.net}
-        return {"net": self.net, "optimiser": self.optimiser, "scaler": self.scaler, **average}
+        return {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler, **average}
 
     def _name(self, parts: Sequence[Batch]) -> str:
         """Says which batch is in hand, and how large it is."""

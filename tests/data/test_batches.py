@@ -1,0 +1,311 @@
+"""Batches: every pair once, its own words, little padding."""
+
+import re
+import threading
+import time
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esim_fast.data import (
+    Batch,
+    Batches,
+    EncodedPairs,
+    Vocabulary,
+    batches,
+    prepare,
+)
+
+LABELS = ["entailment", "neutral", "contradiction"]
+
+
+def random_pairs(count: int, seed: int = 0) -> tuple[EncodedPairs, list[tuple[list[int], list[int]]]]:
+    """Pairs of 0 to 30 random ids, as a dataset and as lists."""
+    rng = np.random.default_rng(seed)
+    pairs = [tuple(rng.integers(2, 1000, rng.integers(31)).tolist() for _ in range(2)) for _ in range(count)]
+    return EncodedPairs([p for p, _ in pairs], [h for _, h in pairs], [i % 3 for i in range(count)]), pairs
+
+
+def sentences(batch: Batch) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of a batch's premises and of its hypotheses, one list for each sentence."""
+    tokens = batch.pairs.tokens
+    premises, hypotheses, _ = batch.pairs.rows(1)
+    return tuple(
+        [tokens[start + rows.step[:n]].tolist() for start, n in zip(rows.start, rows.lengths.tolist(), strict=True)]
+        for rows in (premises, hypotheses)
+    )
+
+
+def padded_size(batch: Batch) -> int:
+    """How many ids there would be if the batch were padded to its longest sentences."""
+    return len(batch) * sum(batch.pairs.longest)
+
+
+def test_several_datasets_are_one(tmp_path: Path) -> None:
+    (first, lists), (second, more) = random_pairs(40, 1), random_pairs(30, 2)
+    path = tmp_path / "pairs.tsv"
+    path.write_text("label\tpremise\thypothesis\nneutral\ta b c\tb\n-\tx\ty\nentailment\tc\ta a\n")
+    corpus = prepare(path, "whitespace")
+    vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
+    third = corpus.encode(vocabulary, LABELS)
+    texts = [(vocabulary.encode(p.split()), vocabulary.encode(h.split())) for p, h in (("a b c", "b"), ("c", "a a"))]
+    whole = EncodedPairs.concatenated([first, third, second])
+    expected = [*lists, *texts, *more]
+    assert whole.lengths.tolist() == [[len(p), len(h)] for p, h in expected]
+    assert whole.labels.tolist() == [*first.labels, 1, 0, *second.labels]
+    for indices in ([0, 39, 40, 41, 42, 71], list(range(72))):
+        assert sentences(whole[indices]) == tuple([expected[index][side] for index in indices] for side in (0, 1))
+    assert EncodedPairs.concatenated([first]) is first
+    for wrong in ([], [first, EncodedPairs([[2]], [[3]], None)]):
+        with pytest.raises(ValueError, match="expected pairs, all of them with labels or all without"):
+            EncodedPairs.concatenated(wrong)
+
+
+def test_one_batch_by_hand() -> None:
+    dataset = EncodedPairs([[5, 6, 7], [], [8]], [[9], [10, 11], []], [2, 0, 1])
+    batch = dataset[[2, 0]]
+    assert len(batch) == len(batch.pairs) == 2
+    assert sentences(batch) == ([[8], [5, 6, 7]], [[], [9]])
+    # Time-major, the longest sentence first, premises before hypotheses of the same length.
+    assert batch.pairs.tokens.tolist() == [5, 8, 9, 6, 7]
+    assert batch.pairs.batch_sizes.tolist() == [3, 1, 1]
+    assert batch.pairs.longest == (3, 1)
+    assert batch.pairs.words == (4, 1)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [1, 2]
+    assert batch.indices.tolist() == [2, 0]
+    for tensor in (batch.pairs.tokens, batch.pairs.addresses, batch.labels, batch.indices):
+        assert tensor.dtype == torch.int64
+    assert dataset.lengths.tolist() == [[3, 1], [0, 2], [1, 0]]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_empty_sentences(shuffle: bool) -> None:
+    (batch,) = batches(EncodedPairs([[], []], [[], []], None), 4, shuffle=shuffle)
+    assert sentences(batch) == ([[], []], [[], []])
+    assert len(batch.pairs.tokens) == len(batch.pairs.batch_sizes) == 0
+    assert batch.labels is None
+
+
+def test_no_pairs() -> None:
+    loader = batches(EncodedPairs([], [], []), 4, shuffle=True)
+    assert len(loader) == 0
+    assert list(loader) == []
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@given(count=st.integers(0, 400), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
+def test_every_pair_once_with_its_own_words(shuffle: bool, count: int, batch_size: int, seed: int) -> None:
+    dataset, pairs = random_pairs(count, seed)
+    loader = batches(dataset, batch_size, shuffle=shuffle, seed=seed, epoch=1)
+    seen: list[int] = []
+    sizes: list[int] = []
+    for batch in loader:
+        indices = batch.indices.tolist()
+        seen += indices
+        sizes.append(len(indices))
+        assert sentences(batch) == tuple([pairs[i][side] for i in indices] for side in (0, 1))
+        assert batch.labels is not None
+        assert batch.labels.tolist() == [i % 3 for i in indices]
+    assert sorted(seen) == list(range(count))
+    assert len(loader) == len(sizes) == -(-count // batch_size)
+    assert sorted(sizes)[1:] == [batch_size] * (len(sizes) - 1)
+
+
+def order(loader: Batches) -> list[list[int]]:
+    return [batch.indices.tolist() for batch in loader]
+
+
+def test_shuffling_follows_from_seed_and_epoch() -> None:
+    dataset, _ = random_pairs(2000)
+    first = order(batches(dataset, 8, shuffle=True, seed=1, epoch=2))
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert order(batches(dataset, 8, shuffle=True, seed=1, epoch=2)) == first
+    for seed, epoch in ((1, 3), (2, 2), (2, 1)):
+        other = order(batches(dataset, 8, shuffle=True, seed=seed, epoch=epoch))
+        assert other != first
+        # Not the same batches in another order: other pairs meet.
+        assert len({tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch)) for batch in other}) < 25
+
+
+def test_batches_do_not_come_by_length_when_shuffled() -> None:
+    dataset, _ = random_pairs(3200)
+    lengths = np.array([batch.pairs.longest[0] for batch in batches(dataset, 32, shuffle=True)])
+    assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.4
+
+
+def test_without_shuffling_the_order_is_by_length() -> None:
+    dataset, _ = random_pairs(500)
+    indices = list(chain.from_iterable(order(batches(dataset, 32, shuffle=False))))
+    lengths = dataset.lengths[indices].tolist()
+    assert lengths == sorted(lengths)
+    assert order(batches(dataset, 32, shuffle=False, seed=9, epoch=9)) == order(batches(dataset, 32, shuffle=False))
+
+
+def test_bucketing_saves_padding() -> None:
+    dataset, _ = random_pairs(6400)
+    words = int(dataset.lengths.sum())
+    unbucketed = sum(padded_size(dataset[range(start, start + 32)]) for start in range(0, 6400, 32))
+    for shuffle in (False, True):
+        bucketed = sum(padded_size(batch) for batch in batches(dataset, 32, shuffle=shuffle))
+        assert bucketed - words < 0.35 * (unbucketed - words)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "32"])
+def test_bad_batch_size(batch_size: object) -> None:
+    with pytest.raises(ValueError, match=r"^expected a positive integer as batch_size, got "):
+        batches(random_pairs(3)[0], batch_size, shuffle=True)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], None])
+def test_moving_a_batch_leaves_on_the_cpu_what_decides_launches(labels: list[int] | None) -> None:
+    batch = EncodedPairs([[2], [3, 4]], [[5], []], labels)[[0, 1]].to("meta")
+    assert batch.pairs.tokens.device.type == batch.pairs.lengths.device.type == "meta"
+    assert batch.pairs.batch_sizes.tolist() == [3, 1]
+    assert batch.pairs.longest == (2, 1)
+    assert batch.indices.tolist() == [0, 1]
+    if labels is None:
+        assert batch.labels is None
+    else:
+        assert batch.labels is not None
+        assert batch.labels.device.type == "meta"
+
+
+def same(one: Batch, other: Batch) -> bool:
+    pairs = (torch.equal(getattr(one.pairs, name), getattr(other.pairs, name)) for name in ("tokens", "addresses"))
+    return torch.equal(one.labels, other.labels) and torch.equal(one.indices, other.indices) and all(pairs)
+
+
+def test_batches_made_ahead_are_the_same() -> None:
+    dataset, _ = random_pairs(100)
+    here = list(batches(dataset, 8, shuffle=True))
+    for prefetch in (1, 3, 100):
+        loader = batches(dataset, 8, shuffle=True, prefetch=prefetch)
+        for _ in range(2):
+            assert all(map(same, here, loader))
+
+
+def test_making_ahead_is_bounded_and_ends() -> None:
+    class Counting(EncodedPairs):
+        made = 0
+
+        def __getitem__(self, indices: object) -> Batch:
+            self.made += 1
+            return super().__getitem__(indices)
+
+    dataset = Counting([[2]] * 1000, [[3]] * 1000, None)
+    before = threading.active_count()
+    iterator = iter(batches(dataset, 1, shuffle=False, prefetch=3))
+    for _ in range(5):
+        next(iterator)
+    time.sleep(0.05)
+    assert dataset.made <= 8
+    iterator.close()
+    assert threading.active_count() == before
+
+
+def test_a_failure_while_making_ahead_arrives() -> None:
+    class Broken(EncodedPairs):
+        def __getitem__(self, indices: object) -> Batch:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match=r"^broken$"):
+        list(batches(Broken([[2]], [[3]], None), 1, shuffle=False, prefetch=2))
+
+
+@pytest.mark.parametrize("size", [{"batch_size": 7}, {"max_tokens": 200}])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_goes_on_in_its_middle(size: dict[str, int], shuffle: bool) -> None:
+    dataset, _ = random_pairs(100)
+    whole = order(batches(dataset, **size, shuffle=shuffle, seed=3, epoch=2))
+    for start in (0, 1, 5, len(whole), len(whole) + 1):
+        rest = batches(dataset, **size, shuffle=shuffle, seed=3, epoch=2, start=start)
+        assert len(rest) == max(0, len(whole) - start)
+        assert order(rest) == whole[start:]
+
+
+@given(
+    count=st.integers(0, 200),
+    batch_size=st.integers(1, 40),
+    shards=st.integers(1, 9),
+    shuffle=st.booleans(),
+)
+def test_shards_are_nearly_equal_parts_of_each_batch(count: int, batch_size: int, shards: int, shuffle: bool) -> None:
+    dataset, _ = random_pairs(count)
+    whole = order(batches(dataset, batch_size, shuffle=shuffle))
+    parts = [order(batches(dataset, batch_size, shuffle=shuffle, shard=(rank, shards))) for rank in range(shards)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(chain.from_iterable(shares)) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(count=st.integers(0, 300), max_tokens=st.integers(1, 300), shuffle=st.booleans())
+def test_batches_by_words(count: int, max_tokens: int, shuffle: bool) -> None:
+    dataset, _ = random_pairs(count)
+    words = dataset.lengths.sum(1)
+    cut = order(batches(dataset, max_tokens=max_tokens, shuffle=shuffle, seed=4))
+    assert sorted(chain.from_iterable(cut)) == list(range(count))
+    for batch in cut:
+        assert len(batch) == 1 or words[batch].sum() <= max_tokens
+    if not shuffle:  # none could have taken the next one's first pair as well
+        for batch, following in pairwise(cut):
+            assert words[batch].sum() + words[following[0]] > max_tokens
+
+
+def test_batches_by_words_are_shuffled_and_bucketed() -> None:
+    dataset, _ = random_pairs(6400)
+    first = order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=2))
+    assert order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=2)) == first
+    assert order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=3)) != first
+    padded = sum(padded_size(dataset[batch]) for batch in first)
+    unbucketed = sum(padded_size(dataset[range(start, start + 32)]) for start in range(0, 6400, 32))
+    words = int(dataset.lengths.sum())
+    assert padded - words < 0.35 * (unbucketed - words)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "expected batch_size or max_tokens, got neither"),
+        ({"max_tokens": 0}, "expected a positive integer as max_tokens, got 0"),
+        ({"batch_size": 1, "start": -1}, "expected a non-negative integer as start, got -1"),
+        ({"batch_size": 1, "prefetch": 0.5}, "expected a non-negative integer as prefetch, got 0.5"),
+        ({"batch_size": 1, "shard": (2, 2)}, "expected shard as (r, n) with 0 <= r < n, got (2, 2)"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        batches(random_pairs(3)[0], shuffle=True, **options)
+
+
+def test_words_numbered_in_their_own_way() -> None:
+    tokens = np.array([0, 1, 2, 1, 3], dtype=np.int32)
+    ids = np.array([20, 10, 0, 30])
+    begins, lengths = np.array([[0, 2], [3, 4], [4, 4]]), np.array([[2, 1], [1, 1], [0, 0]])
+    dataset = EncodedPairs.of_tokens(tokens, ids, begins, lengths, np.array([1, 0, 2]))
+    assert len(dataset) == 3
+    batch = dataset[[1, 0, 2]]
+    assert sentences(batch) == ([[10], [20, 10], []], [[30], [0], []])
+    assert batch.pairs.tokens.dtype == torch.int64
+    assert batch.labels.tolist() == [0, 1, 2]
+
+
+def test_real_corpus(real_data: Path) -> None:
+    corpus = prepare(real_data / "snli/dev.tsv.gz")
+    vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
+    dataset = corpus.encode(vocabulary, LABELS)
+    assert len(dataset) == 9842
+    seen = padded = 0
+    for batch in batches(dataset, 32, shuffle=True):
+        seen += len(batch)
+        padded += padded_size(batch)
+    assert seen == 9842
+    # Unbucketed batches of 32 hold more than twice as much padding as words.
+    assert padded < 1.35 * int(dataset.lengths.sum())

@@ -1,0 +1,216 @@
+"""What is kept between runs: used while it is right, made again when it is not."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from esim_fast.data import DataError, default_cache
+from esim_fast.data.cache import kept
+
+OPTIONS = {"format": "1"}
+
+
+class Maker:
+    """Makes arrays of a source's content, and counts how often."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.count = 0
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        self.count += 1
+        return {"a": torch.tensor(list(self.source.read_bytes()), dtype=torch.uint8), "b": torch.arange(3)}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.tsv"
+    path.write_bytes(b"content")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "kept" / "here"
+
+
+def fetch(folder: Path | None, make: Maker, **options: str) -> bytes:
+    arrays = kept(folder, str(make.source), OPTIONS | options, make)
+    assert arrays["b"].tolist() == [0, 1, 2]
+    return bytes(arrays["a"].tolist())
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_it_is_made_once(folder: Path, source: Path) -> None:
+    make = Maker(source)
+    assert fetch(folder, make) == fetch(folder, make) == b"content"
+    assert make.count == 1
+    assert [path.suffix for path in files(folder)] == [".safetensors"]
+
+
+def test_without_a_folder_nothing_is_kept(source: Path) -> None:
+    make = Maker(source)
+    assert fetch(None, make) == fetch(None, make) == b"content"
+    assert make.count == 2
+
+
+def test_other_options_are_kept_beside(folder: Path, source: Path) -> None:
+    make = Maker(source)
+    for options in ({}, {"format": "2"}, {"more": "x"}):
+        fetch(folder, make, **options)
+    assert make.count == 3
+    assert len(files(folder)) == 3
+
+
+def test_other_content_replaces(folder: Path, source: Path) -> None:
+    make = Maker(source)
+    fetch(folder, make)
+    about = source.stat()
+    source.write_bytes(b"CONTENT")
+    os.utime(source, ns=(about.st_atime_ns, about.st_mtime_ns))  # neither size nor time tells
+    assert fetch(folder, make) == b"CONTENT"
+    assert make.count == 2
+    assert len(files(folder)) == 1
+
+
+def test_the_same_content_written_anew_is_known(folder: Path, source: Path) -> None:
+    make = Maker(source)
+    fetch(folder, make)
+    source.unlink()
+    source.write_bytes(b"content")
+    fetch(folder, make)
+    assert make.count == 1
+
+
+def test_a_large_file_is_known_by_its_time_and_size(
+    folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esim_fast.data.cache._LARGE", 1)
+    make = Maker(source)
+    assert fetch(folder, make) == fetch(folder, make)
+    assert make.count == 1
+    about = source.stat()
+    time.sleep(0.02)  # more than a tick of the clock
+    source.write_bytes(b"CONTENT")
+    os.utime(source, ns=(about.st_atime_ns, about.st_mtime_ns))  # but nobody can set the time of this change
+    assert fetch(folder, make) == b"CONTENT"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: data[:-1], id="cut"),
+        pytest.param(lambda data: data[: len(data) // 2], id="halved"),
+        pytest.param(lambda data: data + b"x", id="longer"),
+        pytest.param(lambda data: data[:-1] + bytes([data[-1] ^ 1]), id="last-bit"),
+        pytest.param(lambda data: b"\xff" * 8 + data[8:], id="huge-header"),
+        pytest.param(lambda data: bytes(len(data)), id="zeros"),
+        pytest.param(lambda data: data.replace(b'"format', b'"formaT'), id="other-key"),
+        pytest.param(lambda data: data.replace(b'"I64"', b'"F64"'), id="other-dtype"),
+        pytest.param(lambda data: data.replace(b'checksum":"', b'checksum":"0', 1)[:-1], id="other-checksum"),
+    ],
+)
+def test_a_damaged_file_is_made_again(folder: Path, source: Path, damage: Callable[[bytes], bytes]) -> None:
+    make = Maker(source)
+    fetch(folder, make)
+    (path,) = files(folder)
+    whole = path.read_bytes()
+    damaged = damage(whole)
+    assert damaged != whole
+    path.write_bytes(damaged)
+    assert fetch(folder, make) == b"content"
+    assert make.count == 2
+    assert fetch(folder, make) == b"content"
+    assert make.count == 2
+
+
+def test_every_bit_counts(folder: Path, source: Path) -> None:
+    make = Maker(source)
+    fetch(folder, make)
+    (path,) = files(folder)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        assert fetch(folder, make) == b"content", place
+
+
+def test_a_failure_leaves_nothing(folder: Path, source: Path) -> None:
+    def fail() -> dict[str, torch.Tensor]:
+        raise DataError("no")
+
+    with pytest.raises(DataError, match=r"^no$"):
+        kept(folder, str(source), OPTIONS, fail)
+    assert files(folder) == []
+
+
+def test_a_source_that_changes_meanwhile(folder: Path, source: Path) -> None:
+    class Changing(Maker):
+        def __call__(self) -> dict[str, torch.Tensor]:
+            arrays = super().__call__()
+            self.source.write_bytes(b"content, and more")
+            return arrays
+
+    with pytest.raises(DataError, match=r"corpus\.tsv: it was changed while it was read$"):
+        fetch(folder, Changing(source))
+    assert files(folder) == []
+
+
+def test_where_nothing_can_be_written(tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert fetch(blocked / "folder", Maker(source)) == b"content"
+    assert "cannot be written, so the next start will take as long" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_read_once_and_not_kept(tmp_path: Path, folder: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen([sys.executable, "-c", f"open({str(pipe)!r}, 'wb').write(b'content')"]):
+        assert fetch(folder, Maker(pipe)) == b"content"
+    assert not folder.exists()
+
+
+def _fetch_slowly(folder: Path, source: Path, made: "multiprocessing.Queue[bool]") -> None:
+    class Slow(Maker):
+        def __call__(self) -> dict[str, torch.Tensor]:
+            time.sleep(0.3)
+            return super().__call__()
+
+    make = Slow(source)
+    fetch(folder, make)
+    made.put(bool(make.count))
+
+
+def test_of_several_processes_one_makes_it(folder: Path, source: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    made = context.Queue()
+    processes = [context.Process(target=_fetch_slowly, args=(folder, source, made)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert sum(made.get(timeout=10) for _ in processes) == 1
+    assert len(files(folder)) == 1
+
+
+def test_where_the_users_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESIM_FAST_CACHE", "/a/b")
+    assert default_cache() == Path("/a/b")
+    monkeypatch.setenv("ESIM_FAST_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert default_cache() == Path("/c/esim_fast")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert default_cache() == Path("/home/somebody/.cache/esim_fast")

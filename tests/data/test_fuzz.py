@@ -1,0 +1,289 @@
+"""Corpora with damaged rows: each row is read right or reported with its line, whatever happened to its neighbors."""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esim_fast.data import BadRow, DataError, Layout, Pair, prepare, read_pairs
+from esim_fast.data.reading import Form, parse_pairs
+
+FILES, ROWS, DAMAGED = 400, 12, 7  # 2,800 damaged rows for each of four forms
+WORDS = ["a", "man", "isn't", '"so"', "Ünïcode", "睡觉", "3,5", "\u2028", "", " ", "{x}", "-", "\\", "🙂", "'"]
+PIECES = [
+    b"\t",
+    b",",
+    b'"',
+    b'""',
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"-",
+    b"\\",
+    b"{",
+    b"}",
+    b" ",
+]
+PIECES += [
+    b'","',
+    b"\t\t",
+    b"\\u0000",
+    b"\\ud800",
+    b"\xf0\x9f",
+    b"\x85",
+    b"null",
+    b"[]",
+    b"1e999",
+    b"\x1c",
+    b"\xe2\x80\xa8",
+]
+
+
+def tsv(row: tuple[str, str, str]) -> bytes:
+    return "\t".join(row).encode() + b"\n"
+
+
+def quoted(delimiter: str) -> Callable[[tuple[str, str, str]], bytes]:
+    def write(row: tuple[str, str, str]) -> bytes:
+        line = io.StringIO()
+        csv.writer(line, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(row)
+        return line.getvalue().encode()
+
+    return write
+
+
+def jsonl(row: tuple[str, str, str]) -> bytes:
+    ascii_only = len(row[1]) % 2 == 0
+    return json.dumps(dict(zip(NAMES, row, strict=True)), ensure_ascii=ascii_only).encode() + b"\n"
+
+
+NAMES = ("label", "premise", "hypothesis")
+HEADERS = {form: "\t".join(NAMES).encode() + b"\n" for form in ("tsv", "quoted-tsv")} | {
+    "csv": ",".join(NAMES).encode() + b"\n",
+    "jsonl": b"",
+}
+
+
+def draw_row(draw: random.Random) -> tuple[str, str, str]:
+    label = draw.choice(["entailment", "neutral", "contradiction", "0", "-"])
+    return label, *(" ".join(draw.choices(WORDS, k=draw.randrange(6))) for _ in "ph")
+
+
+def damage(row: bytes, draw: random.Random) -> bytes:
+    """A row with one to three things done to it; its line feed stays."""
+    row = row.removesuffix(b"\n")
+    for _ in range(draw.randrange(1, 4)):
+        place, end = sorted(draw.randrange(len(row) + 1) for _ in "be")
+        row = draw.choice(
+            [
+                row[:place] + draw.choice(PIECES) + row[place:],
+                row[:place] + draw.choice(PIECES) + row[place + 1 :],
+                row[:place] + row[place + 1 :],
+                row[:place] + row[end:],
+                row[:place],
+                row[:place] + bytes([draw.randrange(256)]) + row[place + 1 :],
+                row[:end] + row[place:],
+            ]
+        )
+    return row + b"\n"
+
+
+def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
+    """What one line of an unquoted form says, None if it is not as it should be; written from the rules alone."""
+    try:
+        text = line.decode().rstrip("\n")
+    except UnicodeDecodeError:
+        return None
+    text = text.removesuffix("\r")
+    if form == "jsonl":
+        try:
+            found = json.loads(text)
+        except ValueError:
+            return None
+        if not isinstance(found, dict) or not found.keys() >= set(NAMES):
+            return None
+        fields = [found[name] for name in NAMES]
+        if isinstance(fields[0], int):
+            fields[0] = json.dumps(fields[0])
+        if not all(isinstance(field, str) for field in fields):
+            return None
+        if any(0xD800 <= ord(character) < 0xE000 for character in "".join(fields)):
+            return None
+    else:
+        fields = text.split("\t")
+        if len(fields) != 3:
+            return None
+    label, premise, hypothesis = fields
+    label = label.strip()
+    if not label or "\0" in "".join(fields):
+        return None
+    return premise, hypothesis, None if label == "-" else label
+
+
+def read(content: bytes, form: str) -> tuple[list[Pair], list[BadRow]]:
+    bad: list[BadRow] = []
+    written: Form = "tsv" if form == "quoted-tsv" else form  # type: ignore[assignment]
+    layout = Layout(quoted=form == "quoted-tsv")
+    lines = io.BytesIO(content)
+    pairs = list(parse_pairs(lines, "memory", layout, form=written, labeled=True, on_bad_row=bad.append))
+    return pairs, bad
+
+
+def named_lines(bad: list[BadRow]) -> list[int]:
+    """The lines that are reported, each of several blank ones too."""
+    several = {row.line: int(row.reason.split()[0]) for row in bad if row.reason.endswith(" blank lines")}
+    return sorted(row.line + more for row in bad for more in range(several.get(row.line, 1)))
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl"])
+def test_a_row_a_line(form: str) -> None:
+    draw = random.Random(form)
+    write = {"tsv": tsv, "jsonl": jsonl}[form]
+    reported = 0
+    for _ in range(FILES):
+        rows = [write(draw_row(draw)) for _ in range(ROWS)]
+        for place in draw.sample(range(ROWS), DAMAGED):
+            rows[place] = damage(rows[place], draw)
+        content = HEADERS[form] + b"".join(rows)
+        lines = content.split(b"\n")
+        while lines and not lines[-1].rstrip(b"\r"):
+            del lines[-1]  # blank ones may end a file
+        first = 0 if form == "jsonl" else 1
+        expected = {number: expected_pair(line, form) for number, line in enumerate(lines[first:], start=first + 1)}
+        if form == "jsonl" and lines and lines[0].startswith(b"\xef\xbb\xbf"):
+            expected[1] = expected_pair(lines[0][3:], form)
+        pairs, bad = read(content, form)
+        assert {pair.line: pair[:3] for pair in pairs} == {n: pair for n, pair in expected.items() if pair}, content
+        assert named_lines(bad) == [n for n, pair in expected.items() if not pair], content
+        assert all(row.reason and "\n" not in row.reason for row in bad)
+        reported += len(bad)
+        if bad:
+            with pytest.raises(DataError, match=rf"^memory:{bad[0].line}: "):
+                list(parse_pairs(io.BytesIO(content), "memory", Layout(), form=form, labeled=True))  # type: ignore[arg-type]
+    assert reported > FILES  # or nothing was damaged
+
+
+@pytest.mark.parametrize("form", ["csv", "quoted-tsv"])
+def test_rows_of_several_lines(form: str) -> None:
+    """A damaged quote may hide the rows behind it, but they are named or plainly part of one that is."""
+    draw = random.Random(form)
+    delimiter = "," if form == "csv" else "\t"
+    write = quoted(delimiter)
+    for _ in range(FILES):
+        rows = [draw_row(draw) for _ in range(ROWS)]
+        written = [write(row) for row in rows]
+        damaged = set(draw.sample(range(ROWS), DAMAGED))
+        content, begins, line = HEADERS[form], [], 2
+        for place, row in enumerate(written):
+            row = damage(row, draw) if place in damaged else row
+            begins.append(line)
+            line += row.count(b"\n")
+            content += row
+        pairs, bad = read(content, form)
+        at = {pair.line: pair for pair in pairs}
+        named = set(named_lines(bad))
+        assert not at.keys() & named
+        reasons = {row.line: row.reason for row in bad}
+        blank_end = len(content[: len(content.rstrip(b"\r\n"))].split(b"\n"))
+        lines = content.split(b"\n")
+        for place, (begin, (label, premise, hypothesis)) in enumerate(zip(begins, rows, strict=True)):
+            if place in damaged:
+                continue
+            if begin in at:
+                assert at[begin][:3] == (premise, hypothesis, None if label == "-" else label), content
+            elif begin not in named:
+                # Inside another row, then, whose quotes hold this one's line break.
+                before = max(number for number in {*at, *named} if number < begin)
+                assert before in at or "not valid quoting" in reasons[before], content
+                assert b'"' in b"\n".join(lines[before - 1 : begin]), content
+                assert begin <= blank_end, content
+        for number, pair in at.items():  # what a strict parser makes of the lines from there on
+            following = b"\n".join(lines[number - 1 :]).decode(errors="surrogateescape")
+            label, premise, hypothesis = next(
+                csv.reader(io.StringIO(following, newline=""), delimiter=delimiter, strict=True)
+            )
+            assert pair[:3] == (premise, hypothesis, None if label.strip() == "-" else label.strip()), content
+
+
+def test_damaged_archives(tmp_path: Path) -> None:
+    """Of a gzip file with damaged bytes, what is read is a beginning of what was written, and the rest is reported."""
+    draw = random.Random(0)
+    rows = [draw_row(draw) for _ in range(300)]
+    whole = gzip.compress(b"".join(map(tsv, rows)))
+    expected = [(premise, hypothesis, None if label == "-" else label) for label, premise, hypothesis in rows]
+    path = tmp_path / "a.tsv.gz"
+    for _ in range(FILES):
+        content = bytearray(whole)
+        if draw.random() < 0.5:
+            del content[draw.randrange(1, len(content)) :]
+        else:
+            content[draw.randrange(10, len(content) - 8)] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        bad: list[BadRow] = []
+        with contextlib.suppress(DataError) if refused_at_once(path) else contextlib.nullcontext():
+            pairs = list(read_pairs(path, on_bad_row=bad.append))
+            assert bad, "damage passed unnoticed"
+            if len(content) < len(whole):  # a flipped bit may change rows before the checksum at the end tells
+                assert [pair[:3] for pair in pairs] == expected[: len(pairs)]
+
+
+def refused_at_once(path: Path) -> bool:
+    """Whether already the first row of a file is reported."""
+    try:
+        next(read_pairs(path))
+    except DataError as error:
+        return str(error).startswith(f"{path}:1: ")
+    return False
+
+
+@pytest.mark.parametrize("form", ["tsv", "csv", "quoted-tsv"])
+def test_damaged_headers(form: str) -> None:
+    """Either the header is refused, or the rows behind it are read as if nothing had happened to it."""
+    draw = random.Random(form)
+    write = tsv if form == "tsv" else quoted("," if form == "csv" else "\t")
+    refused = 0
+    for _ in range(FILES):
+        rows = [draw_row(draw) for _ in range(3)]
+        header = damage(HEADERS[form], draw)
+        content = header + b"".join(map(write, rows))
+        expected = [(premise, hypothesis, None if label == "-" else label) for label, premise, hypothesis in rows]
+        try:
+            pairs, bad = read(content, form)
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith("memory:1: ")  # noqa: PT017
+        else:
+            at = {pair.line: pair[:3] for pair in pairs}
+            for number, pair in enumerate(expected, start=header.count(b"\n") + 1):
+                assert at.get(number, pair) == pair, content
+                assert number in at or number in named_lines(bad), content
+    assert FILES > refused > FILES / 2
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.tsv", tsv), ("a.jsonl", jsonl), ("a.csv", quoted(","))])
+def test_prepared_corpora_hold_what_is_read(tmp_path: Path, name: str, write: Callable) -> None:
+    draw = random.Random(name)
+    path = tmp_path / name
+    for _ in range(30):
+        rows = [write(draw_row(draw)) for _ in range(ROWS)]
+        for place in draw.sample(range(ROWS), DAMAGED):
+            rows[place] = damage(rows[place], draw)
+        path.write_bytes(HEADERS[path.suffix[1:]] + b"".join(rows))
+        bad: list[BadRow] = []
+        pairs = list(read_pairs(path, on_bad_row=bad.append))
+        corpus = prepare(path, str.split, skip_bad_rows=True, allow_empty=True)
+        assert corpus.bad_rows == bad
+        assert corpus.lines.tolist() == [pair.line for pair in pairs]
+        labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
+        assert labels == [pair.label for pair in pairs]
+        words = [corpus.words[token] for token in corpus.tokens]
+        assert words == [word for pair in pairs for text in pair[:2] for word in text.split()]

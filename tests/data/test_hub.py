@@ -1,0 +1,76 @@
+"""Data sets of the Hugging Face hub, here as its library saves them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esim_fast.data import DataError, prepare
+from esim_fast.data import preparing as module
+from esim_fast.data.folders import find_corpus
+
+datasets = pytest.importorskip("datasets", reason="the extra [hub] is not installed")
+
+CLASSES = ["neutral", "contradiction", "entailment"]  # in an order of their own
+ROWS = {"premise": ["A b.", "c", "d"], "hypothesis": ["B", "c?", ""], "label": [2, -1, 0], "idx": [0, 1, 2]}
+
+
+def dataset(**columns: list[object]) -> "datasets.Dataset":
+    labels = datasets.ClassLabel(names=CLASSES)
+    rows = datasets.Dataset.from_dict(ROWS | columns)
+    return rows.cast_column("label", labels)
+
+
+@pytest.fixture(params=["saved", "files"])
+def corpus(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    parts = datasets.DatasetDict({"train": dataset(), "validation": dataset(), "test": dataset(label=[-1, -1, -1])})
+    if request.param == "saved":
+        parts.save_to_disk(tmp_path / "nli")
+    else:
+        for name, part in parts.items():
+            part.to_parquet(tmp_path / "nli" / f"{name}.parquet")
+    return f"hub:{tmp_path / 'nli'}"
+
+
+def test_rows_and_names_of_labels(corpus: str) -> None:
+    prepared = prepare(f"{corpus}#train")
+    assert prepared.words == ["a", "b", ".", "c", "?", "d"]
+    assert prepared.labels.tolist() == [0, module.NO_LABEL, 1]
+    assert prepared.label_names == ["entailment", "neutral"]
+    assert prepared.lines.tolist() == [1, 2, 3]
+
+
+def test_it_is_kept(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(f"{corpus}#train", cache=tmp_path / "cache")
+    monkeypatch.setattr(module, "_tokenize_part", None)
+    assert np.array_equal(prepare(f"{corpus}#train", cache=tmp_path / "cache").tokens, first.tokens)
+
+
+def test_splits(corpus: str) -> None:
+    assert find_corpus(corpus) == (f"{corpus}#train", f"{corpus}#validation", f"{corpus}#test")
+
+
+def test_mistakes(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected one of its splits after #, train, validation, test, got 'dev'$"):
+        prepare(f"{corpus}#dev")
+    with pytest.raises(DataError, match=r"expected sentence pairs, got only 3 labeled -$"):
+        prepare(f"{corpus}#test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        prepare(f"hub:{tmp_path / 'empty'}#train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_that_is_wrong(tmp_path: Path) -> None:
+    rows = dataset(premise=["a", None, "c"])
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "nli")
+    with pytest.raises(DataError, match=r"#train:2: premise: expected a string, got NoneType$"):
+        prepare(f"hub:{tmp_path / 'nli'}#train")
+
+
+def test_multinli(tmp_path: Path) -> None:
+    names = ("train", "validation_matched", "validation_mismatched", "test_matched")
+    datasets.DatasetDict({name: dataset() for name in names}).save_to_disk(tmp_path / "mnli")
+    parts = [part.rpartition("#")[2] for part in find_corpus(f"hub:{tmp_path / 'mnli'}")]
+    assert parts == ["train", "validation_matched", "validation_mismatched"]

@@ -1,0 +1,404 @@
+"""Prepared corpora: the tokenizer's words, the file's labels and lines, whoever worked on them and whenever."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esim_fast.data import BadRow, DataError, Layout, PreparedCorpus, Vocabulary, get_tokenizer, prepare, read_pairs
+from esim_fast.data import preparing as module
+
+TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
+LABELS = ["x", "y"]
+
+
+def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
+    """What a corpus holds, as one would write it down."""
+    sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
+    labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
+    return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
+
+
+def same(one: PreparedCorpus, other: PreparedCorpus) -> bool:
+    arrays = (
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("tokens", "ends", "labels", "lines")
+    )
+    return all(arrays) and (one.words, one.label_names, one.bad_rows) == (
+        other.words,
+        other.label_names,
+        other.bad_rows,
+    )
+
+
+def many_rows(count: int) -> str:
+    """Rows of words that come back and words that do not."""
+    draw = random.Random(count)
+    words = [f"w{i}" for i in range(500)] + ["can't", "It's", "3.5", "(x)", '"so"']
+    rows = ("\t".join((draw.choice("xyz-"), *(" ".join(draw.choices(words, k=draw.randrange(9))) for _ in "ph"))) for _ in range(count))  # fmt: skip  # noqa: E501
+    return "".join(f"{row} n{number}\n" for number, row in enumerate(rows))
+
+
+def test_one_corpus_by_hand(tmp_path: Path) -> None:
+    corpus = prepare(write(tmp_path, TSV))
+    assert len(corpus) == 3
+    assert corpus.words == ["a", "b", "c", ".", "d", ","]
+    assert corpus.tokens.tolist() == [0, 1, 2, 3, 1, 4, 1, 2, 0, 5, 0]
+    assert corpus.ends.tolist() == [4, 5, 6, 6, 8, 11]
+    assert corpus.lengths.tolist() == [[4, 1], [1, 0], [2, 3]]
+    assert corpus.label_names == ["x", "y"]
+    assert corpus.labels.tolist() == [0, -1, 1]
+    assert corpus.lines.tolist() == [2, 3, 4]
+    assert corpus.bad_rows == []
+    assert corpus.label_counts() == {"x": 1, "y": 1}
+    assert corpus.word_counts(labeled=True) == {"a": 3, "b": 3, "c": 2, ".": 1, ",": 1}
+    assert corpus.word_counts(labeled=False)["d"] == 1
+
+
+def test_encoding(tmp_path: Path) -> None:
+    corpus = prepare(write(tmp_path, TSV))
+    dataset = corpus.encode(Vocabulary(["<unk>", "<pad>", "b", "a", "."]), ["y", "x"])
+    assert len(dataset) == 2
+    assert dataset.labels.tolist() == [1, 0]
+    assert dataset.lengths.tolist() == [[4, 1], [2, 3]]
+    assert dataset[[0]].pairs.tokens.tolist() == [3, 2, 2, 0, 4]  # a b(hypothesis) b c .: time-major
+    with pytest.raises(DataError) as caught:
+        corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["x", "z"])
+    assert str(caught.value) == f"{corpus.path}:4: expected a label among x, z, got 'y'"
+
+
+def test_other_labels_can_be_left_out(tmp_path: Path) -> None:
+    corpus = prepare(write(tmp_path, TSV)).without_other_labels(["x", "z"])
+    assert corpus.bad_rows == [BadRow(4, "expected a label among x, z, got 'y'")]
+    dataset = corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["z", "x"])
+    assert dataset.labels.tolist() == [1]
+    assert corpus.label_counts() == {"x": 1, "y": 0}
+    with pytest.raises(DataError, match=r"corpus\.tsv: expected labels among z, got none of them$"):
+        prepare(tmp_path / "corpus.tsv").without_other_labels(["z"])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_all_ways_give_what_reading_and_tokenizing_give(
+    tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS", 50)
+    path = write(tmp_path, many_rows(1000), "plain.tsv")
+    write(tmp_path, gzip.compress(path.read_bytes()), "packed.tsv.gz")
+    cache = tmp_path / "cache" if cached else None
+    tokenize = get_tokenizer()
+    expected = [(tokenize(pair.premise), tokenize(pair.hypothesis), pair.label, pair.line) for pair in read_pairs(path)]
+    found = [
+        prepare(tmp_path / name, cache=cache, workers=workers)
+        for name in ("plain.tsv", "packed.tsv.gz")
+        for workers in (1, 2, 5)
+    ]
+    for corpus in found:
+        assert pairs_of(corpus) == expected
+        assert same(corpus, found[0])
+        assert corpus.digest == found[0].digest
+    assert same(prepare(path, cache=cache), found[0])
+
+
+def test_the_second_time_nothing_is_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, TSV)
+    first = prepare(path, cache=tmp_path / "cache")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("tokenized again")
+
+    monkeypatch.setattr(module, "_tokenize_part", refuse)
+    assert same(prepare(path, cache=tmp_path / "cache"), first)
+    for options in ({"tokenizer": "whitespace"}, {"layout": Layout(quoted=True)}, {"labeled": False}):
+        with pytest.raises(AssertionError):
+            prepare(path, cache=tmp_path / "cache", **options)
+
+
+def test_what_a_name_says_of_the_form_is_part_of_the_key(tmp_path: Path) -> None:
+    tsv = write(tmp_path, "x,y\ta,b\tc\n", "w.tsv")
+    (tmp_path / "w.csv").symlink_to(tsv)
+    prepare(tsv, cache=tmp_path / "cache")
+    assert prepare(tmp_path / "w.csv", cache=tmp_path / "cache").label_names == ["x"]
+
+
+def test_words_of_punkt_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "get_tokenizer", lambda name: str.split)
+    prepare(write(tmp_path, TSV), "nltk-punkt", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_text_without_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "A man\n\tman, sleeping\n", "words.txt")
+    corpus = prepare(path, layout=Layout(text=True), labeled=False, cache=tmp_path / "cache")
+    assert corpus.word_counts(labeled=False) == {"a": 1, "man": 2, ",": 1, "sleeping": 1}
+
+
+def test_long_rows_come_in_small_parts() -> None:
+    records = [module.Record(number, b"x" * 900_000) for number in range(50)]
+    chunks = list(module._chunks(iter(records)))
+    assert [record for chunk in chunks for record in chunk] == records
+    assert max(map(len, chunks)) == 5
+    rows = [module.Record(number, b"x") for number in range(5000)]
+    assert [len(chunk) for chunk in module._chunks(iter(rows))] == [2048, 2048, 904]
+
+
+def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:
+    def digest(text: str, name: str = "a.tsv") -> str:
+        return prepare(write(tmp_path, text, name)).digest
+
+    assert digest(TSV) == digest(TSV, "b.tsv") == digest(TSV.replace(" c.", "  c ."))
+    others = [TSV.replace("c.", "d."), TSV.replace("x\t", "z\t"), TSV.replace("\tB\n", "\t\n"), TSV + "x\ta\ta\n"]
+    assert len({digest(TSV), *map(digest, others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", ": expected sentence pairs, got none"),
+        ("\n\n", ": expected sentence pairs, got none"),
+        ("label\tpremise\thypothesis\n", ": expected sentence pairs, got none"),
+        ("-\ta\tb\n-\tc\td\n", ": expected sentence pairs, got only 2 labeled -"),
+        (TSV + "x\ta\n", ":5: expected 3 columns, got 2"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_corpora(tmp_path: Path, content: str, message: str, workers: int) -> None:
+    path = write(tmp_path, content)
+    for _ in range(2):  # nor may a second call find something kept
+        with pytest.raises(DataError) as caught:
+            prepare(path, cache=tmp_path / "cache", workers=workers)
+        assert str(caught.value) == f"{path}{message}"
+
+
+def test_bad_rows_are_listed_again_the_second_time(tmp_path: Path) -> None:
+    path, cache = write(tmp_path, TSV + "x\ta\nx\te\t\0\n"), tmp_path / "cache"
+    for _ in range(2):
+        corpus = prepare(path, cache=cache, skip_bad_rows=True)
+        assert corpus.bad_rows == [BadRow(5, "expected 3 columns, got 2"), BadRow(6, "NUL character")]
+        assert len(corpus) == 3
+    with pytest.raises(DataError, match=r":5: expected 3 columns, got 2$"):
+        prepare(path, cache=cache)
+
+
+def test_a_corpus_of_bad_rows(tmp_path: Path) -> None:
+    path = write(tmp_path, "label\tpremise\thypothesis\nx\ta\n")
+    with pytest.raises(DataError, match=r"got none that can be read; line 2: expected 3 columns, got 2$"):
+        prepare(path, skip_bad_rows=True)
+    assert len(prepare(path, skip_bad_rows=True, allow_empty=True)) == 0
+
+
+def test_labels_with_any_character(tmp_path: Path) -> None:
+    labels = ["a\nb", 'c"', "ünï"]
+    rows = [json.dumps({"label": label, "premise": "p", "hypothesis": "h"}) for label in labels]
+    corpus = prepare(write(tmp_path, "\n".join(rows), "a.jsonl"), cache=tmp_path / "cache")
+    assert corpus.label_names == labels
+
+
+class TestOwnTokenizer:
+    def test_it_is_used_and_not_kept(self, tmp_path: Path) -> None:
+        path, cache = write(tmp_path, TSV), tmp_path / "cache"
+        assert prepare(path, cache=str(tmp_path / "other")).words == prepare(path).words
+        assert prepare(path, str.split, cache=cache).words[:3] == ["A", "b", "c."]
+        assert prepare(path, list, cache=cache).words[:2] == ["A", " "]
+        assert not cache.exists()
+
+    def test_in_other_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+        here, there = (prepare(path, lambda text: text.upper().split(), workers=workers) for workers in (1, 2))
+        assert same(here, there)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize(
+        ("returns", "message"),
+        [
+            (None, "TypeError: 'NoneType' object is not iterable"),
+            ("a b", "TypeError: expected a list of words, got a string"),
+            ([["a"]], "TypeError: unhashable type: 'list'"),
+            (["a", 5], "expected words without line breaks, got 5"),
+            (["a", ""], "expected words without line breaks, got ''"),
+            (["a\nb"], "expected words without line breaks, got 'a\\nb'"),
+            (["\ud800"], "expected words without line breaks, got '\\ud800'"),
+        ],
+    )
+    def test_mistakes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: object, message: str, workers: int
+    ) -> None:
+        monkeypatch.setattr(module, "ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+        with pytest.raises(DataError) as caught:
+            prepare(path, lambda text: returns, workers=workers)
+        assert str(caught.value).endswith(message)
+        assert "test_data_preparing:TestOwnTokenizer" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class TestProcesses:
+    def test_one_that_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+
+        def tokenize(text: str) -> list[str]:
+            if "n777" in text:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return text.split()
+
+        with pytest.raises(DataError, match=r"^a worker process was killed; is memory short\?$"):
+            prepare(path, tokenize, workers=2)
+
+    def test_inside_a_process_that_may_have_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "ROWS", 50)
+        path = write(tmp_path, many_rows(1000))
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=prepare, args=(path,), kwargs={"workers": 2}, daemon=True)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+
+    def test_memory_is_bounded_by_few_parts_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken = 0
+
+        def items() -> "object":
+            nonlocal taken
+            for item in range(1000):
+                taken += 1
+                yield item
+
+        results = module.map_in_processes(lambda item: item + 1, items(), 2)
+        assert list(islice(results, 10)) == list(range(1, 11))
+        assert taken <= 10 + 3 * 2
+        results.close()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+    def test_after_a_mistake_nobody_waits_for_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "ROWS", 50)
+        rows = many_rows(2000).splitlines(keepends=True)
+        rows[60] = "x\tonly one\n"
+        path = write(tmp_path, "".join(rows))
+        before = children(os.getpid())
+        begin = time.monotonic()
+        with pytest.raises(DataError, match=r":61: expected 3 columns, got 2$") as caught:
+            prepare(path, lambda text: time.sleep(0.05) or text.split(), workers=2)
+        assert time.monotonic() - begin < 30  # all of it would take 100 seconds, what is under way half of that
+        assert set(children(os.getpid())) <= set(before), caught.value
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+    def test_they_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:
+        write(tmp_path, many_rows(20_000))
+        script = (
+            "import time\n"
+            "from esim_fast.data import prepare\n"
+            "prepare('corpus.tsv', lambda text: time.sleep(0.01) or text.split(), workers=3)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
+        workers = wait_for(lambda: children(process.pid), lambda found: len(found) == 3)
+        process.kill()
+        process.wait()
+        assert wait_for(lambda: [pid for pid in workers if is_running(pid)], lambda left: not left) == []
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(look, enough, seconds=60):
+    end = time.monotonic() + seconds
+    while not enough(found := look()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def _prepare(corpus: Path, cache: Path, at: str | None) -> None:
+    """Prepares a corpus; ``at`` is a step of writing it before or after which to be killed."""
+    if at is not None:
+        name, _, when = at.partition(" ")
+        step = getattr(os, name)
+
+        def last_step(*arguments: object) -> object:
+            if when == "after":
+                step(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(os, name, last_step)
+    prepare(corpus, cache=cache, workers=2)
+
+
+@pytest.mark.parametrize("steps", ["any moment", "fsync before", "fsync after", "replace before", "replace after"])
+def test_killing_leaves_the_old_state_or_a_complete_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    monkeypatch.setattr(module, "ROWS", 200)
+    path, cache = tmp_path / "corpus.tsv", tmp_path / "cache"
+    contents = [many_rows(3000), many_rows(3001)]
+    begin = time.perf_counter()
+    expected = [prepare(write(tmp_path, content), workers=2) for content in contents]
+    seconds = (time.perf_counter() - begin) / 2
+    context = multiprocessing.get_context("fork")
+    draw = random.Random(0)
+    replaced = 0
+    for trial in range(25 if steps == "any moment" else 1):
+        shutil.rmtree(cache, ignore_errors=True)
+        path.write_text(contents[0])
+        if trial % 3:  # an older state is there
+            prepare(path, cache=cache)
+        before = kept_files(cache)
+        path.write_text(contents[1])
+        process = context.Process(target=_prepare, args=(path, cache, None if steps == "any moment" else steps))
+        process.start()
+        if steps == "any moment":
+            # One early moment and one late, and any between; a busy machine may take longer than before.
+            process.join({0: 0.0, 1: None}.get(trial, draw.uniform(0, 1.3 * seconds)))
+            process.kill()
+        process.join()
+
+        if kept_files(cache) != before:  # then it is complete: nothing has to be tokenized
+            replaced += 1
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "_tokenize_part", None)
+                assert same(prepare(path, cache=cache), expected[1])
+        assert same(prepare(path, cache=cache), expected[1])
+        assert len(kept_files(cache)) == 1
+        path.write_text(contents[0])
+        assert same(prepare(path, cache=cache), expected[0])
+    if steps == "any moment":
+        assert 0 < replaced < 25
+    else:
+        assert replaced == (steps == "replace after")
+
+
+def kept_files(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.glob("*.safetensors")}
+
+
+def test_both_forms_of_snli_hold_the_same_examples(real_data: Path) -> None:
+    tsv, jsonl = (prepare(real_data / "snli" / name) for name in ("dev.tsv.gz", "snli_1.0_dev.jsonl.gz"))
+    examples = [[pair[:3] for pair in pairs_of(corpus) if pair[2]] for corpus in (tsv, jsonl)]
+    assert len(examples[0]) == 9842
+    assert examples[0] == examples[1]
+    assert int((tsv.labels == module.NO_LABEL).sum()) == 158

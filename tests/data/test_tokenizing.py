@@ -1,0 +1,171 @@
+"""Tokenizers: NLTK's answers, lower-cased afterwards."""
+
+import string
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import nltk
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nltk.tokenize import word_tokenize
+
+from esim_fast.data import DataError, get_tokenizer, read_pairs
+from esim_fast.data.tokenizing import name_of
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A man isn't sleeping.", ["a", "man", "is", "n't", "sleeping", "."]),
+        ('He said: "Go, now!"', ["he", "said", ":", "``", "go", ",", "now", "!", "''"]),
+        ("It costs $3.88 (or so).", ["it", "costs", "$", "3.88", "(", "or", "so", ")", "."]),
+        ("One sentence. And another.", ["one", "sentence.", "and", "another", "."]),
+        ("DON'T Don'T", ["do", "n't", "don't"]),  # split first, then lowered
+        ("Ünïcode\u2028\x85\x1c\u00a0CAFÉ", ["ünïcode", "café"]),
+        (
+            "I Cannot wait, gonna go, 3 of us, , .",
+            ["i", "can", "not", "wait", ",", "gon", "na", "go"] + [",", "3", "of", "us", ",", ",", "."],
+        ),
+        ("Well, he can't.", ["well", ",", "he", "ca", "n't", "."]),
+        ("They wanna.", ["they", "wan", "na", "."]),
+        ("", []),
+        (" \t ", []),
+    ],
+)
+def test_nltk(text: str, words: list[str]) -> None:
+    assert get_tokenizer()(text) == words
+    assert get_tokenizer("nltk")(text) == words
+
+
+pieces = st.sampled_from(["a", "B", "5", " ", " ", ", ", ",", ".", "'", "cannot", "Gonna", "wanna", "more'n", "can't"])
+
+
+@given(st.text() | st.text("aB.'\"`,:-$( )\n?") | st.lists(pieces).map("".join))
+def test_nltk_is_word_tokenize_lowered_without_whitespace(text: str) -> None:
+    words = get_tokenizer("nltk")(text)
+    assert words == [word.lower() for word in word_tokenize(text, preserve_line=True)]
+    assert not any(character.isspace() for word in words for character in word)
+    assert all(words)
+
+
+def test_nltk_on_real_sentences(real_data: Path) -> None:
+    tokenize = get_tokenizer("nltk")
+    for pair in islice(read_pairs(real_data / "mnli/dev_matched.tsv.gz"), 2000):
+        assert tokenize(pair.premise) == [word.lower() for word in word_tokenize(pair.premise, preserve_line=True)]
+
+
+def test_the_case_is_kept_where_it_counts() -> None:
+    assert get_tokenizer("nltk-cased")("Don't wake Ann.") == ["Do", "n't", "wake", "Ann", "."]
+    assert get_tokenizer("coetaur0")("Ann sleeps.") == ["_BOS_", "Ann", "sleeps", ".", "_EOS_"]
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^expected a tokenizer among nltk, nltk-cased, .*, coetaur0 or module:function, got 'spacy'$",
+    ):
+        get_tokenizer("spacy")
+
+
+@pytest.fixture
+def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder as the only place where NLTK looks for data."""
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    nltk.tokenize._get_punkt_tokenizer.cache_clear()
+    yield tmp_path
+    nltk.tokenize._get_punkt_tokenizer.cache_clear()
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_punkt_without_its_data() -> None:
+    with pytest.raises(DataError) as caught:
+        get_tokenizer("nltk-punkt")
+    assert str(caught.value) == (
+        "tokenizer nltk-punkt: expected NLTK's data punkt_tab; get it with: python -m nltk.downloader punkt_tab"
+    )
+
+
+def test_punkt_splits_sentences_first(nltk_data: Path) -> None:
+    folder = nltk_data / "tokenizers" / "punkt_tab" / "english"
+    folder.mkdir(parents=True)
+    # Punkt's parameters, with one thing learnt: "mr" is an abbreviation.
+    for name, content in {
+        "abbrev_types.txt": "mr",
+        "collocations.tab": "",
+        "sent_starters.txt": "",
+        "ortho_context.tab": "",
+    }.items():
+        (folder / name).write_text(content)
+    text = "Mr. Smith slept. HE woke."
+    assert get_tokenizer("nltk-punkt")(text) == ["mr.", "smith", "slept", ".", "he", "woke", "."]
+    assert get_tokenizer("nltk")(text) == ["mr.", "smith", "slept.", "he", "woke", "."]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("whitespace", " A man\u3000isn't\tHERE. ", ["a", "man", "isn't", "here."]),
+        ("characters", "花呗如何还款?", list("花呗如何还款?")),
+        ("characters", "iPhone 15怎么 用，99元", ["iphone", "15", "怎", "么", "用", "，", "99", "元"]),
+        ("characters", "ÉTÉ\u2028🙂", ["é", "t", "é", "🙂"]),
+    ],
+)
+def test_others(name: str, text: str, words: list[str]) -> None:
+    assert get_tokenizer(name)(text) == words
+    assert get_tokenizer(name)(" \n") == []
+
+
+@pytest.mark.parametrize("name", ["nltk", "whitespace", "characters"])
+@given(text=st.text())
+def test_words_are_never_empty_and_hold_no_whitespace(name: str, text: str) -> None:
+    for word in get_tokenizer(name)(text):
+        assert word
+        assert not any(map(str.isspace, word))
+
+
+def test_a_module_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "broken_words.py").write_text("def split(:\n")
+    with pytest.raises(DataError, match=r"^tokenizer broken_words:split: SyntaxError: "):
+        get_tokenizer("broken_words:split")
+
+
+@pytest.mark.parametrize("piece", [" ", "a", ", ", ",", ".", "'", '"', "(", "$", "-", "can", "`", ". "])
+def test_time_grows_with_the_text_and_not_faster(piece: str) -> None:
+    tokenize = get_tokenizer()
+
+    def seconds(count: int) -> float:
+        begin = time.process_time()
+        tokenize(f"A man{piece * count}!")
+        return time.process_time() - begin
+
+    seconds(10)
+    short, long = min(seconds(2_000) for _ in range(3)), seconds(32_000)
+    assert long < 5 * 16 * short + 0.01  # a square would be 16 times 16
+
+
+def test_a_function_by_name() -> None:
+    assert get_tokenizer("string:capwords") is string.capwords
+    assert get_tokenizer("builtins:str.split") is str.split
+    assert name_of(string.capwords) == "string:capwords"
+    assert name_of(str.split) == "builtins:str.split"
+    assert name_of("nltk") == "nltk"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.at.all:split", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("string:nothing", "AttributeError: module 'string' has no attribute 'nothing'"),
+        ("string:digits", "expected a function, got str"),
+        (".text:split", "TypeError: the 'package' argument is required to perform a relative import for '.text'"),
+        (":split", "ValueError: Empty module name"),
+    ],
+)
+def test_a_function_that_is_not_there(name: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        get_tokenizer(name)
+    assert str(caught.value) == f"tokenizer {name}: {message}"

@@ -1,0 +1,156 @@
+"""The vocabulary: ids, special words, and a file that always reads back."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esim_fast.data import (
+    PADDING,
+    PADDING_ID,
+    UNKNOWN,
+    UNKNOWN_ID,
+    DataError,
+    Vocabulary,
+    get_tokenizer,
+    prepare,
+)
+
+
+def count(sentences: Iterable[Sequence[str]]) -> Counter[str]:
+    return Counter(chain.from_iterable(sentences))
+
+
+def test_build_orders_by_frequency_then_alphabet() -> None:
+    sentences = [["the", "cat", "the"], [], ["dog", "cat", "bird"], ["the"]]
+    assert Vocabulary.build(count(sentences)).words == ["<unk>", "<pad>", "the", "cat", "bird", "dog"]
+    assert Vocabulary.build(count(sentences), min_count=2).words == ["<unk>", "<pad>", "the", "cat"]
+    assert Vocabulary.build({}).words == ["<unk>", "<pad>"]
+
+
+def test_encode() -> None:
+    vocabulary = Vocabulary(["<unk>", "<pad>", "a", "b"])
+    assert len(vocabulary) == 4
+    assert vocabulary.encode(["b", "c", "a"]) == [3, UNKNOWN_ID, 2]
+    assert vocabulary.encode([]) == []
+    assert "a" in vocabulary
+    assert "c" not in vocabulary
+
+
+def test_extended() -> None:
+    vocabulary = Vocabulary(["<unk>", "<pad>", "b", "a"])
+    more = ["d", "a", "<pad>", "", "c", "x\ny", "d", "<unk>", "\r", "\ud83d", "e f"]
+    assert vocabulary.extended(more).words == ["<unk>", "<pad>", "b", "a", "d", "c", "e f"]
+    assert vocabulary.extended(more).encode(["e f", "b"]) == [6, 2]
+    assert vocabulary.extended(iter([])) == vocabulary
+    assert len(vocabulary) == 4
+
+
+def test_special_words_in_a_text_are_unknown() -> None:
+    vocabulary = Vocabulary.build({"<pad>": 2, "<unk>": 1, "a": 1})
+    assert vocabulary.words == [UNKNOWN, PADDING, "a"]
+    assert vocabulary.words[UNKNOWN_ID] == UNKNOWN
+    assert vocabulary.words[PADDING_ID] == PADDING
+    assert vocabulary.encode(["<pad>", "<unk>", "a"]) == [UNKNOWN_ID, UNKNOWN_ID, 2]
+    assert PADDING not in vocabulary
+    assert UNKNOWN not in vocabulary
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected <unk> and <pad> first, got 0 words"),
+        (["<unk>"], "expected <unk> and <pad> first, got 1 words"),
+        (["<pad>", "<unk>"], "word 0: expected <unk>, got '<pad>'"),
+        (["<unk>", "a"], "word 1: expected <pad>, got 'a'"),
+        (["<unk>", "<pad>", "a", "b", "a"], "expected distinct words, got 'a' 2 times"),
+        (["<unk>", "<pad>", "<pad>"], "expected distinct words, got '<pad>' 2 times"),
+        (["<unk>", "<pad>", ""], "word 2: expected a word without line breaks, got ''"),
+        (["<unk>", "<pad>", "a\nb"], r"word 2: expected a word without line breaks, got 'a\nb'"),
+        (["<unk>", "<pad>", "a\r"], r"word 2: expected a word without line breaks, got 'a\r'"),
+        (["<unk>", "<pad>", "\ud83d"], r"word 2: expected a word without line breaks, got '\ud83d'"),
+    ],
+)
+def test_bad_words(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
+        Vocabulary(words)
+    assert str(caught.value) == message
+
+
+def test_building_from_an_unsavable_word_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a word without line breaks"):
+        Vocabulary.build({"a\nb": 1})
+
+
+def test_file_format(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.txt"
+    Vocabulary(["<unk>", "<pad>", "é", "a"]).save(path)
+    assert path.read_bytes() == "<unk>\n<pad>\né\na\n".encode()
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert Vocabulary.load(path).words == ["<unk>", "<pad>", "é", "a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", ": expected <unk> and <pad> first, got 0 lines"),
+        (b"<unk>\n", ": expected <unk> and <pad> first, got 1 lines"),
+        (b"the\ncat\n", ":1: expected <unk>, got 'the'"),
+        (b"<unk>\r\n<pad>\r\n", r":1: expected <unk>, got '<unk>\r'"),
+        (b"<unk>\n<pad>\na\nb\na\n", ":5: expected distinct words, got 'a' as on line 3"),
+        (b"<unk>\n<pad>\na\n\nb\n", ":4: expected a word without line breaks, got ''"),
+        (b"<unk>\n<pad>\na\xff\n", ":3: not valid UTF-8 at byte 2"),
+    ],
+)
+def test_bad_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "vocabulary.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        Vocabulary.load(path)
+    assert str(caught.value) == f"{path}{message}"
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file or directory"):
+        Vocabulary.load(tmp_path / "vocabulary.txt")
+
+
+def test_equality() -> None:
+    assert Vocabulary(["<unk>", "<pad>", "a"]) == Vocabulary.build({"a": 1})
+    assert Vocabulary(["<unk>", "<pad>", "a"]) != Vocabulary.build({"b": 1})
+    assert Vocabulary(["<unk>", "<pad>"]) != ["<unk>", "<pad>"]
+
+
+words = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1)
+lines_that_are_not = st.sampled_from(["a\u2028b", "a\x85b", "\x1c", "\x0b\x0c", "\ufeff", " ", "a\x00"])
+
+
+@pytest.mark.parametrize("name", ["vocabulary.txt", "vocabulary.txt.gz"])
+@given(sentences=st.lists(st.lists(words | lines_that_are_not)))
+def test_any_word_survives_the_file(tmp_path_factory: pytest.TempPathFactory, name: str, sentences: list) -> None:
+    path = tmp_path_factory.mktemp("vocabulary") / name
+    vocabulary = Vocabulary.build(count(sentences))
+    vocabulary.save(path)
+    assert Vocabulary.load(path) == vocabulary
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_whatever_the_tokenizer_gives_can_be_saved(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.txt"
+    vocabulary = Vocabulary.build(count(map(get_tokenizer(), texts)))
+    vocabulary.save(path)
+    assert Vocabulary.load(path) == vocabulary
+
+
+def test_real_corpus(real_data: Path, tmp_path: Path) -> None:
+    corpus = prepare(real_data / "snli/dev.tsv.gz")
+    vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
+    assert vocabulary.words[:6] == ["<unk>", "<pad>", "a", ".", "the", "in"]
+    vocabulary.save(tmp_path / "vocabulary.txt")
+    assert Vocabulary.load(tmp_path / "vocabulary.txt") == vocabulary
+    known = [word for word in corpus.words if word in vocabulary]
+    assert [vocabulary.words[index] for index in vocabulary.encode(known)] == known

@@ -1,0 +1,439 @@
+"""The packed BiLSTM: the kernels against torch.nn.LSTM, in fp64 and in the same dtype."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from esim_fast.ops import bilstm
+from esim_fast.ops.bilstm import _in_training_mode
+from tests.ops.numerics import assert_as_exact_as_eager
+
+TRITON = [
+    pytest.param("cpu", marks=pytest.mark.interpreter, id="interpreted"),
+    pytest.param("cuda", marks=pytest.mark.gpu, id="cuda"),
+]
+KERNELS = [
+    pytest.param("cpp", "cpu", id="cpp"),
+    pytest.param("triton", "cpu", marks=pytest.mark.interpreter, id="triton-interpreted"),
+    pytest.param("triton", "cuda", marks=pytest.mark.gpu, id="triton"),
+]
+
+
+def batch_sizes_of(lengths):
+    lengths = torch.tensor(lengths)
+    return (lengths[:, None] > torch.arange(int(lengths.max()))).sum(0)
+
+
+def make(lengths, input_size, hidden_size, seed=0, scale=1.0):
+    """An LSTM, rows of packed sentences, batch sizes and the gradient of the states."""
+    torch.manual_seed(seed)
+    lstm = nn.LSTM(input_size, hidden_size, bidirectional=True)
+    batch_sizes = batch_sizes_of(lengths)
+    x = torch.randn(sum(lengths), input_size).mul_(scale).requires_grad_()
+    return lstm, x, batch_sizes, torch.randn(sum(lengths), 2 * hidden_size)
+
+
+def run(lstm, x, batch_sizes, grad_y, backend, device="cpu"):
+    """The states, and the gradients of x and of the parameters, on the CPU."""
+    if device != "cpu":
+        lstm, x = copy.deepcopy(lstm).to(device), x.detach().to(device).requires_grad_()
+    y = bilstm(lstm, x, batch_sizes, backend=backend)
+    gradients = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y.to(y.device, y.dtype))
+    return [of.cpu() for of in (y.detach(), *gradients)]
+
+
+def exactly(lstm, x, batch_sizes, grad_y):
+    exact = copy.deepcopy(lstm).double()
+    return run(exact, x.detach().double().requires_grad_(), batch_sizes, grad_y.double(), "reference")
+
+
+def check(lstm, x, batch_sizes, grad_y, backend="cpp", device="cpu"):
+    ours = run(lstm, x, batch_sizes, grad_y, backend, device)
+    exact = exactly(lstm, x, batch_sizes, grad_y)
+    for mine, wanted in zip(ours, exact, strict=True):
+        # A sum of n products of magnitude s is off by about sqrt(n) eps s, and states pass that on: 100 is generous.
+        assert float((mine - wanted).abs().max()) <= 100 * torch.finfo(torch.float32).eps * float(
+            1 + wanted.abs().max()
+        )
+    return ours, exact
+
+
+def test_cudnn_s_training_mode_changes_nothing_else():
+    """How gradients are had in evaluation mode on a GPU, on the CPU, where PyTorch has them anyway."""
+    lstm, x, batch_sizes, grad_y = make([9, 4, 4, 1], 5, 7)
+    lstm.eval()
+    y, expected = _in_training_mode(lstm, x, batch_sizes), lstm(PackedSequence(x, batch_sizes))[0].data
+    assert torch.equal(y, expected)
+    inputs = [x, *lstm.parameters()]
+    gradients = (torch.autograd.grad(of, inputs, grad_y) for of in (y, expected))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
+
+
+@pytest.mark.gpu
+class TestOnAGPU:
+    @pytest.mark.parametrize("backend", ["triton", "reference"])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_as_torch_nn_lstm(self, training, backend):
+        lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
+        exact = exactly(lstm, x, batch_sizes, grad_y)
+        for mine, wanted in zip(run(lstm.train(training), x, batch_sizes, grad_y, backend, "cuda"), exact, strict=True):
+            torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("backend", ["triton", "reference"])
+    def test_gradients_do_not_underflow_in_bf16(self, backend):
+        """PyTorch's autocast runs cuDNN's LSTMs in fp16, where the least number is 6e-8."""
+        lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
+        grad_y *= 1e-9
+        exact = exactly(lstm, x, batch_sizes, grad_y)
+        with torch.autocast("cuda", torch.bfloat16):
+            results = run(lstm, x, batch_sizes, grad_y, backend, "cuda")
+        assert results[0].dtype == torch.bfloat16
+        for mine, wanted in zip(results, exact, strict=True):
+            assert (mine.double() - wanted).norm() < 0.02 * wanted.norm()
+
+    def test_the_same_bits_every_time(self):
+        """A step reads what all threads of the program wrote in the one before: without a barrier, by chance."""
+        lstm, x, batch_sizes, grad_y = make(sorted([*range(1, 41)] * 20, reverse=True), 300, 300)
+        first = run(lstm, x, batch_sizes, grad_y, "triton", "cuda")
+        for _ in range(30):
+            again = run(lstm, x, batch_sizes, grad_y, "triton", "cuda")
+            assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+    def test_tf32(self):
+        lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
+        exact = exactly(lstm, x, batch_sizes, grad_y)
+        torch.backends.cudnn.allow_tf32 = True
+        try:
+            results = [run(lstm, x, batch_sizes, grad_y, backend, "cuda") for backend in ("triton", "reference")]
+        finally:
+            torch.backends.cudnn.allow_tf32 = False
+        for mine, cudnn, wanted in zip(*results, exact, strict=True):
+            assert (mine - wanted).norm() <= 2 * (cudnn - wanted).norm() + 1e-5 * wanted.norm()
+
+
+lengths = st.lists(st.integers(1, 9), min_size=1, max_size=40)
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_random_cases(backend, device):
+    families = [], [], []
+    # The interpreter takes a hundred times as long as C++, and on a GPU each number of units is compiled.
+    sizes = [1, 3, 16, 17, 64, 70] if device == "cpu" else [3, 16, 70]
+
+    @settings(max_examples=100 if backend == "cpp" else 20, deadline=None)
+    @given(lengths, st.sampled_from([1, 5, 16, 33]), st.sampled_from(sizes), st.integers(0, 99))
+    def collect(lengths, input_size, hidden_size, seed):
+        case = make(sorted(lengths, reverse=True), input_size, hidden_size, seed, scale=1 + seed % 3)
+        ours, exact = check(*case, backend, device)
+        for family, results in zip(families, (ours, run(*case, "reference"), exact), strict=True):
+            family.extend(results)
+
+    collect()
+    assert_as_exact_as_eager(*families)
+
+
+SHAPES = [([82, 40, 3, 1], 300), ([14] * 64, 300), ([1], 300), ([1] * 13, 8), ([300], 5), (list(range(1, 40)), 128)]
+NAMES = ["ragged", "64 sentences", "one word", "words", "one sentence", "39 lengths"]
+
+
+@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=NAMES)
+def test_shapes_of_real_batches(lengths, hidden_size):
+    check(*make(lengths, 300, hidden_size))
+
+
+@pytest.mark.parametrize("device", TRITON)
+@pytest.mark.parametrize(
+    ("lengths", "hidden_size"),
+    # A program takes 16 sentences, the last one those that are left, and 64 units at a time.
+    [([6, 5, 3, 1], 300), ([2] * 33, 300), ([1], 300), ([70, 65], 5), ([3, *[2] * 40, *[1] * 20], 8)],
+    ids=["300 units", "33 sentences", "one word", "long", "61 sentences"],
+)
+def test_shapes_of_triton_s_programs(lengths, hidden_size, device):
+    check(*make(lengths, 30, hidden_size), "triton", device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=NAMES)
+def test_shapes_of_real_batches_on_a_gpu(lengths, hidden_size):
+    check(*make(lengths, 300, hidden_size), "triton", "cuda")
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_nothing_else_than_what_is_asked_for(backend, device):
+    lstm, x, batch_sizes, grad_y = make([5, 3], 6, 7)
+    exact = exactly(lstm, x, batch_sizes, grad_y)
+    lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
+    with torch.no_grad():
+        assert not bilstm(lstm, x, batch_sizes, backend=backend).requires_grad
+    lstm.requires_grad_(False)
+    y = bilstm(lstm, x, batch_sizes, backend=backend)
+    (grad_x,) = torch.autograd.grad(y, x, grad_y)
+    torch.testing.assert_close(grad_x.cpu(), exact[1].float())
+    lstm.requires_grad_()
+    lstm.weight_hh_l0.requires_grad_(False)
+    bilstm(lstm, x.detach(), batch_sizes, backend=backend).backward(grad_y)
+    assert lstm.weight_hh_l0.grad is None
+    assert lstm.weight_ih_l0_reverse.grad is not None
+    assert bilstm(lstm, x[:0], batch_sizes[:0], backend=backend).shape == (0, 14)
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_a_backward_pass_can_be_repeated(backend, device):
+    lstm, x, batch_sizes, grad_y = make([9, 4, 4], 6, 7)
+    lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
+    y = bilstm(lstm, x, batch_sizes, backend=backend)
+    first = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y, retain_graph=True)
+    again = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_a_bad_sentence_spoils_no_other(backend, device):
+    lstm, x, batch_sizes, _ = make([6, 4, 4, 1], 6, 20)
+    lstm, x = lstm.to(device), x.detach().to(device)
+    clean = bilstm(lstm, x, batch_sizes, backend=backend).detach()
+    first = batch_sizes.cumsum(0) - batch_sizes
+    second = first[:4] + 1  # the second sentence's rows
+    spoiled = x.clone()
+    spoiled[second[2], 0] = float("nan")
+    y = bilstm(lstm, spoiled, batch_sizes, backend=backend).detach().cpu()
+    clean = clean.cpu()
+    others = torch.ones(len(x), dtype=torch.bool).index_fill(0, second, False)
+    assert torch.equal(y[others], clean[others])
+    assert y[second[2]].isnan().all()
+    assert y[second[0], :20].isfinite().all()  # the forward direction has not met it yet
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
+@pytest.mark.parametrize("sizes", [[2, 3], [1, 4], [0, 5], [5, 0], [6, -1]], ids=str)
+def test_sizes_that_cannot_be(sizes, backend):
+    lstm, x, _, _ = make([5], 6, 7)
+    with pytest.raises(ValueError, match=f"^batch_sizes must be positive and never grow, got {re.escape(str(sizes))}$"):
+        bilstm(lstm, x, torch.tensor(sizes), backend=backend)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("first_row", [[0, 1], [0, 0], [3, 1], [0, 7], [-5, 2**62]], ids=str)
+def test_a_lying_first_row_leads_nowhere_else(first_row):
+    """Whatever it says, what lies behind the cells' gradients is not written."""
+    from esim_fast.ops.triton import recurrence
+
+    rows, sentences, H = 8, 2, 3
+    gates, weights = torch.randn(rows, 8 * H), torch.randn(2, 4 * H, 4)
+    y, c, grad_y, previous = (torch.randn(rows, 2 * H) for _ in range(4))
+    arguments = grad_y, y, c, gates, weights, torch.tensor(first_row), torch.empty_like(gates), previous
+    planned = recurrence.plan_backward(*arguments, sentences, "tf32x3")
+    at = planned.kernel.arg_names.index("grad_c")
+    there = len(planned.arguments[at])
+    memory = torch.full((there + 32, 2 * H), 7.0)
+    planned._replace(arguments=(*planned.arguments[:at], memory[:there], *planned.arguments[at + 1 :])).start()
+    assert (memory[there:] == 7.0).all()
+
+
+class Layer(nn.Module):
+    """A function of an LSTM as a module with parameters."""
+
+    def __init__(self, lstm, run):
+        super().__init__()
+        self.lstm, self.run = lstm, run
+
+    def forward(self, x):
+        return self.run(self.lstm, x)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", ["reference", None, "cuDNN's training mode"])
+def test_parameters_in_the_place_of_others(backend, training, device):
+    """As torch.func.functional_call puts them there."""
+    lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
+    lstm, x = lstm.train(training).to(device), x.detach().to(device)
+    others = {f"lstm.{name}": torch.full_like(of, 0.1).requires_grad_() for name, of in lstm.named_parameters()}
+
+    def ours(lstm, x):
+        run = bilstm if backend in ("reference", None) else _in_training_mode
+        return run(lstm, x, batch_sizes, **{"backend": backend} if run is bilstm else {})
+
+    def theirs(lstm, x):
+        return lstm.train()(PackedSequence(x, batch_sizes))[0].data  # cuDNN has no gradients otherwise
+
+    results = []
+    for run in (ours, theirs):
+        y = torch.func.functional_call(Layer(lstm, run), others, (x,))
+        results.append([y, *torch.autograd.grad(y.sum(), [*others.values()])])
+    assert results[0][0].ne(ours(lstm, x)).any()
+    for mine, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+def test_the_number_of_threads_changes_nothing():
+    lstm, x, batch_sizes, grad_y = make([12, 11, 9, 9, 9, 7, 7, 6, 5, 5, 5, 4, 4, 3, 2, 2, 1, 1, 1, 1], 10, 37)
+    parts = [[], []]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            gates = [torch.randn(len(x), 4 * 37, generator=torch.Generator().manual_seed(d)) for d in (1, 2)]
+            weights = [lstm.weight_hh_l0.detach(), lstm.weight_hh_l0_reverse.detach()]
+            y, c = torch.ops.esim_fast.bilstm(*gates, *weights, batch_sizes)
+            parts[0].append((y, c, *gates))
+            parts[1].append(torch.ops.esim_fast.bilstm_backward(grad_y, y, c, *gates, *weights, batch_sizes))
+    finally:
+        torch.set_num_threads(before)
+    for runs in parts:
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+# Prints the largest error of the gates' functions in units in the last place: a program of its own, because the
+# processor is asked once.
+ON_ONE_PROCESSOR = """
+import torch, esim_fast
+x = torch.cat([torch.linspace(-110, 110, 40_001), torch.logspace(-30, 0, 4_000), -torch.logspace(-30, 0, 4_000)])
+gates = torch.stack([x, x, x, x], 1)
+other = gates.clone()
+wanted = torch.stack([x.double().sigmoid()] * 2 + [x.double().tanh(), x.double().sigmoid()], 1)
+weight = torch.zeros(4, 1)
+sizes = torch.tensor([len(x)])
+y, c = torch.ops.esim_fast.bilstm(gates, other, weight, weight, sizes)
+unit = torch.finfo(torch.float32).eps * wanted.abs() + 2.0**-149 / 2 + (wanted.abs() < 2.0**-125) * 2.0**-125
+print(float(((gates - wanted).abs() / unit).max()))
+special = torch.tensor([[float("nan")] * 4, [float("inf")] * 4, [-float("inf")] * 4])
+y, c = torch.ops.esim_fast.bilstm(special, special.clone(), weight, weight, torch.tensor([3]))
+print(special.tolist())
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_gate_functions_on_every_kind_of_processor(capability):
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ONE_PROCESSOR], capture_output=True, text=True, env=environment, check=True
+    )
+    worst, special = done.stdout.splitlines()
+    assert float(worst) <= 4
+    assert special == "[[nan, nan, nan, nan], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, -1.0, 0.0]]"
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_every_kind_of_processor(capability):
+    lines = "import test_bilstm as t; t.check(*t.make([9, 7, 7, 2, 2, 2, 1, 1], 12, 75)); print('right')"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, env=environment)
+    assert done.stdout == "right\n", done.stderr
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast(self, dtype, backend, device):
+        lstm, x, batch_sizes, grad_y = make([20, 14, 9, 9, 3], 40, 32)
+        exact = exactly(lstm, x, batch_sizes, grad_y)
+        with torch.autocast(device, dtype):
+            ours = run(lstm, x, batch_sizes, grad_y, backend, device)
+            nothing = bilstm(lstm.to(device), x[:0].to(device), batch_sizes[:0], backend=backend)
+        assert ours[0].dtype == nothing.dtype == dtype
+        assert all(gradient.dtype == torch.float32 for gradient in ours[1:])
+        for mine, wanted in zip(ours, exact, strict=True):
+            assert float((mine - wanted).norm() / wanted.norm()) < 4 * torch.finfo(dtype).eps
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_other_dtypes_are_torchs_own(self, dtype):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        lstm, x = lstm.to(dtype), x.detach().to(dtype)
+        wanted = lstm(PackedSequence(x, batch_sizes))[0].data
+        assert torch.equal(bilstm(lstm, x, batch_sizes), wanted)
+        with pytest.raises(ValueError, match=r"^backend='cpp' cannot run bilstm on cpu in torch\.\w+: possible here"):
+            bilstm(lstm, x, batch_sizes, backend="cpp")
+
+
+class TestIntegration:
+    def test_opcheck(self):
+        lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
+        gates = [torch.randn(len(x), 28) for _ in range(2)]
+        weights = [lstm.weight_hh_l0.detach(), lstm.weight_hh_l0_reverse.detach()]
+        torch.library.opcheck(torch.ops.esim_fast.bilstm.default, (*gates, *weights, batch_sizes))
+        y, c = torch.ops.esim_fast.bilstm(*gates, *weights, batch_sizes)
+        arguments = (grad_y, y, c, *gates, *weights, batch_sizes)
+        torch.library.opcheck(torch.ops.esim_fast.bilstm_backward.default, arguments)
+
+    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    def test_compiled(self, compiler):
+        lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
+        compiled = torch.compile(bilstm, backend=compiler)  # a graph ends before an nn.LSTM, and another begins
+        wanted = run(lstm, x, batch_sizes, grad_y, "cpp")
+        y = compiled(lstm, x, batch_sizes)
+        ours = [y.detach(), *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)]
+        for mine, other in zip(ours, wanted, strict=True):
+            torch.testing.assert_close(mine, other)
+
+    def test_gradients_are_tensors_of_their_own(self):
+        lstm, x, batch_sizes, grad_y = make([3, 2], 4, 5)
+        gradients = torch.autograd.grad(bilstm(lstm, x, batch_sizes), [*lstm.parameters()], grad_y)
+        before = [gradient.clone() for gradient in gradients]
+        for gradient in gradients:
+            gradient.mul_(2)
+        assert all(torch.equal(after, 2 * old) for after, old in zip(gradients, before, strict=True))
+
+    def test_forward_mode_is_refused_and_not_ignored(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        lstm.requires_grad_(False)
+        x = x.detach()
+        with pytest.raises(RuntimeError, match=r"jvp|forward"):
+            torch.func.jvp(lambda x: bilstm(lstm, x, batch_sizes), (x,), (torch.ones_like(x),))
+
+    def test_what_changes_an_lstm_is_kept(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        calls = []
+        lstm.register_forward_hook(lambda *_: calls.append(1))
+        bilstm(lstm, x, batch_sizes)
+        assert calls
+        with pytest.raises(ValueError, match="cannot run bilstm"):
+            bilstm(lstm, x, batch_sizes, backend="cpp")
+
+    def test_second_derivatives_raise(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        y = bilstm(lstm, x, batch_sizes)
+        (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            (gradient.square().sum() + y.sum()).backward()
+
+
+class TestMistakes:
+    def test_in_python(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        with pytest.raises(TypeError, match=r"^x must be a tensor, got list$"):
+            bilstm(lstm, [1], batch_sizes)
+        with pytest.raises(ValueError, match=r"^x must be \[N, 4\], got shape \[5, 3\]$"):
+            bilstm(lstm, x[:, 1:], batch_sizes)
+        with pytest.raises(ValueError, match="cannot run bilstm"):
+            bilstm(nn.LSTM(4, 5, num_layers=2, bidirectional=True), x, batch_sizes, backend="cpp")
+        with pytest.raises(ValueError, match=r"^batch_sizes sum up to 4, but x has 5 rows$"):
+            bilstm(lstm, x, torch.tensor([2, 2]))
+
+    @pytest.mark.parametrize(
+        ("sizes", "message"),
+        [
+            ([2, 3], "never grow"),
+            ([5, 0], "positive"),
+            ([3, 1], "of the right shape"),
+            ([], "T > 0"),
+            ([-1, 6], "positive"),
+        ],
+        ids=str,
+    )
+    def test_in_direct_calls(self, sizes, message):
+        lstm, *_ = make([3, 2], 4, 5)
+        gates = [torch.randn(5, 20) for _ in range(2)]
+        weights = [lstm.weight_hh_l0.detach(), lstm.weight_hh_l0_reverse.detach()]
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.esim_fast.bilstm(*gates, *weights, torch.tensor(sizes, dtype=torch.int64))

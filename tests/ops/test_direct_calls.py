@@ -1,0 +1,158 @@
+"""The operators without the Python checks before them, as compiled graphs call them: nothing is read or written outside
+the tensors, whatever they are given. tools/sanitize.py runs this file where a single byte too far is an error."""
+
+import random
+
+import pytest
+import torch
+
+import esim_fast.ops  # noqa: F401 (defines the operators)
+
+OPERATORS = torch.ops.esim_fast
+HUGE = 2**62
+
+
+def index(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def valid_calls() -> dict[str, list]:
+    """Arguments that each operator takes, small, and with every optional tensor given."""
+    torch.manual_seed(0)
+    rows, starts, steps, lengths = torch.randn(7, 4), index(0, 12), index(0, 4, 8), index(3, 2)
+    mask = torch.tensor([[1, 0, 1], [1, 1, 1]]).bool()
+    gates, weights = [torch.randn(5, 12) for _ in range(2)], [torch.randn(12, 3) for _ in range(2)]
+    padded, grad_padded = [torch.randn(2, 3, 4) for _ in range(2)], [torch.randn(2, 3, 16) for _ in range(2)]
+    argmax, count = torch.zeros(2, 4, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
+    of_padded = [*padded, *[None, None, lengths, mask] * 2, 3, 3, False]
+    of_rows = [rows, rows.clone(), *[starts, steps, lengths, mask] * 2, 3, 3, False]
+    calls = {
+        "masked_pool": [padded[0], None, None, lengths, mask],
+        "masked_pool of rows": [rows, starts, steps, lengths, mask],
+        "masked_pool_backward": [torch.randn(2, 8), argmax, count, None, None, lengths, mask, 3],
+        "masked_pool_backward of rows": [torch.randn(2, 8), argmax, count, starts, steps, lengths, mask, 7],
+        "local_inference": of_padded,
+        "local_inference of rows": of_rows,
+        "local_inference_backward": [*grad_padded, *of_padded],
+        "local_inference_backward of rows": [torch.randn(7, 16), torch.randn(7, 16), *of_rows],
+        "bilstm": [*gates, *weights, index(3, 2)],
+        "bilstm_backward": [*(torch.randn(5, 6) for _ in range(3)), *gates, *weights, index(3, 2)],
+        "embedding_backward": [torch.randn(6, 4), torch.randn(3, 4), index(1, 5, 1), 5],
+    }
+    if hasattr(OPERATORS, "local_inference_triton") and not torch.cuda.is_available():
+        for name in [name for name in calls if name.startswith("local_inference")]:
+            calls[name.replace("local_inference", "local_inference_triton")] = calls[name]
+        of_gates = [torch.randn(5, 24), torch.randn(2, 12, 4), index(0, 3)]
+        of_states = [torch.randn(5, 6) for _ in range(3)]
+        calls["bilstm_triton"] = [*of_gates, 3, "tf32x3"]
+        calls["bilstm_triton_backward"] = [*of_states, *of_gates, 3, "tf32x3"]
+    return calls
+
+
+CALLS = valid_calls()
+
+
+def call(name: str, arguments: list) -> object:
+    return getattr(OPERATORS, name.split()[0])(*arguments)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_valid_calls_are_valid(name):
+    call(name, CALLS[name])
+
+
+def mutated(value: object, rng: random.Random) -> object:
+    """Something else of the same type, mostly wrong: another shape, dtype or layout, other values, nothing at all."""
+    if isinstance(value, bool):
+        return not value
+    if value is None or isinstance(value, int):
+        return rng.choice([None, -1, 0, 1, 2, 8, 2**31, -(2**31) - 1, HUGE, -HUGE, 2**63 - 1, -(2**63)])
+    if isinstance(value, str):
+        return rng.choice(["", "ieee", "tf32", "bf16", value.upper()])
+    assert isinstance(value, torch.Tensor)
+    shapes = [
+        lambda: value[..., :-1],
+        lambda: value[:-1],
+        lambda: value[:0],
+        lambda: value[..., :0],
+        lambda: torch.cat([value, value]),
+        lambda: torch.cat([value, value], -1),
+        lambda: value[None],
+        lambda: value[0],
+        lambda: value.transpose(0, -1),
+        lambda: value[..., :1].expand(value.shape),
+        lambda: value[:1].expand(value.shape),
+        lambda: torch.empty_strided(value.shape, [2 * of + 1 for of in value.stride()], dtype=value.dtype).fill_(1),
+        lambda: value.to(rng.choice([torch.float16, torch.float64, torch.int32, torch.int64, torch.bool])),
+        lambda: value[..., :0].expand(*value.shape[:-1], 0),
+        lambda: value.new_empty(0).expand(HUGE, 0) if value.dim() == 2 else value.new_empty(0),
+        lambda: None,
+    ]
+    if value.dtype in (torch.int64, torch.int32):
+        numbers = [-1, 0, 1, 2, 3, 5, 6, 7, 25, 2**31 - 1] + [HUGE, -HUGE, 2**63 - 1, -(2**63)] * (
+            value.dtype.itemsize == 8
+        )
+        changed = value.clone()
+        changed.view(-1)[rng.randrange(value.numel())] = rng.choice(numbers)
+        if rng.random() < 0.7:
+            return changed
+    return rng.choice(shapes)()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_arguments_of_every_kind(name):
+    rng = random.Random(name)
+    cases = 40 if "triton" in name else 400
+    refused = 0
+    for _ in range(cases):
+        arguments = [of.clone() if isinstance(of, torch.Tensor) else of for of in CALLS[name]]
+        for number in rng.sample(range(len(arguments)), rng.choice([1, 1, 2])):
+            arguments[number] = mutated(arguments[number], rng)
+        try:
+            call(name, arguments)
+        except (RuntimeError, ValueError, TypeError):  # the operator's own, or its schema's
+            refused += 1
+    assert cases / 4 < refused < cases
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        # 64 bits are not enough to count these rows: they come to the 5 that there are.
+        ("bilstm", {4: index(HUGE, HUGE, HUGE, HUGE, 5)}, "more rows than can be counted"),
+        ("bilstm_backward", {7: index(HUGE, HUGE, HUGE, HUGE, 5)}, "more rows than can be counted"),
+        ("bilstm", {4: index(3, 3)}, "of the right shape"),
+        ("bilstm", {4: index(2, 3)}, "never grow"),
+        ("bilstm", {2: torch.empty(0, HUGE), 3: torch.empty(0, HUGE)}, r"must be \[4H, H\]"),
+        ("bilstm", {of: torch.empty(0, 0) for of in (2, 3)}, r"must be \[4H, H\]"),
+        ("masked_pool_backward", {7: -1}, "needs grad_v"),
+        ("masked_pool_backward of rows", {7: -1}, "needs grad_v"),
+        ("masked_pool_backward of rows", {7: 4}, "is outside x, which has 16 elements"),
+        ("masked_pool_backward", {1: torch.zeros(2, 1, dtype=torch.int32).expand(2, HUGE // 2)}, "needs grad_v"),
+        ("masked_pool", {0: torch.empty(0, 1, HUGE), 3: None, 4: None}, "wider than supported"),
+        ("local_inference", {0: torch.empty(0, 1, HUGE), **dict.fromkeys((4, 5, 8, 9))}, "wider than supported"),
+        ("embedding_backward", {2: index(1, 6, 1)}, r"tokens\[1\] = 6 is not between 0 and 5"),
+        ("embedding_backward", {2: index(1, -1, 1)}, r"tokens\[1\] = -1 is not between 0 and 5"),
+    ],
+)
+def test_sizes_that_lie(name, changes, message):
+    arguments = [changes.get(number, of) for number, of in enumerate(CALLS[name])]
+    with pytest.raises(RuntimeError, match=message):
+        call(name, arguments)
+
+
+def test_tables_without_elements():
+    for shape in ((6, 0), (0, 4)):
+        OPERATORS.embedding_backward(torch.empty(shape), torch.empty(0, shape[1]), index(), None)
+    OPERATORS.embedding_backward(torch.empty(6, 0), torch.empty(2, 0), index(0, 5), None)
+
+
+def test_masks_that_are_views_of_other_integers():
+    """Bytes other than 0 and 1 are true, as they are for torch: C++ itself leaves open what such a bool is."""
+    mask = torch.tensor([[2, 0, 255]], dtype=torch.uint8).view(torch.bool)
+    x, clean = torch.randn(1, 3, 4), torch.tensor([[True, False, True]])
+    for run in (
+        lambda mask: OPERATORS.masked_pool(x, None, None, None, mask),
+        lambda mask: OPERATORS.local_inference(x, x, *[None, None, None, mask] * 2, 3, 3, False),
+    ):
+        assert all(torch.equal(ours, wanted) for ours, wanted in zip(run(mask), run(clean), strict=True))

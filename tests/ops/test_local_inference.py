@@ -1,0 +1,698 @@
+"""local_inference: the paper's equations, sentence by sentence, and independence of what is not the sentence.
+
+The reference is held to the equations in fp64, the kernels to the equations in each dtype by the rules of numerics.py.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from baselines import eager_local_inference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esim_fast import ESIM, Rows
+from esim_fast.ops import local_inference
+from tests.ops.layouts import LAYOUTS, packed_rows
+from tests.ops.numerics import DTYPES, assert_as_exact_as_eager, error_norm
+from tests.ops.pairs import Pairs
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+KERNELS = [
+    pytest.param("cpp", "cpu", id="cpp"),
+    pytest.param("triton", "cpu", marks=pytest.mark.interpreter, id="triton-interpreted"),
+    pytest.param("triton", "cuda", marks=pytest.mark.gpu, id="triton"),
+]
+IMPLEMENTATIONS = [
+    pytest.param("reference", "cpu", id="reference"),
+    pytest.param("reference", "cuda", marks=pytest.mark.gpu, id="reference-cuda"),
+    *KERNELS,
+]
+# By backend: the operators, which take and return the same.
+OPERATORS = {
+    "cpp": (torch.ops.esim_fast.local_inference, torch.ops.esim_fast.local_inference_backward),
+}
+if hasattr(torch.ops.esim_fast, "local_inference_triton"):
+    triton = torch.ops.esim_fast.local_inference_triton, torch.ops.esim_fast.local_inference_triton_backward
+    OPERATORS["triton"] = triton
+
+
+@pytest.fixture
+def poisoned():
+    """New memory holds NaN, so that what nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@settings(max_examples=100)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4),
+    width=st.integers(1, 20),
+    seed=st.integers(0, 2**20),
+    score=st.sampled_from([1e-3, 1.0, 1e3, 1e4]),
+    layout=st.sampled_from([*LAYOUTS, "one tensor"]),
+)
+def test_fp64_equals_the_equations(backend, lengths, width, seed, score, layout):
+    pairs = Pairs.draw(lengths, width, seed, score)
+    for got, expected in zip(pairs.through_the_op(layout, "cpu", backend, seed), pairs.expected(), strict=True):
+        for ours, exact in zip(got, expected, strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12 * max(1.0, score))
+
+
+class TestKernels:
+    """The kernels against the equations in fp64."""
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_random_cases(self, dtype, backend, device, poisoned):
+        ours, eager, exact = [], [], []
+        product = torch.finfo(torch.float32).eps
+        # On a GPU each width is compiled, for each tile.
+        widths = [1, 7, 16, 30, 64, 72, 130] if device == "cpu" else [7, 64, 130]
+
+        # The interpreter takes a hundred times as long as C++, and what is new to a GPU a second to compile.
+        examples = 30 if backend == "triton" else 200 if dtype == torch.float32 else 60
+
+        @settings(max_examples=examples)
+        @given(
+            # Tiles are 16, 32 and 64 tokens wide; beyond, there are many of them.
+            longest=st.sampled_from([(5, 9), (16, 17), (33, 20), (64, 3), (70, 12), (9, 100)]),
+            shares=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=2),
+            width=st.sampled_from(widths),
+            seed=st.integers(0, 2**20),
+            score=st.sampled_from([1e-2, 1.0, 30.0, 1e4]),
+            layout=st.sampled_from([*LAYOUTS, "one tensor"]),
+        )
+        def one(longest, shares, width, seed, score, layout):
+            lengths = [tuple(round(share * n) for share, n in zip(pair, longest, strict=True)) for pair in shares]
+            pairs = Pairs.draw(lengths, width, seed, score, dtype)
+            got = pairs.through_the_op(layout, device, backend, seed)
+            for results, *expected in zip(
+                got, pairs.expected(dtype), pairs.expected(), pairs.bounds(product), strict=True
+            ):
+                for result, in_dtype, value, bound in zip(results, *expected, strict=True):
+                    assert result.dtype == dtype
+                    assert ((result.double() - value).abs() <= bound).all()
+                    if score > 100:  # one case's rounding outweighs all others' then: the bounds alone judge
+                        continue
+                    # Every case counts the same, however large its values are.
+                    size = max(float(value.norm()), 1e-30)
+                    ours.append(result.double() / size)
+                    eager.append(in_dtype.double() / size)
+                    exact.append(value / size)
+
+        one()
+        assert_as_exact_as_eager(ours, eager, exact)
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize(
+        ("lengths", "width"),
+        [
+            ([(14, 8), (3, 12), (16, 16)], 600),  # SNLI's width
+            ([(35, 19), (20, 4)], 201),
+            ([(5, 6)], 2048),
+            ([(82, 62), (60, 3)], 72),  # SNLI's longest
+            ([(205, 1), (40, 64)], 24),
+            ([(113, 3)], 400),  # tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass
+            ([(300, 7), (0, 4), (3, 0)], 5),
+        ],
+        ids=str,
+    )
+    def test_sizes(self, lengths, width, backend, device, poisoned):
+        pairs = Pairs.draw(lengths, width, dtype=torch.float32)
+        for layout in ("mask", "one tensor"):
+            got, expected = pairs.through_the_op(layout, device, backend), pairs.expected()
+            for results, values, bounds in zip(
+                got, expected, pairs.bounds(torch.finfo(torch.float32).eps), strict=True
+            ):
+                for result, value, bound in zip(results, values, bounds, strict=True):
+                    assert ((result.double() - value).abs() <= bound).all()
+                    assert error_norm([result], [value]) <= 1e-5 * float(value.norm())
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    def test_the_longest_sentences(self, backend, device):
+        """The online softmax goes through all tiles: 4,096 tokens, but for the interpreter."""
+        longest = 1024 if (backend, device) == ("triton", "cpu") else 4096
+        pairs = Pairs.draw([(longest, 3)], 3, dtype=torch.float32)
+        for results, values in zip(pairs.through_the_op("lengths", device, backend), pairs.expected(), strict=True):
+            for result, value in zip(results, values, strict=True):
+                torch.testing.assert_close(result.double(), value, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize("lengths", [[(9, 4), (0, 3), (16, 0)], [(70, 5), (3, 66)]], ids=str)
+    def test_same_bits_in_every_layout_and_every_time(self, lengths, backend, device):
+        pairs = Pairs.draw(lengths, 24, dtype=torch.float32)
+        first = pairs.through_the_op("lengths", device, backend)
+        for layout in ("lengths", "concatenated", "packed", "one tensor"):
+            for once, again in zip(first, pairs.through_the_op(layout, device, backend), strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),  # time-major
+            lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],  # a slice of wider rows
+            lambda x: torch.cat([x, x], 2)[:, :, 3 : x.shape[2] + 3],  # which begins at no multiple of 16 bytes
+            lambda x: torch.cat([x, x[:, :, :1]], 2)[:, :, : x.shape[2]],  # rows begin at none
+            lambda x: torch.cat([x, x], 1)[:, ::2][:, : x.shape[1] // 2],  # every other token
+            lambda x: x[:1].expand(3, -1, -1),  # one sentence, three times
+        ],
+    )
+    def test_strides(self, view, backend, device):
+        a, b = view(torch.randn(3, 10, 24, device=device)), view(torch.randn(3, 6, 24, device=device))
+        grad_m = [torch.randn(len(x), x.shape[1], 96, device=device) for x in (a, b)]
+        results = []
+        for x, y in ((a, b), (a.contiguous(), b.contiguous())):
+            x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+            m = local_inference(x, y, [3, 0, 5], [2, 3, 0], backend=backend)
+            # Gradients that arrive with strides of their own are taken as they come.
+            apart = [torch.stack([g, g], 3)[..., 0] for g in grad_m]
+            results.append([*m, *torch.autograd.grad(m, (x, y), apart)])
+        assert all(torch.equal(ours, contiguous) for ours, contiguous in zip(*results, strict=True))
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    def test_padding_beyond_the_tile_is_cleared(self, backend, device, poisoned):
+        """Lengths on the CPU say that a small tile will do, however wide the padding is."""
+        a, b = (torch.randn(2, n, 8, device=device, requires_grad=True) for n in (100, 40))
+        m_a, m_b = local_inference(a, b, [5, 3], [4, 16], backend=backend)
+        assert not m_a[:, 5:].any()
+        assert not m_b[0, 4:].any()
+        (m_a.sum() + m_b.sum()).backward()
+        assert not a.grad[:, 5:].any()
+        assert not b.grad[:, 16:].any()
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    def test_padding_behind_sentences_of_many_tiles(self, backend, device, poisoned):
+        a, b = (torch.randn(2, n, 8, device=device) for n in (150, 81))
+        a_lengths, b_lengths, results = [70, 3], [5, 66], []
+        counts = [torch.arange(x.shape[1]) < torch.tensor(of)[:, None] for x, of in ((a, a_lengths), (b, b_lengths))]
+        for of in (backend, "reference"):
+            x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+            m = local_inference(x, y, a_lengths, b_lengths, backend=of)
+            (m[0].square().sum() + m[1].square().sum()).backward()
+            results.append([*m, x.grad, y.grad])
+        for ours, expected, there in zip(*results, counts * 2, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+            assert not ours[~there.to(device)].any()
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize("length", [20, 70])
+    def test_scores_that_overflow_are_seen(self, length, backend, device):
+        """Each is minus infinity, and a softmax of nothing else is NaN, not an alignment with nothing."""
+        a, b = (torch.full((1, length, 1), value, device=device).requires_grad_() for value in (-1e30, 1e30))
+        m = local_inference(a, b, backend=backend)
+        assert all(of[..., 1].isnan().all() for of in m)
+        assert all(of.isnan().all() for of in torch.autograd.grad(m, (a, b), [torch.ones_like(of) for of in m]))
+
+    @pytest.mark.interpreter
+    def test_many_tiles_take_memory_for_the_longest_sentence_not_for_padding(self):
+        from esim_fast.ops.triton import launch
+
+        a, b = (torch.empty(32, 2048, 8, device="meta") for _ in range(2))
+        sides = launch.sides_of(a, b, [None] * 8 + [70, 70, False])
+        launches = launch.plan_backward(*sides, *(torch.empty(32, 2048, 32, device="meta") for _ in range(2)), a, b)
+        tensors = {id(of): of for planned in launches for of in planned.arguments if isinstance(of, torch.Tensor)}
+        matrices = [of for of in tensors.values() if of.dim() == 3 and of.shape[2] not in (8, 32)]
+        assert len(matrices) == 6
+        assert all(of.shape == (32, 70, 80) for of in matrices)
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    def test_nan_and_infinity_stay_in_their_pair(self, backend, device):
+        a, b = (torch.randn(3, 5, 8, device=device) for _ in range(2))
+        a[1, 2, 0], b[2, 0, 3] = math.nan, math.inf
+        got = [local_inference(a, b, [5, 4, 3], [5, 3, 4], backend=of) for of in (backend, "reference")]
+        for ours, expected in zip(*got, strict=True):
+            torch.testing.assert_close(ours, expected, equal_nan=True)
+            assert ours[0].isfinite().all()
+        assert not got[0][0][1, 4:].any()  # not even its padding
+
+    @pytest.mark.parametrize(("backend", "device"), KERNELS)
+    @pytest.mark.parametrize("length", [10, 70])
+    def test_one_of_two_results(self, length, backend, device):
+        """The gradient of the other is nothing."""
+        a, b = (torch.randn(2, length, 8, device=device) for _ in range(2))
+        for side in (0, 1):
+            gradients = []
+            for of in (backend, "reference"):
+                x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+                local_inference(x, y, [4, length], backend=of)[side].square().sum().backward()
+                gradients.append((x.grad, y.grad))
+            for ours, expected in zip(*gradients, strict=True):
+                largest = float(expected.abs().max())
+                torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * largest)
+
+
+# Prints how far results are off, in units of what they may be. A program of its own: the processor is asked once.
+ON_ONE_PROCESSOR = """
+import torch
+from tests.ops.pairs import Pairs
+eps = torch.finfo(torch.float32).eps
+worst = 0.0
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for width in (3, 30, 72):
+        pairs = Pairs.draw([(14, 8), (3, 21), (7, 0)], width, dtype=dtype)
+        everything = zip(pairs.through_the_op("mask", "cpu", "cpp"), pairs.expected(), pairs.bounds(eps))
+        for results, values, bounds in everything:
+            for result, value, bound in zip(results, values, bounds):
+                if len(result):
+                    worst = max(worst, float(((result.double() - value).abs() / bound).max()))
+print(worst)
+"""
+
+
+class TestCpp:
+    """What is said of the kernels on the CPU alone."""
+
+    def test_it_is_the_default(self):
+        a, b = torch.randn(2, 9, 24), torch.randn(2, 7, 24)
+        for ours, default in zip(local_inference(a, b, backend="cpp"), local_inference(a, b), strict=True):
+            assert torch.equal(ours, default)
+
+    @pytest.mark.parametrize("capability", ["default", "avx2"])
+    def test_other_processors(self, capability):
+        root = Path(__file__).resolve().parents[2]
+        path = os.pathsep.join([str(root), str(root / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": path}
+        command = [sys.executable, "-c", ON_ONE_PROCESSOR]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert 0 < float(run.stdout) <= 1
+
+    def test_same_bits_with_any_number_of_threads(self):
+        lengths = [(n % 23, (7 * n) % 17) for n in range(40)]
+        pairs = Pairs.draw(lengths, 200, dtype=torch.float32)
+        before, results = torch.get_num_threads(), []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(pairs.through_the_op("one tensor", "cpu", "cpp"))
+        torch.set_num_threads(before)
+        for again in results[1:]:
+            for one, other in zip(results[0], again, strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_every_number_of_16_bits(self, dtype):
+        """Without a hypothesis premises come out as they went in, and two gradients are added and rounded once."""
+        x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).reshape(1024, 1, 64)
+        x.requires_grad_()
+        m, _ = local_inference(x, x.new_zeros(1024, 0, 64), backend="cpp")
+        other = x.detach().flatten()[torch.randperm(2**16)].view_as(x)
+        grad_m = torch.cat([x.detach(), 0 * x.detach(), other, torch.zeros_like(x)], 2)
+        (grad_x,) = torch.autograd.grad(m, x, grad_m)
+        for got, expected in ((m[..., :64], x), (grad_x, (x.float() + other.float()).to(dtype))):
+            assert ((got == expected) | (got.isnan() & expected.isnan())).all()
+
+    @pytest.mark.parametrize("backward", [False, True])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"a_lengths": [3, 10, 0]}, r"lengths\[1\] = 10 is not between 0 and 9"),
+            ({"b_lengths": [3, -1, 0]}, r"lengths\[1\] = -1 is not between 0 and 7"),
+            ({"a_lengths": [3, 9]}, "one entry for each of the 3 sequences"),
+            ({"a_step": [0, 0, 0]}, "start and step must be given together"),
+            ({"b": torch.zeros(3, 7, 13)}, "same dtype and width"),
+            ({"b": torch.zeros(3, 7, 12).half()}, "same dtype and width"),
+            ({"b": torch.zeros(2, 7, 12), "b_lengths": [1, 2]}, "as many sentences"),
+            ({"b": None}, "only a row-addressed tensor"),
+            ({"a": torch.zeros(9, 12)}, "takes"),
+            ({"a_mask": torch.ones(3, 8, dtype=torch.bool)}, "mask must be"),
+        ],
+    )
+    def test_direct_calls_are_checked(self, change, message, backward):
+        self.assert_refused(case("cpu", "lengths"), change, message, backward)
+
+    @pytest.mark.parametrize("backward", [False, True])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"a_start": [0, 10**6, 0]}, r"start\[1\] \+ step\[0\] is outside x"),
+            ({"b_start": [-12, 0, 0]}, r"start\[0\] \+ step\[0\] is outside x"),
+            ({"b_step": [2**62] * 9, "b_start": [2**62] * 3}, "is outside x"),
+            ({"a_longest": 10}, "sentences of 10 tokens, but step has 9 entries"),
+            ({"a_longest": -1}, "sentences of -1 tokens"),
+            ({"a_longest": 2}, "is not between 0 and 2"),
+            ({"a_lengths": None}, "needs lengths"),
+            ({"b_step": [[0], [1]]}, "step must be"),
+        ],
+    )
+    def test_direct_calls_with_bad_rows_are_checked(self, change, message, backward):
+        self.assert_refused(case("cpu", "one tensor"), change, message, backward)
+
+    def test_gradients_of_a_wrong_shape_are_refused(self):
+        arguments = case("cpu", "lengths")
+        m_a, m_b = OPERATORS["cpp"][0](*arguments)
+        for wrong in ((m_a[:, :5], m_b), (m_a, m_b[..., :12]), (m_a.half(), m_b), (m_a, m_b[0])):
+            with pytest.raises(RuntimeError, match="must be those of its results"):
+                OPERATORS["cpp"][1](*wrong, *arguments)
+
+    def assert_refused(self, arguments, change, message, backward):
+        names = ["a", "b", *(f"{side}_{of}" for side in "ab" for of in ("start", "step", "lengths", "mask"))]
+        names += ["a_longest", "b_longest", "every_row"]
+        grad_m = [x for x in OPERATORS["cpp"][0](*arguments) if backward]
+        change = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in change.items()}
+        given = {**dict(zip(names, arguments, strict=True)), **change}
+        with pytest.raises(RuntimeError, match=message):
+            OPERATORS["cpp"][backward](*grad_m, *given.values())
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_gradcheck(backend):
+    a, b = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    a_mask = torch.tensor([[1, 0, 1], [0, 0, 0]])
+
+    def both(a, b):
+        return local_inference(a, b, b_lengths=[5, 2], a_mask=a_mask, backend=backend)
+
+    assert torch.autograd.gradcheck(both, (a.requires_grad_(), b.requires_grad_()))
+    rows = Rows.concatenated(torch.tensor([2, 0, 1]), 4), Rows.concatenated(torch.tensor([1, 3, 0]), 4)
+    a, b = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda a, b: local_inference(a, b, a_rows=rows[0], b_rows=rows[1], backend=backend),
+        (a.requires_grad_(), b.requires_grad_()),
+    )
+
+
+def test_equals_the_eager_notebook_at_ordinary_scores():
+    a, b = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
+    a_mask, b_mask = torch.arange(7) < torch.tensor([[7], [2], [4]]), torch.arange(5) < torch.tensor([[5], [1], [3]])
+    ours = local_inference(a, b, a_mask=a_mask, b_mask=b_mask)
+    eager = eager_local_inference(a, b, a_mask, b_mask)
+    for m, expected, mask in zip(ours, eager, (a_mask, b_mask), strict=True):
+        torch.testing.assert_close(m[mask], expected[mask], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_half_precision_is_rounded_once(dtype, backend):
+    a, b = torch.randn(2, 6, 32).to(dtype), torch.randn(2, 4, 32).to(dtype)
+    m_a, _ = local_inference(a, b, backend=backend)
+    exact, _ = local_inference(a.double(), b.double())
+    assert m_a.dtype == dtype
+    torch.testing.assert_close(m_a.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_shape_depends_on_values(backward):
+    """On tensors without values everything that would wait for a GPU raises."""
+    rows = [Rows.concatenated(torch.tensor(lengths), 4) for lengths in ([2, 0, 1], [1, 3, 0])]
+    a_rows, b_rows = (Rows(*(t.to("meta") for t in (r.start, r.step, r.lengths)), r.max_length) for r in rows)
+    x = torch.randn(7, 4, device="meta", requires_grad=backward)
+    for a, b in ((x, x), (x, torch.randn(7, 4, device="meta"))):
+        m_a, m_b = local_inference(a, b, a_rows=a_rows, b_rows=b_rows)
+        assert m_a.shape == m_b.shape == (7, 16)
+        if backward:
+            m_a.sum().backward()
+
+
+@pytest.mark.parametrize(("backend", "device"), IMPLEMENTATIONS)
+class TestNothing:
+    def test_no_rows_at_all_still_have_a_gradient(self, backend, device):
+        rows = Rows.concatenated(torch.tensor([0, 0]), 4).to(device)
+        x = torch.randn(0, 4, device=device, requires_grad=True)
+        m, _ = local_inference(x, x, a_rows=rows, b_rows=rows, backend=backend)
+        m.sum().backward()
+        assert m.shape == (0, 16)
+        assert x.grad.shape == (0, 4)
+
+    @pytest.mark.parametrize("other", [3, 70])
+    def test_a_side_without_tokens(self, other, backend, device, poisoned):
+        for la, lb in ((0, other), (other, 0), (0, 0)):
+            a, b = (torch.randn(2, n, 4, device=device, requires_grad=True) for n in (la, lb))
+            m_a, m_b = local_inference(a, b, backend=backend)
+            assert m_a.shape == (2, la, 16)
+            assert m_b.shape == (2, lb, 16)
+            for x, m in ((a, m_a), (b, m_b)):
+                expected = torch.cat([x, 0 * x, x, 0 * x], 2)
+                assert torch.equal(m, expected)
+            (m_a.sum() + m_b.sum()).backward()
+            assert torch.equal(a.grad, torch.full_like(a, 2.0))
+
+    @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (0, 70, 4), (2, 70, 0), (0, 0, 0)])
+    def test_no_pairs_or_no_features(self, shape, backend, device):
+        a = torch.randn(shape, device=device, requires_grad=True)
+        m_a, m_b = local_inference(a, a, backend=backend)
+        (m_a.sum() + m_b.sum()).backward()
+        assert m_a.shape == m_b.shape == (*shape[:2], 4 * shape[2])
+        assert a.grad.shape == shape
+
+    def test_rows_of_no_sentence_are_zero(self, backend, device, poisoned):
+        rows = Rows.concatenated(torch.tensor([], dtype=torch.int64), 4).to(device)
+        x = torch.randn(3, 4, device=device, requires_grad=True)
+        m, _ = local_inference(x, x, a_rows=rows, b_rows=rows, backend=backend)
+        m.sum().backward()
+        assert not m.any()
+        assert not x.grad.any()
+
+
+def case(device, layout, longest=9):
+    """The arguments of the operators for three pairs."""
+    lengths = [3, longest, 0], [2, 0, 7]
+    width = 12
+    if layout == "one tensor":
+        rows, count = packed_rows(lengths[0] + lengths[1], width)
+        rows, x = rows.to(device), torch.randn(count, width, device=device)
+        sides = [
+            (rows.start[:3], rows.step, rows.lengths[:3], None),
+            (rows.start[3:], rows.step, rows.lengths[3:], None),
+        ]
+        return x, None, *sides[0], *sides[1], longest, 7, True
+    a, b = torch.randn(3, longest, width, device=device), torch.randn(3, 7, width, device=device)
+    if layout == "mask":
+        masks = [torch.rand(3, n, device=device) < 0.5 for n in (longest, 7)]
+        return a, b, None, None, None, masks[0], None, None, None, masks[1], longest, 7, False
+    lengths = [torch.tensor(n, device=device) for n in lengths]
+    return a, b, None, None, lengths[0], None, None, None, lengths[1], None, longest, 7, False
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+class TestIntegration:
+    @pytest.mark.parametrize("longest", [9, 70])
+    @pytest.mark.parametrize("layout", ["lengths", "mask", "one tensor"])
+    def test_opcheck(self, backend, device, layout, longest):
+        arguments = case(device, layout, longest)
+        forward, backward = OPERATORS[backend]
+        torch.library.opcheck(forward, arguments)
+        grad_m = [torch.randn_like(x) for x in forward(*arguments)]
+        torch.library.opcheck(backward, (*grad_m, *arguments))
+
+    @pytest.mark.parametrize("dynamic", [False, True])
+    @pytest.mark.parametrize("longest", [9, 70])
+    def test_compile(self, backend, device, longest, dynamic):
+        a, b = torch.randn(3, longest, 12, device=device), torch.randn(3, 7, 12, device=device)
+        lengths = torch.tensor([3, longest, 0], device=device)
+
+        def function(a, b, lengths):
+            m_a, m_b = local_inference(a.sin(), b, lengths, backend=backend)
+            return m_a.square().sum() + m_b.cos().sum()
+
+        results = []
+        for run in (function, torch.compile(function, fullgraph=True, dynamic=dynamic)):
+            x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+            loss = run(x, y, lengths)
+            results.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
+        for eager, compiled in zip(*results, strict=True):
+            torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("shared", ["lengths", "mask", "everything", "rows"])
+    def test_compile_of_tensors_that_serve_both_sides(self, backend, device, shared):
+        n = torch.tensor([3, 5], device=device)
+        options = {
+            "lengths": {"a_lengths": n, "b_lengths": n},
+            "mask": dict.fromkeys(("a_mask", "b_mask"), torch.rand(2, 5, device=device) < 0.5),
+            "everything": {},
+        }
+        if shared == "rows":
+            rows, count = packed_rows([3, 5, 2, 4], 12)
+            rows = rows.to(device)
+            options["rows"] = {
+                "a_rows": Rows(rows.start[:2], rows.step, rows.lengths[:2], 5, 8),
+                "b_rows": Rows(rows.start[2:], rows.step, rows.lengths[2:], 4, 6),
+            }
+            a = b = torch.randn(count, 12, device=device)
+        else:
+            a, b = torch.randn(2, 5, 12, device=device), torch.randn(2, 5, 12, device=device)
+
+        def function(a, b):
+            b = a if shared in ("rows", "everything") else b
+            m_a, m_b = local_inference(a, b, **options[shared], backend=backend)
+            return m_a.square().sum() + m_b.sum()
+
+        gradients = []
+        for run in (function, torch.compile(function, fullgraph=True)):
+            x = a.clone().requires_grad_()
+            gradients.append(torch.autograd.grad(run(x, b), x)[0])
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+    def test_autocast_gives_autocasts_dtype(self, backend, device):
+        a, b = torch.randn(2, 3, 8, device=device, requires_grad=True), torch.randn(2, 4, 8, device=device)
+        with torch.autocast(device, torch.bfloat16):
+            m_a, m_b = local_inference(a, b, backend=backend)
+            kept, _ = local_inference(a.half(), b.half(), backend=backend)
+        assert m_a.dtype == m_b.dtype == torch.bfloat16
+        assert kept.dtype == torch.float16
+        m_a.float().sum().backward()
+        assert a.grad.dtype == torch.float32
+
+    def test_forward_mode_is_refused_and_not_ignored(self, backend, device):
+        a, b = torch.randn(2, 3, 8, device=device), torch.randn(2, 4, 8, device=device)
+        with pytest.raises(RuntimeError, match=r"jvp|forward"):
+            torch.func.jvp(lambda a: local_inference(a, b, backend=backend)[0], (a,), (torch.ones_like(a),))
+
+    def test_torch_func(self, backend, device):
+        a, b = torch.randn(2, 3, 4, device=device), torch.randn(2, 5, 4, device=device)
+
+        def loss(a, backend):
+            m_a, m_b = local_inference(a, b, [2, 3], backend=backend)
+            return m_a.square().sum() + m_b.square().sum()
+
+        gradient = torch.func.grad(loss)(a, backend)
+        torch.testing.assert_close(gradient, torch.func.grad(loss)(a, "reference"), rtol=1e-4, atol=1e-4)
+        both = torch.stack([a, 2 * a])
+        together = torch.func.vmap(lambda a: local_inference(a, b, [2, 3], backend=backend)[1])(both)
+        one_by_one = torch.stack([local_inference(a, b, [2, 3], backend=backend)[1] for a in both])
+        torch.testing.assert_close(together, one_by_one)
+
+    def test_second_derivative_raises(self, backend, device):
+        a, b = torch.randn(2, 3, 4, device=device, requires_grad=True), torch.randn(2, 3, 4, device=device)
+        m_a, _ = local_inference(a, b, backend=backend)
+        (gradient,) = torch.autograd.grad(m_a.square().sum(), a, create_graph=True)
+        with pytest.raises(RuntimeError, match="local_inference has no second derivative"):
+            gradient.square().sum().backward()
+
+    def test_gradient_penalty_through_another_path(self, backend, device):
+        """Right where it needs nothing of local inference, and never silently wrong."""
+        a, b = torch.randn(2, 3, 4, device=device, requires_grad=True), torch.randn(2, 3, 4, device=device)
+        w = torch.randn(4, device=device, requires_grad=True)
+        m_a, _ = local_inference(a * w, b, backend=backend)
+        (gradient,) = torch.autograd.grad(m_a.sum() + (a**3).sum(), a, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(gradient.square().sum(), (a, w))
+
+    def test_memory_saved_for_the_backward_pass(self, backend, device):
+        """At SNLI's shapes at most half of eager's: the encoded sentences, and nothing that is computed from them."""
+        lengths_p = torch.randint(5, 21, (32,))
+        lengths_h = torch.randint(3, 13, (32,))
+        p, h = (torch.randn(32, int(n.max()), 600, device=device) for n in (lengths_p, lengths_h))
+        p_mask, h_mask = ((torch.arange(int(n.max())) < n[:, None]).to(device) for n in (lengths_p, lengths_h))
+
+        def saved(function) -> int:
+            storages = {}
+
+            def pack(x):
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                return x
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                kept = function(p.clone().requires_grad_(), h.clone().requires_grad_())
+            del kept
+            return sum(storages.values())
+
+        ours = saved(lambda p, h: local_inference(p, h, a_mask=p_mask, b_mask=h_mask, backend=backend))
+        eager = saved(lambda p, h: eager_local_inference(p, h, p_mask.long(), h_mask.long()))
+        inputs = 4 * (p.numel() + h.numel())
+        assert inputs <= ours <= 1.01 * inputs
+        assert ours <= eager / 2
+
+    def test_deterministic_mode(self, backend, device):
+        pairs = Pairs.draw([(9, 4), (20, 3)], 24, dtype=torch.float32)
+        torch.use_deterministic_algorithms(True)
+        try:
+            pairs.through_the_op("one tensor", device, backend)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def test_esim_takes_the_same_steps_as_with_the_reference(self, backend, device):
+        """Three steps of training on the kernels and three on plain PyTorch."""
+        generator = torch.Generator().manual_seed(0)
+        p, h = (torch.randint(2, 30, (4, n), generator=generator).to(device) for n in (7, 20))
+        p[1, 3:], h[0, 15:], h[2, :] = 1, 1, 1
+        labels = torch.tensor([0, 1, 2, 1], device=device)
+        torch.manual_seed(1)
+        start = ESIM(8, 6, 30, 3, device, dropout=0.0).state_dict()
+        losses = []
+        for of in (backend, "reference"):
+            net = ESIM(8, 6, 30, 3, device, dropout=0.0, backend=of)
+            net.load_state_dict(start)
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+            for _ in range(3):
+                loss = torch.nn.functional.cross_entropy(net(p, h), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            losses.append(loss.item())
+            weights = {name: weight.detach().clone() for name, weight in net.state_dict().items()}
+            if of == backend:
+                after = weights
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+        for name, weight in weights.items():
+            torch.testing.assert_close(after[name], weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "error", "message"),
+    [
+        (
+            torch.zeros(2, 4),
+            torch.zeros(2, 3, 4),
+            {},
+            ValueError,
+            r"a must be \[batch, length, D\] .*shape \[2, 4\]",
+        ),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), {}, ValueError, "same width D, got 4 and 5"),
+        (torch.zeros(2, 3, 4), torch.zeros(1, 3, 4), {}, ValueError, "as many sentences, got 2 and 1"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).half(), {}, TypeError, "same dtype, got torch.float32 and"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, device="meta"), {}, ValueError, "a is on cpu, but b on meta"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), {"a_lengths": [3, 4]}, ValueError, r"a_lengths\[1\] = 4"),
+        (
+            torch.zeros(2, 3, 4),
+            torch.zeros(2, 3, 4),
+            {"b_mask": torch.ones(3, 2)},
+            ValueError,
+            "b_mask must have shape",
+        ),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), {"backend": "cuda"}, ValueError, "backend='cuda' cannot run"),
+        (
+            torch.zeros(2, 3, 4, device="meta"),
+            torch.zeros(2, 3, 4, device="meta"),
+            {"backend": "cpp"},
+            ValueError,
+            "backend='cpp' cannot run local_inference on meta .*: possible here are 'reference'",
+        ),
+        (
+            torch.zeros(2, 3, 4).double(),
+            torch.zeros(2, 3, 4).double(),
+            {"backend": "triton"},
+            ValueError,
+            "backend='triton' cannot run local_inference on cpu in torch.float64: possible here are 'cpp', 'reference'",
+        ),
+        (
+            torch.zeros(2, 4, 3).transpose(1, 2),
+            torch.zeros(2, 3, 4),
+            {},
+            ValueError,
+            r"a must have the D values of a token one behind the other, got strides \[12, 1, 3\]",
+        ),
+    ],
+)
+def test_bad_input(a, b, options, error, message):
+    with pytest.raises(error, match=message):
+        local_inference(a, b, **options)
+
+
+def test_bad_rows():
+    rows, x = Rows.concatenated([2, 1], 4), torch.zeros(6, 4)
+    with pytest.raises(ValueError, match="must not share rows of one tensor, but both address element 0"):
+        local_inference(x, x, a_rows=rows, b_rows=rows)
+    wrong = Rows(rows.start, rows.step, rows.lengths, 2, tokens=4)
+    with pytest.raises(ValueError, match=r"a_rows.tokens = 4, but the lengths sum up to 3"):
+        local_inference(x, x.clone(), a_rows=wrong, b_rows=rows)
+    with pytest.raises(TypeError, match=r"Rows.tokens must be an int or None, got float"):
+        Rows(rows.start, rows.step, rows.lengths, 2, tokens=3.0)

@@ -1,0 +1,310 @@
+"""The CUDA kernels of masked_pool, compiled for the CPU and run there: what they compute, read and write.
+
+Not what a compiler makes of them for a GPU, nor how its threads race: see fake_cuda/cuda_runtime.h.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from esim_fast import Rows
+from esim_fast.ops import masked_pool, reference
+from tests.ops.cuda_on_cpu import CudaOnCpu, build, compiler
+from tests.ops.large_tensors import FAR, reserve, spread
+from tests.ops.layouts import LAYOUTS, Layout
+
+NAMES = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
+# A thread takes a column, or 2 to 8 by accesses of 16 bytes, which 7 and 601 rule out; it takes 8 rows at a time, 8
+# warps together 64, and a warp of the backward pass 64.
+WIDTHS = [1, 7, 8, 600, 601]
+LENGTHS = [70, 0, 1, 133, 17]
+
+
+@pytest.fixture(scope="session")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> CudaOnCpu:
+    if sys.platform != "linux":
+        pytest.skip("CUDA code is built for Linux alone")
+    if (command := compiler()) is None:
+        pytest.skip("no C++ compiler here to build CUDA code for the CPU")
+    return CudaOnCpu(build(tmp_path_factory.mktemp("cuda"), command))
+
+
+@pytest.fixture(autouse=True)
+def _kernels(cuda: CudaOnCpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The op runs CUDA's kernels, and all that it does not write is NaN or the largest integer."""
+    for name, operator in cuda.operators().items():
+        monkeypatch.setattr(torch.ops.esim_fast, name, operator)
+    cuda.launches()
+    torch.use_deterministic_algorithms(True)  # it fills what torch.empty returns
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def values_per_access(dtype: torch.dtype, width: int) -> int:
+    count = 16 // dtype.itemsize
+    return 1 if width % count else count
+
+
+def launched(dtype: torch.dtype, vector: int, split: bool, vector_backward: int | None = None) -> list[str]:
+    """The names of the kernels for an op and its gradient."""
+    forward = f"pool_kernel<{NAMES[dtype]}, {vector}, {8 if split else 1}>"
+    return [forward, f"gradient_kernel<{NAMES[dtype]}, {vector_backward or vector}>"]
+
+
+def split_over_warps(cuda: CudaOnCpu, split: bool) -> None:
+    """A large GPU is filled by many warps for each sentence, one without processors by any."""
+    cuda.set_multiprocessors(10**6 if split else 0)
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Multiples of 1/8, as large as bf16 or fp16 has them: sums of a few are exact in fp32 alone."""
+    largest = 255 if dtype == torch.bfloat16 else 2047
+    return torch.randint(-largest, largest + 1, shape, generator=torch.Generator().manual_seed(seed)).to(dtype) / 8
+
+
+def with_gradient(pool, x: Tensor, grad_v: Tensor, **given_as) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    v = pool(x, **given_as)
+    return v.detach(), torch.autograd.grad(v, x, grad_v)[0]
+
+
+def assert_agrees(x: Tensor, **given_as) -> Tensor:
+    """The op's results and gradient are those of the reference in fp64; returns the gradient."""
+    batch = len(given_as["rows"].start) if "rows" in given_as else len(x)
+    generator = torch.Generator().manual_seed(1)
+    # Above zero, so that an average's share and a maximum's do not cancel.
+    grad_v = (torch.rand(batch, 2 * x.shape[-1], generator=generator, dtype=torch.float64) + 0.5).to(x.dtype)
+    v, grad_x = with_gradient(masked_pool, x, grad_v, backend="cpp", **given_as)
+    exact_v, exact_grad_x = with_gradient(reference.masked_pool, x.double(), grad_v.double(), **given_as)
+    assert v.dtype == grad_x.dtype == x.dtype
+    width, eps = x.shape[-1], torch.finfo(x.dtype).eps
+    torch.testing.assert_close(v[:, :width].double(), exact_v[:, :width], rtol=eps, atol=0, equal_nan=True)
+    torch.testing.assert_close(v[:, width:].double(), exact_v[:, width:], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(grad_x.double(), exact_grad_x, rtol=2 * eps, atol=0)
+    return grad_x
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("given_as", [*LAYOUTS, "nothing", "packed and mask"])
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+def test_every_kernel_in_every_layout(cuda, dtype, given_as, width, split):
+    if given_as == "nothing":
+        layout = Layout.make("lengths", [128, 128], width, padding=0)  # all that two warps write of a gradient
+        layout.given_as.clear()
+    else:
+        layout = Layout.make(given_as.split()[0], LENGTHS, width, seed=width)
+    if given_as == "packed and mask":
+        generator = torch.Generator().manual_seed(width)
+        layout.given_as["mask"] = torch.rand(len(LENGTHS), max(LENGTHS), generator=generator) < 0.6
+    x = layout.fill(list(numbers(sum(layout.lengths), width, dtype=dtype, seed=width).split(layout.lengths)))
+    split_over_warps(cuda, split)
+    layout.sentences(assert_agrees(x, **layout.given_as))
+    assert cuda.launches() == launched(dtype, values_per_access(dtype, width), split)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
+@pytest.mark.parametrize("width", [80, 81])
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+def test_first_maxima_infinity_and_nan(cuda, dtype, width, split):
+    nan, inf = math.nan, math.inf
+    # A column holds some of: its few values come in every order, and the first maximum in every warp's share.
+    choices = [[-inf], [-inf, -1], [-1, 0, 1], [1, inf], [-inf, 0, inf], [nan, 0], [nan, -inf, inf], [nan], [2]]
+    generator = torch.Generator().manual_seed(width)
+    columns = [torch.tensor(choices[column % len(choices)]) for column in range(width)]
+    x = torch.stack([of[torch.randint(len(of), (6, 90), generator=generator)] for of in columns], 2).to(dtype)
+    x[5, 1:, :2] = x[5, 0, :2] = -inf
+    mask = torch.rand(6, 90, generator=generator) < torch.tensor([1, 0.5, 0.1, 0.03, 0, 0.5])[:, None]
+    split_over_warps(cuda, split)
+    assert_agrees(x, mask=mask)
+    assert cuda.launches() == launched(dtype, values_per_access(dtype, width), split)
+
+
+@pytest.mark.parametrize("first", range(24))
+def test_the_first_maximum_in_every_place(cuda, first):
+    """All later tokens are as large: wherever the first is among a warp's rows, or a block's warps, it wins."""
+    x = torch.zeros(2, 90, 8)
+    x[0, first:], x[1, 3 * first :] = 1, math.nan
+    for split in (False, True):
+        split_over_warps(cuda, split)
+        v, argmax, count = torch.ops.esim_fast.masked_pool(x, None, None, None, None)
+        assert (argmax == torch.tensor([first, 3 * first])[:, None]).all()
+        assert (v[0, 8:] == 1).all()
+        assert v[1, 8:].isnan().all()
+        assert (count == 90).all()
+
+
+def chosen_by_torch(x: Tensor, counts: Tensor) -> Tensor:
+    """The first NaN among the tokens that count, or else the first maximum; -1 where none counts."""
+    counts, tokens = counts[:, :, None], torch.arange(x.shape[1])[:, None]
+    nan, maximum = x.isnan() & counts, x.masked_fill(~counts, -math.inf).nan_to_num(-math.inf, math.inf, -math.inf)
+    best = torch.where(nan.any(1, keepdim=True), nan, counts & (x == maximum.amax(1, keepdim=True)))
+    first = torch.where(best, tokens, x.shape[1]).amin(1)
+    return torch.where(counts.any(1), first, -1).int()
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
+@pytest.mark.parametrize("length", [17, 24, 63, 64, 65, 130])
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
+    """In sentences of every length, of which a warp has many: anywhere in a group of rows, alone or again later."""
+    nan, inf = math.nan, math.inf
+    generator = torch.Generator().manual_seed(length)
+
+    def some(*values: float) -> Tensor:
+        return torch.tensor(values).float()[torch.randint(len(values), (length + 1, length), generator=generator)]
+
+    rarely = torch.rand(length + 1, length, generator=generator) < 2 / length
+    columns = [
+        some(-1, 0, 1).masked_fill(rarely, nan),
+        some(-inf).masked_fill(rarely, nan),
+        some(-inf).masked_fill(rarely, -1),
+        some(-inf),
+        some(0.0, -0.0),
+        some(-1, 1).masked_fill(rarely, inf),
+        some(-inf, -1).masked_fill(rarely, inf),  # their sum is NaN, they are not
+        some(-2, 2).masked_fill(rarely, -inf),
+    ]
+    x = torch.stack(columns, 2).to(dtype)
+    lengths, mask = torch.arange(length + 1), torch.rand(length + 1, length, generator=generator) < 0.7
+    below = torch.arange(length) < lengths[:, None]
+    split_over_warps(cuda, split)
+    for only, counts in [(None, below), (mask, below & mask)]:
+        x_given = x.masked_fill(~counts[:, :, None], nan)
+        v, argmax, count = torch.ops.esim_fast.masked_pool(x_given, None, None, lengths, only)
+        assert torch.equal(count, counts.sum(1).int())
+        assert torch.equal(argmax, chosen_by_torch(x, counts))
+        maximum = torch.where(count[:, None] > 0, x.gather(1, argmax.clamp(min=0)[:, None].long())[:, 0], 0)
+        torch.testing.assert_close(v[:, 8:], maximum, rtol=0, atol=0, equal_nan=True)
+        average = torch.where(counts[:, :, None], x.double(), 0).sum(1) / count.clamp(min=1)[:, None]
+        torch.testing.assert_close(v[:, :8], average.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
+    assert cuda.launches() == [launched(dtype, values_per_access(dtype, 8), split)[0]] * 2
+
+
+def test_argmax_and_count_of_the_empty(cuda):
+    x, lengths, mask = torch.full((3, 40, 12), math.nan), torch.tensor([0, 40, 40]), torch.zeros(3, 40).bool()
+    mask[2, 7], x[2, 7] = True, 5.0
+    for split in (False, True):
+        split_over_warps(cuda, split)
+        v, argmax, count = torch.ops.esim_fast.masked_pool(x, None, None, lengths, mask)
+        assert v.tolist() == [[0.0] * 24, [0.0] * 24, [5.0] * 24]
+        assert argmax.tolist() == [[-1] * 12, [-1] * 12, [7] * 12]
+        assert count.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("view", "vector"),
+    [
+        (lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), 4),  # time-major
+        (lambda x: torch.cat([x, x], 2)[:, :, :24], 4),  # a slice of wider rows
+        (lambda x: torch.cat([x, x], 2)[:, :, 4:28], 4),  # which begins at a multiple of 16 bytes
+        (lambda x: torch.cat([x, x], 2)[:, :, 1:25], 1),  # and which does not
+        (lambda x: torch.cat([x, x], 2)[:, :, :23], 1),
+        (lambda x: torch.cat([x, x[:, :, :1]], 2)[:, :, :24], 1),  # rows apart by no multiple of 16 bytes
+        (lambda x: torch.cat([x.flatten(1), x[:, 0, :1]], 1)[:, :-1].unflatten(1, (20, 24)), 1),  # or sentences
+        (lambda x: torch.stack([x, x], 3)[..., 0], 4),  # columns apart, which are copied
+        (lambda x: torch.cat([x, x], 1)[:, ::2], 4),  # every other token
+        (lambda x: x[:1].expand(5, -1, -1), 4),  # one sentence, five times
+        (lambda x: x[:, :1].expand(-1, 30, -1), 4),  # one token, thirty times
+    ],
+)
+@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
+def test_strides(cuda, view, vector, split):
+    x = view(numbers(4, 20, 24))
+    mask = torch.rand(x.shape[1], len(x), generator=torch.Generator().manual_seed(3)).t() < 0.8
+    split_over_warps(cuda, split)
+    assert_agrees(x, lengths=torch.tensor([20, 3, 0, 18, 20])[: len(x)])
+    assert cuda.launches() == launched(x.dtype, vector, split, values_per_access(x.dtype, x.shape[2]))
+    assert_agrees(x, mask=mask)
+
+
+@pytest.mark.parametrize("given_as", ["lengths", "packed"])
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+def test_tensors_that_begin_anywhere(cuda, dtype, given_as):
+    """Neither rows nor gradients from autograd need begin at a multiple of 16 bytes."""
+
+    def moved(of: Tensor) -> Tensor:
+        return torch.cat([of.new_zeros(1), of.flatten()])[1:].view(of.shape)
+
+    layout = Layout.make(given_as, [3, 0, 66], 16)
+    x = layout.fill(list(numbers(69, 16, dtype=dtype).split(layout.lengths)))
+    rows = layout.given_as.get("rows")
+    addresses = (*((rows.start, rows.step, rows.lengths) if rows else (None, None, layout.given_as["lengths"])), None)
+    forward, backward = torch.ops.esim_fast.masked_pool, torch.ops.esim_fast.masked_pool_backward
+    cuda.set_multiprocessors(0)
+    results = forward(x, *addresses)
+    for ours, wanted in zip(forward(moved(x), *addresses), results, strict=True):
+        assert torch.equal(ours, wanted)
+    grad_v = numbers(3, 32, dtype=dtype, seed=1)
+    gradient = backward(grad_v, *results[1:], *addresses, x.shape[-2])
+    assert torch.equal(backward(moved(grad_v), *results[1:], *addresses, x.shape[-2]), gradient)
+    aligned, anywhere = (launched(dtype, vector, False) for vector in (16 // dtype.itemsize, 1))
+    assert cuda.launches() == [aligned[0], anywhere[0], aligned[1], anywhere[1]]
+
+
+def test_misaligned_rows_are_noticed():
+    """Rows asks for multiples of D; told others, a GPU refuses to go on, and so does what runs here in its place."""
+    x, start, step, lengths = torch.zeros(4, 8), torch.tensor([1]), torch.tensor([0, 8]), torch.tensor([2])
+    with pytest.raises(RuntimeError, match="misaligned address"):
+        torch.ops.esim_fast.masked_pool(x, start, step, lengths, None)
+
+
+@pytest.mark.parametrize("given_as", ["lengths", "concatenated"])
+def test_impossible_lengths_are_clamped(cuda, given_as):
+    """Lengths on a GPU are not read back to be checked."""
+    layout = Layout.make(given_as, [0, 40, 2], 8, padding=0)
+    x = layout.fill(list(numbers(42, 8).split(layout.lengths)))
+    rows = layout.given_as.get("rows")
+    start, step = (rows.start, rows.step[:40]) if rows else (None, None)
+    for split in (False, True):
+        split_over_warps(cuda, split)
+        results = []
+        for lengths in (torch.tensor([0, 40, 2]), torch.tensor([-(2**40), 2**40, 2])):
+            v, *chosen = torch.ops.esim_fast.masked_pool(x, start, step, lengths, None)
+            backward = torch.ops.esim_fast.masked_pool_backward
+            results.append([v, *chosen, backward(v, *chosen, start, step, lengths, None, x.shape[-2])])
+        assert all(torch.equal(ours, wanted) for ours, wanted in zip(*results, strict=True))
+        assert results[0][2].tolist() == [0, 40, 2]
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 8), (2, 3, 0), (0, 0, 0)])
+def test_nothing_to_pool(shape, dtype):
+    x = torch.zeros(shape, dtype=dtype, requires_grad=True)
+    v = masked_pool(x, backend="cpp")
+    v.sum().backward()
+    assert v.shape == (shape[0], 2 * shape[2])
+    assert not v.any()
+    assert x.grad.shape == shape
+    v, argmax, count = torch.ops.esim_fast.masked_pool(x.detach(), None, None, None, None)
+    assert (argmax == -1).all()
+    assert not count.any()
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
+class TestMoreElementsThan32BitsCount:
+    """Wherever an index were cut off, zeros lie."""
+
+    @pytest.mark.parametrize("along", [0, 1], ids=["batch", "time"])
+    def test_strides(self, cuda, along, split):
+        x = numbers(3, 33, 16, dtype=torch.bfloat16)
+        mask = torch.rand(3, 33, generator=torch.Generator().manual_seed(2)) < 0.7
+        split_over_warps(cuda, split)
+        assert_agrees(spread(x, along), mask=spread(mask, along))
+        assert cuda.launches() == launched(x.dtype, 8, split)
+
+    def test_rows(self, cuda, split):
+        words, width = numbers(38, 16, dtype=torch.bfloat16), 16
+        x = reserve((2 * FAR // width + 64, width))
+        first = FAR // width + 4
+        x[first : first + 33], x[:5] = words[:33], words[33:]
+        split_over_warps(cuda, split)
+        far = Rows(torch.tensor([first * width, 0]), torch.arange(33) * width, torch.tensor([33, 5]), 33)
+        near = Rows.concatenated([33, 5], width)
+        assert torch.equal(masked_pool(x, rows=far), masked_pool(words, rows=near))
+        assert masked_pool(words, rows=near).any(1).all()

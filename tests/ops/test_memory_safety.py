@@ -1,0 +1,199 @@
+"""Index arithmetic on tensors of more than 2**31 elements: an index of 32 bits would be wrong, and is seen to be.
+
+Values are placed where indices are large, zeros lie where a wrapped index would lead, and results must be those of
+compact tensors.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from esim_fast import Rows
+from esim_fast.ops import local_inference, masked_pool
+from tests.ops.large_tensors import FAR, reserve, spread
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's way to reserve addresses"),
+]
+OPERATORS = torch.ops.esim_fast
+INTERPRETED = pytest.param("triton", marks=pytest.mark.interpreter, id="triton-interpreted")
+HALF = torch.bfloat16
+
+
+def needs_memory(gib: int) -> None:
+    bounds = [int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024]
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (most := (group / "memory.max").read_text().strip()) != "max":
+        bounds.append(int(most) - int((group / "memory.current").read_text()))
+    free = min(bounds) / 2**30
+    if free < gib:
+        pytest.skip(f"needs {gib} GiB of free memory, {free:.1f} are")
+
+
+def with_gradients(run, *tensors: Tensor) -> list[Tensor]:
+    inputs = [tensor.detach().requires_grad_() for tensor in tensors]
+    results = run(*inputs)
+    results = [results] if isinstance(results, Tensor) else list(results)
+    grads = [torch.linspace(-1, 1, of.numel()).view(of.shape).to(of.dtype) for of in results]
+    return [*results, *torch.autograd.grad(results, inputs, grads)]
+
+
+def assert_same(ours: list[Tensor], wanted: list[Tensor]) -> None:
+    assert len(ours) == len(wanted)
+    for mine, other in zip(ours, wanted, strict=True):
+        assert other.any()
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("along", [0, 1], ids=["batch", "time"])
+class TestStrides:
+    @pytest.mark.parametrize("backend", ["cpp", "reference"])
+    def test_masked_pool(self, backend, along):
+        compact, lengths = torch.randn(3, 4, 16).to(HALF), torch.tensor([4, 2, 4])
+
+        def run(x):
+            return masked_pool(x, lengths, backend=backend)
+
+        assert_same(with_gradients(run, spread(compact, along)), with_gradients(run, compact))
+
+    @pytest.mark.parametrize("backend", ["cpp", "reference"])
+    def test_masks(self, backend, along):
+        x, mask = torch.randn(3, 4, 16), torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]]).bool()
+
+        def run(mask):
+            return with_gradients(lambda x: masked_pool(x, mask=mask, backend=backend), x)
+
+        assert_same(run(spread(mask, along)), run(mask))
+
+    @pytest.mark.parametrize("longest", [4, 70])
+    @pytest.mark.parametrize("backend", ["cpp", "reference", INTERPRETED])
+    def test_local_inference(self, backend, longest, along):
+        a, b = torch.randn(2, longest, 16).to(HALF), torch.randn(2, 3, 16).to(HALF)
+
+        def run(a, b):
+            return local_inference(a, b, [2, longest], [3, 2], backend=backend)
+
+        assert_same(with_gradients(run, spread(a, along), spread(b, along)), with_gradients(run, a, b))
+
+
+class TestRows:
+    """Sentences at the far end and at the near one, with nothing between them."""
+
+    @pytest.mark.parametrize("backend", ["cpp", "reference"])
+    def test_masked_pool(self, backend):
+        width, sentences = 16, torch.randn(5, 16).to(HALF)
+        x = reserve((2 * FAR // width + 8, width))
+        first = FAR // width + 4
+        x[first : first + 3], x[:2] = sentences[:3], sentences[3:]
+        far = Rows(torch.tensor([first * width, 0]), torch.arange(3) * width, torch.tensor([3, 2]), 3)
+        near = Rows.concatenated([3, 2], width)
+        assert_same([masked_pool(x, rows=far, backend=backend)], [masked_pool(sentences, rows=near, backend=backend)])
+
+    @pytest.mark.parametrize("backend", ["cpp", INTERPRETED])
+    def test_local_inference(self, backend):
+        """Results are four times as wide as their rows, and alone beyond 2**31."""
+        width, sentences, grad_m = 16, torch.randn(5, 16).to(HALF), torch.randn(5, 64).to(HALF)
+        operators = [f"local_inference{'_triton' * (backend == 'triton')}{end}" for end in ("", "_backward")]
+        forward, backward = (getattr(OPERATORS, name) for name in operators)
+        count, far = FAR // 4 // width + 8, slice(-3, None)
+        try:
+            torch.empty(4 * count * width, dtype=HALF)
+        except RuntimeError:
+            pytest.skip("the system gives no 4 GiB of memory that is not written")
+        x, all_grad_m = reserve((count, width)), reserve((count, 4 * width))
+        x[far], x[:2], all_grad_m[far], all_grad_m[:2] = sentences[:3], sentences[3:], grad_m[:3], grad_m[3:]
+
+        def addresses(*starts):
+            sides = [(torch.tensor([at * width]), torch.arange(3) * width) for at in starts]
+            lengths = torch.tensor([3]), torch.tensor([2])
+            return *sides[0], lengths[0], None, *sides[1], lengths[1], None, 3, 2, True
+
+        near, nothing = addresses(0, 3), torch.empty(0, dtype=HALF)
+        wanted = forward(sentences, None, *near)[0], backward(grad_m, nothing, sentences, None, *near)[0]
+        ours = forward(x, None, *addresses(count - 3, 0))[0]
+        ours_grad = backward(all_grad_m, nothing, x, None, *addresses(count - 3, 0))[0]
+        assert_same([torch.cat([of[far], of[:2]]) for of in (ours, ours_grad)], list(wanted))
+
+    def test_masks(self):
+        """A mask of more than 2**31 positions, of sentences that are empty but for the last."""
+        pairs, longest, width = 2**10 + 1, 2**21, 8
+        x, mask, lengths = torch.randn(4, width), reserve((pairs, longest), torch.bool), torch.zeros(pairs).long()
+        mask[-1, :4], lengths[-1] = torch.tensor([True, False, True, True]), 4
+        step = torch.arange(longest) * width
+        rows, few = (
+            Rows(torch.zeros(n).long(), step[:most], of, most)
+            for n, most, of in ((pairs, longest, lengths), (1, 4, lengths[-1:]))
+        )
+        pooled = masked_pool(x, rows=rows, mask=mask)[-1:]
+        ours = local_inference(x, x.clone(), a_rows=rows, b_rows=rows, a_mask=mask, b_mask=mask)
+        wanted = local_inference(x, x.clone(), a_rows=few, b_rows=few, a_mask=mask[-1:, :4], b_mask=mask[-1:, :4])
+        assert_same([pooled, *ours], [masked_pool(x, rows=few, mask=mask[-1:, :4]), *wanted])
+
+
+@pytest.mark.interpreter
+class TestTritonPrograms:
+    """The last pair of a batch with more than 2**31 elements in everything: its programs alone are run."""
+
+    @staticmethod
+    def run_last_pair(launches, pairs):
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        for planned in launches:
+            of_a_pair = planned.programs // pairs
+            first = planned.programs - of_a_pair
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(builder, "set_grid_dim", lambda *_: None)
+                patch.setattr(builder, "grid_dim", (planned.programs, 1, 1), raising=False)
+                at = lambda x, y, z, first=first: vars(builder).update(grid_idx=(first + x, y, z))  # noqa: E731
+                patch.setattr(builder, "set_grid_idx", at)
+                planned.kernel[(of_a_pair,)](*planned.arguments, **planned.constants, **planned.options)
+
+    # No tensor takes 16 GiB: more than a machine has in all would be refused, written or not.
+    @pytest.mark.parametrize(("pairs", "length", "width"), [(2**25 + 1, 64, 1), (3 * 2**17 + 1, 70, 80)], ids=str)
+    def test_last_pair(self, pairs, length, width):
+        from esim_fast.ops.triton import launch
+
+        sentences, masks = torch.randn(2, length, width).to(HALF), torch.rand(2, length) < 0.7
+        grads = torch.randn(2, length, 4 * width).to(HALF)
+
+        def run(pairs):
+            a, b, m_a, m_b, grad_m_a, grad_m_b, grad_a, grad_b = (
+                reserve((pairs, length, times * width)) for times in (1, 1, 4, 4, 4, 4, 1, 1)
+            )
+            a_mask, b_mask = reserve((pairs, length), torch.bool), reserve((pairs, length), torch.bool)
+            for of, values in ((a, sentences), (grad_m_a, grads), (a_mask, masks)):
+                of[-1] = values[0]
+            for of, values in ((b, sentences), (grad_m_b, grads), (b_mask, masks)):
+                of[-1] = values[1]
+            addresses = (None, None, None, a_mask, None, None, None, b_mask, length, length, False)
+            sides = launch.sides_of(a, b, addresses)
+            for plan, tensors in (
+                (launch.plan_forward, (m_a, m_b)),
+                (launch.plan_backward, (grad_m_a, grad_m_b, grad_a, grad_b)),
+            ):
+                try:
+                    launches = plan(*sides, *tensors)
+                except RuntimeError:
+                    pytest.skip("the system gives no 45 GiB of memory that is not written")
+                self.run_last_pair(launches, pairs)
+            return [of[-1].clone() for of in (m_a, m_b, grad_a, grad_b)]
+
+        assert_same(run(pairs), run(1))
+
+
+def test_a_gradient_that_is_written_as_a_whole():
+    """It takes memory, 4 GiB."""
+    needs_memory(6)
+    rows, width = 2**22 + 8, 256
+    argmax = torch.full((2, width), rows - 1, dtype=torch.int32)
+    grad_v = torch.randn(2, 2 * width).to(HALF)
+    lengths, count = torch.tensor([0, rows]), torch.tensor([0, rows], dtype=torch.int32)
+    grad_x = OPERATORS.masked_pool_backward(grad_v, argmax, count, None, None, lengths, None, rows)
+    average, maximum = grad_v[1].float().split(width)
+    share = average / rows
+    assert_same([grad_x[1, -1], grad_x[1, -2]], [(share + maximum).to(HALF), share.to(HALF)])
+    assert not grad_x[0, -1].any()

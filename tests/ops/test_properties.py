@@ -1,0 +1,406 @@
+"""What must hold whatever the sentences are: hypothesis looks for the ones for which it does not.
+
+A property is a function; its docstring is what is promised. The number of examples is the profile's: 2,000 and more
+as the tests are, 50,000 and more with ``--hypothesis-profile nightly``.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+
+from esim_fast import ESIM, pack_pairs
+from esim_fast.ops import bilstm, local_inference, masked_pool
+from tests.ops.layouts import LAYOUTS, Layout
+from tests.ops.numerics import DTYPES
+from tests.ops.pairs import Pairs
+
+WORDS, LABELS, PADDING = 40, 3, 1
+EXAMPLES = settings.default.max_examples
+
+Property = Callable[..., None]
+
+
+def each(properties: Iterable[Property]) -> pytest.MarkDecorator:
+    """One test for each property."""
+    return pytest.mark.parametrize("holds", [pytest.param(holds, id=holds.__name__) for holds in properties])
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sentence pairs and two ways to give them to an op."""
+
+    lengths: list[tuple[int, int]]
+    width: int
+    seed: int
+    score: float
+    layouts: tuple[str, str]
+    padding: tuple[int, int]
+    elsewhere: tuple[float, float]
+
+    def pairs(self, dtype: torch.dtype) -> Pairs:
+        return Pairs.draw(self.lengths, self.width, self.seed, self.score, dtype)
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def order(self) -> list[int]:
+        return torch.randperm(len(self.lengths), generator=self.generator()).tolist()
+
+    def cut(self) -> int:
+        """Between two pairs, somewhere in the batch."""
+        return self.seed % max(len(self.lengths) - 1, 1) + 1
+
+
+length = st.integers(0, 9) | st.just(0) | st.integers(10, 20)
+length_pairs = st.lists(st.tuples(length, length), min_size=1, max_size=4)
+elsewhere = st.sampled_from([math.nan, math.inf, -math.inf, 6e4, 0.0])
+layout = st.sampled_from(LAYOUTS)
+cases = st.builds(
+    Case,
+    lengths=length_pairs,
+    width=st.sampled_from([1, 2, 7, 16, 20, 33]),
+    seed=st.integers(0, 2**20),
+    score=st.sampled_from([1e-2, 1.0, 30.0]),
+    layouts=st.tuples(layout, layout),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    elsewhere=st.tuples(elsewhere, elsewhere),
+)
+
+
+def assert_same(ours: Iterable[tuple[Tensor, ...]], theirs: Iterable[tuple[Tensor, ...]], exactly: bool) -> None:
+    """Sentence by sentence; to the bit, or to a few roundings of sums in another order."""
+    for left, right in zip(ours, theirs, strict=True):
+        for x, y in zip(left, right, strict=True):
+            assert x.shape == y.shape
+            if exactly:
+                assert torch.equal(x, y)
+            elif x.numel():
+                relative = 1e-11 if x.dtype == torch.float64 else 1e-4
+                torch.testing.assert_close(x, y, rtol=relative, atol=relative * float(y.abs().max()))
+
+
+def align(case: Case, pairs: Pairs, backend: str, way: int = 0, one_tensor: bool = False) -> list[tuple[Tensor, ...]]:
+    """m_a, m_b and the gradients of a and b, pair by pair; what lies outside the sentences is found to be zero."""
+    layout = "one tensor" if one_tensor else case.layouts[way]
+    return pairs.through_the_op(
+        layout, "cpu", backend, case.seed, elsewhere=case.elsewhere[way], padding=case.padding[way]
+    )
+
+
+def dtype_of(backend: str) -> torch.dtype:
+    return torch.float32 if backend == "triton" else torch.float64
+
+
+def layouts_agree(case: Case, backend: str) -> None:
+    """Local inference: padding, masks, packing and concatenation are the same, whatever lies outside the sentences."""
+    pairs = case.pairs(dtype_of(backend))
+    first = align(case, pairs, backend)
+    assert_same(first, align(case, pairs, backend, way=1), exactly=backend == "cpp")
+    assert_same(first, align(case, pairs, backend, way=1, one_tensor=True), exactly=backend == "cpp")
+
+
+def follows_the_order_of_the_batch(case: Case, backend: str) -> None:
+    """Local inference: pairs in another order give the same results in that order."""
+    pairs, order = case.pairs(dtype_of(backend)), case.order()
+    moved = Pairs(*([of[i] for i in order] for of in (pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b)))
+    results = align(case, pairs, backend)
+    assert_same(align(case, moved, backend), [results[i] for i in order], exactly=backend == "cpp")
+
+
+def swaps_with_its_sides(case: Case, backend: str) -> None:
+    """Local inference: a and b swapped give the results swapped."""
+    pairs = case.pairs(dtype_of(backend))
+    swapped = align(case, Pairs(pairs.b, pairs.a, pairs.grad_m_b, pairs.grad_m_a), backend, way=1)
+    assert_same(align(case, pairs, backend), [(m_a, m_b, a, b) for m_b, m_a, b, a in swapped], exactly=False)
+
+
+def splits_with_the_batch(case: Case, backend: str) -> None:
+    """Local inference: a batch in two parts gives what it gives as a whole."""
+    pairs, cut = case.pairs(dtype_of(backend)), case.cut()
+    parts = [
+        Pairs(pairs.a[part], pairs.b[part], pairs.grad_m_a[part], pairs.grad_m_b[part])
+        for part in (slice(0, cut), slice(cut, None))
+        if pairs.a[part]
+    ]
+    results = [pair for part in parts for pair in align(case, part, backend)]
+    assert_same(results, align(case, pairs, backend), exactly=backend == "cpp")
+
+
+def weights_sum_to_one(case: Case, backend: str) -> None:
+    """Local inference: a word is aligned with a weighted mean of the other sentence, with zero if that is empty."""
+    pairs = case.pairs(dtype_of(backend))
+    for sentences in (pairs.a, pairs.b):
+        for x in sentences:
+            x[:, -1] = 1.0  # the mean of ones
+    for (m_a, m_b, *_), a, b in zip(align(case, pairs, backend), pairs.a, pairs.b, strict=True):
+        for m, other in ((m_a, b), (m_b, a)):
+            if not len(m):
+                continue
+            aligned = m[:, case.width : 2 * case.width]
+            torch.testing.assert_close(aligned[:, -1], torch.full_like(aligned[:, -1], float(len(other) > 0)))
+            if len(other):
+                slack = 1e-5 * (1 + other.abs().max())
+                assert (aligned <= other.max(0).values + slack).all()
+                assert (aligned >= other.min(0).values - slack).all()
+            else:
+                assert not aligned.any()
+
+
+def gradients_are_linear(case: Case, backend: str) -> None:
+    """Local inference: twice the gradient of the results is twice that of the sentences, and none is none."""
+    pairs = case.pairs(dtype_of(backend))
+    results = align(case, pairs, backend)
+    for factor in (2.0, 0.0):
+        scaled = Pairs(pairs.a, pairs.b, [factor * g for g in pairs.grad_m_a], [factor * g for g in pairs.grad_m_b])
+        expected = [(m_a, m_b, factor * a, factor * b) for m_a, m_b, a, b in results]
+        # Powers of two are exact, but for numbers too small to be halved.
+        assert_same(align(case, scaled, backend), expected, exactly=factor == 0)
+
+
+LOCAL_INFERENCE = [
+    layouts_agree,
+    follows_the_order_of_the_batch,
+    swaps_with_its_sides,
+    splits_with_the_batch,
+    weights_sum_to_one,
+    gradients_are_linear,
+]
+
+
+@each(LOCAL_INFERENCE)
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@given(case=cases)
+def test_local_inference(holds: Property, backend: str, case: Case) -> None:
+    holds(case, backend)
+
+
+@each(LOCAL_INFERENCE)
+@pytest.mark.interpreter
+@settings(max_examples=max(1, EXAMPLES // 8))  # one takes the interpreter a hundred times as long
+@given(case=cases)
+def test_interpreted_local_inference(holds: Property, case: Case) -> None:
+    holds(case, "triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@given(case=cases)
+def test_local_inference_in_low_precision(backend: str, dtype: torch.dtype, case: Case) -> None:
+    pairs = case.pairs(dtype)
+    bounds = pairs.bounds(torch.finfo(torch.float32).eps)
+    for got, exact, bound in zip(align(case, pairs, backend), pairs.expected(), bounds, strict=True):
+        for ours, value, off in zip(got, exact, bound, strict=True):
+            assert ours.dtype == dtype
+            assert ((ours.double() - value).abs() <= off).all()
+
+
+def pool(case: Case, backend: str, sentences: list[Tensor], grad_v: Tensor, way: int = 0) -> list[tuple[Tensor, ...]]:
+    """v and the gradient of its tokens, sentence by sentence."""
+    lengths = [len(x) for x in sentences]
+    given_as = Layout.make(case.layouts[way], lengths, case.width, case.seed, case.padding[way])
+    x = given_as.fill(sentences, case.elsewhere[way]).requires_grad_()
+    v = masked_pool(x, **given_as.given_as, backend=backend)
+    return list(zip(v.detach(), given_as.sentences(torch.autograd.grad(v, x, grad_v)[0]), strict=True))
+
+
+def draw_sentences(case: Case) -> tuple[list[Tensor], Tensor]:
+    """Sentences with many ties, and the gradient of what they are pooled to."""
+    generator = case.generator()
+    of_a_kind = {"generator": generator, "dtype": torch.float64}
+    sentences = [torch.randn(n, case.width, **of_a_kind).round(decimals=case.seed % 2) for n, _ in case.lengths]
+    return sentences, torch.randn(len(sentences), 2 * case.width, **of_a_kind)
+
+
+def pooling_has_no_layout(case: Case, backend: str) -> None:
+    """Pooling: padding, masks, packing and concatenation are the same, whatever lies outside the sentences."""
+    sentences, grad_v = draw_sentences(case)
+    first, second = (pool(case, backend, sentences, grad_v, way) for way in (0, 1))
+    assert_same(first, second, exactly=False)
+
+
+def pooling_follows_the_batch(case: Case, backend: str) -> None:
+    """Pooling: sentences in another order, or in two batches, give the same."""
+    sentences, grad_v = draw_sentences(case)
+    results, order, cut = pool(case, backend, sentences, grad_v), case.order(), case.cut()
+    moved = pool(case, backend, [sentences[i] for i in order], grad_v[order])
+    assert_same(moved, [results[i] for i in order], exactly=backend == "cpp")
+    parts = [pool(case, backend, sentences[:cut], grad_v[:cut])]
+    if sentences[cut:]:
+        parts.append(pool(case, backend, sentences[cut:], grad_v[cut:]))
+    assert_same([of for part in parts for of in part], results, exactly=backend == "cpp")
+
+
+def pools_to_what_is_there(case: Case, backend: str) -> None:
+    """Pooling: the average is that of the tokens, the maximum one of them, and nothing is zero."""
+    sentences, grad_v = draw_sentences(case)
+    for x, (v, _) in zip(sentences, pool(case, backend, sentences, grad_v), strict=True):
+        average, maximum = v.chunk(2)
+        if len(x):
+            torch.testing.assert_close(average, x.mean(0), rtol=1e-12, atol=1e-12)
+            assert torch.equal(maximum, x.max(0).values)
+        else:
+            assert not v.any()
+
+
+def gradients_of_pooling_are_shared_out(case: Case, backend: str) -> None:
+    """Pooling: each token gets its share of the average's gradient, the first maximum alone the maximum's."""
+    sentences, grad_v = draw_sentences(case)
+    for x, grad, (_, grad_x) in zip(sentences, grad_v, pool(case, backend, sentences, grad_v), strict=True):
+        if len(x):
+            average, maximum = grad.chunk(2)
+            expected = (average / len(x)).expand_as(x).clone()
+            expected[x.max(0).indices, torch.arange(case.width)] += maximum
+            torch.testing.assert_close(grad_x, expected, rtol=1e-12, atol=1e-12)
+
+
+@each(
+    [pooling_has_no_layout, pooling_follows_the_batch, pools_to_what_is_there, gradients_of_pooling_are_shared_out],
+)
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@given(case=cases)
+def test_masked_pool(holds: Property, backend: str, case: Case) -> None:
+    holds(case, backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@given(shape=st.tuples(*[st.integers(0, 2)] * 4), masked=st.booleans())
+def test_nothing_of_anything(backend: str, shape: tuple[int, ...], masked: bool) -> None:
+    batch, la, lb, width = shape
+    a, b = (torch.randn(batch, n, width, requires_grad=True) for n in (la, lb))
+    masks = [torch.zeros(batch, n, dtype=torch.bool) for n in (la, lb)] if masked else [None, None]
+    m_a, m_b = local_inference(a, b, a_mask=masks[0], b_mask=masks[1], backend=backend)
+    v = masked_pool(a, mask=masks[0], backend=backend)
+    (m_a.sum() + m_b.sum() + v.sum()).backward()
+    assert m_a.shape == (batch, la, 4 * width)
+    assert m_b.shape == (batch, lb, 4 * width)
+    assert v.shape == (batch, 2 * width)
+    for x in (a.grad, b.grad, m_a, m_b, v):
+        assert x.isfinite().all()
+        assert not masked or not x.any()
+    if not la:
+        assert not v.any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    sizes=st.tuples(st.sampled_from([1, 5, 16]), st.sampled_from([1, 3, 16, 17])),
+    seed=st.integers(0, 2**20),
+)
+def test_bilstm(backend: str, lengths: list[int], sizes: tuple[int, int], seed: int) -> None:
+    torch.manual_seed(seed)
+    lstm = nn.LSTM(*sizes, bidirectional=True)
+    sentences = [torch.randn(n, sizes[0], requires_grad=True) for n in sorted(lengths, reverse=True)]
+    packed = pack_sequence(sentences)
+    together = bilstm(lstm, packed.data, packed.batch_sizes, backend=backend)
+    states = nn.utils.rnn.unpack_sequence(packed._replace(data=together))
+    for x, y in zip(sentences, states, strict=True):
+        alone = bilstm(lstm, x, torch.ones(len(x), dtype=torch.int64), backend=backend)
+        torch.testing.assert_close(y, alone, rtol=1e-5, atol=1e-5)
+        grad_y = torch.randn_like(y)
+        of_all = torch.autograd.grad(y, x, grad_y, retain_graph=True)
+        torch.testing.assert_close(of_all, torch.autograd.grad(alone, x, grad_y), rtol=1e-5, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids of sentence pairs, and ways to pad them."""
+
+    lengths: list[tuple[int, int]]
+    seed: int
+    padding: int
+
+    def sentences(self) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        return [tuple(torch.randint(2, WORDS, (n,), generator=generator) for n in pair) for pair in self.lengths]
+
+    def padded(self, sentences: list[tuple[Tensor, Tensor]], scattered: bool = False) -> tuple[Tensor, Tensor]:
+        """Premises and hypotheses, padded behind, or with padding anywhere between the words."""
+        generator, sides = torch.Generator().manual_seed(self.seed + 1), []
+        for side in zip(*sentences, strict=True):
+            ids = torch.full((len(side), max(map(len, side)) + self.padding), PADDING)
+            for row, words in zip(ids, side, strict=True):
+                places = torch.arange(len(words))
+                if scattered:
+                    places = torch.randperm(len(row), generator=generator)[: len(words)].sort().values
+                row[places] = words
+            sides.append(ids)
+        return sides[0], sides[1]
+
+
+def make_net(variant: str, seed: int) -> ESIM:
+    torch.manual_seed(seed)
+    return ESIM(6, 5, WORDS, LABELS, variant=variant).eval()  # type: ignore[arg-type]
+
+
+def logits_and_gradients(net: ESIM, *batch: Tensor) -> list[Tensor]:
+    logits = net(*batch)
+    # Where no sentence has a word, the LSTMs have no part in it.
+    gradients = torch.autograd.grad(logits.square().sum(), list(net.parameters()), materialize_grads=True)
+    return [logits.detach(), *gradients]
+
+
+def assert_close(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> None:
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+def padding_is_no_word(batch: Batch, net: ESIM) -> None:
+    """ESIM: padding ids have no influence wherever they stand, nor has their vector, and it gets no gradient."""
+    plain = logits_and_gradients(net, *batch.padded(batch.sentences()))
+    with torch.no_grad():
+        net.embedding.weight[PADDING] = math.nan
+    scattered = logits_and_gradients(net, *batch.padded(batch.sentences(), scattered=True))
+    assert_close(scattered, plain)
+    of_words = dict(zip(dict(net.named_parameters()), scattered[1:], strict=True))["embedding.weight"]
+    assert not of_words[PADDING].any()
+
+
+def logits_follow_the_batch(batch: Batch, net: ESIM) -> None:
+    """ESIM: pairs in another order, or one at a time, get the same logits, and parameters the same gradients."""
+    sentences = batch.sentences()
+    together = logits_and_gradients(net, *batch.padded(sentences))
+    moved = logits_and_gradients(net, *batch.padded(sentences[::-1]))
+    assert_close(moved, [together[0].flip(0), *together[1:]])
+    alone = [logits_and_gradients(net, *batch.padded([pair])) for pair in sentences]
+    logits, *gradients = zip(*alone, strict=True)
+    assert_close([torch.cat(logits), *(sum(of) for of in gradients)], together)
+
+
+def all_ways_in_are_one(batch: Batch, net: ESIM) -> None:
+    """ESIM: ids alone, with lengths, as int32 and as packed pairs are the same, in bf16 to its rounding."""
+    p, h = batch.padded(batch.sentences())
+    lengths = [torch.tensor([pair[side] for pair in batch.lengths]) for side in (0, 1)]
+    plain = logits_and_gradients(net, p, h)
+    assert_close(logits_and_gradients(net, p, h, *lengths), plain)
+    assert_close(logits_and_gradients(net, p.int(), h.int()), plain)
+    assert_close(logits_and_gradients(net, pack_pairs(p, h, *lengths)), plain)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(net(p, h).float(), plain[0], rtol=0.1, atol=0.1)
+
+
+def attention_is_a_distribution(batch: Batch, net: ESIM) -> None:
+    """ESIM: a word's attention sums to one, is zero at padding, and swapping the sentences swaps alpha and beta."""
+    p, h = batch.padded(batch.sentences(), scattered=True)
+    alpha, beta = net.attention(p, h)
+    p_words, h_words = p != PADDING, h != PADDING
+    assert not alpha[~(p_words[:, :, None] & h_words[:, None])].any()
+    assert not beta[~(p_words[:, :, None] & h_words[:, None])].any()
+    torch.testing.assert_close(alpha.sum(2), (p_words & h_words.any(1, keepdim=True)).float())
+    torch.testing.assert_close(beta.sum(1), (h_words & p_words.any(1, keepdim=True)).float())
+    of_h, of_p = net.attention(h, p)
+    assert_close((of_p.transpose(1, 2), of_h.transpose(1, 2)), (alpha, beta))
+
+
+@each([padding_is_no_word, logits_follow_the_batch, all_ways_in_are_one, attention_is_a_distribution])
+@pytest.mark.parametrize("variant", ["paper", "notebook"])
+@given(batch=st.builds(Batch, length_pairs, st.integers(0, 2**20), st.integers(0, 4)))
+def test_model(holds: Property, variant: str, batch: Batch) -> None:
+    holds(batch, make_net(variant, batch.seed))

@@ -1,0 +1,70 @@
+"""Rows that leave some of their tensor out, tensors that hold both sides, and padding beside words of NaN."""
+
+import math
+
+import pytest
+import torch
+
+from esim_fast import Rows
+from esim_fast.ops import local_inference
+from tests.ops.layouts import packed_rows
+
+
+def rows_of(lengths: list[int], width: int, before: int = 0) -> Rows:
+    """Rows one behind the other, that many rows behind the beginning."""
+    rows = Rows.concatenated(lengths, width)
+    return Rows(rows.start + before * width, rows.step, rows.lengths, rows.max_length, rows.tokens)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("side", ["a", "b", "both"])
+def test_one_side_leaves_rows_out(side: str, backend: str) -> None:
+    width, lengths = 8, {"a": [2, 3], "b": [4, 0]}
+    counts = {of: sum(lengths[of]) + 3 * (side in (of, "both")) for of in "ab"}
+    if side == "a":
+        lengths["b"] = [counts["a"] - 1, 1]  # as many words as the other tensor has rows
+        counts["b"] = sum(lengths["b"])
+    tensors = [torch.randn(counts[of], width, requires_grad=True) for of in "ab"]
+    a_rows, b_rows = (rows_of(lengths[of], width, before=counts[of] - sum(lengths[of])) for of in "ab")
+    torch.use_deterministic_algorithms(True)  # new memory holds NaN then
+    try:
+        results = local_inference(*tensors, a_rows=a_rows, b_rows=b_rows, backend=backend)
+        gradients = torch.autograd.grad([m.sum() for m in results], tensors)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for of, m, gradient in zip("ab", results, gradients, strict=True):
+        left_out = counts[of] - sum(lengths[of])
+        assert not m[:left_out].any()
+        assert not gradient[:left_out].any()
+        assert m[left_out:].isfinite().all()
+        assert gradient[left_out:].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_one_tensor_under_autocast(backend: str) -> None:
+    rows, count = packed_rows([3, 1, 2, 4], 8)
+    a_rows, b_rows = (Rows(rows.start[of], rows.step, rows.lengths[of], 4) for of in (slice(2), slice(2, 4)))
+    x = torch.randn(count, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        m_a, m_b = local_inference(x, x, a_rows=a_rows, b_rows=b_rows, backend=backend)
+    low = x.detach().bfloat16()
+    expected, _ = local_inference(low, low, a_rows=a_rows, b_rows=b_rows, backend=backend)
+    assert m_a is m_b
+    assert torch.equal(m_a, expected)
+    m_a.float().sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("longest", [5, 70])
+@pytest.mark.parametrize("backend", ["cpp", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_padding_beside_nan(bad: float, backend: str, longest: int) -> None:
+    a, b = torch.randn(2, longest, 16), torch.randn(2, longest - 1, 16)
+    a_lengths, b_lengths = [longest - 2, 2], [2, longest - 3]
+    a[0, 0], b[1, 1] = bad, bad
+    results = local_inference(a.requires_grad_(), b.requires_grad_(), a_lengths, b_lengths, backend=backend)
+    gradients = torch.autograd.grad([m.sum() for m in results], [a, b])
+    assert not results[0][0].isfinite().all()
+    for lengths, *tensors in ((a_lengths, results[0], gradients[0]), (b_lengths, results[1], gradients[1])):
+        for x in tensors:
+            assert all(torch.equal(of[n:], torch.zeros_like(of[n:])) for of, n in zip(x, lengths, strict=True))

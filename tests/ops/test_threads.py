@@ -1,0 +1,109 @@
+"""The ops on any number of threads, from several threads at once, and in the workers of a data loader."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+import esim_fast.ops  # noqa: F401 (defines the operators)
+from tests.ops.ops_in_workers import examples, run_ops
+
+OPERATORS = torch.ops.esim_fast
+MANY = [1, 2, 3, 8, 64]  # of which the last are more than there are cores, sentences and columns to share out
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def run_masked_pool(batch: int, dtype: torch.dtype) -> list[Tensor]:
+    x, lengths = drawn(batch, 40, 600, dtype=dtype), torch.arange(batch) * 7 % 41
+    v, argmax, count = OPERATORS.masked_pool(x, None, None, lengths, None)
+    return [v, argmax, count, OPERATORS.masked_pool_backward(v, argmax, count, None, None, lengths, None, 40)]
+
+
+def run_local_inference(batch: int, dtype: torch.dtype) -> list[Tensor]:
+    a, b = drawn(batch, 30, 100, seed=1, dtype=dtype), drawn(batch, 20, 100, seed=2, dtype=dtype)
+    arguments = a, b, None, None, torch.arange(batch) * 7 % 31, None, None, None, None, None, 30, 20, False
+    m = OPERATORS.local_inference(*arguments)
+    return [*m, *OPERATORS.local_inference_backward(*m, *arguments)]
+
+
+def run_bilstm(batch: int, dtype: torch.dtype) -> list[Tensor]:
+    sizes = torch.tensor([batch, batch, (batch + 1) // 2, 1, 1])
+    rows, hidden = int(sizes.sum()), 50
+    gates = [drawn(rows, 4 * hidden, seed=seed) for seed in (3, 4)]
+    weights = [drawn(4 * hidden, hidden, seed=seed) / 8 for seed in (5, 6)]
+    y, c = OPERATORS.bilstm(*gates, *weights, sizes)
+    return [y, c, *gates, *OPERATORS.bilstm_backward(drawn(rows, 2 * hidden), y, c, *gates, *weights, sizes)]
+
+
+def run_embedding_backward(batch: int, dtype: torch.dtype) -> list[Tensor]:
+    table = torch.empty(9000, 300)  # more than one thread's share
+    tokens = torch.arange(50 * batch) * 997 % 9000 // 3
+    OPERATORS.embedding_backward(table, drawn(len(tokens), 300), tokens, 4)
+    return [table]
+
+
+RUNS = [run_masked_pool, run_local_inference, run_bilstm, run_embedding_backward]
+
+
+def assert_same_bits(ours: list[Tensor], wanted: list[Tensor]) -> None:
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, wanted, strict=True))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("batch", [1, 5, 33])
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__[4:])
+def test_any_number_of_threads(run, batch):
+    for dtype in (torch.float32, torch.bfloat16):
+        results = []
+        for count in MANY:
+            torch.set_num_threads(count)
+            results.append(run(batch, dtype))
+        for other in results[1:]:
+            assert_same_bits(other, results[0])
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("same_input", [True, False])
+def test_several_callers_at_once(same_input):
+    batches = [33] * 8 if same_input else [1, 33, 5, 17, 2, 64, 9, 20]
+    calls = [(run, batch) for batch in batches for run in RUNS]
+    data = examples(1) * 8 if same_input else examples(8)
+    for count in (1, 4):
+        torch.set_num_threads(count)
+        alone = [run(batch, torch.float32) for run, batch in calls]
+        alone_packed = [run_ops(*example) for example in data]
+        with ThreadPoolExecutor(8, initializer=torch.set_num_threads, initargs=(count,)) as pool:
+            at_once = [pool.submit(run, batch, torch.float32) for run, batch in calls]
+            packed = [pool.submit(run_ops, *example) for example in data]
+            for future, wanted in zip([*at_once, *packed], [*alone, *alone_packed], strict=True):
+                assert_same_bits(future.result(timeout=120), wanted)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_a_data_loader(method):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "tests.ops.ops_in_workers", method]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+            raise
+    assert stdout == "same bits\n", stderr

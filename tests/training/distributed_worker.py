@@ -1,0 +1,73 @@
+"""What each of several processes does in test_distributed.py: ``torchrun … distributed_worker.py FOLDER``."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from esim_fast.data import EncodedPairs
+from esim_fast.training import Recipe, evaluate, joined, this_worker
+from tests.training.training_tasks import new_model, new_trainer, pairs
+
+SIZES = [1, 2, 3, 5, 256, 257, 1023]
+STEPS = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, ema_decay=0.9)
+
+
+def uneven_pairs():
+    """76 pairs, of which the last batch of 8 has 4; one of them, the first, has no words, others in one sentence."""
+    return EncodedPairs([[], *[[2, 6], [], [4]] * 25], [[], *[[6, 2], [5], []] * 25], [0] + [0, 1, 1] * 25)
+
+
+def steps(directory, accumulate):
+    """Without dropout, for which the numbers drawn would differ."""
+    recipe = replace(STEPS, accumulate=accumulate)
+    trainer = new_trainer(recipe, directory, new_model(dropout=0.0), uneven_pairs(), pairs(41, 2))
+    return [[m.train_loss, m.train_accuracy, m.dev_loss, m.dev_accuracy] for m in trainer.run()]
+
+
+def scores():
+    """On data sets that do not divide."""
+    net = new_model(seed=3).net
+    return [list(evaluate(net, pairs(size, size), worker=this_worker())) for size in SIZES]
+
+
+def interrupted(directory):
+    """How far a run of two parts is from one of a single part, dropout included, in weights and metrics."""
+    recipe = Recipe(epochs=2, batch_size=16)
+    whole = new_trainer(recipe, directory / "whole", checkpoint_steps=3)
+    whole.run()
+    calls = iter(range(100))
+    parts = new_trainer(recipe, directory / "parts", should_stop=lambda: next(calls) == 12)
+    try:
+        parts.run()
+        raise AssertionError("nobody interrupted it")
+    except KeyboardInterrupt:
+        parts = new_trainer(recipe, directory / "parts", new_model(seed=7), resume=True)
+        assert (parts.progress.epoch, parts.progress.batch) == (2, 3)
+        parts.run()
+    values = [
+        torch.cat([parameter.flatten() for parameter in trainer.net.parameters()] + [_metrics(trainer)])
+        for trainer in (whole, parts)
+    ]
+    return float((values[0] - values[1]).abs().max())
+
+
+def _metrics(trainer):
+    return torch.tensor([[m.train_loss, m.train_accuracy, m.dev_loss] for m in trainer.progress.history]).flatten()
+
+
+def main(folder):
+    with joined(torch.device("cpu")):
+        result = {
+            "workers": this_worker().count,
+            "scores": scores(),
+            "steps": {parts: steps(folder / f"steps-{parts}", parts) for parts in (1, 2)},
+            "interrupted": interrupted(folder),
+        }
+        (folder / f"result-{this_worker().rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

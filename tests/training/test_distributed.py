@@ -1,0 +1,128 @@
+"""Several processes take the steps of one, count each pair once, and speak with one voice (over Gloo, on the CPU)."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from esim_fast.data import batches
+from tests.training.distributed_worker import SIZES, scores, steps
+from tests.training.training_tasks import pairs
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+]
+
+
+def torchrun(processes, *command):
+    """Runs a command in several processes."""
+    # Where the package is imported from here, it is there, too.
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, env=environment, timeout=540)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def outcome(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    result = torchrun(request.param, "-m", "tests.training.distributed_worker", folder)
+    assert result.returncode == 0, result.stderr
+    results = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(request.param)]
+    assert all(other == results[0] for other in results)
+    assert results[0]["workers"] == request.param
+    return folder, results[0]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_several_processes_take_the_steps_of_one(outcome, tmp_path, parts):
+    folder, result = outcome
+    alone = steps(tmp_path, 1)
+    for measured, expected in zip(result["steps"][str(parts)], alone, strict=True):
+        assert measured == pytest.approx(expected, abs=1e-5)
+        assert measured[1::2] == expected[1::2]  # accuracies: of as many pairs
+    for directory in ("", "last"):
+        weights, expected = (
+            safetensors.torch.load_file(run / directory / "model.safetensors")
+            for run in (folder / f"steps-{parts}", tmp_path)
+        )
+        for name, value in weights.items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+def test_evaluation_counts_every_pair_once(outcome):
+    for size, (loss, accuracy), (expected_loss, expected) in zip(SIZES, outcome[1]["scores"], scores(), strict=True):
+        assert round(accuracy * size, 6) == round(expected * size, 6)
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(outcome):
+    # To the bit of two; the order in which DistributedDataParallel adds more gradients up depends on its first step.
+    difference = outcome[1]["interrupted"]
+    assert difference < 1e-5 if outcome[1]["workers"] > 2 else difference == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_shards_and_parts_are_the_batch(workers, parts, shuffle):
+    dataset = pairs(45, 1)
+    options = {"shuffle": shuffle, "seed": 3, "epoch": 2, "start": 1}
+    whole = [batch.indices.tolist() for batch in batches(dataset, 8, **options)]
+    shards = [list(batches(dataset, 8, shard=(rank, workers), parts=parts, **options)) for rank in range(workers)]
+    for shard in shards:
+        assert len(shard) == parts * len(whole)
+    for step, expected in enumerate(whole):
+        pieces = [piece for shard in shards for piece in shard[step * parts : (step + 1) * parts]]
+        assert all(piece.whole == len(expected) for piece in pieces)
+        assert sorted(index for piece in pieces for index in piece.indices.tolist()) == sorted(expected)
+        sizes = [len(piece) for piece in pieces]
+        assert max(sizes) - min(sizes) <= 1
+
+
+class TestCommand:
+    @pytest.fixture
+    def corpus(self, tmp_path):
+        path = tmp_path / "pairs.tsv"
+        rows = [("yes", "a man sleeps", "a man rests"), ("no", "a man sleeps", "he runs"), ("-", "a", "b")] * 7
+        path.write_text("gold_label\tsentence1\tsentence2\n" + "".join("\t".join(row) + "\n" for row in rows))
+        return path
+
+    def test_it_trains_and_speaks_once(self, corpus, tmp_path):
+        options = ["train", "--train", corpus, "--dev", corpus, "--test", corpus, "--hidden-size", "8", "--dropout", 0]
+        options += ["--epochs", 2, "--batch-size", 4, "--embedding-dim", 6]
+        several = torchrun(2, "-m", "esim_fast", *options, "--output", tmp_path / "two")
+        assert several.returncode == 0, several.stderr
+        for message in ("dev accuracy", "test accuracy", "best epoch"):
+            assert several.stdout.count(message) == 1, several.stdout
+        assert several.stderr.count("epoch 2/2: train loss") == 1
+        assert several.stderr.count("pairs.tsv: 14 pairs (no 7, yes 7); 7 more without a gold label dropped") == 3
+        alone = subprocess.run(
+            [sys.executable, "-m", "esim_fast", *map(str, options), "--output", tmp_path / "one"],
+            capture_output=True,
+            text=True,
+        )
+        assert alone.returncode == 0, alone.stderr
+        # Gloo says something among it, with torch 2.10.
+        accuracies = [re.findall("^test accuracy .*", run.stdout, re.M) for run in (several, alone)]
+        assert accuracies[0] == accuracies[1] != []
+        weights, expected = (
+            safetensors.torch.load_file(tmp_path / run / "model.safetensors") for run in ("two", "one")
+        )
+        for name, value in weights.items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+        assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["processes"] == 2
+
+    def test_a_mistake_is_said(self, tmp_path):
+        files = ["--train", "no.tsv", "--dev", "no.tsv", "--output", tmp_path / "m"]
+        result = torchrun(2, "-m", "esim_fast", "train", *files)
+        assert result.returncode != 0
+        assert "esim-fast: no.tsv: No such file or directory" in result.stderr
+        assert "esim_fast/cli" not in result.stderr  # as in a traceback; torchrun itself ends with one of its own

@@ -1,0 +1,497 @@
+"""Training: it learns, keeps the best, repeats itself, and goes on to the bit after an interruption."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import esim_fast
+from esim_fast import Classifier
+from esim_fast.data import DataError, EncodedPairs, Vocabulary, batches
+from esim_fast.memory import short_of_memory
+from esim_fast.training import (
+    Checkpoint,
+    NotFiniteError,
+    OtherSettingsError,
+    Recipe,
+    evaluate,
+    initialize,
+    training_step,
+)
+from tests.training.training_tasks import WORDS, new_model, new_trainer, pairs
+
+
+def weights(path):
+    return Path(path, "model.safetensors").read_bytes()
+
+
+def measured(history):
+    """Of an epoch everything but the time it took."""
+    return [dataclasses.replace(metrics, seconds=0) for metrics in history]
+
+
+class TestRun:
+    def test_it_learns_and_keeps_the_best(self, tmp_path):
+        trainer = new_trainer(Recipe(epochs=12, patience=None, learning_rate=1e-2, seed=1), tmp_path)
+        history = trainer.run()
+        accuracies = [metrics.dev_accuracy for metrics in history]
+        assert [metrics.epoch for metrics in history] == list(range(1, 13))
+        assert max(accuracies) > 0.95
+        equals = [metrics for metrics in history if metrics.dev_accuracy == max(accuracies)]
+        assert trainer.progress.best is min(equals, key=lambda metrics: metrics.dev_loss)
+        assert len(equals) > 1  # or the loss decided nothing
+        assert history[-1].train_loss < history[0].train_loss
+        for directory, expected in ((tmp_path, max(accuracies)), (tmp_path / "last", accuracies[-1])):
+            assert evaluate(Classifier.from_pretrained(directory).net, pairs(80, 2)).accuracy == expected
+        assert evaluate(trainer.model.net, pairs(80, 2)).loss == history[-1].dev_loss
+
+    def test_what_it_leaves_behind(self, tmp_path):
+        model = new_model()
+        model.training = {"why": "a test"}
+        history = new_trainer(Recipe(epochs=2), tmp_path, model).run()
+        model_files = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json"}
+        assert {path.name for path in (tmp_path / "last").iterdir()} == model_files
+        assert {path.name for path in tmp_path.iterdir()} == model_files | {
+            "last",
+            "metrics.jsonl",
+            "curves.png",
+            "checkpoint",
+        }
+        assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["last.pt"]
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert lines == [dataclasses.asdict(metrics) for metrics in history]
+        recipe = dataclasses.asdict(Recipe(epochs=2))
+        assert Classifier.from_pretrained(tmp_path).training == {"recipe": recipe, "why": "a test"}
+        assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_curves_are_of_what_was_measured(self, tmp_path, monkeypatch):
+        figures = []
+        matplotlib = pytest.importorskip("matplotlib.figure")
+        save = matplotlib.Figure.savefig
+        monkeypatch.setattr(matplotlib.Figure, "savefig", lambda f, *a, **o: (figures.append(f), save(f, *a, **o)))
+        history = new_trainer(Recipe(epochs=3, patience=None), tmp_path).run()
+        for axes, name in zip(figures[-1].axes, ("loss", "accuracy"), strict=True):
+            for line, part in zip(axes.lines, ("train", "dev"), strict=False):
+                assert list(line.get_xdata()) == [1, 2, 3]
+                assert list(line.get_ydata()) == [getattr(metrics, f"{part}_{name}") for metrics in history]
+
+    def test_without_matplotlib_there_are_no_curves(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        new_trainer(Recipe(epochs=1), tmp_path).run()
+        assert not (tmp_path / "curves.png").exists()
+
+    def test_a_log_file_gets_whole_lines(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("esim_fast.training.trainer._LOG_SECONDS", 0.0)
+        new_trainer(Recipe(epochs=1, batch_size=8), tmp_path).run()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) > 2
+        assert all(re.match(r"epoch 1/1: batch \d+ of 20, \d\d:\d\d so far, .* to go", line) for line in lines)
+        assert re.search(r", loss 0\.\d{4}, accuracy \d\d\.\d\d%$", lines[-1])
+
+    def test_it_ends_when_nothing_gets_better(self, tmp_path):
+        recipe = Recipe(epochs=9, patience=2, learning_rate=1e-7)  # too small to change an answer
+        assert len(new_trainer(recipe, tmp_path).run()) == 3
+        resumed = new_trainer(dataclasses.replace(recipe, patience=4), tmp_path, resume=True)
+        assert len(resumed.run()) == 5
+        assert new_trainer(recipe, tmp_path, resume=True).is_over
+
+    def test_the_same_seed_gives_the_same_weights(self, tmp_path):
+        for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+            new_trainer(Recipe(epochs=2, seed=seed), tmp_path / name).run()
+        assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+    def test_a_loss_that_is_not_finite_names_the_batch(self, tmp_path):
+        model = new_model()
+        model.net.embedding.weight.data[9] = math.inf  # "h"
+        train = EncodedPairs([[2], [3], [9], [2]], [[2]] * 4, [0, 1, 0, 1])
+        trainer = new_trainer(Recipe(batch_size=1, epochs=1), tmp_path, model, train)
+        order = [int(batch.indices) for batch in batches(train, 1, shuffle=True, seed=0, epoch=1)]
+        with pytest.raises(NotFiniteError, match=f"epoch 1, batch {order.index(2) + 1}: the loss is nan") as caught:
+            trainer.run()
+        assert caught.value.indices == [2]
+        assert Checkpoint.load(tmp_path / "checkpoint" / "last.pt").progress["steps"] == 0
+
+    def test_a_gradient_that_is_not_finite_is_found_as_well(self, tmp_path):
+        model = new_model()
+        model.net.linear.mlp[3].weight.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(NotFiniteError, match=r"epoch 1, batch 1: the gradient's norm is (nan|inf)"):
+            new_trainer(Recipe(epochs=1), tmp_path, model).run()
+
+    def test_what_was_not_looked_at_is_looked_at_before_a_checkpoint(self, tmp_path, monkeypatch):
+        """As on a GPU, where steps are looked at in groups."""
+        history = new_trainer(Recipe(epochs=1, batch_size=8), tmp_path / "cpu", checkpoint_steps=7).run()
+        trainer = new_trainer(Recipe(epochs=1, batch_size=8), tmp_path / "gpu", checkpoint_steps=7)
+        looks, look = [], trainer._look
+        monkeypatch.setattr(trainer, "_look", lambda unseen: (looks.append(len(unseen)), look(unseen)))
+        trainer.look_every = 5
+        assert measured(trainer.run()) == measured(history)
+        assert looks == [5, 2, 5, 2, 5, 1]
+        assert weights(tmp_path / "cpu") == weights(tmp_path / "gpu")
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of memory"),
+            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate"),
+            (MemoryError("no more"), "no more"),
+        ],
+    )
+    def test_memory_that_is_short_names_the_batch(self, tmp_path, error, message):
+        model = new_model()
+        model.net.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(MemoryError, match=r"epoch 1, batch 1 \(32 pairs, 128 words, sentences of up to 2\): ") as e:
+            new_trainer(Recipe(epochs=1), tmp_path, model).run()
+        assert message in str(e.value)
+        assert "smaller batches (--batch-size, --max-tokens) or more parts" in str(e.value)
+
+    @pytest.mark.parametrize(
+        "message", ["CUDA error: an illegal memory access was encountered", "unsupported memory format option"]
+    )
+    def test_errors_that_only_speak_of_memory(self, message):
+        assert short_of_memory(RuntimeError(message)) is None
+        assert short_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")) is not None
+
+    def test_memory_that_is_short_in_evaluation(self, tmp_path):
+        model = new_model()
+
+        def forward(net, *_):
+            if not net.training:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        model.net.register_forward_pre_hook(forward)
+        with pytest.raises(MemoryError, match="epoch 1, evaluation on dev: CUDA out of memory"):
+            new_trainer(Recipe(epochs=1), tmp_path, model).run()
+
+    def test_other_errors_of_torch_are_not_taken_for_short_memory(self, tmp_path):
+        model = new_model()
+        model.net.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+        with pytest.raises(RuntimeError, match="something else"):
+            new_trainer(Recipe(epochs=1), tmp_path, model).run()
+
+    def test_pairs_that_cannot_be_trained_on(self, tmp_path):
+        for wrong, message in (
+            (EncodedPairs([], [], []), "got none"),
+            (EncodedPairs([[2]], [[2]], None), "got no labels"),
+        ):
+            for which in ("train", "dev"):
+                with pytest.raises(ValueError, match=f"{which}: expected labeled pairs, {message}"):
+                    new_trainer(Recipe(), tmp_path / "m", **{which: wrong})
+        with pytest.raises(ValueError, match="checkpoint_steps must be positive, got 0"):
+            new_trainer(Recipe(), tmp_path / "m", checkpoint_steps=0)
+        assert not (tmp_path / "m").exists()
+
+
+def test_the_readmes_script(tmp_path, monkeypatch):
+    """On miniature files of the names that it uses."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in readme.split("```python\n")[1:]]
+    script, loop = (
+        next(block for block in blocks if mark in block) for mark in ("training.Trainer", "in data.batches")
+    )
+    rows = "entailment\ta man sleeps\the rests\nneutral\ta man\the runs\ncontradiction\tno man\ta man\n" * 4
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("gold_label\tsentence1\tsentence2\n" + rows)
+    (tmp_path / "glove.840B.300d.txt").write_text("man 1 2 3\nno 0.5 -1 2\n")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(script + loop, names)
+    assert len(names["history"]) > 1
+    assert names["logits"].shape == (12, 3)
+    assert len(Classifier.from_pretrained("from-script").predict([("a man sleeps", "he rests")]).labels) == 1
+
+
+class TestRecipe:
+    def test_the_learning_rate_halves_when_dev_stalls(self, tmp_path):
+        history = new_trainer(Recipe(epochs=4, patience=None, learning_rate=1e-6), tmp_path).run()
+        assert [metrics.learning_rate for metrics in history] == [1e-6, 1e-6, 5e-7, 2.5e-7]
+
+    def test_the_learning_rate_written_down_is_that_of_the_last_step(self, tmp_path):
+        recipe = Recipe(
+            epochs=3, batch_size=16, learning_rate=1.0, warmup_steps=20, max_grad_norm=1e-9, patience=None, lr_decay=1.0
+        )
+        history = new_trainer(recipe, tmp_path).run()
+        assert [metrics.learning_rate for metrics in history] == [0.5, 1.0, 1.0]
+
+    def test_the_learning_rate(self):
+        recipe = Recipe(learning_rate=1.0, warmup_steps=4, lr_decay=0.1)
+        assert [recipe.rate(step, []) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+        assert recipe.rate(9, [0.5, 0.6, 0.6, 0.7, 0.1]) == pytest.approx(0.01)
+
+    def test_when_a_run_is_over(self):
+        recipe = Recipe(epochs=5, patience=2)
+        for accuracies, over in (
+            ([], False),
+            ([0.5, 0.4], False),
+            ([0.5, 0.4, 0.5], True),
+            ([0.5, 0.4, 0.6, 0.6], False),
+            ([0.1, 0.2, 0.3, 0.4, 0.5], True),
+        ):
+            assert recipe.is_over(accuracies) == over
+        assert not Recipe(epochs=5, patience=None).is_over([0.5, 0.4, 0.4, 0.4])
+
+    def test_gradients_are_clipped(self, tmp_path, monkeypatch):
+        model, norms = new_model(), []
+        for parameter in model.net.parameters():
+            parameter.register_hook(lambda gradient: gradient * 1e6)
+        step = torch.optim.AdamW.step
+
+        def spied(optimizer, *arguments, **options):
+            gradients = [q.grad for group in optimizer.param_groups for q in group["params"]]
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+            return step(optimizer, *arguments, **options)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", spied)
+        new_trainer(Recipe(epochs=1, max_grad_norm=0.5), tmp_path, model).run()
+        assert max(norms) == pytest.approx(0.5, rel=1e-3)
+
+    def test_parts_of_a_batch_take_the_steps_of_the_whole(self, tmp_path):
+        # Pairs of no words and a last batch of three: parts of them are empty.
+        train = EncodedPairs([[2, 6], [], [4]] * 25, [[6, 2], [5], []] * 25, [0, 1, 1] * 25)
+        histories, nets = [], []
+        for accumulate in (1, 3, 5):
+            model = new_model(dropout=0.0)
+            recipe = Recipe(epochs=2, batch_size=8, learning_rate=1e-2, accumulate=accumulate)
+            histories.append(measured(new_trainer(recipe, tmp_path / str(accumulate), model, train).run()))
+            nets.append(model.net)
+        for net, history in zip(nets[1:], histories[1:], strict=True):
+            for parameter, expected in zip(net.parameters(), nets[0].parameters(), strict=True):
+                torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-5)
+            assert [m.dev_accuracy for m in history] == [m.dev_accuracy for m in histories[0]]
+            assert [m.train_loss for m in history] == pytest.approx([m.train_loss for m in histories[0]], abs=1e-5)
+
+    def test_a_step_is_adams_on_the_mean_loss(self):
+        ours, plain = new_model(dropout=0.0).net.train(), new_model(dropout=0.0).net.train()
+        (batch,) = batches(pairs(12, 1), 12, shuffle=False)
+        recipe = Recipe(learning_rate=1e-2, max_grad_norm=1e9)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        optimizers = [torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0) for net in (ours, plain)]
+        for _ in range(3):
+            result = training_step(ours, [batch], optimizers[0], scaler, recipe)
+            optimizers[1].zero_grad()
+            logits = plain(batch.pairs)
+            loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+            loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters()])
+            optimizers[1].step()
+            assert float(result.loss_sum) == pytest.approx(12 * loss.item(), rel=1e-6)
+            assert int(result.correct) == int((logits.argmax(1) == batch.labels).sum())
+            assert float(result.gradient_norm) == pytest.approx(float(norm), rel=1e-5)
+        for parameter, expected in zip(ours.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-6)
+
+    def test_weight_decay_and_smoothing(self, tmp_path):
+        runs = {"plain": {}, "decayed": {"weight_decay": 1.0}, "smoothed": {"label_smoothing": 0.4}}
+        nets, losses = {}, {}
+        for name, options in runs.items():
+            model = new_model(dropout=0.0)
+            recipe = Recipe(epochs=1, batch_size=160, learning_rate=1e-2, **options)
+            losses[name] = new_trainer(recipe, tmp_path / name, model).run()[0].train_loss
+            nets[name] = dict(model.net.named_parameters())
+        start = dict(new_model().net.named_parameters())
+        for name, value in nets["plain"].items():
+            decay = 0.0 if name == "embedding.weight" else 0.01
+            expected = value - decay * start[name]  # a step of AdamW multiplies by 1 - lr * weight_decay
+            torch.testing.assert_close(nets["decayed"][name], expected, rtol=0, atol=1e-6)
+        assert losses["plain"] == losses["decayed"] != losses["smoothed"]
+
+    @pytest.mark.parametrize(("batch_size", "every"), [(160, 1), (8, 1), (1, 3)])
+    def test_an_average_of_the_weights_is_what_is_kept(self, tmp_path, batch_size, every):
+        model = new_model(dropout=0.0)
+        start = {name: value.clone() for name, value in model.net.state_dict().items()}
+        seen, steps = [], []
+        recipe = Recipe(epochs=2, batch_size=batch_size, learning_rate=1e-3, ema_decay=0.9, patience=None)
+        trainer = new_trainer(recipe, tmp_path, model)
+        update = trainer.average.update
+
+        def spied(net, step, of_epoch):
+            update(net, step, of_epoch)
+            steps.append((step, of_epoch))
+            if step % every == 0:
+                seen.append({name: value.clone() for name, value in net.state_dict().items()})
+
+        trainer.average.update = spied
+        history = trainer.run()
+        assert steps == [(step, 160 // batch_size) for step in range(1, 1 + 320 // batch_size)]
+        expected = start
+        for count, values in enumerate(seen, start=1):
+            kept = min(0.9, (1 + every * count) / (10 + every * count)) ** every
+            expected = {name: kept * expected[name] + (1 - kept) * values[name] for name in values}
+        last = Classifier.from_pretrained(tmp_path / "last").net
+        for name, value in last.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+        assert evaluate(last, pairs(80, 2)).accuracy == history[-1].dev_accuracy
+
+    def test_word_vectors_that_stay_as_they_are(self, tmp_path):
+        model = new_model(freeze_embedding=True)
+        before = model.net.embedding.weight.clone()
+        new_trainer(Recipe(epochs=1, learning_rate=1e-2), tmp_path, model).run()
+        assert torch.equal(Classifier.from_pretrained(tmp_path).net.embedding.weight, before)
+
+    @pytest.mark.parametrize(
+        ("device", "precision"),
+        [("cpu", "bf16"), *(pytest.param("cuda", p, marks=pytest.mark.gpu) for p in ("fp32", "bf16", "fp16"))],
+    )
+    def test_devices_and_precisions(self, tmp_path, device, precision):
+        model = new_model()
+        model.net.to(device)
+        trainer = new_trainer(Recipe(epochs=16, learning_rate=1e-2, seed=1, precision=precision), tmp_path, model)
+        trainer.run()
+        # After 8 epochs one seed in twelve has not begun to learn, in fp32 and in bf16; after 16 all of them have.
+        assert trainer.progress.best.dev_accuracy > 0.9
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"epochs": 0}, ValueError, "epochs must be positive, got 0"),
+            ({"epochs": 1.5}, TypeError, "epochs must be an int, got 1.5"),
+            ({"accumulate": 0}, ValueError, "accumulate must be positive, got 0"),
+            ({"patience": 0}, ValueError, "patience must be positive, got 0"),
+            ({"learning_rate": float("nan")}, ValueError, "learning_rate must be positive, got nan"),
+            ({"lr_decay": 1.5}, ValueError, "lr_decay must be at most 1, got 1.5"),
+            ({"ema_decay": 1.0}, ValueError, "ema_decay must be 0 or more and below 1, got 1.0"),
+            ({"weight_decay": -1.0}, ValueError, "weight_decay must be 0 or more, got -1.0"),
+            ({"seed": -1}, ValueError, "seed must be 0 or more, got -1"),
+            ({"seed": 2**63}, ValueError, "seed must lie between 0 and"),
+            ({"precision": "fp8"}, ValueError, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
+        ],
+    )
+    def test_recipes_that_make_no_sense(self, options, error, message):
+        with pytest.raises(error, match=message):
+            Recipe(**options)
+
+
+def test_initial_weights():
+    net = esim_fast.ESIM(24, 20, 10, 3)
+    before = net.embedding.weight.clone()
+    initialize(net, forget_bias=2.0)
+    assert torch.equal(net.embedding.weight, before)
+    for lstm in (net.encoder.lstm, net.infercomposition.composition.lstm):
+        for direction in ("", "_reverse"):
+            recurrent = getattr(lstm, f"weight_hh_l0{direction}")
+            for gate in recurrent.chunk(4):
+                torch.testing.assert_close(gate @ gate.T, torch.eye(24), rtol=0, atol=1e-5)
+            bias = getattr(lstm, f"bias_ih_l0{direction}") + getattr(lstm, f"bias_hh_l0{direction}")
+            assert bias.tolist() == [0.0] * 24 + [2.0] * 24 + [0.0] * 48
+            bound = math.sqrt(6 / (lstm.input_size + 24))
+            assert 0.9 * bound < getattr(lstm, f"weight_ih_l0{direction}").detach().abs().max() <= bound
+    projection = net.infercomposition.composition.F
+    assert projection.weight.detach().abs().max() <= math.sqrt(6 / (projection.in_features + projection.out_features))
+    assert not projection.bias.any()
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_gpu():
+    net = new_model().net.to("cuda").train()
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    first, second = batches(pairs(64, 1), 32, shuffle=False, pin_memory=True)
+    training_step(net, [first.to("cuda")], optimizer, scaler, Recipe())  # initializes libraries and state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(net, [second.to("cuda")], optimizer, scaler, Recipe())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class TestResuming:
+    @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "accumulate": 2, "warmup_steps": 30}])
+    def test_from_any_step_it_gives_the_bits_of_an_uninterrupted_run(self, tmp_path, options):
+        recipe = Recipe(epochs=3, batch_size=16, learning_rate=1e-2, **options)  # ten steps an epoch
+        history = new_trainer(recipe, tmp_path / "whole", checkpoint_steps=4).run()
+        for stop in (1, 4, 9, 10, 11, 25, 30):
+            calls = iter(range(1, 100))
+            trainer = new_trainer(recipe, tmp_path / str(stop), should_stop=lambda c=calls, s=stop: next(c) == s)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.run()
+            assert Checkpoint.load(tmp_path / str(stop) / "checkpoint" / "last.pt").progress["steps"] == stop
+            torch.manual_seed(99)
+            resumed = new_trainer(recipe, tmp_path / str(stop), new_model(seed=7), resume=True)
+            assert measured(resumed.run()) == measured(history)
+            for part in ("", "last"):
+                assert weights(tmp_path / str(stop) / part) == weights(tmp_path / "whole" / part)
+
+    def test_checkpoints_within_an_epoch(self, tmp_path):
+        steps, save = [], Checkpoint.save
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoint, "save", lambda c, path: (steps.append(c.progress["steps"]), save(c, path)))
+            new_trainer(Recipe(epochs=2, batch_size=16), tmp_path, checkpoint_steps=4).run()
+        assert steps == [0, 4, 8, 10, 14, 18, 20]
+
+    def test_more_epochs(self, tmp_path):
+        new_trainer(Recipe(epochs=4), tmp_path / "whole").run()
+        new_trainer(Recipe(epochs=2), tmp_path / "parts").run()
+        history = new_trainer(Recipe(epochs=4), tmp_path / "parts", new_model(seed=7), resume=True).run()
+        assert len(history) == 4
+        assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+    def test_a_model_whose_checkpoint_was_deleted_is_not_overwritten(self, tmp_path):
+        new_trainer(Recipe(epochs=1), tmp_path).run()
+        (tmp_path / "checkpoint" / "last.pt").unlink()
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match="already holds a model, and no checkpoint to go on from"):
+                new_trainer(Recipe(epochs=1, learning_rate=1e-2), tmp_path, resume=resume)
+
+    def test_a_run_that_is_over_is_left_as_it_is(self, tmp_path):
+        new_trainer(Recipe(epochs=3), tmp_path).run()
+        before = (tmp_path / "config.json").read_bytes()
+        assert len(new_trainer(Recipe(epochs=2), tmp_path, resume=True).run()) == 3
+        assert (tmp_path / "config.json").read_bytes() == before
+
+    def test_nothing_to_resume(self, tmp_path):
+        assert len(new_trainer(Recipe(epochs=1), tmp_path, resume=True).run()) == 1
+
+    def test_another_recipe_or_other_data(self, tmp_path):
+        new_trainer(Recipe(epochs=1), tmp_path, settings={"pairs": "a"}).run()
+        with pytest.raises(OtherSettingsError, match=r"began with learning_rate = 0\.0004, not 0\.1: resume"):
+            new_trainer(Recipe(epochs=1, learning_rate=0.1), tmp_path, settings={"pairs": "a"}, resume=True)
+        with pytest.raises(OtherSettingsError, match="began with pairs = 'a', not 'b'"):
+            new_trainer(Recipe(epochs=1), tmp_path, settings={"pairs": "b"}, resume=True)
+
+    def test_a_trained_model_is_not_overwritten_unasked(self, tmp_path):
+        new_trainer(Recipe(epochs=1), tmp_path).run()
+        before = weights(tmp_path)
+        with pytest.raises(FileExistsError, match="already holds a run: resume it"):
+            new_trainer(Recipe(epochs=1), tmp_path)
+        assert weights(tmp_path) == before
+
+    def test_another_network(self, tmp_path):
+        new_trainer(Recipe(epochs=1), tmp_path).run()
+        other = Classifier(esim_fast.ESIM(8, 12, len(WORDS), 2), Vocabulary(WORDS), ["same", "swapped"])
+        with pytest.raises(DataError, match="the checkpoint does not fit this run: RuntimeError"):
+            new_trainer(Recipe(epochs=2), tmp_path, other, resume=True)
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"no checkpoint at all"])
+    def test_a_file_that_is_no_checkpoint(self, tmp_path, content):
+        (tmp_path / "last.pt").write_bytes(content)
+        with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
+            Checkpoint.load(tmp_path / "last.pt")
+
+    def test_any_damage_to_a_checkpoint_is_one_clear_error(self, tmp_path):
+        new_trainer(Recipe(epochs=1), tmp_path).run()
+        path = tmp_path / "checkpoint" / "last.pt"
+        whole, generator = path.read_bytes(), random.Random(0)
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for _ in range(generator.randint(1, 20)):
+                damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+            path.write_bytes(damaged)
+            with contextlib.suppress(DataError):  # and nothing else; damage can also hit what does not matter
+                new_trainer(Recipe(epochs=1), tmp_path, resume=True)
+
+    @pytest.mark.parametrize(
+        "progress",
+        [{}, {"history": [{}]}, {"history": [], "epoch": "1"}, {"history": [], "batch": -1}, {"history": 3}, {"x": 1}],
+    )
+    def test_a_checkpoint_of_nonsense(self, tmp_path, progress):
+        new_trainer(Recipe(epochs=1), tmp_path).run()
+        path = tmp_path / "checkpoint" / "last.pt"
+        dataclasses.replace(Checkpoint.load(path), progress=progress).save(path)
+        with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
+            new_trainer(Recipe(epochs=1), tmp_path, resume=True)

@@ -1,0 +1,378 @@
+"""What reads a file, as functions of the file's bytes, for tools/fuzz.py and for the inputs that once broke them.
+
+Each takes what the library documents as its refusal, one line, and lets everything else through.
+"""
+
+import atexit
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import tempfile
+import unicodedata
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from esim_fast import ESIM, Classifier
+from esim_fast.classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
+from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
+from esim_fast.data import BadRow, DataError, PreparedCorpus, Vocabulary, load_vectors, prepare, read_pairs
+from esim_fast.data.cache import _checksum
+from esim_fast.training.checkpoint import Checkpoint, random_states
+
+WORDS = ["<unk>", "<pad>", "a", "man", "sleeps"]
+# Pieces that chance would take long to find, for a fuzzer's dictionary.
+PIECES = [
+    "{",
+    "}",
+    "[",
+    "]",
+    '"',
+    ":",
+    ",",
+    "null",
+    "true",
+    "NaN",
+    "1e999",
+    "-1",
+    "\\ud800",
+    "\\n",
+    "\n",
+    "\u2028",
+    "\x1b[2J",
+]
+PIECES += ["99999999999999999999", '"a":0,"a":0', "[" * 200, "../../x", "os:system", "<unk>", "PK\x03\x04", "\x1f\x8b"]
+PIECES += ["hidden_size", "vocab_size", "padding_idx", "dropout", "variant", "tokenizer", "training", "model"]
+PIECES += ["__metadata__", "data_offsets", "shape", "dtype", "BF16", "F64", "F8_E4M3", "I64", "BOOL", "checksum"]
+PIECES += [
+    "fortran_order",
+    "descr",
+    "|O",
+    "<U9",
+    "<f8",
+    "True",
+    "(",
+    ")",
+    "\x93NUMPY",
+    "\x80\x02c",
+    "\nR",
+    "ctorch\nload\n",
+]
+PIECES += ["premise", "sentence1", "label", "ends", "tokens", "words", "bad_rows", "label_names", "rows", "found"]
+ROWS = [("entailment", "a man", 'a "man" sleeps'), ("-", "a", "Ünï 睡觉"), ("neutral", "sleeps", "a")]
+
+
+class Marker:
+    """A pickle of it makes a file when it is loaded without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@cache
+def folder() -> Path:
+    """Where the files are, for as long as this process runs."""
+    path, process = Path(tempfile.mkdtemp(prefix="esim-fast-fuzz-")), os.getpid()
+    atexit.register(lambda: os.getpid() == process and shutil.rmtree(path, ignore_errors=True))  # no child of it
+    return path
+
+
+@cache
+def marker() -> Path:
+    """What is there only if something was executed."""
+    return folder() / "executed"
+
+
+@cache
+def model() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(ESIM(2, 3, len(WORDS), 2).eval(), Vocabulary(WORDS), ["entailment", "neutral"], "whitespace")
+
+
+def controls(character: str) -> bool:
+    """Whether it ends a line, controls a terminal, or is half a character."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+@contextmanager
+def refusals(*kinds: type[Exception]) -> Iterator[None]:
+    """Passes over what is documented, if it is one line of some length, and nothing else was said or done."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except (DataError, *kinds) as error:
+            message = str(error)
+            if len(message.splitlines()) != 1 or any(map(controls, message)) or len(message) > 2000:
+                raise AssertionError(f"not a line for people: {message[:3000]!r}") from error
+    if said:
+        raise AssertionError(f"a warning beside the answer: {said[0].message}")
+    if marker().exists():
+        marker().rmdir()
+        raise AssertionError("something was executed")
+
+
+def written(name: str, content: bytes) -> Path:
+    path = folder() / name
+    path.write_bytes(content)
+    return path
+
+
+@cache
+def model_directory() -> Path:
+    directory = folder() / "model"
+    model().save_pretrained(directory)
+    return directory
+
+
+def part_of_a_model(name: str, content: bytes) -> None:
+    """A model directory of which one file is not ours."""
+    path = model_directory() / name
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        with refusals():
+            found = Classifier.from_pretrained(model_directory(), device="cpu")
+            found.predict(("a man", "sleeps"))
+        assert path.read_bytes() == content
+    finally:
+        path.write_bytes(whole)
+
+
+def weights_header(content: bytes) -> None:
+    """The JSON before the numbers of a model's weights."""
+    whole = (model_directory() / WEIGHTS).read_bytes()
+    numbers = whole[8 + struct.unpack("<Q", whole[:8])[0] :]
+    part_of_a_model(WEIGHTS, struct.pack("<Q", len(content)) + content + numbers)
+
+
+def checkpoint(content: bytes, ending: str = ".pt") -> None:
+    with refusals(ValueError):
+        state_dict = read_state_dict(written(f"checkpoint{ending}", content))
+        convert(state_dict)
+
+
+def checkpoint_pickle(content: bytes) -> None:
+    """The pickle in a file of torch.save, whose numbers are as they were."""
+    checkpoint(_with_pickle(_saved(model().net.state_dict()), content))
+
+
+def last(content: bytes) -> None:
+    """A run's own checkpoint, and a step from there."""
+    net, optimizer = _trained()
+    with refusals():
+        Checkpoint.load(written("last.pt", content)).restore({"net": net, "optimizer": optimizer}, torch.device("cpu"))
+        optimizer.step()
+
+
+def last_pickle(content: bytes) -> None:
+    last(_with_pickle(_last(), content))
+
+
+def words(content: bytes, ending: str) -> None:
+    with refusals(ValueError):
+        found = read_words(written(f"words{ending}", content))
+        convert(model().net.state_dict(), found)
+
+
+def vectors(content: bytes, ending: str) -> None:
+    with refusals():
+        found = load_vectors(written(f"vectors{ending}", content), Vocabulary(WORDS))
+        assert found.matrix.shape[0] == len(found.vocabulary)
+        assert found.found
+
+
+def vectors_npz_members(content: bytes) -> None:
+    """The two arrays of an archive, one behind the other, in an archive that is whole."""
+    first, magic, second = content.rpartition(b"\x93NUMPY")
+    vectors(_archive({"words.npy": first, "vectors.npy": magic + second}), ".npz")
+
+
+def pairs(content: bytes, ending: str) -> None:
+    """Every row is a pair or named; where the first settles the columns, that may be a refusal."""
+    path = written(f"pairs{ending}", content)
+    for labeled in (True, False):
+        bad: list[BadRow] = []
+        with refusals():
+            lines = [pair.line for pair in read_pairs(path, labeled=labeled, on_bad_row=bad.append)]
+            assert lines == sorted(set(lines))
+            assert not {row.line for row in bad} & set(lines)
+            assert all(not any(map(controls, row.reason)) and len(row.reason) < 2000 for row in bad)
+
+
+def corpus_cache(content: bytes) -> None:
+    """An entry of the cache as somebody would forge it, with the right key and checksum: never another corpus."""
+    path, key = _cache_entry()
+    whole = path.read_bytes()
+    try:
+        arrays = safetensors.torch.load(content)
+        safetensors.torch.save_file(arrays, path, {"key": key, "checksum": _checksum(key, arrays)})
+    except Exception:  # no tensors that have a checksum: as it is, then
+        path.write_bytes(content)
+    try:
+        with refusals():
+            corpus = prepare_corpus()
+            pairs = corpus.encode(Vocabulary(WORDS), ["entailment", "neutral"])
+            if len(pairs):
+                pairs[range(len(pairs))]
+            corpus.label_counts(), corpus.word_counts(labeled=True), corpus.digest
+    finally:
+        path.write_bytes(whole)
+
+
+def prepare_corpus() -> PreparedCorpus:
+    source = folder() / "corpus.tsv"
+    if not source.exists():
+        source.write_text("".join("\t".join(row) + "\n" for row in ROWS), encoding="utf-8")
+    return prepare(source, "whitespace", cache=folder() / "cache", skip_bad_rows=True, workers=1)
+
+
+@cache
+def _cache_entry() -> tuple[Path, str]:
+    prepare_corpus()
+    (path,) = (folder() / "cache").glob("*.safetensors")
+    with safetensors.safe_open(path, "pt") as file:
+        return path, file.metadata()["key"]
+
+
+def _saved(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def _trained() -> tuple[ESIM, torch.optim.Optimizer]:
+    """A network after a step."""
+    net = ESIM(2, 3, len(WORDS), 2)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return net, optimizer
+
+
+@cache
+def _last() -> bytes:
+    path = folder() / "whole.pt"
+    net, optimizer = _trained()
+    states = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+    Checkpoint({"seed": 0}, {"epoch": 1, "history": []}, states, [random_states(torch.device("cpu"))]).save(path)
+    return path.read_bytes()
+
+
+def _members(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _archive(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def _with_pickle(content: bytes, pickled: bytes) -> bytes:
+    """A file of torch.save with another pickle in it."""
+    members = _members(content)
+    return _archive({name: pickled if name.endswith("data.pkl") else of for name, of in members.items()})
+
+
+def _pickle_in(content: bytes) -> bytes:
+    return next(of for name, of in _members(content).items() if name.endswith("data.pkl"))
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@cache
+def _seeds() -> dict[str, list[bytes]]:
+    """Whole files, as the library or numpy writes them, and a pickle in disguise."""
+    parts = {name: (model_directory() / name).read_bytes() for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS)}
+    state = _saved(model().net.state_dict())
+    disguised = pickle.dumps(Marker(marker()), protocol=2)
+    numbers = np.arange(9, dtype=np.float32).reshape(3, 3)
+    text = b"a 1 2 3\nman 4 5 6\nthe 7 8 9\n"
+    arrays = _npz(words=np.array(["a", "man", "the"]), vectors=numbers)
+    transposed = _npz(words=np.array(["a", "man", "the"]), vectors=numbers.T)
+    table = "".join("\t".join(row) + "\n" for row in ROWS).encode()
+    header_tsv = b"gold_label\tsentence1\tsentence2\n" + table
+    comma = b'label,premise,hypothesis\nneutral,"a, b","c\n""d"""\nneutral,a,b\n'
+    objects = "".join(
+        json.dumps(dict(zip(("label", "premise", "hypothesis"), row, strict=True))) + "\n" for row in ROWS
+    ).encode()
+    members = [b"".join(_members(of).values()) for of in (arrays, transposed)]
+    return {
+        "config": [parts[CONFIG]],
+        "labels": [parts[LABELS]],
+        "vocabulary": [parts[VOCABULARY]],
+        "weights": [parts[WEIGHTS], disguised],
+        "weights_header": [parts[WEIGHTS][8 : 8 + struct.unpack("<Q", parts[WEIGHTS][:8])[0]]],
+        "checkpoint": [state, disguised, _with_pickle(state, disguised)],
+        "checkpoint_pickle": [_pickle_in(state), disguised],
+        "checkpoint_safetensors": [parts[WEIGHTS], disguised],
+        "last": [_last(), disguised],
+        "last_pickle": [_pickle_in(_last()), disguised],
+        "words_json": [json.dumps(WORDS).encode(), json.dumps({word: i for i, word in enumerate(WORDS)}).encode()],
+        "words_lines": ["\n".join(WORDS).encode(), disguised],
+        "vectors_text": [text, b"3 3\n" + text],
+        "vectors_gz": [gzip.compress(text, mtime=0)],
+        "vectors_binary": [b"2 3\na " + numbers[0].tobytes() + b"\nman " + numbers[1].tobytes() + b"\n", disguised],
+        "vectors_npz": [arrays, transposed, disguised],
+        "vectors_npz_members": members,
+        "corpus_cache": [_cache_entry()[0].read_bytes(), disguised],
+        "pairs_tsv": [table, header_tsv],
+        "pairs_csv": [comma],
+        "pairs_jsonl": [objects],
+        "pairs_gz": [gzip.compress(table, mtime=0)],
+    }
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "config": partial(part_of_a_model, CONFIG),
+    "labels": partial(part_of_a_model, LABELS),
+    "vocabulary": partial(part_of_a_model, VOCABULARY),
+    "weights": partial(part_of_a_model, WEIGHTS),
+    "weights_header": weights_header,
+    "checkpoint": checkpoint,
+    "checkpoint_pickle": checkpoint_pickle,
+    "checkpoint_safetensors": partial(checkpoint, ending=".safetensors"),
+    "last": last,
+    "last_pickle": last_pickle,
+    "words_json": partial(words, ending=".json"),
+    "words_lines": partial(words, ending=".txt"),
+    "vectors_text": partial(vectors, ending=".txt"),
+    "vectors_gz": partial(vectors, ending=".txt.gz"),
+    "vectors_binary": partial(vectors, ending=".bin"),
+    "vectors_npz": partial(vectors, ending=".npz"),
+    "vectors_npz_members": vectors_npz_members,
+    "corpus_cache": corpus_cache,
+    "pairs_tsv": partial(pairs, ending=".tsv"),
+    "pairs_csv": partial(pairs, ending=".csv"),
+    "pairs_jsonl": partial(pairs, ending=".jsonl"),
+    "pairs_gz": partial(pairs, ending=".tsv.gz"),
+}
+
+
+def seeds(target: str) -> list[bytes]:
+    """Files that a target reads without complaint, but for those in disguise."""
+    return _seeds()[target]

@@ -1,0 +1,94 @@
+"""What the tests of hostile files share: how they are made, and what a refusal is."""
+
+import contextlib
+import io
+import json
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from esim_fast import ESIM, Classifier
+from esim_fast.classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
+from esim_fast.data import DataError, Vocabulary
+from tests.untrusted.fuzz_targets import WORDS, Marker
+
+PARTS = (CONFIG, LABELS, VOCABULARY, WEIGHTS)
+DEEP = 100_000  # brackets within one another
+
+
+def save_model(folder: Path) -> Path:
+    """A model directory in a folder, and where it is."""
+    torch.manual_seed(0)
+    net = ESIM(2, 3, len(WORDS), 2).eval()
+    Classifier(net, Vocabulary(WORDS), ["entailment", "neutral"], "whitespace").save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@contextlib.contextmanager
+def in_disguise(folder: Path) -> Iterator[bytes]:
+    """A pickle that makes a directory when it is loaded; there is none afterwards."""
+    place = folder / "executed"
+    yield pickle.dumps(Marker(place), protocol=2)
+    assert not place.exists()
+
+
+def refused(read: Callable[[], object], message: str = "", kind: type[Exception] = DataError) -> None:
+    with pytest.raises(kind) as caught:
+        read()
+    line = str(caught.value)
+    assert message in line
+    assert line.isprintable()
+    assert 0 < len(line) < 1100
+
+
+def load(model: Path, **options: str) -> Classifier:
+    return Classifier.from_pretrained(model, device="cpu", **options)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    before = content_of(folder)
+    yield
+    assert content_of(folder) == before
+
+
+def in_safetensors(header: object, numbers: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + numbers
+
+
+def in_npy(header: str, numbers: bytes = b"") -> bytes:
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + numbers
+
+
+def write_zip(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression, compresslevel=1) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def in_torch(value: object, path: Path) -> Path:
+    torch.save(value, path)
+    return path
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is said beside the refusal."""
+    with pytest.MonkeyPatch.context() as patch:
+        said = io.StringIO()
+        patch.setattr(sys, "stderr", said)
+        yield
+    assert not said.getvalue()

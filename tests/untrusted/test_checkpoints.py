@@ -1,0 +1,116 @@
+"""Checkpoints that somebody made to do harm: refused in a line, and never executed."""
+
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from esim_fast import ESIM
+from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
+from esim_fast.training.checkpoint import Checkpoint
+from tests.untrusted.fuzz_targets import WORDS
+from tests.untrusted.hostile import DEEP, in_torch, refused, write_zip
+
+# torch 2.15 reads no nested tensors itself.
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+NESTED = "not stored as plain numbers" if TORCH < (2, 15) else "torch._utils._rebuild_nested_tensor"
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def state(self) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return dict(ESIM(2, 3, len(WORDS), 2).state_dict())
+
+    @pytest.mark.parametrize("name", ["a.pt", "a.th", "a.safetensors"])
+    def test_pickles(self, tmp_path: Path, state: dict, bomb: bytes, name: str) -> None:
+        path = tmp_path / name
+        path.write_bytes(bomb)
+        refused(lambda: read_state_dict(path), str(path))
+        members = {}
+        with zipfile.ZipFile(in_torch(state, tmp_path / "whole.pt")) as archive:
+            members = {of: archive.read(of) for of in archive.namelist()}
+        write_zip(path, {of: bomb if of.endswith("data.pkl") else content for of, content in members.items()})
+        refused(lambda: read_state_dict(path), str(path))
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as archive:  # what torch's first versions wrote
+            for of in ("storages", "tensors", "pickle"):
+                member = tarfile.TarInfo(f"../{of}")
+                member.size = len(bomb)
+                archive.addfile(member, io.BytesIO(bomb))
+        path.write_bytes(content.getvalue())
+        refused(lambda: read_state_dict(path), str(path))
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_cut_off(self, tmp_path: Path, state: dict, legacy: bool) -> None:
+        path = tmp_path / "a.pt"
+        torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+        whole = path.read_bytes()
+        places = range(0, len(whole), 41)
+        for place in places:
+            path.write_bytes(whole[:place])
+            refused(lambda: read_state_dict(path), str(path))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda s: s.update({"embedding.weight": torch.zeros(1).expand(10**6, 10**6)}),
+                "fewer numbers in the file",
+            ),
+            (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(1).expand(10**9)}), "fewer numbers in the file"),
+            (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2).to_sparse()}), "not stored as plain numbers"),
+            (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2, device="meta")}), "not stored as plain numbers"),
+            (lambda s: s.update({"linear.mlp.3.bias": torch.nested.nested_tensor([torch.zeros(2)])}), NESTED),
+            (lambda s: s.update({"linear.mlp.3.bias": torch.tensor([0.0, torch.nan])}), "linear.mlp.3.bias holds"),
+            (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2, dtype=torch.complex64)}), "linear.mlp.3.bias"),
+            (lambda s: s.update({"a\nb\x1b": torch.zeros(2)}), r"a\nb\x1b is no part"),
+            (lambda s: s.pop("embedding.weight"), "embedding.weight is missing"),
+            (lambda s: s.update({"embedding.weight": torch.zeros(0, 3)}), "none of them 0"),
+            (lambda s: (s.clear(), s.update({"a\nb": torch.zeros(2)})), r"got a\nb"),
+            (lambda s: s.clear(), "expected a state dict"),
+        ],
+        ids=range(12),
+    )
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_tensors(self, tmp_path: Path, state: dict, change: Callable[[dict], object], message: str) -> None:
+        change(state)
+        path = in_torch(state, tmp_path / "a.pt")
+        refused(lambda: convert(read_state_dict(path)), message, ValueError)
+
+    def test_something_else_than_a_file(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "a.pt")
+        (tmp_path / "b.pt").mkdir()
+        (tmp_path / "c.pt").touch()
+        for name in "abc":
+            refused(lambda name=name: read_state_dict(tmp_path / f"{name}.pt"), f"{name}.pt: ")
+        refused(lambda: Checkpoint.load(tmp_path / "a.pt"), "expected a file")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("[" * DEEP, "within one another"),
+            ('{"a": 0, "b": 1, "a": 2}', "the key 'a' is there twice"),
+            ('{"a": 0, "b": 0}', "expected the ids 0 to 1, each once"),
+            ('{"a": 0, "b": 99999999999999999999}', "expected the ids 0 to 1, each once"),
+            ('{"a": [0], "b": {}}', "expected the ids"),
+            ('["a", null]', "expected a list of words"),
+            ('["\\ud800"]', "surrogates not allowed"),
+            ("\0\1", "not valid JSON"),
+        ],
+        ids=repr,
+    )
+    def test_words(self, tmp_path: Path, content: str, message: str) -> None:
+        path = tmp_path / "words.json"
+        path.write_text(content)
+        refused(lambda: read_words(path), message)
+
+    def test_a_pickle_for_words(self, tmp_path: Path, bomb: bytes) -> None:
+        for name in ("words.pkl", "words.json", "words.txt"):
+            (tmp_path / name).write_bytes(bomb)
+            refused(lambda name=name: read_words(tmp_path / name), "a pickle, and reading it would run its code")

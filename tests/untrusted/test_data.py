@@ -1,0 +1,265 @@
+"""Word vectors, corpora and prepared corpora that somebody made to do harm: refused in a line, or made again."""
+
+import contextlib
+import gzip
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from esim_fast.data import BadRow, DataError, Vocabulary, load_vectors, prepare, read_pairs
+from esim_fast.data.cache import _checksum
+from esim_fast.data.folders import find_corpus
+from tests.untrusted.fuzz_targets import ROWS, WORDS
+from tests.untrusted.hostile import (
+    in_npy,
+    in_safetensors,
+    refused,
+    silence,
+    unchanged,
+    write_zip,
+)
+
+
+class TestVectors:
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("v.bin", b"999999999999999999 300\na ", "the file ends here"),
+            ("v.bin", b"1000000000000000000000 300\n", "expected the number of rows"),
+            ("v.bin", b"1 999999999999999999\na ", "expected 1 to 10000 numbers in a row"),
+            ("v.bin", b"1 0\na ", "expected 1 to 10000 numbers in a row"),
+            ("v.bin", b"2 1\n" + b"x" * 5000, "expected a word of at most 2000 bytes"),
+            ("v.bin", b"2 1\na \0\0\xc0\x7fman \0\0\0\0", "expected finite numbers, got others for 'a'"),
+            ("v.txt", b"999999999999999999 3\na 1 2 3\n", "expected 999999999999999999 rows"),
+            ("v.txt", b"1 999999999999999999\na 1\n", "expected at most 10000 numbers"),
+            ("v.txt", b"a nan 1\n", "expected a finite number, got 'nan'"),
+            ("v.txt", b"a 1e39 1\n", "expected a finite number"),
+            ("v.txt", b"a" * 3_000_000, "expected a line break within"),
+            ("v.txt", b"", "got none of 3"),
+            ("v.txt.gz", b"\x1f\x8b\x08\x08" + b"x" * 100_000, "v.txt.gz:1: "),
+            ("v.npz", b"PK\x03\x04", "expected an .npz archive of plain arrays"),
+        ],
+    )
+    def test_headers_and_numbers(self, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        refused(lambda: load_vectors(tmp_path / name, Vocabulary(WORDS)), message)
+
+    @pytest.mark.parametrize(
+        ("words", "vectors"),
+        [
+            ("{'descr': '<U1', 'fortran_order': False, 'shape': (999999999999,), }", None),
+            ("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", None),
+            ("{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1,), }", None),
+            ("{'descr': '<U400000000', 'fortran_order': False, 'shape': (1,), }", None),
+            ("{'descr': '<U0', 'fortran_order': False, 'shape': (1,), }", None),
+            ("{'descr': '<U1', 'fortran_order': False, 'shape': (-1,), }", None),
+            ("{'descr': '<U1', 'fortran_order': False, 'shape': (1L,), }", None),
+            ("{'descr': '<U1', 'fortran_order': False, 'shape': (", None),
+            ("[" * 9000, None),
+            ("__import__('os').mkdir('executed')", None),
+            (None, "{'descr': '<f4', 'fortran_order': True, 'shape': (1, 99999999999999999999), }"),
+            (None, "{'descr': '<f4', 'fortran_order': True, 'shape': (10**30, 3), }"),
+            (None, "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 0), }"),
+            (None, "{'descr': '<f4', 'fortran_order': False, 'shape': (), }"),
+            (None, "{'descr': '|O', 'fortran_order': False, 'shape': (1, 3), }"),
+        ],
+    )
+    def test_arrays(self, tmp_path: Path, words: str | None, vectors: str | None, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        members = {
+            "words.npy": in_npy(
+                words or "{'descr': '<U1', 'fortran_order': False, 'shape': (1,), }", "a".encode("utf-32-le")
+            ),
+            "vectors.npy": in_npy(vectors or "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }", bytes(12)),
+        }
+        path = write_zip(tmp_path / "v.npz", members)
+        with silence():
+            refused(lambda: load_vectors(path, Vocabulary(WORDS)), "v.npz: expected")
+        assert not (tmp_path / "executed").exists()
+
+    def test_members(self, tmp_path: Path, bomb: bytes) -> None:
+        words, vectors = np.array(["a", "man"]), np.ones((2, 3), np.float32)
+        (tmp_path / "in" / "here").mkdir(parents=True)
+        path = tmp_path / "in" / "here" / "v.npz"
+        np.savez(path, words=words, vectors=vectors)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        write_zip(path, {**members, "../../x": b"x", f"{tmp_path}/y": b"y"})
+        with unchanged(tmp_path):  # archives are never unpacked
+            assert load_vectors(path, Vocabulary(WORDS)).found == 2
+        for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            write_zip(path, members, compression)
+            refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
+        write_zip(path, members)
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("words.npy", members["words.npy"])
+        refused(lambda: load_vectors(path, Vocabulary(WORDS)), "got words, vectors, words")
+        np.savez(path, words=np.array(["a", "man"], dtype=object), vectors=vectors)
+        refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
+        for content in (bomb, *(write_zip(tmp_path / "w.npz", {**members, of: bomb}).read_bytes() for of in members)):
+            path.write_bytes(content)
+            refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
+
+    @pytest.mark.parametrize("name", ["v.txt", "v.txt.gz", "v.bin", "v.npz"])
+    def test_cut_off(self, tmp_path: Path, name: str) -> None:
+        """Of text nobody can tell where it should end."""
+        numbers = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+        text = b"2 3\na 1.25 2.5 3.75\nman 4.5 5.5 6.5\n"
+        if name == "v.npz":
+            np.savez_compressed(tmp_path / name, words=np.array(["a", "man"]), vectors=numbers)
+        binary = b"2 3\na " + numbers[0].tobytes() + b"\nman " + numbers[1].tobytes() + b"\n"
+        contents = {"v.txt": text, "v.txt.gz": gzip.compress(text), "v.bin": binary}
+        path = tmp_path / name
+        whole = contents[name] if name in contents else path.read_bytes()
+        path.write_bytes(whole)
+        load_vectors(path, Vocabulary(WORDS))
+        last = {"v.txt": text.rindex(b"6.5"), "v.bin": len(whole) - 1}.get(name, len(whole))
+        for place in range(last):
+            path.write_bytes(whole[:place])
+            refused(lambda: load_vectors(path, Vocabulary(WORDS)), str(path))
+
+
+class TestPairs:
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.jsonl", b"[" * 900_000 + b"\n", "not valid JSON"),
+            ("a.jsonl", b'{"a\\nb\\u001b": 1}\n', r"got a\nb\x1b"),
+            ("a.jsonl", json.dumps({"x" * 900_000: 1}).encode(), "expected a key"),
+            ("a.csv", b'"a\nb\x1b[2J",c,d,e\n', r"a\nb\x1b[2J, c, d, e"),
+            ("a.tsv", b"label\tpremise\x0b\x1b\t\xe2\x80\xa8hypothesis2\t4\n", r"premise\x0b\x1b"),
+            ("a.tsv", b"x" * 5_000_000, "expected at most 1000000 bytes in a row"),
+            ("a.tsv", b"\0\0\0", "expected 3 columns"),
+            ("a.tsv.gz", b"\x1f\x8b\x08\x00" + bytes(20), "a.tsv.gz:1: "),
+        ],
+    )
+    def test_rows(self, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+        path = tmp_path / name
+        path.write_bytes(content)
+        refused(lambda: list(read_pairs(path)), message)
+        bad: list[BadRow] = []
+        with contextlib.suppress(DataError):
+            list(read_pairs(path, on_bad_row=bad.append))
+        assert all(row.reason.isprintable() and len(row.reason) < 1100 for row in bad)
+
+    def test_folders(self, tmp_path: Path) -> None:
+        for name in ("train.tsv", "dev.tsv"):
+            os.mkfifo(tmp_path / name)
+        refused(lambda: find_corpus(tmp_path), "expected a file with train in its name")
+        name = tmp_path / "a\nb"
+        refused(lambda: find_corpus(name), r"a\nb: no such directory")
+
+
+class TestCache:
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        path = tmp_path / "corpus.tsv"
+        path.write_text("".join("\t".join(row) + "\n" for row in ROWS))
+        return path
+
+    def entry(self, source: Path) -> Path:
+        prepare(source, "whitespace", cache=source.parent / "cache")
+        (path,) = (source.parent / "cache").glob("*.safetensors")
+        return path
+
+    def equal(self, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+        return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def forge(self, path: Path, change: Callable[[dict], object]) -> None:
+        """With a checksum that is right."""
+        with safetensors.safe_open(path, "pt") as file:
+            key = file.metadata()["key"]
+            arrays = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        change(arrays)
+        metadata = {"key": key}
+        with contextlib.suppress(TypeError):
+            metadata["checksum"] = _checksum(key, arrays)
+        safetensors.torch.save_file(arrays, path, metadata)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda a: a["tokens"].fill_(10**6),
+            lambda a: a["tokens"].fill_(-5),
+            lambda a: a["ends"].fill_(10**15),
+            lambda a: a["ends"].copy_(a["ends"].flip(0)),
+            lambda a: a["ends"].copy_(torch.tensor([2**62, -(2**62)] * 3)),
+            lambda a: a["labels"].fill_(99),
+            lambda a: a["labels"].fill_(-3),
+            lambda a: a.update(ends=a["ends"][:-2].clone()),
+            lambda a: a.update(lines=a["lines"][:0].clone()),
+            lambda a: a.update(tokens=a["tokens"].long()),
+            lambda a: a.update(tokens=a["tokens"].bfloat16()),
+            lambda a: a.update(tokens=a["tokens"][None]),
+            lambda a: a.update(words=a["words"][:0].clone()),
+            lambda a: a["words"].fill_(10),
+            lambda a: a["words"].fill_(255),
+            lambda a: a["label_names"].fill_(ord("[")),
+            lambda a: a.update(label_names=torch.tensor(list(b'{"a": 1}'), dtype=torch.uint8)),
+            lambda a: a.update(label_names=torch.tensor(list(b'["\\ud800", "b"]'), dtype=torch.uint8)),
+            lambda a: a.update(bad_rows=torch.tensor(list(b'[["x", 1, 2]]'), dtype=torch.uint8)),
+            lambda a: a.update(bad_rows=torch.tensor(list(b'[[1, "a\\nb"]]'), dtype=torch.uint8)),
+            lambda a: a.update(bad_rows=torch.tensor(list(b"5"), dtype=torch.uint8)),
+            lambda a: a.update(more=torch.zeros(1)),
+            lambda a: a.pop("lines"),
+            lambda a: a.clear(),
+        ],
+        ids=range(24),
+    )
+    def test_forged(self, source: Path, change: Callable[[dict], object]) -> None:
+        honest = prepare(source, "whitespace")
+        path = self.entry(source)
+        whole = safetensors.torch.load(path.read_bytes())  # not mapped: the file is about to change
+        self.forge(path, change)
+        found = prepare(source, "whitespace", cache=path.parent)
+        assert found.digest == honest.digest
+        assert found.bad_rows == honest.bad_rows
+        assert self.equal(safetensors.torch.load_file(path), whole)  # made again
+
+    def test_damaged(self, source: Path, bomb: bytes) -> None:
+        honest, path = prepare(source, "whitespace"), self.entry(source)
+        whole = path.read_bytes()
+        arrays = safetensors.torch.load(whole)
+        places = [whole[:place] for place in range(0, len(whole), 29)]
+        for content in (bomb, in_safetensors(b"{}", length=2**63), b"", *places):
+            path.write_bytes(content)
+            assert prepare(source, "whitespace", cache=path.parent).digest == honest.digest
+            assert self.equal(safetensors.torch.load_file(path), arrays)
+        for make in (Path.mkdir, os.mkfifo):
+            path.unlink()
+            make(path)
+            assert prepare(source, "whitespace", cache=path.parent).digest == honest.digest
+            if path.is_dir():
+                path.rmdir()
+                path.touch()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda a: a["rows"].fill_(torch.nan),
+            lambda a: a.update(rows=a["rows"][:-1].clone()),
+            lambda a: a.update(rows=a["rows"].double()),
+            lambda a: a.update(rows=a["rows"][:, :0].clone()),
+            lambda a: a.update(found=a["found"].to(torch.uint8)),
+            lambda a: a.update(found=a["found"][:1].clone()),
+            lambda a: a.pop("found"),
+        ],
+        ids=range(7),
+    )
+    def test_forged_vectors(self, tmp_path: Path, change: Callable[[dict], object]) -> None:
+        (tmp_path / "v.txt").write_text("a 1 2 3\nman 4 5 6\n")
+
+        def read() -> torch.Tensor:
+            return load_vectors(tmp_path / "v.txt", Vocabulary(WORDS), cache=tmp_path / "cache").matrix
+
+        honest = read()
+        (path,) = (tmp_path / "cache").glob("*.safetensors")
+        self.forge(path, change)
+        assert torch.equal(read(), honest)

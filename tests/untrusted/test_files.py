@@ -1,0 +1,338 @@
+"""Files that somebody made to do harm, at the command line, by their memory, and as tools/fuzz.py has found them."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from esim_fast.classifier import CONFIG, WEIGHTS
+from esim_fast.cli import main
+from esim_fast.files import one_line
+from tests.untrusted import fuzz_targets
+from tests.untrusted.fuzz_targets import TARGETS, Marker, refusals
+from tests.untrusted.hostile import DEEP, PARTS, in_npy, in_torch, save_model, unchanged, write_zip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_model(tmp_path)
+
+
+CRASHES = Path(__file__).parent / "crashes"
+
+
+def run(*arguments: object, capsys) -> tuple[int, str]:
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    return code, capsys.readouterr().err
+
+
+class TestCommandLine:
+    def fails(self, *arguments: object, capsys) -> str:
+        code, said = run(*arguments, capsys=capsys)
+        assert code == 2
+        assert len(said.splitlines()) == 1, said
+        assert said[:-1].isprintable()
+        return said
+
+    def test_models(self, model: Path, bomb: bytes, capsys) -> None:
+        one = ["--premise", "a", "--hypothesis", "man", "--device", "cpu"]
+        for name in PARTS:
+            whole = (model / name).read_bytes()
+            for content in (bomb, b"", b"[" * DEEP, whole[: len(whole) // 2], os.urandom(100)):
+                (model / name).write_bytes(content)
+                with unchanged(model):
+                    assert str(model) in self.fails("predict", model, *one, capsys=capsys)
+            (model / name).write_bytes(whole)
+        config = json.loads((model / CONFIG).read_text())
+        for changes in ({"tokenizer": "os:system"}, {"a\nb\r\x1b[2J": 0}, {"hidden_size": 10**9}):
+            (model / CONFIG).write_text(json.dumps(config | changes))
+            self.fails("predict", model, *one, capsys=capsys)
+
+    def test_checkpoints(self, model: Path, tmp_path: Path, bomb: bytes, capsys) -> None:
+        (tmp_path / "net.pt").write_bytes(bomb)
+        assert "net.pt: holds objects of Python" in self.fails(
+            "convert", tmp_path / "net.pt", tmp_path / "m", capsys=capsys
+        )
+        in_torch({"embedding.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "net.pt")
+        assert "fewer numbers" in self.fails("convert", tmp_path / "net.pt", tmp_path / "m", capsys=capsys)
+        assert not (tmp_path / "m").exists()
+        folder = tmp_path / "allennlp"
+        (folder / "vocabulary").mkdir(parents=True)
+        in_torch({"a": torch.zeros(1)}, folder / "best.th")
+        os.mkfifo(folder / "vocabulary" / "labels.txt")
+        assert "labels.txt: expected a file" in self.fails("convert", folder, tmp_path / "m", capsys=capsys)
+
+    @pytest.mark.parametrize("name", PARTS)
+    def test_conversion_overwrites_nothing(self, model: Path, tmp_path: Path, name: str, capsys) -> None:
+        (tmp_path / "out").mkdir()
+        weights = (model / WEIGHTS).rename(tmp_path / "out" / WEIGHTS)
+        if name != WEIGHTS:
+            weights = weights.rename(tmp_path / "a.safetensors")
+            (tmp_path / "out" / name).write_text("mine")
+        with unchanged(tmp_path):
+            assert "already holds" in self.fails("convert", weights, tmp_path / "out", capsys=capsys)
+
+    def test_data(self, tmp_path: Path, capsys) -> None:
+        (tmp_path / "a.tsv").write_text("neutral\ta\tman\n")
+        (tmp_path / "v.bin").write_bytes(b"999999999999999999 300\na ")
+        options = ["data", tmp_path / "a.tsv", "--no-cache", "--tokenizer", "whitespace", "--vectors"]
+        assert "v.bin: row 1" in self.fails(*options, tmp_path / "v.bin", capsys=capsys)
+        (tmp_path / "v.npz").write_bytes(b"PK\x05\x06" + bytes(18))
+        assert "v.npz: " in self.fails(*options, tmp_path / "v.npz", capsys=capsys)
+        (tmp_path / "b.csv").write_bytes(b'"a\n\x1b",b,c,d\n')
+        assert "b.csv:1: " in self.fails("data", tmp_path / "b.csv", "--no-cache", capsys=capsys)
+
+    def test_training_goes_on_from_no_such_checkpoint(self, tmp_path: Path, bomb: bytes, capsys) -> None:
+        """Torch's fused Adam would write where the shapes of an optimizer's state lead: that was out of bounds."""
+        (tmp_path / "a.tsv").write_text("".join(f"{label}\ta man\tsleeps\n" for label in ("yes", "no") * 10))
+        command = ["train", "--train", tmp_path / "a.tsv", "--dev", tmp_path / "a.tsv", "--output", tmp_path / "m"]
+        command += [
+            "--device",
+            "cpu",
+            "--no-cache",
+            "--hidden-size",
+            4,
+            "--embedding-dim",
+            4,
+            "--tokenizer",
+            "whitespace",
+        ]
+        assert run(*command, "--epochs", 1, capsys=capsys)[0] == 0
+        path = tmp_path / "m" / "checkpoint" / "last.pt"
+        whole = path.read_bytes()
+
+        def average(checkpoint: dict, value: object) -> None:
+            checkpoint["states"]["optimizer"]["state"][0]["exp_avg"] = value
+
+        changes: list[Callable[[dict], object]] = [
+            lambda of: average(of, torch.zeros(1)),
+            lambda of: average(of, torch.zeros(1).expand(16, 4)),
+            lambda of: average(of, torch.zeros(4, 16).T),
+            lambda of: average(of, torch.zeros(16, 4).to_sparse()),
+            lambda of: average(of, "x"),
+            lambda of: of["states"]["optimizer"]["state"][0].pop("step"),
+            lambda of: of["states"]["optimizer"].update(param_groups=[]),
+            lambda of: of["states"].update(net={}),
+            lambda of: of["states"].pop("optimizer"),
+            lambda of: of["settings"].update(seed=torch.zeros(3)),
+            lambda of: of["settings"].update(seed="a\nb"),
+            lambda of: of["progress"].update(epoch=10**40),
+            lambda of: of["progress"].update(history=torch.zeros(2)),
+            lambda of: of.update(random=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
+            lambda of: of.update(more=1),
+        ]
+        for change in changes:
+            checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+            change(checkpoint)
+            torch.save(checkpoint, path)
+            with unchanged(tmp_path):
+                self.fails(*command, "--epochs", 2, "--resume", capsys=capsys)
+        for content in (bomb, b"", whole[: len(whole) // 2]):
+            path.write_bytes(content)
+            with unchanged(tmp_path):
+                assert "last.pt: " in self.fails(*command, "--epochs", 2, "--resume", capsys=capsys)
+        path.write_bytes(whole)
+        assert run(*command, "--epochs", 2, "--resume", capsys=capsys)[0] == 0
+
+
+MEBIBYTE = 2**20
+
+
+def write_bombs(folder: Path) -> None:
+    """Small files that say, or expand to, much more."""
+    header = "{{'descr': '{}', 'fortran_order': {}, 'shape': {}, }}"
+    small = {
+        "words.npy": in_npy(header.format("<U1", False, "(1,)"), "a".encode("utf-32-le")),
+        "vectors.npy": in_npy(header.format("<f4", False, "(1, 1)"), bytes(4)),
+    }
+    rows = 3_000_000
+    write_zip(
+        folder / "column-order.npz",
+        {
+            "words.npy": in_npy(header.format("<U1", False, f"({rows},)"), bytes(4 * rows)),
+            "vectors.npy": in_npy(header.format("<f4", True, f"({rows}, 16)"), bytes(64 * rows)),
+        },
+        zipfile.ZIP_DEFLATED,
+    )
+    write_zip(
+        folder / "one-word.npz",
+        {
+            "words.npy": in_npy(header.format("<U1", False, f"({rows},)"), "a".encode("utf-32-le") * rows),
+            "vectors.npy": in_npy(header.format("<f4", False, f"({rows}, 1)"), bytes(4 * rows)),
+        },
+        zipfile.ZIP_DEFLATED,
+    )
+    length = 5 * 10**7
+    long_word = in_npy(header.format(f"<U{length}", False, "(1,)"), bytes(4 * length))
+    write_zip(folder / "long-word.npz", {**small, "words.npy": long_word}, zipfile.ZIP_DEFLATED)
+    for name in ("long-line.txt.gz", "long-line.tsv.gz"):
+        (folder / name).write_bytes(gzip.compress(b"a" * (300 * MEBIBYTE), 1))
+    (folder / "rows.bin").write_bytes(b"999999999999999999 10000\na ")
+    (folder / "header.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    torch.save({"a": torch.zeros(50 * MEBIBYTE)}, folder / "stored.pt")
+    with zipfile.ZipFile(folder / "stored.pt") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (folder / "stored.pt").unlink()
+    write_zip(folder / "compressed.pt", members, zipfile.ZIP_DEFLATED)
+    torch.save({"embedding.weight": torch.zeros(1).expand(10**5, 10**5)}, folder / "expanded.pt")
+    torch.save({"embedding.weight": torch.zeros(7)}, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    legacy = (folder / "legacy.pt").read_bytes()
+    (folder / "legacy.pt").write_bytes(legacy.replace(b"K\x07", b"J\xff\xff\xff\x7f"))  # 2**31 - 1 numbers
+    made = b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x40\x85R."  # of 2**30 bytes
+    write_zip(folder / "made.pt", {**members, next(name for name in members if name.endswith("data.pkl")): made})
+    (folder / "made-legacy.pt").write_bytes(legacy[: legacy.index(b"}q") - 2] + made)
+    shared = torch.zeros(10**6)
+    torch.save({f"x{number}": shared for number in range(300)}, folder / "shared.pt")
+    (folder / "deep.json").write_bytes(b"[" * 10**6)
+
+
+READ_BOMBS = r"""
+import os, re, resource, sys, time
+from pathlib import Path
+from esim_fast import Classifier
+from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
+from esim_fast.data import Vocabulary, load_vectors, read_pairs
+from esim_fast.training.checkpoint import Checkpoint
+
+folder = Path(sys.argv[1])
+vocabulary = Vocabulary(["<unk>", "<pad>", "a", "man"])
+Classifier.from_pretrained(folder / "model", device="cpu").predict(("a", "man"))
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * os.sysconf("SC_PAGE_SIZE") + 1024 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+def most_taken():
+    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+
+def read(path):
+    name = path.name
+    if name.endswith((".npz", ".bin", ".txt.gz")):
+        load_vectors(path, vocabulary)
+    elif name.endswith(".tsv.gz"):
+        list(read_pairs(path))
+    elif name.endswith(".json"):
+        read_words(path)
+    elif name == "model":
+        Classifier.from_pretrained(path, device="cpu")
+    else:
+        try:
+            convert(read_state_dict(path))
+        finally:
+            if name.endswith(".pt"):
+                try:
+                    Checkpoint.load(path)
+                except ValueError:
+                    pass
+
+for path in sorted(folder.iterdir()):
+    Path("/proc/self/clear_refs").write_text("5")  # the most that was taken is what is taken now
+    before, begin = most_taken(), time.perf_counter()
+    try:
+        read(path)
+        said = "read"
+    except ValueError as error:
+        said = str(error)
+    print(path.name, (most_taken() - before) // 1024, round(time.perf_counter() - begin, 1), said, sep="\t")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded and measured as Linux does it")
+def test_memory_and_time(model: Path) -> None:
+    """In a process that may take a GiB more than it has, and must not take a tenth of that."""
+    folder = model.parent
+    write_bombs(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BOMBS, str(folder)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    found = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
+    assert len(found) == len(list(folder.iterdir())) == 15
+    for name, (mebibytes, seconds, said) in found.items():
+        assert int(mebibytes) < 100, (name, found)
+        assert float(seconds) < 60, (name, found)
+        # A word that is there three million times, and then one vector: odd, but as good as any.
+        assert (said == "read") == (name in ("model", "one-word.npz")), (name, found)
+    print(done.stdout)
+
+
+class TestTargets:
+    """What tools/fuzz.py feeds."""
+
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_inputs(self, target: str) -> None:
+        """Whole files, those that once broke it, and a hundred damaged ones, always the same."""
+        draw = random.Random(target)
+        seeds = fuzz_targets.seeds(target)
+        kept = sorted(path.read_bytes() for path in (CRASHES / target).glob("*"))
+        assert seeds
+        damaged = [damage(draw.choice(seeds), draw) for _ in range(100)]
+        for content in (*seeds, *kept, *damaged):
+            TARGETS[target](content)
+
+    def test_all_that_is_kept_is_read(self) -> None:
+        assert {path.name for path in CRASHES.iterdir()} <= TARGETS.keys()
+        assert all(path.stat().st_size < 20_000 for path in CRASHES.glob("*/*"))
+        assert len(list(CRASHES.glob("*/*"))) > 10
+
+    @pytest.mark.parametrize("installed", [False, True])
+    def test_the_command(self, installed: bool) -> None:
+        if installed and find_spec("atheris") is None:
+            pytest.skip("atheris is not installed here")
+        hidden = "" if installed else "sys.modules['atheris'] = None; "
+        code = f"import sys; {hidden}from tools import fuzz; sys.exit(fuzz.main())"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--runs", "20", "--target", "words_lines"],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if installed:
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.endswith("20 runs of 1 targets, 0 crashes\n")
+        else:
+            assert done.returncode == 2
+            assert done.stderr.splitlines() == ["python -m tools.fuzz: needs atheris: pip install 'atheris>=2.3,<4'"]
+
+    def test_what_a_target_lets_through(self) -> None:
+        for message in ("a\nb", "a\x1b", "", "x" * 3000):
+            with pytest.raises(AssertionError, match="not a line"), refusals(ValueError):
+                raise ValueError(message)
+        with pytest.raises(RuntimeError), refusals(ValueError):
+            raise RuntimeError
+        with pytest.raises(AssertionError, match="executed"), refusals():
+            pickle.loads(pickle.dumps(Marker(fuzz_targets.marker())))
+
+
+def damage(content: bytes, draw: random.Random) -> bytes:
+    found = bytearray(content)
+    for _ in range(draw.randrange(1, 4)):
+        place, end = sorted(draw.randrange(len(found) + 1) for _ in "be")
+        piece = draw.choice(
+            [b"", bytes([draw.randrange(256)]), draw.choice(fuzz_targets.PIECES).encode(), bytes(found[place:end]) * 2]
+        )
+        found[place : draw.choice([place, place + 1, end])] = piece
+    return bytes(found)
+
+
+def test_one_line() -> None:
+    assert one_line("a: 睡觉 ü 'x'") == "a: 睡觉 ü 'x'"
+    assert one_line("a\nb\r\x1b[2J\x85\u2028\ud800\0") == r"a\nb\r\x1b[2J\x85\u2028\ud800\x00"
+    assert one_line("a" * 10**6 + " end").endswith(" end")
+    assert len(one_line("\n" * 10**6)) < 1100

@@ -1,0 +1,248 @@
+"""Model directories that somebody made to do harm: loaded whole, or refused in a line; nothing is executed."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from esim_fast.classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
+from esim_fast.files import replace_file
+from tests.untrusted.hostile import (
+    DEEP,
+    PARTS,
+    in_safetensors,
+    load,
+    refused,
+    save_model,
+    unchanged,
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_model(tmp_path)
+
+
+class TestModelDirectories:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"hidden_size": 10**8}, "model.safetensors: encoder.lstm"),
+            ({"hidden_size": 10**9}, "config.json: "),
+            ({"hidden_size": 2**62}, "config.json: "),
+            ({"hidden_size": 10**100}, "config.json: "),
+            ({"vocab_size": 10**12}, "vocab_size is 1000000000000 in config.json"),
+            ({"embedding_dim": -1}, "embedding_dim must be positive"),
+            ({"hidden_size": "8"}, "hidden_size must be an int, got '8'"),
+            ({"hidden_size": None}, "hidden_size must be an int, got None"),
+            ({"hidden_size": True}, "hidden_size must be an int, got True"),
+            ({"hidden_size": 1e300}, "hidden_size must be an int"),
+            ({"dropout": float("nan")}, "dropout must lie between 0 and 1"),
+            ({"dropout": float("inf")}, "dropout must lie between 0 and 1"),
+            ({"variant": ["paper"]}, "variant must be"),
+            ({"variant": {}}, "variant must be"),
+            ({"padding_idx": 10**30}, "padding_idx"),
+            ({"model": "Other"}, "expected the configuration of an ESIM"),
+            ({"tokenizer": 5}, "expected a tokenizer's name, got 5"),
+            ({"tokenizer": "../../x"}, "expected a tokenizer among"),
+            ({"more": 1}, "more is unknown"),
+            ({"a\nb\x1b[2J\u2028c": 1}, r"a\nb\x1b[2J\u2028c is unknown"),
+            ({"x" * 10**6: 1}, " is unknown"),
+            ({"training": "\ud800"}, "surrogates not allowed"),
+        ],
+    )
+    def test_configurations(self, model: Path, changes: dict[str, object], message: str) -> None:
+        path = model / CONFIG
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        with unchanged(model):
+            refused(lambda: load(model), message)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "not valid JSON"),
+            (b"[]", "expected a JSON object"),
+            (b"null", "expected a JSON object"),
+            (b"\xff\xfe{}", "not valid JSON"),
+            (b"[" * DEEP, "within one another"),
+            (b'{"a":' * DEEP + b"1" + b"}" * DEEP, "within one another"),
+            (b'{"training": ' + b"[" * 300 + b"]" * 300 + b"}", "more than 100 lists and objects within one another"),
+            (b'{"model": "ESIM", "model": "ESIM"}', "the key 'model' is there twice"),
+            (b'{"training": {"a": 1, "b": 1, "a": 2}}', "the key 'a' is there twice"),
+            (
+                b"{" + b"".join(b'"%d": 0,' % number for number in range(10**5)) + b'"9": 1}',
+                "the key '9' is there twice",
+            ),
+            (b'{"hidden_size": ' + b"9" * 10_000 + b"}", "not valid JSON"),
+        ],
+        ids=repr,
+    )
+    def test_json(self, model: Path, content: bytes, message: str) -> None:
+        (model / CONFIG).write_bytes(content)
+        refused(lambda: load(model), f"{CONFIG}: ")
+        refused(lambda: load(model), message)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            (LABELS, b'["a", "a"]', "labels must be distinct"),
+            (LABELS, b'["a"]', "1 entries, but num_labels is 2"),
+            (LABELS, b'["a", 1]', "expected a list of strings"),
+            (LABELS, b'["a", "\\ud800"]', "surrogates not allowed"),
+            (LABELS, b'{"a": 0, "b": 1}', "expected a JSON array"),
+            (LABELS, b"[" * DEEP, "within one another"),
+            (VOCABULARY, b"", "expected <unk> and <pad> first"),
+            (
+                VOCABULARY,
+                b"<unk>\n<pad>\na\nman\na\n",
+                "vocabulary.txt:5: expected distinct words, got 'a' as on line 3",
+            ),
+            (VOCABULARY, b"<unk>\n<pad>\na\n\xff\nsleeps\n", "vocabulary.txt:4: not valid UTF-8"),
+            (VOCABULARY, b"<pad>\n<unk>\na\nman\nsleeps\n", "vocabulary.txt:1: expected <unk>, got '<pad>'"),
+            (VOCABULARY, b"<unk>\n<pad>\n" + b"w\r\n" * 3, "expected a word without line breaks"),
+            (VOCABULARY, b"x" * 5_000_000, "vocabulary.txt:1: expected <unk>"),
+            (VOCABULARY, b"<unk>\n<pad>\n" + b"\n".join(b"%d" % i for i in range(10**5)), "but vocab_size is 5"),
+        ],
+    )
+    def test_words_and_labels(self, model: Path, name: str, content: bytes, message: str) -> None:
+        (model / name).write_bytes(content)
+        with unchanged(model):
+            refused(lambda: load(model), message)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "not a safetensors file"),
+            (in_safetensors(b"", length=2**63), "not a safetensors file"),
+            (in_safetensors(b"{}", length=2**64 - 1), "not a safetensors file"),
+            (in_safetensors(b"{}", length=10**8), "not a safetensors file"),
+            (in_safetensors({}), "embedding.weight is missing"),
+            (in_safetensors(b"[" * DEEP), "not a safetensors file"),
+            (in_safetensors({"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 0]}}), "not a safe"),
+            (in_safetensors({"a": {"dtype": "F32", "shape": [10**15], "data_offsets": [0, 4 * 10**15]}}), "not a safe"),
+            (in_safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)), "not a safe"),
+            (
+                in_safetensors(
+                    {of: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for of in ("a", "b")}, bytes(8)
+                ),
+                "not a safetensors file",
+            ),
+            (in_safetensors({"../../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}), "../../x is no part"),
+            (
+                in_safetensors({"a\n\x1b[31mb": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
+                r"a\n\x1b[31mb is no part",
+            ),
+            (
+                in_safetensors(
+                    b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+                    b'"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+                    bytes(8),
+                ),
+                "not a safetensors file",
+            ),
+        ],
+        ids=range(13),
+    )
+    def test_headers_of_weights(self, model: Path, content: bytes, message: str) -> None:
+        (model / WEIGHTS).write_bytes(content)
+        with unchanged(model):
+            refused(lambda: load(model), f"{WEIGHTS}: {message}")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda w: w.pop("linear.mlp.3.bias"), "linear.mlp.3.bias is missing"),
+            (lambda w: w.update(other=torch.zeros(1)), "other is no part of an ESIM"),
+            (
+                lambda w: w["linear.mlp.1.weight"][0].fill_(torch.nan),
+                "linear.mlp.1.weight holds something else than fin",
+            ),
+            (lambda w: w["embedding.weight"][1].fill_(-torch.inf), "embedding.weight holds something else than finite"),
+            (
+                lambda w: w.update({"linear.mlp.3.bias": torch.zeros(3)}),
+                "linear.mlp.3.bias has shape [3], expected [2]",
+            ),
+            (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(2, dtype=torch.int64)}), "linear.mlp.3.bias holds"),
+            (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(2).to(torch.float8_e4m3fn)}), "linear.mlp.3.bias"),
+            (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(2).half()}), "expected tensors of one dtype"),
+        ],
+    )
+    def test_weights(self, model: Path, change: Callable[[dict], object], message: str) -> None:
+        weights = safetensors.torch.load_file(model / WEIGHTS)
+        change(weights)
+        safetensors.torch.save_file(weights, model / WEIGHTS)
+        with unchanged(model):
+            refused(lambda: load(model), f"{WEIGHTS}: ")
+            refused(lambda: load(model), message)
+
+    @pytest.mark.parametrize("name", PARTS)
+    def test_cut_off(self, model: Path, name: str) -> None:
+        """At every byte; of the weights at every thirteenth, and all of the header's length.
+
+        Nobody can tell where the last word should end, and a line feed at the end is nothing that counts.
+        """
+        whole, path = (model / name).read_bytes(), model / name
+        end = whole.index(b"sleeps") if name == VOCABULARY else len(whole.rstrip(b"\n"))
+        places = [place for place in range(end) if len(whole) < 1000 or place < 20 or place % 13 == 0]
+        for place in places:
+            path.write_bytes(whole[:place])
+            refused(lambda: load(model), str(model))
+
+    @pytest.mark.parametrize("name", PARTS)
+    def test_something_else_than_a_file(self, model: Path, name: str, tmp_path: Path) -> None:
+        path = model / name
+        path.unlink()
+        refused(lambda: load(model), f"{name} is missing")
+        path.mkdir()
+        refused(lambda: load(model), f"{name} is missing")
+        path.rmdir()
+        os.mkfifo(path)  # to open it would be to wait
+        refused(lambda: load(model), f"{name} is missing")
+        path.unlink()
+        for target in (tmp_path / "none", path, "/dev/zero"):
+            path.symlink_to(target)
+            refused(lambda: load(model), f"{name} is missing")
+            path.unlink()
+
+    @pytest.mark.parametrize("name", PARTS)
+    def test_a_pickle_in_disguise(self, model: Path, name: str, bomb: bytes) -> None:
+        (model / name).write_bytes(bomb)
+        with unchanged(model):
+            refused(lambda: load(model), name)
+
+    def test_a_tokenizer_is_not_imported_unasked(self, model: Path, tmp_path: Path, monkeypatch) -> None:
+        (tmp_path / "hostile_tokenizer.py").write_text(
+            f"open({str(tmp_path / 'executed')!r}, 'w')\nsplit = str.split\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        path = model / CONFIG
+        for name in ("hostile_tokenizer:split", "hostile_tokenizer:", "os:system", ":", "a:b\nc"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer": name}))
+            refused(lambda: load(model), "give it as tokenizer= or --tokenizer to have it imported and run")
+            refused(lambda: load(model, tokenizer="nltk"), "the model was trained with the tokenizer")
+        assert not (tmp_path / "executed").exists()
+        assert "hostile_tokenizer" not in sys.modules
+
+    def test_saving_into_it_overwrites_nothing_else(self, model: Path, tmp_path: Path) -> None:
+        """A directory may have come with links under the names that files have before they are complete."""
+        precious = tmp_path / "precious"
+        precious.write_text("mine")
+        loaded = load(model)
+        for name in PARTS:
+            (model / f"{name}.partial").symlink_to(precious)
+            (model / name).unlink()
+            (model / name).symlink_to(precious)
+        loaded.save_pretrained(model)
+        assert precious.read_text() == "mine"
+        assert not any((model / name).is_symlink() for name in PARTS)
+        load(model)
+        with contextlib.suppress(OSError):
+            (model / "x.partial").mkdir()
+            replace_file(model / "x", lambda path: path.write_text("x"))
+        assert precious.read_text() == "mine"
