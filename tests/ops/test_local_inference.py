@@ -78,7 +78,9 @@ class TestKernels:
         widths = [1, 7, 16, 30, 64, 72, 130] if device == "cpu" else [7, 64, 130]
 
         # The interpreter takes a hundred times as long as C++, and what is new to a GPU a second to compile.
-        examples = 30 if backend == "triton" else 200 if dtype == torch.float32 else 60
+        examples = {"triton-cpu": 12, "triton-cuda": 30}.get(
+            f"{backend}-{device}", 150 if dtype == torch.float32 else 60
+        )
 
         @settings(max_examples=examples)
         @given(
@@ -113,22 +115,24 @@ class TestKernels:
 
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     @pytest.mark.parametrize(
-        ("lengths", "width"),
+        ("lengths", "width", "layout"),
         [
-            ([(14, 8), (3, 12), (16, 16)], 600),  # SNLI's width
-            ([(35, 19), (20, 4)], 201),
-            ([(5, 6)], 2048),
-            ([(82, 62), (60, 3)], 72),  # SNLI's longest
-            ([(205, 1), (40, 64)], 24),
-            ([(113, 3)], 400),  # tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass
-            ([(300, 7), (0, 4), (3, 0)], 5),
+            ([(14, 8), (3, 12), (16, 16)], 600, "one tensor"),  # SNLI's width
+            ([(35, 19), (20, 4)], 201, "mask"),
+            ([(5, 6)], 2048, "mask"),
+            ([(82, 62), (60, 3)], 72, "one tensor"),  # SNLI's longest
+            ([(205, 1), (40, 64)], 24, "mask"),
+            # Tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass.
+            ([(113, 3)], 400, "one tensor"),
+            ([(300, 7), (0, 4), (3, 0)], 5, "one tensor"),
         ],
         ids=str,
     )
-    def test_sizes(self, lengths, width, backend, device, poisoned):
+    def test_sizes(self, lengths, width, layout, backend, device, poisoned):
         pairs = Pairs.draw(lengths, width, dtype=torch.float32)
-        for layout in ("mask", "one tensor"):
-            got, expected = pairs.through_the_op(layout, device, backend), pairs.expected()
+        # The interpreter takes seconds for each.
+        for given_as in [layout] if (backend, device) == ("triton", "cpu") else ["mask", "one tensor"]:
+            got, expected = pairs.through_the_op(given_as, device, backend), pairs.expected()
             for results, values, bounds in zip(
                 got, expected, pairs.bounds(torch.finfo(torch.float32).eps), strict=True
             ):
@@ -139,7 +143,7 @@ class TestKernels:
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     def test_the_longest_sentences(self, backend, device):
         """The online softmax goes through all tiles: 4,096 tokens, but for the interpreter."""
-        longest = 1024 if (backend, device) == ("triton", "cpu") else 4096
+        longest = 512 if (backend, device) == ("triton", "cpu") else 4096
         pairs = Pairs.draw([(longest, 3)], 3, dtype=torch.float32)
         for results, values in zip(pairs.through_the_op("lengths", device, backend), pairs.expected(), strict=True):
             for result, value in zip(results, values, strict=True):
@@ -148,7 +152,7 @@ class TestKernels:
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     @pytest.mark.parametrize("lengths", [[(9, 4), (0, 3), (16, 0)], [(70, 5), (3, 66)]], ids=str)
     def test_same_bits_in_every_layout_and_every_time(self, lengths, backend, device):
-        pairs = Pairs.draw(lengths, 24, dtype=torch.float32)
+        pairs = Pairs.draw(lengths, 12, dtype=torch.float32)
         first = pairs.through_the_op("lengths", device, backend)
         for layout in ("lengths", "concatenated", "packed", "one tensor"):
             for once, again in zip(first, pairs.through_the_op(layout, device, backend), strict=True):
@@ -483,8 +487,7 @@ class TestIntegration:
         grad_m = [torch.randn_like(x) for x in forward(*arguments)]
         torch.library.opcheck(backward, (*grad_m, *arguments))
 
-    @pytest.mark.parametrize("dynamic", [False, True])
-    @pytest.mark.parametrize("longest", [9, 70])
+    @pytest.mark.parametrize(("longest", "dynamic"), [(9, True), (70, False)])
     def test_compile(self, backend, device, longest, dynamic):
         a, b = torch.randn(3, longest, 12, device=device), torch.randn(3, 7, 12, device=device)
         lengths = torch.tensor([3, longest, 0], device=device)
@@ -526,7 +529,8 @@ class TestIntegration:
             return m_a.square().sum() + m_b.sum()
 
         gradients = []
-        for run in (function, torch.compile(function, fullgraph=True)):
+        # What may go wrong with them does when the graph is made, before any compiler of kernels.
+        for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
             x = a.clone().requires_grad_()
             gradients.append(torch.autograd.grad(run(x, b), x)[0])
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
@@ -578,9 +582,10 @@ class TestIntegration:
 
     def test_memory_saved_for_the_backward_pass(self, backend, device):
         """At SNLI's shapes at most half of eager's: the encoded sentences, and nothing that is computed from them."""
-        lengths_p = torch.randint(5, 21, (32,))
-        lengths_h = torch.randint(3, 13, (32,))
-        p, h = (torch.randn(32, int(n.max()), 600, device=device) for n in (lengths_p, lengths_h))
+        count = 4 if (backend, device) == ("triton", "cpu") else 32
+        lengths_p = torch.randint(5, 21, (count,))
+        lengths_h = torch.randint(3, 13, (count,))
+        p, h = (torch.randn(count, int(n.max()), 600, device=device) for n in (lengths_p, lengths_h))
         p_mask, h_mask = ((torch.arange(int(n.max())) < n[:, None]).to(device) for n in (lengths_p, lengths_h))
 
         def saved(function) -> int:

@@ -1,6 +1,6 @@
 """What must hold whatever the sentences are: hypothesis looks for the ones for which it does not.
 
-A property is a function; its docstring is what is promised. The number of examples is the profile's: 2,000 and more
+A property is a function; its docstring is what is promised. The number of examples is the profile's: 1,500 and more
 as the tests are, 50,000 and more with ``--hypothesis-profile nightly``.
 """
 
@@ -183,7 +183,7 @@ def test_local_inference(holds: Property, backend: str, case: Case) -> None:
 
 @each(LOCAL_INFERENCE)
 @pytest.mark.interpreter
-@settings(max_examples=max(1, EXAMPLES // 8))  # one takes the interpreter a hundred times as long
+@settings(max_examples=max(1, EXAMPLES // 12))  # one takes the interpreter a hundred times as long
 @given(case=cases)
 def test_interpreted_local_inference(holds: Property, case: Case) -> None:
     holds(case, "triton")
