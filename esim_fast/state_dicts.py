@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import ESIMConfig
 from .files import one_line
 from .ops.checks import FLOATING
 
@@ -137,10 +138,12 @@ def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
 
 
-def warn_of_differences(source: str, config: Mapping[str, Any]) -> None:
+def warn_of_differences(source: str, config: ESIMConfig) -> None:
     """Warns if a network gets the weights of a source whose mathematics is not its own."""
     options = LAYOUTS[source].options
-    others = [f"{name}={options[name]!r}" for name in _DECISIVE if name in options and config[name] != options[name]]
+    others = [
+        f"{name}={options[name]!r}" for name in _DECISIVE if name in options and getattr(config, name) != options[name]
+    ]
     if others:
         warnings.warn(
             f"these weights have the names of {LAYOUTS[source].source}, whose mathematics is "

@@ -79,8 +79,8 @@ def convert(options: argparse.Namespace) -> None:
     sizes = model.net.config
     named = recognized(state_dict) or "notebook"
     common.say(
-        f"{options.output}: {sizes['vocab_size']:,} words of {sizes['embedding_dim']} numbers, hidden size "
-        f"{sizes['hidden_size']}, {sizes['num_labels']} labels, tokenizer {model.tokenizer}, "
+        f"{options.output}: {sizes.vocab_size:,} words of {sizes.embedding_dim} numbers, hidden size "
+        f"{sizes.hidden_size}, {sizes.num_labels} labels, tokenizer {model.tokenizer}, "
         f"from the names of {LAYOUTS[named].source}"
     )
     if words is None:

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import torch
 
 from ..classifier import Classifier
+from ..config import PRECISIONS, check_precision
 from ..data import TOKENIZERS, BadRow, Layout, PreparedCorpus, default_cache
 from ..files import one_line
-from ..precision import PRECISIONS, check_precision
 
 _LABELS = 20  # that are named
 FILES = ".jsonl, .csv or tab-separated, each also .gz, with the columns of SNLI, MultiNLI, QQP, LCQMC or --columns"
