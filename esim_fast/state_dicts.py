@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import one_line
+from .errors import one_line
 from .ops.checks import FLOATING
 
 # Ours and the notebook's                coetaur0/ESIM             AllenNLP

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
 from ..compat import checkpoints
-from ..data import DataError
-from ..data.reading import check_kind
+from ..errors import DataError
+from ..files import check_kind
 from ..state_dicts import LAYOUTS, recognized
 from . import options as common
 

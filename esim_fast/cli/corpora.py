@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data import DataError, EncodedPairs, Layout, PreparedCorpus, Vocabulary, prepare, read_pairs
+from ..data import EncodedPairs, Layout, PreparedCorpus, Vocabulary, prepare, read_pairs
 from ..data.folders import find_corpus
 from ..data.reading import corpus_form, read_lines
+from ..errors import DataError
 from . import options as common
 
 _MOST_LABELS = 1000  # more are sentences in the wrong column

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, PreparedCorpus, prepare, words_with_vector
+from ..data import PreparedCorpus, prepare, words_with_vector
+from ..errors import DataError
 from . import options as common
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..classifier import Classifier
 from ..data import TOKENIZERS, BadRow, Layout, PreparedCorpus, default_cache
-from ..files import one_line
+from ..errors import one_line
 from ..precision import PRECISIONS, check_precision
 
 _LABELS = 20  # that are named

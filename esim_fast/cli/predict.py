@@ -18,11 +18,10 @@ import torch
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import TOKENIZERS, BadRow, DataError, EncodedPairs, Pair
+from ..data import TOKENIZERS, BadRow, EncodedPairs, Pair
 from ..data.parallel import is_wanted, processors
 from ..data.preparing import BYTES, ROWS, in_parts
 from ..data.reading import (
-    BadRowError,
     DelimitedRows,
     Form,
     Record,
@@ -34,6 +33,7 @@ from ..data.reading import (
     parse_record,
     shortened,
 )
+from ..errors import BadRowError, DataError
 from . import options as common
 
 _NOT_FINITE = "the network gives something else than finite numbers"

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..data import PADDING, UNKNOWN, DataError, Tokenizer, Vocabulary
-from ..data.reading import check_kind, reason_of
-from ..files import first_line, load_saved, one_line, parse_json
+from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
+from ..errors import DataError, first_line, one_line, reason_of
+from ..files import check_kind, load_saved, parse_json
 from ..model import ESIM
 from ..ops.checks import FLOATING
 from ..state_dicts import LAYOUTS, check_entries, recognized, rename

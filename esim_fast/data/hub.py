@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..files import first_line
-from .reading import DataError
+from ..errors import DataError, kind_and_reason
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -72,5 +71,5 @@ def _load(name: str) -> DatasetDict:
         saved = os.path.isdir(path) and any("dataset_dict.json" in entry for entry in os.listdir(path))
         found: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None)
     except Exception as error:  # the library raises whatever its network and file layers do
-        raise DataError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
+        raise DataError(f"{name}: {kind_and_reason(error)}") from error
     return found

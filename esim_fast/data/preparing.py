@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..files import first_line, one_line
+from ..errors import BadRowError, DataError, kind_and_reason, one_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
+from .hub import fingerprint
 from .parallel import Result, can_fork, is_wanted, map_in_processes, processors
 from .reading import (
     KNOWN_NAMES,
     BadRow,
-    BadRowError,
-    DataError,
     Layout,
     Record,
     RowParser,
@@ -209,11 +208,7 @@ def prepare(
         "layout": json.dumps(asdict(layout)),
         "labeled": str(labeled),
     }
-    content = None
-    if name.startswith("hub:"):
-        from .hub import fingerprint
-
-        content = fingerprint(name)
+    content = fingerprint(name) if name.startswith("hub:") else None
     place = cache if tokenizer_name in _LASTING else None
     corpus = _unpack(name, kept(place, name, options, read, content=content, fits=_fits))
     if corpus.bad_rows and not skip_bad_rows:
@@ -303,8 +298,7 @@ def _tokenize_part(records: list[Record], parse: RowParser, tokenize: Tokenizer,
                         raise TypeError("expected a list of words, got a string")
                     tokens = array("i", [words.setdefault(word, len(words)) for word in found])
                 except Exception as error:  # a function of the user's may raise anything
-                    reason = f"{type(error).__name__}: {first_line(error)}"
-                    raise DataError(f"{name}:{record.line}: tokenizer {tokenizer}: {reason}") from error
+                    raise DataError(f"{name}:{record.line}: tokenizer {tokenizer}: {kind_and_reason(error)}") from error
                 known[sentence] = tokens
             part.tokens.extend(tokens)
             part.lengths.append(len(tokens))

@@ -24,7 +24,8 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
-from ..files import one_line
+from ..errors import BadRowError, DataError, reason_of
+from .hub import dataset_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
 
@@ -43,20 +44,6 @@ _OTHER_FILES = {
     b"\xfe\xff": "UTF-16?",
 }
 UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
-
-
-class DataError(ValueError):
-    """A mistake in a user's file: one line that names the file, the line in it and what was expected."""
-
-    def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
-
-
-class BadRowError(Exception):
-    """What is wrong with one row, in a line; whoever knows its file and line makes a DataError of it."""
-
-    def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
 
 
 class Pair(NamedTuple):
@@ -212,8 +199,6 @@ def open_corpus(
 def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
     """The lines of a corpus, and their form."""
     if name.startswith("hub:"):
-        from .hub import dataset_lines
-
         return dataset_lines(name), corpus_form(name)
     return read_raw_lines(name), corpus_form(name)
 
@@ -260,20 +245,9 @@ def bounded_lines(file: IO[bytes] | BufferedIOBase) -> Iterator[bytes]:
             yield line
 
 
-def check_kind(path: str | os.PathLike[str]) -> None:
-    """Raises DataError for what is there and no file: a pipe in a folder of somebody's would be waited for."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"{os.fspath(path)}: expected a file, got something else")
-
-
 def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> BufferedIOBase:
     """Open a file of bytes, through gzip where its name ends in ``.gz``."""
     return cast(BufferedIOBase, gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode))
-
-
-def reason_of(error: BaseException) -> str:
-    """What the system says went wrong, without its number."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 class _Lines:

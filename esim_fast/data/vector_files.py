@@ -20,8 +20,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from ..errors import BadRowError, DataError, reason_of
 from .parallel import can_fork, map_in_processes, processors
-from .reading import UNREADABLE, BadRowError, DataError, open_file, reason_of
+from .reading import UNREADABLE, open_file
 
 _WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
 _LONGEST_WORD = 2_000  # bytes

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from .cache import Arrays, kept
-from .reading import DataError
 from .vector_files import form_of, wanted_rows
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 

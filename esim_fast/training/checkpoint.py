@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..data import DataError
-from ..data.reading import check_kind
-from ..files import first_line, load_saved, replace_file
+from ..errors import DataError, kind_and_reason
+from ..files import check_kind, load_saved, replace_file
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Checkpoint:
         except MemoryError:
             raise
         except Exception as error:  # what somebody else wrote makes torch raise anything
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise DataError(f"the checkpoint does not fit this run: {reason}") from error
+            raise DataError(f"the checkpoint does not fit this run: {kind_and_reason(error)}") from error
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint; the one that was there is replaced only by a complete one.

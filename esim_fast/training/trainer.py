@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import Batch, DataError, EncodedPairs, batches
+from ..data import Batch, EncodedPairs, batches
+from ..errors import DataError
 from ..memory import short_of_memory
 from .averaging import MovingAverage
 from .checkpoint import Checkpoint, random_states
