@@ -117,7 +117,10 @@ def _check_pickle(stream: IO[bytes]) -> None:
     """Of what torch makes without executing anything, a bytearray alone takes memory that no file has to hold."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        asks = (name.name == "GLOBAL" and str(of).endswith(" bytearray") for name, of, _ in pickletools.genops(stream))
+        asks = (
+            opcode.name == "GLOBAL" and str(argument).endswith(" bytearray")
+            for opcode, argument, _ in pickletools.genops(stream)
+        )
         try:
             found = any(asks)
         except ValueError:  # it is damaged: torch stops there, too, and says so

@@ -59,7 +59,7 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
         return prepare(
             path,
             options.tokenizer,
-            common.layout(options),
+            common.corpus_format(options),
             labeled=labeled,
             skip_bad_rows=True,
             allow_empty=True,

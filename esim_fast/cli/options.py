@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..classifier import Classifier
-from ..data import TOKENIZERS, BadRow, Layout, PreparedCorpus, default_cache
+from ..data import TOKENIZERS, BadRow, CorpusFormat, PreparedCorpus, default_cache
 from ..errors import one_line
 from ..precision import PRECISIONS, check_precision
 
@@ -106,8 +106,8 @@ def text(value: str) -> str:
     return value
 
 
-def layout(options: argparse.Namespace) -> Layout:
-    return Layout(options.columns, options.quoted)
+def corpus_format(options: argparse.Namespace) -> CorpusFormat:
+    return CorpusFormat(options.columns, options.quoted)
 
 
 def cache(options: argparse.Namespace) -> Path | None:

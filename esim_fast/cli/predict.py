@@ -74,7 +74,7 @@ def predict(options: argparse.Namespace) -> None:
         name, form, lines = "stdin", *_lines_of_stdin()
     else:
         name, form, lines = options.file, corpus_form(options.file), corpus_lines(options.file)[0]
-    records, parse = open_corpus(lines, name, common.layout(options), form=form, labeled=False)
+    records, parse = open_corpus(lines, name, common.corpus_format(options), form=form, labeled=False)
     if options.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
     job = _Job(model, parse, options.batch_size, options.stop_at_bad_row)

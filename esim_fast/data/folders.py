@@ -69,4 +69,5 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
 
 def _of_one_form(files: list[str]) -> list[str]:
     """Of files in several forms, those in the preferred one."""
-    return next((of for ending in _ENDINGS if (of := [file for file in files if file.endswith(ending)])), [])
+    by_form = ([file for file in files if file.endswith(ending)] for ending in _ENDINGS)
+    return next(filter(None, by_form), [])

@@ -4,7 +4,7 @@ Three forms are understood, each also compressed with gzip (a name that ends in 
 
 * ``.jsonl``: an object a line;
 * ``.csv``: comma-separated columns, fields in double quotes where need be;
-* anything else: tab-separated columns, without quoting unless :attr:`Layout.quoted` says otherwise.
+* anything else: tab-separated columns, without quoting unless :attr:`CorpusFormat.quoted` says otherwise.
 
 Columns and keys are recognized by the names that SNLI, MultiNLI, QQP and LCQMC give them, in any order and among any
 others. Without a header the columns are label, premise, hypothesis.
@@ -63,7 +63,7 @@ class BadRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class CorpusFormat:
     """How the rows of a corpus are written, where its name and header do not say it.
 
     Attributes:
@@ -84,7 +84,7 @@ class Layout:
             object.__setattr__(self, "columns", tuple(map(str, self.columns)))
 
 
-KNOWN_NAMES = Layout()
+KNOWN_NAMES = CorpusFormat()
 
 
 class Record(NamedTuple):
@@ -104,7 +104,7 @@ class RowParser(Protocol):
 
 def read_pairs(
     path: str | os.PathLike[str],
-    layout: Layout = KNOWN_NAMES,
+    corpus_format: CorpusFormat = KNOWN_NAMES,
     *,
     labeled: bool = True,
     on_bad_row: Callable[[BadRow], object] | None = None,
@@ -123,20 +123,20 @@ def read_pairs(
     """
     name = os.fspath(path)
     lines, form = corpus_lines(name)
-    return parse_pairs(lines, name, layout, form=form, labeled=labeled, on_bad_row=on_bad_row)
+    return parse_pairs(lines, name, corpus_format, form=form, labeled=labeled, on_bad_row=on_bad_row)
 
 
 def parse_pairs(
     lines: Iterable[bytes],
     name: str,
-    layout: Layout,
+    corpus_format: CorpusFormat,
     *,
     form: Form,
     labeled: bool,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Iterator[Pair]:
     """The same for lines from anywhere, each pair as soon as its line arrives; ``name`` is what messages call them."""
-    records, parse = open_corpus(lines, name, layout, form=form, labeled=labeled)
+    records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled)
     for record in records:
         try:
             yield parse_record(record, parse)
@@ -159,7 +159,7 @@ def parse_record(record: Record, parse: RowParser) -> Pair:
 def open_corpus(
     lines: Iterable[bytes],
     name: str,
-    layout: Layout,
+    corpus_format: CorpusFormat,
     *,
     form: Form,
     labeled: bool,
@@ -173,14 +173,15 @@ def open_corpus(
     Raises:
         DataError: the first row, which settles the columns, is not as it should be.
     """
-    if labeled and layout.columns is not None and len(layout.columns) < len(_NAMES):
-        raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(layout.columns)}")
-    delimiter = "," if form == "csv" else "\t" if layout.quoted and form == "tsv" else None
-    if layout.text:
+    wanted = corpus_format.columns
+    if labeled and wanted is not None and len(wanted) < len(_NAMES):
+        raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(wanted)}")
+    delimiter = "," if form == "csv" else "\t" if corpus_format.quoted and form == "tsv" else None
+    if corpus_format.text:
         return _records(lines, None, text=True), TextRows()
     records = _records(lines, delimiter)
     if form == "jsonl":
-        return records, JsonRows(layout.columns, labeled)
+        return records, JsonRows(wanted, labeled)
     first = next(records, None)
     if first is None:
         return records, DelimitedRows({}, (0,), delimiter)
@@ -188,7 +189,7 @@ def open_corpus(
         if first.problem is not None:
             raise BadRowError(first.problem)
         fields = _split(_decode(first.content), delimiter)
-        columns, is_header = _find_columns(fields, layout.columns, labeled)
+        columns, is_header = _find_columns(fields, wanted, labeled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
     if is_header:
