@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import ESIMConfig, autocast, check_precision
-from .data import Batch, DataError, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
+from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import is_wanted
-from .data.reading import reason_of
 from .data.tokenizing import name_of
+from .errors import DataError, first_line, kind_and_reason, reason_of
 from .explanation import Explanation
-from .files import first_line, parse_json, replace_file, write_json
+from .files import parse_json, replace_file, write_json
 from .model import ESIM
 from .state_dicts import check_entries
 
@@ -132,9 +132,7 @@ class Classifier:
         try:
             return self._tokenize(sentence)
         except Exception as error:
-            raise DataError(
-                f"tokenizer {name_of(self.tokenizer)}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+            raise DataError(f"tokenizer {name_of(self.tokenizer)}: {kind_and_reason(error)}") from error
 
     def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""

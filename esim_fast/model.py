@@ -114,7 +114,7 @@ class ESIM(nn.Module):
         Raises:
             RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
         """
-        names = state_dicts.LAYOUTS[state_dicts.recognized(state_dict) or "notebook"]
+        names = state_dicts.NAMING_SCHEMES[state_dicts.recognized(state_dict) or "notebook"]
         return names.loaded(partial(super().load_state_dict, state_dict, strict, assign))
 
     def forward(
