@@ -253,7 +253,7 @@ class TestOwnTokenizer:
         with pytest.raises(DataError) as caught:
             prepare(path, lambda text: returns, workers=workers)
         assert str(caught.value).endswith(message)
-        assert "test_data_preparing:TestOwnTokenizer" in str(caught.value)
+        assert "test_preparing:TestOwnTokenizer" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
