@@ -123,10 +123,14 @@ def profiled(step: Step) -> tuple[dict[str, float], list[dict[str, object]]]:
             step.round()
         synchronize()
     if not ON_GPU:
-        operators = sorted(found.key_averages(), key=lambda of: -of.self_cpu_time_total)
+        operators = sorted(found.key_averages(), key=lambda operator: -operator.self_cpu_time_total)
         listed = [
-            {"name": of.key, "seconds": of.self_cpu_time_total / 1e6 / steps, "times": of.count / steps}
-            for of in operators
+            {
+                "name": operator.key,
+                "seconds": operator.self_cpu_time_total / 1e6 / steps,
+                "times": operator.count / steps,
+            }
+            for operator in operators
         ]
         return {}, listed
     kernels: dict[str, list[float]] = {}
@@ -137,11 +141,11 @@ def profiled(step: Step) -> tuple[dict[str, float], list[dict[str, object]]]:
         kernels.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
         spans.append((event.time_range.start, event.time_range.end))
     listed = [
-        {"name": name, "seconds": sum(of) / steps, "times": len(of) / steps}
-        for name, of in sorted(kernels.items(), key=lambda item: -sum(item[1]))
+        {"name": name, "seconds": sum(seconds) / steps, "times": len(seconds) / steps}
+        for name, seconds in sorted(kernels.items(), key=lambda item: -sum(item[1]))
     ]
     busy = covered(spans) / 1e6 / steps
-    return {"GPU busy": busy, "kernels": sum(of["times"] for of in listed)}, listed
+    return {"GPU busy": busy, "kernels": sum(kernel["times"] for kernel in listed)}, listed
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
@@ -180,8 +184,8 @@ def page(result: dict) -> str:
     total = sum(parts.values())
     lines += [f"  {part:<28} {1e6 * value:>10,.1f} µs {value / total:>6.1%}" for part, value in parts.items()]
     lines.append(f"{'kernels' if ON_GPU else 'operators'} by their time in a step")
-    for of in listed[:MOST_KERNELS]:
-        lines.append(f"  {1e6 * of['seconds']:>10,.1f} µs {of['times']:>7.1f} times  {of['name'][:90]}")
+    for entry in listed[:MOST_KERNELS]:
+        lines.append(f"  {1e6 * entry['seconds']:>10,.1f} µs {entry['times']:>7.1f} times  {entry['name'][:90]}")
     return "\n".join(lines)
 
 

@@ -224,8 +224,8 @@ class TurnedBiLSTM(nn.Module):
         t = torch.arange(x.shape[1], device=x.device)
         place = torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)[:, :, None]
 
-        def turn(of: Tensor) -> Tensor:
-            return of.gather(1, place.expand(-1, -1, of.shape[2]))
+        def turn(padded: Tensor) -> Tensor:
+            return padded.gather(1, place.expand(-1, -1, padded.shape[2]))
 
         if self.beside is None or not x.is_cuda:
             return torch.cat([self.onward(x)[0], turn(self.turned(turn(x))[0])], 2)
@@ -244,11 +244,11 @@ class TurnedBiLSTM(nn.Module):
             lstm.load_state_dict({name: state_dict[f"{name}{end}"] for name in lstm.state_dict()})
 
     @staticmethod
-    def bilstm_names(of: dict[str, Tensor]) -> dict[str, Tensor]:
+    def bilstm_names(by_name: dict[str, Tensor]) -> dict[str, Tensor]:
         """What belongs to parameters, by the names that they have in an ``nn.LSTM(bidirectional=True)``."""
-        names = {name: name.removeprefix("onward.") for name in of}
-        names |= {name: f"{name.removeprefix('turned.')}_reverse" for name in of if name.startswith("turned.")}
-        return {names[name]: value for name, value in of.items()}
+        names = {name: name.removeprefix("onward.") for name in by_name}
+        names |= {name: f"{name.removeprefix('turned.')}_reverse" for name in by_name if name.startswith("turned.")}
+        return {names[name]: value for name, value in by_name.items()}
 
 
 def packed_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:

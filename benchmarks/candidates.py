@@ -72,9 +72,9 @@ class Case(NamedTuple):
     def backward(self) -> bool:
         return self.kernel not in ("scores", "forward")
 
-    def own(self, planned: list[Launch]) -> list[Launch]:
+    def own(self, launches: list[Launch]) -> list[Launch]:
         """The launches of this kernel."""
-        return [of for of in planned if of.kernel.__name__ == self.kernel]
+        return [planned for planned in launches if planned.kernel.__name__ == self.kernel]
 
     def __str__(self) -> str:
         tiles = "x".join(map(str, self.tiles)) or "many tiles"
@@ -136,7 +136,7 @@ def configurations(case: Case) -> list[Config]:
         limited = config.max_registers not in (None, present.max_registers)
         if config != present and sum(steps) <= (1 if limited else math.inf):
             found.append((sum(steps), max(steps), config))
-    found.sort(key=lambda of: of[:2])
+    found.sort(key=lambda candidate: candidate[:2])
     return [present] + [config for *_, config in found[:COMPILED]]
 
 
@@ -172,8 +172,10 @@ class Inputs(NamedTuple):
         dtype, pairs = DTYPES[case.arithmetic], len(lengths)
         rows = Rows.concatenated(torch.from_numpy(lengths.T.reshape(-1)), WIDTH)
         a_longest, b_longest = (int(side.max()) for side in lengths.T)
-        start, step, sentences = (of.to(device) for of in (rows.start, rows.step, rows.lengths))
-        sides = [(start[of].clone(), step, sentences[of].clone(), None) for of in (slice(pairs), slice(pairs, None))]
+        start, step, sentences = (tensor.to(device) for tensor in (rows.start, rows.step, rows.lengths))
+        sides = [
+            (start[side].clone(), step, sentences[side].clone(), None) for side in (slice(pairs), slice(pairs, None))
+        ]
 
         def random(*shape: int) -> Tensor:
             if generator is None:
@@ -196,10 +198,10 @@ class Inputs(NamedTuple):
 
     def moved(self, case: Case) -> int:
         """Bytes of all that the case's kernel reads and writes, once: tokens, and of many tiles the matrices."""
-        arguments = [of for planned in case.own(self.plan(case)) for of in planned.arguments]
-        tensors = [of.x if isinstance(of, Tokens) else of for of in arguments]
-        different = {id(of): of for of in tensors if isinstance(of, Tensor)}
-        return sum(of.numel() * of.element_size() for of in different.values())
+        arguments = [argument for planned in case.own(self.plan(case)) for argument in planned.arguments]
+        tensors = [argument.x if isinstance(argument, Tokens) else argument for argument in arguments]
+        different = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
+        return sum(tensor.numel() * tensor.element_size() for tensor in different.values())
 
 
 class Gpu(NamedTuple):
@@ -216,8 +218,12 @@ class Gpu(NamedTuple):
 
     @classmethod
     def here(cls) -> "Gpu":
-        of: Any = torch.cuda.get_device_properties("cuda")
-        return cls(10 * of.major + of.minor, of.multi_processor_count, of.shared_memory_per_block_optin)
+        properties: Any = torch.cuda.get_device_properties("cuda")
+        return cls(
+            10 * properties.major + properties.minor,
+            properties.multi_processor_count,
+            properties.shared_memory_per_block_optin,
+        )
 
 
 H100 = Gpu(90, predicted.MULTIPROCESSORS, 227 * 1024)
@@ -252,9 +258,11 @@ def compile_candidate(case: Case, config: Config, batch: tuple[str, int], gpu: G
     found = []
     try:
         with in_place(case, config):
-            for of in case.own(inputs.plan(case)):
-                compiled = of.kernel.warmup(*of.arguments, grid=(of.programs,), **of.constants, **of.options)
-                found.append((of.programs, predicted.examine(compiled, of)))
+            for planned in case.own(inputs.plan(case)):
+                compiled = planned.kernel.warmup(
+                    *planned.arguments, grid=(planned.programs,), **planned.constants, **planned.options
+                )
+                found.append((planned.programs, predicted.examine(compiled, planned)))
     except Exception as error:  # the compiler's own are of many kinds, and not all can be handed to another process
         return one_line(error)
     return found

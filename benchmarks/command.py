@@ -43,9 +43,9 @@ def write_json(parser: Parser, path: Path | None, figures: dict[str, object]) ->
     """Writes what was measured, and on what, where that is asked for."""
     if path is None:
         return
-    of = {"environment": environment(), "hardware": hardware(), "date": today()}
+    circumstances = {"environment": environment(), "hardware": hardware(), "date": today()}
     try:
-        text = json.dumps({**of, **figures}, indent=1) + "\n"
+        text = json.dumps({**circumstances, **figures}, indent=1) + "\n"
         replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     except OSError as error:
         parser.error(f"{path}: {error.strerror}")

@@ -101,7 +101,7 @@ def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[Pai
     random = np.random.default_rng(seed)
     corpus = draw_pairs(kind, _POOL * size, random)
     cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]
-    return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[of] for of in cut], count)]
+    return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[indices] for indices in cut], count)]
 
 
 def training_batches(size: int, count: int) -> list[data.Batch]:
@@ -121,11 +121,11 @@ def bucketed_lengths(kind: str, size: int, count: int, random: np.random.Generat
 
 def _typical(lengths: list[np.ndarray], count: int) -> np.ndarray:
     """``count`` batches, one from each part of a sorted corpus, whose padding and words are close to the average."""
-    words = np.array([of.sum() for of in lengths])
-    padded = np.array([len(of) * of.max(0).sum() for of in lengths])
+    words = np.array([batch.sum() for batch in lengths])
+    padded = np.array([len(batch) * batch.max(0).sum() for batch in lengths])
     part = len(lengths) // count
     choices = np.random.default_rng(0).integers(part, size=(1000, count)) + part * np.arange(count)
-    errors = [abs(np.log(of[choices].mean(1) / of.mean())) for of in (words, padded)]
+    errors = [abs(np.log(sizes[choices].mean(1) / sizes.mean())) for sizes in (words, padded)]
     return choices[np.argmin(sum(errors))]
 
 

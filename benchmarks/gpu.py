@@ -221,7 +221,9 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
     lines = [f"# {record['hardware']}, {record['date']}", "", record["environment"], ""]
     if record["dry_run"]:
         lines += ["**A dry run on the CPU: no figure here means anything.**", ""]
-    if any(name in ("tests", "waits", "sanitizer") and of["outcome"] != "done" for name, of in record["parts"].items()):
+    if any(
+        name in ("tests", "waits", "sanitizer") and part["outcome"] != "done" for name, part in record["parts"].items()
+    ):
         lines += ["**Correctness is not settled: see the first parts below.**", ""]
     lines += [
         *targets.table(targets.targets(measured, epochs)),
@@ -229,8 +231,8 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
         "| part | outcome | seconds |",
         "| --- | --- | ---: |",
     ]
-    for name, of in record["parts"].items():
-        lines.append(f"| {name} | {of['outcome']} | {of.get('seconds', '')} |")
+    for name, part in record["parts"].items():
+        lines.append(f"| {name} | {part['outcome']} | {part.get('seconds', '')} |")
     for log in sorted([*folder.glob("epoch-*.log"), *folder.glob("step-*.log")]):
         lines += ["", f"## {log.stem}", "", "```", log.read_text(encoding="utf-8", errors="replace").strip(), "```"]
     return "\n".join(lines) + "\n"

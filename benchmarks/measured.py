@@ -69,7 +69,7 @@ def problem(examined: Examined, gpu: Gpu) -> str | None:
 def prediction(examined: list[tuple[int, Code]], gpu: Gpu) -> dict[str, float]:
     """Predicted seconds of all launches together, by limit."""
     limits = [code.limits(programs, gpu.multiprocessors) for programs, code in examined]
-    return {name: sum(of[name] for of in limits) for name in limits[0]}
+    return {name: sum(each[name] for each in limits) for name in limits[0]}
 
 
 def ordered(found: dict[Config, Examined], gpu: Gpu) -> list[Config]:
@@ -99,8 +99,8 @@ def errors_of(case: Case, config: Config, inputs: Inputs, expected: torch.Tensor
             planned = inputs.plan(case)
         for _ in range(2):
             inputs.result.fill_(float("nan"))  # what nobody writes is seen
-            for of in planned:
-                of.start()
+            for launch in planned:
+                launch.start()
             results.append(inputs.result.clone())
     except Exception as error:  # whatever Triton or the driver has against it
         return f"does not run: {one_line(error)}"
@@ -162,9 +162,9 @@ def measure(case: Case, configs: Sequence[Config], end: float) -> Measured:
         calls = _right(case, configs, inputs, measured.refused, end)
         by_name = device_times(name, {str(config): call for config, call in calls.items()}, rounds=ROUNDS).values
         seconds = {config: by_name[str(config)] for config in calls if str(config) in by_name}
-        moved = sum(of.moved(case) for of in inputs)
-        measured.seconds[name] = {config: of / len(inputs) for config, of in seconds.items()}
-        measured.shares[name] = {config: moved / of / copy_bandwidth() for config, of in seconds.items()}
+        moved = sum(batch.moved(case) for batch in inputs)
+        measured.seconds[name] = {config: total / len(inputs) for config, total in seconds.items()}
+        measured.shares[name] = {config: moved / total / copy_bandwidth() for config, total in seconds.items()}
     return measured
 
 
@@ -183,8 +183,8 @@ def _right(
             continue
         launches = []
         with candidates.in_place(case, config):
-            for of in inputs:
-                planned = of.plan(case)
+            for batch in inputs:
+                planned = batch.plan(case)
                 for launch in planned:  # what the case's kernels read of others' has to be there
                     launch.start()
                 launches += case.own(planned)
@@ -194,11 +194,11 @@ def _right(
 
 def winner(case: Case, measured: Measured) -> Config:
     """The fastest, batches alike, of those right and timed wherever the present entry was; which it has to beat."""
-    rounds = [of for of in measured.seconds.values() if case.present in of]
+    rounds = [seconds for seconds in measured.seconds.values() if case.present in seconds]
 
     def ratio(config: Config) -> float:
-        return float(np.exp(np.mean([np.log(of[config] / of[case.present]) for of in rounds])))
+        return float(np.exp(np.mean([np.log(seconds[config] / seconds[case.present]) for seconds in rounds])))
 
-    complete = [config for config in (rounds[0] if rounds else ()) if all(config in of for of in rounds)]
-    best = min((of for of in complete if of not in measured.refused), key=ratio, default=case.present)
+    complete = [config for config in (rounds[0] if rounds else ()) if all(config in seconds for seconds in rounds)]
+    best = min((config for config in complete if config not in measured.refused), key=ratio, default=case.present)
     return best if best == case.present or ratio(best) <= 1 - GAIN else case.present

@@ -105,8 +105,8 @@ def turns_of(planned: Launch) -> list[int]:
     k = math.ceil(constants["D"] / constants["BLOCK_K"]) if "BLOCK_K" in constants else 0
     if "TILE" in constants:
         tiles = math.ceil(planned.arguments[3] / constants["TILE"])
-        of = {"scores": [k], "products": [k], "backward_enhance": [], "backward_softmax": [tiles, tiles]}
-        return of.get(name, [tiles])
+        by_kernel = {"scores": [k], "products": [k], "backward_enhance": [], "backward_softmax": [tiles, tiles]}
+        return by_kernel.get(name, [tiles])
     d = math.ceil(constants["D"] / constants["BLOCK_D"] / constants["SPLITS"])
     return [k, d] if name == "forward" else [k, d, d]
 

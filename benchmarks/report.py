@@ -53,7 +53,7 @@ def read(file: Path) -> dict[str, Any]:
         raise ReportError(f"{file}: {error.strerror}") from error
     except ValueError as error:
         raise ReportError(f"{file}: not JSON: {error}") from error
-    if not _fits(results, _FIELDS) or not all(_fits(of, _COMPARISON) for of in results["measured"]):
+    if not _fits(results, _FIELDS) or not all(_fits(comparison, _COMPARISON) for comparison in results["measured"]):
         raise ReportError(f"{file}: not what pytest benchmarks/ --json writes")
     for comparison in results["measured"]:
         numbers = all(isinstance(value, int | float) for value in comparison["values"].values())

@@ -58,9 +58,9 @@ def targets(measured: Measured, epochs: list[dict[str, Any]]) -> list[Target]:
 def _epoch(epochs: list[dict[str, Any]], size: int, precision: str) -> Target:
     what = f"an epoch of SNLI's size through loader and trainer, batches of {size}, {precision}"
     found = (
-        of["seconds"]
-        for of in epochs
-        if (of["batch_size"], of["precision"]) == (size, precision) and of["pairs"] >= SNLI_PAIRS
+        epoch["seconds"]
+        for epoch in epochs
+        if (epoch["batch_size"], epoch["precision"]) == (size, precision) and epoch["pairs"] >= SNLI_PAIRS
     )
     return Target(what, EPOCH_SECONDS, next(found, None), "s", at_most=True)
 

@@ -87,9 +87,9 @@ class Sides:
             order = lengths.argsort(descending=True, stable=True)
             batch_sizes = (lengths[:, None] > torch.arange(int(lengths.max()))).sum(0)
             place = torch.cat([torch.zeros(1, dtype=torch.int64), batch_sizes.cumsum(0)[:-1]])
-            of = [(time, order[: int(count)]) for time, count in enumerate(batch_sizes)]
-            sentence = torch.cat([index for _, index in of])
-            time = torch.cat([torch.full_like(index, time) for time, index in of])
+            steps = [(time, order[: int(count)]) for time, count in enumerate(batch_sizes)]
+            sentence = torch.cat([index for _, index in steps])
+            time = torch.cat([torch.full_like(index, time) for time, index in steps])
             words = side.detach()[sentence.to(DEVICE), time.to(DEVICE)].requires_grad_()
             rank = order.argsort()
             rows = torch.cat([rank[s] + place[: int(n)] for s, n in enumerate(lengths)])
@@ -114,7 +114,7 @@ class Layer:
     rows: Callable[[Embedded], tuple[Tensor, ...]]  # which rows of them are words, sentence by sentence, in each
 
     def gradients(self, x: Embedded, y: tuple[Tensor, ...], grad_y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        grads = [grad.to(of.dtype) for grad, of in zip(grad_y, y, strict=True)]
+        grads = [grad.to(state.dtype) for grad, state in zip(grad_y, y, strict=True)]
         return torch.autograd.grad(y, (*self.words(x), *self.net.parameters()), grads)
 
 
@@ -143,8 +143,8 @@ def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
         PACKED: Layer(lstm, lambda x: (x.p, x.h), lambda x: packed_sides(lstm, x), masks),
         SIDES: Layer(
             merged,
-            lambda x: tuple(of.data for of in sides[id(x)].sequences),
-            lambda x: tuple(merged(of)[0].data for of in sides[id(x)].sequences),
+            lambda x: tuple(sequence.data for sequence in sides[id(x)].sequences),
+            lambda x: tuple(merged(sequence)[0].data for sequence in sides[id(x)].sequences),
             lambda x: tuple(sides[id(x)].rows),
         ),
         TURNED: Layer(
@@ -157,10 +157,10 @@ def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
 def grads_of(layer: Layer, x: Embedded, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The gradients of the states, in the variant's form: those of ``x`` at words, zero elsewhere."""
     words = torch.cat([x.grad_p[x.p_mask], x.grad_h[x.h_mask]])
-    parts = words.split([int(of.sum()) if of.dtype == torch.bool else len(of) for of in layer.rows(x)])
+    parts = words.split([int(rows.sum()) if rows.dtype == torch.bool else len(rows) for rows in layer.rows(x)])
     grads = []
-    for of, rows, part in zip(y, layer.rows(x), parts, strict=True):
-        grad = torch.zeros(of.shape, device=DEVICE)
+    for states, rows, part in zip(y, layer.rows(x), parts, strict=True):
+        grad = torch.zeros(states.shape, device=DEVICE)
         grad[rows] = part
         grads.append(grad)
     return tuple(grads)
@@ -169,8 +169,8 @@ def grads_of(layer: Layer, x: Embedded, y: tuple[Tensor, ...]) -> tuple[Tensor, 
 def results(layer: Layer, x: Embedded) -> dict[str, Tensor]:
     """What is compared: states and gradients of the words, one sentence behind the other, and of the weights."""
 
-    def valid(of: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([side.detach()[rows] for side, rows in zip(of, layer.rows(x), strict=True)])
+    def valid(tensors: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([side.detach()[rows] for side, rows in zip(tensors, layer.rows(x), strict=True)])
 
     y = layer.states(x)
     grads = layer.gradients(x, y, tuple(grad.to(y[0].dtype) for grad in grads_of(layer, x, y)))
@@ -218,8 +218,8 @@ def test_encoder(size, units, precision, report):
             layer.gradients(x, y, grad_y)
 
     passes = {
-        "forward": {name: lambda of=layer: forward(of) for name, layer in variants.items()},
-        "forward + backward": {name: lambda n=name, of=layer: both(n, of) for name, layer in variants.items()},
+        "forward": {name: lambda layer=layer: forward(layer) for name, layer in variants.items()},
+        "forward + backward": {name: lambda n=name, layer=layer: both(n, layer) for name, layer in variants.items()},
     }
     shapes = " ".join(batch.shape for batch in batches)
     title = f"encoder, {units} units, SNLI at batch {size} ({shapes}), {precision} on {DEVICE.type}"
@@ -241,15 +241,15 @@ def against_the_floor(
     """With what the least bytes and operations take at the device's own rates, and what a time step takes."""
     lengths, element = [x.lengths.numpy() for x in inputs], floors.ELEMENT[precision]
     training = which != "forward"
-    work = [floors.bilstm(of, WIDTH, units, element, training=training) for of in lengths]
+    work = [floors.bilstm(batch, WIDTH, units, element, training=training) for batch in lengths]
     if training:
-        work += [floors.bilstm(of, WIDTH, units, element, backward=True) for of in lengths]
+        work += [floors.bilstm(batch, WIDTH, units, element, backward=True) for batch in lengths]
     bandwidth, rate = copy_bandwidth(), product_rate(precision)
-    steps, seconds = sum(int(of.max()) for of in lengths), comparison.values[OURS]
+    steps, seconds = sum(int(batch.max()) for batch in lengths), comparison.values[OURS]
     notes = (
         *comparison.notes,
-        f"floor of {sum(of.flops for of in work) / 1e9:,.1f} GFLOP at {rate / 1e12:,.0f} TFLOP/s and "
-        f"{sum(of.bytes for of in work) / 1e6:,.0f} MB at {bandwidth / 1e12:.2f} TB/s",
+        f"floor of {sum(floor.flops for floor in work) / 1e9:,.1f} GFLOP at {rate / 1e12:,.0f} TFLOP/s and "
+        f"{sum(floor.bytes for floor in work) / 1e6:,.0f} MB at {bandwidth / 1e12:.2f} TB/s",
         f"{steps} time steps, of which {OURS} takes {1e6 * seconds / steps:,.1f} µs each",
     )
     return replace(comparison, notes=notes, floor=sum(floor.seconds(bandwidth, rate) for floor in work))

@@ -167,7 +167,7 @@ def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
             attributes[path] = [["tt.divisibility", 16]]
             return f"*{_TYPES[value.dtype]}"
         if isinstance(value, Tokens):
-            return Tokens(*(describe(of, (*path, i)) for i, of in enumerate(value)))
+            return Tokens(*(describe(field, (*path, i)) for i, field in enumerate(value)))
         if value is None:
             constants[path] = None
             return "constexpr"
@@ -244,9 +244,9 @@ def main() -> int:
     options = parser.parse_args()
     cases = default_cases() + (other_cases() if options.all else [])
     found = compile_all(cases, options.target, options.jobs)
-    for of in found:
-        print(of)
-    problems = sum(of.problem is not None for of in found)
+    for result in found:
+        print(result)
+    problems = sum(result.problem is not None for result in found)
     print(f"Triton {triton.__version__}: {len(found)} kernels for {' '.join(options.target)}, {problems} do not fit")
     return 1 if problems else 0
 
