@@ -1,9 +1,10 @@
 """One BiLSTM layer, 300 -> H x 2: padded and packed nn.LSTM, a call for each side, against esim_fast's encoder.
 
-All begin with embedded words in their own form. The padded one runs over padding and so computes something else at the
-end of a sentence: it is found to be right on a batch whose sentences are filled up, the others on both. On a GPU, other
-numbers of units follow, for which cuDNN has other algorithms, and each is held against its floors. Under bf16 autocast
-PyTorch runs cuDNN's LSTMs in fp16; esim_fast's, whose gradients must not underflow, multiplies in TF32.
+Each variant begins with embedded words in its own form. The padded one runs over padding, so its states differ at the
+end of a sentence: it is checked on a batch whose sentences are filled up, the others on both. A GPU also runs other
+numbers of units, for which cuDNN has other algorithms, compares each with its floors, and sends the packed pairs
+through `ops.bilstm(..., backend="cudnn")`, too. Under bf16 autocast PyTorch runs cuDNN's LSTMs in fp16; esim_fast's,
+whose gradients must not underflow, multiplies in TF32.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from esim_fast.model import InputEncoding
+from esim_fast.ops import bilstm
 
 SIZES = [32, pytest.param(512, marks=pytest.mark.full)]
 # Units and precision.
@@ -30,6 +32,7 @@ KINDS = [(HIDDEN, "fp32"), *(pytest.param(*kind, marks=pytest.mark.gpu) for kind
 BATCHES = 4
 PADDED, PACKED, OURS = "nn.LSTM, padded", "nn.LSTM, packed, a call a side", "esim_fast, packed pairs"
 SIDES, TURNED = "packed rows, a call a side", "padded pairs, turned by length"
+CUDNN = "esim_fast, packed pairs, cuDNN"
 
 
 @dataclass
@@ -138,7 +141,7 @@ def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
     def both_masks(x: Embedded) -> tuple[Tensor, ...]:
         return (torch.arange(padded[id(x)].shape[1], device=DEVICE) < places[id(x)][:, None],)
 
-    return {
+    found = {
         PADDED: Layer(lstm, lambda x: (x.p, x.h), lambda x: (lstm(x.p)[0], lstm(x.h)[0]), masks),
         PACKED: Layer(lstm, lambda x: (x.p, x.h), lambda x: packed_sides(lstm, x), masks),
         SIDES: Layer(
@@ -152,6 +155,13 @@ def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
         ),
         OURS: Layer(ours, lambda x: (x.packed,), lambda x: (ours(x.packed, x.batch.pairs),), lambda x: (x.rows,)),
     }
+    if DEVICE.type == "cuda":
+
+        def cudnn(x: Embedded) -> tuple[Tensor]:
+            return (bilstm(merged, x.packed, x.batch.pairs.batch_sizes, backend="cudnn"),)
+
+        found[CUDNN] = Layer(merged, lambda x: (x.packed,), cudnn, lambda x: (x.rows,))
+    return found
 
 
 def grads_of(layer: Layer, x: Embedded, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -192,7 +202,7 @@ def wrong_ones(variants: dict[str, Layer], x: Embedded, units: int, *, filled: b
         if name == PADDED and not filled:
             continue
         if wrong := difference(results(layer, x), exact, TOLERANCE["fp32"]):
-            assert name != OURS, f"{name}: {wrong}"
+            assert name not in (OURS, CUDNN), f"{name}: {wrong}"
             found[name] = wrong
     return found
 
