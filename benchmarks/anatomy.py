@@ -25,7 +25,7 @@ from esim_fast import ESIM
 from esim_fast.data import Batch
 from esim_fast.training import PRECISIONS, Recipe, training_step
 
-# What ends with the forward pass of each module.
+# The parts, and the module whose forward pass ends each.
 PARTS = {
     "embedding": "embedding_dropout",
     "encoder": "encoder",
@@ -62,7 +62,7 @@ class Step:
 def parts_of(step: Step, rounds: int) -> dict[str, float]:
     """Seconds of each part of a step, on average over the batches, medians over the rounds.
 
-    Backward, a part ends where the gradient of what it began with is known, and so where the part before it begins.
+    Backward, a part ends when the gradient of its input is known; there the part before it begins.
     """
     net, names = step.net, list(PARTS)
     hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -99,7 +99,7 @@ def parts_of(step: Step, rounds: int) -> dict[str, float]:
 
 
 def step_times(step: Step, rounds: int) -> dict[str, float]:
-    """Seconds of a step in a row of them, and those that the host takes to issue one that nothing holds up."""
+    """Seconds of a step among others, and, on a GPU, seconds that the host takes to issue one while the GPU is idle."""
     whole, issued = [], []
     for _ in range(rounds):
         begin = time.perf_counter()

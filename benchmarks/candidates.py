@@ -1,4 +1,4 @@
-"""Launch configurations to try in place of those in esim_fast/ops/triton/launch.py: which, for whom, and compiled.
+"""Launch configurations to try in place of those in esim_fast/ops/triton/launch.py, and their compilation.
 
 A case is an entry of its tables, with the batches that it is tried on.
 """
@@ -31,7 +31,7 @@ SNLI_BATCHES = (1024, 256, 32)
 LONG_BATCHES = {"128 tokens": 64, "512 tokens": 16}
 COMPILED, TIMED = 64, 14  # candidates of a case beside the present entry, at most
 _CUT = 100  # batches of a bucketed corpus, as corpus.py cuts it
-# What a number may be; a candidate is so many steps from the present entry.
+# The values to try; candidates are ordered by their steps from the present entry along these.
 _AXES = {
     "block_k": (16, 32, 64, 128, 256),
     "block_d": (16, 32, 64, 128, 256),
@@ -46,8 +46,8 @@ class Case(NamedTuple):
     """An entry of a table.
 
     Attributes:
-        kernel: of which the configurations are.
-        tiles: of one_tile, the larger first; empty for many_tiles.
+        kernel: the one that is configured.
+        tiles: those of one_tile, the larger first; empty for many_tiles.
         batches: kind of lengths and pairs.
     """
 
@@ -197,7 +197,7 @@ class Inputs(NamedTuple):
         return launch.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
 
     def moved(self, case: Case) -> int:
-        """Bytes of all that the case's kernel reads and writes, once: tokens, and of many tiles the matrices."""
+        """Bytes that the case's kernel reads and writes, each counted once: tokens and, of many tiles, the matrices."""
         arguments = [argument for planned in case.own(self.plan(case)) for argument in planned.arguments]
         tensors = [argument.x if isinstance(argument, Tokens) else argument for argument in arguments]
         different = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
@@ -205,11 +205,11 @@ class Inputs(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """What is compiled for.
+    """A GPU to compile for.
 
     Attributes:
         capability: compute capability, without its point.
-        shared: bytes that a program can have.
+        shared: bytes of shared memory that a program can have.
     """
 
     capability: int
@@ -230,7 +230,7 @@ H100 = Gpu(90, predicted.MULTIPROCESSORS, 227 * 1024)
 
 
 class _NoGPU:
-    """As much of a driver as compiling asks for."""
+    """The part of a driver that compiling needs."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -248,12 +248,12 @@ class _NoGPU:
 def compile_candidate(case: Case, config: Config, batch: tuple[str, int], gpu: Gpu) -> list[tuple[int, Code]] | str:
     """Programs and code of each launch, or why there are none.
 
-    No GPU is needed. Triton's cache holds the code then, where a call on a GPU like that looks for it.
+    No GPU is needed. Triton's cache then holds the code where a call on such a GPU looks for it.
     """
     triton.runtime.driver.set_active(_NoGPU(gpu.capability))
     launch._multiprocessors = lambda _: gpu.multiprocessors
     lengths = batches_of(*batch, case.tiles)
-    # Lengths change no code. The middle one is a usual batch.
+    # The code does not depend on the lengths; the batch in the middle is a usual one.
     inputs = Inputs.draw(case, lengths[len(lengths) // 2], torch.device("meta"))
     found = []
     try:
@@ -263,7 +263,7 @@ def compile_candidate(case: Case, config: Config, batch: tuple[str, int], gpu: G
                     *planned.arguments, grid=(planned.programs,), **planned.constants, **planned.options
                 )
                 found.append((planned.programs, predicted.examine(compiled, planned)))
-    except Exception as error:  # the compiler's own are of many kinds, and not all can be handed to another process
+    except Exception as error:  # the compiler raises many kinds, and not all can be sent to another process
         return one_line(error)
     return found
 

@@ -18,8 +18,8 @@ from esim_fast.packed import PackedPairs
 VOCABULARY = 36_988  # SNLI's lower-cased words, with one row for padding and one for unknown words
 PADDING = data.PADDING_ID
 _POOL = 100  # batches that the data loader sorts together
-# So much of a corpus is at most as long as this, in Treebank tokens: every twentieth, and the 99th hundredth, without
-# which the longest sentence would weigh too much. SNLI: 20,000 training pairs; MultiNLI: the 9,815 of matched dev.
+# Quantiles of the lengths in Treebank tokens: every twentieth, and 99 %, without which the longest sentence would weigh
+# too much. SNLI: 20,000 training pairs; MultiNLI: the 9,815 of matched dev.
 _PARTS = np.append(np.arange(20) / 20, [0.99, 1])
 _LENGTHS = {
     "SNLI": (
@@ -97,7 +97,7 @@ def draw_pairs(kind: str, pairs: int, random: np.random.Generator) -> data.Encod
 
 @cache
 def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[PairBatch]:
-    """``count`` batches of ``size`` pairs as the data loader cuts them, together about like its average."""
+    """``count`` batches of ``size`` pairs as the data loader cuts them, on average much like all of its batches."""
     random = np.random.default_rng(seed)
     corpus = draw_pairs(kind, _POOL * size, random)
     cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]

@@ -1,4 +1,4 @@
-"""The report's plots: esim_fast in blue, its peers in gray, told apart by shade and marker and so by everybody."""
+"""The report's plots: esim_fast in blue, its peers in gray, told apart by shade and marker, not by color alone."""
 
 from pathlib import Path
 from typing import Any

@@ -77,7 +77,7 @@ def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def write(results: dict[str, Any], folder: Path) -> None:
     """Tables, plots and a copy of what was measured."""
     try:
-        # Here, so that who has no matplotlib is told so, and before anything is written.
+        # Here, so that whoever lacks matplotlib is told so before anything is written.
         from benchmarks import plots
     except ImportError as error:
         raise ReportError(f"{error}: the plots need matplotlib (pip install matplotlib)") from error

@@ -119,7 +119,7 @@ def sweep(parser: Parser, cases: list[Case], minutes: float, json: Any) -> list[
     def save() -> None:
         write_json(parser, json, {"dry_run": False, "minutes": minutes, "copy": copy_bandwidth(), "cases": records})
 
-    save()  # a file that cannot be written is said now
+    save()  # a file that cannot be written fails now
     # Two cores are left to the process that times.
     compiler = Compiler(max(1, (os.cpu_count() or 1) - 2), gpu)
     try:

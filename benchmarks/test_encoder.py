@@ -190,7 +190,7 @@ def results(layer: Layer, x: Embedded) -> dict[str, Tensor]:
 
 
 def wrong_ones(variants: dict[str, Layer], x: Embedded, units: int, *, filled: bool) -> dict[str, str]:
-    """Peers that are not the same layer here, and in what."""
+    """The peers whose results are wrong here, and how."""
     lstm = nn.LSTM(WIDTH, units, bidirectional=True, batch_first=True).to(DEVICE, torch.float64)
     lstm.load_state_dict(variants[PADDED].net.state_dict())
     p, h = (side.detach().double().requires_grad_() for side in (x.p, x.h))

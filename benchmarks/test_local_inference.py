@@ -31,7 +31,7 @@ from esim_fast import Rows
 from esim_fast.ops import local_inference
 
 WIDTH = 600
-# Kind of lengths and pairs in a batch; on a GPU what is aimed at comes first.
+# Kind of lengths and pairs in a batch; on a GPU those with an aim (targets.py) come first.
 SHAPES = [("SNLI", 256), ("SNLI", 1024), ("SNLI", 32), ("128 tokens", 64), ("512 tokens", 16)]
 DTYPES = [torch.bfloat16, torch.float32]
 if not FULL_SIZE:
@@ -197,7 +197,7 @@ def test_forward_and_backward(kind, pairs, dtype, report):
 
 
 def against_the_floor(comparison: Comparison, batches: list[Batch], which: str) -> Comparison:
-    """With the time that the least bytes take at the copy's rate, unless a cache could hold them.
+    """Adds the time that the least bytes take at the copy's rate, unless a cache could hold them.
 
     Those are a and b and their enhancements, once each; backward, those again and the gradients of a and b. The floor
     is that of packed rows: padded input has its padding to write besides, of which a note tells.

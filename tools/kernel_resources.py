@@ -1,4 +1,4 @@
-"""What the Triton kernels need of a GPU, told by the compiler: no GPU is needed to ask.
+"""What the Triton kernels need of a GPU, as the compiler tells; no GPU is needed.
 
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
@@ -180,7 +180,7 @@ def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
         constants[(names.index(name),)] = value
     source = ASTSource(planned.kernel, signature, constants, attributes)
     log = io.StringIO()
-    # A cache of its own, because nothing is said of what is found in a cache.
+    # A cache of its own, because ptxas says nothing of what is found in a cache.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(log):
         triton.knobs.cache.dir = folder
         triton.knobs.nvidia.dump_ptxas_log = True

@@ -2,10 +2,10 @@
 
     python -m tools.sanitize_cuda [--tools memcheck racecheck] [--json FILE] [--dry-run]
 
-Every tensor is an allocation of its own there, so that what lies behind it is nobody's, and a read out of bounds is
-planted first, which memcheck must find. The exit code is 1 where a tool finds something or a result is wrong, and 3
-where compute-sanitizer is not installed or does not find what was planted. ``--dry-run`` needs no GPU: the cases run on
-CPU tensors, Triton's kernels interpreted, and no tool looks on.
+Every tensor is an allocation of its own there, so that a read behind it is seen. One such read is planted first, which
+memcheck must find. The exit code is 1 where a tool finds something or a result is wrong, and 3 where compute-sanitizer
+is not installed or does not find what was planted. ``--dry-run`` needs no GPU: the cases run on CPU tensors, Triton's
+kernels interpreted, and no tool watches.
 """
 
 import os
