@@ -1,4 +1,4 @@
-"""What the Triton kernels need of a GPU, told by the compiler: no GPU is needed to ask.
+"""What the Triton kernels need of a GPU, as the compiler tells; no GPU is needed.
 
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
@@ -167,7 +167,7 @@ def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
             attributes[path] = [["tt.divisibility", 16]]
             return f"*{_TYPES[value.dtype]}"
         if isinstance(value, Tokens):
-            return Tokens(*(describe(of, (*path, i)) for i, of in enumerate(value)))
+            return Tokens(*(describe(field, (*path, i)) for i, field in enumerate(value)))
         if value is None:
             constants[path] = None
             return "constexpr"
@@ -180,7 +180,7 @@ def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
         constants[(names.index(name),)] = value
     source = ASTSource(planned.kernel, signature, constants, attributes)
     log = io.StringIO()
-    # A cache of its own, because nothing is said of what is found in a cache.
+    # A cache of its own, because ptxas says nothing of what is found in a cache.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(log):
         triton.knobs.cache.dir = folder
         triton.knobs.nvidia.dump_ptxas_log = True
@@ -244,9 +244,9 @@ def main() -> int:
     options = parser.parse_args()
     cases = default_cases() + (other_cases() if options.all else [])
     found = compile_all(cases, options.target, options.jobs)
-    for of in found:
-        print(of)
-    problems = sum(of.problem is not None for of in found)
+    for result in found:
+        print(result)
+    problems = sum(result.problem is not None for result in found)
     print(f"Triton {triton.__version__}: {len(found)} kernels for {' '.join(options.target)}, {problems} do not fit")
     return 1 if problems else 0
 
