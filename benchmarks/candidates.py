@@ -1,4 +1,4 @@
-"""Launch configurations to try in place of those in esim_fast/ops/triton/launch.py, and their compilation.
+"""Launch configurations to try in place of those in esim_fast/ops/triton/local_inference.py, and their compilation.
 
 A case is an entry of its tables, with the batches that it is tried on.
 """
@@ -20,8 +20,9 @@ from benchmarks import predicted
 from benchmarks.corpus import bucketed_lengths
 from benchmarks.predicted import Code
 from esim_fast import Rows
-from esim_fast.ops.triton import launch
-from esim_fast.ops.triton.launch import Config, Launch
+from esim_fast.ops.triton import local_inference as kernels
+from esim_fast.ops.triton import runtime
+from esim_fast.ops.triton.runtime import Config, Launch
 from esim_fast.ops.triton.tokens import Tokens
 
 WIDTH = 600  # of ESIM's BiLSTM
@@ -58,7 +59,7 @@ class Case(NamedTuple):
 
     @property
     def table(self) -> dict:
-        return launch.ONE_TILE if self.tiles else launch.MANY_TILES
+        return kernels.ONE_TILE if self.tiles else kernels.MANY_TILES
 
     @property
     def key(self) -> tuple:
@@ -86,7 +87,7 @@ def cases(kernels: Sequence[str] = KERNELS) -> list[Case]:
     found = []
     for arithmetic in DTYPES:
         for tiles, kernel in itertools.product(snli_tiles(), ("forward", "backward")):
-            if (kernel, arithmetic, *tiles) in launch.ONE_TILE:
+            if (kernel, arithmetic, *tiles) in kernels.ONE_TILE:
                 batches = tuple(("SNLI", pairs) for pairs in SNLI_BATCHES if batches_of("SNLI", pairs, tiles))
                 found.append(Case(kernel, arithmetic, tiles, batches))
     long = tuple(LONG_BATCHES.items())
@@ -119,7 +120,7 @@ def _bucketed(pairs: int) -> list[np.ndarray]:
 
 
 def _tiles(lengths: np.ndarray) -> tuple[int, ...]:
-    tiles = (next((tile for tile in launch.TILES if longest <= tile), 0) for longest in lengths.max(0))
+    tiles = (next((tile for tile in kernels.TILES if longest <= tile), 0) for longest in lengths.max(0))
     return tuple(sorted(tiles, reverse=True))
 
 
@@ -191,10 +192,10 @@ class Inputs(NamedTuple):
     def plan(self, case: Case) -> list[Launch]:
         """What a user's call would start, by the tables as they are now."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if case.arithmetic == "tf32" else "ieee"
-        sides = launch.sides_of(self.x, None, self.addresses)
+        sides = kernels.sides_of(self.x, self.x, self.addresses)
         if self.grad_m is None:
-            return launch.plan_forward(*sides, self.result, self.result)
-        return launch.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
+            return kernels.plan_forward(*sides, self.result, self.result)
+        return kernels.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
 
     def moved(self, case: Case) -> int:
         """Bytes that the case's kernel reads and writes, each counted once: tokens and, of many tiles, the matrices."""
@@ -251,7 +252,7 @@ def compile_candidate(case: Case, config: Config, batch: tuple[str, int], gpu: G
     No GPU is needed. Triton's cache then holds the code where a call on such a GPU looks for it.
     """
     triton.runtime.driver.set_active(_NoGPU(gpu.capability))
-    launch._multiprocessors = lambda _: gpu.multiprocessors
+    runtime.multiprocessors = lambda _: gpu.multiprocessors
     lengths = batches_of(*batch, case.tiles)
     # The code does not depend on the lengths; the batch in the middle is a usual one.
     inputs = Inputs.draw(case, lengths[len(lengths) // 2], torch.device("meta"))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from esim_fast.ops.triton.launch import Launch
+from esim_fast.ops.triton.runtime import Launch
 
 # An H100 as its data sheet and the CUDA Programming Guide have it.
 MULTIPROCESSORS, SCHEDULERS, CLOCK = 132, 4, 1.7e9

@@ -1,4 +1,4 @@
-"""Times launch configurations of the Triton kernels on a GPU, and prints the best as lines for launch.py's tables.
+"""Times launch configurations of the Triton kernels on a GPU, and prints the best as lines for the launch tables.
 
     python -m benchmarks.sweep [--kernels forward ...] [--minutes 20] [--json FILE] [--dry-run]
 
@@ -36,7 +36,7 @@ from benchmarks.measured import (
     winner,
 )
 from benchmarks.timing import copy_bandwidth, environment
-from esim_fast.ops.triton.launch import Config
+from esim_fast.ops.triton.runtime import Config
 
 DRY_CASES, DRY_COMPILED, DRY_CHECKED, DRY_SECONDS = 2, 4, 2, 60.0
 
@@ -221,7 +221,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     table = sweep(parser, cases, options.minutes, options.json)
     # What is the fastest here may not fit elsewhere, and the tables are for all GPUs.
-    print("\nfor esim_fast/ops/triton/launch.py, if tools/kernel_resources.py then finds no problem:", *table, sep="\n")
+    print(
+        "\nfor esim_fast/ops/triton/local_inference.py, if tools/kernel_resources.py then finds no problem:",
+        *table,
+        sep="\n",
+    )
     return 0
 
 

@@ -84,7 +84,6 @@ NAMING_SCHEMES = {
     "coetaur0": _scheme(1, "coetaur0/ESIM", {**_PADDED, "classifier_activation": "tanh"}),
     "allennlp": _scheme(2, "AllenNLP", {**_PADDED, "classifier_activation": "relu"}),
 }
-LAYOUTS = NAMING_SCHEMES  # until model.py says so, too
 _DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # for logits without dropout
 
 
