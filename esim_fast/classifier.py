@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import ESIMConfig, autocast, check_precision
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
-from .data.parallel import is_wanted
+from .data.parallel import ShouldStop, never
 from .data.tokenizing import name_of
 from .errors import DataError, first_line, kind_and_reason, reason_of
 from .explanation import Explanation
@@ -134,15 +134,19 @@ class Classifier:
         except Exception as error:
             raise DataError(f"tokenizer {name_of(self.tokenizer)}: {kind_and_reason(error)}") from error
 
-    def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
-        """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
+    def logits(self, pairs: EncodedPairs, *, batch_size: int = 256, should_stop: ShouldStop = never) -> Tensor:
+        """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU.
+
+        Raises:
+            KeyboardInterrupt: ``should_stop()`` said so after a batch.
+        """
         result = torch.empty(len(pairs), len(self.labels))
         for batch, scores in scored_batches(
             self.net, pairs, batch_size, max_tokens=_MAX_TOKENS, precision=self.precision
         ):
             result[batch.indices] = scores
-            if not is_wanted():
-                break
+            if should_stop():
+                raise KeyboardInterrupt
         return result
 
     def explain(self, premise: str, hypothesis: str) -> Explanation:

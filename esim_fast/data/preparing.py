@@ -26,7 +26,7 @@ from ..errors import BadRowError, DataError, kind_and_reason, one_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
 from .hub import fingerprint
-from .parallel import Result, can_fork, is_wanted, map_in_processes, processors
+from .parallel import Result, ShouldStop, can_fork, map_in_processes, never, processors
 from .reading import (
     KNOWN_NAMES,
     BadRow,
@@ -277,15 +277,21 @@ class _Tokenized(NamedTuple):
 
 
 def _tokenize_part(
-    records: list[Record], parse: RowParser, tokenize: Tokenizer, name: str, tokenizer: str
+    records: list[Record],
+    should_stop: ShouldStop,
+    *,
+    parse: RowParser,
+    tokenize: Tokenizer,
+    name: str,
+    tokenizer: str,
 ) -> _Tokenized:
     words: dict[str, int] = {}
     names: dict[str, int] = {}
     known: dict[str, array] = {}  # SNLI has three hypotheses to a premise
     part = _Tokenized(array("i"), array("i"), array("i"), array("q"), [], [], [])
     for record in records:
-        if not is_wanted():
-            break
+        if should_stop():
+            raise KeyboardInterrupt
         try:
             pair = parse_record(record, parse)
         except BadRowError as error:
@@ -357,7 +363,7 @@ def _bytes(text: str) -> torch.Tensor:
 
 
 def in_parts(
-    work: Callable[[list[Record]], Result], records: Iterator[Record], workers: int
+    work: Callable[[list[Record], ShouldStop], Result], records: Iterator[Record], workers: int
 ) -> Generator[Result, None, None]:
     """What ``work`` makes of rows, some at a time and in their order: in other processes, if there are many."""
     cut = _chunks(records)
@@ -365,7 +371,7 @@ def in_parts(
     if workers > 1 and len(first) == _PARALLEL_FROM and can_fork():
         yield from map_in_processes(work, chain(first, cut), workers)
     else:
-        yield from map(work, chain(first, cut))
+        yield from (work(chunk, never) for chunk in chain(first, cut))
 
 
 def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:

@@ -65,7 +65,7 @@ def _coetaur0(text: str) -> list[str]:
 
 
 def _nltk_punkt(text: str) -> list[str]:
-    from nltk.tokenize import word_tokenize
+    from nltk.tokenize import word_tokenize  # slow to import, see _treebank
 
     return [word.lower() for word in word_tokenize(text)]
 
@@ -112,7 +112,7 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
     if name not in TOKENIZERS:
         raise ValueError(f"expected a tokenizer among {', '.join(TOKENIZERS)} or module:function, got {name!r}")
     if name == "nltk-punkt":
-        import nltk
+        import nltk  # likewise
 
         try:
             nltk.data.find("tokenizers/punkt_tab/english/")

@@ -15,13 +15,13 @@ import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from ..errors import BadRowError, DataError, reason_of
-from .parallel import can_fork, map_in_processes, processors
+from .parallel import ShouldStop, can_fork, map_in_processes, processors
 from .reading import UNREADABLE, open_file
 
 _WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
@@ -79,7 +79,7 @@ def _text_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.nda
     rows, dimension, begin = _beginning(block, name)
     spellings = {spelling.encode(): spelling for spelling in wanted}
     look_for = _Wanted(spellings, {spelling.partition(b" ")[0] for spelling in spellings})
-    scan_range = partial(_scan_range, name, look_for, dimension)
+    scan_range = partial(_scan_range, name=name, wanted=look_for, dimension=dimension)
     workers = _workers(name)
     if workers > 1 and can_fork():
         parts = _in_processes(scan_range, _ranges(name, begin), workers)
@@ -141,15 +141,20 @@ def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
 
 
 def _in_processes(
-    scan_range: Callable[[tuple[int, int]], list[_ScannedLines]], ranges: Iterable[tuple[int, int]], workers: int
+    scan_range: Callable[[tuple[int, int], ShouldStop], list[_ScannedLines]],
+    ranges: Iterable[tuple[int, int]],
+    workers: int,
 ) -> Generator[_ScannedLines, None, None]:
     with closing(map_in_processes(scan_range, ranges, workers)) as results:
         for parts in results:
             yield from parts
 
 
-def _scan_range(name: str, wanted: _Wanted, dimension: int, begin_and_end: tuple[int, int]) -> list[_ScannedLines]:
-    return list(_scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension))
+def _scan_range(
+    begin_and_end: tuple[int, int], should_stop: ShouldStop, *, name: str, wanted: _Wanted, dimension: int
+) -> list[_ScannedLines]:
+    scanned = _scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension)
+    return list(takewhile(lambda lines: not should_stop(), scanned))
 
 
 def _scan(blocks: Iterable[bytes], wanted: _Wanted, dimension: int) -> Generator[_ScannedLines, None, None]:

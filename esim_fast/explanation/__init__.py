@@ -60,7 +60,7 @@ class Explanation:
         path = Path(path)
         check_form(path)
         if path.suffix.lower() == ".png":
-            replace_file(path, lambda partial: picture.draw(self, partial))
+            replace_file(path, lambda partial: picture.draw(partial, **vars(self)))
             return
         text = json.dumps(self.as_dict(), ensure_ascii=False)
         if path.suffix.lower() == ".html":

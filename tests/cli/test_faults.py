@@ -22,7 +22,8 @@ pytestmark = [
 SECONDS = 120  # no command here may take longer, or it waits for somebody who is gone
 ROOT = Path(__file__).resolve().parents[2]
 TWO_WORKERS = (
-    "import sys; from esim_fast.cli import main, predict; predict.processors = lambda: 2; sys.exit(main(sys.argv[1:]))"
+    "import sys; from esim_fast import cli, streaming; streaming.processors = lambda: 2; "
+    "sys.exit(cli.main(sys.argv[1:]))"
 )
 
 

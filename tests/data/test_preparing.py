@@ -288,7 +288,7 @@ class TestProcesses:
                 taken += 1
                 yield item
 
-        results = module.map_in_processes(lambda item: item + 1, items(), 2)
+        results = module.map_in_processes(lambda item, should_stop: item + 1, items(), 2)
         assert list(islice(results, 10)) == list(range(1, 11))
         assert taken <= 10 + 3 * 2
         results.close()
