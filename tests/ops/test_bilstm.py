@@ -355,6 +355,12 @@ class TestPrecision:
         with pytest.raises(ValueError, match=r"^backend='cpp' cannot run bilstm on cpu in torch\.\w+: possible here"):
             bilstm(lstm, x, batch_sizes, backend="cpp")
 
+    def test_cudnn_is_for_gpus(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        message = r"^backend='cudnn' cannot run bilstm on cpu in torch\.float32: possible here are 'cpp'.* 'reference'$"
+        with pytest.raises(ValueError, match=message):
+            bilstm(lstm, x, batch_sizes, backend="cudnn")
+
 
 class TestIntegration:
     def test_opcheck(self):

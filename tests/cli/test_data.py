@@ -1,0 +1,119 @@
+"""``esim-fast data``: what corpora hold."""
+
+import pytest
+
+from tests.cli.commands import EXPECTED, SMALL, TRAIN, esim_fast, fails, succeeds, write_tsv
+
+
+def test_what_it_prints(corpus, tmp_path):
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("man 1 2\nA 3 4\n")
+    dev = write_tsv(tmp_path / "dev.tsv", [("neutral", "A man", "a zebra ."), ("other", "", "sleeping")])
+    lines = succeeds("data", corpus, dev, "--vectors", vectors).splitlines()
+    assert lines == [
+        str(corpus),
+        "  pairs          6, 1 without a gold label",
+        "  labels         contradiction 2 (33.3%), entailment 2 (33.3%), neutral 1 (16.7%)",
+        "  premises       5.0 words on average, half of them at most 5, 99 % at most 5, the longest 5",
+        "  hypotheses     3.5 words on average, half of them at most 4, 99 % at most 4, the longest 4",
+        "  vocabulary     15 different words of 51",
+        "  with a vector  13.33% of the words, 23.53% of the text",
+        "",
+        str(dev),
+        "  pairs          2, 0 without a gold label",
+        "  labels         neutral 1 (50.0%), other 1 (50.0%)",
+        "  premises       1.0 words on average, half of them at most 2, 99 % at most 2, the longest 2, 1 empty",
+        "  hypotheses     2.0 words on average, half of them at most 3, 99 % at most 3, the longest 3",
+        "  vocabulary     5 different words of 6",
+        f"  known          80.00% of the words, 83.33% of the text are in {corpus}",
+        "  with a vector  40.00% of the words, 50.00% of the text",
+    ]
+
+
+def test_bad_rows(corpus, tmp_path):
+    bad = tmp_path / "bad.tsv"
+    bad.write_text(corpus.read_text() + "neutral\tonly one\nx\ta\0\tb\n")
+    result = esim_fast("data", bad)
+    assert result.returncode == 1
+    assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}:9: NUL character\n"
+    assert "  pairs          6, 1 without a gold label, 2 bad rows\n" in result.stdout
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(corpus, tmp_path):
+    result = esim_fast("data", tmp_path / "none.tsv", corpus, corpus)
+    assert f"100.00% of the words, 100.00% of the text are in {corpus}\n" in result.stdout
+    assert (result.returncode, result.stdout.count("  pairs          6, 1")) == (2, 2)
+    assert result.stderr == f"esim-fast: {tmp_path / 'none.tsv'}: No such file or directory\n"
+
+
+def test_nothing_but_bad_rows(tmp_path):
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("label\tpremise\thypothesis\nneutral\tonly one\n")
+    result = esim_fast("data", bad)
+    assert (result.returncode, result.stderr) == (1, f"{bad}:2: expected 3 columns, got 2\n")
+    assert "  pairs          0, 0 without a gold label, 1 bad row\n" in result.stdout
+
+
+def test_no_word_has_a_vector(corpus, tmp_path):
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("unheard 1 2\n")
+    output = succeeds("data", corpus, "--vectors", vectors)
+    assert "  with a vector  0.00% of the words, 0.00% of the text\n" in output
+
+
+def test_training_uses_what_it_prepared(tmp_path, cache):
+    path = write_tsv(tmp_path / "shared_with_training.tsv", TRAIN)
+    succeeds("data", path)
+    succeeds("train", "--train", path, "--dev", path, "--output", tmp_path / "m", *SMALL)
+    assert len(list(cache.glob("shared_with_training-*.safetensors"))) == 1
+
+
+def test_text_without_blanks(tmp_path):
+    path = write_tsv(tmp_path / "zh.tsv", [("1", "男人在睡觉", "他睡着了")])
+    hint = "sentences are single words: Chinese or Japanese wants --tokenizer characters"
+    assert hint in succeeds("data", path)
+    assert hint not in succeeds("data", path, "--tokenizer", "characters")
+
+
+def test_many_labels(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [(f"sentence {i}" * 20, "a", "b") for i in range(50)], header=False)
+    assert ", 30 others 30 (60.0%)\n" in succeeds("data", path)
+
+
+def test_files_without_labels(tmp_path):
+    bare = write_tsv(tmp_path / "bare.tsv", [("a b", "c")], header=False)
+    assert "  labels         none\n" in succeeds("data", bare)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["no.tsv"], "no.tsv: No such file or directory"),
+        ([], "the following arguments are required: FILE"),
+        (["{corpus}", "--columns", "a"], f"{EXPECTED}a'"),
+        (["{corpus}", "--columns", "1,b"], "expected names or numbers, not both, got '1,b'"),
+        (
+            ["{corpus}", "--columns", "1,0"],
+            f"{EXPECTED}1,0'",
+        ),
+        (
+            ["{corpus}", "--columns", "00,1"],
+            f"{EXPECTED}00,1'",
+        ),
+        (
+            ["{corpus}", "--columns", "1,01"],
+            f"{EXPECTED}1,01'",
+        ),
+        (["{corpus}", "--columns", "1," + "9" * 5000], "expected names or numbers, not both"),
+        (["{corpus}", "--columns", "1,9"], ":1: expected at least 9 columns, got 3"),
+        (
+            ["{corpus}", "--columns", "sentence1,sentence2,z"],
+            ":1: expected a column z in the header, got",
+        ),
+        (["{corpus}", "--columns", "a,b"], ":1: expected a column a in the header, got gold_label, sentence1"),
+        (["{corpus}", "--vectors", "no.txt"], "no.txt: No such file or directory"),
+        (["{corpus}", "--cache", "x", "--no-cache"], "not allowed with argument"),
+    ],
+)
+def test_mistakes(corpus, tmp_path, options, message):
+    assert message in fails("data", *[option.format(corpus=corpus) for option in options], cwd=tmp_path)

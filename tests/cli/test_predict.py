@@ -1,0 +1,200 @@
+"""``esim-fast predict``: the model's answers, in the order of the pairs, and what it says of mistakes."""
+
+import contextlib
+import gzip
+import io
+import json
+import random
+import re
+from unittest import mock
+
+import pytest
+import torch
+
+from esim_fast import ESIM, Classifier, streaming
+from esim_fast.cli import main
+from esim_fast.data.preparing import in_parts
+from tests.cli.commands import SMALL, TRAIN, esim_fast, fails, succeeds, write_tsv
+
+
+def test_one_pair(model):
+    (line,) = succeeds("predict", model, "--premise", "A man sleeps.", "--hypothesis", "A man runs.").splitlines()
+    answer = json.loads(line)
+    assert answer["premise"] == "A man sleeps."
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+
+
+def test_files_and_stdin_give_the_same(model, corpus, tmp_path):
+    def answers(*arguments, **options):
+        lines = [json.loads(line) for line in succeeds("predict", model, *arguments, **options).splitlines()]
+        return [line.pop("line") for line in lines], lines
+
+    numbers, expected = answers(corpus)
+    assert numbers == [2, 3, 4, 5, 6, 7]  # the first is the header
+    bare = write_tsv(tmp_path / "bare.tsv", [row[1:] for row in TRAIN], header=False)
+    records = [{"premise": p, "hypothesis": h} for _, p, h in TRAIN]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    from_one = ([1, 2, 3, 4, 5, 6], expected)
+    assert answers(bare) == from_one
+    assert answers(tmp_path / "pairs.jsonl") == from_one
+    assert answers("-", stdin=bare.read_text()) == from_one
+    assert answers("-", stdin=(tmp_path / "pairs.jsonl").read_text()) == from_one
+
+
+def test_the_order_of_many(model, tmp_path):
+    rows = [(f"a man sleeps {'very ' * (i % 7)}well", f"number {i}") for i in range(5000)]
+    path = write_tsv(tmp_path / "many.tsv", rows, header=False)
+    lines = [json.loads(line) for line in succeeds("predict", model, path).splitlines()]
+    assert [(line["line"], line["premise"], line["hypothesis"]) for line in lines] == [
+        (i + 1, *row) for i, row in enumerate(rows)
+    ]
+    _, expected = Classifier.from_pretrained(model).predict(rows[2040:2060])
+    for line, row in zip(lines[2040:2060], expected.tolist(), strict=True):
+        assert list(line["probabilities"].values()) == pytest.approx(row, abs=2e-6)
+
+
+def test_what_is_printed_is_what_json_makes_of_it(model, tmp_path):
+    rows = [('say "hi" \\ 100% {x}', "tab\u2028 é 😀"), ("", "\x7f")]
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in rows))
+    for line, (premise, hypothesis) in zip(succeeds("predict", model, path).split("\n"), rows, strict=False):
+        answer = json.loads(line)
+        assert (answer["premise"], answer["hypothesis"]) == (premise, hypothesis)
+        assert line.startswith(json.dumps({"line": answer["line"], "premise": premise}, ensure_ascii=False)[:-1])
+
+
+def test_precision(model):
+    pair = "--premise", "A man sleeps.", "--hypothesis", "A man runs."
+    exact, rounded = (
+        json.loads(succeeds("predict", model, *pair, "--precision", precision)) for precision in ("fp32", "bf16")
+    )
+    assert exact["probabilities"] != rounded["probabilities"]
+    assert list(exact["probabilities"].values()) == pytest.approx(list(rounded["probabilities"].values()), abs=0.01)
+    if not torch.cuda.is_available():
+        message = "esim-fast: --precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU"
+        assert fails("predict", model, *pair, "--precision", "fp16") == message
+
+
+def test_words_of_any_language_and_none(model):
+    pairs = "一个男人在睡觉。\tEin Mann schläft.\n\t\n<pad> <pad>\t<unk>\n"
+    answers = [json.loads(line) for line in succeeds("predict", model, "-", stdin=pairs).splitlines()]
+    assert answers[0]["premise"] == "一个男人在睡觉。"
+    assert all(answer["label"] in ("contradiction", "entailment", "neutral") for answer in answers)
+
+
+def test_bad_rows_are_reported_and_left_out(model, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes(b"a\tb\nonly one\nc\td\n\xff\tx\ne\tf\n")
+    for name, source in ((path, path), ("stdin", "-")):
+        result = esim_fast("predict", model, source, stdin=path.read_bytes())
+        assert result.returncode == 0
+        assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 3, 5]
+        assert result.stderr == (
+            f"{name}:2: expected 2 columns, got 1\n{name}:4: not valid UTF-8 at byte 1\n{name}: 2 bad rows left out\n"
+        )
+
+
+def test_mostly_bad_rows(model, tmp_path):
+    """The first row says how many columns there are, and may itself be the bad one."""
+    path = write_tsv(tmp_path / "rows.tsv", [("a man", "only two"), *TRAIN], header=False)
+    result = esim_fast("predict", model, path)
+    assert (result.returncode, len(result.stdout.splitlines())) == (2, 1)
+    assert result.stderr.endswith(f"{path}: 6 bad rows, and 1 that can be read: are the columns as expected?\n")
+
+
+def test_stopping_at_a_bad_row_loses_nothing_before_it(model):
+    result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
+    assert result.returncode == 2
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
+
+
+def test_a_file_that_ends_early(model, tmp_path):
+    path = tmp_path / "cut.tsv.gz"
+    whole = gzip.compress("".join(f"a man sleeps {random.random()}\tb\n" for _ in range(3000)).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    result = esim_fast("predict", model, path)
+    assert result.returncode == 2
+    assert len(result.stdout.splitlines()) > 1000
+    assert re.fullmatch(rf"esim-fast: {re.escape(str(path))}:\d+: Compressed file ended .*\n", result.stderr)
+
+
+def test_a_tokenizer_that_fails(corpus, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fussy.py").write_text("def split(text):\n    return text.split()[0:9 // ('bad' not in text)]\n")
+    options = "--tokenizer", "fussy:split"
+    output = tmp_path / "model"
+    succeeds("train", "--train", corpus, "--dev", corpus, "--output", output, *SMALL, *options)
+    result = esim_fast("predict", output, "-", *options, stdin="good one\tb\nshort\nbad one\tb\n")
+    assert result.returncode == 2
+    assert json.loads(result.stdout)["line"] == 1
+    message = "tokenizer fussy:split: ZeroDivisionError: integer division or modulo by zero"
+    assert result.stderr == f"stdin:2: expected 2 columns, got 1\nesim-fast: stdin:3: {message}\n"
+    pair = "--premise", "bad", "--hypothesis", "b"
+    assert fails("predict", output, *pair, *options) == f"esim-fast: {message}"
+    assert fails("explain", output, *pair, "-o", tmp_path / "a.json", *options) == f"esim-fast: {message}"
+
+
+def test_numbers_that_are_none(model, tmp_path):
+    found = Classifier.from_pretrained(model, device="cpu")
+    with torch.no_grad():
+        found.net.linear.mlp[1].bias.fill_(1e3)  # its units give 1, all of them
+        found.net.linear.mlp[3].weight.fill_(3e38)
+    found.save_pretrained(tmp_path / "model")
+    result = esim_fast("predict", tmp_path / "model", "-", stdin="a man sleeps\ta man runs\n")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "esim-fast: stdin:1: the network gives something else than finite numbers\n"
+    pair = "--premise", "a man sleeps", "--hypothesis", "a man runs"
+    assert "something else than finite numbers" in fails("predict", tmp_path / "model", *pair)
+
+
+def test_long_rows_take_turns(model, tmp_path):
+    """Rows of many words come to the network in small batches."""
+    path = write_tsv(tmp_path / "long.tsv", [("man " * 20_000, "man")] * 3, header=False)
+    sizes = []
+    forward = ESIM.forward
+    with mock.patch.object(ESIM, "forward", lambda net, pairs: sizes.append(len(pairs)) or forward(net, pairs)):
+        assert len(succeeds("predict", model, path, "--device", "cpu").splitlines()) == 3
+    assert sizes == [1, 1, 1]
+
+
+def test_other_processes_give_the_same(model, tmp_path):
+    rows = [(f"a man sleeps {i}", f"number {i}") for i in range(9000)] + [("only one",)]
+    path = write_tsv(tmp_path / "many.tsv", rows, header=False)
+
+    def on_a_gpu(job, records, as_they_come):  # the others split and look up words, and the network is here
+        yield from map(job.answer, in_parts(job.encode, records, 2))
+
+    with mock.patch.object(streaming, "processors", return_value=1):
+        alone = esim_fast("predict", model, path, "--device", "cpu")
+    assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{path}: 1 bad row left out\n"
+    expected = [json.loads(line) for line in alone.stdout.splitlines()]
+    for change in ({"processors": lambda: 2}, {"_answered": on_a_gpu}):
+        with mock.patch.multiple(streaming, **change):
+            found = esim_fast("predict", model, path, "--device", "cpu")
+        assert found.stderr == alone.stderr
+        for one, other in zip(expected, map(json.loads, found.stdout.splitlines()), strict=True):
+            probabilities = other["probabilities"]
+            assert {**other, "probabilities": None} == {**one, "probabilities": None}
+            # An LSTM's sums come in another order on another number of threads.
+            assert list(probabilities.values()) == pytest.approx(list(one["probabilities"].values()), abs=3e-6)
+
+
+def test_mistakes(model, tmp_path):
+    assert "--premise and --hypothesis must be given together" in fails("predict", model, "--premise", "a")
+    assert "give either a file" in fails("predict", model)
+    assert "give either a file" in fails("predict", model, "f.tsv", "--premise", "a", "--hypothesis", "b")
+    assert "no.tsv: No such file" in fails("predict", model, tmp_path / "no.tsv")
+    assert "expected an integer from 1" in fails("predict", model, "-", "--batch-size", "0")
+    with mock.patch("sys.stdin", None), contextlib.redirect_stderr(io.StringIO()) as stderr:
+        assert main(["predict", str(model), "-"]) == 2
+    assert stderr.getvalue() == "esim-fast: stdin is closed\n"
+    assert "expected a label of the model (contradiction, entailment, neutral), a premise and a hypothesis" in fails(
+        "predict", model, "-", stdin="a man sleeps\ta man runs\t3\n"
+    )
+
+
+def test_a_sentence_that_looks_like_json(model, tmp_path):
+    path = write_tsv(tmp_path / "brace.tsv", [("{a} man", "a man")], header=False)
+    assert json.loads(succeeds("predict", model, path))["premise"] == "{a} man"

@@ -1,0 +1,205 @@
+"""``esim-fast train``: what it prints, what it leaves behind, and what it says of mistakes."""
+
+import json
+import re
+import statistics
+
+import pytest
+
+from tests.cli.commands import SMALL, esim_fast, fails, succeeds
+
+
+def test_what_it_leaves_behind(model):
+    names = {path.name for path in model.iterdir()}
+    expected = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json"}
+    assert names == expected | {"last", "metrics.jsonl", "curves.png", "checkpoint"}
+    assert {path.name for path in (model / "last").iterdir()} == expected
+    metrics = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [1, 2]
+    assert {"epoch", "train_loss", "dev_accuracy", "seconds"} <= metrics[0].keys()
+    assert json.loads((model / "labels.json").read_text()) == ["contradiction", "entailment", "neutral"]
+
+
+def test_messages(corpus, tmp_path):
+    options = ["--train", corpus, "--dev", corpus, "--test", corpus, "--output", tmp_path / "m"]
+    result = esim_fast("train", *options, *SMALL)
+    assert result.returncode == 0
+    assert "5 pairs (contradiction 2, entailment 2, neutral 1); 1 more without a gold label dropped" in result.stderr
+    assert "epoch 2/2: train loss" in result.stderr
+    assert "\r" not in result.stderr
+    test = json.loads((tmp_path / "m" / "test.json").read_text())
+    assert test["file"] == str(corpus)
+    assert f"test accuracy {test['accuracy']:.2%}\n" in result.stdout
+    assert "is done after 2 epochs\n" in esim_fast("train", *options, *SMALL, "--resume").stderr
+    options[-1] = tmp_path / "n"
+    assert "n: nothing to resume, so a run begins\n" in esim_fast("train", *options, *SMALL, "--resume").stderr
+    assert result.stdout.startswith("dev accuracy ")
+    assert "test accuracy " in result.stdout
+
+
+def test_batches_of_words(corpus, tmp_path):
+    options = ["train", "--train", corpus, "--dev", corpus, "--hidden-size", "8", "--epochs", "1"]
+    succeeds(*options, "--max-tokens", "20", "--output", tmp_path / "m")
+    assert "not allowed with argument" in fails(*options, "--max-tokens", "20", "--batch-size", "2")
+
+
+def test_every_knob_is_an_option_and_written_down(corpus, tmp_path):
+    given = {
+        "--epochs": 1,
+        "--patience": 7,
+        "--batch-size": 3,
+        "--accumulate": 2,
+        "--lr": 0.002,
+        "--warmup-steps": 5,
+        "--lr-decay": 0.7,
+        "--weight-decay": 0.01,
+        "--label-smoothing": 0.1,
+        "--ema-decay": 0.9,
+        "--max-grad-norm": 3.0,
+        "--seed": 11,
+        "--precision": "bf16",
+    }
+    model = {"--hidden-size": 8, "--dropout": 0.25, "--embedding-dropout": 0.1, "--embedding-dim": 6}
+    arguments = [part for option, value in {**given, **model, "--forget-bias": 0.5}.items() for part in (option, value)]
+    options = ["--train", corpus, "--dev", corpus, "--freeze-embedding", "--output", tmp_path / "m"]
+    succeeds("train", *options, *arguments)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    names = {"--lr": "learning_rate", "--max-tokens": "max_tokens"}
+    expected = {names.get(option, option[2:].replace("-", "_")): value for option, value in given.items()}
+    assert config["training"]["recipe"] == {**expected, "max_tokens": None}
+    assert config["training"]["forget_bias"] == 0.5
+    assert config["training"]["files"]["train"] == [str(corpus)]
+    for option, value in model.items():
+        assert config[option[2:].replace("-", "_")] == value
+    assert config["freeze_embedding"] is True
+    help_text = succeeds("train", "--help")
+    for option in ("--max-tokens", "--preset", "--seeds", "--checkpoint-steps", *given, *model):
+        assert option in help_text
+
+
+def test_presets(corpus, tmp_path):
+    def trained_with(*options):
+        output = tmp_path / str(len(list(tmp_path.iterdir())))
+        succeeds("train", "--hidden-size", 8, "--epochs", 1, "--output", output, *options)
+        config = json.loads((output / "config.json").read_text())
+        return config, config["training"]["recipe"]
+
+    files = ["--train", corpus, "--dev", corpus]
+    config, recipe = trained_with(*files)
+    paper = {
+        "learning_rate": 4e-4,
+        "batch_size": 32,
+        "max_grad_norm": 10.0,
+        "lr_decay": 0.5,
+        "ema_decay": 0.0,
+        "warmup_steps": 0,
+    }
+    assert recipe | paper == recipe
+    assert (config["dropout"], config["embedding_dropout"], config["embedding_dim"]) == (0.5, 0.5, 300)
+    config, recipe = trained_with(*files, "--preset", "small-data", "--max-grad-norm", 1)
+    assert (recipe["learning_rate"], recipe["ema_decay"], recipe["max_grad_norm"]) == (1e-3, 0.999, 1.0)
+    assert (config["dropout"], config["embedding_dropout"]) == (0.5, 0.2)
+    _, recipe = trained_with(*files, "--preset", "batch-512", "--patience", 0)
+    assert (recipe["batch_size"], recipe["learning_rate"], recipe["patience"]) == (512, 1.6e-3, None)
+    assert recipe["warmup_steps"] > 0
+
+
+def test_seeds(corpus, tmp_path):
+    options = ["train", "--train", corpus, "--dev", corpus, "--test", corpus, *SMALL, "--output", tmp_path / "m"]
+    output = succeeds(*options, "--seeds", 3, "--seed", 5)
+    accuracies = []
+    for seed in (5, 6, 7):
+        succeeds(*options[:-1], tmp_path / f"{seed}", "--seed", seed)
+        for name in ("model.safetensors", "last/model.safetensors"):
+            one = (tmp_path / "m" / f"seed-{seed}" / name).read_bytes()
+            assert one == (tmp_path / f"{seed}" / name).read_bytes()
+        lines = (tmp_path / f"{seed}" / "metrics.jsonl").read_text().splitlines()
+        accuracies.append(max(json.loads(line)["dev_accuracy"] for line in lines))
+    summary = json.loads((tmp_path / "m" / "seeds.json").read_text())
+    assert summary["seeds"] == [5, 6, 7]
+    assert summary["dev"]["accuracies"] == summary["test"]["accuracies"] == accuracies  # of the same file
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    assert summary["dev"]["mean"] == pytest.approx(mean)
+    assert summary["dev"]["standard_deviation"] == pytest.approx(deviation)
+    assert f"dev accuracy {mean:.2%} ± {deviation:.2%} (standard deviation) of 3 seeds\n" in output
+    best = 5 + accuracies.index(max(accuracies))
+    assert f"the best of them, seed {best}, is in {tmp_path / 'm'}\n" in output
+    expected = (tmp_path / f"{best}" / "model.safetensors").read_bytes()
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == expected
+    assert "accuracy" in succeeds("evaluate", tmp_path / "m", corpus)
+    again = succeeds(*options, "--seeds", 3, "--seed", 5, "--resume")
+    assert [line for line in again.splitlines() if "seeds" in line] == [
+        line for line in output.splitlines() if "seeds" in line
+    ]
+    (tmp_path / "m" / "model.safetensors").unlink()  # as if it had been killed just before the end
+    assert "seeds" in succeeds(*options, "--seeds", 3, "--seed", 5, "--resume")
+    single = [*options[:-1], tmp_path / "5"]
+    assert "5 holds a run of a single seed: --seeds needs" in fails(*single, "--seeds", 2, "--resume")
+    for unasked in (["--seeds", 3, "--seed", 5], ["--seeds", 3, "--seed", 8], []):
+        assert "m already holds runs" in fails(*options, *unasked) or not unasked
+    assert "m: already holds a model" in fails(*options)
+
+
+def test_a_batch_that_breaks_is_named_by_its_lines(corpus, tmp_path):
+    options = ["train", "--train", corpus, corpus, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
+    message = esim_fast(*options, "--lr", "1e38").stderr.splitlines()[-1]
+    places = re.search(r"its pairs are (.*); the last checkpoint is kept$", message)[1]
+    lines = [int(line) for part in places.split("; ") for line in part.removeprefix(f"{corpus}:").split(", ")]
+    assert len(lines) == 2
+    assert set(lines) <= {2, 3, 4, 5, 6}
+
+
+def test_a_run_that_ends_with_weights_that_are_no_numbers(corpus, tmp_path):
+    options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", "--hidden-size", 8]
+    result = esim_fast(*options, "--epochs", 1, "--batch-size", 8, "--lr", "1e38")
+    assert result.returncode == 2
+    assert "epoch 1: the loss on dev is nan; a lower learning rate (--lr) may help; the last" in result.stderr
+    assert not (tmp_path / "m" / "model.safetensors").exists()
+    assert (tmp_path / "m" / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train", "{corpus}"], "--train needs --dev as well"),
+        (["--dev", "{corpus}"], "--dev needs --train as well"),
+        (["--data", ".", "--train", "{corpus}"], "--data and --train exclude each other"),
+        (["--data", "{tmp}"], "expected a file with train in its name"),
+        (["--data", "nowhere"], "nowhere: no such directory"),
+        (["--train", "nowhere.tsv", "--dev", "{corpus}"], "nowhere.tsv: No such file or directory"),
+        (["--train", "{corpus}", "--dev", "{corpus}", "--vectors", "no.txt"], "no.txt: No such file"),
+        (["--epochs", "1", "--vectors", "no.txt"], "no.txt: No such file"),  # of the bundled sample
+        (["--embedding-dim", "5", "--vectors", "no.txt"], "--embedding-dim and --vectors exclude each other"),
+        (["--accumulate", "0"], "argument --accumulate: expected an integer from 1 to 1000000, got '0'"),
+        (["--warmup-steps", "-1"], "argument --warmup-steps: expected an integer from 0 to 1000000, got '-1'"),
+        (["--patience", "x"], "argument --patience: expected an integer from 0 to 1000000, got 'x'"),
+        (["--ema-decay", "1"], "argument --ema-decay: expected a number from 0 to below 1, got '1'"),
+        (["--lr-decay", "2"], "argument --lr-decay: expected a number above 0, at most 1, got '2'"),
+        (["--weight-decay", "-1"], "argument --weight-decay: expected a number from 0, got '-1'"),
+        (["--preset", "large"], "argument --preset: invalid choice: 'large'"),
+        (["--seed", str(2**63 - 2), "--seeds", "3"], "--seeds 3: the last seed would be above 2**63 - 1"),
+        (["--epochs", "two"], "argument --epochs: expected an integer from 1 to 1000000, got 'two'"),
+        (["--epochs", "0"], "argument --epochs: expected an integer from 1 to 1000000, got '0'"),
+        (["--batch-size", "1" + 30 * "0"], "argument --batch-size: expected an integer from 1 to 1000000"),
+        (["--lr", "-1"], "argument --lr: expected a positive number, got '-1'"),
+        (["--lr", "nan"], "argument --lr: expected a positive number, got 'nan'"),
+        (["--hidden-size", "1000000000"], "argument --hidden-size: expected an integer from 1 to 65536"),
+        (["--dropout", "1"], "argument --dropout: expected a number from 0 to below 1, got '1'"),
+        (["--seed", "18446744073709551616"], "argument --seed: expected an integer from 0 to 2**63 - 1"),
+        (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
+        (["--precision", "int8"], "argument --precision: invalid choice"),
+        (["--unheard-of"], "unrecognized arguments: --unheard-of (see esim-fast train --help)"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),  # no guessing at abbreviations
+    ],
+)
+def test_mistakes(corpus, tmp_path, options, message):
+    options = [option.format(corpus=corpus, tmp=tmp_path) for option in options]
+    assert message in fails("train", *options, cwd=tmp_path)
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+def test_an_output_that_cannot_be_written(corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    options = ["--train", corpus, "--dev", corpus, "--output"]
+    assert "file: not a directory" in fails("train", *options, tmp_path / "file", *SMALL)
+    assert "file/m/checkpoint: Not a directory" in fails("train", *options, tmp_path / "file" / "m", *SMALL)

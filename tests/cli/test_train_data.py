@@ -1,0 +1,272 @@
+"""``esim-fast train``: the files it learns from, in every form, and what it says of bad ones."""
+
+import gzip
+import json
+import random
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import SMALL, TRAIN, answers, esim_fast, fails, succeeds, write_tsv
+
+
+def test_other_columns(corpus, model, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("id,q,a,y\n" + "".join(f'1,"{p}","{h}",{label}\n' for label, p, h in TRAIN))
+    for columns in ("q,a,y", "2,3,4"):
+        if columns == "2,3,4":
+            other.write_text("".join(other.read_text().splitlines(keepends=True)[1:]))
+        options = ["--train", other, "--dev", other, "--columns", columns, "--output", tmp_path / columns]
+        succeeds("train", *options, *SMALL)
+        for name in ("model.safetensors", "vocabulary.txt", "labels.json"):
+            assert (tmp_path / columns / name).read_bytes() == (model / name).read_bytes()
+        assert succeeds("evaluate", model, other, "--columns", columns) == succeeds("evaluate", model, corpus)
+        predicted = succeeds("predict", model, other, "--columns", columns[:3])
+        assert answers(predicted) == answers(succeeds("predict", model, corpus))
+
+
+def test_bad_rows_are_listed_and_left_out(corpus, model, tmp_path):
+    bad = tmp_path / "bad.tsv"
+    bad.write_text(corpus.read_text() + "neutral\tonly one\n")
+    dev = tmp_path / "dev.tsv"
+    dev.write_text(corpus.read_text() + "maybe\tone\ttwo\n")
+    options = ["train", "--train", bad, "--dev", dev, *SMALL, "--output", tmp_path / "m"]
+    assert "bad.tsv:8: expected 3 columns, got 2" in fails(*options)
+    result = esim_fast(*options, "--skip-bad-rows")
+    assert result.returncode == 0
+    assert f"{bad}: 5 pairs" in result.stderr
+    assert f"1 bad row left out:\n{bad}:8: expected 3 columns, got 2\n" in result.stderr
+    assert f"{dev}:8: expected a label among contradiction, entailment, neutral, got 'maybe'\n" in result.stderr
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    others = write_tsv(tmp_path / "others.tsv", [("maybe", "one", "two")])
+    assert "others.tsv: expected labels among contradiction, entailment, neutral, got none" in fails(
+        "evaluate", model, others, "--skip-bad-rows"
+    )
+    options = ["train", "--train", bad, "--dev", others, *SMALL, "--output", tmp_path / "n", "--skip-bad-rows"]
+    assert "others.tsv: expected labels among" in fails(*options)
+    for file, line in ((bad, "expected 3 columns"), (dev, "expected a label among")):
+        assert line in fails("evaluate", model, file)
+        result = esim_fast("evaluate", model, file, "--skip-bad-rows")
+        assert line in result.stderr
+        assert result.stdout == succeeds("evaluate", model, corpus)
+    result = esim_fast("predict", model, bad)
+    assert result.stdout == succeeds("predict", model, corpus)
+    assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}: 1 bad row left out\n"
+
+
+def test_extending_the_vocabulary(corpus, tmp_path):
+    dev = write_tsv(tmp_path / "dev.tsv", [*TRAIN, ("neutral", "A zebra sleeps.", "Nobody knows.")])
+    more = write_tsv(tmp_path / "more.tsv", [("?", "A yak sings.", "A zebra sings.")])
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("man 1 2\nzebra 3 4\nyak 5 6\nunheard 7 8\n")
+    options = ["train", "--train", corpus, "--dev", dev, "--vectors", vectors, *SMALL]
+
+    def new_words(*extend):
+        output = tmp_path / f"m{len(list(tmp_path.iterdir()))}"
+        succeeds(*options, *extend, "--output", output)
+        words = (output / "vocabulary.txt").read_text().split()
+        return [word for word in words if word in ("zebra", "yak", "nobody", "unheard", "sings")]
+
+    assert new_words() == []
+    assert new_words("--extend-vocabulary") == ["zebra"]
+    assert new_words("--extend-vocabulary", more) == ["yak", "zebra"]
+    assert new_words("--extend-vocabulary", more, dev) == ["zebra", "yak"]  # the more frequent first
+    text = tmp_path / "words.txt"
+    text.write_text("Yak\nA zebra sings.\nunheard\n")
+    assert new_words("--extend-vocabulary", text, more) == ["yak", "zebra", "unheard"]
+    with gzip.open(tmp_path / "cut.txt.gz", "wb") as file:
+        file.write(b"word\n" * 10_000)
+    whole = (tmp_path / "cut.txt.gz").read_bytes()
+    (tmp_path / "cut.txt.gz").write_bytes(whole[: len(whole) // 2])
+    extend = ["--extend-vocabulary", tmp_path / "cut.txt.gz", "--output", tmp_path / "none"]
+    assert "cut.txt.gz:" in fails(*options, *extend)
+    odd = tmp_path / "odd.tsv"
+    odd.write_text("a zebra\tb\nonly one\n")
+    result = esim_fast(*options, "--extend-vocabulary", odd, "--skip-bad-rows", "--output", tmp_path / "odd")
+    assert (result.returncode, f"{odd}:2: expected 2 columns, got 1\n" in result.stderr) == (0, True)
+    # Labels are not looked at for that, not even whether there are any.
+    dev.write_text(dev.read_text().replace("neutral\tA zebra", "-\tA zebra"))
+    assert new_words("--extend-vocabulary") == ["zebra"]
+    options = options[:5] + SMALL
+    assert "--extend-vocabulary needs --vectors" in fails(*options, "--extend-vocabulary", cwd=tmp_path)
+
+
+def test_prepared_files(corpus, tmp_path, cache):
+    options = ["train", "--train", corpus, "--dev", corpus, *SMALL]
+    succeeds(*options, "--cache", tmp_path / "here", "--output", tmp_path / "a")
+    (kept,) = (tmp_path / "here").glob("*.safetensors")
+    used = kept.stat().st_mtime_ns
+    succeeds(*options, "--cache", tmp_path / "here", "--output", tmp_path / "b")
+    assert kept.stat().st_mtime_ns == used
+    succeeds(*options, "--output", tmp_path / "c")
+    assert list(cache.glob("pairs-*.safetensors"))
+    before = set(cache.iterdir())
+    other = write_tsv(tmp_path / "other.tsv", TRAIN)
+    succeeds("train", "--train", other, "--dev", other, *SMALL, "--no-cache", "--output", tmp_path / "d")
+    assert set(cache.iterdir()) == before
+    weights = {(tmp_path / run / "model.safetensors").read_bytes() for run in "abcd"}
+    assert len(weights) == 1
+
+
+def test_a_folder_with_columns_of_other_names(tmp_path):
+    for part in ("train", "dev", "test"):
+        rows = "".join(f"{p}\t{h}\t{label}\n" for label, p, h in TRAIN)
+        (tmp_path / f"{part}.tsv").write_text("q\ta\ty\n" + rows)
+    options = ["train", "--data", tmp_path, "--columns", "q,a,y", *SMALL]
+    assert "test accuracy" in succeeds(*options, "--output", tmp_path / "m")
+    (tmp_path / "test.tsv").write_text("q\ta\nb\tc\n")
+    result = esim_fast(*options, "--output", tmp_path / "n")
+    assert f"{tmp_path / 'test.tsv'}: not used, because it has no labels\n" in result.stderr
+
+
+def test_a_tokenizer_of_ones_own(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_words.py").write_text("def split(text):\n    return text.upper().split()\n")
+    options = ["--train", corpus, "--dev", corpus, "--tokenizer", "own_words:split", "--output", "m", *SMALL]
+    succeeds("train", *options, cwd=tmp_path)
+    assert "SLEEPING." in (tmp_path / "m" / "vocabulary.txt").read_text().split()
+    assert "a tokenizer of somebody's own, own_words:split" in fails("evaluate", "m", corpus, cwd=tmp_path)
+    own = ["--tokenizer", "own_words:split"]
+    succeeds("evaluate", "m", corpus, *own, cwd=tmp_path)
+    succeeds("predict", "m", corpus, *own, cwd=tmp_path)
+    assert "tokenizer own_words:join: AttributeError: module" in fails(
+        "train", "--tokenizer", "own_words:join", cwd=tmp_path
+    )
+    assert "expected nltk, nltk-cased, nltk-punkt, whitespace, characters, coetaur0 or module:function" in fails(
+        "train", "--tokenizer", "spacy"
+    )
+
+
+def test_a_header_that_nobody_named(tmp_path):
+    rows = [("y", "text one", "text two")] + [("yes", "a", "b"), ("no", "c", "d")] * 60
+    path = write_tsv(tmp_path / "a.tsv", rows, header=False)
+    message = fails("train", "--train", path, "--dev", path, "--output", tmp_path / "m")
+    assert f"{path}:1: no other row has the label 'y'; if this row is a header, name its columns" in message
+
+
+def test_sentences_where_labels_should_be(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [(f"one {i}", f"two {i}", "0") for i in range(1001)], header=False)
+    message = fails("train", "--train", path, "--dev", path, "--output", tmp_path / "m")
+    assert "expected 2 to 1000 labels, got 1001, such as 'one 0' (columns are label, premise" in message
+    assert "name them with --columns" in message
+
+
+def test_columns_that_stand_otherwise(corpus, model, tmp_path):
+    rotated = write_tsv(tmp_path / "a.tsv", [(p, h, label) for label, p, h in TRAIN] * 5, header=False)
+    several = write_tsv(tmp_path / "b.tsv", [(f"{p} {i}", h, "x") for _, p, h in TRAIN for i in range(9)], header=False)
+    message = fails("train", "--train", several, "--dev", several, "--output", tmp_path / "m")
+    assert "expected labels that recur, got 18 for 54 pairs, such as 'A man is sleeping. 0'" in message
+    assert "name them with --columns" in message
+    message = fails("predict", model, rotated)
+    assert f"{rotated}:1: expected a label of the model (contradiction, entailment, neutral), a premise" in message
+    assert "got 'A man is sleeping.' first; if the columns stand otherwise, name them with --columns" in message
+    succeeds("predict", model, rotated, "--columns", "1,2")
+
+
+def test_a_folder_whose_test_file_has_no_labels(tmp_path):
+    for part in ("train", "dev"):
+        write_tsv(tmp_path / f"{part}.tsv", TRAIN)
+    (tmp_path / "test.tsv").write_text("id\tquestion1\tquestion2\n0\tA zebra.\tb\n")
+    vectors = tmp_path / "glove.vec"
+    vectors.write_text("zebra 1 2\n")
+    extend = ["--vectors", vectors, "--extend-vocabulary", "--output", tmp_path / "n"]
+    succeeds("train", "--data", tmp_path, *extend, *SMALL)
+    assert "zebra" in (tmp_path / "n" / "vocabulary.txt").read_text().split()
+    result = esim_fast("train", "--data", tmp_path, "--output", tmp_path / "m", *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path / 'test.tsv'}: not used, because it has no labels\n" in result.stderr
+    assert "test accuracy" not in result.stdout
+
+
+def test_a_folder_of_official_files(tmp_path):
+    data = tmp_path / "snli_1.0"
+    data.mkdir()
+    for part in ("train", "dev", "test"):
+        records = [{"gold_label": a, "sentence1": b, "sentence2": c} for a, b, c in TRAIN]
+        (data / f"snli_1.0_{part}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        write_tsv(data / f"snli_1.0_{part}.txt", TRAIN)
+    assert "test accuracy" in succeeds("train", "--data", data, "--output", tmp_path / "m", *SMALL)
+
+
+def test_the_readmes_command_for_the_full_corpus(tmp_path):
+    """On miniature files with exactly the official names, columns and rows."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (command,) = [line for line in readme.splitlines() if line.startswith("esim-fast train --data snli_1.0 ")]
+    columns = ["gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse"]
+    columns += ["sentence2_parse", "sentence1", "sentence2", "captionID", "pairID"]
+    columns += [f"label{i}" for i in range(1, 6)]
+    folder = tmp_path / "snli_1.0"
+    folder.mkdir()
+    (folder / "README.txt").write_text("This is version 1.0 of the SNLI corpus.\n")
+    for part, annotators in (("train", 1), ("dev", 5), ("test", 5)):
+        table, records = ["\t".join(columns)], []
+        for number, (label, p, h) in enumerate(TRAIN * 3):
+            parses = [f"( {p} )", f"( {h} )", f"(ROOT (S {p}))", f"(ROOT (S {h}))"]
+            ids = [f"{number}.jpg#0", f"{number}.jpg#0r1{label[0]}"]
+            given = [label if label != "-" else ("neutral", "entailment")[i % 2] for i in range(annotators)]
+            table.append("\t".join([label, *parses, p, h, *ids, *given, *[""] * (5 - annotators)]))
+            values = dict(zip(columns[:9], [label, *parses, p, h, *ids], strict=True))
+            records.append(json.dumps({"annotator_labels": given, **values}))
+        (folder / f"snli_1.0_{part}.txt").write_text("\n".join(table) + "\n")
+        (folder / f"snli_1.0_{part}.jsonl").write_text("\n".join(records) + "\n")
+    generator = random.Random(0)
+    words = [",", ".", "the", "A", "man", "is", "sleeping", "dogs", ". . .", "at name@domain.com", "0.5"]
+    rows = [f"{word} " + " ".join(f"{generator.gauss(0, 0.4):.5g}" for _ in range(300)) for word in words]
+    (tmp_path / "glove.840B.300d.txt").write_text("\n".join(rows) + "\n")
+    result = esim_fast(*shlex.split(command)[1:], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("15 pairs (contradiction 6, entailment 6, neutral 3); 3 more without a gold label") == 3
+    assert re.search(r"glove\.840B\.300d\.txt: vectors for 6 of 1\d words\n", result.stderr)
+    assert "test accuracy " in result.stdout
+    (model,) = tmp_path.glob("*/model.safetensors")
+    report = json.loads(succeeds("evaluate", model.parent, folder / "snli_1.0_test.jsonl"))
+    assert f"test accuracy {report['accuracy']:.2%}\n" in result.stdout
+    assert json.loads((model.parent / "config.json").read_text())["embedding_dim"] == 300
+
+
+def test_vectors(corpus, tmp_path):
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("man 0.1 0.2 0.3\nDogs 1 2 3\nzebra 1 1 1\n")
+    options = ["--train", corpus, "--dev", corpus, "--vectors", vectors, "--output", tmp_path / "m"]
+    result = esim_fast("train", *options, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert f"{vectors}: vectors for 2 of " in result.stderr
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["embedding_dim"] == 3
+
+
+def test_several_training_files(corpus, model, tmp_path):
+    rows = write_tsv(tmp_path / "more.tsv", [("neutral", "A zebra sleeps.", "A zebra dreams."), ("-", "a", "b")])
+    options = ["train", "--train", corpus, rows, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
+    result = esim_fast(*options)
+    assert result.returncode == 0, result.stderr
+    assert f"{rows}: 1 pairs (neutral 1); 1 more without a gold label dropped\n" in result.stderr
+    whole = write_tsv(tmp_path / "whole.tsv", [*TRAIN, ("neutral", "A zebra sleeps.", "A zebra dreams.")])
+    succeeds("train", "--train", whole, "--dev", corpus, *SMALL, "--output", tmp_path / "n")
+    for name in ("model.safetensors", "vocabulary.txt"):
+        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "n" / name).read_bytes()
+    rows.write_text(rows.read_text() + "neutral\tonly one\n")
+    assert "more.tsv:4: expected 3 columns, got 2" in fails(*options[:-1], tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("entailment", "one", "two"), ("entailment", "only one")], "bad.tsv:3: expected 3 columns, got 2"),
+        ([("entailment", "one", "two")], "expected 2 to 1000 labels, got only 'entailment'"),
+        ([("-", "one", "two")], "bad.tsv: expected sentence pairs, got only 1 labeled -"),
+        ([], "bad.tsv: expected sentence pairs, got none"),
+    ],
+)
+def test_bad_corpora(corpus, tmp_path, rows, message):
+    bad = write_tsv(tmp_path / "bad.tsv", rows)
+    assert message in fails("train", "--train", bad, "--dev", corpus, "--output", tmp_path / "m", *SMALL)
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_unknown_label_in_dev(corpus, tmp_path):
+    dev = write_tsv(tmp_path / "dev.tsv", [*TRAIN, ("maybe", "one", "two")])
+    message = fails("train", "--train", corpus, "--dev", dev, "--output", tmp_path / "m", *SMALL)
+    assert "dev.tsv:8: expected a label among contradiction, entailment, neutral, got 'maybe'" in message
