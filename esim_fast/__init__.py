@@ -3,7 +3,8 @@
 from . import compat, ops
 from .classifier import Classifier
 from .extension import build_info
-from .model import ESIM, LocalInference, Pooling
+from .layers import LocalInference, Pooling
+from .model import ESIM
 from .packed import PackedPairs, Rows, pack_pairs
 
 __all__ = [

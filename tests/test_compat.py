@@ -51,13 +51,13 @@ def their_logits(name, model, p, h):
     return model(p, h)
 
 
-NAMES = list(state_dicts.LAYOUTS)
+NAMES = list(state_dicts.NAMING_SCHEMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestStateDicts:
     def ours(self, name):
-        return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, **state_dicts.LAYOUTS[name].options).eval()
+        return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, **state_dicts.NAMING_SCHEMES[name].options).eval()
 
     def test_the_same_logits(self, name):
         model, net = theirs(name), self.ours(name)
@@ -86,8 +86,8 @@ class TestStateDicts:
         assert list(state_dict) == before
 
     def test_mistakes_are_told_in_their_names(self, name):
-        layout = state_dicts.LAYOUTS[name]
-        weight, bias = (layout.theirs(f"encoder.lstm.{part}") for part in ("weight_hh_l0", "bias_ih_l0_reverse"))
+        scheme = state_dicts.NAMING_SCHEMES[name]
+        weight, bias = (scheme.theirs(f"encoder.lstm.{part}") for part in ("weight_hh_l0", "bias_ih_l0_reverse"))
         state_dict = theirs(name).state_dict()
         broken = {**state_dict, weight: torch.zeros(3, 4), "_extra.weight": torch.zeros(2)}
         del broken[bias]
@@ -527,9 +527,9 @@ class TestConvert:
 
 def test_the_table_names_every_entry():
     for name in NAMES:
-        layout = state_dicts.LAYOUTS[name]
+        scheme = state_dicts.NAMING_SCHEMES[name]
         entries = theirs(name).state_dict()
         ours = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).state_dict()
-        assert {layout.ours(entry) for entry in entries} == set(ours)
-        assert {layout.theirs(entry) for entry in ours} == set(entries)
-        json.dumps(layout.options)
+        assert {scheme.ours(entry) for entry in entries} == set(ours)
+        assert {scheme.theirs(entry) for entry in ours} == set(entries)
+        json.dumps(scheme.options)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, PreparedCorpus, prepare, words_with_vector
+from ..data import PreparedCorpus, prepare, words_with_vector
+from ..errors import DataError
 from . import options as common
 
 
@@ -58,7 +59,7 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
         return prepare(
             path,
             options.tokenizer,
-            common.layout(options),
+            common.corpus_format(options),
             labeled=labeled,
             skip_bad_rows=True,
             allow_empty=True,

@@ -28,7 +28,7 @@ def evaluate(options: argparse.Namespace) -> None:
     corpus = prepare(
         options.file,
         options.tokenizer or model.tokenizer,
-        common.layout(options),
+        common.corpus_format(options),
         skip_bad_rows=options.skip_bad_rows,
         cache=common.cache(options),
     )

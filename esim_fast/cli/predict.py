@@ -18,11 +18,10 @@ import torch
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import TOKENIZERS, BadRow, DataError, EncodedPairs, Pair
+from ..data import TOKENIZERS, BadRow, EncodedPairs, Pair
 from ..data.parallel import is_wanted, processors
 from ..data.preparing import BYTES, ROWS, in_parts
 from ..data.reading import (
-    BadRowError,
     DelimitedRows,
     Form,
     Record,
@@ -34,6 +33,7 @@ from ..data.reading import (
     parse_record,
     shortened,
 )
+from ..errors import BadRowError, DataError
 from . import options as common
 
 _NOT_FINITE = "the network gives something else than finite numbers"
@@ -74,7 +74,7 @@ def predict(options: argparse.Namespace) -> None:
         name, form, lines = "stdin", *_lines_of_stdin()
     else:
         name, form, lines = options.file, corpus_form(options.file), corpus_lines(options.file)[0]
-    records, parse = open_corpus(lines, name, common.layout(options), form=form, labeled=False)
+    records, parse = open_corpus(lines, name, common.corpus_format(options), form=form, labeled=False)
     if options.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
     job = _Job(model, parse, options.batch_size, options.stop_at_bad_row)

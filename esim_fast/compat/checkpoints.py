@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..data import PADDING, UNKNOWN, DataError, Tokenizer, Vocabulary
-from ..data.reading import check_kind, reason_of
-from ..files import first_line, load_saved, one_line, parse_json
+from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
+from ..errors import DataError, first_line, one_line, reason_of
+from ..files import check_kind, load_saved, parse_json
 from ..model import ESIM
 from ..ops.checks import FLOATING
-from ..state_dicts import LAYOUTS, check_entries, recognized, rename
+from ..state_dicts import NAMING_SCHEMES, check_entries, recognized, rename
 
 _STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
 _TIED = 4  # names that numbers may have, as tied weights do
@@ -129,10 +129,10 @@ def convert(
     named = recognized(state_dict)
     if named is None:
         some = ", ".join(sorted(state_dict)[:3])
-        names = ", ".join(of.source for of in LAYOUTS.values())
+        names = ", ".join(scheme.source for scheme in NAMING_SCHEMES.values())
         raise ValueError(one_line(f"expected the names of {names}, got {some}, …"))
-    if source not in (None, *LAYOUTS, "esim_fast"):
-        raise ValueError(f"source must be one of {', '.join(map(repr, LAYOUTS))} or 'esim_fast', got {source!r}")
+    if source not in (None, *NAMING_SCHEMES, "esim_fast"):
+        raise ValueError(f"source must be one of {', '.join(map(repr, NAMING_SCHEMES))} or 'esim_fast', got {source!r}")
     entries = {name: _in_fp32(entry) for name, entry in state_dict.items()}
     rename(entries)
     sizes = _sizes(entries, named)
@@ -140,7 +140,7 @@ def convert(
     order, vocabulary = _in_our_order(words, named)
     if labels is None:
         labels = [str(number) for number in range(sizes["num_labels"])]
-    options = {} if source == "esim_fast" else LAYOUTS[source or named].options
+    options = {} if source == "esim_fast" else NAMING_SCHEMES[source or named].options
     described: dict[str, Any] = {**sizes, **options, "padding_idx": 1}  # where our vocabulary has it
     with torch.device("meta"):
         net = ESIM(**described)
@@ -157,7 +157,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _unwrapped(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    while wrapper := next((of for of in _WRAPPERS if all(name.startswith(of) for name in entries)), None):
+    while wrapper := next((each for each in _WRAPPERS if all(name.startswith(each) for name in entries)), None):
         entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
     return dict(entries)
 
@@ -185,7 +185,7 @@ def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
     """What ESIM has to be told, as the shapes of the entries have it."""
     shapes = {}
     for name in ("embedding.weight", "encoder.lstm.weight_hh_l0", "linear.mlp.3.weight"):
-        theirs = LAYOUTS[named].theirs(name)
+        theirs = NAMING_SCHEMES[named].theirs(name)
         if name not in entries:
             raise ValueError(f"{theirs} is missing")
         if entries[name].dim() != 2 or not entries[name].numel():
@@ -207,7 +207,7 @@ def _words(
     if words is None:
         if count < 2:
             raise ValueError(f"expected word vectors of the unknown word and the padding at least, got {count}")
-        special = [PADDING, UNKNOWN] if LAYOUTS[named].options.get("padding_idx") == 0 else [UNKNOWN, PADDING]
+        special = [PADDING, UNKNOWN] if NAMING_SCHEMES[named].options.get("padding_idx") == 0 else [UNKNOWN, PADDING]
         return [*special, *map(str, range(2, count))], tokenizer or "whitespace"
     words = list(words)
     if named == "allennlp" and words[:1] == ["@@UNKNOWN@@"]:
@@ -229,11 +229,11 @@ def _in_our_order(words: Sequence[str], named: str) -> tuple[list[int], Vocabula
         if place is None:
             raise ValueError(f"expected one of {', '.join(names[1:])} among the words, got none")
         first.append(place)
-    padding_idx = LAYOUTS[named].options.get("padding_idx")
+    padding_idx = NAMING_SCHEMES[named].options.get("padding_idx")
     if padding_idx is not None and first[1] != padding_idx:
         raise ValueError(
-            f"expected the padding of {LAYOUTS[named].source} as word {padding_idx}, got {words[first[1]]!r} as word "
-            f"{first[1]}: the words are not in the order of the network's ids"
+            f"expected the padding of {NAMING_SCHEMES[named].source} as word {padding_idx}, got {words[first[1]]!r} as "
+            f"word {first[1]}: the words are not in the order of the network's ids"
         )
     order = [*first, *(place for place in range(len(words)) if place not in first)]
     return order, Vocabulary([UNKNOWN, PADDING, *(words[place] for place in order[2:])])

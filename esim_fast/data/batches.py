@@ -117,7 +117,7 @@ class EncodedPairs(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         indices = np.asarray(indices, dtype=np.int64)
-        begins, lengths = (torch.from_numpy(of[indices].T.copy()) for of in (self._begins, self.lengths))
+        begins, lengths = (torch.from_numpy(part[indices].T.copy()) for part in (self._begins, self.lengths))
         pairs = pack_flat(self._tokens, *begins, *lengths)
         if self._ids is not None:
             pairs = replace(pairs, tokens=self._ids[pairs.tokens])

@@ -19,8 +19,8 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..files import first_line, replace_file
-from .reading import DataError, reason_of
+from ..errors import DataError, first_line, reason_of
+from ..files import replace_file
 
 Arrays = dict[str, Tensor]
 

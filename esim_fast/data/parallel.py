@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from .reading import DataError
+from ..errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -4,7 +4,7 @@ Three forms are understood, each also compressed with gzip (a name that ends in 
 
 * ``.jsonl``: an object a line;
 * ``.csv``: comma-separated columns, fields in double quotes where need be;
-* anything else: tab-separated columns, without quoting unless :attr:`Layout.quoted` says otherwise.
+* anything else: tab-separated columns, without quoting unless :attr:`CorpusFormat.quoted` says otherwise.
 
 Columns and keys are recognized by the names that SNLI, MultiNLI, QQP and LCQMC give them, in any order and among any
 others. Without a header the columns are label, premise, hypothesis.
@@ -24,7 +24,8 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
-from ..files import one_line
+from ..errors import BadRowError, DataError, reason_of
+from .hub import dataset_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
 
@@ -45,20 +46,6 @@ _OTHER_FILES = {
 UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 
 
-class DataError(ValueError):
-    """A mistake in a user's file: one line that names the file, the line in it and what was expected."""
-
-    def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
-
-
-class BadRowError(Exception):
-    """What is wrong with one row, in a line; whoever knows its file and line makes a DataError of it."""
-
-    def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
-
-
 class Pair(NamedTuple):
     """Two sentences and how they relate; ``label`` is None where nobody said, ``line`` counts from 1 in its file."""
 
@@ -76,7 +63,7 @@ class BadRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class CorpusFormat:
     """How the rows of a corpus are written, where its name and header do not say it.
 
     Attributes:
@@ -97,7 +84,7 @@ class Layout:
             object.__setattr__(self, "columns", tuple(map(str, self.columns)))
 
 
-KNOWN_NAMES = Layout()
+KNOWN_NAMES = CorpusFormat()
 
 
 class Record(NamedTuple):
@@ -117,7 +104,7 @@ class RowParser(Protocol):
 
 def read_pairs(
     path: str | os.PathLike[str],
-    layout: Layout = KNOWN_NAMES,
+    corpus_format: CorpusFormat = KNOWN_NAMES,
     *,
     labeled: bool = True,
     on_bad_row: Callable[[BadRow], object] | None = None,
@@ -136,20 +123,20 @@ def read_pairs(
     """
     name = os.fspath(path)
     lines, form = corpus_lines(name)
-    return parse_pairs(lines, name, layout, form=form, labeled=labeled, on_bad_row=on_bad_row)
+    return parse_pairs(lines, name, corpus_format, form=form, labeled=labeled, on_bad_row=on_bad_row)
 
 
 def parse_pairs(
     lines: Iterable[bytes],
     name: str,
-    layout: Layout,
+    corpus_format: CorpusFormat,
     *,
     form: Form,
     labeled: bool,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Iterator[Pair]:
     """The same for lines from anywhere, each pair as soon as its line arrives; ``name`` is what messages call them."""
-    records, parse = open_corpus(lines, name, layout, form=form, labeled=labeled)
+    records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled)
     for record in records:
         try:
             yield parse_record(record, parse)
@@ -172,7 +159,7 @@ def parse_record(record: Record, parse: RowParser) -> Pair:
 def open_corpus(
     lines: Iterable[bytes],
     name: str,
-    layout: Layout,
+    corpus_format: CorpusFormat,
     *,
     form: Form,
     labeled: bool,
@@ -186,14 +173,15 @@ def open_corpus(
     Raises:
         DataError: the first row, which settles the columns, is not as it should be.
     """
-    if labeled and layout.columns is not None and len(layout.columns) < len(_NAMES):
-        raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(layout.columns)}")
-    delimiter = "," if form == "csv" else "\t" if layout.quoted and form == "tsv" else None
-    if layout.text:
+    wanted = corpus_format.columns
+    if labeled and wanted is not None and len(wanted) < len(_NAMES):
+        raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(wanted)}")
+    delimiter = "," if form == "csv" else "\t" if corpus_format.quoted and form == "tsv" else None
+    if corpus_format.text:
         return _records(lines, None, text=True), TextRows()
     records = _records(lines, delimiter)
     if form == "jsonl":
-        return records, JsonRows(layout.columns, labeled)
+        return records, JsonRows(wanted, labeled)
     first = next(records, None)
     if first is None:
         return records, DelimitedRows({}, (0,), delimiter)
@@ -201,7 +189,7 @@ def open_corpus(
         if first.problem is not None:
             raise BadRowError(first.problem)
         fields = _split(_decode(first.content), delimiter)
-        columns, is_header = _find_columns(fields, layout.columns, labeled)
+        columns, is_header = _find_columns(fields, wanted, labeled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
     if is_header:
@@ -212,8 +200,6 @@ def open_corpus(
 def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
     """The lines of a corpus, and their form."""
     if name.startswith("hub:"):
-        from .hub import dataset_lines
-
         return dataset_lines(name), corpus_form(name)
     return read_raw_lines(name), corpus_form(name)
 
@@ -260,20 +246,9 @@ def bounded_lines(file: IO[bytes] | BufferedIOBase) -> Iterator[bytes]:
             yield line
 
 
-def check_kind(path: str | os.PathLike[str]) -> None:
-    """Raises DataError for what is there and no file: a pipe in a folder of somebody's would be waited for."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"{os.fspath(path)}: expected a file, got something else")
-
-
 def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> BufferedIOBase:
     """Open a file of bytes, through gzip where its name ends in ``.gz``."""
     return cast(BufferedIOBase, gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode))
-
-
-def reason_of(error: BaseException) -> str:
-    """What the system says went wrong, without its number."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 class _Lines:

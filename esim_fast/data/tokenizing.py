@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..files import first_line
-from .reading import DataError
+from ..errors import DataError, kind_and_reason
 
 if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
@@ -138,7 +137,7 @@ def _import(name: str, module: str, function: str) -> Tokenizer:
         for part in function.split("."):
             found = getattr(found, part)
     except Exception as error:  # the module is the user's and may raise anything
-        raise DataError(f"tokenizer {name}: {type(error).__name__}: {first_line(error)}") from error
+        raise DataError(f"tokenizer {name}: {kind_and_reason(error)}") from error
     if not callable(found):
         raise DataError(f"tokenizer {name}: expected a function, got {type(found).__name__}")
     return found

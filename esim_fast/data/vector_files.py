@@ -20,8 +20,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from ..errors import BadRowError, DataError, reason_of
 from .parallel import can_fork, map_in_processes, processors
-from .reading import UNREADABLE, BadRowError, DataError, open_file, reason_of
+from .reading import UNREADABLE, open_file
 
 _WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
 _LONGEST_WORD = 2_000  # bytes
@@ -57,7 +58,7 @@ class _Wanted(NamedTuple):
     beginnings: set[bytes]  # of the spellings, up to their first space
 
 
-class _Part(NamedTuple):
+class _ScannedLines(NamedTuple):
     """What some lines hold."""
 
     lines: int
@@ -140,27 +141,27 @@ def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
 
 
 def _in_processes(
-    scan_range: Callable[[tuple[int, int]], list[_Part]], ranges: Iterable[tuple[int, int]], workers: int
-) -> Generator[_Part, None, None]:
+    scan_range: Callable[[tuple[int, int]], list[_ScannedLines]], ranges: Iterable[tuple[int, int]], workers: int
+) -> Generator[_ScannedLines, None, None]:
     with closing(map_in_processes(scan_range, ranges, workers)) as results:
         for parts in results:
             yield from parts
 
 
-def _scan_range(name: str, wanted: _Wanted, dimension: int, begin_and_end: tuple[int, int]) -> list[_Part]:
+def _scan_range(name: str, wanted: _Wanted, dimension: int, begin_and_end: tuple[int, int]) -> list[_ScannedLines]:
     return list(_scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension))
 
 
-def _scan(blocks: Iterable[bytes], wanted: _Wanted, dimension: int) -> Generator[_Part, None, None]:
+def _scan(blocks: Iterable[bytes], wanted: _Wanted, dimension: int) -> Generator[_ScannedLines, None, None]:
     """Look for the wanted words in blocks of lines."""
     try:
         for block in blocks:
             yield _scan_block(block, wanted, dimension)
     except BadRowError as error:
-        yield _Part(1, [], np.empty((0, dimension), dtype=np.float32), str(error))
+        yield _ScannedLines(1, [], np.empty((0, dimension), dtype=np.float32), str(error))
 
 
-def _scan_block(block: bytes, wanted: _Wanted, dimension: int) -> _Part:
+def _scan_block(block: bytes, wanted: _Wanted, dimension: int) -> _ScannedLines:
     """What the lines of a block hold, up to the first that is not as it should be."""
     spellings, beginnings = wanted
     words, vectors, problem = [], [], None
@@ -188,7 +189,7 @@ def _scan_block(block: bytes, wanted: _Wanted, dimension: int) -> _Part:
                 words.append(spellings[word])
     except BadRowError as error:
         problem = str(error)
-    return _Part(number, words, np.array(vectors, dtype=np.float32).reshape(len(words), dimension), problem)
+    return _ScannedLines(number, words, np.array(vectors, dtype=np.float32).reshape(len(words), dimension), problem)
 
 
 def _parse(fields: list[bytes]) -> np.ndarray:
@@ -321,7 +322,7 @@ def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndar
                 keys = ", ".join(file.removesuffix(".npy") for file in files)
                 raise DataError(f"{name}: expected the arrays words and vectors, got {keys or 'none'}")
             # Those that numpy has; others expand without bounds.
-            if any(archive.getinfo(of).compress_type not in _COMPRESSIONS for of in ("words.npy", "vectors.npy")):
+            if any(archive.getinfo(file).compress_type not in _COMPRESSIONS for file in ("words.npy", "vectors.npy")):
                 raise ValueError("not as numpy compresses")
             with archive.open("words.npy") as words_file, archive.open("vectors.npy") as vectors_file:
                 words, vectors = _StoredArray(words_file), _StoredArray(vectors_file)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ..precision import PRECISIONS
+from ..config import PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils import cpp_extension
 import esim_fast.ops  # noqa: F401 (defines the operators)
 
 HERE = Path(__file__).resolve().parent
-SOURCES = HERE.parent / "csrc"
+SOURCES = HERE.parents[1] / "csrc"
 NAMESPACE = "esim_fast_cuda_on_cpu"
 OPERATORS = ("masked_pool", "masked_pool_backward")
 TORCH_TARGET_VERSION = "0x020a000000000000"  # as in setup.py

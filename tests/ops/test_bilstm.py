@@ -326,7 +326,7 @@ def test_gate_functions_on_every_kind_of_processor(capability):
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_every_kind_of_processor(capability):
-    lines = "import test_bilstm as t; t.check(*t.make([9, 7, 7, 2, 2, 2, 1, 1], 12, 75)); print('right')"
+    lines = "from tests.ops import test_bilstm as t; t.check(*t.make([9, 7, 7, 2, 2, 2, 1, 1], 12, 75)); print('right')"
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, env=environment)
     assert done.stdout == "right\n", done.stderr

@@ -32,7 +32,7 @@ WORDS = [*"abcdefghijklmno"]
 def start(cache):
     """Starts the command with arguments; returns its process and the file with what it says."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["interrupted_run"])
+    context.set_forkserver_preload(["tests.training.interrupted_run"])
     with pytest.MonkeyPatch.context() as patch:  # what is to be imported has to be found
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU's addresses alone are more than the memory that is left
