@@ -188,7 +188,8 @@ def _operator(name: str, backend: str, suffix: str = "") -> Any:
     return getattr(torch.ops.esim_fast, f"{name}{'_triton' if backend == 'triton' else ''}{suffix}")
 
 
-# In both functions the parameters are written out: torch.compile counts them to tell whether the first is a context.
+# Parameters are written out: torch.compile counts them to tell whether the first is a context. a_max and b_max are the
+# longest sentences, as far as they are known.
 
 
 class _LocalInference(torch.autograd.Function):
@@ -196,37 +197,22 @@ class _LocalInference(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        a,
-        b,
-        a_start,
-        a_step,
-        a_lengths,
-        a_mask,
-        b_start,
-        b_step,
-        b_lengths,
-        b_mask,
-        a_longest,
-        b_longest,
-        every_row,
-        backend,
+        a, b, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row, backend
     ):
-        a_address, b_address = (a_start, a_step, a_lengths, a_mask), (b_start, b_step, b_lengths, b_mask)
-        operator = _operator("local_inference", backend)
-        return operator(a, b, *a_address, *b_address, a_longest, b_longest, every_row)
+        sides = a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row
+        return _operator("local_inference", backend)(a, b, *sides)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, a_longest, b_longest, every_row, backend = inputs
+        *tensors, a_max, b_max, every_row, ctx.backend = inputs
         ctx.save_for_backward(*tensors)
-        ctx.options = (a_longest, b_longest, every_row)
-        ctx.backend = backend
+        ctx.options = (a_max, b_max, every_row)
 
     @staticmethod
     def backward(ctx, grad_m_a, grad_m_b):
         operator = _operator("local_inference", ctx.backend, "_backward")
-        grads = first_derivative("local_inference", operator, grad_m_a, grad_m_b, *ctx.saved_tensors, *ctx.options)
-        return *grads, *[None] * 12
+        arguments = grad_m_a, grad_m_b, *ctx.saved_tensors, *ctx.options
+        return *first_derivative("local_inference", operator, *arguments), *[None] * 12
 
 
 class _PackedLocalInference(torch.autograd.Function):
@@ -234,39 +220,21 @@ class _PackedLocalInference(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x,
-        a_start,
-        a_step,
-        a_lengths,
-        a_mask,
-        b_start,
-        b_step,
-        b_lengths,
-        b_mask,
-        a_longest,
-        b_longest,
-        every_row,
-        backend,
+        x, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row, backend
     ):
-        a_address, b_address = (a_start, a_step, a_lengths, a_mask), (b_start, b_step, b_lengths, b_mask)
-        operator = _operator("local_inference_packed", backend)
-        return operator(x, *a_address, *b_address, a_longest, b_longest, every_row)
+        sides = a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row
+        return _operator("local_inference_packed", backend)(x, *sides)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, a_longest, b_longest, every_row, backend = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.options = (a_longest, b_longest, every_row)
-        ctx.backend = backend
+    setup_context = _LocalInference.setup_context
 
     @staticmethod
     def backward(ctx, grad_m):
         operator = _operator("local_inference_packed", ctx.backend, "_backward")
-        grad = first_derivative("local_inference", operator, grad_m, *ctx.saved_tensors, *ctx.options)
-        return grad, *[None] * 12
+        arguments = grad_m, *ctx.saved_tensors, *ctx.options
+        return first_derivative("local_inference", operator, *arguments), *[None] * 12
 
 
-def _enhanced(a, b, *_):
+def _results(a, b, *_):
     return a.new_empty(*a.shape[:-1], 4 * a.shape[-1]), b.new_empty(*b.shape[:-1], 4 * b.shape[-1])
 
 
@@ -274,42 +242,34 @@ def _gradients(grad_m_a, grad_m_b, a, b, *_):
     return a.new_empty(a.shape), b.new_empty(b.shape)
 
 
-def _enhanced_packed(x, *_):
+def _packed_result(x, *_):
     return x.new_empty(len(x), 4 * x.shape[-1])
 
 
-def _gradient_packed(grad_m, x, *_):
+def _packed_gradient(grad_m, x, *_):
     return x.new_empty(x.shape)
 
 
-# What the operators return, without values. The schemas of those in C++ are in csrc/ops.cpp.
-_FAKES = {
-    "local_inference": _enhanced,
-    "local_inference_backward": _gradients,
-    "local_inference_packed": _enhanced_packed,
-    "local_inference_packed_backward": _gradient_packed,
+# The operators: their first arguments, what they return, and the same without values. The schemas of those in C++, with
+# nothing for the braces, are in csrc/ops.cpp.
+_OPERATORS = {
+    "local_inference{}": ("Tensor a, Tensor b", "(Tensor, Tensor)", _results),
+    "local_inference{}_backward": (
+        "Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b",
+        "(Tensor, Tensor)",
+        _gradients,
+    ),
+    "local_inference_packed{}": ("Tensor x", "Tensor", _packed_result),
+    "local_inference_packed{}_backward": ("Tensor grad_m, Tensor x", "Tensor", _packed_gradient),
 }
-for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"esim_fast::{_name}")(_fake)
+for _name, (_, _, _fake) in _OPERATORS.items():
+    torch.library.register_fake(f"esim_fast::{_name.format('')}")(_fake)
 
 if runtime.AVAILABLE:
     from .triton import local_inference as kernels  # here, because it imports Triton
 
     _SIDES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask"))
     _SIDES += ", SymInt a_longest, SymInt b_longest, bool every_row"
-    for _schema, _function, _fake in (
-        (f"local_inference_triton(Tensor a, Tensor b, {_SIDES}) -> (Tensor, Tensor)", kernels.forward, _enhanced),
-        (
-            f"local_inference_triton_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b, {_SIDES})"
-            " -> (Tensor, Tensor)",
-            kernels.backward,
-            _gradients,
-        ),
-        (f"local_inference_packed_triton(Tensor x, {_SIDES}) -> Tensor", kernels.forward_packed, _enhanced_packed),
-        (
-            f"local_inference_packed_triton_backward(Tensor grad_m, Tensor x, {_SIDES}) -> Tensor",
-            kernels.backward_packed,
-            _gradient_packed,
-        ),
-    ):
-        runtime.register(_schema, _function, _fake)
+    _functions = kernels.forward, kernels.backward, kernels.forward_packed, kernels.backward_packed
+    for (_name, (_first, _returned, _fake)), _function in zip(_OPERATORS.items(), _functions, strict=True):
+        runtime.register(f"{_name.format('_triton')}({_first}, {_SIDES}) -> {_returned}", _function, _fake)

@@ -89,20 +89,10 @@ _UNSPECIALIZED = ["rows", "steps"]
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def forward(
-    gates,
-    weights,
-    first_row,
-    y,
-    c,
-    rows,
-    steps,
-    H: tl.constexpr,
-    PITCH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    gates, weights, first_row, y, c, rows, steps,
+    H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """``gates [N, 8H]`` hold the products with the input, and then the gates; writes ``y [N, 2H]``, ``c [N, 2H]``."""
     backwards = tl.program_id(0) % 2
     sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
@@ -146,24 +136,10 @@ def forward(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward(
-    grad_y,
-    y,
-    c,
-    gates,
-    weights,
-    first_row,
-    grad_gates,
-    previous,
-    grad_c,
-    rows,
-    steps,
-    H: tl.constexpr,
-    PITCH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    grad_y, y, c, gates, weights, first_row, grad_gates, previous, grad_c, rows, steps,
+    H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """Writes ``grad_gates [N, 8H]``, of the products with the input, and ``previous [N, 2H]``, the states that the
     steps began with; ``grad_c`` goes from step to step, with a row for each sentence that a program can have."""
     backwards = tl.program_id(0) % 2

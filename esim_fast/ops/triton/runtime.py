@@ -65,20 +65,16 @@ class Config(NamedTuple):
     tile: int = 0
     max_registers: int | None = None
 
+    @cache  # noqa: B019 (there are a few dozen)
     def fitting(self, width: int) -> "Config":
         """The same with no block wider than ``width`` features are."""
-        return _fitting(self, width)
+        widest = max(16, power_of_2(width))
+        return self._replace(block_k=min(self.block_k, widest), block_d=min(self.block_d, widest))
 
     def options(self) -> dict[str, Any]:
         """What the compiler is told."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         return options | ({"maxnreg": self.max_registers} if self.max_registers else {})
-
-
-@cache
-def _fitting(config: Config, width: int) -> Config:
-    widest = max(16, power_of_2(width))
-    return config._replace(block_k=min(config.block_k, widest), block_d=min(config.block_d, widest))
 
 
 class Launch(NamedTuple):
