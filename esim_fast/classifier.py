@@ -8,16 +8,15 @@ from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import ESIMConfig, autocast, check_precision
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import ShouldStop, never
 from .data.tokenizing import name_of
-from .errors import DataError, first_line, kind_and_reason, reason_of
+from .errors import DataError, first_line, kind_and_reason, naming
 from .explanation import Explanation
-from .files import parse_json, replace_file, write_json
+from .files import load_safetensors, parse_json, replace_file, write_json
 from .model import ESIM
 from .state_dicts import check_entries
 
@@ -308,24 +307,18 @@ def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | No
 
 
 def _read_json(path: Path, expected: type[Json]) -> Json:
-    try:
-        value = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {reason_of(error)}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+    with naming(path):
+        try:
+            value = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, expected):
         raise DataError(f"{path}: expected a JSON {'object' if expected is dict else 'array'}")
     return value
 
 
 def _load_weights(net: ESIM, path: Path) -> None:
-    try:
-        weights = safetensors.torch.load_file(path)
-    except OSError as error:
-        raise DataError(f"{path}: {reason_of(error)}") from error
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
+    weights = load_safetensors(path)
     try:
         check_entries(weights, net.state_dict())
     except ValueError as error:

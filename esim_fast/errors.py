@@ -1,6 +1,9 @@
 """Mistakes in what users give us, and how a reason is said in one line."""
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 
 _LONGEST_MESSAGE = 1000  # characters
 # Control characters, line ends, half surrogate pairs, and what turns the direction of writing.
@@ -42,6 +45,15 @@ def kind_and_reason(error: Exception) -> str:
 def reason_of(error: BaseException) -> str:
     """What the system says went wrong, without its number."""
     return getattr(error, "strerror", None) or str(error)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Makes a DataError that names the file of what the system says within."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: {reason_of(error)}") from error
 
 
 def _shortened(text: str) -> str:

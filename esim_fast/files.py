@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors.torch
 import torch
 
-from .errors import DataError
+from .errors import DataError, first_line, naming
 
 _DEEPEST = 100  # lists and objects within one another
 
@@ -84,6 +85,15 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     """Raises DataError for what is there and no file: a pipe in a folder of somebody's would be waited for."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{os.fspath(path)}: expected a file, got something else")
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of safetensors; DataError if it cannot be read or is none."""
+    try:
+        with naming(path):
+            return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
 
 
 def load_saved(file: IO[bytes]) -> Any:

@@ -1,7 +1,9 @@
-"""Files of sentence pairs of any size through a :class:`esim_fast.Classifier`, in constant memory::
+"""Files of sentence pairs of any size through a model, in constant memory.
 
-for answer in predict_file(model, "pairs.tsv"):
-    print(answer.pair.line, answer.label, answer.probabilities)
+From a script, with a :class:`esim_fast.Classifier`::
+
+    for answer in predict_file(model, "pairs.tsv"):
+        print(answer.pair.line, answer.label, answer.probabilities)
 """
 
 import os
@@ -10,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from .classifier import Classifier
 from .data import TOKENIZERS, BadRow, CorpusFormat, EncodedPairs, Pair
@@ -70,26 +72,16 @@ def predict_file(
             of tab-separated columns or JSON: these are answered as they come, in this process.
         corpus_format: as for :func:`esim_fast.data.read_pairs`.
         batch_size: pairs that the network gets at a time; those of similar length go together.
-        on_bad_row: called for each row that cannot be read, some rows ahead of the answers; it is left out. With None
-            such a row is an error.
+        on_bad_row: called for each row that cannot be read, some answers later; it is left out. With None such a row
+            is an error.
 
     Raises:
         DataError: the file cannot be read any further, a row is malformed, the tokenizer fails, or the network gives
             something else than finite numbers; what comes before that is answered first.
     """
-
-    def keep(answer: Answer) -> Answer:
-        return answer
-
-    stop = on_bad_row is None
-    blocks = predict_blocks(
-        model, source, keep, corpus_format=corpus_format, batch_size=batch_size, stop_at_bad_row=stop
-    )
-    with closing(blocks):
+    how: dict[str, Any] = {"corpus_format": corpus_format, "batch_size": batch_size, "on_bad_row": on_bad_row}
+    with closing(predict_blocks(model, source, lambda answer: answer, **how)) as blocks:
         for block in blocks:
-            if on_bad_row is not None:
-                for row in block.bad_rows:
-                    on_bad_row(row)
             yield from block.answers
 
 
@@ -101,13 +93,11 @@ def predict_blocks(
     name: str = "lines",
     corpus_format: CorpusFormat = KNOWN_NAMES,
     batch_size: int = 256,
-    stop_at_bad_row: bool = False,
+    on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Generator[Block[Written], None, None]:
     """The same in blocks, with answers as ``write`` makes them, in whatever process.
 
-    Args:
-        name: what messages call lines, which have no path.
-        stop_at_bad_row: raise DataError there, instead of listing the row and going on.
+    Bad rows are reported after the block that they are from. ``name`` is what messages call lines, which have no path.
     """
     form: Form
     if is_file := isinstance(source, (str, os.PathLike)):
@@ -121,10 +111,13 @@ def predict_blocks(
     records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=False)
     if corpus_format.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
-    job = _Job(model, parse, write, batch_size, stop_at_bad_row)
+    job = _Job(model, parse, write, batch_size, stop_at_bad_row=on_bad_row is None)
     with closing(_answered(job, records, as_they_come=not is_file)) as blocks:
         for block in blocks:
             yield block
+            if on_bad_row is not None:
+                for row in block.bad_rows:
+                    on_bad_row(row)
             if block.stopped_by is not None:
                 raise DataError(f"{name}:{block.stopped_by.line}: {block.stopped_by.reason}")
 
@@ -205,16 +198,17 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
     changed = threading.Condition()
     arrived: list[Record] = []
     size = 0  # bytes
-    is_over, problem = False, None
+    end: BaseException | None = None  # what ended the reading: StopIteration, or an error
 
     def has_room() -> bool:
         return len(arrived) < ROWS and size < BYTES
 
     def has_news() -> bool:
-        return bool(arrived) or is_over
+        return bool(arrived) or end is not None
 
     def read() -> None:
-        nonlocal size, is_over, problem
+        nonlocal size, end
+        reason: BaseException = StopIteration()
         try:
             for record in records:
                 with changed:
@@ -223,9 +217,9 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
                     size += len(record.content)
                     changed.notify()
         except BaseException as error:  # it is for the other thread to raise
-            problem = error
+            reason = error
         with changed:
-            is_over = True
+            end = reason
             changed.notify()
 
     threading.Thread(target=read, daemon=True).start()
@@ -234,11 +228,12 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
             changed.wait_for(has_news)
             part, arrived, size = arrived, [], 0
             changed.notify()
-        if not part:
-            break
-        yield part
-    if problem is not None:
-        raise problem
+        if part:
+            yield part
+        elif isinstance(end, StopIteration):
+            return
+        else:
+            raise cast(BaseException, end)
 
 
 def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels: Sequence[str]) -> Iterator[Record]:

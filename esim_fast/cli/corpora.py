@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data import CorpusFormat, EncodedPairs, PreparedCorpus, Vocabulary, prepare, read_pairs
+from ..data import CorpusFormat, EncodedPairs, PreparedCorpus, Vocabulary, read_pairs
 from ..data.folders import find_corpus
 from ..data.reading import corpus_form, read_lines
 from ..errors import DataError
@@ -99,33 +99,25 @@ class TrainingData:
 def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingData:
     """Reads everything before anything is trained: a mistake in the test file is not found out hours later."""
 
-    def read(path: str, corpus_format: CorpusFormat, labeled: bool) -> PreparedCorpus:
-        return prepare(
-            path,
-            options.tokenizer,
-            corpus_format,
-            labeled=labeled,
-            skip_bad_rows=options.skip_bad_rows,
-            allow_empty=corpus_format.text,
-            cache=common.cache(options),
-        )
+    def read(path: str, **how: Any) -> PreparedCorpus:
+        return common.prepared(path, options, options.tokenizer, skip_bad_rows=options.skip_bad_rows, **how)
 
-    corpus_format = common.corpus_format(options)
-    train = [read(path, corpus_format, labeled=True) for path in files.train]
-    dev = read(files.dev, corpus_format, labeled=True)
-    test = read(files.test, corpus_format, labeled=True) if files.test else None
+    def read_words(path: str) -> PreparedCorpus:
+        how = {} if _has_columns(path) else {"corpus_format": CorpusFormat(text=True), "allow_empty": True}
+        return read(path, labeled=False, **how)
+
+    train = [read(path) for path in files.train]
+    dev = read(files.dev)
+    test = read(files.test) if files.test else None
     labels = _labels(train)
     if options.skip_bad_rows:
         dev = dev.without_other_labels(labels)
         test = test and test.without_other_labels(labels)
     more: list[PreparedCorpus | None] = []
     if options.extend_vocabulary:
-        more = [
-            read(path, corpus_format if _has_columns(path) else CorpusFormat(text=True), labeled=False)
-            for path in options.extend_vocabulary
-        ]
+        more = [read_words(path) for path in options.extend_vocabulary]
     elif options.extend_vocabulary is not None:
-        unlabeled = read(files.unlabeled, corpus_format, labeled=False) if files.unlabeled and not test else None
+        unlabeled = read(files.unlabeled, labeled=False) if files.unlabeled and not test else None
         more = [dev, test or unlabeled]
     others = list(filter(None, more))
     for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the rest

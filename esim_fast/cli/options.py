@@ -13,7 +13,7 @@ import torch
 
 from ..classifier import Classifier
 from ..config import PRECISIONS, check_precision
-from ..data import TOKENIZERS, BadRow, CorpusFormat, PreparedCorpus, default_cache
+from ..data import TOKENIZERS, BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
 from ..errors import one_line
 
 _LABELS = 20  # that are named
@@ -114,6 +114,11 @@ def cache(options: argparse.Namespace) -> Path | None:
     if options.no_cache:
         return None
     return Path(options.cache) if options.cache else default_cache()
+
+
+def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer, **how: Any) -> PreparedCorpus:
+    """A corpus as the options of :func:`add_reading` and :func:`add_cache` want it."""
+    return prepare(path, tokenizer, **{"corpus_format": corpus_format(options), "cache": cache(options), **how})
 
 
 def device_of(name: str) -> torch.device:

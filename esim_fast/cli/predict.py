@@ -5,16 +5,17 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from ..data import BadRow
 from ..data.reading import bounded_lines
 from ..errors import DataError
-from ..streaming import NOT_FINITE, Answer, Block, predict_blocks
+from ..streaming import NOT_FINITE, Answer, predict_blocks
 from . import options as common
 
 
@@ -49,31 +50,30 @@ def predict(options: argparse.Namespace) -> None:
             raise FloatingPointError(NOT_FINITE)
         print(write.of_pair(options.premise, options.hypothesis, label, probabilities.tolist()), end="")
         return
-    name = "stdin" if options.file == "-" else options.file
+    name, source = ("stdin", _lines_of_stdin()) if options.file == "-" else (options.file, options.file)
+    answered = left_out = 0
+
+    def report(row: BadRow) -> None:
+        nonlocal left_out
+        left_out += 1
+        with tqdm.external_write_mode(sys.stderr):
+            common.list_bad_rows(name, [row])
+
     blocks = predict_blocks(
         model,
-        _lines_of_stdin() if options.file == "-" else options.file,
+        source,
         write.of_answer,
         name=name,
         corpus_format=common.corpus_format(options),
         batch_size=options.batch_size,
-        stop_at_bad_row=options.stop_at_bad_row,
+        on_bad_row=None if options.stop_at_bad_row else report,
     )
     with _progress(options.file) as bar, closing(blocks):
-        _print_answers(name, blocks, bar)
-
-
-def _print_answers(name: str, blocks: Iterable[Block[str]], bar: tqdm) -> None:
-    answered = left_out = 0
-    for block in blocks:
-        print("".join(block.answers), end="", flush=True)
-        answered += len(block.answers)
-        left_out += len(block.bad_rows)
-        bar.set_postfix_str(f"{answered:,} pairs", refresh=False)
-        bar.update(block.size)
-        if block.bad_rows:
-            with tqdm.external_write_mode(sys.stderr):
-                common.list_bad_rows(name, block.bad_rows)
+        for block in blocks:
+            print("".join(block.answers), end="", flush=True)
+            answered += len(block.answers)
+            bar.set_postfix_str(f"{answered:,} pairs", refresh=False)
+            bar.update(block.size)
     if left_out > answered:
         raise DataError(
             f"{name}: {left_out:,} bad rows, and {answered:,} that can be read: are the columns as expected?"

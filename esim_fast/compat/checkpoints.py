@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..classifier import Classifier
 from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
-from ..errors import DataError, first_line, one_line, reason_of
-from ..files import check_kind, load_saved, parse_json
+from ..errors import DataError, first_line, naming, one_line, reason_of
+from ..files import check_kind, load_safetensors, load_saved, parse_json
 from ..model import ESIM
 from ..ops.checks import FLOATING
 from ..state_dicts import NAMING_SCHEMES, check_entries, recognized, rename
@@ -44,16 +42,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     check_kind(path)
     try:
         if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
+            content: Any = load_safetensors(path)
         else:
             with open(path, "rb") as file:
                 content = load_saved(file)
+    except DataError:
+        raise
     except OSError as error:
         if error.filename is None:  # in the middle of a file
             raise DataError(f"{path}: a file of torch.save that is not whole") from error
         raise DataError(f"{path}: {reason_of(error)}") from error
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
     except Exception as error:  # there is no end to what a damaged file makes torch raise
         if objects := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise DataError(
@@ -77,21 +75,18 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
         DataError: the file cannot be read, or holds something else.
     """
     path = Path(path)
-    try:
+    with naming(path):
         content = path.read_bytes()
-        if content.startswith(b"\x80"):
-            raise DataError(
-                f"{path}: a pickle, and reading it would run its code: write the words with their ids as JSON instead"
-            )
+    if content.startswith(b"\x80"):
+        raise DataError(
+            f"{path}: a pickle, and reading it would run its code: write the words with their ids as JSON instead"
+        )
+    try:
         text = content.decode().removeprefix("\ufeff")
         lines = (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
         value = parse_json(text) if path.suffix == ".json" else list(lines)
-    except OSError as error:
-        raise DataError(f"{path}: {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not valid UTF-8 at byte {error.start + 1}") from error
-    except DataError:
-        raise
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
     if isinstance(value, dict):
@@ -192,12 +187,8 @@ def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
             raise ValueError(f"{theirs} has shape {list(entries[name].shape)}, expected two dimensions, none of them 0")
         shapes[name] = entries[name].shape
     (vocab_size, embedding_dim), (_, hidden_size), (num_labels, _) = shapes.values()
-    return {
-        "hidden_size": hidden_size,
-        "embedding_dim": embedding_dim,
-        "vocab_size": vocab_size,
-        "num_labels": num_labels,
-    }
+    sizes = {"hidden_size": hidden_size, "embedding_dim": embedding_dim}
+    return {**sizes, "vocab_size": vocab_size, "num_labels": num_labels}
 
 
 def _words(

@@ -166,16 +166,11 @@ def batches(
     """
     if batch_size is None and max_tokens is None:
         raise ValueError("expected batch_size or max_tokens, got neither")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("max_tokens", max_tokens, 1),
-        ("start", start, 0),
-        ("parts", parts, 1),
-        ("prefetch", prefetch, 0),
-    ):
+    counts = {"batch_size": batch_size, "max_tokens": max_tokens, "start": start, "parts": parts, "prefetch": prefetch}
+    for name, value in counts.items():
+        least, kind = (0, "non-negative") if name in ("start", "prefetch") else (1, "positive")
         if value is not None and (not isinstance(value, int) or value < least):
-            kind = "a positive integer" if least else "a non-negative integer"
-            raise ValueError(f"expected {kind} as {name}, got {value!r}")
+            raise ValueError(f"expected a {kind} integer as {name}, got {value!r}")
     rank, shards = shard
     if not 0 <= rank < shards:
         raise ValueError(f"expected shard as (r, n) with 0 <= r < n, got {shard!r}")

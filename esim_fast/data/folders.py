@@ -57,7 +57,8 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
     found: dict[str, Any] = {}  # fields of CorpusFiles
     for part, words in _WORDS.items():
         named = [file for file in files if re.search(rf"(?<![a-z])({words})(?![a-z])", file.lower())]
-        candidates = _of_one_form(named)
+        by_form = ([file for file in named if file.endswith(ending)] for ending in _ENDINGS)
+        candidates = next(filter(None, by_form), [])  # those in the preferred form
         if len(candidates) > 1:
             raise DataError(f"{name}: which is the {part} file? {', '.join(candidates)}")
         if not candidates and part != "test":
@@ -65,9 +66,3 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
         found[part] = os.path.join(name, candidates[0]) if candidates else None
         files = [file for file in files if file not in candidates]
     return CorpusFiles(**found)
-
-
-def _of_one_form(files: list[str]) -> list[str]:
-    """Of files in several forms, those in the preferred one."""
-    by_form = ([file for file in files if file.endswith(ending)] for ending in _ENDINGS)
-    return next(filter(None, by_form), [])

@@ -48,13 +48,9 @@ _FORMAT = "2"  # of what is kept; anything else is made anew
 ROWS, BYTES = 2048, 2**22  # that are tokenized together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
 _EXPECTED = {  # dtype and dimensions
-    "tokens": (torch.int32, 1),
-    "ends": (torch.int64, 1),
-    "labels": (torch.int32, 1),
-    "lines": (torch.int64, 1),
-    "words": (torch.uint8, 1),
-    "label_names": (torch.uint8, 1),
-    "bad_rows": (torch.uint8, 1),
+    **dict.fromkeys(("tokens", "labels"), (torch.int32, 1)),
+    **dict.fromkeys(("ends", "lines"), (torch.int64, 1)),
+    **dict.fromkeys(("words", "label_names", "bad_rows"), (torch.uint8, 1)),
 }
 # Tokenizers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
 _LASTING = TOKENIZERS.keys() - {"nltk-punkt"}
@@ -277,13 +273,7 @@ class _Tokenized(NamedTuple):
 
 
 def _tokenize_part(
-    records: list[Record],
-    should_stop: ShouldStop,
-    *,
-    parse: RowParser,
-    tokenize: Tokenizer,
-    name: str,
-    tokenizer: str,
+    records: list[Record], should_stop: ShouldStop, *, parse: RowParser, tokenize: Tokenizer, name: str, tokenizer: str
 ) -> _Tokenized:
     words: dict[str, int] = {}
     names: dict[str, int] = {}

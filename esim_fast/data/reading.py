@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import chain
-from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
 
-from ..errors import BadRowError, DataError, reason_of
+from ..errors import BadRowError, DataError, naming, reason_of
 from .hub import dataset_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
@@ -96,10 +96,7 @@ class Record(NamedTuple):
     is_end: bool = False  # whether the file could not be read any further
 
 
-class RowParser(Protocol):
-    """Makes a pair of the bytes of a row, or raises a BadRowError."""
-
-    def __call__(self, content: bytes, line: int) -> Pair: ...
+RowParser: TypeAlias = Callable[[bytes, int], Pair]  # of a row's bytes and line; raises BadRowError
 
 
 def read_pairs(
@@ -157,12 +154,7 @@ def parse_record(record: Record, parse: RowParser) -> Pair:
 
 
 def open_corpus(
-    lines: Iterable[bytes],
-    name: str,
-    corpus_format: CorpusFormat,
-    *,
-    form: Form,
-    labeled: bool,
+    lines: Iterable[bytes], name: str, corpus_format: CorpusFormat, *, form: Form, labeled: bool
 ) -> tuple[Iterator[Record], RowParser]:
     """The rows of a corpus, not yet parsed, and what parses them, in whatever process.
 
@@ -178,7 +170,7 @@ def open_corpus(
         raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(wanted)}")
     delimiter = "," if form == "csv" else "\t" if corpus_format.quoted and form == "tsv" else None
     if corpus_format.text:
-        return _records(lines, None, text=True), TextRows()
+        return _records(lines, None, text=True), parse_sentence
     records = _records(lines, delimiter)
     if form == "jsonl":
         return records, JsonRows(wanted, labeled)
@@ -227,10 +219,8 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 def read_raw_lines(name: str) -> Iterator[bytes]:
     """The same, but what goes wrong after the file was opened comes as Python raises it."""
-    try:
+    with naming(name):
         file = open_file(name, "rb")
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
     with file:
         yield from bounded_lines(file)
 
@@ -289,7 +279,7 @@ def _records(lines: Iterable[bytes], delimiter: str | None, *, text: bool = Fals
         if blank:
             yield Record(number - blank, b"", "blank line" if blank == 1 else f"{blank} blank lines")
             blank = 0
-        if _is_too_long(line):
+        if len(line) > LONGEST_LINE and len(line.rstrip(b"\r\n")) > LONGEST_LINE:
             yield Record(number, b"", f"expected at most {LONGEST_LINE} bytes in a row, got more")
         elif delimiter is None or b'"' not in line:
             yield Record(number, line)
@@ -347,10 +337,6 @@ def _ends_in_quotes(line: bytes, is_open: bool, delimiter: bytes) -> bool | None
             place = line.find(delimiter, place) + 1
             if not place:
                 return False
-
-
-def _is_too_long(line: bytes) -> bool:
-    return len(line) > LONGEST_LINE and len(line.rstrip(b"\r\n")) > LONGEST_LINE
 
 
 def _decode(content: bytes) -> str:
@@ -443,11 +429,9 @@ def _widths(header: Sequence[str]) -> tuple[int, ...]:
     return (width, width - len(_LEFT_OUT)) if tuple(header[-len(_LEFT_OUT) :]) == _LEFT_OUT else (width,)
 
 
-class TextRows:
+def parse_sentence(content: bytes, line: int) -> Pair:
     """Takes each line for a sentence by itself, a premise without a hypothesis."""
-
-    def __call__(self, content: bytes, line: int) -> Pair:
-        return Pair(_decode(content), "", None, line)
+    return Pair(_decode(content), "", None, line)
 
 
 class JsonRows:
@@ -467,13 +451,9 @@ class JsonRows:
         if not isinstance(record, dict):
             raise BadRowError("expected a JSON object")
         premise, hypothesis = (self._text(record, role) for role in ("premise", "hypothesis"))
-        label = self._text(record, "label") if self._has_label(record) else None
+        has_label = self.labeled or any(record.get(key) is not None for key in self.keys.get("label", ()))
+        label = self._text(record, "label") if has_label else None
         return Pair(premise, hypothesis, _checked_label(label), line)
-
-    def _has_label(self, record: dict[str, Any]) -> bool:
-        if self.labeled:
-            return True
-        return any(record.get(key) is not None for key in self.keys.get("label", ()))
 
     def _text(self, record: dict[str, Any], role: str) -> str:
         key = next((key for key in self.keys[role] if key in record), None)

@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from ..errors import BadRowError, DataError, reason_of
+from ..errors import BadRowError, DataError, naming, reason_of
 from .parallel import ShouldStop, can_fork, map_in_processes, processors
 from .reading import UNREADABLE, open_file
 
@@ -81,17 +81,18 @@ def _text_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.nda
     look_for = _Wanted(spellings, {spelling.partition(b" ")[0] for spelling in spellings})
     scan_range = partial(_scan_range, name=name, wanted=look_for, dimension=dimension)
     workers = _workers(name)
+    scanned: Generator[list[_ScannedLines], None, None]
     if workers > 1 and can_fork():
-        parts = _in_processes(scan_range, _ranges(name, begin), workers)
+        scanned = map_in_processes(scan_range, _ranges(name, begin), workers)
     else:
-        parts = _scan(chain([block[begin:]], blocks), look_for, dimension)
+        scanned = ([lines] for lines in _scan(chain([block[begin:]], blocks), look_for, dimension))
     number = header = 0 if rows is None else 1
-    with closing(parts):
-        for part in parts:
-            yield from zip(part.words, part.vectors, strict=True)
-            number += part.lines
-            if part.problem is not None:
-                raise DataError(f"{name}:{number}: {part.problem}")
+    with closing(scanned):
+        for found in chain.from_iterable(scanned):
+            yield from zip(found.words, found.vectors, strict=True)
+            number += found.lines
+            if found.problem is not None:
+                raise DataError(f"{name}:{number}: {found.problem}")
     if rows is not None and number - header != rows:
         raise DataError(f"{name}: expected {rows} rows, as line 1 says, got {number - header}")
 
@@ -126,28 +127,15 @@ def _workers(name: str) -> int:
 
 def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
     """Cut a file into ranges of bytes that end where lines do, from ``begin`` on."""
-    try:
+    with naming(name), open(name, "rb") as file:
         size = os.path.getsize(name)
-        with open(name, "rb") as file:
-            while begin < size:
-                file.seek(begin + _RANGE)
-                # A line that is too long is the problem of the range that it begins in; those behind do not matter.
-                file.readline(_LONGEST_LINE + 1)
-                end = min(file.tell(), size)
-                yield begin, end
-                begin = end
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
-
-
-def _in_processes(
-    scan_range: Callable[[tuple[int, int], ShouldStop], list[_ScannedLines]],
-    ranges: Iterable[tuple[int, int]],
-    workers: int,
-) -> Generator[_ScannedLines, None, None]:
-    with closing(map_in_processes(scan_range, ranges, workers)) as results:
-        for parts in results:
-            yield from parts
+        while begin < size:
+            file.seek(begin + _RANGE)
+            # A line that is too long is the problem of the range that it begins in; those behind do not matter.
+            file.readline(_LONGEST_LINE + 1)
+            end = min(file.tell(), size)
+            yield begin, end
+            begin = end
 
 
 def _scan_range(
@@ -249,10 +237,8 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
         DataError: the file cannot be opened.
         BadRowError: it cannot be read any further.
     """
-    try:
+    with naming(name):
         file = open_file(name, "rb")
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
     with file:
         try:
             if begin:

@@ -23,8 +23,6 @@ _CASES: dict[str, Callable[[str], str]] = {  # by preference
     "capitalized": str.capitalize,
     "upper": str.upper,
 }
-
-
 _EXPECTED = {"rows": (torch.float32, 2), "found": (torch.bool, 1)}  # dtype and dimensions
 
 

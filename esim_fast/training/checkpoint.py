@@ -126,7 +126,5 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     """Puts back what :func:`random_states` returned; a generator of which nothing is known stays as it is."""
-    if "cpu" in states:
-        torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    for kind, state in states.items():
+        torch.cuda.set_rng_state(state, device) if kind == "cuda" else torch.set_rng_state(state)

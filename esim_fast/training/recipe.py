@@ -63,9 +63,8 @@ class Recipe:
         if self.seed >= 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
         for name in ("learning_rate", "max_grad_norm", "lr_decay"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive, got {value}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be at most 1, got {self.lr_decay}")
         if not 0 <= self.weight_decay < math.inf:
