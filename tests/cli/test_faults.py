@@ -1,189 +1,150 @@
 """Readers that go away, writers that die, workers that are killed: what was complete stays, nobody waits forever."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
+import socket
 import sys
-import threading
-import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from esim_fast import Classifier
-from tests.training.training_tasks import new_model
+from esim_fast import Classifier, streaming
+from tests.processes import assert_nobody_is_left, children, start, wait_for
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="needs signals and /proc"),
-]
-SECONDS = 120  # no command here may take longer, or it waits for somebody who is gone
-ROOT = Path(__file__).resolve().parents[2]
-TWO_WORKERS = (
-    "import sys; from esim_fast import cli, streaming; streaming.processors = lambda: 2; "
-    "sys.exit(cli.main(sys.argv[1:]))"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs signals and /proc")
+ROWS = 20_000  # more than a pipe or a part of the work holds
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "m"
-    new_model().save_pretrained(path)
-    return path
+def two_workers() -> None:
+    streaming.processors = lambda: 2
 
 
 @pytest.fixture
-def pairs(tmp_path):
-    """More than a pipe or a part of the work holds."""
+def pairs(tmp_path: Path) -> Path:
     path = tmp_path / "pairs.tsv"
-    path.write_text("a b c\tc b a\n" * 60_000)
+    path.write_text("a b c\tc b a\n" * ROWS)
     return path
-
-
-@contextlib.contextmanager
-def start(*command, script=None, **options):
-    """``esim-fast`` in a process group of its own, which is killed when it takes too long."""
-    program = ["-m", "esim_fast"] if script is None else ["-c", script]
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    command = [sys.executable, *program, *map(str, command)]
-    with subprocess.Popen(command, env=environment, start_new_session=True, text=True, **pipes) as process:
-        watchdog = threading.Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))
-        watchdog.start()
-        try:
-            yield process
-        finally:
-            watchdog.cancel()
-
-
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_for(look):
-    end = time.monotonic() + SECONDS
-    while not (found := look()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
-
-
-def assert_nobody_is_left(process):
-    """Of the process group that it began."""
-
-    def gone():
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    wait_for(gone)
 
 
 class TestPredict:
-    @pytest.mark.parametrize("script", [None, TWO_WORKERS], ids=["as it is", "two workers"])
-    def test_whoever_reads_has_seen_enough(self, model, pairs, script):
-        with start("predict", model, pairs, "--device", "cpu", script=script) as process:
-            first = json.loads(process.stdout.readline())
-            process.stdout.close()
-            stderr = process.stderr.read()
+    @pytest.mark.parametrize("prepare", [None, two_workers], ids=["as it is", "two workers"])
+    def test_whoever_reads_has_seen_enough(self, model, pairs, prepare):
+        with start("predict", model, pairs, "--device", "cpu", prepare=prepare) as command:
+            first = json.loads(command.stdout.readline())
+            command.stdout.close()
+            _, _, stderr = command.finish()
         assert first["line"] == 1
         assert stderr == ""
-        assert_nobody_is_left(process)
+        assert_nobody_is_left(command.pid)
 
     def test_a_worker_is_killed(self, model, pairs):
-        with start("predict", model, pairs, "--device", "cpu", script=TWO_WORKERS) as process:
-            lines = [process.stdout.readline()]
-            os.kill(children(process.pid)[0], signal.SIGKILL)
-            lines += process.stdout.readlines()
-            stderr = process.stderr.read()
-        assert process.returncode == 2
+        with start("predict", model, pairs, "--device", "cpu", prepare=two_workers) as command:
+            first = command.stdout.readline()
+            os.kill(children(command.pid)[0], signal.SIGKILL)
+            code, rest, stderr = command.finish()
+        assert code == 2
         assert stderr == "esim-fast: a worker process was killed; is memory short?\n"
-        assert [json.loads(line)["line"] for line in lines] == list(range(1, len(lines) + 1))
-        assert_nobody_is_left(process)
+        lines = [json.loads(line)["line"] for line in (first + rest).splitlines()]
+        assert lines == list(range(1, len(lines) + 1))
+        assert_nobody_is_left(command.pid)
+
+    def test_ctrl_c_twice(self, model, pairs):
+        """It ends at once, and so do the processes that it started."""
+        with start("predict", model, pairs, "--device", "cpu", prepare=two_workers) as command:
+            command.stdout.readline()
+            os.kill(command.pid, signal.SIGINT)
+            command.process.join(0.05)
+            with suppress(ProcessLookupError):
+                os.kill(command.pid, signal.SIGINT)
+            command.finish()
+        assert_nobody_is_left(command.pid)
 
     def test_whoever_writes_dies_within_a_row(self, model):
-        with start("predict", model, "-", stdin=subprocess.PIPE) as process:
-            stdout, stderr = process.communicate("a b\tb a\nc d\td c\na b c")
+        with start("predict", model, "-", stdin=True) as command:
+            command.stdin.write("a b\tb a\nc d\td c\na b c")
+            code, stdout, stderr = command.finish()
         assert [json.loads(line)["line"] for line in stdout.splitlines()] == [1, 2]
         assert stderr == "stdin:3: expected 2 columns, got 1\nstdin: 1 bad row left out\n"
-        assert process.returncode == 0
+        assert code == 0
+
+    def test_answers_come_as_soon_as_the_pairs(self, model):
+        """Whoever writes pairs may wait for each answer before writing the next."""
+        with start("predict", model, "-", stdin=True) as command:
+            for number in (1, 2, 3):
+                print("a man sleeps\ta man runs", file=command.stdin, flush=True)
+                assert json.loads(command.stdout.readline())["line"] == number
+            assert command.finish() == (0, "", "")
 
     @pytest.mark.parametrize("fate", ["deleted", "truncated"])
     def test_the_file_goes_away(self, model, pairs, fate):
-        with start("predict", model, pairs, "--device", "cpu", script=TWO_WORKERS) as process:
-            lines = [process.stdout.readline()]
+        with start("predict", model, pairs, "--device", "cpu", prepare=two_workers) as command:
+            first = command.stdout.readline()
             if fate == "deleted":
                 pairs.unlink()
             else:
-                os.truncate(pairs, 12 * 50_000 + 3)  # within a row
-            lines += process.stdout.readlines()
-            stderr = process.stderr.read()
-        answers = [json.loads(line)["line"] for line in lines]
+                os.truncate(pairs, 12 * (ROWS - 2000) + 3)  # within a row
+            code, rest, stderr = command.finish()
+        answers = [json.loads(line)["line"] for line in (first + rest).splitlines()]
         assert answers == list(range(1, len(answers) + 1))
-        assert process.returncode == 0
+        assert code == 0
         if fate == "deleted":
-            assert len(answers) == 60_000
+            assert len(answers) == ROWS
             assert stderr == ""
 
 
-TRAIN = ["--batch-size", 8, "--hidden-size", 8, "--embedding-dim", 8, "--checkpoint-steps", 1, "--patience", 0]
-
-
 @pytest.fixture
-def corpus(tmp_path):
-    path = tmp_path / "train.tsv"
-    path.write_text("label\tpremise\thypothesis\n" + "yes\ta b c\tc b a\nno\td e f g\tg h\n" * 400)
-    return path
-
-
-def train(corpus, directory, *more, **options):
-    files = ["--train", corpus, "--dev", corpus, "--output", directory]
-    return start("train", *files, *TRAIN, *more, **options)
+def train(tmp_path):
+    """Starts training for some epochs."""
+    path, directory = tmp_path / "train.tsv", tmp_path / "m"
+    path.write_text("label\tpremise\thypothesis\n" + "yes\ta b c\tc b a\nno\td e f g\tg h\n" * 200)
+    options = ["--batch-size", 8, "--hidden-size", 8, "--embedding-dim", 8, "--checkpoint-steps", 1, "--patience", 0]
+    files = ["--train", path, "--dev", path, "--output", directory]
+    return lambda epochs, *more, **how: start("train", *files, *options, "--epochs", epochs, *more, **how)
 
 
 class TestTrain:
-    def test_its_files_go_away(self, corpus, tmp_path):
+    def test_its_files_go_away(self, train, tmp_path):
         """They are read when a run begins; prepared ones are held by whoever uses them."""
-        cache, directory = tmp_path / "cache", tmp_path / "m"
-        with train(corpus, directory, "--epochs", 2, "--cache", cache) as process:
-            wait_for((directory / "checkpoint" / "last.pt").exists)
-            corpus.unlink()
-            shutil.rmtree(cache)
-            _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
+        with train(2, "--cache", tmp_path / "cache") as command:
+            wait_for((tmp_path / "m" / "checkpoint" / "last.pt").exists)
+            (tmp_path / "train.tsv").unlink()
+            shutil.rmtree(tmp_path / "cache")
+            code, _, stderr = command.finish()
+        assert code == 0, stderr
         assert "Traceback" not in stderr
-        Classifier.from_pretrained(directory)
+        Classifier.from_pretrained(tmp_path / "m")
 
-    def test_nobody_reads_what_it_says(self, corpus, tmp_path):
+    def test_nobody_reads_what_it_says(self, train, tmp_path):
         """As in ``esim-fast train … 2>&1 | head -1``: it ends as if interrupted, or goes on to the end."""
-        directory = tmp_path / "m"
-        with train(corpus, directory, "--epochs", 2, stderr=subprocess.STDOUT) as process:
-            process.stdout.readline()
-            process.stdout.close()
-            process.wait()
-        with train(corpus, directory, "--epochs", 2, "--resume") as process:
-            _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
-        Classifier.from_pretrained(directory)
+        with train(2, together=True) as command:
+            command.stdout.readline()
+            command.stdout.close()
+        with train(2, "--resume") as command:
+            code, _, stderr = command.finish()
+        assert code == 0, stderr
+        Classifier.from_pretrained(tmp_path / "m")
 
-    def test_one_of_two_processes_is_killed(self, corpus, tmp_path):
-        directory = tmp_path / "m"
-        script = "import sys, runpy; sys.argv = ['torchrun', *sys.argv[1:]]; "
-        script += "runpy.run_module('torch.distributed.run', run_name='__main__')"
-        command = ["--standalone", "--nproc-per-node=2", "-m", "esim_fast", "train", "--train", corpus, "--dev", corpus]
-        command += ["--output", directory, *TRAIN]
-        with start(*command, "--epochs", 50, script=script) as process:
-            wait_for((directory / "checkpoint" / "last.pt").exists)
-            os.kill(children(process.pid)[-1], signal.SIGKILL)
-            process.communicate()
-        assert process.returncode != 0
-        assert_nobody_is_left(process)
-        with start(*command, "--epochs", 1, "--resume", script=script) as process:
-            _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
-        Classifier.from_pretrained(directory)
+    def test_one_of_two_processes_is_killed(self, train, tmp_path):
+        """The other one ends by itself, and they go on together."""
+
+        def both(epochs, *more):
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                port = server.getsockname()[1]
+            place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            return [train(epochs, *more, environment={**place, "RANK": str(rank)}) for rank in range(2)]
+
+        with ExitStack() as stack:
+            first, second = (stack.enter_context(command) for command in both(50))
+            wait_for((tmp_path / "m" / "checkpoint" / "last.pt").exists)
+            os.kill(second.pid, signal.SIGKILL)
+            code, _, stderr = first.finish()
+        assert (code, stderr.splitlines()[-1]) == (2, "esim-fast: another process of this run has ended")
+        assert_nobody_is_left(first.pid)
+        with ExitStack() as stack:
+            commands = [stack.enter_context(command) for command in both(1, "--resume")]
+            outcomes = [command.finish() for command in commands]
+        assert [code for code, *_ in outcomes] == [0, 0], outcomes
+        Classifier.from_pretrained(tmp_path / "m")

@@ -1,0 +1,161 @@
+"""Commands in processes of their own, forked from one that has imported everything and has done nothing else.
+
+Starting Python and importing torch takes seconds each time, and what these tests are about begins after that.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import pytest
+
+from esim_fast.cli import main
+
+SECONDS = 120  # no command here may take longer, or it waits for somebody who is gone
+# Modules that commands import later, torch._dynamo with the first optimizer.
+PRELOADED = [__name__, "tests.training.interrupted_run", "matplotlib.backends.backend_agg", "nltk", "torch._dynamo"]
+
+Found = TypeVar("Found")
+
+
+@functools.cache
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:  # what the server begins with
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU's addresses alone are more than some tests leave
+        forkserver.ensure_running()
+    return context
+
+
+def fork(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Runs a function of a module in a process of its own."""
+    process = _context().Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+@dataclass
+class Running:
+    """A command, with its pipes."""
+
+    process: BaseProcess
+    stdin: IO[str] | None
+    stdout: IO[str]
+    stderr: IO[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def finish(self) -> tuple[int, str, str]:
+        """Its exit code, and what it printed and said, when it has ended."""
+        if self.stdin:
+            self.stdin.close()
+        said = "" if self.stdout.closed else self.stdout.read(), self.stderr.read()
+        self.process.join(SECONDS)
+        return self.process.exitcode, *said
+
+
+@contextlib.contextmanager
+def start(
+    *arguments: Any,
+    stdin: bool = False,
+    together: bool = False,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[Running]:
+    """``esim-fast`` with these arguments in a process group of its own, which is killed when it takes too long.
+
+    Args:
+        stdin: whether there is a pipe to write to.
+        together: stderr goes where stdout does.
+        prepare: called in the process before.
+    """
+    (their_input, our_input), (our_output, their_output), (our_errors, their_errors) = (
+        multiprocessing.Pipe(duplex=False) for _ in range(3)
+    )
+    theirs = [their_input if stdin else None, their_output, their_output if together else their_errors]
+    process = fork(_command, list(map(str, arguments)), theirs, environment or {}, prepare)
+    for end in (their_input, their_output, their_errors):
+        end.close()
+    files = [_opened(our_input, "w"), _opened(our_output, "r"), _opened(our_errors, "r")]
+    watchdog = threading.Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+    watchdog.start()
+    try:
+        yield Running(process, *files)
+        process.join()
+    finally:
+        watchdog.cancel()
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+        for file in files:
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
+
+
+def _opened(end: Connection, mode: str) -> IO[str]:
+    file = open(os.dup(end.fileno()), mode, encoding="utf-8")
+    end.close()
+    return file
+
+
+def _command(
+    arguments: list[str],
+    pipes: list[Connection | None],
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where tests run in the background
+    os.environ.update(environment)
+    for number, pipe in enumerate(pipes):
+        if pipe is not None:
+            os.dup2(pipe.fileno(), number)
+    for pipe in filter(None, pipes[:2]):
+        pipe.close()
+    pipes[2].close()
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
+    if prepare is not None:
+        prepare()
+    sys.exit(main(arguments))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(look: Callable[[], Found]) -> Found:
+    """What ``look`` finds at last."""
+    end = time.monotonic() + SECONDS
+    while not (found := look()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def assert_nobody_is_left(pid: int) -> None:
+    """Of the process group that it began."""
+
+    def is_gone() -> bool:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_for(is_gone)
