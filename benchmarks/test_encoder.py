@@ -124,7 +124,7 @@ class Layer:
 def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
     """The variants, all with the same weights; what they begin with is made here."""
     torch.manual_seed(0)
-    ours = InputEncoding(WIDTH, units).to(DEVICE)
+    ours = InputEncoding(WIDTH, units, backend=None).to(DEVICE)
     lstm = nn.LSTM(WIDTH, units, bidirectional=True, batch_first=True).to(DEVICE)
     merged = nn.LSTM(WIDTH, units, bidirectional=True).to(DEVICE)
     turned = TurnedBiLSTM(WIDTH, units).to(DEVICE)
