@@ -20,8 +20,7 @@ from benchmarks import predicted
 from benchmarks.corpus import bucketed_lengths
 from benchmarks.predicted import Code
 from esim_fast import Rows
-from esim_fast.ops.triton import local_inference as kernels
-from esim_fast.ops.triton import runtime
+from esim_fast.ops.triton import local_inference, runtime
 from esim_fast.ops.triton.runtime import Config, Launch
 from esim_fast.ops.triton.tokens import Tokens
 
@@ -59,7 +58,7 @@ class Case(NamedTuple):
 
     @property
     def table(self) -> dict:
-        return kernels.ONE_TILE if self.tiles else kernels.MANY_TILES
+        return local_inference.ONE_TILE if self.tiles else kernels.MANY_TILES
 
     @property
     def key(self) -> tuple:
@@ -87,7 +86,7 @@ def cases(kernels: Sequence[str] = KERNELS) -> list[Case]:
     found = []
     for arithmetic in DTYPES:
         for tiles, kernel in itertools.product(snli_tiles(), ("forward", "backward")):
-            if (kernel, arithmetic, *tiles) in kernels.ONE_TILE:
+            if (kernel, arithmetic, *tiles) in local_inference.ONE_TILE:
                 batches = tuple(("SNLI", pairs) for pairs in SNLI_BATCHES if batches_of("SNLI", pairs, tiles))
                 found.append(Case(kernel, arithmetic, tiles, batches))
     long = tuple(LONG_BATCHES.items())
@@ -120,7 +119,7 @@ def _bucketed(pairs: int) -> list[np.ndarray]:
 
 
 def _tiles(lengths: np.ndarray) -> tuple[int, ...]:
-    tiles = (next((tile for tile in kernels.TILES if longest <= tile), 0) for longest in lengths.max(0))
+    tiles = (next((tile for tile in local_inference.TILES if longest <= tile), 0) for longest in lengths.max(0))
     return tuple(sorted(tiles, reverse=True))
 
 
@@ -192,10 +191,10 @@ class Inputs(NamedTuple):
     def plan(self, case: Case) -> list[Launch]:
         """What a user's call would start, by the tables as they are now."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if case.arithmetic == "tf32" else "ieee"
-        sides = kernels.sides_of(self.x, self.x, self.addresses)
+        sides = local_inference.sides_of(self.x, self.x, self.addresses)
         if self.grad_m is None:
-            return kernels.plan_forward(*sides, self.result, self.result)
-        return kernels.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
+            return local_inference.plan_forward(*sides, self.result, self.result)
+        return local_inference.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
 
     def moved(self, case: Case) -> int:
         """Bytes that the case's kernel reads and writes, each counted once: tokens and, of many tiles, the matrices."""

@@ -47,48 +47,47 @@ class ESIMConfig:
 
     def __post_init__(self) -> None:
         for name in _SIZES:
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name} must be an int, got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name} must be positive, got {size}")
-        padding_idx = self.padding_idx
-        if padding_idx is not None and (isinstance(padding_idx, bool) or not isinstance(padding_idx, int)):
-            raise TypeError(f"padding_idx must be an int or None, got {padding_idx!r}")
-        if padding_idx is not None and not 0 <= padding_idx < self.vocab_size:
-            raise ValueError(
-                f"padding_idx = {padding_idx} must lie between 0 and vocab_size - 1 = {self.vocab_size - 1}"
-            )
+            check_int(name, getattr(self, name), least=1)
+        if self.padding_idx is not None:
+            check_int("padding_idx", self.padding_idx, least=0)
+            if self.padding_idx >= self.vocab_size:
+                raise ValueError(
+                    f"padding_idx = {self.padding_idx} must lie between 0 and vocab_size - 1 = {self.vocab_size - 1}"
+                )
         for name in ("freeze_embedding", "variational_dropout"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._check_choice("variant", tuple(_VARIANTS))
-        self._fill_in()
-        for name in ("dropout", "embedding_dropout"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
-        for name in ("projection_activation", "classifier_activation"):
-            self._check_choice(name, _ACTIVATIONS)
-
-    @property
-    def feedforward_dropout(self) -> float:
-        """The probability in the classifier, behind its hidden layer."""
-        return self.dropout if _VARIANTS[self.variant]["feedforward_dropout"] else 0.0
-
-    def _fill_in(self) -> None:
         # A frozen dataclass sets its own fields like this.
         if self.embedding_dropout is None:
             object.__setattr__(self, "embedding_dropout", self.feedforward_dropout)
         for name in ("projection_activation", "classifier_activation"):
             if getattr(self, name) == FROM_VARIANT:
                 object.__setattr__(self, name, _VARIANTS[self.variant][name])
+            self._check_choice(name, _ACTIVATIONS)
+        for name in ("dropout", "embedding_dropout"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+    @property
+    def feedforward_dropout(self) -> float:
+        """The probability in the classifier, behind its hidden layer."""
+        return self.dropout if _VARIANTS[self.variant]["feedforward_dropout"] else 0.0
 
     def _check_choice(self, name: str, known: tuple[str | None, ...]) -> None:
         if getattr(self, name) not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    """An option must be an integer, of 0 or 1 at least."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -257,21 +257,21 @@ def pack_ids(
         TypeError: ids or lengths are not integers.
         ValueError: shapes or devices disagree, lengths lie outside 0..L, or ids are no rows of the embedding.
     """
-    sides = ("p", p, p_lengths), ("h", h, h_lengths)
-    checked = [_check_ids(name, ids, embedding) for name, ids, _ in sides]
-    if len(checked[0]) != len(checked[1]):
-        raise ValueError(f"p and h must hold as many sentences, got {len(checked[0])} and {len(checked[1])}")
-    aligned = [
-        _left_align(ids, padding_idx, _lengths_on_cpu(name, ids, lengths))
-        for ids, (name, _, lengths) in zip(checked, sides, strict=True)
-    ]
-    (p_ids, p_counts), (h_ids, h_counts) = aligned
-    return pack_pairs(p_ids, h_ids, p_counts, h_counts)
+    p, h = _checked_ids("p", p, embedding), _checked_ids("h", h, embedding)
+    if len(p) != len(h):
+        raise ValueError(f"p and h must hold as many sentences, got {len(p)} and {len(h)}")
+    p, p_lengths = _left_align("p", p, p_lengths, padding_idx)
+    h, h_lengths = _left_align("h", h, h_lengths, padding_idx)
+    return pack_pairs(p, h, p_lengths, h_lengths)
 
 
 def word_mask(name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None, padding_idx: int | None) -> Tensor:
     """Which of ``ids [B, L]``, as :func:`pack_ids` takes them, are words of their sentence: boolean ``[B, L]``."""
-    return _token_mask(ids, padding_idx, _lengths_on_cpu(name, ids, lengths))
+    mask = torch.ones_like(ids, dtype=torch.bool) if padding_idx is None else ids != padding_idx
+    if lengths is not None:
+        lengths = check_lengths(f"{name}_lengths", lengths, *ids.shape).to(ids.device)
+        mask &= torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    return mask
 
 
 def spread(weights: Tensor, mask: Tensor, dim: int) -> Tensor:
@@ -299,7 +299,7 @@ def check_tokens(name: str, ids: Tensor, embedding: nn.Embedding) -> None:
             raise ValueError(f"{name}{place} = {wrong} is no token id: the vocabulary has {words} words")
 
 
-def _check_ids(name: str, ids: Tensor | None, embedding: nn.Embedding) -> Tensor:
+def _checked_ids(name: str, ids: Tensor | None, embedding: nn.Embedding) -> Tensor:
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
         found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"{name} must be a tensor of token ids, int64 or int32, got {found}")
@@ -309,34 +309,23 @@ def _check_ids(name: str, ids: Tensor | None, embedding: nn.Embedding) -> Tensor
     return ids
 
 
-def _lengths_on_cpu(name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
-    if lengths is None:
-        return None
-    # What is on a GPU has to come here anyway.
-    return check_lengths(f"{name}_lengths", lengths.cpu() if isinstance(lengths, Tensor) else lengths, *ids.shape)
-
-
-def _left_align(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def _left_align(
+    name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None, padding_idx: int | None
+) -> tuple[Tensor, Tensor]:
     """Moves padding behind the sentence: what remains of ``ids [B, L]`` without it is the sentence.
 
     Returns:
         ids ``[B, L]`` and int64 lengths ``[B]`` on the CPU.
     """
-    if lengths is not None and (ids.device.type != "cpu" or padding_idx is None):
-        return ids, lengths
-    counts = _token_mask(ids, padding_idx, lengths)
-    sentence_lengths = counts.sum(1)
-    position = torch.arange(ids.shape[1], device=ids.device)
-    if not torch.equal(counts, position < sentence_lengths[:, None]):
-        ids = ids.gather(1, counts.logical_not().to(torch.uint8).argsort(dim=1, stable=True))
-    return ids, sentence_lengths.cpu()
-
-
-def _token_mask(ids: Tensor, padding_idx: int | None, lengths: Tensor | None) -> Tensor:
-    mask = torch.ones_like(ids, dtype=torch.bool) if padding_idx is None else ids != padding_idx
-    if lengths is not None:
-        mask &= torch.arange(ids.shape[1], device=ids.device) < lengths.to(ids.device)[:, None]
-    return mask
+    if lengths is not None:  # lengths on a GPU have to come here anyway
+        lengths = lengths.cpu() if isinstance(lengths, Tensor) else lengths
+        if ids.device.type != "cpu" or padding_idx is None:
+            return ids, check_lengths(f"{name}_lengths", lengths, *ids.shape)
+    mask = word_mask(name, ids, lengths, padding_idx)
+    counts = mask.sum(1)
+    if not torch.equal(mask, torch.arange(ids.shape[1], device=ids.device) < counts[:, None]):
+        ids = ids.gather(1, mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True))
+    return ids, counts.cpu()
 
 
 def pack_pairs(

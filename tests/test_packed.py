@@ -71,12 +71,12 @@ def test_moves_from_pinned_memory_as_it_is():
 
 def test_padding_goes_behind_the_sentence():
     ids = torch.tensor([[5, 6, 1, 1], [1, 7, 1, 8], [1, 1, 1, 1], [2, 3, 4, 5]])
-    aligned, lengths = _left_align(ids, 1, None)
+    aligned, lengths = _left_align("p", ids, None, 1)
     assert lengths.tolist() == [2, 2, 0, 4]
     assert [row[:n].tolist() for row, n in zip(aligned, lengths, strict=True)] == [[5, 6], [7, 8], [], [2, 3, 4, 5]]
-    _, lengths = _left_align(ids, 1, torch.tensor([1, 2, 4, 3]))
+    _, lengths = _left_align("p", ids, torch.tensor([1, 2, 4, 3]), 1)
     assert lengths.tolist() == [1, 1, 0, 3]
-    aligned, lengths = _left_align(ids, None, None)
+    aligned, lengths = _left_align("p", ids, None, None)
     assert aligned is ids
     assert lengths.tolist() == [4, 4, 4, 4]
 

@@ -250,26 +250,24 @@ def _packed_gradient(grad_m, x, *_):
     return x.new_empty(x.shape)
 
 
-# The operators: their first arguments, what they return, and the same without values. The schemas of those in C++, with
-# nothing for the braces, are in csrc/ops.cpp.
+# The operators: their first arguments, what they return, the same without values, and their kernels in Triton. The
+# schemas of those in C++, which have nothing for the braces, are in csrc/ops.cpp.
 _OPERATORS = {
-    "local_inference{}": ("Tensor a, Tensor b", "(Tensor, Tensor)", _results),
+    "local_inference{}": ("Tensor a, Tensor b", "(Tensor, Tensor)", _results, "forward"),
     "local_inference{}_backward": (
         "Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b",
         "(Tensor, Tensor)",
         _gradients,
+        "backward",
     ),
-    "local_inference_packed{}": ("Tensor x", "Tensor", _packed_result),
-    "local_inference_packed{}_backward": ("Tensor grad_m, Tensor x", "Tensor", _packed_gradient),
+    "local_inference_packed{}": ("Tensor x", "Tensor", _packed_result, "forward_packed"),
+    "local_inference_packed{}_backward": ("Tensor grad_m, Tensor x", "Tensor", _packed_gradient, "backward_packed"),
 }
-for _name, (_, _, _fake) in _OPERATORS.items():
+_SIDES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask"))
+for _name, (_first, _returned, _fake, _kernel) in _OPERATORS.items():
     torch.library.register_fake(f"esim_fast::{_name.format('')}")(_fake)
+    if runtime.AVAILABLE:
+        from .triton import local_inference as kernels  # here, because it imports Triton
 
-if runtime.AVAILABLE:
-    from .triton import local_inference as kernels  # here, because it imports Triton
-
-    _SIDES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask"))
-    _SIDES += ", SymInt a_longest, SymInt b_longest, bool every_row"
-    _functions = kernels.forward, kernels.backward, kernels.forward_packed, kernels.backward_packed
-    for (_name, (_first, _returned, _fake)), _function in zip(_OPERATORS.items(), _functions, strict=True):
-        runtime.register(f"{_name.format('_triton')}({_first}, {_SIDES}) -> {_returned}", _function, _fake)
+        _schema = f"({_first}, {_SIDES}, SymInt a_longest, SymInt b_longest, bool every_row) -> {_returned}"
+        runtime.register(_name.format("_triton") + _schema, getattr(kernels, _kernel), _fake)
