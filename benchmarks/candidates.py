@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
     @property
     def table(self) -> dict:
-        return local_inference.ONE_TILE if self.tiles else kernels.MANY_TILES
+        return local_inference.ONE_TILE if self.tiles else local_inference.MANY_TILES
 
     @property
     def key(self) -> tuple:

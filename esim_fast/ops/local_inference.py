@@ -5,7 +5,7 @@ those on the CPU are csrc/local_inference_cpu.cpp.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -252,7 +252,7 @@ def _packed_gradient(grad_m, x, *_):
 
 # The operators: their first arguments, what they return, the same without values, and their kernels in Triton. The
 # schemas of those in C++, which have nothing for the braces, are in csrc/ops.cpp.
-_OPERATORS = {
+_OPERATORS: dict[str, tuple[str, str, Callable[..., Any], str]] = {
     "local_inference{}": ("Tensor a, Tensor b", "(Tensor, Tensor)", _results, "forward"),
     "local_inference{}_backward": (
         "Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b",

@@ -7,16 +7,10 @@ import resource
 import signal
 from pathlib import Path
 
-import matplotlib.backends.backend_agg
-import nltk
 import torch
-import torch._dynamo
 
 from esim_fast.cli import main
 from esim_fast.training import Trainer
-
-# Imported here because forked processes then need not, each of them again.
-_IMPORTED_AHEAD = (matplotlib.backends.backend_agg, nltk, torch._dynamo)
 
 
 def run(arguments: list[str], log: Path, at: int | None, file_size: int | None, memory: int | None) -> None:

@@ -5,7 +5,6 @@ Runs are processes of their own, forked from one that has imported everything an
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -13,37 +12,27 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import forkserver
 
 import pytest
 
 from esim_fast import Classifier
 from esim_fast.training import Checkpoint
+from tests.processes import fork
 from tests.training.interrupted_run import run
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals"),
-]
-MOMENTS = 20
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
+MOMENTS = 10
 WORDS = [*"abcdefghijklmno"]
 
 
 @pytest.fixture(scope="module")
 def start(cache):
     """Starts the command with arguments; returns its process and the file with what it says."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.interrupted_run"])
-    with pytest.MonkeyPatch.context() as patch:  # what is to be imported has to be found
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU's addresses alone are more than the memory that is left
-        forkserver.ensure_running()
     logs = itertools.count()
 
     def begin(*arguments, at=None, file_size=None, memory=None):
         log = cache / f"log-{next(logs)}"
-        process = context.Process(target=run, args=([*map(str, arguments)], log, at, file_size, memory))
-        process.start()
-        return process, log
+        return fork(run, [*map(str, arguments)], log, at, file_size, memory), log
 
     return begin
 
@@ -100,7 +89,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_bit(start, command, whole, tm
     assert outcome(tmp_path / "m") == outcome(expected)
 
 
-@pytest.mark.parametrize("at", random.Random(1).sample(range(116), 14))
+@pytest.mark.parametrize("at", random.Random(1).sample(range(116), 8))
 def test_killed_while_it_writes_a_run_goes_on_to_the_bit(start, command, whole, tmp_path, at):
     """Before and after each step of making a file permanent: fsync and rename."""
     process, log = start(*command(tmp_path / "m"), at=at)
