@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -123,14 +123,11 @@ def predict_blocks(
 
 
 class _Encoded(NamedTuple):
-    """Some rows of a file as the network takes them; the rest as in a Block."""
+    """A row as the network takes it."""
 
-    pairs: list[Pair]
-    premises: list[list[int]]
-    hypotheses: list[list[int]]
-    bad_rows: list[BadRow]
-    size: int
-    stopped_by: BadRow | None = None
+    pair: Pair
+    premise: list[int]
+    hypothesis: list[int]
 
 
 @dataclass(frozen=True)
@@ -143,8 +140,9 @@ class _Job(Generic[Written]):
     batch_size: int
     stop_at_bad_row: bool
 
-    def encode(self, records: list[Record], should_stop: ShouldStop = never) -> _Encoded:
-        rows = _Encoded([], [], [], [], sum(len(record.content) for record in records))
+    def encode(self, records: list[Record], should_stop: ShouldStop = never) -> Block[_Encoded]:
+        """What is still to be answered, in place of answers."""
+        block: Block[_Encoded] = Block([], [], sum(len(record.content) for record in records), None)
         for record in records:
             if should_stop():
                 raise KeyboardInterrupt
@@ -155,24 +153,23 @@ class _Job(Generic[Written]):
                 bad_row = BadRow(record.line, str(error))
                 # A DataError is of a tokenizer of the user's.
                 if self.stop_at_bad_row or record.is_end or isinstance(error, DataError):
-                    return rows._replace(stopped_by=bad_row)
-                rows.bad_rows.append(bad_row)
-                continue
-            rows.pairs.append(pair)
-            rows.premises.append(premise)
-            rows.hypotheses.append(hypothesis)
-        return rows
+                    return replace(block, stopped_by=bad_row)
+                block.bad_rows.append(bad_row)
+            else:
+                block.answers.append(_Encoded(pair, premise, hypothesis))
+        return block
 
-    def answer(self, rows: _Encoded, should_stop: ShouldStop = never) -> Block[Written]:
-        encoded, stopped_by = EncodedPairs(rows.premises, rows.hypotheses, None), rows.stopped_by
+    def answer(self, block: Block[_Encoded], should_stop: ShouldStop = never) -> Block[Written]:
+        rows, stopped_by = block.answers, block.stopped_by
+        encoded = EncodedPairs([row.premise for row in rows], [row.hypothesis for row in rows], None)
         logits = self.model.logits(encoded, batch_size=self.batch_size, should_stop=should_stop)
         probabilities = logits.softmax(1)
         count = int(probabilities.isfinite().all(1).cumprod(0).sum())  # rows before the first that is not
-        if count < len(rows.pairs):
-            stopped_by = BadRow(rows.pairs[count].line, NOT_FINITE)
+        if count < len(rows):
+            stopped_by = BadRow(rows[count].pair.line, NOT_FINITE)
         labels = (self.model.labels[index] for index in probabilities[:count].argmax(1))
-        answers = map(Answer, rows.pairs, labels, probabilities[:count].tolist())
-        return Block(list(map(self.write, answers)), rows.bad_rows, rows.size, stopped_by)
+        answers = map(Answer, (row.pair for row in rows), labels, probabilities[:count].tolist())
+        return Block(list(map(self.write, answers)), block.bad_rows, block.size, stopped_by)
 
     def encode_and_answer(self, records: list[Record], should_stop: ShouldStop) -> Block[Written]:
         return self.answer(self.encode(records, should_stop), should_stop)

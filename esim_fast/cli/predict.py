@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data import BadRow
+from ..data import BadRow, Pair
 from ..data.reading import bounded_lines
 from ..errors import DataError
 from ..streaming import NOT_FINITE, Answer, predict_blocks
@@ -48,7 +48,8 @@ def predict(options: argparse.Namespace) -> None:
         label, probabilities = model.predict((options.premise, options.hypothesis))
         if not probabilities.isfinite().all():
             raise FloatingPointError(NOT_FINITE)
-        print(write.of_pair(options.premise, options.hypothesis, label, probabilities.tolist()), end="")
+        pair = Pair(options.premise, options.hypothesis, None, 0)
+        print(write.line_of(Answer(pair, label, probabilities.tolist())), end="")
         return
     name, source = ("stdin", _lines_of_stdin()) if options.file == "-" else (options.file, options.file)
     answered = left_out = 0
@@ -62,7 +63,7 @@ def predict(options: argparse.Namespace) -> None:
     blocks = predict_blocks(
         model,
         source,
-        write.of_answer,
+        write.line_of,
         name=name,
         corpus_format=common.corpus_format(options),
         batch_size=options.batch_size,
@@ -90,17 +91,12 @@ class _Lines:
         self._labels = {label: self._text(label) for label in labels}
         self._probabilities = ", ".join(f"{self._text(label).replace('%', '%%')}: %.6f" for label in labels)
 
-    def of_answer(self, answer: Answer) -> str:
-        pair, label, probabilities = answer
-        return f'{{"line": {pair.line}, {self._answer(pair.premise, pair.hypothesis, label, probabilities)}}}\n'
-
-    def of_pair(self, premise: str, hypothesis: str, label: str, probabilities: Sequence[float]) -> str:
-        return f"{{{self._answer(premise, hypothesis, label, probabilities)}}}\n"
-
-    def _answer(self, premise: str, hypothesis: str, label: str, probabilities: Sequence[float]) -> str:
+    def line_of(self, answer: Answer) -> str:
+        (premise, hypothesis, _, number), label, probabilities = answer
+        where = f'"line": {number}, ' if number else ""  # which a pair of the command line has not
         return (
-            f'"premise": {self._text(premise)}, "hypothesis": {self._text(hypothesis)}, '
-            f'"label": {self._labels[label]}, "probabilities": {{{self._probabilities % tuple(probabilities)}}}'
+            f'{{{where}"premise": {self._text(premise)}, "hypothesis": {self._text(hypothesis)}, '
+            f'"label": {self._labels[label]}, "probabilities": {{{self._probabilities % tuple(probabilities)}}}}}\n'
         )
 
 

@@ -197,10 +197,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         if not self.prefetch:
-            return map(self._make, self.order)
-        return self._made_ahead()
-
-    def _made_ahead(self) -> Iterator[Batch]:
+            yield from map(self._make, self.order)
+            return
         pool = ThreadPoolExecutor(1)  # a thread: processes take longer to hand a batch over than to make it
         try:
             yield from map_ahead(pool, self._make, self.order, self.prefetch)

@@ -307,7 +307,7 @@ def _located(blocks: Iterable[bytes], where: Callable[[], str]) -> Iterator[byte
 def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the wanted words of an ``.npz`` archive with their vectors."""
     try:
-        with zipfile.ZipFile(name) as archive:
+        with naming(name), zipfile.ZipFile(name) as archive:
             files = archive.namelist()
             if files.count("words.npy") != 1 or files.count("vectors.npy") != 1:
                 keys = ", ".join(file.removesuffix(".npy") for file in files)
@@ -330,8 +330,6 @@ def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndar
                     yield word, vector
     except DataError:
         raise
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
     except _NO_NPZ as error:
         raise DataError(f"{name}: expected an .npz archive of plain arrays") from error
 
