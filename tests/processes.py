@@ -8,6 +8,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,7 +26,8 @@ from esim_fast.cli import main
 
 SECONDS = 120  # no command here may take longer, or it waits for somebody who is gone
 # Modules that commands import later, torch._dynamo with the first optimizer.
-PRELOADED = [__name__, "tests.training.interrupted_run", "matplotlib.backends.backend_agg", "nltk", "torch._dynamo"]
+PRELOADED = [__name__, "tests.training.distributed_worker", "tests.training.interrupted_run", "torch._dynamo"]
+PRELOADED += ["matplotlib.backends.backend_agg", "nltk"]
 
 Found = TypeVar("Found")
 
@@ -47,6 +49,14 @@ def fork(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     process = _context().Process(target=function, args=arguments)
     process.start()
     return process
+
+
+def places(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each of several processes on this machine, as variables of the environment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 @dataclass
@@ -109,7 +119,7 @@ def start(
 
 
 def _opened(end: Connection, mode: str) -> IO[str]:
-    file = open(os.dup(end.fileno()), mode, encoding="utf-8")
+    file = open(os.dup(end.fileno()), mode, encoding="utf-8")  # noqa: SIM115
     end.close()
     return file
 
@@ -129,7 +139,7 @@ def _command(
     for pipe in filter(None, pipes[:2]):
         pipe.close()
     pipes[2].close()
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     if prepare is not None:
         prepare()
     sys.exit(main(arguments))

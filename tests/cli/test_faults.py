@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from esim_fast import Classifier, streaming
-from tests.processes import assert_nobody_is_left, children, start, wait_for
+from tests.processes import assert_nobody_is_left, children, places, start, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs signals and /proc")
 ROWS = 20_000  # more than a pipe or a part of the work holds
@@ -131,10 +130,7 @@ class TestTrain:
         """The other one ends by itself, and they go on together."""
 
         def both(epochs, *more):
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                port = server.getsockname()[1]
-            place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            return [train(epochs, *more, environment={**place, "RANK": str(rank)}) for rank in range(2)]
+            return [train(epochs, *more, environment=place) for place in places(2)]
 
         with ExitStack() as stack:
             first, second = (stack.enter_context(command) for command in both(50))

@@ -1,7 +1,7 @@
-"""What each of several processes does in test_distributed.py: ``torchrun … distributed_worker.py FOLDER``."""
+"""What each of several processes does in test_distributed.py."""
 
 import json
-import sys
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +58,9 @@ def _metrics(trainer):
     return torch.tensor([[m.train_loss, m.train_accuracy, m.dev_loss] for m in trainer.progress.history]).flatten()
 
 
-def main(folder):
+def main(folder: Path, place: dict[str, str]) -> None:
+    """``place``: what torchrun says in the environment."""
+    os.environ.update(place)
     with joined(torch.device("cpu")):
         result = {
             "workers": this_worker().count,
@@ -67,7 +69,3 @@ def main(folder):
             "interrupted": interrupted(folder),
         }
         (folder / f"result-{this_worker().rank}.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,18 @@ import safetensors.torch
 import torch
 
 from esim_fast.data import batches
+from tests.cli.commands import succeeds
+from tests.processes import SECONDS, fork, places, start
+from tests.training import distributed_worker
 from tests.training.distributed_worker import SIZES, scores, steps
 from tests.training.training_tasks import pairs
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
-]
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
 def torchrun(processes, *command):
-    """Runs a command in several processes."""
+    """Runs a command in several processes, as users do."""
     # Where the package is imported from here, it is there, too.
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
@@ -33,8 +35,10 @@ def torchrun(processes, *command):
 @pytest.fixture(scope="module", params=[2, 3])
 def outcome(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    result = torchrun(request.param, "-m", "tests.training.distributed_worker", folder)
-    assert result.returncode == 0, result.stderr
+    processes = [fork(distributed_worker.main, folder, place) for place in places(request.param)]
+    for process in processes:
+        process.join(SECONDS)
+    assert [process.exitcode for process in processes] == [0] * request.param
     results = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(request.param)]
     assert all(other == results[0] for other in results)
     assert results[0]["workers"] == request.param
@@ -104,14 +108,9 @@ class TestCommand:
             assert several.stdout.count(message) == 1, several.stdout
         assert several.stderr.count("epoch 2/2: train loss") == 1
         assert several.stderr.count("pairs.tsv: 14 pairs (no 7, yes 7); 7 more without a gold label dropped") == 3
-        alone = subprocess.run(
-            [sys.executable, "-m", "esim_fast", *map(str, options), "--output", tmp_path / "one"],
-            capture_output=True,
-            text=True,
-        )
-        assert alone.returncode == 0, alone.stderr
+        alone = succeeds(*options, "--output", tmp_path / "one")
         # Gloo says something among it, with torch 2.10.
-        accuracies = [re.findall("^test accuracy .*", run.stdout, re.M) for run in (several, alone)]
+        accuracies = [re.findall("^test accuracy .*", stdout, re.M) for stdout in (several.stdout, alone)]
         assert accuracies[0] == accuracies[1] != []
         weights, expected = (
             safetensors.torch.load_file(tmp_path / run / "model.safetensors") for run in ("two", "one")
@@ -122,7 +121,7 @@ class TestCommand:
 
     def test_a_mistake_is_said(self, tmp_path):
         files = ["--train", "no.tsv", "--dev", "no.tsv", "--output", tmp_path / "m"]
-        result = torchrun(2, "-m", "esim_fast", "train", *files)
-        assert result.returncode != 0
-        assert "esim-fast: no.tsv: No such file or directory" in result.stderr
-        assert "esim_fast/cli" not in result.stderr  # as in a traceback; torchrun itself ends with one of its own
+        with ExitStack() as stack:
+            commands = [stack.enter_context(start("train", *files, environment=place)) for place in places(2)]
+            outcomes = [command.finish() for command in commands]
+        assert outcomes == [(2, "", "esim-fast: no.tsv: No such file or directory\n"), (2, "", "")]

@@ -224,7 +224,7 @@ def run_backward(
 def plan_forward(
     gates: Tensor, weights: Tensor, first_row: Tensor, y: Tensor, c: Tensor, sentences: int, precision: str
 ) -> Launch:
-    return _plan(forward, "forward", (gates, weights, first_row, y, c), gates, weights, first_row, sentences, precision)
+    return _plan(forward, (gates, weights, first_row, y, c), gates, weights, first_row, sentences, precision)
 
 
 def plan_backward(
@@ -241,23 +241,16 @@ def plan_backward(
 ) -> Launch:
     grad_c = y.new_empty(GROUP * blocks_in(sentences, GROUP), y.shape[1], dtype=torch.float32)
     tensors = grad_y, y, c, gates, weights, first_row, grad_gates, previous, grad_c
-    return _plan(backward, "backward", tensors, gates, weights, first_row, sentences, precision)
+    return _plan(backward, tensors, gates, weights, first_row, sentences, precision)
 
 
 def _plan(
-    kernel: Any,
-    name: str,
-    tensors: tuple[Tensor, ...],
-    gates: Tensor,
-    weights: Tensor,
-    first_row: Tensor,
-    sentences: int,
-    precision: str,
+    kernel: Any, tensors: tuple, gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int, precision: str
 ) -> Launch:
     if precision not in ("tf32", "tf32x3"):
         raise ValueError(f"precision must be 'tf32' or 'tf32x3', got {precision!r}")
     H = weights.shape[1] // 4
-    config = CONFIGS[name, "half" if gates.element_size() == 2 else precision].fitting(H)
+    config = CONFIGS[kernel.__name__, "half" if gates.element_size() == 2 else precision].fitting(H)
     constants = {
         "H": H,
         "PITCH": weights.shape[2],
