@@ -17,7 +17,7 @@ from ..extension import build_info
 from .checks import constant_when_compiled
 from .triton import runtime
 
-BACKENDS = {
+BACKENDS = {  # of each op, the best one first; Triton's interpreter, on a CPU, is for trying kernels out
     "bilstm": ("cpp", "triton", "cudnn", "reference"),
     "local_inference": ("cpp", "triton", "reference"),
     "masked_pool": ("cpp", "cuda", "reference"),
@@ -57,19 +57,22 @@ def has_code(architectures: tuple[str, ...], capability: tuple[int, int]) -> boo
     return False
 
 
-def choose(backend: str | None, op: str, possible: Sequence[str], where: torch.device | str) -> str:
-    """The backend to run: the one asked for, or the first possible one.
+def choose(backend: str | None, op: str, order: Sequence[str], x: torch.Tensor) -> str:
+    """The backend to run: the one asked for, or the best that can run on the device of ``x``.
+
+    Args:
+        order: the op's backends that take such input, the best one first.
 
     Raises:
-        ValueError: the one asked for is not possible. It is never replaced by another.
+        ValueError: the one asked for cannot run. It is never replaced by another.
     """
-    if backend is None:
-        return possible[0]
-    if backend not in possible:
+    possible = [name for name in order if runs_on(name, x.device)]
+    if backend is not None and backend not in possible:
         raise ValueError(
-            f"backend={backend!r} cannot run {op} on {where}: possible here are {', '.join(map(repr, possible))}"
+            f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}: possible here are "
+            f"{', '.join(map(repr, possible))}"
         )
-    return backend
+    return backend or possible[0]
 
 
 def backends_of_ops(backend: str | None, device: torch.device | str | None = None) -> dict[str, str | None]:
@@ -83,10 +86,8 @@ def backends_of_ops(backend: str | None, device: torch.device | str | None = Non
     """
     if backend not in _KNOWN:
         raise ValueError(f"backend must be one of {', '.join(map(repr, _KNOWN))}, got {backend!r}")
-    if device is not None:
-        devices = [torch.device(device)]
-    else:
-        devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
+    everywhere = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = [torch.device(place) for place in (everywhere if device is None else [device])]
     if backend is not None and not any(runs_on(backend, possible) for possible in devices):
         raise ValueError(f"backend={backend!r} can run no op on {' or '.join(map(str, devices))}")
     return {op: backend if backend in known else None for op, known in BACKENDS.items()}

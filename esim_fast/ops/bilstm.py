@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from ..packed import move
-from .backends import choose, runs_on
+from .backends import BACKENDS, choose
 from .checks import autocast_dtype
 from .derivatives import apply, first_derivative
 from .products import product, weight_gradient
@@ -24,16 +24,15 @@ from .triton import runtime
 _MANY_SENTENCES = 512
 
 
-def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> list[str]:
-    """Those that can run, the best one first."""
+def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
+    """Those that take such input, the best one first."""
     autocast = autocast_dtype(x.device) is not None
-    order = ["cpp", "triton", "cudnn", "reference"]
     if not ((x.dtype == torch.float32 or autocast) and _is_plain_fp32(lstm)):
-        order = ["cudnn", "reference"]
-    elif not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
+        return "cudnn", "reference"
+    if not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
         # On an H100 cuDNN's many launches are hidden by then, and its products in fp32 are faster.
-        order = ["cpp", "cudnn", "triton", "reference"]
-    return [backend for backend in order if runs_on(backend, x.device)]
+        return "cpp", "cudnn", "triton", "reference"
+    return BACKENDS["bilstm"]
 
 
 def bilstm(
@@ -75,7 +74,7 @@ def bilstm(
     dtype = autocast_dtype(x.device) or x.dtype
     if len(x) == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
-    backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), f"{x.device} in {x.dtype}")
+    backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), x)
     if backend in ("cudnn", "reference"):
         return _torch_lstm(lstm, x, batch_sizes)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .backends import choose, runs_on
+from .backends import BACKENDS, choose
 from .checks import autocast_dtype, check_apart, tokens_of
 from .derivatives import apply, first_derivative
 from .triton import runtime
@@ -69,7 +69,7 @@ def local_inference(
     b_lengths, b_mask, b_longest = tokens_of("b", b, b_lengths, b_mask, b_rows)
     _check_pair(a, b, a_rows, b_rows)
     a, b = _in_autocast_dtype(a), _in_autocast_dtype(b)
-    backend = choose(backend, "local_inference", _backends(a), f"{a.device} in {a.dtype}")
+    backend = _choose(backend, a)
     if backend == "reference":
         with _without_autocast(a):
             return reference.local_inference(
@@ -117,7 +117,7 @@ def local_inference_packed(
     _check_pair(x, x, a_rows, b_rows)
     check_apart(a_rows, b_rows, x.shape[1])
     x = _in_autocast_dtype(x)
-    backend = choose(backend, "local_inference", _backends(x), f"{x.device} in {x.dtype}")
+    backend = _choose(backend, x)
     if backend == "reference":
         with _without_autocast(x):
             return reference.local_inference_packed(x, a_rows, b_rows, a_mask=a_mask, b_mask=b_mask)
@@ -127,10 +127,9 @@ def local_inference_packed(
     return apply(_PackedLocalInference, x, *a_address, *b_address, a_longest, b_longest, every_row, backend)
 
 
-def _backends(x: Tensor) -> list[str]:
-    """Those that can run, the best one first. The interpreter is for trying kernels out: it is never the best."""
-    order = ["cpp", "triton", "reference"]
-    return [name for name in order if runs_on(name, x.device) and not (name == "triton" and x.dtype == torch.float64)]
+def _choose(backend: str | None, x: Tensor) -> str:
+    order = BACKENDS["local_inference"] if x.dtype != torch.float64 else ("cpp", "reference")
+    return choose(backend, "local_inference", order, x)
 
 
 def _in_autocast_dtype(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .backends import choose, runs_on
+from .backends import BACKENDS, choose
 from .checks import tokens_of
 from .derivatives import apply, first_derivative
 
@@ -49,8 +49,7 @@ def masked_pool(
             run here.
     """
     lengths, mask, _ = tokens_of("x", x, lengths, mask, rows)
-    possible = [backend for backend in ("cpp", "cuda", "reference") if runs_on(backend, x.device)]
-    if choose(backend, "masked_pool", possible, x.device) == "reference":
+    if choose(backend, "masked_pool", BACKENDS["masked_pool"], x) == "reference":
         return reference.masked_pool(x, lengths, mask=mask, rows=rows)
     start, step = None, None
     if rows is not None:
