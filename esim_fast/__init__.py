@@ -1,6 +1,6 @@
 """ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels."""
 
-from . import compat, ops
+from . import compat, ops, streaming
 from .classifier import Classifier
 from .extension import build_info
 from .layers import LocalInference, Pooling
@@ -18,4 +18,5 @@ __all__ = [
     "compat",
     "ops",
     "pack_pairs",
+    "streaming",
 ]

@@ -21,40 +21,42 @@ _ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {None: nn.Identity, "r
 
 
 class ESIM(nn.Module):
-    """The enhanced LSTM for sentence pairs: natural language inference, paraphrase, question matching.
+    """The enhanced LSTM for sentence pairs: natural language inference, paraphrase, question matching::
 
-    :meth:`forward` takes padded token ids ``[batch, length]`` and returns logits ``[batch, num_labels]``. Equations are
-    those of Chen et al. 2017, https://aclanthology.org/P17-1152.
+        net = ESIM(hidden_size=300, embedding_dim=300, vocab_size=len(vocab), num_labels=3)
+        logits = net(premise_ids, hypothesis_ids)  # int64 [batch, length] each, padded with id 1 -> float32 [batch, 3]
 
-    ``load_state_dict`` takes the state dicts of the notebook's ESIM, coetaur0's and AllenNLP's as they are
-    (state_dicts.py has the table of names). It warns where this network's options are not those of the mathematics that
-    the names stand for.
+    The model of Chen et al. 2017 (https://aclanthology.org/P17-1152): embedding and BiLSTM (equations 1 and 2), local
+    inference (11-15), projection and BiLSTM (16 and 17), average and max pooling (18-20), and a classifier.
+
+    ``load_state_dict`` also takes the state dicts of the course notebook's ESIM, of coetaur0/ESIM and of AllenNLP. It
+    warns if the options of this network differ from those that the weights were trained with.
 
     Args:
         hidden_size: units of each direction of both LSTMs, and width of the projection.
         embedding_dim: width of the word vectors.
         vocab_size: rows of the embedding.
         num_labels: classes.
-        device: where the parameters are created.
-        padding_idx: the id that fills sentences up; None if there is no such id. It is never part of a sentence.
-        dropout: probability, on embeddings (variant "paper"), after the projection and in the classifier.
-        embedding_dropout: probability on embeddings, instead of that.
+        device: where the parameters are created; None is PyTorch's default device.
+        padding_idx: the id that pads sentences. It is never part of a sentence. None if there is no such id.
+        dropout: probability of dropout on embeddings (variant "paper"), after the projection and in the classifier.
+        embedding_dropout: probability of dropout on embeddings, if it is another one.
         variational_dropout: dropout on embeddings and after the projection drops the same elements of all words of a
-            sentence, as coetaur0's and AllenNLP's do.
+            sentence, as in coetaur0/ESIM and AllenNLP.
         variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
-        projection_activation, classifier_activation: None, "relu" or "tanh", instead of the variant's.
-        freeze_embedding: word vectors are not trained.
-        backend: what every op that has it runs on: "cpp" (C++ on a CPU), "cuda" (CUDA kernels: pooling), "triton" (the
-            BiLSTMs and local inference), "cudnn" (the BiLSTMs) or "reference" (plain PyTorch: all ops). The other ops
-            run on their best one, and so do all of them with None.
+        projection_activation, classifier_activation: None, "relu" or "tanh"; by default those of the variant.
+        freeze_embedding: True keeps the word vectors as they are.
+        backend: "cpp" (C++ kernels, on a CPU), "cuda" (CUDA kernels: pooling), "triton" (Triton kernels: BiLSTMs and
+            local inference), "cudnn" (BiLSTMs) or "reference" (plain PyTorch: everything). What a backend does not
+            have runs on the best one for the tensors at hand. None is the best one for everything.
 
     Attributes:
-        config: the options as an :class:`esim_fast.config.ESIMConfig`, which a saved model keeps.
+        config: the options, as an :class:`esim_fast.config.ESIMConfig`; a saved model keeps them.
 
     Raises:
-        TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.
-        ValueError: a size is not positive, ``padding_idx`` is no row of the embedding, a dropout lies outside 0..1, a
-            name is unknown, or no op can run on ``backend`` here.
+        TypeError: an option has the wrong type.
+        ValueError: a size is not positive, ``padding_idx`` is not below ``vocab_size``, a dropout lies outside 0..1, a
+            name is unknown, or ``backend`` cannot run here.
     """
 
     def __init__(
@@ -109,10 +111,10 @@ class ESIM(nn.Module):
         return self.embedding.weight.device
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``torch.nn.Module.load_state_dict``, from any of the state dicts that the class's description names.
+        """As :meth:`torch.nn.Module.load_state_dict`, for the state dicts of all networks that :class:`ESIM` names.
 
         Raises:
-            RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
+            RuntimeError: entries are missing, unexpected or misshapen. The message has the names of ``state_dict``.
         """
         names = state_dicts.NAMING_SCHEMES[state_dicts.recognized(state_dict) or "notebook"]
         return names.loaded(partial(super().load_state_dict, state_dict, strict, assign))
@@ -127,19 +129,19 @@ class ESIM(nn.Module):
         """Logits of a batch of pairs.
 
         Args:
-            p, h: token ids of premises ``[B, Lp]`` and hypotheses ``[B, Lh]``. Padding to the left of or inside a
-                sentence is removed; the sentence is what remains, and may be empty. Or the batch as
-                :func:`esim_fast.pack_pairs` made it, alone: packed where it is collated, nothing is left to do here.
-            p_lengths, h_lengths: integers ``[B]``, best on the CPU: the sentence lies within the first ``lengths[b]``
-                ids. With them, ids on a GPU are not waited for, and must then have their padding behind.
+            p, h: token ids, int64 or int32, of premises ``[B, Lp]`` and hypotheses ``[B, Lh]``. Padding may stand
+                anywhere: it is removed, and the sentence is what remains. A sentence may be empty. Instead of both,
+                ``p`` may be the batch as :func:`esim_fast.pack_pairs` returns it.
+            p_lengths, h_lengths: integers ``[B]``, on the CPU if possible: the sentence lies within the first
+                ``lengths[b]`` ids. With lengths, nothing waits for ids on a GPU, and their padding must be at the end.
 
         Returns:
-            ``[B, num_labels]``, raw scores.
+            Logits ``[B, num_labels]``, in the dtype of the parameters, or autocast's under autocast.
 
         Raises:
             TypeError: ids or lengths are not integers.
-            ValueError: shapes or devices disagree, lengths lie outside 0..L, or ids on the CPU are not rows of the
-                embedding.
+            ValueError: shapes or devices disagree, lengths lie outside 0..L, or ids on the CPU are not below
+                ``vocab_size``.
         """
         pairs = self._pack(p, h, p_lengths, h_lengths)
         if len(pairs) == 0:
@@ -151,7 +153,7 @@ class ESIM(nn.Module):
         return self.linear(v)
 
     def encode(self, pairs: PackedPairs) -> Tensor:
-        """Embedding and BiLSTM, equations 1 and 2: ``[N, 2H]``."""
+        """Embedding and BiLSTM, equations 1 and 2: a row for each token of packed pairs, ``[N, 2H]``."""
         x = self.embedding_dropout(self.embedding(pairs.tokens), pairs.batch_sizes)  # [N, embedding_dim]
         return self.encoder(x, pairs)
 
@@ -162,14 +164,21 @@ class ESIM(nn.Module):
         p_lengths: Tensor | Sequence[int] | None = None,
         h_lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The soft alignment's weights, equations 12 and 13; arguments as in :meth:`forward`, but for packed pairs.
+        """The weights of the soft alignment, equations 12 and 13.
+
+        Args:
+            p, h, p_lengths, h_lengths: as in :meth:`forward`, but not packed.
 
         Returns:
-            alpha, beta ``[B, Lp, Lh]``: how much each word of the premise looks at each of the hypothesis (rows of
-            alpha sum to one), and the other way round (columns of beta do). Zero at padding.
+            alpha, beta ``[B, Lp, Lh]``: how much each word of the premise attends to each word of the hypothesis (rows
+            of alpha sum to one), and each word of the hypothesis to each of the premise (columns of beta sum to one).
+            Zero at padding.
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`, or ``p`` is packed.
         """
         if isinstance(p, PackedPairs):
-            raise TypeError("attention is given where the words stand in padded ids: p must be a tensor of them")
+            raise TypeError("attention is laid out as the padded ids are: p must be a tensor of ids, not packed pairs")
         pairs = self._pack(p, h, p_lengths, h_lengths)
         if len(p) == 0:
             nothing = self.embedding.weight.new_zeros(0, p.shape[1], h.shape[1])

@@ -78,7 +78,7 @@ class TestPackedBatches:
         pairs = self.pack(*batch)
         with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: give them alone$"):
             net(pairs, batch[1])
-        with pytest.raises(TypeError, match=r"^attention is given where the words stand in padded ids"):
+        with pytest.raises(TypeError, match=r"^attention is laid out as the padded ids are"):
             net.attention(pairs, None)
         if batch[0].device.type == "cpu":
             pairs.tokens[3] = WORDS
