@@ -61,7 +61,7 @@ def predict_file(
     corpus_format: CorpusFormat = KNOWN_NAMES,
     batch_size: int = 256,
     on_bad_row: Callable[[BadRow], object] | None = None,
-) -> Iterator[Answer]:
+) -> Generator[Answer, None, None]:
     """Yield what a model says of each pair of a file, in its order, with some thousand rows in memory at a time.
 
     With the network on a CPU, there is a process for each core that works on some of the rows; with the network on a
@@ -196,9 +196,10 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
     arrived: list[Record] = []
     size = 0  # bytes
     end: BaseException | None = None  # what ended the reading: StopIteration, or an error
+    is_wanted = True
 
     def has_room() -> bool:
-        return len(arrived) < ROWS and size < BYTES
+        return not is_wanted or (len(arrived) < ROWS and size < BYTES)
 
     def has_news() -> bool:
         return bool(arrived) or end is not None
@@ -210,6 +211,8 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
             for record in records:
                 with changed:
                     changed.wait_for(has_room)
+                    if not is_wanted:
+                        return
                     arrived.append(record)
                     size += len(record.content)
                     changed.notify()
@@ -220,17 +223,22 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
             changed.notify()
 
     threading.Thread(target=read, daemon=True).start()
-    while True:
+    try:
+        while True:
+            with changed:
+                changed.wait_for(has_news)
+                part, arrived, size = arrived, [], 0
+                changed.notify()
+            if part:
+                yield part
+            elif isinstance(end, StopIteration):
+                return
+            else:
+                raise cast(BaseException, end)
+    finally:
         with changed:
-            changed.wait_for(has_news)
-            part, arrived, size = arrived, [], 0
+            is_wanted = False
             changed.notify()
-        if part:
-            yield part
-        elif isinstance(end, StopIteration):
-            return
-        else:
-            raise cast(BaseException, end)
 
 
 def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels: Sequence[str]) -> Iterator[Record]:

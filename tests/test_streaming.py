@@ -1,7 +1,9 @@
 """Files through a model from Python; what the command makes of it is tested there."""
 
 import queue
-from itertools import islice
+import threading
+import time
+from itertools import islice, repeat
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,18 @@ def test_lines_are_answered_as_they_come(model: Classifier) -> None:
         assert next(answers).pair.premise == f"a {number}"
     lines.put(None)
     assert list(answers) == []
+
+
+def test_whoever_reads_lines_ends_with_the_answers(model: Classifier) -> None:
+    before = threading.active_count()
+    answers = predict_file(model, repeat(b"a\tb\n"))
+    next(answers)
+    answers.close()
+    for _ in range(100):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() == before
 
 
 def test_a_computation_that_is_stopped_returns_nothing(model: Classifier) -> None:

@@ -38,11 +38,7 @@ _NAMES = {
 }
 _LEFT_OUT = ("label2", "label3", "label4", "label5")
 _NO_LABEL = "-"  # what SNLI and MultiNLI write where the annotators did not agree
-_OTHER_FILES = {
-    b"\x1f\x8b": "a gzip file? Its name should end in .gz",
-    b"\xff\xfe": "UTF-16?",
-    b"\xfe\xff": "UTF-16?",
-}
+_OTHER_FILES = {b"\x1f\x8b": "a gzip file? Its name should end in .gz", b"\xff\xfe": "UTF-16?", b"\xfe\xff": "UTF-16?"}
 UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 
 

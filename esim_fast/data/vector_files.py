@@ -53,11 +53,6 @@ def form_of(name: str) -> str:
     return "binary" if name.removesuffix(".gz").endswith(".bin") else "text"
 
 
-class _Wanted(NamedTuple):
-    spellings: dict[bytes, str]
-    beginnings: set[bytes]  # of the spellings, up to their first space
-
-
 class _ScannedLines(NamedTuple):
     """What some lines hold."""
 
@@ -78,14 +73,13 @@ def _text_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.nda
         return
     rows, dimension, begin = _beginning(block, name)
     spellings = {spelling.encode(): spelling for spelling in wanted}
-    look_for = _Wanted(spellings, {spelling.partition(b" ")[0] for spelling in spellings})
-    scan_range = partial(_scan_range, name=name, wanted=look_for, dimension=dimension)
+    scan_range = partial(_scan_range, name=name, wanted=spellings, dimension=dimension)
     workers = _workers(name)
     scanned: Generator[list[_ScannedLines], None, None]
     if workers > 1 and can_fork():
         scanned = map_in_processes(scan_range, _ranges(name, begin), workers)
     else:
-        scanned = ([lines] for lines in _scan(chain([block[begin:]], blocks), look_for, dimension))
+        scanned = ([lines] for lines in _scan(chain([block[begin:]], blocks), spellings, dimension))
     number = header = 0 if rows is None else 1
     with closing(scanned):
         for found in chain.from_iterable(scanned):
@@ -139,24 +133,24 @@ def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
 
 
 def _scan_range(
-    begin_and_end: tuple[int, int], should_stop: ShouldStop, *, name: str, wanted: _Wanted, dimension: int
+    begin_and_end: tuple[int, int], should_stop: ShouldStop, *, name: str, wanted: dict[bytes, str], dimension: int
 ) -> list[_ScannedLines]:
     scanned = _scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension)
     return list(takewhile(lambda lines: not should_stop(), scanned))
 
 
-def _scan(blocks: Iterable[bytes], wanted: _Wanted, dimension: int) -> Generator[_ScannedLines, None, None]:
+def _scan(blocks: Iterable[bytes], wanted: dict[bytes, str], dimension: int) -> Generator[_ScannedLines, None, None]:
     """Look for the wanted words in blocks of lines."""
+    beginnings = {spelling.partition(b" ")[0] for spelling in wanted}
     try:
         for block in blocks:
-            yield _scan_block(block, wanted, dimension)
+            yield _scan_block(block, wanted, beginnings, dimension)
     except BadRowError as error:
         yield _ScannedLines(1, [], np.empty((0, dimension), dtype=np.float32), str(error))
 
 
-def _scan_block(block: bytes, wanted: _Wanted, dimension: int) -> _ScannedLines:
+def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], dimension: int) -> _ScannedLines:
     """What the lines of a block hold, up to the first that is not as it should be."""
-    spellings, beginnings = wanted
     words, vectors, problem = [], [], None
     # Both are looked for in many lines at once: bytes.count() would take twice as long as all the rest.
     is_space, has_nul = np.frombuffer(block, dtype=np.uint8) == ord(" "), b"\0" in block
@@ -177,9 +171,9 @@ def _scan_block(block: bytes, wanted: _Wanted, dimension: int) -> _ScannedLines:
             word, *fields = line.rsplit(b" ", dimension)
             if b" " in word and _is_number(word.rpartition(b" ")[2]):
                 raise BadRowError(f"expected {dimension} numbers, got {count}")
-            if word in spellings:
+            if word in wanted:
                 vectors.append(_parse(fields))
-                words.append(spellings[word])
+                words.append(wanted[word])
     except BadRowError as error:
         problem = str(error)
     return _ScannedLines(number, words, np.array(vectors, dtype=np.float32).reshape(len(words), dimension), problem)

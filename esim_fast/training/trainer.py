@@ -76,6 +76,7 @@ class Trainer:
         settings: what else a checkpoint has to agree in, such as a digest of the data.
         resume: go on from the directory's checkpoint, if there is one.
         checkpoint_steps: steps of an epoch after which a checkpoint is written; one is at the end of each epoch, too.
+        on_begin: called by :meth:`run` when the directory could be written to, before the first step.
         on_epoch: called with what was measured, after an epoch is done and before its checkpoint is written.
         should_stop: asked after each step; if it says so, a checkpoint is written and the run ends with
             KeyboardInterrupt. Several processes must all be told so after the same step.
@@ -98,6 +99,7 @@ class Trainer:
         settings: dict[str, Any] | None = None,
         resume: bool = False,
         checkpoint_steps: int = 1000,
+        on_begin: Callable[[], object] | None = None,
         on_epoch: Callable[[EpochMetrics], object] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
@@ -108,7 +110,7 @@ class Trainer:
             raise ValueError(f"checkpoint_steps must be positive, got {checkpoint_steps}")
         self.train, self.dev, self.recipe = train, dev, recipe
         self.checkpoint_steps = checkpoint_steps
-        self.on_epoch, self.should_stop = on_epoch, should_stop
+        self.on_begin, self.on_epoch, self.should_stop = on_begin, on_epoch, should_stop
         self.directory = RunDirectory(directory)
         self.worker = this_worker()
         self.net, self.device = model.net, model.net.device
@@ -166,6 +168,8 @@ class Trainer:
             self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
         if self.worker.leads:
             self.directory.begin(self.model, self.progress.history, described=self.resumed and self.is_over)
+        if self.on_begin is not None:
+            self.on_begin()
         try:
             if not self.resumed:  # a full disk shows now, and not after an epoch
                 self._save_checkpoint()
