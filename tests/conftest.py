@@ -1,12 +1,17 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Generator, Iterator
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several processes, and for those that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from packaging.version import Version
 
@@ -29,6 +34,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESIM_FAST_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``once(name, make)``: the folder that ``make`` has filled, one for all processes that share the tests."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        with FileLock(base / f"{name}.lock"):
+            if not (base / name).exists():
+                unfinished = base / f"{name}-unfinished"
+                unfinished.mkdir(exist_ok=True)
+                make(unfinished)
+                unfinished.rename(base / name)
+        return base / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import esim_fast.ops  # noqa: F401 (defines the operators)
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "csrc"
+LIBRARY = "masked_pool_cuda.so"
 NAMESPACE = "esim_fast_cuda_on_cpu"
 OPERATORS = ("masked_pool", "masked_pool_backward")
 TORCH_TARGET_VERSION = "0x020a000000000000"  # as in setup.py
@@ -50,20 +51,19 @@ def rewritten(source: str) -> str:
     return source
 
 
-def build(folder: Path, command: list[str]) -> Path:
-    """Compiles into ``folder``; returns the library."""
-    source, library = folder / "masked_pool_cuda.cpp", folder / "masked_pool_cuda.so"
+def build(folder: Path, command: list[str]) -> None:
+    """Compiles into ``LIBRARY`` in a folder."""
+    source, library = folder / "masked_pool_cuda.cpp", folder / LIBRARY
     original = SOURCES / "masked_pool_cuda.cu"
     source.write_text(f'#line 1 "{original}"\n{rewritten(original.read_text(encoding="utf-8"))}', encoding="utf-8")
-    includes = [f"-I{of}" for of in (HERE / "fake_cuda", SOURCES, *cpp_extension.include_paths())]
-    links = [*(f"-L{of}" for of in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch", "-lc10"]
+    includes = [f"-I{folder}" for folder in (HERE / "fake_cuda", SOURCES, *cpp_extension.include_paths())]
+    links = [*(f"-L{folder}" for folder in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch", "-lc10"]
     # Sanitizers that watch the tests need not watch the compiler.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     arguments = [*command, *FLAGS, *includes, str(source), "-o", str(library), *links]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"masked_pool_cuda.cu does not compile for the CPU:\n{done.stderr[-4000:]}")
-    return library
 
 
 class CudaOnCpu:
@@ -90,4 +90,4 @@ class CudaOnCpu:
         """The kernels that were launched since this was last asked, such as "pool_kernel<float, 4, 8>"."""
         text = self._library.cuda_on_cpu_launches().decode()
         self._library.cuda_on_cpu_forget_launches()
-        return [re.sub(r"\w+::", "", of) for of in re.findall(r"\w+_kernel<[^<>]*>", text)]
+        return [re.sub(r"\w+::", "", name) for name in re.findall(r"\w+_kernel<[^<>]*>", text)]

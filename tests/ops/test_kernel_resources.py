@@ -4,77 +4,91 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# A program of its own, because here Triton's interpreter may be on.
+# A program of its own, because here Triton's interpreter may be on. The same kernel is compiled once.
 PROGRAM = """
 import json, sys
+from unittest import mock
 import kernel_resources
 from kernel_resources import Case, compile_for, kernels, launches, runtime
 
-cases, target, changes = json.loads(sys.argv[1])
-for table, key, config in changes:
-    getattr(kernels, table)[tuple(key)] = runtime.Config(*config)
-for case in cases:
-    for planned in launches(Case(*case)):
-        found = compile_for(Case(*case), planned, target)
-        print(json.dumps({**found._asdict(), "problem": found.problem}))
+found = {}
+for case, target, changes in json.loads(sys.argv[1]):
+    with mock.patch.dict(kernels.ONE_TILE, {tuple(key): runtime.Config(*config) for key, config in changes}):
+        resources = []
+        for planned in launches(Case(*case)):
+            if changes and planned.kernel.__name__ != changes[0][0][0]:
+                continue
+            key = str((case[0], case[3:], planned.kernel.__name__, planned.constants, planned.options, target))
+            if key not in found:
+                found[key] = compile_for(Case(*case), planned, target)
+            resources.append({**found[key]._asdict(), "problem": found[key].problem})
+        print(json.dumps(resources), flush=True)
 """
+FITTING = [("bf16", "sm_90"), ("ieee", "sm_80")]
+BROKEN = [
+    (["forward", "half", 64, 64], [128, 64, 4, 8], ("bf16", 64, 64), "shared memory, but sm_89 has"),
+    (["forward", "half", 64, 64], [64, 128, 4, 2], ("bf16", 64, 64), "registers go to memory"),
+    (["forward", "half", 16, 16], [16, 16, 8, 1], ("bf16", 16, 16), "bytes at a time"),
+]
+WIDTHS = [600, 601]
 
 
-def compiled(cases, target, changes=()) -> list[dict]:
-    """What each launch of the cases needs, see ``kernel_resources.Resources``; ``changes`` to the tables first."""
+@pytest.fixture(scope="session")
+def compiled(once) -> dict[str, list[dict]]:
+    """What each launch of some cases needs, see ``kernel_resources.Resources``."""
     pytest.importorskip("triton")
-    arguments = [sys.executable, "-c", PROGRAM, json.dumps([cases, target, changes])]
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "tools")}
-    run = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    jobs = {f"fits {name}": [(name, *lengths), target, []] for name, target in FITTING for lengths in [(32, 16)]}
+    jobs |= {f"fits {name}, many tiles": [(name, 100, 100), target, []] for name, target in FITTING}
+    jobs |= {problem: [case, "sm_89", [(key, config)]] for key, config, case, problem in BROKEN}
+    jobs |= {f"width {width}": [("bf16", 32, 32, "rows", width), "sm_90", []] for width in WIDTHS}
+    arguments = [sys.executable, "-c", PROGRAM, json.dumps([*jobs.values()])]
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tools"), *sys.path]),
+    }
+
+    def compile_all(folder: Path) -> None:
+        run = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=ROOT)
+        assert run.returncode == 0, run.stderr
+        (folder / "resources.jsonl").write_text(run.stdout)
+
+    lines = (once("kernel-resources", compile_all) / "resources.jsonl").read_text().splitlines()
+    return dict(zip(jobs, map(json.loads, lines), strict=True))
 
 
-@pytest.mark.parametrize(("arithmetic", "target"), [("bf16", "sm_90"), ("ieee", "sm_80")])
-def test_default_configurations_fit(arithmetic, target):
+@pytest.mark.parametrize("arithmetic", [name for name, _ in FITTING])
+def test_default_configurations_fit(compiled, arithmetic):
     """A tile and many tiles; tools/kernel_resources.py, which CI runs too, asks for all configurations and GPUs."""
-    found = compiled([(arithmetic, 32, 16), (arithmetic, 100, 100)], target)
+    found = compiled[f"fits {arithmetic}"] + compiled[f"fits {arithmetic}, many tiles"]
     many = ["scores", "forward", "forward", *["backward_enhance"] * 2, "products"]
     many += ["backward_softmax"] * 2 + ["backward"] * 2
-    assert [of["kernel"] for of in found] == ["forward", "backward", *many]
-    for of in found:
-        assert of["problem"] is None, of
-        assert of["shared"] < 100_000
-        assert 24 <= of["registers"] <= 255
-        assert of["spilled"] == 0
+    assert [resources["kernel"] for resources in found] == ["forward", "backward", *many]
+    for resources in found:
+        assert resources["problem"] is None, resources
+        assert resources["shared"] < 100_000
+        assert 24 <= resources["registers"] <= 255
+        assert resources["spilled"] == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "case", "problem"),
-    [
-        (
-            ["ONE_TILE", ["backward", "ieee", 32, 32], [128, 128, 4, 3]],
-            ("ieee", 32, 32),
-            "shared memory, but sm_89 has",
-        ),
-        (["ONE_TILE", ["forward", "half", 64, 64], [64, 128, 4, 2]], ("bf16", 64, 64), "registers go to memory"),
-        (["ONE_TILE", ["forward", "half", 16, 16], [16, 16, 8, 1]], ("bf16", 16, 16), "bytes at a time"),
-    ],
-)
-def test_a_configuration_broken_on_purpose_is_found(change, case, problem):
-    found = compiled([case], "sm_89", [change])
-    assert any(problem in (of["problem"] or "") for of in found), found
+@pytest.mark.parametrize("problem", [problem for *_, problem in BROKEN])
+def test_a_configuration_broken_on_purpose_is_found(compiled, problem):
+    assert any(problem in (resources["problem"] or "") for resources in compiled[problem]), compiled[problem]
 
 
-def test_aligned_rows_move_16_bytes_at_a_time():
+def test_aligned_rows_move_16_bytes_at_a_time(compiled):
     """Which the compiler cannot know of packed rows unless it is told, and odd widths do not allow."""
-    aligned, odd = (compiled([("bf16", 32, 32, "rows", width)], "sm_90") for width in (600, 601))
-    assert [(of["widest_load"], of["widest_store"]) for of in aligned] == [(16, 16), (16, 16)]
-    assert all(of["widest_load"] < 16 and of["widest_store"] < 16 for of in odd)
+    aligned, odd = (compiled[f"width {width}"] for width in WIDTHS)
+    assert [(resources["widest_load"], resources["widest_store"]) for resources in aligned] == [(16, 16), (16, 16)]
+    assert all(resources["widest_load"] < 16 and resources["widest_store"] < 16 for resources in odd)
 
 
-# A call as far as it goes without a GPU: from the operator to a compiled kernel, whose launch alone is left out.
+# A call as far as it goes without a GPU: from the operator to what would be compiled.
 CALLS = """
 import json
 import torch, triton
@@ -89,8 +103,8 @@ class NoGPU:
         return 0
 
 triton.runtime.driver.set_active(NoGPU())
-compiled = []
-triton.knobs.runtime.jit_cache_hook = lambda *, repr, **_: compiled.append(repr)
+compiled = set()
+triton.knobs.runtime.jit_cache_hook = lambda *, key, **_: compiled.add(key) or True  # True: it is not compiled
 
 from esim_fast import Rows
 from esim_fast.ops.triton import local_inference as kernels, runtime
@@ -134,11 +148,10 @@ print(json.dumps(counts))
 def test_lengths_do_not_make_the_kernels_compile_again():
     """Neither a multiple of 16 nor a 1 among them, nor an odd number of pairs, whose addresses begin anywhere."""
     pytest.importorskip("triton")
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
-        run = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True)
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     counts = json.loads(run.stdout)
     # In each layout one tile takes two kernels and many take six, three of which are compiled for each side.
     tiles = [2, 2, 2, 11, 11, 11]
-    assert counts == [layout * 11 + of for layout in range(3) for of in tiles]
+    assert counts == [layout * 11 + count for layout in range(3) for count in tiles]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool, reference
-from tests.ops.cuda_on_cpu import CudaOnCpu, build, compiler
+from tests.ops.cuda_on_cpu import LIBRARY, CudaOnCpu, build, compiler
 from tests.ops.large_tensors import FAR, reserve, spread
 from tests.ops.layouts import LAYOUTS, Layout
 
@@ -25,12 +25,12 @@ LENGTHS = [70, 0, 1, 133, 17]
 
 
 @pytest.fixture(scope="session")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> CudaOnCpu:
+def cuda(once) -> CudaOnCpu:
     if sys.platform != "linux":
         pytest.skip("CUDA code is built for Linux alone")
     if (command := compiler()) is None:
         pytest.skip("no C++ compiler here to build CUDA code for the CPU")
-    return CudaOnCpu(build(tmp_path_factory.mktemp("cuda"), command))
+    return CudaOnCpu(once("cuda-on-cpu", lambda folder: build(folder, command)) / LIBRARY)
 
 
 @pytest.fixture(autouse=True)

@@ -45,17 +45,24 @@ def outcome(request, tmp_path_factory):
     return folder, results[0]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The directory of a run in this process, and its figures."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, steps(folder, 1)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
-def test_several_processes_take_the_steps_of_one(outcome, tmp_path, parts):
+def test_several_processes_take_the_steps_of_one(outcome, alone, parts):
     folder, result = outcome
-    alone = steps(tmp_path, 1)
-    for measured, expected in zip(result["steps"][str(parts)], alone, strict=True):
+    expected_folder, figures = alone
+    for measured, expected in zip(result["steps"][str(parts)], figures, strict=True):
         assert measured == pytest.approx(expected, abs=1e-5)
         assert measured[1::2] == expected[1::2]  # accuracies: of as many pairs
     for directory in ("", "last"):
         weights, expected = (
             safetensors.torch.load_file(run / directory / "model.safetensors")
-            for run in (folder / f"steps-{parts}", tmp_path)
+            for run in (folder / f"steps-{parts}", expected_folder)
         )
         for name, value in weights.items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
