@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy --train F --dev F --vectors F [--words F] [--more F] --output DIR [--json FILE]
 
-run in the repository's root. Each recipe has what the one before it has, and one thing more. A command that was
-interrupted goes on where it stopped; `--only NAME` trains one of them, and several such commands may run at a time.
+run in the repository's root. Each recipe adds one thing to the one before it. An interrupted command goes on where it
+stopped; `--only NAME` trains one recipe, and several such commands may run at once.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.command import Parser, add_json, positive, write_json
 from benchmarks.timing import environment
 
 SMALL_DATA = ["--preset", "small-data", "--epochs", "6"]
-# Of each: what it adds, its options, and the files that it needs besides.
+# What each recipe adds, its options, and the further files that it needs.
 RECIPES = {
     "paper": ("the default recipe", [], ()),
     "small-data": ("--preset small-data", SMALL_DATA, ()),

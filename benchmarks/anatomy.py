@@ -25,7 +25,7 @@ from esim_fast import ESIM
 from esim_fast.data import Batch
 from esim_fast.training import PRECISIONS, Recipe, training_step
 
-# What ends with the forward pass of each module.
+# The parts, and the module whose forward pass ends each.
 PARTS = {
     "embedding": "embedding_dropout",
     "encoder": "encoder",
@@ -62,7 +62,7 @@ class Step:
 def parts_of(step: Step, rounds: int) -> dict[str, float]:
     """Seconds of each part of a step, on average over the batches, medians over the rounds.
 
-    Backward, a part ends where the gradient of what it began with is known, and so where the part before it begins.
+    Backward, a part ends when the gradient of its input is known; there the part before it begins.
     """
     net, names = step.net, list(PARTS)
     hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -99,7 +99,7 @@ def parts_of(step: Step, rounds: int) -> dict[str, float]:
 
 
 def step_times(step: Step, rounds: int) -> dict[str, float]:
-    """Seconds of a step in a row of them, and those that the host takes to issue one that nothing holds up."""
+    """Seconds of a step among others, and, on a GPU, seconds that the host takes to issue one while the GPU is idle."""
     whole, issued = [], []
     for _ in range(rounds):
         begin = time.perf_counter()
@@ -123,10 +123,14 @@ def profiled(step: Step) -> tuple[dict[str, float], list[dict[str, object]]]:
             step.round()
         synchronize()
     if not ON_GPU:
-        operators = sorted(found.key_averages(), key=lambda of: -of.self_cpu_time_total)
+        operators = sorted(found.key_averages(), key=lambda operator: -operator.self_cpu_time_total)
         listed = [
-            {"name": of.key, "seconds": of.self_cpu_time_total / 1e6 / steps, "times": of.count / steps}
-            for of in operators
+            {
+                "name": operator.key,
+                "seconds": operator.self_cpu_time_total / 1e6 / steps,
+                "times": operator.count / steps,
+            }
+            for operator in operators
         ]
         return {}, listed
     kernels: dict[str, list[float]] = {}
@@ -137,11 +141,11 @@ def profiled(step: Step) -> tuple[dict[str, float], list[dict[str, object]]]:
         kernels.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
         spans.append((event.time_range.start, event.time_range.end))
     listed = [
-        {"name": name, "seconds": sum(of) / steps, "times": len(of) / steps}
-        for name, of in sorted(kernels.items(), key=lambda item: -sum(item[1]))
+        {"name": name, "seconds": sum(seconds) / steps, "times": len(seconds) / steps}
+        for name, seconds in sorted(kernels.items(), key=lambda item: -sum(item[1]))
     ]
     busy = covered(spans) / 1e6 / steps
-    return {"GPU busy": busy, "kernels": sum(of["times"] for of in listed)}, listed
+    return {"GPU busy": busy, "kernels": sum(kernel["times"] for kernel in listed)}, listed
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
@@ -180,8 +184,8 @@ def page(result: dict) -> str:
     total = sum(parts.values())
     lines += [f"  {part:<28} {1e6 * value:>10,.1f} µs {value / total:>6.1%}" for part, value in parts.items()]
     lines.append(f"{'kernels' if ON_GPU else 'operators'} by their time in a step")
-    for of in listed[:MOST_KERNELS]:
-        lines.append(f"  {1e6 * of['seconds']:>10,.1f} µs {of['times']:>7.1f} times  {of['name'][:90]}")
+    for entry in listed[:MOST_KERNELS]:
+        lines.append(f"  {1e6 * entry['seconds']:>10,.1f} µs {entry['times']:>7.1f} times  {entry['name'][:90]}")
     return "\n".join(lines)
 
 

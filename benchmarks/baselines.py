@@ -170,7 +170,7 @@ class Coetaur0ESIM(nn.Module):
     def forward(self, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> Tensor:
         """Token ids ``[B, Lp]`` and ``[B, Lh]`` with their lengths, best on the CPU, to logits ``[B, num_labels]``.
 
-        The original has its lengths on the GPU and waits for them at each of the four encodings: it is spared that.
+        The original keeps its lengths on the GPU and waits for them at each of the four encodings; this one does not.
         """
         p_mask, h_mask = (p != PADDING).float(), (h != PADDING).float()
         p_embedded, h_embedded = self.time_dropout(self.embedding(p)), self.time_dropout(self.embedding(h))
@@ -208,10 +208,10 @@ def multiplied_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class TurnedBiLSTM(nn.Module):
-    """A BiLSTM over padded sentences into which no padding gets: backward, it runs over each sentence turned round.
+    """A BiLSTM over padded sentences whose words see no padding: backward, it runs over each sentence reversed.
 
-    Where the words end is behind them in both directions, and what is computed from there on is nobody's. Two calls of
-    a one-way LSTM, on a GPU at the same time.
+    In both directions the padding comes after the words, and its states are ignored. It takes two calls of a one-way
+    LSTM, on a GPU at the same time.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -224,8 +224,8 @@ class TurnedBiLSTM(nn.Module):
         t = torch.arange(x.shape[1], device=x.device)
         place = torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)[:, :, None]
 
-        def turn(of: Tensor) -> Tensor:
-            return of.gather(1, place.expand(-1, -1, of.shape[2]))
+        def turn(padded: Tensor) -> Tensor:
+            return padded.gather(1, place.expand(-1, -1, padded.shape[2]))
 
         if self.beside is None or not x.is_cuda:
             return torch.cat([self.onward(x)[0], turn(self.turned(turn(x))[0])], 2)
@@ -244,11 +244,11 @@ class TurnedBiLSTM(nn.Module):
             lstm.load_state_dict({name: state_dict[f"{name}{end}"] for name in lstm.state_dict()})
 
     @staticmethod
-    def bilstm_names(of: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What belongs to parameters, by the names that they have in an ``nn.LSTM(bidirectional=True)``."""
-        names = {name: name.removeprefix("onward.") for name in of}
-        names |= {name: f"{name.removeprefix('turned.')}_reverse" for name in of if name.startswith("turned.")}
-        return {names[name]: value for name, value in of.items()}
+    def bilstm_names(by_name: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The values by the names that their parameters have in an ``nn.LSTM(bidirectional=True)``."""
+        names = {name: name.removeprefix("onward.") for name in by_name}
+        names |= {name: f"{name.removeprefix('turned.')}_reverse" for name in by_name if name.startswith("turned.")}
+        return {names[name]: value for name, value in by_name.items()}
 
 
 def packed_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Launch configurations to try in place of those in esim_fast/ops/triton/launch.py: which, for whom, and compiled.
+"""Launch configurations to try in place of those in esim_fast/ops/triton/local_inference.py, and their compilation.
 
 A case is an entry of its tables, with the batches that it is tried on.
 """
@@ -20,8 +20,8 @@ from benchmarks import predicted
 from benchmarks.corpus import bucketed_lengths
 from benchmarks.predicted import Code
 from esim_fast import Rows
-from esim_fast.ops.triton import launch
-from esim_fast.ops.triton.launch import Config, Launch
+from esim_fast.ops.triton import local_inference, runtime
+from esim_fast.ops.triton.runtime import Config, Launch
 from esim_fast.ops.triton.tokens import Tokens
 
 WIDTH = 600  # of ESIM's BiLSTM
@@ -31,7 +31,7 @@ SNLI_BATCHES = (1024, 256, 32)
 LONG_BATCHES = {"128 tokens": 64, "512 tokens": 16}
 COMPILED, TIMED = 64, 14  # candidates of a case beside the present entry, at most
 _CUT = 100  # batches of a bucketed corpus, as corpus.py cuts it
-# What a number may be; a candidate is so many steps from the present entry.
+# The values to try; candidates are ordered by their steps from the present entry along these.
 _AXES = {
     "block_k": (16, 32, 64, 128, 256),
     "block_d": (16, 32, 64, 128, 256),
@@ -46,8 +46,8 @@ class Case(NamedTuple):
     """An entry of a table.
 
     Attributes:
-        kernel: of which the configurations are.
-        tiles: of one_tile, the larger first; empty for many_tiles.
+        kernel: the one that is configured.
+        tiles: those of one_tile, the larger first; empty for many_tiles.
         batches: kind of lengths and pairs.
     """
 
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
     @property
     def table(self) -> dict:
-        return launch.ONE_TILE if self.tiles else launch.MANY_TILES
+        return local_inference.ONE_TILE if self.tiles else local_inference.MANY_TILES
 
     @property
     def key(self) -> tuple:
@@ -72,9 +72,9 @@ class Case(NamedTuple):
     def backward(self) -> bool:
         return self.kernel not in ("scores", "forward")
 
-    def own(self, planned: list[Launch]) -> list[Launch]:
+    def own(self, launches: list[Launch]) -> list[Launch]:
         """The launches of this kernel."""
-        return [of for of in planned if of.kernel.__name__ == self.kernel]
+        return [planned for planned in launches if planned.kernel.__name__ == self.kernel]
 
     def __str__(self) -> str:
         tiles = "x".join(map(str, self.tiles)) or "many tiles"
@@ -86,7 +86,7 @@ def cases(kernels: Sequence[str] = KERNELS) -> list[Case]:
     found = []
     for arithmetic in DTYPES:
         for tiles, kernel in itertools.product(snli_tiles(), ("forward", "backward")):
-            if (kernel, arithmetic, *tiles) in launch.ONE_TILE:
+            if (kernel, arithmetic, *tiles) in local_inference.ONE_TILE:
                 batches = tuple(("SNLI", pairs) for pairs in SNLI_BATCHES if batches_of("SNLI", pairs, tiles))
                 found.append(Case(kernel, arithmetic, tiles, batches))
     long = tuple(LONG_BATCHES.items())
@@ -119,7 +119,7 @@ def _bucketed(pairs: int) -> list[np.ndarray]:
 
 
 def _tiles(lengths: np.ndarray) -> tuple[int, ...]:
-    tiles = (next((tile for tile in launch.TILES if longest <= tile), 0) for longest in lengths.max(0))
+    tiles = (next((tile for tile in local_inference.TILES if longest <= tile), 0) for longest in lengths.max(0))
     return tuple(sorted(tiles, reverse=True))
 
 
@@ -136,7 +136,7 @@ def configurations(case: Case) -> list[Config]:
         limited = config.max_registers not in (None, present.max_registers)
         if config != present and sum(steps) <= (1 if limited else math.inf):
             found.append((sum(steps), max(steps), config))
-    found.sort(key=lambda of: of[:2])
+    found.sort(key=lambda candidate: candidate[:2])
     return [present] + [config for *_, config in found[:COMPILED]]
 
 
@@ -172,8 +172,10 @@ class Inputs(NamedTuple):
         dtype, pairs = DTYPES[case.arithmetic], len(lengths)
         rows = Rows.concatenated(torch.from_numpy(lengths.T.reshape(-1)), WIDTH)
         a_longest, b_longest = (int(side.max()) for side in lengths.T)
-        start, step, sentences = (of.to(device) for of in (rows.start, rows.step, rows.lengths))
-        sides = [(start[of].clone(), step, sentences[of].clone(), None) for of in (slice(pairs), slice(pairs, None))]
+        start, step, sentences = (tensor.to(device) for tensor in (rows.start, rows.step, rows.lengths))
+        sides = [
+            (start[side].clone(), step, sentences[side].clone(), None) for side in (slice(pairs), slice(pairs, None))
+        ]
 
         def random(*shape: int) -> Tensor:
             if generator is None:
@@ -189,25 +191,25 @@ class Inputs(NamedTuple):
     def plan(self, case: Case) -> list[Launch]:
         """What a user's call would start, by the tables as they are now."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if case.arithmetic == "tf32" else "ieee"
-        sides = launch.sides_of(self.x, None, self.addresses)
+        sides = local_inference.sides_of(self.x, self.x, self.addresses)
         if self.grad_m is None:
-            return launch.plan_forward(*sides, self.result, self.result)
-        return launch.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
+            return local_inference.plan_forward(*sides, self.result, self.result)
+        return local_inference.plan_backward(*sides, self.grad_m, self.grad_m, self.result, self.result)
 
     def moved(self, case: Case) -> int:
-        """Bytes of all that the case's kernel reads and writes, once: tokens, and of many tiles the matrices."""
-        arguments = [of for planned in case.own(self.plan(case)) for of in planned.arguments]
-        tensors = [of.x if isinstance(of, Tokens) else of for of in arguments]
-        different = {id(of): of for of in tensors if isinstance(of, Tensor)}
-        return sum(of.numel() * of.element_size() for of in different.values())
+        """Bytes that the case's kernel reads and writes, each counted once: tokens and, of many tiles, the matrices."""
+        arguments = [argument for planned in case.own(self.plan(case)) for argument in planned.arguments]
+        tensors = [argument.x if isinstance(argument, Tokens) else argument for argument in arguments]
+        different = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
+        return sum(tensor.numel() * tensor.element_size() for tensor in different.values())
 
 
 class Gpu(NamedTuple):
-    """What is compiled for.
+    """A GPU to compile for.
 
     Attributes:
         capability: compute capability, without its point.
-        shared: bytes that a program can have.
+        shared: bytes of shared memory that a program can have.
     """
 
     capability: int
@@ -216,15 +218,19 @@ class Gpu(NamedTuple):
 
     @classmethod
     def here(cls) -> "Gpu":
-        of: Any = torch.cuda.get_device_properties("cuda")
-        return cls(10 * of.major + of.minor, of.multi_processor_count, of.shared_memory_per_block_optin)
+        properties: Any = torch.cuda.get_device_properties("cuda")
+        return cls(
+            10 * properties.major + properties.minor,
+            properties.multi_processor_count,
+            properties.shared_memory_per_block_optin,
+        )
 
 
 H100 = Gpu(90, predicted.MULTIPROCESSORS, 227 * 1024)
 
 
 class _NoGPU:
-    """As much of a driver as compiling asks for."""
+    """The part of a driver that compiling needs."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -242,20 +248,22 @@ class _NoGPU:
 def compile_candidate(case: Case, config: Config, batch: tuple[str, int], gpu: Gpu) -> list[tuple[int, Code]] | str:
     """Programs and code of each launch, or why there are none.
 
-    No GPU is needed. Triton's cache holds the code then, where a call on a GPU like that looks for it.
+    No GPU is needed. Triton's cache then holds the code where a call on such a GPU looks for it.
     """
     triton.runtime.driver.set_active(_NoGPU(gpu.capability))
-    launch._multiprocessors = lambda _: gpu.multiprocessors
+    runtime.multiprocessors = lambda _: gpu.multiprocessors
     lengths = batches_of(*batch, case.tiles)
-    # Lengths change no code. The middle one is a usual batch.
+    # The code does not depend on the lengths; the batch in the middle is a usual one.
     inputs = Inputs.draw(case, lengths[len(lengths) // 2], torch.device("meta"))
     found = []
     try:
         with in_place(case, config):
-            for of in case.own(inputs.plan(case)):
-                compiled = of.kernel.warmup(*of.arguments, grid=(of.programs,), **of.constants, **of.options)
-                found.append((of.programs, predicted.examine(compiled, of)))
-    except Exception as error:  # the compiler's own are of many kinds, and not all can be handed to another process
+            for planned in case.own(inputs.plan(case)):
+                compiled = planned.kernel.warmup(
+                    *planned.arguments, grid=(planned.programs,), **planned.constants, **planned.options
+                )
+                found.append((planned.programs, predicted.examine(compiled, planned)))
+    except Exception as error:  # the compiler raises many kinds, and not all can be sent to another process
         return one_line(error)
     return found
 

@@ -1,4 +1,4 @@
-"""What the benchmarks that are commands have in common."""
+"""What the benchmarks that run as commands have in common."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from esim_fast.files import replace_file
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line."""
+    """Reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -40,12 +40,12 @@ def add_json(parser: Parser) -> None:
 
 
 def write_json(parser: Parser, path: Path | None, figures: dict[str, object]) -> None:
-    """Writes what was measured, and on what, where that is asked for."""
+    """Writes the figures, and the machine and date they belong to, if there is a ``path``."""
     if path is None:
         return
-    of = {"environment": environment(), "hardware": hardware(), "date": today()}
+    circumstances = {"environment": environment(), "hardware": hardware(), "date": today()}
     try:
-        text = json.dumps({**of, **figures}, indent=1) + "\n"
+        text = json.dumps({**circumstances, **figures}, indent=1) + "\n"
         replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     except OSError as error:
         parser.error(f"{path}: {error.strerror}")

@@ -55,9 +55,9 @@ def report(request: pytest.FixtureRequest) -> Callable[[Comparison], None]:
         comparisons = config.stash.setdefault(_COMPARISONS, [])
         comparisons.append(comparison)
         if file := config.getoption("--json"):  # each time, so that nothing is lost where a run is cut off
-            of = {"environment": environment(), "hardware": hardware(), "date": today()}
+            circumstances = {"environment": environment(), "hardware": hardware(), "date": today()}
             measured = [asdict(comparison) for comparison in comparisons]
-            text = json.dumps({**of, "measured": measured}, indent=1) + "\n"
+            text = json.dumps({**circumstances, "measured": measured}, indent=1) + "\n"
             replace_file(file, lambda beside: beside.write_text(text, encoding="utf-8"))
 
     return add

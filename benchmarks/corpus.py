@@ -18,8 +18,8 @@ from esim_fast.packed import PackedPairs
 VOCABULARY = 36_988  # SNLI's lower-cased words, with one row for padding and one for unknown words
 PADDING = data.PADDING_ID
 _POOL = 100  # batches that the data loader sorts together
-# So much of a corpus is at most as long as this, in Treebank tokens: every twentieth, and the 99th hundredth, without
-# which the longest sentence would weigh too much. SNLI: 20,000 training pairs; MultiNLI: the 9,815 of matched dev.
+# Quantiles of the lengths in Treebank tokens: every twentieth, and 99 %, without which the longest sentence would weigh
+# too much. SNLI: 20,000 training pairs; MultiNLI: the 9,815 of matched dev.
 _PARTS = np.append(np.arange(20) / 20, [0.99, 1])
 _LENGTHS = {
     "SNLI": (
@@ -97,11 +97,11 @@ def draw_pairs(kind: str, pairs: int, random: np.random.Generator) -> data.Encod
 
 @cache
 def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[PairBatch]:
-    """``count`` batches of ``size`` pairs as the data loader cuts them, together about like its average."""
+    """``count`` batches of ``size`` pairs as the data loader cuts them, on average much like all of its batches."""
     random = np.random.default_rng(seed)
     corpus = draw_pairs(kind, _POOL * size, random)
     cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]
-    return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[of] for of in cut], count)]
+    return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[indices] for indices in cut], count)]
 
 
 def training_batches(size: int, count: int) -> list[data.Batch]:
@@ -121,11 +121,11 @@ def bucketed_lengths(kind: str, size: int, count: int, random: np.random.Generat
 
 def _typical(lengths: list[np.ndarray], count: int) -> np.ndarray:
     """``count`` batches, one from each part of a sorted corpus, whose padding and words are close to the average."""
-    words = np.array([of.sum() for of in lengths])
-    padded = np.array([len(of) * of.max(0).sum() for of in lengths])
+    words = np.array([batch.sum() for batch in lengths])
+    padded = np.array([len(batch) * batch.max(0).sum() for batch in lengths])
     part = len(lengths) // count
     choices = np.random.default_rng(0).integers(part, size=(1000, count)) + part * np.arange(count)
-    errors = [abs(np.log(of[choices].mean(1) / of.mean())) for of in (words, padded)]
+    errors = [abs(np.log(sizes[choices].mean(1) / sizes.mean())) for sizes in (words, padded)]
     return choices[np.argmin(sum(errors))]
 
 

@@ -1,11 +1,11 @@
-"""An epoch of SNLI's size through the trainer and its data loader: pairs a second, and what takes them.
+"""An epoch of SNLI's size through the trainer and its data loader: pairs a second, and where the time goes.
 
     python -m benchmarks.epoch [--pairs N] [--batch-size 32] [--precision fp32] [--json FILE]
 
 run in the repository's root. Sentences are made up (corpus.py), their lengths, the vocabulary and the work are SNLI's:
 the trainer is `esim-fast train`'s, with its evaluation on as many pairs as SNLI's dev set has, and its files. On a CPU
-a part of the epoch is run, and the whole one's time worked out from it. On a GPU what it is spent on is timed by events
-in its stream, so that no step is waited for.
+a part of the epoch runs, and the time of a whole one is extrapolated. On a GPU the parts are timed by events in its
+stream, so that nothing waits for a step.
 """
 
 import sys
@@ -25,15 +25,15 @@ from esim_fast.training import PRECISIONS, Recipe, Trainer
 SNLI_PAIRS = 549_367  # labeled ones of its training set
 DEV_PAIRS = 9_842  # and of its dev set
 CPU_PAIRS = 6_400
-# Pairs that are not counted: they initialize libraries, and on a GPU a kernel is compiled for each size of tile, of
-# which the rarest comes after hundreds of batches. Compiled ones are kept on disk, so that happens once on a machine.
+# Pairs that do not count: they initialize libraries, and on a GPU compile a kernel for each size of tile, the rarest of
+# which comes after hundreds of batches. Triton keeps compiled kernels on disk, so this happens once on a machine.
 WARM_UP = 16_000 if FULL_SIZE else 160
 LABELS = ["entailment", "neutral", "contradiction"]
-FIRST, LAST = "order of the pairs, first checkpoint", "model and checkpoint written"  # once, however many pairs
+FIRST, LAST = "order of the pairs, first checkpoint", "model and checkpoint written"  # once a run
 
 
 class Run:
-    """A run of the trainer on made-up pairs, which hooks take the time of, so that it is the one that trains."""
+    """A run of the real trainer on made-up pairs, timed by hooks."""
 
     def __init__(self, net: ESIM, recipe: Recipe, pairs: int, directory: str) -> None:
         random = np.random.default_rng(0)

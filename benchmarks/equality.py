@@ -21,5 +21,5 @@ def difference(results: Mapping[str, Tensor], exact: Mapping[str, Tensor], toler
     """Which of the results is off by more than ``tolerance``, and by how much; None if none is."""
     errors = {name: relative_error(results[name], value) for name, value in exact.items()}
     worst = max(errors, key=errors.get)
-    # Not "greater than": an error that is no number is one.
+    # Not "greater than": NaN is an error, too.
     return None if errors[worst] <= tolerance else f"{worst} is off by {errors[worst]:.1e}, allowed {tolerance:.1e}"

@@ -1,4 +1,4 @@
-"""The least that each op must do, operations and bytes of memory: what takes longer of the two is its floor.
+"""The least that each op must do, operations and bytes of memory: whichever takes longer is its floor.
 
     python -m benchmarks.floors [--batch 32 512 ...] [--lengths SNLI] [--precision bf16] [--bandwidth B] [--rate R]
 
@@ -36,7 +36,7 @@ class Floor(NamedTuple):
 
 
 def local_inference(lengths: np.ndarray, width: int, element: int, *, backward: bool = False) -> Floor:
-    """Of pairs with lengths ``[B, 2]`` and encodings of ``width`` features.
+    """The floor of pairs with lengths ``[B, 2]`` and encodings of ``width`` features.
 
     Forward: scores and two alignments; reads a and b, writes four times as much. Backward: those again and a product
     for each operand of each, less those that are the same; reads a, b and the gradients of m, writes those of a and b.
@@ -48,7 +48,7 @@ def local_inference(lengths: np.ndarray, width: int, element: int, *, backward: 
 
 
 def masked_pool(lengths: np.ndarray, width: int, element: int, *, backward: bool = False) -> Floor:
-    """Of sentences with ``lengths``: each token once, both poolings, and where each maximum was."""
+    """The floor of sentences with ``lengths``: each token once, both poolings, and where each maximum was."""
     del backward  # reads what forward wrote and writes what it read
     sentences = 2 * lengths.size * width * element + 4 * lengths.size * width
     return Floor(0, int(lengths.sum()) * width * element + sentences)
@@ -57,7 +57,7 @@ def masked_pool(lengths: np.ndarray, width: int, element: int, *, backward: bool
 def bilstm(
     lengths: np.ndarray, inputs: int, hidden: int, element: int, *, backward: bool = False, training: bool = True
 ) -> Floor:
-    """Of sentences with ``lengths``, both directions.
+    """The floor of sentences with ``lengths``, both directions.
 
     The first step of a sentence has no state before it to multiply. For the backward pass the gates and the cells of
     each token are kept. Weights are read once: that they stay on the chip from step to step is part of the floor.
@@ -75,7 +75,7 @@ def bilstm(
 
 
 def linear(rows: int, inputs: int, outputs: int, element: int, *, backward: bool = False) -> Floor:
-    """Of a product with weights ``[outputs, inputs]`` and a bias; backward: of those with the gradients of y."""
+    """The floor of a product with weights ``[outputs, inputs]`` and a bias; backward, of those with y's gradients."""
     flops, weights = 2 * rows * inputs * outputs, (inputs + 1) * outputs * element
     x, y = rows * inputs * element, rows * outputs * element
     return Floor(2 * flops, 2 * x + y + 2 * weights) if backward else Floor(flops, x + y + weights)
@@ -92,7 +92,7 @@ def optimizer(parameters: int) -> Floor:
 
 
 def step(lengths: np.ndarray, vocabulary: int, element: int, *, training: bool = True) -> dict[str, Floor]:
-    """Of each part of a training step, or of a forward pass alone, for pairs with lengths ``[B, 2]``."""
+    """The floor of each part of a training step, or of a forward pass, for pairs with lengths ``[B, 2]``."""
     words, H = int(lengths.sum()), HIDDEN
     weights = 2 * 2 * 4 * H * (WIDTH + H + 4) + 2 * (8 * H + 1) * H + (H + 1) * LABELS
     forward = {
@@ -121,7 +121,7 @@ def step(lengths: np.ndarray, vocabulary: int, element: int, *, training: bool =
 
 
 def table(floors: Mapping[str, Floor], bandwidth: float, rate: float) -> list[str]:
-    """A line for each part and one for their sum, which is what no step is faster than."""
+    """A line for each part and one for their sum, which no step can beat."""
     lines = [f"  {'':<20} {'GFLOP':>10} {'MB':>10} {'by FLOPs':>12} {'by bytes':>12} {'floor':>12}"]
     total = 0.0
     for name, floor in floors.items():

@@ -1,14 +1,14 @@
-"""Everything that is to be known of the library on a GPU, in one command and in order of worth.
+"""Tests and measures all of the library on a GPU, in one command, what matters most first.
 
     python -m benchmarks.gpu [--minutes N] [--out DIR] [--parts NAME ...] [--dry-run]
 
 run in the repository's root with the library and the test dependencies installed. If the installed extension has no
 code for this GPU, one is built into DIR. Then come the tests that need a GPU, the kernels under compute-sanitizer, the
 ceilings of the device, and what is held against them: ops, training steps, an epoch of SNLI's size, a step taken apart,
-what it could be made of instead, the LSTM, inference, and the kernels' launch tables. When the time is up, the part in
-hand is interrupted and the others are left. Every part writes its JSON and its log into DIR as it goes on; runs into
-the same DIR add to each other. At the end DIR has report.md with plots, and summary.md, which is printed, too: what was
-aimed at, and what was reached. The exit code is 1 if a test or a part failed.
+what it could be made of instead, the LSTM, inference, and the kernels' launch tables. When the time is up, the
+running part is interrupted and the rest is left out. Every part writes its JSON and its log into DIR as it goes on;
+runs into the same DIR add to each other. At the end DIR has report.md with plots, and summary.md, which is printed,
+too: the aims, and what was reached. The exit code is 1 if a test or a part failed.
 
 ``--dry-run``, on a machine without a GPU, tries all of it on the CPU with small shapes: no figure means anything then.
 """
@@ -37,11 +37,11 @@ RUN = "run.json"
 
 
 class Part(NamedTuple):
-    """A command of this repository: arguments of Python, in which JSON is the file for its figures.
+    """A command of this repository: arguments for Python, where JSON stands for the file of its figures.
 
     Attributes:
-        least: minutes without which it is not begun.
-        most: minutes after which it is interrupted, so that what hangs does not take all the time.
+        least: minutes that must be left for it to begin.
+        most: minutes after which it is interrupted, so that a part that hangs does not take all the time.
     """
 
     name: str
@@ -54,7 +54,7 @@ JSON, MINUTES = "{json}", "{minutes}"
 
 
 def parts(dry_run: bool) -> list[Part]:
-    """In order of worth."""
+    """What matters most first."""
     once = ["--once"] if dry_run else []
     workers = ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") else []
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -102,7 +102,7 @@ def parts(dry_run: bool) -> list[Part]:
 
 
 class Run:
-    """What is done in a folder, part by part, until the time is up."""
+    """A run into a folder, part by part, until the time is up."""
 
     def __init__(self, folder: Path, minutes: float, dry_run: bool) -> None:
         self.folder, self.dry_run, self.failed = folder, dry_run, False
@@ -120,7 +120,7 @@ class Run:
         return self.end - RESERVE - time.monotonic()
 
     def build(self) -> bool:
-        """Where the installed extension has no code for this GPU: into the folder, where every part finds it."""
+        """If the installed extension has no code for this GPU, builds one into the folder, where all parts find it."""
         architecture = ".".join(map(str, torch.cuda.get_device_capability()))
         built = self.folder / "installed"
         code = "import esim_fast; print('built for', *esim_fast.build_info()['cuda'])"
@@ -145,7 +145,7 @@ class Run:
             return
         seconds, file = min(60 * part.most, self.seconds_left), self.folder / f"{part.name}.json"
         file.unlink(missing_ok=True)  # of a run before this one
-        # What is told its minutes ends by itself a little earlier.
+        # A part that is told its minutes ends by itself a little earlier.
         values = {JSON: str(file), MINUTES: f"{max(0.5, seconds / 60 - 1):.1f}"}
         command = [sys.executable, *(values.get(argument, argument) for argument in part.arguments)]
         self._run(part.name, command, self.environment, seconds)
@@ -176,7 +176,7 @@ class Run:
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> bool:
-    """Whether it had to be interrupted; it gets the time to write what it has."""
+    """Waits, and interrupts a process that takes longer, leaving it time to write what it has; whether it did."""
     try:
         process.wait(seconds)
         return False
@@ -221,7 +221,9 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
     lines = [f"# {record['hardware']}, {record['date']}", "", record["environment"], ""]
     if record["dry_run"]:
         lines += ["**A dry run on the CPU: no figure here means anything.**", ""]
-    if any(name in ("tests", "waits", "sanitizer") and of["outcome"] != "done" for name, of in record["parts"].items()):
+    if any(
+        name in ("tests", "waits", "sanitizer") and part["outcome"] != "done" for name, part in record["parts"].items()
+    ):
         lines += ["**Correctness is not settled: see the first parts below.**", ""]
     lines += [
         *targets.table(targets.targets(measured, epochs)),
@@ -229,15 +231,15 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
         "| part | outcome | seconds |",
         "| --- | --- | ---: |",
     ]
-    for name, of in record["parts"].items():
-        lines.append(f"| {name} | {of['outcome']} | {of.get('seconds', '')} |")
+    for name, part in record["parts"].items():
+        lines.append(f"| {name} | {part['outcome']} | {part.get('seconds', '')} |")
     for log in sorted([*folder.glob("epoch-*.log"), *folder.glob("step-*.log")]):
         lines += ["", f"## {log.stem}", "", "```", log.read_text(encoding="utf-8", errors="replace").strip(), "```"]
     return "\n".join(lines) + "\n"
 
 
 def write_report(folder: Path) -> str | None:
-    """Tables and plots of all comparisons; why not, if they cannot be made."""
+    """Writes tables and plots of all comparisons; returns why, if it cannot."""
     try:
         runs = [
             report.read(file)

@@ -1,4 +1,4 @@
-"""A training epoch of ours beside one in the manner of coetaur0/ESIM, by turns, on the pairs of a real corpus.
+"""A training epoch of esim_fast beside one in the manner of coetaur0/ESIM, by turns, on a real corpus.
 
     python -m benchmarks.loops [FILE] [--pairs N] [--rounds N] [--json FILE]
 
@@ -27,12 +27,12 @@ from esim_fast.data import DataError, EncodedPairs, Vocabulary, prepare
 from esim_fast.training import Recipe, Trainer, initialize
 
 HIDDEN = WIDTH = 300
-DEV_SHARE = 8  # one pair of so many is evaluated on, about as many as SNLI's dev set has to 80,000 of training
+DEV_SHARE = 8  # one pair in so many is for evaluation, as if SNLI's dev set went with 80,000 training pairs
 OURS, PEER = "esim_fast", "coetaur0 style"
 
 
 class PeerLoop:
-    """An epoch after another of the published loop."""
+    """The published loop, epoch by epoch."""
 
     def __init__(self, words: int, labels: int, train: EncodedPairs, dev: EncodedPairs, sentences: list) -> None:
         self.net = Coetaur0ESIM(HIDDEN, WIDTH, words, labels)

@@ -1,4 +1,4 @@
-"""Candidates for the kernels' launches compiled, held to the equations, and timed: see sweep.py."""
+"""Compiles candidates for the kernels' launches, checks them against the equations and times them: see sweep.py."""
 
 import os
 import time
@@ -18,12 +18,12 @@ from benchmarks.predicted import Code
 from benchmarks.timing import copy_bandwidth, device_times
 from esim_fast import Rows
 from esim_fast.ops import reference
-from esim_fast.ops.triton.launch import Config
+from esim_fast.ops.triton.runtime import Config
 
 DEVICE = torch.device("cuda")
 ROUNDS = 20
-GAIN = 0.02  # below which a candidate is not faster, but luckier
-COPIES = 64  # of a case's batches, at most: together they are to exceed the cache
+GAIN = 0.02  # a smaller one may be luck
+COPIES = 64  # of a case's batches, at most: together they should exceed the cache
 Examined = list[tuple[int, Code]] | str  # what candidates.compile_candidate returns
 
 
@@ -69,7 +69,7 @@ def problem(examined: Examined, gpu: Gpu) -> str | None:
 def prediction(examined: list[tuple[int, Code]], gpu: Gpu) -> dict[str, float]:
     """Predicted seconds of all launches together, by limit."""
     limits = [code.limits(programs, gpu.multiprocessors) for programs, code in examined]
-    return {name: sum(of[name] for of in limits) for name in limits[0]}
+    return {name: sum(each[name] for each in limits) for name in limits[0]}
 
 
 def ordered(found: dict[Config, Examined], gpu: Gpu) -> list[Config]:
@@ -87,22 +87,22 @@ def exact(inputs: Inputs) -> torch.Tensor:
     *addresses, a_longest, b_longest, _ = inputs.addresses
     a_rows, b_rows = Rows(*addresses[:3], a_longest), Rows(*addresses[4:7], b_longest)
     x = inputs.x.double().requires_grad_(inputs.grad_m is not None)
-    m, _ = reference.local_inference(x, x, a_rows=a_rows, b_rows=b_rows)
+    m = reference.local_inference_packed(x, a_rows, b_rows)
     return m if inputs.grad_m is None else torch.autograd.grad(m, x, inputs.grad_m.double())[0]
 
 
 def errors_of(case: Case, config: Config, inputs: Inputs, expected: torch.Tensor) -> tuple[float, float] | str:
-    """How far a candidate's result is off: its norm, and its worst element; or what is wrong whatever is allowed."""
+    """A candidate's error, by norm and at its worst element, or why its result is wrong at any tolerance."""
     results = []
     try:
         with candidates.in_place(case, config):
             planned = inputs.plan(case)
         for _ in range(2):
-            inputs.result.fill_(float("nan"))  # what nobody writes is seen
-            for of in planned:
-                of.start()
+            inputs.result.fill_(float("nan"))  # shows what nobody writes
+            for launch in planned:
+                launch.start()
             results.append(inputs.result.clone())
-    except Exception as error:  # whatever Triton or the driver has against it
+    except Exception as error:  # whatever Triton or the driver raises
         return f"does not run: {one_line(error)}"
     if not results[0].isfinite().all():
         return "leaves results out, or makes them no numbers"
@@ -125,7 +125,7 @@ def wrong(case: Case, errors: tuple[float, float] | str, present: tuple[float, f
 
 
 def check_interpreted(case: Case, configs: list[Config]) -> dict[Config, str | None]:
-    """Why results are refused, of two pairs in Triton's interpreter. For a process where TRITON_INTERPRET is 1."""
+    """Why each candidate is refused, if it is, on two pairs in Triton's interpreter. Needs TRITON_INTERPRET=1."""
     lengths = candidates.batches_of(*case.batches[-1], case.tiles)[0]
     inputs = Inputs.draw(case, lengths[np.argmax(lengths, 0)], torch.device("cpu"))
     expected = exact(inputs)
@@ -144,7 +144,7 @@ def rotated(case: Case, batch: tuple[str, int], cache: int) -> list[Inputs]:
 
 
 class Measured(NamedTuple):
-    """Why candidates were refused, and by batch the others' seconds for one of them, and shares of the copy's rate."""
+    """Why candidates were refused; the others' seconds for a batch and shares of the copy's rate, by kind of batch."""
 
     refused: dict[Config, str]
     seconds: dict[str, dict[Config, float]]
@@ -162,16 +162,16 @@ def measure(case: Case, configs: Sequence[Config], end: float) -> Measured:
         calls = _right(case, configs, inputs, measured.refused, end)
         by_name = device_times(name, {str(config): call for config, call in calls.items()}, rounds=ROUNDS).values
         seconds = {config: by_name[str(config)] for config in calls if str(config) in by_name}
-        moved = sum(of.moved(case) for of in inputs)
-        measured.seconds[name] = {config: of / len(inputs) for config, of in seconds.items()}
-        measured.shares[name] = {config: moved / of / copy_bandwidth() for config, of in seconds.items()}
+        moved = sum(batch.moved(case) for batch in inputs)
+        measured.seconds[name] = {config: total / len(inputs) for config, total in seconds.items()}
+        measured.shares[name] = {config: moved / total / copy_bandwidth() for config, total in seconds.items()}
     return measured
 
 
 def _right(
     case: Case, configs: Sequence[Config], inputs: list[Inputs], refused: dict[Config, str], end: float
 ) -> dict[Config, Callable]:
-    """The candidates as calls on all inputs, those whose results are right; the others are refused."""
+    """The candidates whose results are right, as calls on all inputs; notes why the others are refused."""
     expected = exact(inputs[0])
     present = errors_of(case, case.present, inputs[0], expected)
     calls: dict[Config, Callable] = {}
@@ -183,9 +183,9 @@ def _right(
             continue
         launches = []
         with candidates.in_place(case, config):
-            for of in inputs:
-                planned = of.plan(case)
-                for launch in planned:  # what the case's kernels read of others' has to be there
+            for batch in inputs:
+                planned = batch.plan(case)
+                for launch in planned:  # the case's kernels may read what the others write
                     launch.start()
                 launches += case.own(planned)
         calls[config] = lambda launches=launches: [launch.start() for launch in launches]
@@ -193,12 +193,12 @@ def _right(
 
 
 def winner(case: Case, measured: Measured) -> Config:
-    """The fastest, batches alike, of those right and timed wherever the present entry was; which it has to beat."""
-    rounds = [of for of in measured.seconds.values() if case.present in of]
+    """The fastest, batches alike, of the right ones that were timed on all; the present entry, if none beats it."""
+    rounds = [seconds for seconds in measured.seconds.values() if case.present in seconds]
 
     def ratio(config: Config) -> float:
-        return float(np.exp(np.mean([np.log(of[config] / of[case.present]) for of in rounds])))
+        return float(np.exp(np.mean([np.log(seconds[config] / seconds[case.present]) for seconds in rounds])))
 
-    complete = [config for config in (rounds[0] if rounds else ()) if all(config in of for of in rounds)]
-    best = min((of for of in complete if of not in measured.refused), key=ratio, default=case.present)
+    complete = [config for config in (rounds[0] if rounds else ()) if all(config in seconds for seconds in rounds)]
+    best = min((config for config in complete if config not in measured.refused), key=ratio, default=case.present)
     return best if best == case.present or ratio(best) <= 1 - GAIN else case.present

@@ -16,8 +16,8 @@ from esim_fast import ESIM
 
 HIDDEN = WIDTH = 300
 LABELS = 3
-# How close two candidates for a maximum, or a unit and its ReLU's corner, may be for rounding to decide between them:
-# several times what fp32 is off by.
+# Where two candidates for a maximum, or a unit and its ReLU's corner, are closer than this, rounding may decide between
+# them: several times the error of fp32.
 _TIE = 3e-7
 
 
@@ -27,7 +27,7 @@ class Variant:
 
     Attributes:
         padded: the recurrence runs over padding.
-        ours: an error in it is ours, and not to be passed over.
+        ours: esim_fast's, whose errors fail the benchmark.
     """
 
     net: nn.Module
@@ -95,7 +95,7 @@ def loss_of(variant: Variant, batch: PairBatch, precision: str) -> Tensor:
 
 
 def fused_adam(net: nn.Module) -> torch.optim.Optimizer:
-    """The same for all: dense Adam would take longer than much of what is compared."""
+    """The same for all: without fusion Adam would take longer than much of what is compared."""
     return torch.optim.Adam(net.parameters(), lr=4e-4, fused=True)
 
 
@@ -114,7 +114,7 @@ def right_ones(
     """The variants that run here and are right by the rule of equality.py, and why others are left out.
 
     All are given the same fresh weights, and held to the notebook's mathematics in fp64, padding kept out of the
-    recurrence. A padded recurrence is something else wherever there is padding, so such a variant is held to it on a
+    recurrence. A padded recurrence is another model wherever there is padding, so such a variant is held to it on a
     batch of the same shape with every sentence filled up to the padded length; the others on both.
     """
     torch.manual_seed(0)
@@ -150,7 +150,7 @@ def right_ones(
 
 
 def passed_over(name: str, variant: Variant, error: Exception) -> str:
-    """A line about a peer that does not run here; an error in what is ours is one."""
+    """A line about a peer that does not run here; our own errors are raised."""
     if variant.ours:
         raise error
     return f"{name}: does not run here ({(str(error).strip() or repr(error)).splitlines()[0][:100]})"
@@ -169,7 +169,7 @@ def _results(variant: Variant, batch: PairBatch, decided: Tensor, precision: str
 
 @torch.no_grad()
 def _decided(exact_net: NotebookESIM, batch: PairBatch) -> Tensor:
-    """1 for each pair of which no maximum and no unit is a matter of rounding; the gradients of others have no say.
+    """1 for each pair in which rounding decides no maximum and no unit; the other pairs' gradients do not count.
 
     Where two tokens' states are as good as equal, one rounding gives one of them all of the gradient, and another the
     other. In large batches there are such pairs.

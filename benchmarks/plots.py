@@ -1,4 +1,4 @@
-"""The report's plots: esim_fast in blue, its peers in gray, told apart by shade and marker and so by everybody."""
+"""The report's plots: esim_fast in blue, its peers in gray, told apart by shade and marker, not by color alone."""
 
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,13 @@ def _figures(group: str, comparisons: list[Comparison]) -> list[tuple[str, Figur
     if group == _LENGTH:
         return [(group, _length_figure(comparisons))]
     figures = []
-    for precision, of in _split(comparisons, "precision").items():
+    for precision, of_precision in _split(comparisons, "precision").items():
         name = f"{group} {precision}".strip()
         if group in _MEMORY:
-            figures.append((name, _bars(f"{name}: MB", of, lambda c, v: c["values"][v] / 1e6, "{:,.1f}")))
+            figures.append((name, _bars(f"{name}: MB", of_precision, lambda c, v: c["values"][v] / 1e6, "{:,.1f}")))
             continue
-        passes = _split(of, "pass")
-        for which, blocks in passes.items() if len(of) > _MOST_BLOCKS else [("", of)]:
+        passes = _split(of_precision, "pass")
+        for which, blocks in passes.items() if len(of_precision) > _MOST_BLOCKS else [("", of_precision)]:
             what = f"{name} {which}".strip()
             figures.append((what, _bars(f"{what}: times as fast as the first", blocks, _ratio, "{:.2f}")))
         for which, of_pass in passes.items():

@@ -1,7 +1,7 @@
 """What the machine code of a compiled Triton kernel predicts of its time, where no GPU has timed it.
 
-Two limits, in seconds: instructions issued, and how long a program takes beside how many run at once. They are good for
-an order in which to try configurations, and for nothing else: nothing here is a measurement.
+Two limits, in seconds: issuing the instructions, and the latency of as many programs as run at once. They tell in which
+order to try configurations, no more: nothing here is a measurement.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import triton
 
-from esim_fast.ops.triton.launch import Launch
+from esim_fast.ops.triton.runtime import Launch
 
 # An H100 as its data sheet and the CUDA Programming Guide have it.
 MULTIPROCESSORS, SCHEDULERS, CLOCK = 132, 4, 1.7e9
 WARPS, REGISTERS, SHARED, PROGRAMS = 64, 65536, 228 * 1024, 32  # of a multiprocessor
-# Rough cycles of one warp: an instruction behind others that it depends on, a barrier, and waiting for memory.
+# Rough cycles of one warp: an instruction that depends on those before it, a barrier, and waiting for memory.
 INSTRUCTION, BARRIER, MEMORY = 3.0, 30.0, 700.0
 _LABEL = re.compile(r"^(\$L__BB\w+|\.L_\w+):")
 _BRANCH = re.compile(r"\b(?:bra|BRA)\b.*?(\$L__BB\w+|\.L_\w+)")
@@ -29,7 +29,7 @@ class Code(NamedTuple):
     Attributes:
         spills: instructions that move registers to memory and back.
         products: matrix products of the tensor cores, or without them fused multiply-adds.
-        waits: for global memory, one behind the other. What was asked for turns ahead is waited for in part.
+        waits: for global memory, one after the other; loads that were issued turns ahead count in part.
     """
 
     warps: int
@@ -105,8 +105,8 @@ def turns_of(planned: Launch) -> list[int]:
     k = math.ceil(constants["D"] / constants["BLOCK_K"]) if "BLOCK_K" in constants else 0
     if "TILE" in constants:
         tiles = math.ceil(planned.arguments[3] / constants["TILE"])
-        of = {"scores": [k], "products": [k], "backward_enhance": [], "backward_softmax": [tiles, tiles]}
-        return of.get(name, [tiles])
+        by_kernel = {"scores": [k], "products": [k], "backward_enhance": [], "backward_softmax": [tiles, tiles]}
+        return by_kernel.get(name, [tiles])
     d = math.ceil(constants["D"] / constants["BLOCK_D"] / constants["SPLITS"])
     return [k, d] if name == "forward" else [k, d, d]
 

@@ -52,7 +52,7 @@ def write_pairs(path: Path, count: int, seed: int) -> None:
 
 
 def bare(model: Classifier, path: Path) -> float:
-    """Seconds of the network alone, on batches of similar length of as many pairs as the command looks at together."""
+    """Seconds of the network alone, on batches of similar length, cut from as many pairs as the command looks at."""
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     made = []
     for begin in range(0, len(rows), ROWS):

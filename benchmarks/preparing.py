@@ -40,7 +40,7 @@ def write_corpus(path: Path, sources: list[str], pairs: int) -> None:
 
 
 def tokenize_with_nltk(path: Path) -> dict[str, float]:
-    """The loop that everybody writes: no file is read, nothing is looked up, no words are kept in its time."""
+    """The loop that everybody writes; its time is without reading files, looking words up and keeping them."""
     from nltk.tokenize import word_tokenize
 
     pairs = [(pair.premise, pair.hypothesis) for pair in read_pairs(path)]
@@ -100,7 +100,7 @@ def watched(process: subprocess.Popen) -> int:
     peak = 0
     while process.poll() is None:
         peak = max(peak, sum(map(memory, family(process.pid))))
-        time.sleep(0.25)  # to look takes a processor's time, too
+        time.sleep(0.25)  # looking takes a processor's time, too
     return peak
 
 

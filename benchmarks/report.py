@@ -53,7 +53,7 @@ def read(file: Path) -> dict[str, Any]:
         raise ReportError(f"{file}: {error.strerror}") from error
     except ValueError as error:
         raise ReportError(f"{file}: not JSON: {error}") from error
-    if not _fits(results, _FIELDS) or not all(_fits(of, _COMPARISON) for of in results["measured"]):
+    if not _fits(results, _FIELDS) or not all(_fits(comparison, _COMPARISON) for comparison in results["measured"]):
         raise ReportError(f"{file}: not what pytest benchmarks/ --json writes")
     for comparison in results["measured"]:
         numbers = all(isinstance(value, int | float) for value in comparison["values"].values())
@@ -77,7 +77,7 @@ def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def write(results: dict[str, Any], folder: Path) -> None:
     """Tables, plots and a copy of what was measured."""
     try:
-        # Here, so that who has no matplotlib is told so, and before anything is written.
+        # Here, so that whoever lacks matplotlib is told so before anything is written.
         from benchmarks import plots
     except ImportError as error:
         raise ReportError(f"{error}: the plots need matplotlib (pip install matplotlib)") from error

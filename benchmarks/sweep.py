@@ -1,4 +1,4 @@
-"""Times launch configurations of the Triton kernels on a GPU, and prints the best as lines for launch.py's tables.
+"""Times launch configurations of the Triton kernels on a GPU, and prints the best as lines for the launch tables.
 
     python -m benchmarks.sweep [--kernels forward ...] [--minutes 20] [--json FILE] [--dry-run]
 
@@ -36,7 +36,7 @@ from benchmarks.measured import (
     winner,
 )
 from benchmarks.timing import copy_bandwidth, environment
-from esim_fast.ops.triton.launch import Config
+from esim_fast.ops.triton.runtime import Config
 
 DRY_CASES, DRY_COMPILED, DRY_CHECKED, DRY_SECONDS = 2, 4, 2, 60.0
 
@@ -52,8 +52,8 @@ def lines(case: Case, measured: Measured) -> list[str]:
     """The winner's entry, with its microseconds, those of the present entry, and its share of the copy's rate."""
     best = winner(case, measured)
 
-    def figures(of: dict[str, dict[Config, float]], config: Config, scale: float) -> str:
-        return " ".join(f"{scale * values[config]:.1f}" if config in values else "-" for values in of.values())
+    def figures(by_batch: dict[str, dict[Config, float]], config: Config, scale: float) -> str:
+        return " ".join(f"{scale * values[config]:.1f}" if config in values else "-" for values in by_batch.values())
 
     comment = "not measured"
     if any(best in values for values in measured.seconds.values()):
@@ -65,7 +65,7 @@ def lines(case: Case, measured: Measured) -> list[str]:
 
 
 def _key(key: tuple) -> str:
-    return "(" + ", ".join(f'"{of}"' if isinstance(of, str) else str(of) for of in key) + ")"
+    return "(" + ", ".join(f'"{part}"' if isinstance(part, str) else str(part) for part in key) + ")"
 
 
 def record(
@@ -75,17 +75,19 @@ def record(
 
     def candidate(config: Config) -> dict[str, Any]:
         examined = found.get(config)
-        of: dict[str, Any] = {"config": config._asdict(), "problem": None, "resources": None, "predicted_us": None}
+        entry: dict[str, Any] = {"config": config._asdict(), "problem": None, "resources": None, "predicted_us": None}
         if examined is not None:
-            of["problem"] = problem(examined, gpu)
+            entry["problem"] = problem(examined, gpu)
         if isinstance(examined, list):
-            of["resources"] = [{"programs": n, **code._asdict(), "occupancy": code.occupancy} for n, code in examined]
-            of["predicted_us"] = {name: 1e6 * limit for name, limit in prediction(examined, gpu).items()}
+            entry["resources"] = [
+                {"programs": n, **code._asdict(), "occupancy": code.occupancy} for n, code in examined
+            ]
+            entry["predicted_us"] = {name: 1e6 * limit for name, limit in prediction(examined, gpu).items()}
         timed = measured and any(config in values for values in measured.seconds.values())
-        of["refused"] = measured.refused.get(config) if measured else None
-        of["measured_us"] = _of(measured.seconds, config, 1e6) if timed else None
-        of["share_of_copy"] = _of(measured.shares, config, 1.0) if timed else None
-        return of
+        entry["refused"] = measured.refused.get(config) if measured else None
+        entry["measured_us"] = _by_batch(measured.seconds, config, 1e6) if timed else None
+        entry["share_of_copy"] = _by_batch(measured.shares, config, 1.0) if timed else None
+        return entry
 
     return {
         **{"case": str(case), "kernel": case.kernel, "arithmetic": case.arithmetic, "tiles": case.tiles},
@@ -97,7 +99,7 @@ def record(
     }
 
 
-def _of(figures: dict[str, dict[Config, float]], config: Config, scale: float) -> dict[str, float]:
+def _by_batch(figures: dict[str, dict[Config, float]], config: Config, scale: float) -> dict[str, float]:
     return {batch: scale * values[config] for batch, values in figures.items() if config in values}
 
 
@@ -117,7 +119,7 @@ def sweep(parser: Parser, cases: list[Case], minutes: float, json: Any) -> list[
     def save() -> None:
         write_json(parser, json, {"dry_run": False, "minutes": minutes, "copy": copy_bandwidth(), "cases": records})
 
-    save()  # a file that cannot be written is said now
+    save()  # a file that cannot be written fails now
     # Two cores are left to the process that times.
     compiler = Compiler(max(1, (os.cpu_count() or 1) - 2), gpu)
     try:
@@ -219,7 +221,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     table = sweep(parser, cases, options.minutes, options.json)
     # What is the fastest here may not fit elsewhere, and the tables are for all GPUs.
-    print("\nfor esim_fast/ops/triton/launch.py, if tools/kernel_resources.py then finds no problem:", *table, sep="\n")
+    print(
+        "\nfor esim_fast/ops/triton/local_inference.py, if tools/kernel_resources.py then finds no problem:",
+        *table,
+        sep="\n",
+    )
     return 0
 
 

@@ -1,7 +1,7 @@
 """What the library is meant to reach on a GPU, held against what was measured there: a line for each aim.
 
-Each is a median of one run. A ratio is that of a peer's time and ours on the same batches, whatever the reason for it:
-on a GPU, small batches spend it on launches, which is where a trainer meets them, too.
+Each is a median of one run. A ratio is a peer's time over ours on the same batches, launches included: on a
+GPU small batches spend most of their time on them, in training, too.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Target(NamedTuple):
     """An aim and what came of it.
 
     Attributes:
-        wanted: at least so much, or at most.
+        wanted: the least that is wanted, or with ``at_most`` the most.
         measured: None where it was not.
     """
 
@@ -58,9 +58,9 @@ def targets(measured: Measured, epochs: list[dict[str, Any]]) -> list[Target]:
 def _epoch(epochs: list[dict[str, Any]], size: int, precision: str) -> Target:
     what = f"an epoch of SNLI's size through loader and trainer, batches of {size}, {precision}"
     found = (
-        of["seconds"]
-        for of in epochs
-        if (of["batch_size"], of["precision"]) == (size, precision) and of["pairs"] >= SNLI_PAIRS
+        epoch["seconds"]
+        for epoch in epochs
+        if (epoch["batch_size"], epoch["precision"]) == (size, precision) and epoch["pairs"] >= SNLI_PAIRS
     )
     return Target(what, EPOCH_SECONDS, next(found, None), "s", at_most=True)
 

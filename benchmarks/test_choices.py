@@ -1,9 +1,9 @@
 """What a training step is made of, decided by measurement: the trainer's own step, and it with one thing changed.
 
 Arithmetic, the optimizer's form, and on a GPU the whole step recorded as a CUDA graph and replayed: batches differ in
-their time steps, so each has a recording of its own here, and what that saves is the most that graphs could. One change
-is no choice, but takes away what it names, and so shows what that costs: the embedding's gradient, its share of Adam.
-All begin with the same weights; those that compute the same step are held to its losses, without dropout.
+their time steps, so each has a recording of its own here, and that saves the most that graphs could. One change is no
+choice: without training, the embedding shows what its gradient and its share of Adam cost. All begin with the same
+weights; those that compute the same step must reach its losses, without dropout.
 """
 
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def variants(inputs: list[Batch]) -> dict[str, Step]:
 
 
 def prepare(steps: dict[str, Step]) -> None:
-    """For the clock, each found to make the losses smaller in the same way."""
+    """Prepares the steps to be timed, once all are found to reduce the losses in the same way."""
     exact = steps[AS_IT_IS].losses()
     for name, step in steps.items():
         losses = step.losses()
@@ -129,7 +129,7 @@ def test_choices(size, report):
     report(compare("what it is made of", size, variants(inputs_of(size))))
 
 
-# Behind the others, because what fails while it is recorded leaves PyTorch's state of random numbers in disorder.
+# Last, because a recording that fails leaves PyTorch's random state in disorder.
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("size", SIZES)

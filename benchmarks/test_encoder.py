@@ -1,9 +1,10 @@
 """One BiLSTM layer, 300 -> H x 2: padded and packed nn.LSTM, a call for each side, against esim_fast's encoder.
 
-All begin with embedded words in their own form. The padded one runs over padding and so computes something else at the
-end of a sentence: it is found to be right on a batch whose sentences are filled up, the others on both. On a GPU, other
-numbers of units follow, for which cuDNN has other algorithms, and each is held against its floors. Under bf16 autocast
-PyTorch runs cuDNN's LSTMs in fp16; esim_fast's, whose gradients must not underflow, multiplies in TF32.
+Each variant begins with embedded words in its own form. The padded one runs over padding, so its states differ at the
+end of a sentence: it is checked on a batch whose sentences are filled up, the others on both. A GPU also runs other
+numbers of units, for which cuDNN has other algorithms, compares each with its floors, and sends the packed pairs
+through `ops.bilstm(..., backend="cudnn")`, too. Under bf16 autocast PyTorch runs cuDNN's LSTMs in fp16; esim_fast's,
+whose gradients must not underflow, multiplies in TF32.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from esim_fast.model import InputEncoding
+from esim_fast.ops import bilstm
 
 SIZES = [32, pytest.param(512, marks=pytest.mark.full)]
 # Units and precision.
@@ -30,6 +32,7 @@ KINDS = [(HIDDEN, "fp32"), *(pytest.param(*kind, marks=pytest.mark.gpu) for kind
 BATCHES = 4
 PADDED, PACKED, OURS = "nn.LSTM, padded", "nn.LSTM, packed, a call a side", "esim_fast, packed pairs"
 SIDES, TURNED = "packed rows, a call a side", "padded pairs, turned by length"
+CUDNN = "esim_fast, packed pairs, cuDNN"
 
 
 @dataclass
@@ -87,9 +90,9 @@ class Sides:
             order = lengths.argsort(descending=True, stable=True)
             batch_sizes = (lengths[:, None] > torch.arange(int(lengths.max()))).sum(0)
             place = torch.cat([torch.zeros(1, dtype=torch.int64), batch_sizes.cumsum(0)[:-1]])
-            of = [(time, order[: int(count)]) for time, count in enumerate(batch_sizes)]
-            sentence = torch.cat([index for _, index in of])
-            time = torch.cat([torch.full_like(index, time) for time, index in of])
+            steps = [(time, order[: int(count)]) for time, count in enumerate(batch_sizes)]
+            sentence = torch.cat([index for _, index in steps])
+            time = torch.cat([torch.full_like(index, time) for time, index in steps])
             words = side.detach()[sentence.to(DEVICE), time.to(DEVICE)].requires_grad_()
             rank = order.argsort()
             rows = torch.cat([rank[s] + place[: int(n)] for s, n in enumerate(lengths)])
@@ -114,14 +117,14 @@ class Layer:
     rows: Callable[[Embedded], tuple[Tensor, ...]]  # which rows of them are words, sentence by sentence, in each
 
     def gradients(self, x: Embedded, y: tuple[Tensor, ...], grad_y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        grads = [grad.to(of.dtype) for grad, of in zip(grad_y, y, strict=True)]
+        grads = [grad.to(state.dtype) for grad, state in zip(grad_y, y, strict=True)]
         return torch.autograd.grad(y, (*self.words(x), *self.net.parameters()), grads)
 
 
 def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
     """The variants, all with the same weights; what they begin with is made here."""
     torch.manual_seed(0)
-    ours = InputEncoding(WIDTH, units).to(DEVICE)
+    ours = InputEncoding(WIDTH, units, backend=None).to(DEVICE)
     lstm = nn.LSTM(WIDTH, units, bidirectional=True, batch_first=True).to(DEVICE)
     merged = nn.LSTM(WIDTH, units, bidirectional=True).to(DEVICE)
     turned = TurnedBiLSTM(WIDTH, units).to(DEVICE)
@@ -138,13 +141,13 @@ def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
     def both_masks(x: Embedded) -> tuple[Tensor, ...]:
         return (torch.arange(padded[id(x)].shape[1], device=DEVICE) < places[id(x)][:, None],)
 
-    return {
+    found = {
         PADDED: Layer(lstm, lambda x: (x.p, x.h), lambda x: (lstm(x.p)[0], lstm(x.h)[0]), masks),
         PACKED: Layer(lstm, lambda x: (x.p, x.h), lambda x: packed_sides(lstm, x), masks),
         SIDES: Layer(
             merged,
-            lambda x: tuple(of.data for of in sides[id(x)].sequences),
-            lambda x: tuple(merged(of)[0].data for of in sides[id(x)].sequences),
+            lambda x: tuple(sequence.data for sequence in sides[id(x)].sequences),
+            lambda x: tuple(merged(sequence)[0].data for sequence in sides[id(x)].sequences),
             lambda x: tuple(sides[id(x)].rows),
         ),
         TURNED: Layer(
@@ -152,15 +155,22 @@ def layers(units: int, inputs: list[Embedded]) -> dict[str, Layer]:
         ),
         OURS: Layer(ours, lambda x: (x.packed,), lambda x: (ours(x.packed, x.batch.pairs),), lambda x: (x.rows,)),
     }
+    if DEVICE.type == "cuda":
+
+        def cudnn(x: Embedded) -> tuple[Tensor]:
+            return (bilstm(merged, x.packed, x.batch.pairs.batch_sizes, backend="cudnn"),)
+
+        found[CUDNN] = Layer(merged, lambda x: (x.packed,), cudnn, lambda x: (x.rows,))
+    return found
 
 
 def grads_of(layer: Layer, x: Embedded, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The gradients of the states, in the variant's form: those of ``x`` at words, zero elsewhere."""
     words = torch.cat([x.grad_p[x.p_mask], x.grad_h[x.h_mask]])
-    parts = words.split([int(of.sum()) if of.dtype == torch.bool else len(of) for of in layer.rows(x)])
+    parts = words.split([int(rows.sum()) if rows.dtype == torch.bool else len(rows) for rows in layer.rows(x)])
     grads = []
-    for of, rows, part in zip(y, layer.rows(x), parts, strict=True):
-        grad = torch.zeros(of.shape, device=DEVICE)
+    for states, rows, part in zip(y, layer.rows(x), parts, strict=True):
+        grad = torch.zeros(states.shape, device=DEVICE)
         grad[rows] = part
         grads.append(grad)
     return tuple(grads)
@@ -169,8 +179,8 @@ def grads_of(layer: Layer, x: Embedded, y: tuple[Tensor, ...]) -> tuple[Tensor, 
 def results(layer: Layer, x: Embedded) -> dict[str, Tensor]:
     """What is compared: states and gradients of the words, one sentence behind the other, and of the weights."""
 
-    def valid(of: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([side.detach()[rows] for side, rows in zip(of, layer.rows(x), strict=True)])
+    def valid(tensors: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([side.detach()[rows] for side, rows in zip(tensors, layer.rows(x), strict=True)])
 
     y = layer.states(x)
     grads = layer.gradients(x, y, tuple(grad.to(y[0].dtype) for grad in grads_of(layer, x, y)))
@@ -180,7 +190,7 @@ def results(layer: Layer, x: Embedded) -> dict[str, Tensor]:
 
 
 def wrong_ones(variants: dict[str, Layer], x: Embedded, units: int, *, filled: bool) -> dict[str, str]:
-    """Peers that are not the same layer here, and in what."""
+    """The peers whose results are wrong here, and how."""
     lstm = nn.LSTM(WIDTH, units, bidirectional=True, batch_first=True).to(DEVICE, torch.float64)
     lstm.load_state_dict(variants[PADDED].net.state_dict())
     p, h = (side.detach().double().requires_grad_() for side in (x.p, x.h))
@@ -192,7 +202,7 @@ def wrong_ones(variants: dict[str, Layer], x: Embedded, units: int, *, filled: b
         if name == PADDED and not filled:
             continue
         if wrong := difference(results(layer, x), exact, TOLERANCE["fp32"]):
-            assert name != OURS, f"{name}: {wrong}"
+            assert name not in (OURS, CUDNN), f"{name}: {wrong}"
             found[name] = wrong
     return found
 
@@ -218,8 +228,8 @@ def test_encoder(size, units, precision, report):
             layer.gradients(x, y, grad_y)
 
     passes = {
-        "forward": {name: lambda of=layer: forward(of) for name, layer in variants.items()},
-        "forward + backward": {name: lambda n=name, of=layer: both(n, of) for name, layer in variants.items()},
+        "forward": {name: lambda layer=layer: forward(layer) for name, layer in variants.items()},
+        "forward + backward": {name: lambda n=name, layer=layer: both(n, layer) for name, layer in variants.items()},
     }
     shapes = " ".join(batch.shape for batch in batches)
     title = f"encoder, {units} units, SNLI at batch {size} ({shapes}), {precision} on {DEVICE.type}"
@@ -241,15 +251,15 @@ def against_the_floor(
     """With what the least bytes and operations take at the device's own rates, and what a time step takes."""
     lengths, element = [x.lengths.numpy() for x in inputs], floors.ELEMENT[precision]
     training = which != "forward"
-    work = [floors.bilstm(of, WIDTH, units, element, training=training) for of in lengths]
+    work = [floors.bilstm(batch, WIDTH, units, element, training=training) for batch in lengths]
     if training:
-        work += [floors.bilstm(of, WIDTH, units, element, backward=True) for of in lengths]
+        work += [floors.bilstm(batch, WIDTH, units, element, backward=True) for batch in lengths]
     bandwidth, rate = copy_bandwidth(), product_rate(precision)
-    steps, seconds = sum(int(of.max()) for of in lengths), comparison.values[OURS]
+    steps, seconds = sum(int(batch.max()) for batch in lengths), comparison.values[OURS]
     notes = (
         *comparison.notes,
-        f"floor of {sum(of.flops for of in work) / 1e9:,.1f} GFLOP at {rate / 1e12:,.0f} TFLOP/s and "
-        f"{sum(of.bytes for of in work) / 1e6:,.0f} MB at {bandwidth / 1e12:.2f} TB/s",
+        f"floor of {sum(floor.flops for floor in work) / 1e9:,.1f} GFLOP at {rate / 1e12:,.0f} TFLOP/s and "
+        f"{sum(floor.bytes for floor in work) / 1e6:,.0f} MB at {bandwidth / 1e12:.2f} TB/s",
         f"{steps} time steps, of which {OURS} takes {1e6 * seconds / steps:,.1f} µs each",
     )
     return replace(comparison, notes=notes, floor=sum(floor.seconds(bandwidth, rate) for floor in work))

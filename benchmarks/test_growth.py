@@ -1,4 +1,4 @@
-"""How cost grows: forward and backward pass with the batch, a token's share; local inference with sentences' lengths.
+"""How cost grows: a token's forward and backward pass with the batch, local inference with the sentences' lengths.
 
 Nothing is asserted of time: these are the series that a report plots.
 """
@@ -24,7 +24,7 @@ LENGTHS = [16, 32, 64, 128, 256, *(pytest.param(length, marks=pytest.mark.full) 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_cost_of_a_token(precision, full, report):
-    """Batches of all sizes take turns, so that it is they that differ and not the moment.
+    """Batches of all sizes take turns, so that the machine's drift does not tell them apart.
 
     The optimizer is left out: it goes through the whole vocabulary whatever the batch.
     """

@@ -28,10 +28,10 @@ from timing import (
 from torch import Tensor
 
 from esim_fast import Rows
-from esim_fast.ops import local_inference
+from esim_fast.ops import local_inference, local_inference_packed
 
 WIDTH = 600
-# Kind of lengths and pairs in a batch; on a GPU what is aimed at comes first.
+# Kind of lengths and pairs in a batch; on a GPU those with an aim (targets.py) come first.
 SHAPES = [("SNLI", 256), ("SNLI", 1024), ("SNLI", 32), ("128 tokens", 64), ("512 tokens", 16)]
 DTYPES = [torch.bfloat16, torch.float32]
 if not FULL_SIZE:
@@ -80,8 +80,8 @@ def make_batch(lengths: np.ndarray, dtype: torch.dtype, seed: int) -> Batch:
     pairs, words = len(lengths), int(a_lengths.sum())
     rows = Rows.concatenated(torch.cat([a_lengths, b_lengths]), WIDTH).to(DEVICE)
 
-    def side(these: slice, of: Tensor) -> Rows:
-        return Rows(rows.start[these], rows.step, rows.lengths[these], int(of.max()), int(of.sum()))
+    def side(these: slice, side_lengths: Tensor) -> Rows:
+        return Rows(rows.start[these], rows.step, rows.lengths[these], int(side_lengths.max()), int(side_lengths.sum()))
 
     packed = torch.cat([a.detach()[masks[0]], b.detach()[masks[1]]]).requires_grad_()
     grads = [draw(*mask.shape, 4 * WIDTH) * mask[:, :, None] for mask in masks]
@@ -97,7 +97,7 @@ VARIANTS: dict[str, Callable[[Batch], tuple[Tensor, ...]]] = {
     "torch.compile of it": lambda x: compiled(eager_local_inference)(x.a, x.b, x.a_mask, x.b_mask),
     "two SDPA calls": lambda x: sdpa_local_inference(x.a, x.b, x.a_mask, x.b_mask),
     "esim_fast, mask": lambda x: local_inference(x.a, x.b, a_mask=x.a_mask, b_mask=x.b_mask),
-    "esim_fast, packed rows": lambda x: local_inference(x.packed, x.packed, a_rows=x.a_rows, b_rows=x.b_rows)[:1],
+    "esim_fast, packed rows": lambda x: (local_inference_packed(x.packed, x.a_rows, x.b_rows),),
     "FlexAttention": lambda x: flex_local_inference(x.a, x.b, x.a_mask, x.b_mask),
 }
 
@@ -112,7 +112,9 @@ def valid(name: str, batch: Batch, results: tuple[Tensor, ...]) -> Tensor:
     """Results of the tokens alone, one behind the other."""
     if "packed" in name:
         return results[0].detach()
-    return torch.cat([of.detach()[mask] for of, mask in zip(results, (batch.a_mask, batch.b_mask), strict=True)])
+    return torch.cat(
+        [result.detach()[mask] for result, mask in zip(results, (batch.a_mask, batch.b_mask), strict=True)]
+    )
 
 
 def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str, Callable], list[str]]:
@@ -140,7 +142,7 @@ def running_variants(batches: list[Batch], dtype: torch.dtype) -> tuple[dict[str
             if FULL_SIZE and not isinstance(error, torch.OutOfMemoryError):  # which another shape may not run into
                 _FAILED[name, dtype] = notes[-1]
             continue
-        errors = [relative_error(of, value) for of, value in zip(results, exact, strict=True)]
+        errors = [relative_error(result, value) for result, value in zip(results, exact, strict=True)]
         # Eager bf16 rounds scores of about ten to its dtype before it takes their exponentials.
         right = max(errors) < 40 * torch.finfo(dtype).eps
         assert right or peer, f"{name}: relative errors {errors}"
@@ -195,7 +197,7 @@ def test_forward_and_backward(kind, pairs, dtype, report):
 
 
 def against_the_floor(comparison: Comparison, batches: list[Batch], which: str) -> Comparison:
-    """With the time that the least bytes take at the copy's rate, unless a cache could hold them.
+    """Adds the time that the least bytes take at the copy's rate, unless a cache could hold them.
 
     Those are a and b and their enhancements, once each; backward, those again and the gradients of a and b. The floor
     is that of packed rows: padded input has its padding to write besides, of which a note tells.
@@ -212,7 +214,7 @@ def against_the_floor(comparison: Comparison, batches: list[Batch], which: str) 
         return replace(comparison, notes=(*comparison.notes, note))
     rates = {name: moved[name] / comparison.values[name] for name in moved if name in comparison.values}
     notes = [
-        f"{name}: {of / 1e12:.2f} TB/s of the copy's {copied / 1e12:.2f}: {of / copied:.0%}"
-        for name, of in rates.items()
+        f"{name}: {rate / 1e12:.2f} TB/s of the copy's {copied / 1e12:.2f}: {rate / copied:.0%}"
+        for name, rate in rates.items()
     ]
     return replace(comparison, notes=(*comparison.notes, *notes), floor=moved["esim_fast, packed rows"] / copied)

@@ -84,7 +84,7 @@ def test_share_of_the_copy_bandwidth(dtype, report):
     if not ON_GPU:
         pytest.skip("needs an NVIDIA GPU: on a CPU the input lies in the cache")
     shape = SHAPES[-1]
-    # Inputs take turns, so that the cache does not answer.
+    # Inputs take turns, so that they do not come from the cache.
     inputs = [torch.randn(shape, device=DEVICE).to(dtype) for _ in range(4)]
     copies = [torch.empty_like(x) for x in inputs]
     turn = iter(range(1_000_000_000))

@@ -2,8 +2,8 @@
 
     W [a; ã; a-ã; a⊙ã] = (W1 + W3) a + (W2 - W3) ã + W4 (a⊙ã)
 
-A quarter of the products goes, and the sums of weights come. The fold gets its three blocks for nothing here, as if
-local inference wrote no fourth.
+This saves a quarter of the products and adds sums of weights. The fold gets its three blocks for free here, as if local
+inference wrote no fourth.
 """
 
 import pytest

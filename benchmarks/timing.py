@@ -1,8 +1,8 @@
 """Fair timing on a machine that others use too: variants take turns, and medians of one run are compared.
 
 That is why pytest-benchmark does not do it: it times one variant after the other, and the machine drifts between them.
-All that the benchmarks ask of a GPU is asked here. With ESIM_FAST_DRY_RUN=1, on a machine without one, what is measured
-on a GPU alone runs on the CPU, on small shapes: every branch can be tried before there is a GPU to try it on.
+All that the benchmarks ask of a GPU is in this file. With ESIM_FAST_DRY_RUN=1, on a machine without one, what is
+measured on a GPU alone runs on the CPU, on small shapes: every branch can be tried before there is a GPU to try it on.
 """
 
 import os
@@ -29,8 +29,8 @@ Moment = torch.cuda.Event | float
 
 CALLS_PER_TURN = 5
 REPLAYS = 5  # one behind the other, so that the GPU does not wait for the launch of all but the first
-once = False  # set by pytest --once: everything is run and found to be equal, and hardly timed
-LONG_CALL = 0.1  # seconds: what another variant left in the caches is nothing beside it, and one call is a turn
+once = False  # set by pytest --once: everything runs and is checked, and is hardly timed
+LONG_CALL = 0.1  # seconds; beside it what another variant left in the caches is nothing, so one call is a turn
 # What a unit is printed in.
 _SCALES = {"s": (1e6, "µs"), "bytes": (1e-6, "MB"), "s/token": (1e9, "ns a token")}
 
@@ -59,7 +59,7 @@ class Comparison:
         return replace(self, group=group, parameters=parameters)
 
     def ratio(self, variant: str) -> float:
-        """How many times as little as the first variant."""
+        """The first variant's value over this one's."""
         return self.values[next(iter(self.values))] / max(self.values[variant], 1e-12)
 
     def __str__(self) -> str:
@@ -164,20 +164,20 @@ def saved_memory(
 
 
 class Stopwatch:
-    """Shares time out among what ends one behind the other.
+    """Divides time among parts that follow one another.
 
-    On a GPU the ends are events in the stream, so that nothing is waited for; the stream may be waiting for launches.
+    On a GPU the ends are events in the stream, so that nothing waits for them; the stream may be waiting for launches.
     """
 
     def __init__(self) -> None:
         self._ends = [("", now())]
 
     def end(self, what: str) -> None:
-        """The time since the end before this was that of ``what``."""
+        """The time since the end before this one was spent on ``what``."""
         self._ends.append((what, now()))
 
     def seconds(self) -> dict[str, float]:
-        """Of each, all times together."""
+        """The total of each part."""
         totals: dict[str, float] = {}
         for (_, begin), (what, end) in pairwise(self._ends):
             totals[what] = totals.get(what, 0.0) + seconds_between(begin, end)
@@ -199,7 +199,7 @@ def copy_bandwidth(sizes: tuple[int, ...] = (2**27, 2**29) if FULL_SIZE else (2*
 def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 256) -> float:
     """Operations per second of a large product of matrices on the GPU, in "fp32", "tf32" or "bf16".
 
-    Of random ones, because zeros are multiplied faster than anything that occurs.
+    The matrices are random, because zeros are multiplied faster than anything that occurs.
     """
     generator = torch.Generator(DEVICE).manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -313,5 +313,5 @@ def peak_bytes(call: Callable[[], object]) -> float:
 
 
 def cache_bytes() -> int:
-    """Of the GPU's cache that all its multiprocessors share."""
+    """The size of the cache that all the GPU's multiprocessors share."""
     return torch.cuda.get_device_properties(DEVICE).L2_cache_size if DEVICE.type == "cuda" else 1

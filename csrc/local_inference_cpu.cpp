@@ -107,13 +107,13 @@ class PairOfSentences {
     auto& [a, b] = sentences;
     for (int side : {0, 1}) {
       for (int64_t i = 0; i < sentences[side].count; ++i) {
-        Token<scalar_t> of = token(side, i, grad[side], 1);
+        Token<scalar_t> current = token(side, i, grad[side], 1);
         const auto gradient_of = [&](int64_t i) {
           return grad_m[side] + 4 * sides[side]->offset(this->b, sentences[side].tokens[i]);
         };
-        of.grad_m = gradient_of(i);
+        current.grad_m = gradient_of(i);
         if (i + 1 < sentences[side].count) announce_row(gradient_of(i + 1), 4 * width);
-        enhance_backward(of);
+        enhance_backward(current);
       }
     }
     if (a.count && b.count) {
@@ -144,7 +144,7 @@ class PairOfSentences {
     for (int side : {0, 1}) gather_sentence(side, with_gradients);
     auto& [a, b] = sentences;
     if (!a.count || !b.count) {
-      for (Sentence<T>* of : {&a, &b}) std::fill_n(of->aligned, of->count * stride, T{0});
+      for (Sentence<T>* sentence : {&a, &b}) std::fill_n(sentence->aligned, sentence->count * stride, T{0});
       return;
     }
     const int64_t columns = up_to_multiple(b.count, kLanes), size = a.count * columns;
@@ -162,18 +162,18 @@ class PairOfSentences {
 
   void gather_sentence(int side, bool with_gradients) {
     const Layout& layout = sides[side]->layout;
-    Sentence<T>& of = sentences[side];
-    of.tokens.clear();
+    Sentence<T>& sentence = sentences[side];
+    sentence.tokens.clear();
     for (int64_t t = 0; t < layout.tokens.length(b); ++t) {
-      if (layout.tokens.unmasked(b, t)) of.tokens.push_back(t);
+      if (layout.tokens.unmasked(b, t)) sentence.tokens.push_back(t);
     }
-    of.count = static_cast<int64_t>(of.tokens.size());
-    const int64_t rows = up_to_multiple(of.count, kVectors);
-    T** const arrays[] = {&of.x, &of.aligned, &of.grad_aligned, &of.grad};
-    for (int i = 0; i < (with_gradients ? 4 : 2); ++i) *arrays[i] = of.buffers[i].at_least(rows * stride);
-    clear_rest(of.x, of.count, rows);
-    if (with_gradients) clear_rest(of.grad_aligned, of.count, rows);
-    for (int64_t i = 0; i < of.count; ++i) gather(token(side, i, nullptr, 0));
+    sentence.count = static_cast<int64_t>(sentence.tokens.size());
+    const int64_t rows = up_to_multiple(sentence.count, kVectors);
+    T** const arrays[] = {&sentence.x, &sentence.aligned, &sentence.grad_aligned, &sentence.grad};
+    for (int i = 0; i < (with_gradients ? 4 : 2); ++i) *arrays[i] = sentence.buffers[i].at_least(rows * stride);
+    clear_rest(sentence.x, sentence.count, rows);
+    if (with_gradients) clear_rest(sentence.grad_aligned, sentence.count, rows);
+    for (int64_t i = 0; i < sentence.count; ++i) gather(token(side, i, nullptr, 0));
   }
 
   // Zeros behind the features of each row, and in rows that fill up the last four.
@@ -185,12 +185,12 @@ class PairOfSentences {
   }
 
   Token<scalar_t> token(int side, int64_t i, scalar_t* out, int64_t times) {
-    const Side& of = *sides[side];
+    const Side& batch = *sides[side];
     const Sentence<T>& sentence = sentences[side];
     const int64_t t = sentence.tokens[i], place = i * stride;
-    return {of.x.template const_data_ptr<scalar_t>() + of.layout.offsets(b, t),
+    return {batch.x.template const_data_ptr<scalar_t>() + batch.layout.offsets(b, t),
             nullptr,
-            out ? out + times * of.offset(b, t) : nullptr,
+            out ? out + times * batch.offset(b, t) : nullptr,
             sentence.x + place,
             sentence.aligned + place,
             sentence.grad_aligned + place,
@@ -207,10 +207,10 @@ class PairOfSentences {
   }
 
   void clear_padding(int side, scalar_t* out, int64_t times) {
-    const Side& of = *sides[side];
-    for (int64_t t = 0; t < of.end(b); ++t) {
-      if (t < of.layout.tokens.length(b) && of.layout.tokens.unmasked(b, t)) continue;
-      std::fill_n(out + times * of.offset(b, t), times * width, scalar_t(0.0f));
+    const Side& batch = *sides[side];
+    for (int64_t t = 0; t < batch.end(b); ++t) {
+      if (t < batch.layout.tokens.length(b) && batch.layout.tokens.unmasked(b, t)) continue;
+      std::fill_n(out + times * batch.offset(b, t), times * width, scalar_t(0.0f));
     }
   }
 };
@@ -240,16 +240,22 @@ Side make_side(const Tensor& input, Where at) {
   return {x, layout, padded};
 }
 
-// a's side and b's; b may be in the same tensor.
-std::pair<Side, Side> make_sides(const Tensor& a, const std::optional<Tensor>& b, const Where& a_at,
-                                 const Where& b_at) {
-  STD_TORCH_CHECK(b || (a_at.start && b_at.start), "esim_fast: only a row-addressed tensor can hold both sides");
-  const Side a_side = make_side(a, a_at), b_side = make_side(b ? *b : a_side.x, b_at);
-  STD_TORCH_CHECK(a_side.x.scalar_type() == b_side.x.scalar_type() && a_side.layout.width == b_side.layout.width &&
-                      a_side.layout.batch == b_side.layout.batch,
-                  "esim_fast: a and b must have the same dtype and width, and hold as many sentences");
-  return {a_side, b_side};
-}
+// Both sides of a batch of pairs, in two tensors or in one.
+struct Sides {
+  Side a, b;
+
+  Sides(const Tensor& a_input, const Tensor& b_input, const Where& a_at, const Where& b_at)
+      : a(make_side(a_input, a_at)), b(make_side(b_input, b_at)) {
+    STD_TORCH_CHECK(a.x.scalar_type() == b.x.scalar_type() && a.layout.width == b.layout.width &&
+                        a.layout.batch == b.layout.batch,
+                    "esim_fast: a and b must have the same dtype and width, and hold as many sentences");
+  }
+
+  // Of pairs in one tensor, which is contiguous.
+  Sides(const Tensor& x, const Where& a_at, const Where& b_at) : Sides(x, x, a_at, b_at) {
+    STD_TORCH_CHECK(a_at.start && b_at.start, "esim_fast: only a row-addressed tensor can hold both sides");
+  }
+};
 
 // A tensor for results, `times` as wide as x. Kernels write all of a padded one, and the rows that are addressed.
 Tensor new_like(const Side& side, int64_t times, bool every_row) {
@@ -286,46 +292,63 @@ void for_each_pair(const Side& a, const Side& b, const F& f) {
   });
 }
 
-std::tuple<Tensor, Tensor> local_inference_cpu(
-    const Tensor& a, std::optional<Tensor> b, std::optional<Tensor> a_start, std::optional<Tensor> a_step,
-    std::optional<Tensor> a_lengths, std::optional<Tensor> a_mask, std::optional<Tensor> b_start,
-    std::optional<Tensor> b_step, std::optional<Tensor> b_lengths, std::optional<Tensor> b_mask, int64_t a_longest,
-    int64_t b_longest, bool every_row) {
-  const auto [a_side, b_side] = make_sides(a, b, {a_start, a_step, a_lengths, a_mask, a_longest},
-                                           {b_start, b_step, b_lengths, b_mask, b_longest});
-  Tensor m_a = new_like(a_side, 4, every_row);
-  Tensor m_b = b ? new_like(b_side, 4, every_row) : torch::stable::new_empty(a, {0});
-  dispatch_floating(a.scalar_type(), "local_inference", [&, &a_side = a_side, &b_side = b_side](auto zero) {
+// Writes the enhanced sentences of both sides, which may lie in the same tensor.
+void forward(const Sides& sides, Tensor& m_a, Tensor& m_b) {
+  dispatch_floating(sides.a.x.scalar_type(), "local_inference", [&](auto zero) {
     using scalar_t = decltype(zero);
-    scalar_t* const of_a = m_a.template mutable_data_ptr<scalar_t>();
-    scalar_t* const m[] = {of_a, b ? m_b.template mutable_data_ptr<scalar_t>() : of_a};
-    for_each_pair<scalar_t>(a_side, b_side, [&](auto& pair, int64_t i) { pair.forward(i, m); });
+    scalar_t* const m[] = {m_a.template mutable_data_ptr<scalar_t>(), m_b.template mutable_data_ptr<scalar_t>()};
+    for_each_pair<scalar_t>(sides.a, sides.b, [&](auto& pair, int64_t i) { pair.forward(i, m); });
   });
+}
+
+// Writes the gradients of both sides, which may lie in the same tensor.
+void backward(const Sides& sides, const Tensor& grad_m_a, const Tensor& grad_m_b, Tensor& grad_a, Tensor& grad_b) {
+  dispatch_floating(sides.a.x.scalar_type(), "local_inference_backward", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const scalar_t* const grad_m[] = {grad_m_a.template const_data_ptr<scalar_t>(),
+                                      grad_m_b.template const_data_ptr<scalar_t>()};
+    scalar_t* const grad[] = {grad_a.template mutable_data_ptr<scalar_t>(),
+                              grad_b.template mutable_data_ptr<scalar_t>()};
+    for_each_pair<scalar_t>(sides.a, sides.b, [&](auto& pair, int64_t i) { pair.backward(i, grad_m, grad); });
+  });
+}
+
+// The last arguments of all operators here, and what they say of a and of b.
+#define ESIM_SIDES                                                                                                 \
+  std::optional<Tensor> a_start, std::optional<Tensor> a_step, std::optional<Tensor> a_lengths,                    \
+      std::optional<Tensor> a_mask, std::optional<Tensor> b_start, std::optional<Tensor> b_step,                   \
+      std::optional<Tensor> b_lengths, std::optional<Tensor> b_mask, int64_t a_longest, int64_t b_longest,         \
+      bool every_row
+#define ESIM_AT {a_start, a_step, a_lengths, a_mask, a_longest}, {b_start, b_step, b_lengths, b_mask, b_longest}
+
+std::tuple<Tensor, Tensor> local_inference_cpu(const Tensor& a, const Tensor& b, ESIM_SIDES) {
+  const Sides sides(a, b, ESIM_AT);
+  Tensor m_a = new_like(sides.a, 4, every_row), m_b = new_like(sides.b, 4, every_row);
+  forward(sides, m_a, m_b);
   return {m_a, m_b};
 }
 
-std::tuple<Tensor, Tensor> local_inference_backward_cpu(
-    const Tensor& grad_m_a, const Tensor& grad_m_b, const Tensor& a, std::optional<Tensor> b,
-    std::optional<Tensor> a_start, std::optional<Tensor> a_step, std::optional<Tensor> a_lengths,
-    std::optional<Tensor> a_mask, std::optional<Tensor> b_start, std::optional<Tensor> b_step,
-    std::optional<Tensor> b_lengths, std::optional<Tensor> b_mask, int64_t a_longest, int64_t b_longest,
-    bool every_row) {
-  const auto [a_side, b_side] = make_sides(a, b, {a_start, a_step, a_lengths, a_mask, a_longest},
-                                           {b_start, b_step, b_lengths, b_mask, b_longest});
-  // Where one tensor holds both sides, so does the first gradient.
-  const Tensor of_m_a = contiguous_gradient(grad_m_a, a_side);
-  const Tensor of_m_b = b ? contiguous_gradient(grad_m_b, b_side) : of_m_a;
-  Tensor grad_a = new_like(a_side, 1, every_row);
-  Tensor grad_b = b ? new_like(b_side, 1, every_row) : torch::stable::new_empty(a, {0});
-  dispatch_floating(a.scalar_type(), "local_inference_backward", [&, &a_side = a_side, &b_side = b_side](auto zero) {
-    using scalar_t = decltype(zero);
-    const scalar_t* const grad_m[] = {of_m_a.template const_data_ptr<scalar_t>(),
-                                      of_m_b.template const_data_ptr<scalar_t>()};
-    scalar_t* const of_a = grad_a.template mutable_data_ptr<scalar_t>();
-    scalar_t* const grad[] = {of_a, b ? grad_b.template mutable_data_ptr<scalar_t>() : of_a};
-    for_each_pair<scalar_t>(a_side, b_side, [&](auto& pair, int64_t i) { pair.backward(i, grad_m, grad); });
-  });
+std::tuple<Tensor, Tensor> local_inference_backward_cpu(const Tensor& grad_m_a, const Tensor& grad_m_b,
+                                                        const Tensor& a, const Tensor& b, ESIM_SIDES) {
+  const Sides sides(a, b, ESIM_AT);
+  Tensor grad_a = new_like(sides.a, 1, every_row), grad_b = new_like(sides.b, 1, every_row);
+  backward(sides, contiguous_gradient(grad_m_a, sides.a), contiguous_gradient(grad_m_b, sides.b), grad_a, grad_b);
   return {grad_a, grad_b};
+}
+
+Tensor local_inference_packed_cpu(const Tensor& x, ESIM_SIDES) {
+  const Sides sides(x, ESIM_AT);
+  Tensor m = new_like(sides.a, 4, every_row);
+  forward(sides, m, m);
+  return m;
+}
+
+Tensor local_inference_packed_backward_cpu(const Tensor& grad_m, const Tensor& x, ESIM_SIDES) {
+  const Sides sides(x, ESIM_AT);
+  const Tensor contiguous = contiguous_gradient(grad_m, sides.a);
+  Tensor grad = new_like(sides.a, 1, every_row);
+  backward(sides, contiguous, contiguous, grad, grad);
+  return grad;
 }
 
 }  // namespace
@@ -334,4 +357,6 @@ std::tuple<Tensor, Tensor> local_inference_backward_cpu(
 STABLE_TORCH_LIBRARY_IMPL(esim_fast, CPU, m) {
   m.impl("local_inference", TORCH_BOX(&esim_fast::local_inference_cpu));
   m.impl("local_inference_backward", TORCH_BOX(&esim_fast::local_inference_backward_cpu));
+  m.impl("local_inference_packed", TORCH_BOX(&esim_fast::local_inference_packed_cpu));
+  m.impl("local_inference_packed_backward", TORCH_BOX(&esim_fast::local_inference_packed_backward_cpu));
 }

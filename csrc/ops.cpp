@@ -40,13 +40,16 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
       "masked_pool_backward(Tensor grad_v, Tensor argmax, Tensor count, Tensor? start, Tensor? step, Tensor? lengths, "
       "Tensor? mask, SymInt rows) -> Tensor");
 
-  // a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]; b is None where a holds the rows of both.
-  // longest: of the tokens that rows address; every_row: these are all rows that there are. Returns m_a and m_b.
-  m.def("local_inference(Tensor a, Tensor? b, " ESIM_SIDES ") -> (Tensor, Tensor)");
+  // a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]. longest: of the tokens that rows address;
+  // every_row: these are all rows that there are. Returns m_a and m_b.
+  m.def("local_inference(Tensor a, Tensor b, " ESIM_SIDES ") -> (Tensor, Tensor)");
   // Returns the gradients of a and b.
   m.def(
-      "local_inference_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor? b, " ESIM_SIDES
+      "local_inference_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b, " ESIM_SIDES
       ") -> (Tensor, Tensor)");
+  // The same of x [N, D] that holds both sides: returns m [N, 4D], and the gradient of x.
+  m.def("local_inference_packed(Tensor x, " ESIM_SIDES ") -> Tensor");
+  m.def("local_inference_packed_backward(Tensor grad_m, Tensor x, " ESIM_SIDES ") -> Tensor");
 
   // The recurrence of a packed BiLSTM: gates [N, 4H] of each direction hold the products with the input, and then the
   // gates; weights [4H, H]; batch_sizes [T] as of a PackedSequence. Returns y [N, 2H] and c [N, 2H].

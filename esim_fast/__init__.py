@@ -1,9 +1,10 @@
 """ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels."""
 
-from . import compat, ops
+from . import compat, ops, streaming
 from .classifier import Classifier
 from .extension import build_info
-from .model import ESIM, LocalInference, Pooling
+from .layers import LocalInference, Pooling
+from .model import ESIM
 from .packed import PackedPairs, Rows, pack_pairs
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "compat",
     "ops",
     "pack_pairs",
+    "streaming",
 ]

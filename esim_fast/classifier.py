@@ -1,30 +1,28 @@
 """A trained model as people use it: raw text in, labels out."""
 
-import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import Batch, DataError, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
-from .data.parallel import is_wanted
-from .data.reading import reason_of
+from .config import ESIMConfig, autocast, check_precision
+from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
+from .data.parallel import ShouldStop, never
 from .data.tokenizing import name_of
+from .errors import DataError, first_line, kind_and_reason, naming
 from .explanation import Explanation
-from .files import first_line, parse_json, replace_file, write_json
+from .files import load_safetensors, parse_json, replace_file, write_json
 from .model import ESIM
-from .precision import autocast, check_precision
 from .state_dicts import check_entries
 
 _MAX_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
 Json = TypeVar("Json", dict, list)
 
-_SAVED_OPTIONS = inspect.signature(ESIM).parameters.keys() - {"device", "backend"}
 WEIGHTS, CONFIG, VOCABULARY, LABELS = "model.safetensors", "config.json", "vocabulary.txt", "labels.json"
 
 
@@ -69,10 +67,10 @@ class Classifier:
         precision: str = "fp32",
     ) -> None:
         check_precision(precision, net.device)
-        if len(vocabulary) != net.config["vocab_size"]:
-            raise ValueError(f"the network has {net.config['vocab_size']} words, the vocabulary {len(vocabulary)}")
-        if len(labels) != net.config["num_labels"]:
-            raise ValueError(f"the network has {net.config['num_labels']} labels, got {len(labels)}: {list(labels)}")
+        if len(vocabulary) != net.config.vocab_size:
+            raise ValueError(f"the network has {net.config.vocab_size} words, the vocabulary {len(vocabulary)}")
+        if len(labels) != net.config.num_labels:
+            raise ValueError(f"the network has {net.config.num_labels} labels, got {len(labels)}: {list(labels)}")
         if len(set(labels)) != len(labels):
             raise ValueError(f"labels must be distinct, got {list(labels)}")
         self.net = net
@@ -133,19 +131,21 @@ class Classifier:
         try:
             return self._tokenize(sentence)
         except Exception as error:
-            raise DataError(
-                f"tokenizer {name_of(self.tokenizer)}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+            raise DataError(f"tokenizer {name_of(self.tokenizer)}: {kind_and_reason(error)}") from error
 
-    def logits(self, pairs: EncodedPairs, *, batch_size: int = 256) -> Tensor:
-        """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU."""
+    def logits(self, pairs: EncodedPairs, *, batch_size: int = 256, should_stop: ShouldStop = never) -> Tensor:
+        """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU.
+
+        Raises:
+            KeyboardInterrupt: ``should_stop()`` said so after a batch.
+        """
         result = torch.empty(len(pairs), len(self.labels))
         for batch, scores in scored_batches(
             self.net, pairs, batch_size, max_tokens=_MAX_TOKENS, precision=self.precision
         ):
             result[batch.indices] = scores
-            if not is_wanted():
-                break
+            if should_stop():
+                raise KeyboardInterrupt
         return result
 
     def explain(self, premise: str, hypothesis: str) -> Explanation:
@@ -195,7 +195,7 @@ class Classifier:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {"model": "ESIM", **self.net.config, "tokenizer": name_of(self.tokenizer)}
+        config: dict[str, Any] = {"model": "ESIM", **asdict(self.net.config), "tokenizer": name_of(self.tokenizer)}
         if self.training is not None:
             config["training"] = self.training
         write_json(directory / CONFIG, config)
@@ -245,9 +245,7 @@ class Classifier:
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
         tokenizer = _agreed_tokenizer(directory / CONFIG, config.pop("tokenizer", "nltk"), tokenizer)
         training = config.pop("training", None)
-        for name, default in (("embedding_dropout", None), ("variational_dropout", False)):
-            config.setdefault(name, default)  # models that were saved before there were such options have none
-        for name in sorted(config.keys() ^ _SAVED_OPTIONS):
+        for name in sorted(config.keys() ^ {field.name for field in fields(ESIMConfig)}):
             raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
             if config[key] != len(part):
@@ -309,24 +307,18 @@ def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | No
 
 
 def _read_json(path: Path, expected: type[Json]) -> Json:
-    try:
-        value = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {reason_of(error)}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+    with naming(path):
+        try:
+            value = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, expected):
         raise DataError(f"{path}: expected a JSON {'object' if expected is dict else 'array'}")
     return value
 
 
 def _load_weights(net: ESIM, path: Path) -> None:
-    try:
-        weights = safetensors.torch.load_file(path)
-    except OSError as error:
-        raise DataError(f"{path}: {reason_of(error)}") from error
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
+    weights = load_safetensors(path)
     try:
         check_entries(weights, net.state_dict())
     except ValueError as error:

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import pickletools
-import re
 import warnings
 import zipfile
 from collections import Counter
@@ -12,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors.torch
 import torch
 
-_LONGEST_MESSAGE = 1000  # characters
+from .errors import DataError, first_line, naming
+
 _DEEPEST = 100  # lists and objects within one another
-# Control characters, line ends, half surrogate pairs, and what turns the direction of writing.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -82,6 +81,21 @@ def _within(value: Any) -> Any:
     return value if isinstance(value, list) else ()
 
 
+def check_kind(path: str | os.PathLike[str]) -> None:
+    """Raises DataError for what is there and no file: a pipe in a folder of somebody's would be waited for."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{os.fspath(path)}: expected a file, got something else")
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of safetensors; DataError if it cannot be read or is none."""
+    try:
+        with naming(path):
+            return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
+
+
 def load_saved(file: IO[bytes]) -> Any:
     """What ``torch.save`` wrote to a file: tensors and plain values. Nothing is executed, or said on stderr.
 
@@ -113,29 +127,13 @@ def _check_pickle(stream: IO[bytes]) -> None:
     """Of what torch makes without executing anything, a bytearray alone takes memory that no file has to hold."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        asks = (name.name == "GLOBAL" and str(of).endswith(" bytearray") for name, of, _ in pickletools.genops(stream))
+        asks = (
+            opcode.name == "GLOBAL" and str(argument).endswith(" bytearray")
+            for opcode, argument, _ in pickletools.genops(stream)
+        )
         try:
             found = any(asks)
         except ValueError:  # it is damaged: torch stops there, too, and says so
             return
     if found:
         raise pickle.UnpicklingError("expected tensors and plain values, got a bytearray")
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's message, which libraries continue over many lines."""
-    return str(error).partition("\n")[0]
-
-
-def one_line(message: object) -> str:
-    """A message as a line of bounded length: what it quotes of a file cannot break the line or control a terminal."""
-    text = _shortened(str(message))
-    if text.isprintable():
-        return text
-    return _shortened(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
-
-
-def _shortened(text: str) -> str:
-    """Without its middle, if it is long: a message begins with its place and ends with what is wrong there."""
-    half = _LONGEST_MESSAGE // 2
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} … {text[-half:]}"

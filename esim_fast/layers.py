@@ -1,4 +1,5 @@
-"""Layers of PyTorch's, the same but for the time they take on a CPU: embedding, dropout and projection in fp32."""
+"""PyTorch's layers, faster on a CPU in fp32: embedding, dropout and projection; and the ops in place of the notebook's
+layers."""
 
 import contextlib
 import mmap
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import ops
 from .ops.checks import transforming
 from .ops.derivatives import apply
 from .ops.products import linear
-from .packed import move
+from .packed import Rows, move
 
 
 class Embedding(nn.Embedding):
@@ -126,3 +128,37 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         plain = input.dim() == 2 and self.bias is not None and not transforming()
         return linear(input, self.weight, self.bias) if plain else super().forward(input)
+
+
+class LocalInference(nn.Module):
+    """:func:`esim_fast.ops.local_inference` as a layer, in place of the notebook's of that name."""
+
+    def __init__(self, backend: str | None = None) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(
+        self, p: Tensor, h: Tensor, p_mask: Tensor | None = None, h_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Soft alignment and enhancement of premise and hypothesis: equations 11-15.
+
+        Args:
+            p, h: encoded ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``.
+            p_mask, h_mask: ``[B, Lp]`` and ``[B, Lh]``, 0 at padding.
+
+        Returns:
+            m_p, m_h: ``[B, Lp, 8H]`` and ``[B, Lh, 8H]``.
+        """
+        return ops.local_inference(p, h, a_mask=p_mask, b_mask=h_mask, backend=self.backend)
+
+
+class Pooling(nn.Module):
+    """:func:`esim_fast.ops.masked_pool` as a layer, average and maximum: equations 18-20."""
+
+    def __init__(self, backend: str | None = None) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, x: Tensor, x_mask: Tensor | None = None, *, rows: Rows | None = None) -> Tensor:
+        """``x [B, L, 2H]`` with ``x_mask [B, L]``, 0 at padding, or ``[N, 2H]`` with rows, to ``[B, 4H]``."""
+        return ops.masked_pool(x, mask=x_mask, rows=rows, backend=self.backend)

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from .files import first_line
+from .errors import first_line
 
 _SHORT = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|not enough memory|_ALLOC_FAILED")
 # An allocation in the extension: LibTorch's stable ABI says which call failed, but not why.

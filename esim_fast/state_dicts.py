@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import one_line
+from .config import ESIMConfig
+from .errors import one_line
 from .ops.checks import FLOATING
 
 # Ours and the notebook's                coetaur0/ESIM             AllenNLP
@@ -28,7 +29,7 @@ _COLUMNS = tuple(zip(*map(str.split, _NAMES.strip().splitlines()), strict=True))
 
 
 @dataclass(frozen=True)
-class Layout:
+class NamingScheme:
     """How somebody's ESIM names its modules, and the mathematics behind the names.
 
     Attributes:
@@ -71,25 +72,25 @@ class Layout:
         return found
 
 
-def _layout(column: int, source: str, options: dict[str, Any]) -> Layout:
-    return Layout(source, dict(zip(_COLUMNS[column], _COLUMNS[0], strict=True)), options)
+def _scheme(column: int, source: str, options: dict[str, Any]) -> NamingScheme:
+    return NamingScheme(source, dict(zip(_COLUMNS[column], _COLUMNS[0], strict=True)), options)
 
 
 _PADDED = {"padding_idx": 0, "variational_dropout": True, "projection_activation": "relu"}
-LAYOUTS = {
-    "notebook": _layout(
+NAMING_SCHEMES = {
+    "notebook": _scheme(
         0, "the notebook", {"variant": "notebook", "projection_activation": None, "classifier_activation": "relu"}
     ),
-    "coetaur0": _layout(1, "coetaur0/ESIM", {**_PADDED, "classifier_activation": "tanh"}),
-    "allennlp": _layout(2, "AllenNLP", {**_PADDED, "classifier_activation": "relu"}),
+    "coetaur0": _scheme(1, "coetaur0/ESIM", {**_PADDED, "classifier_activation": "tanh"}),
+    "allennlp": _scheme(2, "AllenNLP", {**_PADDED, "classifier_activation": "relu"}),
 }
 _DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # for logits without dropout
 
 
 def recognized(names: Iterable[str]) -> str | None:
-    """Whose names these are, a key of :data:`LAYOUTS`; None if they are nobody's."""
+    """Whose names these are, a key of :data:`NAMING_SCHEMES`; None if they are nobody's."""
     names = list(names)
-    found = {key: sum(layout.ours(name) is not None for name in names) for key, layout in LAYOUTS.items()}
+    found = {key: sum(scheme.ours(name) is not None for name in names) for key, scheme in NAMING_SCHEMES.items()}
     best = max(found, key=found.__getitem__)
     return best if found[best] else None
 
@@ -102,13 +103,13 @@ def rename(state_dict: MutableMapping[str, Any], prefix: str = "", onto: str | N
         onto: what they begin with afterwards; ``prefix``, if None.
 
     Returns:
-        Whose names they had, a key of :data:`LAYOUTS`; None if they were nobody's.
+        Whose names they had, a key of :data:`NAMING_SCHEMES`; None if they were nobody's.
     """
     names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
     source = recognized(names)
     if source is not None:
         for name in names:
-            ours = LAYOUTS[source].ours(name)
+            ours = NAMING_SCHEMES[source].ours(name)
             if ours is not None:
                 state_dict[f"{prefix if onto is None else onto}{ours}"] = state_dict.pop(f"{prefix}{name}")
     return source
@@ -118,14 +119,14 @@ def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     """Whether entries in our names are those expected, in shape and finite.
 
     Args:
-        source: in whose names mistakes are reported, a key of :data:`LAYOUTS`.
+        source: in whose names mistakes are reported, a key of :data:`NAMING_SCHEMES`.
 
     Raises:
         ValueError: one is missing, unexpected, misshapen, or holds something else than finite numbers.
     """
-    layout = LAYOUTS[source]
+    scheme = NAMING_SCHEMES[source]
     for name in sorted(expected.keys() | entries.keys()):
-        theirs = one_line(layout.theirs(name))
+        theirs = one_line(scheme.theirs(name))
         if name not in expected:
             raise ValueError(f"{theirs} is no part of an ESIM")
         if name not in entries:
@@ -137,13 +138,15 @@ def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
 
 
-def warn_of_differences(source: str, config: Mapping[str, Any]) -> None:
+def warn_of_differences(source: str, config: ESIMConfig) -> None:
     """Warns if a network gets the weights of a source whose mathematics is not its own."""
-    options = LAYOUTS[source].options
-    others = [f"{name}={options[name]!r}" for name in _DECISIVE if name in options and config[name] != options[name]]
+    options = NAMING_SCHEMES[source].options
+    others = [
+        f"{name}={options[name]!r}" for name in _DECISIVE if name in options and getattr(config, name) != options[name]
+    ]
     if others:
         warnings.warn(
-            f"these weights have the names of {LAYOUTS[source].source}, whose mathematics is "
+            f"these weights have the names of {NAMING_SCHEMES[source].source}, whose mathematics is "
             f"ESIM(..., {', '.join(others)})",
             stacklevel=9,  # past torch's own loading, where nobody could do anything about it
         )

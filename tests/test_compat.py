@@ -51,18 +51,18 @@ def their_logits(name, model, p, h):
     return model(p, h)
 
 
-NAMES = list(state_dicts.LAYOUTS)
+NAMES = list(state_dicts.NAMING_SCHEMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestStateDicts:
     def ours(self, name):
-        return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, **state_dicts.LAYOUTS[name].options).eval()
+        return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, **state_dicts.NAMING_SCHEMES[name].options).eval()
 
     def test_the_same_logits(self, name):
         model, net = theirs(name), self.ours(name)
         assert not net.load_state_dict(model.state_dict()).missing_keys
-        p, h = pair_batch(net.padding_idx)
+        p, h = pair_batch(net.config.padding_idx)
         torch.testing.assert_close(net(p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
 
     def test_the_same_logits_of_padded_sentences(self, name):
@@ -76,7 +76,7 @@ class TestStateDicts:
     def test_within_a_module_of_ones_own(self, name):
         model, wrapper = theirs(name), nn.ModuleDict({"pairs": self.ours(name)})
         wrapper.load_state_dict({f"pairs.{key}": value for key, value in model.state_dict().items()})
-        p, h = pair_batch(wrapper["pairs"].padding_idx)
+        p, h = pair_batch(wrapper["pairs"].config.padding_idx)
         torch.testing.assert_close(wrapper["pairs"](p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
 
     def test_loading_leaves_their_state_dict_alone(self, name):
@@ -86,8 +86,8 @@ class TestStateDicts:
         assert list(state_dict) == before
 
     def test_mistakes_are_told_in_their_names(self, name):
-        layout = state_dicts.LAYOUTS[name]
-        weight, bias = (layout.theirs(f"encoder.lstm.{part}") for part in ("weight_hh_l0", "bias_ih_l0_reverse"))
+        scheme = state_dicts.NAMING_SCHEMES[name]
+        weight, bias = (scheme.theirs(f"encoder.lstm.{part}") for part in ("weight_hh_l0", "bias_ih_l0_reverse"))
         state_dict = theirs(name).state_dict()
         broken = {**state_dict, weight: torch.zeros(3, 4), "_extra.weight": torch.zeros(2)}
         del broken[bias]
@@ -198,7 +198,7 @@ class TestCoetaur0:
         ours = coetaur0.ESIM(WORDS, WIDTH, HIDDEN, vectors, padding_idx=3, dropout=0.25, num_classes=5, device="meta")
         assert torch.equal(ours.state_dict()["_word_embedding.weight"], vectors)
         assert (ours.device, ours.dropout, ours.num_classes) == ("meta", 0.25, 5)
-        assert ours.esim.config["padding_idx"] == 3
+        assert ours.esim.config.padding_idx == 3
         assert ours.esim.embedding_dropout.p == 0.25
 
 
@@ -382,7 +382,7 @@ class TestConvert:
     def test_what_would_have_to_be_executed_is_refused(self, tmp_path):
         torch.save(theirs("coetaur0"), tmp_path / "whole.pt")
         with pytest.raises(
-            DataError, match=r"whole.pt: holds objects of Python \(sources.Coetaur0\).*net.state_dict\(\)"
+            DataError, match=r"whole.pt: holds objects of Python \(tests.sources.Coetaur0\).*net.state_dict\(\)"
         ):
             checkpoints.read_state_dict(tmp_path / "whole.pt")
 
@@ -527,9 +527,9 @@ class TestConvert:
 
 def test_the_table_names_every_entry():
     for name in NAMES:
-        layout = state_dicts.LAYOUTS[name]
+        scheme = state_dicts.NAMING_SCHEMES[name]
         entries = theirs(name).state_dict()
         ours = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).state_dict()
-        assert {layout.ours(entry) for entry in entries} == set(ours)
-        assert {layout.theirs(entry) for entry in ours} == set(entries)
-        json.dumps(layout.options)
+        assert {scheme.ours(entry) for entry in entries} == set(ours)
+        assert {scheme.theirs(entry) for entry in ours} == set(entries)
+        json.dumps(scheme.options)

@@ -41,14 +41,56 @@ def test_the_backend_is_the_one_asked_for(backend, kernel):
         m_a, m_b = esim_fast.ops.local_inference(x, x.detach(), backend=backend)
         (m_a.sum() + m_b.sum()).backward()
     ours = {event.name for event in profile.events() if event.name.startswith("esim_fast::")}
-    names = {f"esim_fast::{op}{of}" for op in ("masked_pool", "local_inference") for of in ("", "_backward")}
+    names = {f"esim_fast::{op}{end}" for op in ("masked_pool", "local_inference") for end in ("", "_backward")}
     assert ours == (names if kernel else set())
 
 
+@pytest.mark.parametrize(
+    ("backend", "device", "kernels"),
+    [
+        ("cpp", "cpu", {"bilstm", "local_inference_packed", "masked_pool"}),
+        ("reference", "cpu", set()),
+        pytest.param(
+            "triton",
+            "cpu",
+            {"bilstm_triton", "local_inference_packed_triton", "masked_pool"},
+            marks=pytest.mark.interpreter,
+        ),
+        pytest.param(
+            "triton",
+            "cuda",
+            {"bilstm_triton", "local_inference_packed_triton", "masked_pool"},
+            marks=pytest.mark.gpu,
+            id="triton-cuda",
+        ),
+        pytest.param("cudnn", "cuda", {"local_inference_packed_triton", "masked_pool"}, marks=pytest.mark.gpu),
+        pytest.param(
+            "cuda", "cuda", {"bilstm_triton", "local_inference_packed_triton", "masked_pool"}, marks=pytest.mark.gpu
+        ),
+    ],
+)
+def test_a_network_runs_every_op_that_has_the_backend_on_it(backend, device, kernels):
+    """And all others on their best one."""
+    net = esim_fast.ESIM(4, 4, 9, 3, device, backend=backend).eval()
+    ids = torch.tensor([[2, 3, 4]], device=device)
+    with torch.profiler.profile() as profile, torch.no_grad():
+        net(ids, ids)
+    ours = {event.name for event in profile.events() if event.name.startswith("esim_fast::")}
+    assert ours == {f"esim_fast::{kernel}" for kernel in kernels}
+
+
+@pytest.mark.parametrize("backend", ["cuda", "cudnn"])
+def test_a_backend_that_no_op_can_run_on_here(backend):
+    with pytest.raises(ValueError, match=f"^backend='{backend}' can run no op on cpu$"):
+        esim_fast.ESIM(4, 4, 9, 3, "cpu", backend=backend)
+    with pytest.raises(ValueError, match=f"^backend='{backend}' can run no op on cpu$"):
+        esim_fast.ESIM(4, 4, 9, 3, backend=backend)
+
+
 def test_without_triton():
-    program = "import sys, esim_fast; op = sys.modules['esim_fast.ops.local_inference']; "
-    program += "print('triton' in sys.modules, op.launch)"
+    program = "import sys, esim_fast; from esim_fast.ops.triton import runtime; "
+    program += "print('triton' in sys.modules, runtime.AVAILABLE)"
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert torch.version.cuda or run.stdout.split() == ["False", "None"]
+    assert torch.version.cuda or run.stdout.split() == ["False", "False"]

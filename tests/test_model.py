@@ -78,7 +78,7 @@ class TestPackedBatches:
         pairs = self.pack(*batch)
         with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: give them alone$"):
             net(pairs, batch[1])
-        with pytest.raises(TypeError, match=r"^attention is given where the words stand in padded ids"):
+        with pytest.raises(TypeError, match=r"^attention is laid out as the padded ids are"):
             net.attention(pairs, None)
         if batch[0].device.type == "cpu":
             pairs.tokens[3] = WORDS
@@ -318,7 +318,12 @@ class TestBadInput:
             ((8, 4, 9, 3), {"padding_idx": 9}, ValueError, "padding_idx = 9 must lie between 0 and vocab_size - 1 = 8"),
             ((8, 4, 9, 3), {"dropout": 1.5}, ValueError, "dropout must lie between 0 and 1, got 1.5"),
             ((8, 4, 9, 3), {"variant": "coetaur"}, ValueError, "variant must be one of 'paper', 'notebook'"),
-            ((8, 4, 9, 3), {"backend": "cuda"}, ValueError, "backend must be one of"),
+            (
+                (8, 4, 9, 3),
+                {"backend": "cuDNN"},
+                ValueError,
+                "backend must be one of None, 'cpp', 'cuda', 'triton', 'cudnn'",
+            ),
             ((8, 4, 9, 3), {"classifier_activation": "gelu"}, ValueError, "classifier_activation must be one of"),
         ],
     )

@@ -1,4 +1,4 @@
-"""What the Triton kernels need of a GPU, told by the compiler: no GPU is needed to ask.
+"""What the Triton kernels need of a GPU, as the compiler tells; no GPU is needed.
 
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
@@ -27,7 +27,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from esim_fast.ops.triton import launch, recurrence
+from esim_fast.ops.triton import bilstm, runtime
+from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton.tokens import Tokens
 
 # Shared memory that a program can have, in bytes: CUDA C++ Programming Guide, "technical specifications".
@@ -87,7 +88,7 @@ def default_cases() -> list[Case]:
 
     Not fp16, whose kernels are bf16's but for the name of the products.
     """
-    tiles = list(itertools.combinations_with_replacement(launch.TILES[::-1], 2))
+    tiles = list(itertools.combinations_with_replacement(kernels.TILES[::-1], 2))
     arithmetics = [arithmetic for arithmetic in ARITHMETIC if arithmetic != "fp16"]
     packed = [Case(arithmetic, *lengths) for arithmetic in arithmetics for lengths in [*tiles, (200, 200)]]
     padded = [Case("bf16", *lengths, layout) for lengths in [(32, 16), (200, 200)] for layout in ("lengths", "mask")]
@@ -114,7 +115,7 @@ def other_cases() -> list[Case]:
     ]
 
 
-def launches(case: Case) -> list[launch.Launch]:
+def launches(case: Case) -> list[runtime.Launch]:
     """The launches of forward and backward, on tensors without values."""
     if case.layout == "bilstm":
         return _recurrence(case)
@@ -126,22 +127,22 @@ def launches(case: Case) -> list[launch.Launch]:
         dtype, mask = ARITHMETIC[case.arithmetic], None
         if case.layout == "rows":
             x = new(case.pairs * length, case.width, dtype=dtype)
-            return launch.Side(Tokens(x, new(case.pairs), new(length), new(case.pairs), None, 0), length, 0, length)
+            return kernels.Side(Tokens(x, new(case.pairs), new(length), new(case.pairs), None, 0), length, 0, length)
         if case.layout == "mask":
             mask = new(case.pairs, length, dtype=torch.bool)
         x = new(case.pairs, length, case.width, dtype=dtype)
         tokens = Tokens(x, None, None, None if mask is not None else new(case.pairs), mask, x.stride(1))
-        return launch.Side(tokens, length, x.stride(0), length)
+        return kernels.Side(tokens, length, x.stride(0), length)
 
     torch.backends.cuda.matmul.fp32_precision = "tf32" if case.arithmetic == "tf32" else "ieee"
     # The GPU that the programs of a small batch are counted for: its size changes how often a loop runs, no more.
-    launch._multiprocessors = lambda _: 132
+    runtime.multiprocessors = lambda _: 132
     a, b = side(case.a_length), side(case.b_length)
     x = a.tokens.x
-    return launch.plan_forward(a, b, x, x) + launch.plan_backward(a, b, x, x, x, x)
+    return kernels.plan_forward(a, b, x, x) + kernels.plan_backward(a, b, x, x, x, x)
 
 
-def _recurrence(case: Case) -> list[launch.Launch]:
+def _recurrence(case: Case) -> list[runtime.Launch]:
     H, dtype = case.width, ARITHMETIC[case.arithmetic]
     vector, sentences = 16 // dtype.itemsize, 2 * case.pairs
     gates = torch.empty(sentences * case.a_length, 8 * H, dtype=dtype, device="meta")
@@ -150,12 +151,12 @@ def _recurrence(case: Case) -> list[launch.Launch]:
     c = torch.empty_like(y, dtype=torch.float32)
     precision = "tf32" if case.arithmetic == "tf32" else "tf32x3"
     return [
-        recurrence.plan_forward(gates, weights, first_row, y, c, sentences, precision),
-        recurrence.plan_backward(y, y, c, gates, weights, first_row, gates, y, sentences, precision),
+        bilstm.plan_forward(gates, weights, first_row, y, c, sentences, precision),
+        bilstm.plan_backward(y, y, c, gates, weights, first_row, gates, y, sentences, precision),
     ]
 
 
-def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
+def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
     """Compiles one launch as its call would, with pointers aligned as an allocator aligns them."""
     names = planned.kernel.arg_names
     signature: dict[str, Any] = {}
@@ -167,7 +168,7 @@ def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
             attributes[path] = [["tt.divisibility", 16]]
             return f"*{_TYPES[value.dtype]}"
         if isinstance(value, Tokens):
-            return Tokens(*(describe(of, (*path, i)) for i, of in enumerate(value)))
+            return Tokens(*(describe(field, (*path, i)) for i, field in enumerate(value)))
         if value is None:
             constants[path] = None
             return "constexpr"
@@ -180,7 +181,7 @@ def compile_for(case: Case, planned: launch.Launch, target: str) -> Resources:
         constants[(names.index(name),)] = value
     source = ASTSource(planned.kernel, signature, constants, attributes)
     log = io.StringIO()
-    # A cache of its own, because nothing is said of what is found in a cache.
+    # A cache of its own, because ptxas says nothing of what is found in a cache.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(log):
         triton.knobs.cache.dir = folder
         triton.knobs.nvidia.dump_ptxas_log = True
@@ -244,9 +245,9 @@ def main() -> int:
     options = parser.parse_args()
     cases = default_cases() + (other_cases() if options.all else [])
     found = compile_all(cases, options.target, options.jobs)
-    for of in found:
-        print(of)
-    problems = sum(of.problem is not None for of in found)
+    for result in found:
+        print(result)
+    problems = sum(result.problem is not None for result in found)
     print(f"Triton {triton.__version__}: {len(found)} kernels for {' '.join(options.target)}, {problems} do not fit")
     return 1 if problems else 0
 

@@ -141,7 +141,7 @@ PEOPLE = Domain(
 ANIMALS = Domain(
     pronoun="which",
     nouns=words("dog cat goat horse fox wolf sheep cow duck bear rabbit monkey"),
-    adjectives=words("brown black white gray hungry spotted"),
+    adjectives=words("brown black white grey hungry spotted"),
     relations=(OLDER, TALLER, FASTER, LOUDER, CHASING),
     weight=0.2,
 )

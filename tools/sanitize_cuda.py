@@ -2,10 +2,10 @@
 
     python -m tools.sanitize_cuda [--tools memcheck racecheck] [--json FILE] [--dry-run]
 
-Every tensor is an allocation of its own there, so that what lies behind it is nobody's, and a read out of bounds is
-planted first, which memcheck must find. The exit code is 1 where a tool finds something or a result is wrong, and 3
-where compute-sanitizer is not installed or does not find what was planted. ``--dry-run`` needs no GPU: the cases run on
-CPU tensors, Triton's kernels interpreted, and no tool looks on.
+Every tensor is an allocation of its own there, so that a read behind it is seen. One such read is planted first, which
+memcheck must find. The exit code is 1 where a tool finds something or a result is wrong, and 3 where compute-sanitizer
+is not installed or does not find what was planted. ``--dry-run`` needs no GPU: the cases run on CPU tensors, Triton's
+kernels interpreted, and no tool watches.
 """
 
 import os
@@ -57,17 +57,17 @@ def run_cases(device: str) -> int:
             sentences = pairs.a
             for layout in ("lengths", "mask", "packed"):
                 place = Layout.make(layout, [len(x) for x in sentences], width)
-                given_as = {name: of.to(device) for name, of in place.given_as.items()}
+                given_as = {name: value.to(device) for name, value in place.given_as.items()}
                 x = place.fill(sentences)
                 grad = torch.randn(len(sentences), 2 * width).to(dtype)
                 results = []
-                for of, options in ((x.to(device), given_as), (x.double(), place.given_as)):
-                    leaf = of.requires_grad_()
-                    pool = masked_pool if of.dtype == dtype else reference.masked_pool
+                for tensor, options in ((x.to(device), given_as), (x.double(), place.given_as)):
+                    leaf = tensor.requires_grad_()
+                    pool = masked_pool if tensor.dtype == dtype else reference.masked_pool
                     v = pool(leaf, **options)
                     results.append([v, torch.autograd.grad(v, leaf, grad.to(v))[0]])
-                for of in results:  # padding is NaN, and its gradient zero
-                    of[1] = torch.cat(place.sentences(of[1]))
+                for result in results:  # padding is NaN, and its gradient zero
+                    result[1] = torch.cat(place.sentences(result[1]))
                 check(f"masked_pool, {layout}, {lengths}, D = {width}", *results, dtype)
     if device == "cuda":
         torch.cuda.synchronize()
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         if code or errors:
             print(output)
     write_json(parser, options.json, {"tools": found})
-    return 1 if any(of["exit_code"] or of["errors"] for of in found.values()) else 0
+    return 1 if any(outcome["exit_code"] or outcome["errors"] for outcome in found.values()) else 0
 
 
 if __name__ == "__main__":

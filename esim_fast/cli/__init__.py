@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from ..data import DataError
+from ..errors import DataError
 from ..memory import bound_caches, short_of_memory
 from ..training import lost_connection
 from . import convert, data, evaluate, explain, predict, train

@@ -6,9 +6,9 @@ from typing import Any
 
 from ..classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
 from ..compat import checkpoints
-from ..data import DataError
-from ..data.reading import check_kind
-from ..state_dicts import LAYOUTS, recognized
+from ..errors import DataError
+from ..files import check_kind
+from ..state_dicts import NAMING_SCHEMES, recognized
 from . import options as common
 
 
@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--from",
         dest="source_of",
-        choices=(*LAYOUTS, "esim_fast"),
+        choices=(*NAMING_SCHEMES, "esim_fast"),
         help="whose mathematics it is; default: that of those whose names the entries have. esim_fast: our own "
         "network, whose names are the notebook's",
     )
@@ -79,9 +79,9 @@ def convert(options: argparse.Namespace) -> None:
     sizes = model.net.config
     named = recognized(state_dict) or "notebook"
     common.say(
-        f"{options.output}: {sizes['vocab_size']:,} words of {sizes['embedding_dim']} numbers, hidden size "
-        f"{sizes['hidden_size']}, {sizes['num_labels']} labels, tokenizer {model.tokenizer}, "
-        f"from the names of {LAYOUTS[named].source}"
+        f"{options.output}: {sizes.vocab_size:,} words of {sizes.embedding_dim} numbers, hidden size "
+        f"{sizes.hidden_size}, {sizes.num_labels} labels, tokenizer {model.tokenizer}, "
+        f"from the names of {NAMING_SCHEMES[named].source}"
     )
     if words is None:
         common.say("without --vocabulary, sentences are word ids with blanks between them")

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data import DataError, EncodedPairs, Layout, PreparedCorpus, Vocabulary, prepare, read_pairs
+from ..data import CorpusFormat, EncodedPairs, PreparedCorpus, Vocabulary, read_pairs
 from ..data.folders import find_corpus
 from ..data.reading import corpus_form, read_lines
+from ..errors import DataError
 from . import options as common
 
 _MOST_LABELS = 1000  # more are sentences in the wrong column
@@ -53,7 +54,7 @@ def find_files(options: argparse.Namespace) -> TrainingFiles:
 
 
 def _has_labels(path: str, options: argparse.Namespace) -> bool:
-    rows = read_pairs(path, common.layout(options), labeled=False, on_bad_row=lambda row: None)
+    rows = read_pairs(path, common.corpus_format(options), labeled=False, on_bad_row=lambda row: None)
     return any(pair.label is not None for pair in islice(rows, _PROBE))
 
 
@@ -98,31 +99,25 @@ class TrainingData:
 def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingData:
     """Reads everything before anything is trained: a mistake in the test file is not found out hours later."""
 
-    def read(path: str, layout: Layout, labeled: bool) -> PreparedCorpus:
-        return prepare(
-            path,
-            options.tokenizer,
-            layout,
-            labeled=labeled,
-            skip_bad_rows=options.skip_bad_rows,
-            allow_empty=layout.text,
-            cache=common.cache(options),
-        )
+    def read(path: str, **how: Any) -> PreparedCorpus:
+        return common.prepared(path, options, options.tokenizer, skip_bad_rows=options.skip_bad_rows, **how)
 
-    layout = common.layout(options)
-    train = [read(path, layout, labeled=True) for path in files.train]
-    dev = read(files.dev, layout, labeled=True)
-    test = read(files.test, layout, labeled=True) if files.test else None
+    def read_words(path: str) -> PreparedCorpus:
+        how = {} if _has_columns(path) else {"corpus_format": CorpusFormat(text=True), "allow_empty": True}
+        return read(path, labeled=False, **how)
+
+    train = [read(path) for path in files.train]
+    dev = read(files.dev)
+    test = read(files.test) if files.test else None
     labels = _labels(train)
     if options.skip_bad_rows:
         dev = dev.without_other_labels(labels)
         test = test and test.without_other_labels(labels)
     more: list[PreparedCorpus | None] = []
     if options.extend_vocabulary:
-        layouts = [layout if _has_columns(path) else Layout(text=True) for path in options.extend_vocabulary]
-        more = [read(*of, labeled=False) for of in zip(options.extend_vocabulary, layouts, strict=True)]
+        more = [read_words(path) for path in options.extend_vocabulary]
     elif options.extend_vocabulary is not None:
-        unlabeled = read(files.unlabeled, layout, labeled=False) if files.unlabeled and not test else None
+        unlabeled = read(files.unlabeled, labeled=False) if files.unlabeled and not test else None
         more = [dev, test or unlabeled]
     others = list(filter(None, more))
     for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the rest

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataError, PreparedCorpus, prepare, words_with_vector
+from ..data import PreparedCorpus, words_with_vector
+from ..errors import DataError
 from . import options as common
 
 
@@ -55,15 +56,8 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
     """The corpus as training would read it, or without labels if it has none."""
 
     def read(labeled: bool) -> PreparedCorpus:
-        return prepare(
-            path,
-            options.tokenizer,
-            common.layout(options),
-            labeled=labeled,
-            skip_bad_rows=True,
-            allow_empty=True,
-            cache=common.cache(options),
-        )
+        how = {"labeled": labeled, "skip_bad_rows": True, "allow_empty": True}
+        return common.prepared(path, options, options.tokenizer, **how)
 
     if options.columns is not None:
         return read(labeled=len(options.columns) == 3)

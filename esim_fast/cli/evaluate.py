@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..classifier import Classifier
-from ..data import EncodedPairs, prepare
+from ..data import EncodedPairs
 from . import options as common
 
 
@@ -25,13 +25,8 @@ def add(commands: Any) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Accuracy, per-class figures and the confusion matrix, as one JSON object."""
     model = common.load_model(options)
-    corpus = prepare(
-        options.file,
-        options.tokenizer or model.tokenizer,
-        common.layout(options),
-        skip_bad_rows=options.skip_bad_rows,
-        cache=common.cache(options),
-    )
+    tokenizer, skip = options.tokenizer or model.tokenizer, options.skip_bad_rows
+    corpus = common.prepared(options.file, options, tokenizer, skip_bad_rows=skip)
     if options.skip_bad_rows:
         corpus = corpus.without_other_labels(model.labels)
     common.list_bad_rows(corpus.path, corpus.bad_rows)
@@ -41,8 +36,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _report(model: Classifier, pairs: EncodedPairs, predicted: torch.Tensor, dropped: int) -> dict[str, Any]:
-    labels = model.labels
-    gold = torch.from_numpy(pairs.labels)
+    labels, gold = model.labels, torch.from_numpy(pairs.labels)
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)  # [gold, predicted]
     confusion.index_put_((gold, predicted), torch.ones_like(gold), accumulate=True)
     correct, support, answers = confusion.diag(), confusion.sum(1), confusion.sum(0)

@@ -4,7 +4,7 @@ import argparse
 import warnings
 from typing import Any
 
-from ..data import DataError
+from ..errors import DataError
 from ..explanation import check_form
 from . import options as common
 

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import torch
 
 from ..classifier import Classifier
-from ..data import TOKENIZERS, BadRow, Layout, PreparedCorpus, default_cache
-from ..files import one_line
-from ..precision import PRECISIONS, check_precision
+from ..config import PRECISIONS, check_precision
+from ..data import TOKENIZERS, BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
+from ..errors import one_line
 
 _LABELS = 20  # that are named
 FILES = ".jsonl, .csv or tab-separated, each also .gz, with the columns of SNLI, MultiNLI, QQP, LCQMC or --columns"
@@ -106,14 +106,19 @@ def text(value: str) -> str:
     return value
 
 
-def layout(options: argparse.Namespace) -> Layout:
-    return Layout(options.columns, options.quoted)
+def corpus_format(options: argparse.Namespace) -> CorpusFormat:
+    return CorpusFormat(options.columns, options.quoted)
 
 
 def cache(options: argparse.Namespace) -> Path | None:
     if options.no_cache:
         return None
     return Path(options.cache) if options.cache else default_cache()
+
+
+def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer, **how: Any) -> PreparedCorpus:
+    """A corpus as the options of :func:`add_reading` and :func:`add_cache` want it."""
+    return prepare(path, tokenizer, **{"corpus_format": corpus_format(options), "cache": cache(options), **how})
 
 
 def device_of(name: str) -> torch.device:

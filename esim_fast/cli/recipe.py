@@ -30,36 +30,16 @@ _SAMPLE_MODEL = ModelOptions(hidden_size=128, embedding_dim=100, dropout=0.2)
 # Options by the field of Recipe or ModelOptions that they set: name, type, metavar and help.
 _RECIPE = {
     "epochs": ("--epochs", common.count, "N", "passes over the training pairs, at most"),
-    "patience": (
-        "--patience",
-        common.patience,
-        "N",
-        "epochs without a better dev accuracy that end a run; 0: none",
-    ),
+    "patience": ("--patience", common.patience, "N", "epochs without a better dev accuracy that end a run; 0: none"),
     "batch_size": ("--batch-size", common.count, "N", "pairs of a batch, of all processes together"),
-    "max_tokens": (
-        "--max-tokens",
-        common.count,
-        "N",
-        "tokens of a batch, premises and hypotheses together, instead of pairs",
-    ),
+    "max_tokens": ("--max-tokens", common.count, "N", "tokens of a batch, of both sides together, instead of pairs"),
     "accumulate": ("--accumulate", common.count, "N", "work through each batch in N parts, to save memory"),
     "learning_rate": ("--lr", common.rate, "X", "Adam's learning rate"),
     "warmup_steps": ("--warmup-steps", common.steps, "N", "steps over which the learning rate rises to that"),
-    "lr_decay": (
-        "--lr-decay",
-        common.share,
-        "X",
-        "factor of the learning rate after an epoch without a better dev accuracy",
-    ),
+    "lr_decay": ("--lr-decay", common.share, "X", "factor of --lr after an epoch without a better dev accuracy"),
     "weight_decay": ("--weight-decay", common.amount, "X", "of all weights but word vectors (AdamW)"),
     "label_smoothing": ("--label-smoothing", common.fraction, "X", "share of each target that goes to all labels"),
-    "ema_decay": (
-        "--ema-decay",
-        common.fraction,
-        "X",
-        "decay of a moving average of the weights, the model then",
-    ),
+    "ema_decay": ("--ema-decay", common.fraction, "X", "decay of a moving average of the weights, the model then"),
     "max_grad_norm": ("--max-grad-norm", common.rate, "X", "largest norm of the gradient"),
     "seed": ("--seed", common.seed, "N", "of initial weights, order and dropout"),
 }
@@ -95,12 +75,8 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
             where.add_argument(
                 option, dest=field, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text + known
             )
-    how.add_argument(
-        "--freeze-embedding",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="word vectors stay as they are",
-    )
+    help_text = "word vectors stay as they are"
+    how.add_argument("--freeze-embedding", action="store_true", default=argparse.SUPPRESS, help=help_text)
     how.add_argument(
         "--precision", choices=tuple(PRECISIONS), default=argparse.SUPPRESS, help="default: fp32; the others: autocast"
     )

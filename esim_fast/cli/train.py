@@ -157,6 +157,23 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
     classifier, found = _new_classifier(plan)
     train, dev = data.encode_train(classifier.vocabulary), data.dev.encode(classifier.vocabulary, data.labels)
     words = hashlib.sha256("\n".join(classifier.vocabulary.words).encode()).hexdigest()
+
+    def say_what_begins() -> None:  # only then: until there a mistake is the one line on stderr
+        if first and worker.leads:
+            data.describe()
+            if plan.files.unlabeled:
+                common.say(f"{plan.files.unlabeled}: not used, because it has no labels")
+            if found is not None:
+                new = len(classifier.vocabulary) - len(data.vocabulary)
+                those = f", {new} of them not in training" if data.more_words else ""
+                common.say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{those}")
+        if options.resume and worker.leads:
+            progress = trainer.progress
+            where = f"goes on with epoch {progress.epoch}, batch {progress.batch + 1}"
+            if trainer.is_over:
+                where = f"is done after {len(progress.history)} epochs"
+            common.say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a run begins'}")
+
     try:
         trainer = Trainer(
             classifier,
@@ -173,25 +190,12 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             },
             resume=options.resume,
             checkpoint_steps=options.checkpoint_steps,
+            on_begin=say_what_begins,
             on_epoch=lambda metrics: _say_epoch(metrics, recipe, several=bool(options.seeds)),
             should_stop=should_stop,
         )
     except OtherSettingsError as error:
         raise common.UsageError(f"{plan.directory}: {_other_settings(error)}") from error
-    if first and worker.leads:  # only now: until here a mistake is the one line on stderr
-        data.describe()
-        if plan.files.unlabeled:
-            common.say(f"{plan.files.unlabeled}: not used, because it has no labels")
-        if found is not None:
-            new = len(classifier.vocabulary) - len(data.vocabulary)
-            those = f", {new} of them not in training" if data.more_words else ""
-            common.say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{those}")
-    if options.resume and worker.leads:
-        progress = trainer.progress
-        where = f"goes on with epoch {progress.epoch}, batch {progress.batch + 1}"
-        if trainer.is_over:
-            where = f"is done after {len(progress.history)} epochs"
-        common.say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a run begins'}")
     try:
         history = trainer.run()
     except NotFiniteError as error:

@@ -9,18 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..classifier import Classifier
-from ..data import PADDING, UNKNOWN, DataError, Tokenizer, Vocabulary
-from ..data.reading import check_kind, reason_of
-from ..files import first_line, load_saved, one_line, parse_json
+from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
+from ..errors import DataError, first_line, naming, one_line, reason_of
+from ..files import check_kind, load_safetensors, load_saved, parse_json
 from ..model import ESIM
 from ..ops.checks import FLOATING
-from ..state_dicts import LAYOUTS, check_entries, recognized, rename
+from ..state_dicts import NAMING_SCHEMES, check_entries, recognized, rename
 
 _STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
 _TIED = 4  # names that numbers may have, as tied weights do
@@ -44,16 +42,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     check_kind(path)
     try:
         if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
+            content: Any = load_safetensors(path)
         else:
             with open(path, "rb") as file:
                 content = load_saved(file)
+    except DataError:
+        raise
     except OSError as error:
         if error.filename is None:  # in the middle of a file
             raise DataError(f"{path}: a file of torch.save that is not whole") from error
         raise DataError(f"{path}: {reason_of(error)}") from error
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
     except Exception as error:  # there is no end to what a damaged file makes torch raise
         if objects := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise DataError(
@@ -77,21 +75,18 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
         DataError: the file cannot be read, or holds something else.
     """
     path = Path(path)
-    try:
+    with naming(path):
         content = path.read_bytes()
-        if content.startswith(b"\x80"):
-            raise DataError(
-                f"{path}: a pickle, and reading it would run its code: write the words with their ids as JSON instead"
-            )
+    if content.startswith(b"\x80"):
+        raise DataError(
+            f"{path}: a pickle, and reading it would run its code: write the words with their ids as JSON instead"
+        )
+    try:
         text = content.decode().removeprefix("\ufeff")
         lines = (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
         value = parse_json(text) if path.suffix == ".json" else list(lines)
-    except OSError as error:
-        raise DataError(f"{path}: {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not valid UTF-8 at byte {error.start + 1}") from error
-    except DataError:
-        raise
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
     if isinstance(value, dict):
@@ -129,10 +124,10 @@ def convert(
     named = recognized(state_dict)
     if named is None:
         some = ", ".join(sorted(state_dict)[:3])
-        names = ", ".join(of.source for of in LAYOUTS.values())
+        names = ", ".join(scheme.source for scheme in NAMING_SCHEMES.values())
         raise ValueError(one_line(f"expected the names of {names}, got {some}, …"))
-    if source not in (None, *LAYOUTS, "esim_fast"):
-        raise ValueError(f"source must be one of {', '.join(map(repr, LAYOUTS))} or 'esim_fast', got {source!r}")
+    if source not in (None, *NAMING_SCHEMES, "esim_fast"):
+        raise ValueError(f"source must be one of {', '.join(map(repr, NAMING_SCHEMES))} or 'esim_fast', got {source!r}")
     entries = {name: _in_fp32(entry) for name, entry in state_dict.items()}
     rename(entries)
     sizes = _sizes(entries, named)
@@ -140,7 +135,7 @@ def convert(
     order, vocabulary = _in_our_order(words, named)
     if labels is None:
         labels = [str(number) for number in range(sizes["num_labels"])]
-    options = {} if source == "esim_fast" else LAYOUTS[source or named].options
+    options = {} if source == "esim_fast" else NAMING_SCHEMES[source or named].options
     described: dict[str, Any] = {**sizes, **options, "padding_idx": 1}  # where our vocabulary has it
     with torch.device("meta"):
         net = ESIM(**described)
@@ -157,7 +152,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _unwrapped(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    while wrapper := next((of for of in _WRAPPERS if all(name.startswith(of) for name in entries)), None):
+    while wrapper := next((each for each in _WRAPPERS if all(name.startswith(each) for name in entries)), None):
         entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
     return dict(entries)
 
@@ -185,19 +180,15 @@ def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
     """What ESIM has to be told, as the shapes of the entries have it."""
     shapes = {}
     for name in ("embedding.weight", "encoder.lstm.weight_hh_l0", "linear.mlp.3.weight"):
-        theirs = LAYOUTS[named].theirs(name)
+        theirs = NAMING_SCHEMES[named].theirs(name)
         if name not in entries:
             raise ValueError(f"{theirs} is missing")
         if entries[name].dim() != 2 or not entries[name].numel():
             raise ValueError(f"{theirs} has shape {list(entries[name].shape)}, expected two dimensions, none of them 0")
         shapes[name] = entries[name].shape
     (vocab_size, embedding_dim), (_, hidden_size), (num_labels, _) = shapes.values()
-    return {
-        "hidden_size": hidden_size,
-        "embedding_dim": embedding_dim,
-        "vocab_size": vocab_size,
-        "num_labels": num_labels,
-    }
+    sizes = {"hidden_size": hidden_size, "embedding_dim": embedding_dim}
+    return {**sizes, "vocab_size": vocab_size, "num_labels": num_labels}
 
 
 def _words(
@@ -207,7 +198,7 @@ def _words(
     if words is None:
         if count < 2:
             raise ValueError(f"expected word vectors of the unknown word and the padding at least, got {count}")
-        special = [PADDING, UNKNOWN] if LAYOUTS[named].options.get("padding_idx") == 0 else [UNKNOWN, PADDING]
+        special = [PADDING, UNKNOWN] if NAMING_SCHEMES[named].options.get("padding_idx") == 0 else [UNKNOWN, PADDING]
         return [*special, *map(str, range(2, count))], tokenizer or "whitespace"
     words = list(words)
     if named == "allennlp" and words[:1] == ["@@UNKNOWN@@"]:
@@ -229,11 +220,11 @@ def _in_our_order(words: Sequence[str], named: str) -> tuple[list[int], Vocabula
         if place is None:
             raise ValueError(f"expected one of {', '.join(names[1:])} among the words, got none")
         first.append(place)
-    padding_idx = LAYOUTS[named].options.get("padding_idx")
+    padding_idx = NAMING_SCHEMES[named].options.get("padding_idx")
     if padding_idx is not None and first[1] != padding_idx:
         raise ValueError(
-            f"expected the padding of {LAYOUTS[named].source} as word {padding_idx}, got {words[first[1]]!r} as word "
-            f"{first[1]}: the words are not in the order of the network's ids"
+            f"expected the padding of {NAMING_SCHEMES[named].source} as word {padding_idx}, got {words[first[1]]!r} as "
+            f"word {first[1]}: the words are not in the order of the network's ids"
         )
     order = [*first, *(place for place in range(len(words)) if place not in first)]
     return order, Vocabulary([UNKNOWN, PADDING, *(words[place] for place in order[2:])])

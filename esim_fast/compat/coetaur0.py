@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import model, state_dicts
 from ..training.initialization import initialize
 
-_NAMES = state_dicts.LAYOUTS["coetaur0"]
+_NAMES = state_dicts.NAMING_SCHEMES["coetaur0"]
 _INNER = "esim."  # what the names of our entries begin with here
 
 
@@ -98,7 +98,7 @@ class ESIM(nn.Module):
         Raises:
             RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
         """
-        names = state_dicts.LAYOUTS[state_dicts.recognized(state_dict) or "coetaur0"]
+        names = state_dicts.NAMING_SCHEMES[state_dicts.recognized(state_dict) or "coetaur0"]
         return names.loaded(partial(super().load_state_dict, state_dict, strict, assign), _INNER)
 
 

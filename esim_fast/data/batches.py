@@ -117,7 +117,7 @@ class EncodedPairs(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         indices = np.asarray(indices, dtype=np.int64)
-        begins, lengths = (torch.from_numpy(of[indices].T.copy()) for of in (self._begins, self.lengths))
+        begins, lengths = (torch.from_numpy(part[indices].T.copy()) for part in (self._begins, self.lengths))
         pairs = pack_flat(self._tokens, *begins, *lengths)
         if self._ids is not None:
             pairs = replace(pairs, tokens=self._ids[pairs.tokens])
@@ -166,16 +166,11 @@ def batches(
     """
     if batch_size is None and max_tokens is None:
         raise ValueError("expected batch_size or max_tokens, got neither")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("max_tokens", max_tokens, 1),
-        ("start", start, 0),
-        ("parts", parts, 1),
-        ("prefetch", prefetch, 0),
-    ):
+    counts = {"batch_size": batch_size, "max_tokens": max_tokens, "start": start, "parts": parts, "prefetch": prefetch}
+    for name, value in counts.items():
+        least, kind = (0, "non-negative") if name in ("start", "prefetch") else (1, "positive")
         if value is not None and (not isinstance(value, int) or value < least):
-            kind = "a positive integer" if least else "a non-negative integer"
-            raise ValueError(f"expected {kind} as {name}, got {value!r}")
+            raise ValueError(f"expected a {kind} integer as {name}, got {value!r}")
     rank, shards = shard
     if not 0 <= rank < shards:
         raise ValueError(f"expected shard as (r, n) with 0 <= r < n, got {shard!r}")
@@ -202,10 +197,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         if not self.prefetch:
-            return map(self._make, self.order)
-        return self._made_ahead()
-
-    def _made_ahead(self) -> Iterator[Batch]:
+            yield from map(self._make, self.order)
+            return
         pool = ThreadPoolExecutor(1)  # a thread: processes take longer to hand a batch over than to make it
         try:
             yield from map_ahead(pool, self._make, self.order, self.prefetch)

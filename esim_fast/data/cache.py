@@ -19,8 +19,8 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..files import first_line, replace_file
-from .reading import DataError, reason_of
+from ..errors import DataError, first_line, naming
+from ..files import replace_file
 
 Arrays = dict[str, Tensor]
 
@@ -107,17 +107,14 @@ def _content(source: str) -> str:
     A small file is known by its bytes. A large one is known by its place on the disk, its size and when it changed:
     reading it takes longer than a clock's tick, so no change can hide between two looks at it.
     """
-    try:
-        with open(source, "rb") as file:
-            about = os.fstat(file.fileno())
-            if about.st_size >= _LARGE:
-                return f"inode {about.st_ino}, {about.st_size} bytes, {about.st_mtime_ns}, {about.st_ctime_ns}"
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-            return f"sha256 {digest.hexdigest()}"
-    except OSError as error:
-        raise DataError(f"{source}: {reason_of(error)}") from error
+    with naming(source), open(source, "rb") as file:
+        about = os.fstat(file.fileno())
+        if about.st_size >= _LARGE:
+            return f"inode {about.st_ino}, {about.st_size} bytes, {about.st_mtime_ns}, {about.st_ctime_ns}"
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+        return f"sha256 {digest.hexdigest()}"
 
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:

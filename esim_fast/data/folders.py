@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .reading import DataError
+from ..errors import DataError
+from .hub import find_splits
 
 _ENDINGS = tuple(ending + packed for ending in (".jsonl", ".tsv", ".csv", ".txt") for packed in ("", ".gz"))
 # The names of official releases. MultiNLI publishes no labels of its test sets; its mismatched dev set is what people
@@ -39,8 +40,6 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
     """
     name = os.fspath(folder)
     if name.startswith("hub:"):
-        from .hub import find_splits
-
         return CorpusFiles(*find_splits(name))
     if not os.path.isdir(name):
         raise DataError(f"{name}: no such directory")
@@ -58,7 +57,8 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
     found: dict[str, Any] = {}  # fields of CorpusFiles
     for part, words in _WORDS.items():
         named = [file for file in files if re.search(rf"(?<![a-z])({words})(?![a-z])", file.lower())]
-        candidates = _of_one_form(named)
+        by_form = ([file for file in named if file.endswith(ending)] for ending in _ENDINGS)
+        candidates = next(filter(None, by_form), [])  # those in the preferred form
         if len(candidates) > 1:
             raise DataError(f"{name}: which is the {part} file? {', '.join(candidates)}")
         if not candidates and part != "test":
@@ -66,8 +66,3 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
         found[part] = os.path.join(name, candidates[0]) if candidates else None
         files = [file for file in files if file not in candidates]
     return CorpusFiles(**found)
-
-
-def _of_one_form(files: list[str]) -> list[str]:
-    """Of files in several forms, those in the preferred one."""
-    return next((of for ending in _ENDINGS if (of := [file for file in files if file.endswith(ending)])), [])

@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..files import first_line
-from .reading import DataError
+from ..errors import DataError, kind_and_reason
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -26,18 +25,20 @@ _SPLITS = {
 def find_splits(name: str) -> tuple[str, str, str | None]:
     """Names of the training, dev and test split of a data set."""
     splits = _load(name)
-    found = {part: next((f"{name}#{of}" for of in names if of in splits), None) for part, names in _SPLITS.items()}
+    train, dev, test = (
+        next((f"{name}#{split}" for split in names if split in splits), None) for names in _SPLITS.values()
+    )
     if "validation_matched" in splits:  # the labels of MultiNLI's test sets are not public
-        found["test"] = f"{name}#validation_mismatched"
-    for part in ("train", "dev"):
-        if found[part] is None:
-            raise DataError(f"{name}: expected a split {' or '.join(_SPLITS[part])}, got {', '.join(splits)}")
-    return found["train"], found["dev"], found["test"]  # type: ignore[return-value]
+        test = f"{name}#validation_mismatched"
+    if train is None or dev is None:
+        expected = _SPLITS["dev" if train else "train"]
+        raise DataError(f"{name}: expected a split {' or '.join(expected)}, got {', '.join(splits)}")
+    return train, dev, test
 
 
 def dataset_lines(name: str) -> Iterator[bytes]:
     """The rows of ``hub:NAME#SPLIT`` as lines of JSON."""
-    from datasets import ClassLabel, Value
+    from datasets import ClassLabel, Value  # optional, and slow to import
 
     rows = _split(name)
     classes = {column: feature.names for column, feature in rows.features.items() if isinstance(feature, ClassLabel)}
@@ -64,7 +65,7 @@ def _split(name: str) -> Dataset:
 
 def _load(name: str) -> DatasetDict:
     try:
-        import datasets
+        import datasets  # likewise
     except ImportError as error:
         raise DataError(f"{name}: needs Hugging Face's library: pip install datasets") from error
     path, _, configuration = name.removeprefix("hub:").partition(":")
@@ -72,5 +73,5 @@ def _load(name: str) -> DatasetDict:
         saved = os.path.isdir(path) and any("dataset_dict.json" in entry for entry in os.listdir(path))
         found: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None)
     except Exception as error:  # the library raises whatever its network and file layers do
-        raise DataError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
+        raise DataError(f"{name}: {kind_and_reason(error)}") from error
     return found

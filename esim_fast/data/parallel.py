@@ -10,17 +10,20 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from .reading import DataError
+import torch
+
+from ..errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+ShouldStop: TypeAlias = Callable[[], bool]  # asked in long loops: whether nobody waits for the result any more
 
 _MOST = 16  # workers: one process puts their results together, and is busy then
 _function: Callable[[Any], Any]  # what this worker is there for
-_gave_up = False  # whether nobody waits for this worker's results any more
 
 
 def processors() -> int:
@@ -39,11 +42,12 @@ def can_fork() -> bool:
 
 
 def map_in_processes(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+    function: Callable[[Item, ShouldStop], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """Yield ``function(item)`` for each item in their order, computed by ``workers`` processes.
+    """Yield ``function(item, should_stop)`` for each item in their order, computed by ``workers`` processes.
 
-    They end with this generator and with this process, however these end. Close the generator if it is not exhausted.
+    A function that takes long asks ``should_stop()`` now and then, and raises KeyboardInterrupt if it says so.
+    The processes end with this generator and with this one, however these end. Close a generator that is not exhausted.
 
     Raises:
         DataError: a process was killed.
@@ -70,9 +74,9 @@ def map_in_processes(
             os.close(hears)
 
 
-def is_wanted() -> bool:
-    """Whether the result of what this process works on will still be looked at: asked in long loops."""
-    return not _gave_up
+def never() -> bool:
+    """Where whoever waits for the result is this process itself."""
+    return False
 
 
 def map_ahead(
@@ -91,19 +95,20 @@ def map_ahead(
         yield waiting.popleft().result()
 
 
-def _begin(function: Callable[[Any], Any], hears: int, tells: int) -> None:
+def _begin(function: Callable[..., Any], hears: int, tells: int) -> None:
     global _function
-    _function = function
+    gave_up = threading.Event()
+    _function = partial(function, should_stop=gave_up.is_set)
     os.close(tells)
+    torch.set_num_threads(1)  # one of several, each on its core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent hears, and tells its workers
-    threading.Thread(target=_listen, args=(hears,), daemon=True).start()
+    threading.Thread(target=_listen, args=(hears, gave_up), daemon=True).start()
 
 
-def _listen(hears: int) -> None:
+def _listen(hears: int, gave_up: threading.Event) -> None:
     """Waits for word that this worker should come to an end, or for the end of the process that wanted it."""
-    global _gave_up
     if os.read(hears, 1):
-        _gave_up = True
+        gave_up.set()
         hung_up = select.poll()
         hung_up.register(hears, 0)  # for nothing but that; what is there to be read is for other workers
         hung_up.poll()
@@ -111,4 +116,4 @@ def _listen(hears: int) -> None:
 
 
 def _work(item: Any) -> Any:
-    return _function(item) if is_wanted() else None
+    return _function(item)

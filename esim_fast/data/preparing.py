@@ -22,16 +22,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..files import first_line, one_line
+from ..errors import BadRowError, DataError, kind_and_reason, one_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
-from .parallel import Result, can_fork, is_wanted, map_in_processes, processors
+from .hub import fingerprint
+from .parallel import Result, ShouldStop, can_fork, map_in_processes, never, processors
 from .reading import (
     KNOWN_NAMES,
     BadRow,
-    BadRowError,
-    DataError,
-    Layout,
+    CorpusFormat,
     Record,
     RowParser,
     corpus_form,
@@ -45,17 +44,13 @@ from .vocabulary import UNSAVABLE, Vocabulary
 
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
 
-_FORMAT = "1"  # of what is kept; anything else is made anew
+_FORMAT = "2"  # of what is kept; anything else is made anew
 ROWS, BYTES = 2048, 2**22  # that are tokenized together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
-_DTYPES = {
-    "tokens": torch.int32,
-    "ends": torch.int64,
-    "labels": torch.int32,
-    "lines": torch.int64,
-    "words": torch.uint8,
-    "label_names": torch.uint8,
-    "bad_rows": torch.uint8,
+_EXPECTED = {  # dtype and dimensions
+    **dict.fromkeys(("tokens", "labels"), (torch.int32, 1)),
+    **dict.fromkeys(("ends", "lines"), (torch.int64, 1)),
+    **dict.fromkeys(("words", "label_names", "bad_rows"), (torch.uint8, 1)),
 }
 # Tokenizers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
 _LASTING = TOKENIZERS.keys() - {"nltk-punkt"}
@@ -168,7 +163,7 @@ class PreparedCorpus:
 def prepare(
     path: str | os.PathLike[str],
     tokenizer: str | Tokenizer = "nltk",
-    layout: Layout = KNOWN_NAMES,
+    corpus_format: CorpusFormat = KNOWN_NAMES,
     *,
     labeled: bool = True,
     skip_bad_rows: bool = False,
@@ -180,7 +175,7 @@ def prepare(
 
     Args:
         tokenizer: a name, as :func:`get_tokenizer` knows them, or a function from a sentence to its words.
-        layout, labeled: as for :func:`read_pairs`.
+        corpus_format, labeled: as for :func:`read_pairs`.
         skip_bad_rows: leave out what cannot be read, and list it in ``bad_rows``.
         allow_empty: whether a corpus without any pair is fine.
         cache: the folder to keep the result in, such as :func:`default_cache`; nothing is kept of what a function of
@@ -197,7 +192,7 @@ def prepare(
         if tokenizer_name in TOKENIZERS:
             tokenize("")  # has it import what it needs, once for all processes
         lines, form = corpus_lines(name)
-        records, parse = open_corpus(lines, name, layout, form=form, labeled=labeled)
+        records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled)
         work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
         with closing(in_parts(work, records, workers or processors())) as parts:
             return _put_together(parts, name, tokenizer_name, skip_bad_rows)
@@ -206,14 +201,10 @@ def prepare(
         "format": _FORMAT,
         "form": corpus_form(name),
         "tokenizer": f"{tokenizer_name}, nltk {version('nltk')}",
-        "layout": json.dumps(asdict(layout)),
+        "corpus_format": json.dumps(asdict(corpus_format)),
         "labeled": str(labeled),
     }
-    content = None
-    if name.startswith("hub:"):
-        from .hub import fingerprint
-
-        content = fingerprint(name)
+    content = fingerprint(name) if name.startswith("hub:") else None
     place = cache if tokenizer_name in _LASTING else None
     corpus = _unpack(name, kept(place, name, options, read, content=content, fits=_fits))
     if corpus.bad_rows and not skip_bad_rows:
@@ -242,7 +233,7 @@ def _unpack(name: str, arrays: Arrays) -> PreparedCorpus:
 
 def _fits(arrays: Arrays) -> bool:
     """Whether arrays are a corpus, whose numbers lead nowhere outside it."""
-    if {name: array.dtype for name, array in arrays.items()} != _DTYPES or any(of.dim() != 1 for of in arrays.values()):
+    if {name: (array.dtype, array.dim()) for name, array in arrays.items()} != _EXPECTED:
         return False
     try:
         corpus = _unpack("", arrays)
@@ -269,7 +260,7 @@ def _lie_within(numbers: np.ndarray, least: int, most: int) -> bool:
     return not len(numbers) or bool(least <= numbers.min() and numbers.max() <= most)
 
 
-class _Part(NamedTuple):
+class _Tokenized(NamedTuple):
     """Some rows, tokenized; words and labels are numbered as they occur in them."""
 
     tokens: array  # of int32
@@ -281,14 +272,16 @@ class _Part(NamedTuple):
     bad_rows: list[BadRow]
 
 
-def _tokenize_part(records: list[Record], parse: RowParser, tokenize: Tokenizer, name: str, tokenizer: str) -> _Part:
+def _tokenize_part(
+    records: list[Record], should_stop: ShouldStop, *, parse: RowParser, tokenize: Tokenizer, name: str, tokenizer: str
+) -> _Tokenized:
     words: dict[str, int] = {}
     names: dict[str, int] = {}
     known: dict[str, array] = {}  # SNLI has three hypotheses to a premise
-    part = _Part(array("i"), array("i"), array("i"), array("q"), [], [], [])
+    part = _Tokenized(array("i"), array("i"), array("i"), array("q"), [], [], [])
     for record in records:
-        if not is_wanted():
-            break
+        if should_stop():
+            raise KeyboardInterrupt
         try:
             pair = parse_record(record, parse)
         except BadRowError as error:
@@ -303,8 +296,7 @@ def _tokenize_part(records: list[Record], parse: RowParser, tokenize: Tokenizer,
                         raise TypeError("expected a list of words, got a string")
                     tokens = array("i", [words.setdefault(word, len(words)) for word in found])
                 except Exception as error:  # a function of the user's may raise anything
-                    reason = f"{type(error).__name__}: {first_line(error)}"
-                    raise DataError(f"{name}:{record.line}: tokenizer {tokenizer}: {reason}") from error
+                    raise DataError(f"{name}:{record.line}: tokenizer {tokenizer}: {kind_and_reason(error)}") from error
                 known[sentence] = tokens
             part.tokens.extend(tokens)
             part.lengths.append(len(tokens))
@@ -313,7 +305,7 @@ def _tokenize_part(records: list[Record], parse: RowParser, tokenize: Tokenizer,
     return part._replace(words=list(words), label_names=list(names))
 
 
-def _put_together(found: Iterable[_Part], name: str, tokenizer: str, skip_bad_rows: bool) -> Arrays:
+def _put_together(found: Iterable[_Tokenized], name: str, tokenizer: str, skip_bad_rows: bool) -> Arrays:
     """The parts of a corpus as one, in their order: how it was cut and who worked on it changes nothing."""
     words: dict[str, int] = {}
     names: dict[str, int] = {}
@@ -361,7 +353,7 @@ def _bytes(text: str) -> torch.Tensor:
 
 
 def in_parts(
-    work: Callable[[list[Record]], Result], records: Iterator[Record], workers: int
+    work: Callable[[list[Record], ShouldStop], Result], records: Iterator[Record], workers: int
 ) -> Generator[Result, None, None]:
     """What ``work`` makes of rows, some at a time and in their order: in other processes, if there are many."""
     cut = _chunks(records)
@@ -369,7 +361,7 @@ def in_parts(
     if workers > 1 and len(first) == _PARALLEL_FROM and can_fork():
         yield from map_in_processes(work, chain(first, cut), workers)
     else:
-        yield from map(work, chain(first, cut))
+        yield from (work(chunk, never) for chunk in chain(first, cut))
 
 
 def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:

@@ -4,7 +4,7 @@ Three forms are understood, each also compressed with gzip (a name that ends in 
 
 * ``.jsonl``: an object a line;
 * ``.csv``: comma-separated columns, fields in double quotes where need be;
-* anything else: tab-separated columns, without quoting unless :attr:`Layout.quoted` says otherwise.
+* anything else: tab-separated columns, without quoting unless :attr:`CorpusFormat.quoted` says otherwise.
 
 Columns and keys are recognized by the names that SNLI, MultiNLI, QQP and LCQMC give them, in any order and among any
 others. Without a header the columns are label, premise, hypothesis.
@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import chain
-from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
 
-from ..files import one_line
+from ..errors import BadRowError, DataError, naming, reason_of
+from .hub import dataset_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
 
@@ -37,26 +38,8 @@ _NAMES = {
 }
 _LEFT_OUT = ("label2", "label3", "label4", "label5")
 _NO_LABEL = "-"  # what SNLI and MultiNLI write where the annotators did not agree
-_OTHER_FILES = {
-    b"\x1f\x8b": "a gzip file? Its name should end in .gz",
-    b"\xff\xfe": "UTF-16?",
-    b"\xfe\xff": "UTF-16?",
-}
+_OTHER_FILES = {b"\x1f\x8b": "a gzip file? Its name should end in .gz", b"\xff\xfe": "UTF-16?", b"\xfe\xff": "UTF-16?"}
 UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
-
-
-class DataError(ValueError):
-    """A mistake in a user's file: one line that names the file, the line in it and what was expected."""
-
-    def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
-
-
-class BadRowError(Exception):
-    """What is wrong with one row, in a line; whoever knows its file and line makes a DataError of it."""
-
-    def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
 
 
 class Pair(NamedTuple):
@@ -76,7 +59,7 @@ class BadRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class CorpusFormat:
     """How the rows of a corpus are written, where its name and header do not say it.
 
     Attributes:
@@ -97,7 +80,7 @@ class Layout:
             object.__setattr__(self, "columns", tuple(map(str, self.columns)))
 
 
-KNOWN_NAMES = Layout()
+KNOWN_NAMES = CorpusFormat()
 
 
 class Record(NamedTuple):
@@ -109,15 +92,12 @@ class Record(NamedTuple):
     is_end: bool = False  # whether the file could not be read any further
 
 
-class RowParser(Protocol):
-    """Makes a pair of the bytes of a row, or raises a BadRowError."""
-
-    def __call__(self, content: bytes, line: int) -> Pair: ...
+RowParser: TypeAlias = Callable[[bytes, int], Pair]  # of a row's bytes and line; raises BadRowError
 
 
 def read_pairs(
     path: str | os.PathLike[str],
-    layout: Layout = KNOWN_NAMES,
+    corpus_format: CorpusFormat = KNOWN_NAMES,
     *,
     labeled: bool = True,
     on_bad_row: Callable[[BadRow], object] | None = None,
@@ -136,20 +116,20 @@ def read_pairs(
     """
     name = os.fspath(path)
     lines, form = corpus_lines(name)
-    return parse_pairs(lines, name, layout, form=form, labeled=labeled, on_bad_row=on_bad_row)
+    return parse_pairs(lines, name, corpus_format, form=form, labeled=labeled, on_bad_row=on_bad_row)
 
 
 def parse_pairs(
     lines: Iterable[bytes],
     name: str,
-    layout: Layout,
+    corpus_format: CorpusFormat,
     *,
     form: Form,
     labeled: bool,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Iterator[Pair]:
     """The same for lines from anywhere, each pair as soon as its line arrives; ``name`` is what messages call them."""
-    records, parse = open_corpus(lines, name, layout, form=form, labeled=labeled)
+    records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled)
     for record in records:
         try:
             yield parse_record(record, parse)
@@ -170,12 +150,7 @@ def parse_record(record: Record, parse: RowParser) -> Pair:
 
 
 def open_corpus(
-    lines: Iterable[bytes],
-    name: str,
-    layout: Layout,
-    *,
-    form: Form,
-    labeled: bool,
+    lines: Iterable[bytes], name: str, corpus_format: CorpusFormat, *, form: Form, labeled: bool
 ) -> tuple[Iterator[Record], RowParser]:
     """The rows of a corpus, not yet parsed, and what parses them, in whatever process.
 
@@ -186,14 +161,15 @@ def open_corpus(
     Raises:
         DataError: the first row, which settles the columns, is not as it should be.
     """
-    if labeled and layout.columns is not None and len(layout.columns) < len(_NAMES):
-        raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(layout.columns)}")
-    delimiter = "," if form == "csv" else "\t" if layout.quoted and form == "tsv" else None
-    if layout.text:
-        return _records(lines, None, text=True), TextRows()
+    wanted = corpus_format.columns
+    if labeled and wanted is not None and len(wanted) < len(_NAMES):
+        raise DataError(f"{name}: expected columns of premise, hypothesis and label, got {', '.join(wanted)}")
+    delimiter = "," if form == "csv" else "\t" if corpus_format.quoted and form == "tsv" else None
+    if corpus_format.text:
+        return _records(lines, None, text=True), parse_sentence
     records = _records(lines, delimiter)
     if form == "jsonl":
-        return records, JsonRows(layout.columns, labeled)
+        return records, JsonRows(wanted, labeled)
     first = next(records, None)
     if first is None:
         return records, DelimitedRows({}, (0,), delimiter)
@@ -201,7 +177,7 @@ def open_corpus(
         if first.problem is not None:
             raise BadRowError(first.problem)
         fields = _split(_decode(first.content), delimiter)
-        columns, is_header = _find_columns(fields, layout.columns, labeled)
+        columns, is_header = _find_columns(fields, wanted, labeled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
     if is_header:
@@ -212,8 +188,6 @@ def open_corpus(
 def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
     """The lines of a corpus, and their form."""
     if name.startswith("hub:"):
-        from .hub import dataset_lines
-
         return dataset_lines(name), corpus_form(name)
     return read_raw_lines(name), corpus_form(name)
 
@@ -221,7 +195,7 @@ def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
 def corpus_form(name: str) -> Form:
     """What a file of this name holds."""
     ending = "jsonl" if name.startswith("hub:") else name.lower().removesuffix(".gz").rpartition(".")[2]
-    return ending if ending in ("csv", "jsonl") else "tsv"  # type: ignore[return-value]
+    return "csv" if ending == "csv" else "jsonl" if ending == "jsonl" else "tsv"
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
@@ -241,10 +215,8 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 def read_raw_lines(name: str) -> Iterator[bytes]:
     """The same, but what goes wrong after the file was opened comes as Python raises it."""
-    try:
+    with naming(name):
         file = open_file(name, "rb")
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
     with file:
         yield from bounded_lines(file)
 
@@ -260,20 +232,9 @@ def bounded_lines(file: IO[bytes] | BufferedIOBase) -> Iterator[bytes]:
             yield line
 
 
-def check_kind(path: str | os.PathLike[str]) -> None:
-    """Raises DataError for what is there and no file: a pipe in a folder of somebody's would be waited for."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"{os.fspath(path)}: expected a file, got something else")
-
-
 def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> BufferedIOBase:
     """Open a file of bytes, through gzip where its name ends in ``.gz``."""
     return cast(BufferedIOBase, gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode))
-
-
-def reason_of(error: BaseException) -> str:
-    """What the system says went wrong, without its number."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 class _Lines:
@@ -314,7 +275,7 @@ def _records(lines: Iterable[bytes], delimiter: str | None, *, text: bool = Fals
         if blank:
             yield Record(number - blank, b"", "blank line" if blank == 1 else f"{blank} blank lines")
             blank = 0
-        if _is_too_long(line):
+        if len(line) > LONGEST_LINE and len(line.rstrip(b"\r\n")) > LONGEST_LINE:
             yield Record(number, b"", f"expected at most {LONGEST_LINE} bytes in a row, got more")
         elif delimiter is None or b'"' not in line:
             yield Record(number, line)
@@ -372,10 +333,6 @@ def _ends_in_quotes(line: bytes, is_open: bool, delimiter: bytes) -> bool | None
             place = line.find(delimiter, place) + 1
             if not place:
                 return False
-
-
-def _is_too_long(line: bytes) -> bool:
-    return len(line) > LONGEST_LINE and len(line.rstrip(b"\r\n")) > LONGEST_LINE
 
 
 def _decode(content: bytes) -> str:
@@ -468,11 +425,9 @@ def _widths(header: Sequence[str]) -> tuple[int, ...]:
     return (width, width - len(_LEFT_OUT)) if tuple(header[-len(_LEFT_OUT) :]) == _LEFT_OUT else (width,)
 
 
-class TextRows:
+def parse_sentence(content: bytes, line: int) -> Pair:
     """Takes each line for a sentence by itself, a premise without a hypothesis."""
-
-    def __call__(self, content: bytes, line: int) -> Pair:
-        return Pair(_decode(content), "", None, line)
+    return Pair(_decode(content), "", None, line)
 
 
 class JsonRows:
@@ -492,13 +447,9 @@ class JsonRows:
         if not isinstance(record, dict):
             raise BadRowError("expected a JSON object")
         premise, hypothesis = (self._text(record, role) for role in ("premise", "hypothesis"))
-        label = self._text(record, "label") if self._has_label(record) else None
+        has_label = self.labeled or any(record.get(key) is not None for key in self.keys.get("label", ()))
+        label = self._text(record, "label") if has_label else None
         return Pair(premise, hypothesis, _checked_label(label), line)
-
-    def _has_label(self, record: dict[str, Any]) -> bool:
-        if self.labeled:
-            return True
-        return any(record.get(key) is not None for key in self.keys.get("label", ()))
 
     def _text(self, record: dict[str, Any], role: str) -> str:
         key = next((key for key in self.keys[role] if key in record), None)

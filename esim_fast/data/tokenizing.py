@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..files import first_line
-from .reading import DataError
+from ..errors import DataError, kind_and_reason
 
 if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
@@ -66,7 +65,7 @@ def _coetaur0(text: str) -> list[str]:
 
 
 def _nltk_punkt(text: str) -> list[str]:
-    from nltk.tokenize import word_tokenize
+    from nltk.tokenize import word_tokenize  # slow to import, see _treebank
 
     return [word.lower() for word in word_tokenize(text)]
 
@@ -113,7 +112,7 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
     if name not in TOKENIZERS:
         raise ValueError(f"expected a tokenizer among {', '.join(TOKENIZERS)} or module:function, got {name!r}")
     if name == "nltk-punkt":
-        import nltk
+        import nltk  # likewise
 
         try:
             nltk.data.find("tokenizers/punkt_tab/english/")
@@ -138,7 +137,7 @@ def _import(name: str, module: str, function: str) -> Tokenizer:
         for part in function.split("."):
             found = getattr(found, part)
     except Exception as error:  # the module is the user's and may raise anything
-        raise DataError(f"tokenizer {name}: {type(error).__name__}: {first_line(error)}") from error
+        raise DataError(f"tokenizer {name}: {kind_and_reason(error)}") from error
     if not callable(found):
         raise DataError(f"tokenizer {name}: expected a function, got {type(found).__name__}")
     return found

@@ -15,13 +15,14 @@ import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
 from typing import IO, NamedTuple
 
 import numpy as np
 
-from .parallel import can_fork, map_in_processes, processors
-from .reading import UNREADABLE, BadRowError, DataError, open_file, reason_of
+from ..errors import BadRowError, DataError, naming, reason_of
+from .parallel import ShouldStop, can_fork, map_in_processes, processors
+from .reading import UNREADABLE, open_file
 
 _WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
 _LONGEST_WORD = 2_000  # bytes
@@ -52,12 +53,7 @@ def form_of(name: str) -> str:
     return "binary" if name.removesuffix(".gz").endswith(".bin") else "text"
 
 
-class _Wanted(NamedTuple):
-    spellings: dict[bytes, str]
-    beginnings: set[bytes]  # of the spellings, up to their first space
-
-
-class _Part(NamedTuple):
+class _ScannedLines(NamedTuple):
     """What some lines hold."""
 
     lines: int
@@ -77,20 +73,20 @@ def _text_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.nda
         return
     rows, dimension, begin = _beginning(block, name)
     spellings = {spelling.encode(): spelling for spelling in wanted}
-    look_for = _Wanted(spellings, {spelling.partition(b" ")[0] for spelling in spellings})
-    scan_range = partial(_scan_range, name, look_for, dimension)
+    scan_range = partial(_scan_range, name=name, wanted=spellings, dimension=dimension)
     workers = _workers(name)
+    scanned: Generator[list[_ScannedLines], None, None]
     if workers > 1 and can_fork():
-        parts = _in_processes(scan_range, _ranges(name, begin), workers)
+        scanned = map_in_processes(scan_range, _ranges(name, begin), workers)
     else:
-        parts = _scan(chain([block[begin:]], blocks), look_for, dimension)
+        scanned = ([lines] for lines in _scan(chain([block[begin:]], blocks), spellings, dimension))
     number = header = 0 if rows is None else 1
-    with closing(parts):
-        for part in parts:
-            yield from zip(part.words, part.vectors, strict=True)
-            number += part.lines
-            if part.problem is not None:
-                raise DataError(f"{name}:{number}: {part.problem}")
+    with closing(scanned):
+        for found in chain.from_iterable(scanned):
+            yield from zip(found.words, found.vectors, strict=True)
+            number += found.lines
+            if found.problem is not None:
+                raise DataError(f"{name}:{number}: {found.problem}")
     if rows is not None and number - header != rows:
         raise DataError(f"{name}: expected {rows} rows, as line 1 says, got {number - header}")
 
@@ -125,44 +121,36 @@ def _workers(name: str) -> int:
 
 def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
     """Cut a file into ranges of bytes that end where lines do, from ``begin`` on."""
-    try:
+    with naming(name), open(name, "rb") as file:
         size = os.path.getsize(name)
-        with open(name, "rb") as file:
-            while begin < size:
-                file.seek(begin + _RANGE)
-                # A line that is too long is the problem of the range that it begins in; those behind do not matter.
-                file.readline(_LONGEST_LINE + 1)
-                end = min(file.tell(), size)
-                yield begin, end
-                begin = end
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
+        while begin < size:
+            file.seek(begin + _RANGE)
+            # A line that is too long is the problem of the range that it begins in; those behind do not matter.
+            file.readline(_LONGEST_LINE + 1)
+            end = min(file.tell(), size)
+            yield begin, end
+            begin = end
 
 
-def _in_processes(
-    scan_range: Callable[[tuple[int, int]], list[_Part]], ranges: Iterable[tuple[int, int]], workers: int
-) -> Generator[_Part, None, None]:
-    with closing(map_in_processes(scan_range, ranges, workers)) as results:
-        for parts in results:
-            yield from parts
+def _scan_range(
+    begin_and_end: tuple[int, int], should_stop: ShouldStop, *, name: str, wanted: dict[bytes, str], dimension: int
+) -> list[_ScannedLines]:
+    scanned = _scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension)
+    return list(takewhile(lambda lines: not should_stop(), scanned))
 
 
-def _scan_range(name: str, wanted: _Wanted, dimension: int, begin_and_end: tuple[int, int]) -> list[_Part]:
-    return list(_scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension))
-
-
-def _scan(blocks: Iterable[bytes], wanted: _Wanted, dimension: int) -> Generator[_Part, None, None]:
+def _scan(blocks: Iterable[bytes], wanted: dict[bytes, str], dimension: int) -> Generator[_ScannedLines, None, None]:
     """Look for the wanted words in blocks of lines."""
+    beginnings = {spelling.partition(b" ")[0] for spelling in wanted}
     try:
         for block in blocks:
-            yield _scan_block(block, wanted, dimension)
+            yield _scan_block(block, wanted, beginnings, dimension)
     except BadRowError as error:
-        yield _Part(1, [], np.empty((0, dimension), dtype=np.float32), str(error))
+        yield _ScannedLines(1, [], np.empty((0, dimension), dtype=np.float32), str(error))
 
 
-def _scan_block(block: bytes, wanted: _Wanted, dimension: int) -> _Part:
+def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], dimension: int) -> _ScannedLines:
     """What the lines of a block hold, up to the first that is not as it should be."""
-    spellings, beginnings = wanted
     words, vectors, problem = [], [], None
     # Both are looked for in many lines at once: bytes.count() would take twice as long as all the rest.
     is_space, has_nul = np.frombuffer(block, dtype=np.uint8) == ord(" "), b"\0" in block
@@ -183,12 +171,12 @@ def _scan_block(block: bytes, wanted: _Wanted, dimension: int) -> _Part:
             word, *fields = line.rsplit(b" ", dimension)
             if b" " in word and _is_number(word.rpartition(b" ")[2]):
                 raise BadRowError(f"expected {dimension} numbers, got {count}")
-            if word in spellings:
+            if word in wanted:
                 vectors.append(_parse(fields))
-                words.append(spellings[word])
+                words.append(wanted[word])
     except BadRowError as error:
         problem = str(error)
-    return _Part(number, words, np.array(vectors, dtype=np.float32).reshape(len(words), dimension), problem)
+    return _ScannedLines(number, words, np.array(vectors, dtype=np.float32).reshape(len(words), dimension), problem)
 
 
 def _parse(fields: list[bytes]) -> np.ndarray:
@@ -243,10 +231,8 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
         DataError: the file cannot be opened.
         BadRowError: it cannot be read any further.
     """
-    try:
+    with naming(name):
         file = open_file(name, "rb")
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
     with file:
         try:
             if begin:
@@ -315,13 +301,13 @@ def _located(blocks: Iterable[bytes], where: Callable[[], str]) -> Iterator[byte
 def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the wanted words of an ``.npz`` archive with their vectors."""
     try:
-        with zipfile.ZipFile(name) as archive:
+        with naming(name), zipfile.ZipFile(name) as archive:
             files = archive.namelist()
             if files.count("words.npy") != 1 or files.count("vectors.npy") != 1:
                 keys = ", ".join(file.removesuffix(".npy") for file in files)
                 raise DataError(f"{name}: expected the arrays words and vectors, got {keys or 'none'}")
             # Those that numpy has; others expand without bounds.
-            if any(archive.getinfo(of).compress_type not in _COMPRESSIONS for of in ("words.npy", "vectors.npy")):
+            if any(archive.getinfo(file).compress_type not in _COMPRESSIONS for file in ("words.npy", "vectors.npy")):
                 raise ValueError("not as numpy compresses")
             with archive.open("words.npy") as words_file, archive.open("vectors.npy") as vectors_file:
                 words, vectors = _StoredArray(words_file), _StoredArray(vectors_file)
@@ -338,8 +324,6 @@ def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndar
                     yield word, vector
     except DataError:
         raise
-    except OSError as error:
-        raise DataError(f"{name}: {reason_of(error)}") from error
     except _NO_NPZ as error:
         raise DataError(f"{name}: expected an .npz archive of plain arrays") from error
 

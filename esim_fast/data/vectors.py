@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from .cache import Arrays, kept
-from .reading import DataError
 from .vector_files import form_of, wanted_rows
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
@@ -23,9 +23,7 @@ _CASES: dict[str, Callable[[str], str]] = {  # by preference
     "capitalized": str.capitalize,
     "upper": str.upper,
 }
-
-
-_LAYOUT = {"rows": (torch.float32, 2), "found": (torch.bool, 1)}
+_EXPECTED = {"rows": (torch.float32, 2), "found": (torch.bool, 1)}  # dtype and dimensions
 
 
 class PretrainedVectors(NamedTuple):
@@ -114,7 +112,7 @@ def _found_rows(path: str | os.PathLike[str], vocabulary: Vocabulary, cache: str
 
 def _fit(arrays: Arrays, count: int) -> bool:
     """Whether these are the rows of ``count`` words."""
-    if {name: (array.dtype, array.dim()) for name, array in arrays.items()} != _LAYOUT:
+    if {name: (array.dtype, array.dim()) for name, array in arrays.items()} != _EXPECTED:
         return False
     rows, found = arrays["rows"], arrays["found"]
     return len(rows) == len(found) == count and bool(rows.isfinite().all()) and (rows.shape[1] > 0 or not found.any())

@@ -5,7 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from .reading import DataError, open_file, read_lines
+from ..errors import DataError
+from .reading import open_file, read_lines
 
 UNKNOWN, UNKNOWN_ID = "<unk>", 0  # as in torchtext, so that its users' embedding matrices keep their rows
 PADDING, PADDING_ID = "<pad>", 1

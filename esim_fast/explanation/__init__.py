@@ -3,13 +3,14 @@
 import json
 import os
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..files import replace_file
-from . import page, picture
+from . import picture
 
 _FORMS = (".png", ".html", ".json")
 
@@ -60,11 +61,12 @@ class Explanation:
         path = Path(path)
         check_form(path)
         if path.suffix.lower() == ".png":
-            replace_file(path, lambda partial: picture.draw(self, partial))
+            replace_file(path, lambda partial: picture.draw(partial, **vars(self)))
             return
         text = json.dumps(self.as_dict(), ensure_ascii=False)
-        if path.suffix.lower() == ".html":
-            text = page.page(text)
+        if path.suffix.lower() == ".html":  # one file, which loads nothing; words are text to it, whatever they are
+            page = (resources.files(__package__) / "page.html").read_text(encoding="utf-8")
+            text = page.replace("{{explanation}}", text.replace("<", r"\u003c"))
         replace_file(path, lambda partial: partial.write_text(f"{text}\n", encoding="utf-8"))
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.ft2font import FT2Font
     from matplotlib.image import AxesImage
-
-    from . import Explanation
 
 _CELL = 0.24  # inches, for as many words as a screen shows
 _LONGEST = 80.0  # inches: more words get smaller cells
@@ -22,44 +21,55 @@ _LONGEST_WORD = 40  # characters that are shown
 _FEW = 240  # cells: their weights are written into them
 
 
-def draw(explanation: Explanation, path: Path) -> None:
-    """Draws a PNG with matplotlib, whatever the file's name ends in."""
+def draw(
+    path: Path,
+    *,
+    premise: list[str],
+    hypothesis: list[str],
+    alpha: Tensor,
+    beta: Tensor,
+    label: str,
+    probabilities: dict[str, float],
+    unknown: set[str],
+) -> None:
+    """Draws a PNG of an Explanation's fields with matplotlib, whatever the file's name ends in."""
     # Here, because it takes a second, which few need to wait for; and not pyplot, which keeps every figure.
     import matplotlib
     from matplotlib.figure import Figure
 
-    premise, hypothesis = explanation.premise, explanation.hypothesis
-    families = _families({*"".join([*premise, *hypothesis, explanation.label])})
+    families = _families({*"".join([*premise, *hypothesis, label])})
     cell = min(_CELL, _LONGEST / max(len(premise), 2 * len(hypothesis)))
     names = 0.45 * cell * max(len(_plain(word)) for word in [*premise, *hypothesis])  # roughly, beside the cells
     width, height = 2 * (cell * len(hypothesis) + names) + 1.5, cell * len(premise) + names + 1.2
     with matplotlib.rc_context({"font.family": families, "font.size": 40 * cell, "axes.unicode_minus": False}):
         figure = Figure(figsize=(max(width, 6.0), height), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
-        probability = explanation.probabilities[explanation.label]
-        said = f"{_plain(explanation.label)} ({probability:.1%})"
-        if explanation.unknown:
+        said = f"{_plain(label)} ({probabilities[label]:.1%})"
+        if unknown:
             said += "; gray words are unknown to the model"
         above = {"xycoords": "axes fraction", "xytext": (0, 40), "textcoords": "offset points"}
         heading = left.annotate(said, (0, 1), **above, fontsize=11, fontweight="bold")
         heading.set_in_layout(False)  # however long it is, the maps have their place
-        _draw_map(left, explanation, explanation.alpha.numpy(), "premise to hypothesis\n(rows sum to 1)")
-        image = _draw_map(right, explanation, explanation.beta.numpy(), "hypothesis to premise\n(columns sum to 1)")
+        words = (hypothesis, premise, unknown)
+        _draw_map(left, *words, alpha.numpy(), "premise to hypothesis\n(rows sum to 1)")
+        image = _draw_map(right, *words, beta.numpy(), "hypothesis to premise\n(columns sum to 1)")
         figure.colorbar(image, ax=[left, right], shrink=min(1.0, 2.5 / height), label="weight")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # said already, once for all
             figure.savefig(path, format="png", bbox_inches="tight", bbox_extra_artists=[heading], pad_inches=0.15)
 
 
-def _draw_map(axes: Axes, explanation: Explanation, weights: np.ndarray, title: str) -> AxesImage:
+def _draw_map(
+    axes: Axes, across: list[str], down: list[str], unknown: set[str], weights: np.ndarray, title: str
+) -> AxesImage:
     image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
     axes.set_title(title, fontsize=10)
-    for axis, words in ((axes.xaxis, explanation.hypothesis), (axes.yaxis, explanation.premise)):
+    for axis, words in ((axes.xaxis, across), (axes.yaxis, down)):
         axis.set_ticks(range(len(words)), [_plain(word) for word in words])
         for label, word in zip(axis.get_ticklabels(), words, strict=True):
-            if word in explanation.unknown:
+            if word in unknown:
                 label.set_color("0.5")
-    axes.tick_params(axis="x", rotation=90 if max(map(len, explanation.hypothesis)) > 1 else 0)
+    axes.tick_params(axis="x", rotation=90 if max(map(len, across)) > 1 else 0)
     axes.tick_params(length=0)
     if weights.size <= _FEW:
         for (row, column), weight in np.ndenumerate(weights):
@@ -77,7 +87,7 @@ def _plain(word: str) -> str:
 
 def _families(characters: set[str]) -> list[str]:
     """Fonts that have these characters between them: matplotlib's own first, then installed ones, as for Chinese."""
-    from matplotlib import font_manager, ft2font
+    from matplotlib import font_manager, ft2font  # here for the same reason
 
     families = ["DejaVu Sans"]
     own = ft2font.FT2Font(font_manager.findfont(families[0]))

@@ -2,8 +2,9 @@
 
 from .. import extension as extension  # first: it registers the operators
 from . import reference
+from .backends import BACKENDS
 from .bilstm import bilstm
-from .local_inference import local_inference
+from .local_inference import local_inference, local_inference_packed
 from .masked_pool import masked_pool
 
-__all__ = ["bilstm", "local_inference", "masked_pool", "reference"]
+__all__ = ["BACKENDS", "bilstm", "local_inference", "local_inference_packed", "masked_pool", "reference"]

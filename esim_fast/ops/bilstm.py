@@ -1,13 +1,11 @@
 """A bidirectional LSTM over packed sentences: Triton on NVIDIA GPUs, C++ on the CPU, else PyTorch's own.
 
-The kernels are triton/recurrence.py and csrc/bilstm_cpu.cpp. They do what has to go step by step; the products with the
+The kernels are triton/bilstm.py and csrc/bilstm_cpu.cpp. They do what has to go step by step; the products with the
 input, and those that give the weights' gradients, are one for all tokens.
 """
 
 import contextlib
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,39 +15,24 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from ..packed import move
-from .checks import autocast_dtype, check_backend, constant_when_compiled
+from .backends import BACKENDS, choose
+from .checks import autocast_dtype
 from .derivatives import apply, first_derivative
 from .products import product, weight_gradient
-
-launch: Any = None
-recurrence: Any = None
-# Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
-if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
-    from .triton import launch, recurrence
+from .triton import runtime
 
 _MANY_SENTENCES = 512
 
 
-@constant_when_compiled
-def _has_triton(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return launch is not None and launch.INTERPRETED
-    nvidia = device.type == "cuda" and torch.version.cuda is not None
-    return launch is not None and nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
-    """Those that can run, the best one first."""
+    """Those that take such input, the best one first."""
     autocast = autocast_dtype(x.device) is not None
     if not ((x.dtype == torch.float32 or autocast) and _is_plain_fp32(lstm)):
-        return ("reference",)
-    if x.device.type == "cpu":
-        return ("cpp", "triton", "reference") if _has_triton(x.device) else ("cpp", "reference")
-    if not _has_triton(x.device):
-        return ("reference",)
-    # On an H100 cuDNN's many launches are hidden by then, and its products in fp32 are faster.
-    many = not autocast and int(batch_sizes[0]) > _MANY_SENTENCES
-    return ("reference", "triton") if many else ("triton", "reference")
+        return "cudnn", "reference"
+    if not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
+        # On an H100 cuDNN's many launches are hidden by then, and its products in fp32 are faster.
+        return "cpp", "cudnn", "triton", "reference"
+    return BACKENDS["bilstm"]
 
 
 def bilstm(
@@ -66,9 +49,10 @@ def bilstm(
         x: ``[N, input_size]``, the rows of packed sentences: sorted by length and time-major.
         batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
         first_row: int64 ``[T]`` on the device of ``x``, where each time step begins, if it is there already.
-        backend: "triton" (the kernel for NVIDIA GPUs from compute capability 8.0 on; CPU tensors too if
-            ``TRITON_INTERPRET=1``), "cpp" (the kernel for the CPU), "reference" (``lstm`` itself) or None, the best one
-            for ``x``. The kernels take parameters in fp32, and ``x`` in fp32 or under autocast.
+        backend: "cpp" (the kernel for the CPU), "triton" (the kernel for NVIDIA GPUs from compute capability 8.0 on;
+            CPU tensors too if ``TRITON_INTERPRET=1``), "cudnn" (``lstm`` itself on an NVIDIA GPU, where it is cuDNN's),
+            "reference" (``lstm`` itself, on any device) or None, the best one for ``x``. The kernels take parameters in
+            fp32, and ``x`` in fp32 or under autocast.
 
     Returns:
         ``[N, 2 * hidden_size]``, the forward and the backward state of each token, in the dtype of ``x``, or autocast's
@@ -90,11 +74,9 @@ def bilstm(
     dtype = autocast_dtype(x.device) or x.dtype
     if len(x) == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
-    possible = _backends(lstm, x, batch_sizes)
-    check_backend(backend, "bilstm", possible, f"{x.device} in {x.dtype}")
-    backend = backend or possible[0]
-    if backend == "reference":
-        return _reference(lstm, x, batch_sizes)
+    backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), x)
+    if backend in ("cudnn", "reference"):
+        return _torch_lstm(lstm, x, batch_sizes)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     weights = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
     if backend == "triton" and first_row is None:
@@ -115,7 +97,7 @@ def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
         raise ValueError(f"batch_sizes must be positive and never grow, got {batch_sizes}")
 
 
-def _reference(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
+def _torch_lstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
     """``lstm`` itself, but for what cuDNN would do otherwise on a GPU."""
     device = x.device.type
     if device == "cpu" or not _is_plain_fp32(lstm):
@@ -172,7 +154,7 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
         if x_needed:
             part = product(grad, weight.to(x.dtype).t())
             grad_x = part if grad_x is None else grad_x.add_(part)
-        grad_w_ih, grad_w_hh = (weight_gradient(grad, of.to(x.dtype)).float() for of in (x, before))
+        grad_w_ih, grad_w_hh = (weight_gradient(grad, left.to(x.dtype)).float() for left in (x, before))
         gradients += [grad_w_ih, grad_w_hh, grad_b, grad_b.clone()]  # people scale gradients in place
     return grad_x, *gradients
 
@@ -263,27 +245,25 @@ def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, pre
     return grad_gates @ w_x if x_needed else None, *gradients
 
 
-if recurrence is not None:
-    _library = torch.library.Library("esim_fast", "FRAGMENT")
-    _library.define(
-        "bilstm_triton(Tensor(a!) gates, Tensor weights, Tensor first_row, SymInt sentences, str precision) -> "
-        "(Tensor, Tensor)",
-        tags=torch.Tag.pt2_compliant_tag,
-    )
-    _library.define(
-        "bilstm_triton_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor weights, Tensor first_row, "
-        "SymInt sentences, str precision) -> (Tensor, Tensor)",
-        tags=torch.Tag.pt2_compliant_tag,
-    )
-    for _device in ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",):
-        _library.impl("bilstm_triton", recurrence.run_forward, _device)
-        _library.impl("bilstm_triton_backward", recurrence.run_backward, _device)
+if runtime.AVAILABLE:
+    from .triton import bilstm as kernels  # here, because it imports Triton
 
-    @torch.library.register_fake("esim_fast::bilstm_triton")
     def _bilstm_triton_fake(gates, weights, first_row, sentences, precision):
         H = weights.shape[1] // 4
         return gates.new_empty(len(gates), 2 * H), gates.new_empty(len(gates), 2 * H, dtype=torch.float32)
 
-    @torch.library.register_fake("esim_fast::bilstm_triton_backward")
     def _bilstm_triton_backward_fake(grad_y, y, c, gates, weights, first_row, sentences, precision):
         return torch.empty_like(gates), torch.empty_like(y)
+
+    runtime.register(
+        "bilstm_triton(Tensor(a!) gates, Tensor weights, Tensor first_row, SymInt sentences, str precision) -> "
+        "(Tensor, Tensor)",
+        kernels.run_forward,
+        _bilstm_triton_fake,
+    )
+    runtime.register(
+        "bilstm_triton_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor weights, Tensor first_row, "
+        "SymInt sentences, str precision) -> (Tensor, Tensor)",
+        kernels.run_backward,
+        _bilstm_triton_backward_fake,
+    )

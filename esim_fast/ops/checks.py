@@ -15,7 +15,6 @@ from ..packed import Rows, check_lengths, move
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -42,9 +41,9 @@ def check_features(name: str, x: Tensor, rows: Rows | None) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    expected, layout = (3, "[batch, length, D] (or [N, D] with rows=)") if rows is None else (2, "[N, D] with rows")
+    expected, shape = (3, "[batch, length, D] (or [N, D] with rows=)") if rows is None else (2, "[N, D] with rows")
     if x.dim() != expected:
-        raise ValueError(f"{name} must be {layout}, got shape {list(x.shape)}")
+        raise ValueError(f"{name} must be {shape}, got shape {list(x.shape)}")
 
 
 def check_mask(name: str, mask: Tensor, batch: int, longest: int, x: Tensor) -> Tensor:
@@ -127,11 +126,3 @@ def tokens_of(
     if mask is not None:
         mask = check_mask(f"{prefix}mask", mask, batch, longest, x)
     return lengths, mask, longest
-
-
-def check_backend(backend: str | None, op: str, possible: Sequence[str], where: torch.device | str) -> None:
-    """A backend that cannot run is an error, never a silent fallback."""
-    if backend is not None and backend not in possible:
-        raise ValueError(
-            f"backend={backend!r} cannot run {op} on {where}: possible here are {', '.join(map(repr, possible))}"
-        )

@@ -21,7 +21,7 @@ def apply(function: type[torch.autograd.Function], *arguments):
     """
     if torch.compiler.is_compiling() or transforming():
         return function.apply(*arguments)
-    if torch.is_grad_enabled() and any(isinstance(of, Tensor) and of.requires_grad for of in arguments):
+    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
         return _with_context(function).apply(*arguments)
     return function.forward(*arguments)
 

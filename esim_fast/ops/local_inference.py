@@ -1,12 +1,11 @@
 """Local inference: masked co-attention, soft alignment and enhancement. Triton on NVIDIA GPUs, C++ on the CPU.
 
-The kernels on GPUs are triton/one_tile.py and triton/many_tiles.py, and triton/launch.py chooses between them; those on
-the CPU are csrc/local_inference_cpu.cpp.
+The kernels on GPUs are triton/one_tile.py and triton/many_tiles.py, and triton/local_inference.py chooses between them;
+those on the CPU are csrc/local_inference_cpu.cpp.
 """
 
-import os
-from collections.abc import Sequence
-from importlib.util import find_spec
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,26 +13,10 @@ from torch import Tensor
 
 from ..packed import Rows
 from . import reference
-from .checks import autocast_dtype, check_apart, check_backend, constant_when_compiled, tokens_of
+from .backends import BACKENDS, choose
+from .checks import autocast_dtype, check_apart, tokens_of
 from .derivatives import apply, first_derivative
-
-launch: Any = None
-# Importing Triton takes a while: only where its kernels can run, on CUDA or interpreted.
-if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")):
-    from .triton import launch
-
-
-@constant_when_compiled
-def _backends(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    """Those that can run, the best one first."""
-    triton = launch is not None and dtype != torch.float64
-    if device.type == "cpu":
-        # The interpreter is for trying the kernels out: it runs only when it is asked for.
-        return ("cpp", "triton", "reference") if triton and launch.INTERPRETED else ("cpp", "reference")
-    nvidia = device.type == "cuda" and torch.version.cuda is not None
-    if triton and nvidia and torch.cuda.get_device_capability(device) >= (8, 0):  # what Triton supports
-        return ("triton", "reference")
-    return ("reference",)
+from .triton import runtime
 
 
 def local_inference(
@@ -63,19 +46,18 @@ def local_inference(
         a_lengths, b_lengths: integers ``[B]``, on any device: the first ``lengths[b]`` tokens count. On the CPU they
             also say how long the longest sentence is, and with it how large a tile a kernel needs.
         a_mask, b_mask: ``[B, La]`` and ``[B, Lb]``, boolean or 0/1 of any dtype, any pattern.
-        a_rows, b_rows: where the tokens of row-addressed (concatenated, packed) input lie. ``a`` and ``b`` may be the
-            same tensor, with the rows of either in it: each of its rows belongs to one sentence of one side.
+        a_rows, b_rows: where the tokens of row-addressed (concatenated, packed) input lie. For a tensor that holds both
+            sides there is :func:`local_inference_packed`.
         backend: "triton" (kernels for NVIDIA GPUs from compute capability 8.0 on, not fp64; CPU tensors too if
             ``TRITON_INTERPRET=1``), "cpp" (kernels for the CPU), "reference" (plain PyTorch) or None, the best one for
             the tensors at hand.
 
     Returns:
-        m_a, m_b: ``[B, La, 4D]`` and ``[B, Lb, 4D]``, or ``[N, 4D]`` in the rows of ``a`` and ``b``; where ``a`` and
-        ``b`` are the same row-addressed tensor, one tensor holds both and is returned twice. Exactly zero outside the
-        sentences. The partner of a sentence of length 0 is aligned with zeros. Sums and softmax are taken in fp32 (fp64
-        for fp64); results have the input's dtype, or autocast's for fp32 input under autocast. On GPUs the kernels
-        multiply fp32 in TF32 where PyTorch's matrix products may (``torch.set_float32_matmul_precision``), else as
-        exactly as fp32 does. They give the same bits every time, on the CPU with any number of threads. Second
+        m_a, m_b: ``[B, La, 4D]`` and ``[B, Lb, 4D]``, or ``[N, 4D]`` in the rows of ``a`` and ``b``. Exactly zero
+        outside the sentences. The partner of a sentence of length 0 is aligned with zeros. Sums and softmax are taken
+        in fp32 (fp64 for fp64); results have the input's dtype, or autocast's for fp32 input under autocast. On GPUs
+        the kernels multiply fp32 in TF32 where PyTorch's matrix products may (``torch.set_float32_matmul_precision``),
+        else as exactly as fp32 does. They give the same bits every time, on the CPU with any number of threads. Second
         derivatives are not implemented in them and raise.
 
     Raises:
@@ -86,32 +68,77 @@ def local_inference(
     a_lengths, a_mask, a_longest = tokens_of("a", a, a_lengths, a_mask, a_rows)
     b_lengths, b_mask, b_longest = tokens_of("b", b, b_lengths, b_mask, b_rows)
     _check_pair(a, b, a_rows, b_rows)
-    device, dtype = a.device.type, autocast_dtype(a.device)
-    if dtype is not None and a.dtype == torch.float32:
-        a, b = (a.to(dtype),) * 2 if a is b else (a.to(dtype), b.to(dtype))
-    possible = _backends(a.device, a.dtype)
-    check_backend(backend, "local_inference", possible, f"{a.device} in {a.dtype}")
-    backend = backend or possible[0]
+    a, b = _in_autocast_dtype(a), _in_autocast_dtype(b)
+    backend = _choose(backend, a)
     if backend == "reference":
-        options: dict[str, Any] = {"a_mask": a_mask, "b_mask": b_mask, "a_rows": a_rows, "b_rows": b_rows}
-        if device == "meta":
-            return reference.local_inference(a, b, a_lengths, b_lengths, **options)
-        with torch.autocast(device, enabled=False):
-            return reference.local_inference(a, b, a_lengths, b_lengths, **options)
+        with _without_autocast(a):
+            return reference.local_inference(
+                a, b, a_lengths, b_lengths, a_mask=a_mask, b_mask=b_mask, a_rows=a_rows, b_rows=b_rows
+            )
+    every_row = all(_are_all_rows(x, rows) for x, rows in ((a, a_rows), (b, b_rows)) if rows is not None)
+    a_side, b_side = _side(a, a_lengths, a_mask, a_rows), _side(b, b_lengths, b_mask, b_rows)
+    (a, *a_address), (b, *b_address) = a_side, _distinct(b_side, a_side)
+    return apply(_LocalInference, a, b, *a_address, *b_address, a_longest, b_longest, every_row, backend)
 
-    if a is b and a_rows is not None and b_rows is not None:
-        one_tensor, every_row = True, _every_row(a, a_rows, b_rows)
-    else:
-        one_tensor = False
-        every_row = all(_every_row(x, rows) for x, rows in ((a, a_rows), (b, b_rows)) if rows is not None)
-    of_a = _addresses(a, a_lengths, a_mask, a_rows)
-    of_b = _addresses(of_a[0] if one_tensor else b, b_lengths, b_mask, b_rows)
-    if torch.compiler.is_compiling():  # it takes no tensor twice: the second time as a view of itself
-        of_b = tuple(of.view_as(of) if any(of is other for other in of_a) and of is not None else of for of in of_b)
-    x = None if one_tensor else of_b[0]
-    addresses = *of_a[1:], *of_b[1:], a_longest, b_longest, every_row
-    m_a, m_b = apply(_LocalInference, of_a[0], x, *addresses, backend)
-    return (m_a, m_a) if one_tensor else (m_a, m_b)
+
+def local_inference_packed(
+    x: Tensor,
+    a_rows: Rows,
+    b_rows: Rows,
+    *,
+    a_mask: Tensor | None = None,
+    b_mask: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """:func:`local_inference` of sentences that lie in one tensor, as in a packed batch of pairs.
+
+    Equivalent to, in one tensor and without adding two gradients up::
+
+        m_a, m_b = local_inference(x, x, a_rows=a_rows, b_rows=b_rows)
+        m = m_a + m_b  # each row belongs to one side, and is zero in the other's result
+
+    Args:
+        x: ``[N, D]``, dtypes as for :func:`local_inference`.
+        a_rows, b_rows: where the tokens of either side lie; each row of ``x`` belongs to one sentence of one side.
+        a_mask, b_mask: ``[B, max_length]`` of the rows, boolean or 0/1 of any dtype: they narrow the rows.
+        backend: as for :func:`local_inference`.
+
+    Returns:
+        ``[N, 4D]``: the enhanced tokens in the rows of ``x``, zero in rows that belong to no sentence.
+
+    Raises:
+        TypeError, ValueError: as :func:`local_inference`, or both sides address the same row (checked on the CPU).
+    """
+    for name, rows in (("a_rows", a_rows), ("b_rows", b_rows)):
+        if not isinstance(rows, Rows):
+            raise TypeError(f"{name} must be esim_fast.Rows, got {type(rows).__name__}")
+    _, a_mask, a_longest = tokens_of("a", x, None, a_mask, a_rows)
+    _, b_mask, b_longest = tokens_of("b", x, None, b_mask, b_rows)
+    _check_pair(x, x, a_rows, b_rows)
+    check_apart(a_rows, b_rows, x.shape[1])
+    x = _in_autocast_dtype(x)
+    backend = _choose(backend, x)
+    if backend == "reference":
+        with _without_autocast(x):
+            return reference.local_inference_packed(x, a_rows, b_rows, a_mask=a_mask, b_mask=b_mask)
+    every_row = _are_all_rows(x, a_rows, b_rows)
+    x, *a_address = a_side = _side(x, None, a_mask, a_rows)
+    _, *b_address = _distinct(_side(x, None, b_mask, b_rows), a_side)
+    return apply(_PackedLocalInference, x, *a_address, *b_address, a_longest, b_longest, every_row, backend)
+
+
+def _choose(backend: str | None, x: Tensor) -> str:
+    order = BACKENDS["local_inference"] if x.dtype != torch.float64 else ("cpp", "reference")
+    return choose(backend, "local_inference", order, x)
+
+
+def _in_autocast_dtype(x: Tensor) -> Tensor:
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or x.dtype != torch.float32 else x.to(dtype)
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) -> None:
@@ -130,18 +157,16 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
                 f"{name} must have the D values of a token one behind the other, got strides {list(x.stride())}: "
                 f"use {name}.contiguous()"
             )
-    if a is b and a_rows is not None and b_rows is not None:
-        check_apart(a_rows, b_rows, a.shape[1])
 
 
-def _every_row(x: Tensor, *rows: Rows) -> bool:
-    """Whether these rows are known to be all rows of ``x [N, D]``."""
-    tokens = [of.tokens for of in rows if of.tokens is not None]
-    return len(tokens) == len(rows) and sum(tokens) == len(x)
+def _are_all_rows(x: Tensor, *parts: Rows) -> bool:
+    """Whether these are known to be all rows of ``x [N, D]``."""
+    counts = [rows.tokens for rows in parts if rows.tokens is not None]
+    return len(counts) == len(parts) and sum(counts) == len(x)
 
 
-def _addresses(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Any, ...]:
-    """``x``, start, step, lengths and mask, as the operator takes them."""
+def _side(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Any, ...]:
+    """``x``, start, step, lengths and mask, as the operators take them."""
     mask = None if mask is None else mask.contiguous()
     if rows is None:
         return x, None, None, lengths, mask
@@ -149,81 +174,99 @@ def _addresses(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Row
     return x.contiguous(), rows.start.contiguous(), rows.step.contiguous(), rows.lengths.contiguous(), mask
 
 
-# By backend: the operator and its gradient's, which take the same arguments and return the same.
-_OPERATORS = {"cpp": "local_inference", "triton": "local_inference_triton"}
+def _distinct(side: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``side``, for a compiler: it takes no tensor twice, so what ``other`` has too becomes a view of itself."""
+    if not torch.compiler.is_compiling():
+        return side
+    return tuple(
+        part.view_as(part) if part is not None and any(part is taken for taken in other) else part for part in side
+    )
+
+
+def _operator(name: str, backend: str, suffix: str = "") -> Any:
+    return getattr(torch.ops.esim_fast, f"{name}{'_triton' if backend == 'triton' else ''}{suffix}")
+
+
+# Parameters are written out: torch.compile counts them to tell whether the first is a context. a_max and b_max are the
+# longest sentences, as far as they are known.
 
 
 class _LocalInference(torch.autograd.Function):
     generate_vmap_rule = True
 
-    # Written out: torch.compile counts the parameters to tell whether the first is a context.
     @staticmethod
     def forward(
-        a,
-        b,
-        a_start,
-        a_step,
-        a_lengths,
-        a_mask,
-        b_start,
-        b_step,
-        b_lengths,
-        b_mask,
-        a_longest,
-        b_longest,
-        every_row,
-        backend,
+        a, b, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row, backend
     ):
-        a_side, b_side = (a_start, a_step, a_lengths, a_mask), (b_start, b_step, b_lengths, b_mask)
-        operator = getattr(torch.ops.esim_fast, _OPERATORS[backend])
-        return operator(a, b, *a_side, *b_side, a_longest, b_longest, every_row)
+        sides = a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row
+        return _operator("local_inference", backend)(a, b, *sides)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, a_longest, b_longest, every_row, backend = inputs
+        *tensors, a_max, b_max, every_row, ctx.backend = inputs
         ctx.save_for_backward(*tensors)
-        ctx.options = (a_longest, b_longest, every_row, backend)
+        ctx.options = (a_max, b_max, every_row)
 
     @staticmethod
     def backward(ctx, grad_m_a, grad_m_b):
-        a, b, *addresses = ctx.saved_tensors
-        arguments = grad_m_a, grad_m_b, a, b, *addresses, *ctx.options
-        grad_a, grad_b = first_derivative("local_inference", _backward, *arguments)
-        return grad_a, None if b is None else grad_b, *[None] * 12
+        operator = _operator("local_inference", ctx.backend, "_backward")
+        arguments = grad_m_a, grad_m_b, *ctx.saved_tensors, *ctx.options
+        return *first_derivative("local_inference", operator, *arguments), *[None] * 12
 
 
-def _backward(*arguments):
-    *others, backend = arguments
-    return getattr(torch.ops.esim_fast, f"{_OPERATORS[backend]}_backward")(*others)
+class _PackedLocalInference(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row, backend
+    ):
+        sides = a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row
+        return _operator("local_inference_packed", backend)(x, *sides)
+
+    setup_context = _LocalInference.setup_context
+
+    @staticmethod
+    def backward(ctx, grad_m):
+        operator = _operator("local_inference_packed", ctx.backend, "_backward")
+        arguments = grad_m, *ctx.saved_tensors, *ctx.options
+        return first_derivative("local_inference", operator, *arguments), *[None] * 12
 
 
 def _results(a, b, *_):
-    """Tensors as the operators return them. Where b is None, the first holds both sides."""
-    m_a, m_b = (None if x is None else x.new_empty(*x.shape[:-1], 4 * x.shape[-1]) for x in (a, b))
-    return m_a, a.new_empty(0) if b is None else m_b
+    return a.new_empty(*a.shape[:-1], 4 * a.shape[-1]), b.new_empty(*b.shape[:-1], 4 * b.shape[-1])
 
 
-def _gradients(_grad_m_a, _grad_m_b, a, b, *_):
-    return a.new_empty(a.shape), a.new_empty(0) if b is None else b.new_empty(b.shape)
+def _gradients(grad_m_a, grad_m_b, a, b, *_):
+    return a.new_empty(a.shape), b.new_empty(b.shape)
 
 
-if launch is not None:
-    # The schemas of the C++ operators, which are in csrc/ops.cpp.
-    _ADDRESSES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask"))
-    _OPTIONS = "SymInt a_longest, SymInt b_longest, bool every_row"
-    _library = torch.library.Library("esim_fast", "FRAGMENT")
-    _library.define(
-        f"local_inference_triton(Tensor a, Tensor? b, {_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor)",
-        tags=torch.Tag.pt2_compliant_tag,
-    )
-    _library.define(
-        "local_inference_triton_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor? b, "
-        f"{_ADDRESSES}, {_OPTIONS}) -> (Tensor, Tensor)",
-        tags=torch.Tag.pt2_compliant_tag,
-    )
-    for _device in ("CUDA", "CPU") if launch.INTERPRETED else ("CUDA",):
-        _library.impl("local_inference_triton", launch.forward, _device)
-        _library.impl("local_inference_triton_backward", launch.backward, _device)
-for _operator in _OPERATORS.values() if launch is not None else ("local_inference",):
-    torch.library.register_fake(f"esim_fast::{_operator}")(_results)
-    torch.library.register_fake(f"esim_fast::{_operator}_backward")(_gradients)
+def _packed_result(x, *_):
+    return x.new_empty(len(x), 4 * x.shape[-1])
+
+
+def _packed_gradient(grad_m, x, *_):
+    return x.new_empty(x.shape)
+
+
+# The operators: their first arguments, what they return, the same without values, and their kernels in Triton. The
+# schemas of those in C++, which have nothing for the braces, are in csrc/ops.cpp.
+_OPERATORS: dict[str, tuple[str, str, Callable[..., Any], str]] = {
+    "local_inference{}": ("Tensor a, Tensor b", "(Tensor, Tensor)", _results, "forward"),
+    "local_inference{}_backward": (
+        "Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b",
+        "(Tensor, Tensor)",
+        _gradients,
+        "backward",
+    ),
+    "local_inference_packed{}": ("Tensor x", "Tensor", _packed_result, "forward_packed"),
+    "local_inference_packed{}_backward": ("Tensor grad_m, Tensor x", "Tensor", _packed_gradient, "backward_packed"),
+}
+_SIDES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask"))
+for _name, (_first, _returned, _fake, _kernel) in _OPERATORS.items():
+    torch.library.register_fake(f"esim_fast::{_name.format('')}")(_fake)
+    if runtime.AVAILABLE:
+        from .triton import local_inference as kernels  # here, because it imports Triton
+
+        _schema = f"({_first}, {_SIDES}, SymInt a_longest, SymInt b_longest, bool every_row) -> {_returned}"
+        runtime.register(_name.format("_triton") + _schema, getattr(kernels, _kernel), _fake)

@@ -3,42 +3,16 @@
 The kernels are csrc/masked_pool_cpu.cpp and csrc/masked_pool_cuda.cu, their schemas csrc/ops.cpp.
 """
 
-import re
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..extension import build_info
 from ..packed import Rows
 from . import reference
-from .checks import check_backend, constant_when_compiled, tokens_of
+from .backends import BACKENDS, choose
+from .checks import tokens_of
 from .derivatives import apply, first_derivative
-
-_CUDA_ARCHITECTURES = tuple(build_info()["cuda"])
-
-
-@cache
-def can_run(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
-    """Whether code built for these architectures ("8.0", "9.0a", "12.0+PTX") runs on a GPU of this capability."""
-    for architecture in architectures:
-        major, minor = (int(number) for number in re.findall(r"\d+", architecture))
-        if (major, minor) == capability:
-            return True
-        # Machine code serves later GPUs of its generation, PTX all later ones; neither does what is tied to one chip.
-        tied = "a" in architecture or "f" in architecture
-        later = (major, minor) < capability and (major == capability[0] or architecture.endswith("+PTX"))
-        if later and not tied:
-            return True
-    return False
-
-
-@constant_when_compiled
-def _has_kernel(device: torch.device) -> bool:
-    if device.type == "cuda" and torch.version.cuda is not None:
-        return can_run(_CUDA_ARCHITECTURES, torch.cuda.get_device_capability(device))
-    return device.type == "cpu"
 
 
 def masked_pool(
@@ -61,7 +35,8 @@ def masked_pool(
         mask: ``[B, L]``, boolean or 0/1 of any dtype, any pattern: where it is not 0 the token counts. With ``rows``
             it narrows them.
         rows: where the tokens of a row-addressed (concatenated, packed) ``x`` lie.
-        backend: "cpp" (the kernels), "reference" (plain PyTorch) or None, the best one for ``x``.
+        backend: "cpp" (the kernels for the CPU), "cuda" (those for NVIDIA GPUs), "reference" (plain PyTorch) or None,
+            the best one for ``x``.
 
     Returns:
         ``[B, 2D]``: average; maximum, in the dtype of ``x``; sums are taken in fp32 (fp64 for fp64). A sentence of
@@ -74,9 +49,7 @@ def masked_pool(
             run here.
     """
     lengths, mask, _ = tokens_of("x", x, lengths, mask, rows)
-    possible = ("cpp", "reference") if _has_kernel(x.device) else ("reference",)
-    check_backend(backend, "masked_pool", possible, x.device)
-    if (backend or possible[0]) == "reference":
+    if choose(backend, "masked_pool", BACKENDS["masked_pool"], x) == "reference":
         return reference.masked_pool(x, lengths, mask=mask, rows=rows)
     start, step = None, None
     if rows is not None:

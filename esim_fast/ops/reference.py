@@ -29,13 +29,21 @@ def local_inference(
     """
     a_padded, a_valid = _padded(a, a_lengths, a_mask, a_rows)
     b_padded, b_valid = _padded(b, b_lengths, b_mask, b_rows)
-    alpha, beta = _weights(a_padded, b_padded, a_valid, b_valid)
-    m_a = enhance(a_padded, alpha @ b_padded)  # eq. 12, 14
-    m_b = enhance(b_padded, beta.transpose(1, 2) @ a_padded)  # eq. 13, 15
-    if a is b and a_rows is not None and b_rows is not None:
-        m = _scatter(m_a, a, a_valid, a_rows, onto=_scatter(m_b, b, b_valid, b_rows))
-        return m, m
+    m_a, m_b = _enhanced(a_padded, b_padded, a_valid, b_valid)
     return _as_given(m_a, a, a_valid, a_rows), _as_given(m_b, b, b_valid, b_rows)
+
+
+def local_inference_packed(
+    x: Tensor, a_rows: Rows, b_rows: Rows, *, a_mask: Tensor | None = None, b_mask: Tensor | None = None
+) -> Tensor:
+    """The same of a tensor ``[N, D]`` that holds both sides.
+
+    Arguments and results are those of :func:`esim_fast.ops.local_inference_packed`; input is not checked.
+    """
+    a, a_valid = _padded(x, None, a_mask, a_rows)
+    b, b_valid = _padded(x, None, b_mask, b_rows)
+    m_a, m_b = _enhanced(a, b, a_valid, b_valid)
+    return _scatter(m_a, x, a_valid, a_rows, onto=_scatter(m_b, x, b_valid, b_rows))
 
 
 def attention(a: Tensor, b: Tensor, *, a_rows: Rows | None = None, b_rows: Rows | None = None) -> tuple[Tensor, Tensor]:
@@ -73,6 +81,11 @@ def masked_pool(
     first = torch.where(highest == float("-inf"), valid.to(torch.uint8).argmax(1)[:, None], first)
     maximum = padded.gather(1, first[:, None, :]).squeeze(1)
     return torch.cat([average, maximum], dim=1).to(x.dtype)
+
+
+def _enhanced(a: Tensor, b: Tensor, a_valid: Tensor, b_valid: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, beta = _weights(a, b, a_valid, b_valid)
+    return enhance(a, alpha @ b), enhance(b, beta.transpose(1, 2) @ a)  # eq. 12 and 14, 13 and 15
 
 
 def _weights(a: Tensor, b: Tensor, a_valid: Tensor, b_valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ from .checkpoint import Checkpoint
 from .directory import RunDirectory
 from .distributed import Worker, joined, lost_connection, started_by_torchrun, this_worker
 from .initialization import initialize
+from .progress import EpochMetrics
 from .recipe import PRECISIONS, PRESETS, Recipe
 from .steps import Score, StepResult, evaluate, training_step
-from .trainer import EpochMetrics, NotFiniteError, OtherSettingsError, Trainer
+from .trainer import NotFiniteError, OtherSettingsError, Trainer
 
 __all__ = [
     "PRECISIONS",

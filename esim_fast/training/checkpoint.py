@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..data import DataError
-from ..data.reading import check_kind
-from ..files import first_line, load_saved, replace_file
+from ..errors import DataError, kind_and_reason
+from ..files import check_kind, load_saved, replace_file
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,12 @@ class Checkpoint:
     states: dict[str, Any]
     random: list[dict[str, Tensor]]
 
-    def restore(self, owners: dict[str, Any], device: torch.device, rank: int = 0) -> None:
-        """Puts ``owners`` and generators back; one that this checkpoint does not know stays as it is.
+    def restore(self, owners: dict[str, Any], device: torch.device, rank: int = 0) -> dict[str, Tensor]:
+        """Puts ``owners`` back.
+
+        Returns:
+            The states of the generators of this process, for :func:`set_random_states`; those of a process that this
+            checkpoint does not know are none.
 
         Raises:
             DataError: the checkpoint belongs to something else.
@@ -42,15 +45,14 @@ class Checkpoint:
                 load = partial(_load_optimizer, owner) if isinstance(owner, Optimizer) else owner.load_state_dict
                 load(self.states[name])
             random = self.random[rank] if rank < len(self.random) else {}
-            if "cpu" in random:
-                torch.set_rng_state(random["cpu"])
-            if device.type == "cuda" and "cuda" in random:
-                torch.cuda.set_rng_state(random["cuda"], device)
+            random = {kind: random[kind] for kind in ("cpu", device.type) if kind in random}
+            for kind, state in random.items():
+                torch.Generator(kind).set_state(state)  # which says whether it is one
         except MemoryError:
             raise
         except Exception as error:  # what somebody else wrote makes torch raise anything
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise DataError(f"the checkpoint does not fit this run: {reason}") from error
+            raise DataError(f"the checkpoint does not fit this run: {kind_and_reason(error)}") from error
+        return random
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint; the one that was there is replaced only by a complete one.
@@ -97,7 +99,7 @@ def _load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
     Torch looks at no shapes here, and its fused steps write where the parameters' shapes lead.
     """
-    options = [{name: value for name, value in of.items() if name != "params"} for of in optimizer.param_groups]
+    options = [{name: value for name, value in own.items() if name != "params"} for own in optimizer.param_groups]
     optimizer.load_state_dict(state_dict)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
@@ -120,3 +122,9 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Puts back what :func:`random_states` returned; a generator of which nothing is known stays as it is."""
+    for kind, state in states.items():
+        torch.cuda.set_rng_state(state, device) if kind == "cuda" else torch.set_rng_state(state)

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..files import replace_file
-
-if TYPE_CHECKING:
-    from .trainer import EpochMetrics
+from .progress import EpochMetrics
 
 _TRAIN, _DEV, _GRAY = "#8a8f98", "#1f6fb4", "#5a5f66"
 
 
-def draw_curves(history: Sequence["EpochMetrics"], best: "EpochMetrics", path: Path) -> None:
+def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, path: Path) -> None:
     """Draws loss and accuracy by epoch, on training and dev pairs, if matplotlib is there; ``best`` is marked."""
     try:
         from matplotlib.figure import Figure  # a second to import, and needed for nothing else

@@ -6,14 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..classifier import WEIGHTS, Classifier
 from ..files import replace_file
 from .checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from .trainer import EpochMetrics
+from .progress import EpochMetrics
 
 
 class RunDirectory:
@@ -59,20 +56,20 @@ class RunDirectory:
         self.check(resume)
         return Checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
 
-    def begin(self, model: Classifier, history: Sequence["EpochMetrics"], described: bool) -> None:
+    def begin(self, model: Classifier, history: Sequence[EpochMetrics], described: bool) -> None:
         """Shows that a run is going on here, with what it measured so far; what is ``described`` already stays so."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if not described:
             model.save_description(self.path)
         self._write_metrics(history)
 
-    def keep(self, model: Classifier, history: Sequence["EpochMetrics"], best: bool) -> None:
+    def keep(self, model: Classifier, history: Sequence[EpochMetrics], best: bool) -> None:
         """Keeps what an epoch has brought."""
         if best:
             model.save_pretrained(self.path)
         model.save_pretrained(self.last)
         self._write_metrics(history)
 
-    def _write_metrics(self, history: Sequence["EpochMetrics"]) -> None:
+    def _write_metrics(self, history: Sequence[EpochMetrics]) -> None:
         lines = "".join(json.dumps(asdict(metrics), allow_nan=False) + "\n" for metrics in history)
         replace_file(self.metrics, lambda partial: partial.write_text(lines, encoding="utf-8"))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ..precision import PRECISIONS
+from ..config import PRECISIONS, check_int
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size", "max_tokens", "accumulate", "warmup_steps", "seed"):
-            value = getattr(self, name)
-            if value is None and name in ("patience", "max_tokens"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            least = 0 if name in ("warmup_steps", "seed") else 1
-            if value < least:
-                raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
+            value, least = getattr(self, name), 0 if name in ("warmup_steps", "seed") else 1
+            if value is not None or name not in ("patience", "max_tokens"):
+                check_int(name, value, least)
         if self.seed >= 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
         for name in ("learning_rate", "max_grad_norm", "lr_decay"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive, got {value}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be at most 1, got {self.lr_decay}")
         if not 0 <= self.weight_decay < math.inf:

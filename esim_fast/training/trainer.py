@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,13 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..classifier import Classifier
-from ..data import Batch, DataError, EncodedPairs, batches
+from ..data import Batch, EncodedPairs, batches
+from ..errors import DataError
 from ..memory import short_of_memory
 from .averaging import MovingAverage
-from .checkpoint import Checkpoint, random_states
+from .checkpoint import Checkpoint, random_states, set_random_states
 from .curves import draw_curves
 from .directory import RunDirectory
 from .distributed import this_worker
+from .progress import EpochMetrics, Progress
 from .recipe import Recipe
 from .steps import NO_TARGET, Score, StepResult, evaluate, training_step
 
@@ -34,55 +36,6 @@ _MEMORY_HINT = "smaller batches (--batch-size, --max-tokens) or more parts of th
 _LOG_SECONDS = 60.0  # between two lines about progress, where stderr is a file
 _LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
 _GPU_STEPS = 20  # between looks at what they measured: looking makes a GPU wait
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """One line of ``metrics.jsonl``; accuracies are fractions of one, training figures are taken with dropout."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    dev_loss: float
-    dev_accuracy: float
-    learning_rate: float
-    seconds: float
-
-
-@dataclass
-class Progress:
-    """Where a run is between two steps."""
-
-    epoch: int = 1  # in hand
-    batch: int = 0  # batches of it that are done
-    steps: int = 0  # in all
-    loss_sum: float = 0.0  # of the epoch in hand, of this process's pairs, as what follows
-    correct: int = 0
-    seen: int = 0
-    seconds: float = 0.0
-    history: list[EpochMetrics] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> "Progress":
-        """From what ``dataclasses.asdict`` made of one; raises KeyError, TypeError or ValueError for anything else."""
-        progress = cls(**{**values, "history": [EpochMetrics(**metrics) for metrics in values["history"]]})
-        measured: list[Progress | EpochMetrics] = [progress, *progress.history]
-        for of in measured:
-            for each in fields(of):
-                value = getattr(of, each.name)
-                if each.type in (int, float) and not (type(value) is each.type and 0 <= value < 2**63):
-                    raise ValueError(f"{each.name} = {value!r}")
-        return progress
-
-    @property
-    def accuracies(self) -> list[float]:
-        """On dev, of the epochs that are done."""
-        return [metrics.dev_accuracy for metrics in self.history]
-
-    @property
-    def best(self) -> EpochMetrics | None:
-        """The epoch with the best dev accuracy; of several, that with the lowest dev loss."""
-        return max(self.history, key=lambda metrics: (metrics.dev_accuracy, -metrics.dev_loss), default=None)
 
 
 class NotFiniteError(FloatingPointError):
@@ -111,7 +64,8 @@ def _seed_of(seed: int, rank: int) -> int:
 
 
 class Trainer:
-    """One run of training. Made, it is where the run begins, or where its checkpoint says that it stopped.
+    """One run of training. Made, it is where the run begins, or where its checkpoint says that it stopped; :meth:`run`
+    is the first to write anything and to seed torch's generators.
 
     Args:
         model: what is trained, in place, on its device. In a process group, one process for each worker, with equal
@@ -122,6 +76,7 @@ class Trainer:
         settings: what else a checkpoint has to agree in, such as a digest of the data.
         resume: go on from the directory's checkpoint, if there is one.
         checkpoint_steps: steps of an epoch after which a checkpoint is written; one is at the end of each epoch, too.
+        on_begin: called by :meth:`run` when the directory could be written to, before the first step.
         on_epoch: called with what was measured, after an epoch is done and before its checkpoint is written.
         should_stop: asked after each step; if it says so, a checkpoint is written and the run ends with
             KeyboardInterrupt. Several processes must all be told so after the same step.
@@ -130,7 +85,7 @@ class Trainer:
         ValueError: there are no pairs, or pairs without labels; ``checkpoint_steps`` is not positive.
         DataError: the checkpoint is damaged, or of another run.
         FileExistsError: the directory holds a model, and ``resume`` is not set.
-        OSError: the directory cannot be written to.
+        OSError: the directory or its checkpoint cannot be read.
     """
 
     def __init__(
@@ -144,6 +99,7 @@ class Trainer:
         settings: dict[str, Any] | None = None,
         resume: bool = False,
         checkpoint_steps: int = 1000,
+        on_begin: Callable[[], object] | None = None,
         on_epoch: Callable[[EpochMetrics], object] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
@@ -154,7 +110,7 @@ class Trainer:
             raise ValueError(f"checkpoint_steps must be positive, got {checkpoint_steps}")
         self.train, self.dev, self.recipe = train, dev, recipe
         self.checkpoint_steps = checkpoint_steps
-        self.on_epoch, self.should_stop = on_epoch, should_stop
+        self.on_begin, self.on_epoch, self.should_stop = on_begin, on_epoch, should_stop
         self.directory = RunDirectory(directory)
         self.worker = this_worker()
         self.net, self.device = model.net, model.net.device
@@ -179,7 +135,7 @@ class Trainer:
         if self.average is not None:
             self.model.net = self.average.net
 
-        torch.manual_seed(_seed_of(recipe.seed, self.worker.rank))  # of dropout
+        self._random: dict[str, Tensor] = {}  # states of the generators to go on from
         self.worker.wait()  # for what an earlier run of these processes writes
         checkpoint = self.directory.open(resume)
         self.resumed = checkpoint is not None
@@ -188,10 +144,6 @@ class Trainer:
         if len(set(self.worker.gather((self.progress.epoch, self.progress.batch)))) > 1:
             raise DataError(f"{self.directory.path}: processes find different checkpoints; all must see the same files")
         self.parallel: nn.Module = self.net
-        if self.worker.count > 1:
-            self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
-        if self.worker.leads:
-            self.directory.begin(self.model, self.progress.history, described=self.resumed and self.is_over)
 
     @property
     def is_over(self) -> bool:
@@ -210,6 +162,14 @@ class Trainer:
             OSError: the directory cannot be written to; what it had is still there.
             KeyboardInterrupt: ``should_stop`` said so; a checkpoint is written.
         """
+        torch.manual_seed(_seed_of(self.recipe.seed, self.worker.rank))  # of dropout
+        set_random_states(self._random, self.device)
+        if self.worker.count > 1:
+            self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
+        if self.worker.leads:
+            self.directory.begin(self.model, self.progress.history, described=self.resumed and self.is_over)
+        if self.on_begin is not None:
+            self.on_begin()
         try:
             if not self.resumed:  # a full disk shows now, and not after an epoch
                 self._save_checkpoint()
@@ -366,7 +326,8 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         self._settle()
-        random = self.worker.gather(random_states(self.device))
+        self._random = random_states(self.device)
+        random = self.worker.gather(self._random)
         if self.worker.leads:
             states = {name: owner.state_dict() for name, owner in self._stateful().items()}
             Checkpoint(self.settings, asdict(self.progress), states, random).save(self.directory.checkpoint)
@@ -376,13 +337,13 @@ class Trainer:
             for name, now in self.settings.items():
                 if checkpoint.settings.get(name) != now:
                     raise OtherSettingsError(name, checkpoint.settings.get(name), now)
-            self.progress = Progress.of(checkpoint.progress)
+            self.progress = Progress.from_dict(checkpoint.progress)
         except DataError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor
             raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast: {error}") from error
         try:
-            checkpoint.restore(self._stateful(), self.device, self.worker.rank)
+            self._random = checkpoint.restore(self._stateful(), self.device, self.worker.rank)
         except DataError as error:
             raise DataError(f"{self.directory.checkpoint}: {error}") from error
         if not self.worker.leads:  # has the sums of all
@@ -397,9 +358,9 @@ class Trainer:
         words = sum(len(part.pairs.tokens) for part in parts)
         longest = max(int(self.train.lengths[part.indices.numpy()].max()) for part in parts)
         largest = max(len(part) for part in parts)
-        of = "" if len(parts) == 1 else f" in parts of {largest}"
+        divided = "" if len(parts) == 1 else f" in parts of {largest}"
         return (
-            f"epoch {self.progress.epoch}, batch {self.progress.batch + 1} ({sum(map(len, parts))} pairs{of}, "
+            f"epoch {self.progress.epoch}, batch {self.progress.batch + 1} ({sum(map(len, parts))} pairs{divided}, "
             f"{words} words, sentences of up to {longest})"
         )
 

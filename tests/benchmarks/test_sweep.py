@@ -18,8 +18,9 @@ from benchmarks import candidates, measured, predicted, sweep
 from benchmarks.candidates import H100, Case, Inputs, cases, configurations
 from benchmarks.command import Parser
 from benchmarks.measured import Measured, winner
-from esim_fast.ops.triton import launch
-from esim_fast.ops.triton.launch import Config
+from esim_fast.ops.triton import local_inference as kernels
+from esim_fast.ops.triton import runtime
+from esim_fast.ops.triton.runtime import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = cases()
@@ -44,7 +45,7 @@ class TestCandidates:
     def test_every_entry_is_tried_once_and_snli_in_bf16_first(self):
         keys = [case.key for case in CASES]
         assert len(keys) == len(set(keys))
-        assert set(keys) == set(launch.ONE_TILE) | set(launch.MANY_TILES)
+        assert set(keys) == set(kernels.ONE_TILE) | set(kernels.MANY_TILES)
         assert [str(case) for case in CASES[:3]] == ["forward, half, 16x16", "backward, half, 16x16", str(CASES[2])]
         places = [(not case.tiles, list(candidates.DTYPES).index(case.arithmetic)) for case in CASES]
         assert places == sorted(places)
@@ -70,16 +71,16 @@ class TestCandidates:
         assert all(changes.index(few) < changes.index(more) for few, more in pairwise(sorted(set(changes))))
 
     def test_tables_are_as_before_afterwards(self):
-        before = dict(launch.ONE_TILE)
+        before = dict(kernels.ONE_TILE)
 
         def fail():
             with candidates.in_place(ONE, OTHERS[0]):
-                assert launch.ONE_TILE[ONE.key] == OTHERS[0]
+                assert kernels.ONE_TILE[ONE.key] == OTHERS[0]
                 raise KeyError
 
         with pytest.raises(KeyError):
             fail()
-        assert before == launch.ONE_TILE
+        assert before == kernels.ONE_TILE
 
     def test_batches_take_the_tiles(self):
         for case in CASES:
@@ -87,7 +88,7 @@ class TestCandidates:
                 for lengths in candidates.batches_of(kind, pairs, case.tiles):
                     assert lengths.shape == (pairs, 2)
                     inputs = Inputs.draw(case, lengths, torch.device("meta"))
-                    sides = launch.sides_of(inputs.x, None, inputs.addresses)
+                    sides = kernels.sides_of(inputs.x, inputs.x, inputs.addresses)
                     if case.tiles:
                         assert sorted((side.tile for side in sides), reverse=True) == list(case.tiles)
 
@@ -177,7 +178,7 @@ class TestWinner:
 @pytest.fixture
 def small(monkeypatch):
     """A case of two pairs, on tensors of the CPU."""
-    if torch.cuda.is_available() or not launch.INTERPRETED:
+    if torch.cuda.is_available() or not runtime.INTERPRETED:
         pytest.skip("the interpreter is off")
     monkeypatch.setattr(measured, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(candidates, "WIDTH", 40)
@@ -355,6 +356,7 @@ import sys
 import numpy as np, torch, triton
 from benchmarks import candidates
 from benchmarks.candidates import H100
+from esim_fast.ops.triton import runtime
 
 case, batch = candidates.cases()[int(sys.argv[1])], ("SNLI", 256)
 config = candidates.configurations(case)[1]
@@ -364,7 +366,7 @@ else:
     hits = []
     triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
     triton.runtime.driver.set_active(candidates._NoGPU(90))
-    candidates.launch._multiprocessors = lambda _: H100.multiprocessors
+    runtime.multiprocessors = lambda _: H100.multiprocessors
     inputs = candidates.Inputs.draw(case, candidates.batches_of(*batch, case.tiles)[0], torch.device("cpu"))
     with candidates.in_place(case, config):
         for of in inputs.plan(case):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from esim_fast import Classifier
-from esim_fast.cli import predict
+from esim_fast import Classifier, streaming
 from tests.processes import assert_nobody_is_left, children, places, start, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs signals and /proc")
@@ -19,7 +18,7 @@ ROWS = 20_000  # more than a pipe or a part of the work holds
 
 
 def two_workers() -> None:
-    predict.processors = lambda: 2
+    streaming.processors = lambda: 2
 
 
 @pytest.fixture

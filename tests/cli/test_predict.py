@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 import torch
 
-from esim_fast import ESIM, Classifier
-from esim_fast.cli import main, predict
+from esim_fast import ESIM, Classifier, streaming
+from esim_fast.cli import main
 from esim_fast.data.preparing import in_parts
 from tests.cli.commands import SMALL, TRAIN, esim_fast, fails, succeeds, write_tsv
 
@@ -163,15 +163,15 @@ def test_other_processes_give_the_same(model, tmp_path):
     rows = [(f"a man sleeps {i}", f"number {i}") for i in range(9000)] + [("only one",)]
     path = write_tsv(tmp_path / "many.tsv", rows, header=False)
 
-    def on_a_gpu(job, records, _as_they_come):  # the others split and look up words, and the network is here
+    def on_a_gpu(job, records, as_they_come):  # the others split and look up words, and the network is here
         yield from map(job.answer, in_parts(job.encode, records, 2))
 
-    with mock.patch.object(predict, "processors", return_value=1):
+    with mock.patch.object(streaming, "processors", return_value=1):
         alone = esim_fast("predict", model, path, "--device", "cpu")
     assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{path}: 1 bad row left out\n"
     expected = [json.loads(line) for line in alone.stdout.splitlines()]
-    for change in ({"processors": lambda: 2}, {"_answers": on_a_gpu}):
-        with mock.patch.multiple(predict, **change):
+    for change in ({"processors": lambda: 2}, {"_answered": on_a_gpu}):
+        with mock.patch.multiple(streaming, **change):
             found = esim_fast("predict", model, path, "--device", "cpu")
         assert found.stderr == alone.stderr
         for one, other in zip(expected, map(json.loads, found.stdout.splitlines()), strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from esim_fast.data import BadRow, DataError, Layout, Pair, prepare, read_pairs
+from esim_fast.data import BadRow, CorpusFormat, DataError, Pair, prepare, read_pairs
 from esim_fast.data.reading import Form, parse_pairs
 
 FILES, ROWS, DAMAGED = 400, 12, 7  # 2,800 damaged rows for each of four forms
@@ -132,9 +132,9 @@ def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
 def read(content: bytes, form: str) -> tuple[list[Pair], list[BadRow]]:
     bad: list[BadRow] = []
     written: Form = "tsv" if form == "quoted-tsv" else form  # type: ignore[assignment]
-    layout = Layout(quoted=form == "quoted-tsv")
+    corpus_format = CorpusFormat(quoted=form == "quoted-tsv")
     lines = io.BytesIO(content)
-    pairs = list(parse_pairs(lines, "memory", layout, form=written, labeled=True, on_bad_row=bad.append))
+    pairs = list(parse_pairs(lines, "memory", corpus_format, form=written, labeled=True, on_bad_row=bad.append))
     return pairs, bad
 
 
@@ -168,7 +168,7 @@ def test_a_row_a_line(form: str) -> None:
         reported += len(bad)
         if bad:
             with pytest.raises(DataError, match=rf"^memory:{bad[0].line}: "):
-                list(parse_pairs(io.BytesIO(content), "memory", Layout(), form=form, labeled=True))  # type: ignore[arg-type]
+                list(parse_pairs(io.BytesIO(content), "memory", CorpusFormat(), form=form, labeled=True))  # type: ignore[arg-type]
     assert reported > FILES  # or nothing was damaged
 
 

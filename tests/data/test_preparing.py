@@ -16,7 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esim_fast.data import BadRow, DataError, Layout, PreparedCorpus, Vocabulary, get_tokenizer, prepare, read_pairs
+from esim_fast.data import (
+    BadRow,
+    CorpusFormat,
+    DataError,
+    PreparedCorpus,
+    Vocabulary,
+    get_tokenizer,
+    prepare,
+    read_pairs,
+)
 from esim_fast.data import preparing as module
 
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
@@ -124,7 +133,7 @@ def test_the_second_time_nothing_is_tokenized(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "_tokenize_part", refuse)
     assert same(prepare(path, cache=tmp_path / "cache"), first)
-    for options in ({"tokenizer": "whitespace"}, {"layout": Layout(quoted=True)}, {"labeled": False}):
+    for options in ({"tokenizer": "whitespace"}, {"corpus_format": CorpusFormat(quoted=True)}, {"labeled": False}):
         with pytest.raises(AssertionError):
             prepare(path, cache=tmp_path / "cache", **options)
 
@@ -144,7 +153,7 @@ def test_words_of_punkt_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_text_without_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "A man\n\tman, sleeping\n", "words.txt")
-    corpus = prepare(path, layout=Layout(text=True), labeled=False, cache=tmp_path / "cache")
+    corpus = prepare(path, corpus_format=CorpusFormat(text=True), labeled=False, cache=tmp_path / "cache")
     assert corpus.word_counts(labeled=False) == {"a": 1, "man": 2, ",": 1, "sleeping": 1}
 
 
@@ -279,7 +288,7 @@ class TestProcesses:
                 taken += 1
                 yield item
 
-        results = module.map_in_processes(lambda item: item + 1, items(), 2)
+        results = module.map_in_processes(lambda item, should_stop: item + 1, items(), 2)
         assert list(islice(results, 10)) == list(range(1, 11))
         assert taken <= 10 + 3 * 2
         results.close()

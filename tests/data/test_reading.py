@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import BadRow, DataError, Layout, Pair, read_pairs
+from esim_fast.data import BadRow, CorpusFormat, DataError, Pair, read_pairs
 from esim_fast.data.reading import KNOWN_NAMES, LONGEST_LINE, bounded_lines, parse_pairs
 
 ROWS = [Pair("A man sleeps.", "He rests.", "entailment", 1), Pair("Two cats.", "", "neutral", 2)]
@@ -257,8 +257,8 @@ def test_whatever_is_written_is_read_back(rows: list[tuple[str, str, str]]) -> N
 
 
 def read(path: str, *columns: str, quoted: bool = False, labeled: bool = True) -> list[tuple[str, str, str | None]]:
-    layout = Layout(columns or None, quoted)
-    return [(pair.premise, pair.hypothesis, pair.label) for pair in read_pairs(path, layout, labeled=labeled)]
+    corpus_format = CorpusFormat(columns or None, quoted)
+    return [(pair.premise, pair.hypothesis, pair.label) for pair in read_pairs(path, corpus_format, labeled=labeled)]
 
 
 OFFICIAL = "gold_label\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tpairID\t"
@@ -418,7 +418,7 @@ def test_blank_lines_take_no_memory() -> None:
 
 def test_text_without_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "A word\ttabs too\n\nand\n")
-    pairs = list(read_pairs(path, Layout(text=True), labeled=False))
+    pairs = list(read_pairs(path, CorpusFormat(text=True), labeled=False))
     assert pairs == [Pair("A word\ttabs too", "", None, 1), Pair("and", "", None, 3)]
 
 
@@ -462,7 +462,7 @@ def test_real_corpora(real_data: Path, name: str, pairs: int, unlabeled: int) ->
     assert {*labels} - {None} == {"entailment", "neutral", "contradiction"}
 
 
-def test_layouts_made_by_hand() -> None:
-    assert Layout(columns=[1, 2, 3]).columns == ("1", "2", "3")
+def test_formats_made_by_hand() -> None:
+    assert CorpusFormat(columns=[1, 2, 3]).columns == ("1", "2", "3")
     with pytest.raises(TypeError, match="columns must be a sequence of names or numbers, got 'a,b'"):
-        Layout(columns="a,b")
+        CorpusFormat(columns="a,b")

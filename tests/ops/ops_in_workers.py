@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import esim_fast
-from esim_fast.ops import bilstm, local_inference, masked_pool
+from esim_fast.ops import bilstm, local_inference_packed, masked_pool
 
 WIDTH, HIDDEN, WORDS = 24, 16, 40
 
@@ -29,7 +29,7 @@ def run_ops(premises: Tensor, hypotheses: Tensor, lengths: tuple[Tensor, Tensor]
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
     rows = pairs.rows(2 * HIDDEN)
     y = bilstm(lstm, embedding(pairs.tokens), pairs.batch_sizes)
-    m, _ = local_inference(y, y, a_rows=rows.premises, b_rows=rows.hypotheses)
+    m = local_inference_packed(y, rows.premises, rows.hypotheses)
     v = masked_pool(m, rows=pairs.rows(8 * HIDDEN).all)
     return [pairs.tokens, y.detach(), m.detach(), v.detach(), *torch.autograd.grad(v.square().sum(), parameters)]
 

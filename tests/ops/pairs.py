@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esim_fast import Rows
-from esim_fast.ops import local_inference
+from esim_fast.ops import local_inference, local_inference_packed
 from tests.ops.layouts import Layout
 from tests.ops.numerics import local_inference_bounds
 
@@ -67,7 +67,7 @@ class Pairs:
     def through_the_op(
         self, layout: str, device="cpu", backend=None, seed=0, elsewhere=math.nan, padding=2
     ) -> list[tuple[Tensor, ...]]:
-        """The same through ``local_inference``; one of LAYOUTS, or "one tensor" for both sides.
+        """The same through ``local_inference``; one of LAYOUTS, or "one tensor" for both sides, packed.
 
         ``elsewhere`` fills what no sentence holds, ``padding`` tokens are more than the longest sentence has.
         """
@@ -78,14 +78,12 @@ class Pairs:
             half, rows = len(lengths_a), both.given_as["rows"].to(device)
             x = both.fill(self.a + self.b, elsewhere).to(device).requires_grad_()
             grad_m = both.fill(self.grad_m_a + self.grad_m_b, elsewhere).to(device)
-            m, again = local_inference(
+            m = local_inference_packed(
                 x,
-                x,
-                a_rows=Rows(rows.start[:half], rows.step, rows.lengths[:half], max(lengths_a), sum(lengths_a)),
-                b_rows=Rows(rows.start[half:], rows.step, rows.lengths[half:], max(lengths_b), sum(lengths_b)),
+                Rows(rows.start[:half], rows.step, rows.lengths[:half], max(lengths_a), sum(lengths_a)),
+                Rows(rows.start[half:], rows.step, rows.lengths[half:], max(lengths_b), sum(lengths_b)),
                 backend=backend,
             )
-            assert m is again
             of_m, of_x = both.sentences(m), both.sentences(torch.autograd.grad(m, x, grad_m)[0])
             return list(zip(of_m[:half], of_m[half:], of_x[:half], of_x[half:], strict=True))
 

@@ -80,7 +80,7 @@ def test_cudnn_s_training_mode_changes_nothing_else():
 
 @pytest.mark.gpu
 class TestOnAGPU:
-    @pytest.mark.parametrize("backend", ["triton", "reference"])
+    @pytest.mark.parametrize("backend", ["triton", "cudnn"])
     @pytest.mark.parametrize("training", [True, False])
     def test_as_torch_nn_lstm(self, training, backend):
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
@@ -88,7 +88,7 @@ class TestOnAGPU:
         for mine, wanted in zip(run(lstm.train(training), x, batch_sizes, grad_y, backend, "cuda"), exact, strict=True):
             torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("backend", ["triton", "reference"])
+    @pytest.mark.parametrize("backend", ["triton", "cudnn"])
     def test_gradients_do_not_underflow_in_bf16(self, backend):
         """PyTorch's autocast runs cuDNN's LSTMs in fp16, where the least number is 6e-8."""
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
@@ -113,7 +113,7 @@ class TestOnAGPU:
         exact = exactly(lstm, x, batch_sizes, grad_y)
         torch.backends.cudnn.allow_tf32 = True
         try:
-            results = [run(lstm, x, batch_sizes, grad_y, backend, "cuda") for backend in ("triton", "reference")]
+            results = [run(lstm, x, batch_sizes, grad_y, backend, "cuda") for backend in ("triton", "cudnn")]
         finally:
             torch.backends.cudnn.allow_tf32 = False
         for mine, cudnn, wanted in zip(*results, exact, strict=True):
@@ -225,13 +225,13 @@ def test_sizes_that_cannot_be(sizes, backend):
 @pytest.mark.parametrize("first_row", [[0, 1], [0, 0], [3, 1], [0, 7], [-5, 2**62]], ids=str)
 def test_a_lying_first_row_leads_nowhere_else(first_row):
     """Whatever it says, what lies behind the cells' gradients is not written."""
-    from esim_fast.ops.triton import recurrence
+    from esim_fast.ops.triton import bilstm
 
     rows, sentences, H = 8, 2, 3
     gates, weights = torch.randn(rows, 8 * H), torch.randn(2, 4 * H, 4)
     y, c, grad_y, previous = (torch.randn(rows, 2 * H) for _ in range(4))
     arguments = grad_y, y, c, gates, weights, torch.tensor(first_row), torch.empty_like(gates), previous
-    planned = recurrence.plan_backward(*arguments, sentences, "tf32x3")
+    planned = bilstm.plan_backward(*arguments, sentences, "tf32x3")
     at = planned.kernel.arg_names.index("grad_c")
     there = len(planned.arguments[at])
     memory = torch.full((there + 32, 2 * H), 7.0)
@@ -354,6 +354,12 @@ class TestPrecision:
         assert torch.equal(bilstm(lstm, x, batch_sizes), wanted)
         with pytest.raises(ValueError, match=r"^backend='cpp' cannot run bilstm on cpu in torch\.\w+: possible here"):
             bilstm(lstm, x, batch_sizes, backend="cpp")
+
+    def test_cudnn_is_for_gpus(self):
+        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        message = r"^backend='cudnn' cannot run bilstm on cpu in torch\.float32: possible here are 'cpp'.* 'reference'$"
+        with pytest.raises(ValueError, match=message):
+            bilstm(lstm, x, batch_sizes, backend="cudnn")
 
 
 class TestIntegration:

@@ -11,7 +11,7 @@ from torch import nn
 
 from esim_fast import ESIM, Rows, data, training
 from esim_fast.data import EncodedPairs
-from esim_fast.ops import bilstm, local_inference, masked_pool
+from esim_fast.ops import bilstm, local_inference_packed, masked_pool
 from tests.cli.commands import succeeds
 from tests.ops.layouts import packed_rows
 from tests.ops.numerics import DTYPES
@@ -62,7 +62,7 @@ def results_of(op: str, device: str, dtype: torch.dtype = torch.float32) -> list
                 Rows(rows.start[part], rows.step, rows.lengths[part], rows.max_length)
                 for part in (slice(0, 32), slice(32, 64))
             ]
-            results = [local_inference(x, x, a_rows=halves[0], b_rows=halves[1])[0]]
+            results = [local_inference_packed(x, *halves)]
     gradients = torch.autograd.grad([result.square().sum() for result in results], inputs)
     return [tensor.detach().cpu() for tensor in (*results, *gradients)]
 

@@ -26,6 +26,7 @@ def valid_calls() -> dict[str, list]:
     argmax, count = torch.zeros(2, 4, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
     of_padded = [*padded, *[None, None, lengths, mask] * 2, 3, 3, False]
     of_rows = [rows, rows.clone(), *[starts, steps, lengths, mask] * 2, 3, 3, False]
+    of_packed = [rows, *[starts, steps, lengths, mask] * 2, 3, 3, False]
     calls = {
         "masked_pool": [padded[0], None, None, lengths, mask],
         "masked_pool of rows": [rows, starts, steps, lengths, mask],
@@ -33,15 +34,18 @@ def valid_calls() -> dict[str, list]:
         "masked_pool_backward of rows": [torch.randn(2, 8), argmax, count, starts, steps, lengths, mask, 7],
         "local_inference": of_padded,
         "local_inference of rows": of_rows,
+        "local_inference_packed": of_packed,
         "local_inference_backward": [*grad_padded, *of_padded],
         "local_inference_backward of rows": [torch.randn(7, 16), torch.randn(7, 16), *of_rows],
+        "local_inference_packed_backward": [torch.randn(7, 16), *of_packed],
         "bilstm": [*gates, *weights, index(3, 2)],
         "bilstm_backward": [*(torch.randn(5, 6) for _ in range(3)), *gates, *weights, index(3, 2)],
         "embedding_backward": [torch.randn(6, 4), torch.randn(3, 4), index(1, 5, 1), 5],
     }
     if hasattr(OPERATORS, "local_inference_triton") and not torch.cuda.is_available():
         for name in [name for name in calls if name.startswith("local_inference")]:
-            calls[name.replace("local_inference", "local_inference_triton")] = calls[name]
+            operator = "local_inference_packed" if name.startswith("local_inference_packed") else "local_inference"
+            calls[name.replace(operator, f"{operator}_triton")] = calls[name]
         of_gates = [torch.randn(5, 24), torch.randn(2, 12, 4), index(0, 3)]
         of_states = [torch.randn(5, 6) for _ in range(3)]
         calls["bilstm_triton"] = [*of_gates, 3, "tf32x3"]

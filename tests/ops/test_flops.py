@@ -28,11 +28,8 @@ def recurrent(rows, batch_sizes, weight):
 
 def scores(arguments):
     """La x Lb x D multiplications and additions for each pair."""
-    a, b, a_start, _, a_lengths, _, b_start, _, b_lengths, *_ = arguments
-    assert b is None
-    assert a_start is not None
-    assert b_start is not None
-    return 2 * int((a_lengths * b_lengths).sum()) * a.shape[1]
+    x, _, _, a_lengths, _, _, _, b_lengths, *_ = arguments
+    return 2 * int((a_lengths * b_lengths).sum()) * x.shape[1]
 
 
 # What the counter does not know. The kernels' own work, by hand: their loops run over the tokens that lengths name.
@@ -43,8 +40,8 @@ FORMULAS = {
         lambda grad_y, _y, _c, _g, _r, w, _w, sizes, **__: recurrent(len(grad_y), sizes, w)
     ),
     # Scores and two alignments; in the backward pass those again, and a product for each operand of each.
-    torch.ops.esim_fast.local_inference: raw(lambda *arguments, **_: 3 * scores(arguments)),
-    torch.ops.esim_fast.local_inference_backward: raw(lambda *arguments, **_: 9 * scores(arguments[2:])),
+    torch.ops.esim_fast.local_inference_packed: raw(lambda *arguments, **_: 3 * scores(arguments)),
+    torch.ops.esim_fast.local_inference_packed_backward: raw(lambda *arguments, **_: 9 * scores(arguments[1:])),
 }
 
 

@@ -14,11 +14,11 @@ PROGRAM = """
 import json, sys
 from unittest import mock
 import kernel_resources
-from kernel_resources import Case, compile_for, launch, launches
+from kernel_resources import Case, compile_for, kernels, launches, runtime
 
 found = {}
 for case, target, changes in json.loads(sys.argv[1]):
-    with mock.patch.dict(launch.ONE_TILE, {tuple(key): launch.Config(*config) for key, config in changes}):
+    with mock.patch.dict(kernels.ONE_TILE, {tuple(key): runtime.Config(*config) for key, config in changes}):
         resources = []
         for planned in launches(Case(*case)):
             if changes and planned.kernel.__name__ != changes[0][0][0]:
@@ -107,10 +107,10 @@ compiled = set()
 triton.knobs.runtime.jit_cache_hook = lambda *, key, **_: compiled.add(key) or True  # True: it is not compiled
 
 from esim_fast import Rows
-from esim_fast.ops.triton import launch
+from esim_fast.ops.triton import local_inference as kernels, runtime
 
-launch._multiprocessors = lambda _: 132
-launch.Launch.start = lambda self: self.kernel.warmup(
+runtime.multiprocessors = lambda _: 132
+runtime.Launch.start = lambda self: self.kernel.warmup(
     *self.arguments, grid=(self.programs,), **self.constants, **self.options
 )
 
@@ -120,7 +120,10 @@ def call(layout, a_length, b_length, dtype, pairs=4):
         x = torch.zeros(rows.tokens, 600, dtype=dtype)
         halves = slice(0, pairs), slice(pairs, None)
         sides = [(rows.start[these], rows.step, rows.lengths[these], None) for these in halves]
-        arguments = (x, None, *sides[0], *sides[1], a_length, b_length, True)
+        arguments = (x, *sides[0], *sides[1], a_length, b_length, True)
+        m = kernels.forward_packed(*arguments)
+        kernels.backward_packed(m, *arguments)
+        return
     else:
         a, b = (torch.zeros(pairs, n, 600, dtype=dtype) for n in (a_length, b_length))
         if layout == "mask":
@@ -128,8 +131,8 @@ def call(layout, a_length, b_length, dtype, pairs=4):
         else:
             sides = [(None, None, torch.full((pairs,), n), None) for n in (a_length, b_length)]
         arguments = (a, b, *sides[0], *sides[1], a_length, b_length, False)
-    m_a, m_b = launch.forward(*arguments)
-    launch.backward(m_a, m_b, *arguments)
+    m_a, m_b = kernels.forward(*arguments)
+    kernels.backward(m_a, m_b, *arguments)
 
 counts = []
 for layout in ("one tensor", "mask", "lengths"):

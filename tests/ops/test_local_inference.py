@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esim_fast import ESIM, Rows
-from esim_fast.ops import local_inference
+from esim_fast.ops import local_inference, local_inference_packed
 from tests.ops.layouts import LAYOUTS, packed_rows
 from tests.ops.numerics import DTYPES, assert_as_exact_as_eager, error_norm
 from tests.ops.pairs import Pairs
@@ -32,13 +32,16 @@ IMPLEMENTATIONS = [
     pytest.param("reference", "cuda", marks=pytest.mark.gpu, id="reference-cuda"),
     *KERNELS,
 ]
-# By backend: the operators, which take and return the same.
-OPERATORS = {
-    "cpp": (torch.ops.esim_fast.local_inference, torch.ops.esim_fast.local_inference_backward),
-}
-if hasattr(torch.ops.esim_fast, "local_inference_triton"):
-    triton = torch.ops.esim_fast.local_inference_triton, torch.ops.esim_fast.local_inference_triton_backward
-    OPERATORS["triton"] = triton
+
+
+def operators(backend, layout):
+    """Forward and backward, which take and return the same on all backends."""
+    name = "local_inference" + "_packed" * (layout == "one tensor") + "_triton" * (backend == "triton")
+    return getattr(torch.ops.esim_fast, name), getattr(torch.ops.esim_fast, f"{name}_backward")
+
+
+def as_list(results):
+    return [results] if isinstance(results, torch.Tensor) else list(results)
 
 
 @pytest.fixture
@@ -218,11 +221,11 @@ class TestKernels:
 
     @pytest.mark.interpreter
     def test_many_tiles_take_memory_for_the_longest_sentence_not_for_padding(self):
-        from esim_fast.ops.triton import launch
+        from esim_fast.ops.triton import local_inference as kernels
 
         a, b = (torch.empty(32, 2048, 8, device="meta") for _ in range(2))
-        sides = launch.sides_of(a, b, [None] * 8 + [70, 70, False])
-        launches = launch.plan_backward(*sides, *(torch.empty(32, 2048, 32, device="meta") for _ in range(2)), a, b)
+        sides = kernels.sides_of(a, b, [None] * 8 + [70, 70, False])
+        launches = kernels.plan_backward(*sides, *(torch.empty(32, 2048, 32, device="meta") for _ in range(2)), a, b)
         tensors = {id(of): of for planned in launches for of in planned.arguments if isinstance(of, torch.Tensor)}
         matrices = [of for of in tensors.values() if of.dim() == 3 and of.shape[2] not in (8, 32)]
         assert len(matrices) == 6
@@ -325,13 +328,12 @@ class TestCpp:
             ({"b": torch.zeros(3, 7, 13)}, "same dtype and width"),
             ({"b": torch.zeros(3, 7, 12).half()}, "same dtype and width"),
             ({"b": torch.zeros(2, 7, 12), "b_lengths": [1, 2]}, "as many sentences"),
-            ({"b": None}, "only a row-addressed tensor"),
             ({"a": torch.zeros(9, 12)}, "takes"),
             ({"a_mask": torch.ones(3, 8, dtype=torch.bool)}, "mask must be"),
         ],
     )
     def test_direct_calls_are_checked(self, change, message, backward):
-        self.assert_refused(case("cpu", "lengths"), change, message, backward)
+        self.assert_refused("lengths", change, message, backward)
 
     @pytest.mark.parametrize("backward", [False, True])
     @pytest.mark.parametrize(
@@ -344,27 +346,34 @@ class TestCpp:
             ({"a_longest": -1}, "sentences of -1 tokens"),
             ({"a_longest": 2}, "is not between 0 and 2"),
             ({"a_lengths": None}, "needs lengths"),
+            (
+                {"x": torch.zeros(3, 9, 12), **dict.fromkeys(["a_start", "a_step", "b_start", "b_step"])},
+                "only a row-addressed tensor",
+            ),
             ({"b_step": [[0], [1]]}, "step must be"),
         ],
     )
     def test_direct_calls_with_bad_rows_are_checked(self, change, message, backward):
-        self.assert_refused(case("cpu", "one tensor"), change, message, backward)
+        self.assert_refused("one tensor", change, message, backward)
 
     def test_gradients_of_a_wrong_shape_are_refused(self):
         arguments = case("cpu", "lengths")
-        m_a, m_b = OPERATORS["cpp"][0](*arguments)
+        forward, backward = operators("cpp", "lengths")
+        m_a, m_b = forward(*arguments)
         for wrong in ((m_a[:, :5], m_b), (m_a, m_b[..., :12]), (m_a.half(), m_b), (m_a, m_b[0])):
             with pytest.raises(RuntimeError, match="must be those of its results"):
-                OPERATORS["cpp"][1](*wrong, *arguments)
+                backward(*wrong, *arguments)
 
-    def assert_refused(self, arguments, change, message, backward):
-        names = ["a", "b", *(f"{side}_{of}" for side in "ab" for of in ("start", "step", "lengths", "mask"))]
+    def assert_refused(self, layout, change, message, backward):
+        arguments, (run, run_backward) = case("cpu", layout), operators("cpp", layout)
+        names = ["x"] if layout == "one tensor" else ["a", "b"]
+        names += [f"{side}_{part}" for side in "ab" for part in ("start", "step", "lengths", "mask")]
         names += ["a_longest", "b_longest", "every_row"]
-        grad_m = [x for x in OPERATORS["cpp"][0](*arguments) if backward]
+        grad_m = as_list(run(*arguments))
         change = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in change.items()}
         given = {**dict(zip(names, arguments, strict=True)), **change}
         with pytest.raises(RuntimeError, match=message):
-            OPERATORS["cpp"][backward](*grad_m, *given.values())
+            run_backward(*grad_m, *given.values()) if backward else run(*given.values())
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -409,11 +418,11 @@ def test_no_shape_depends_on_values(backward):
     rows = [Rows.concatenated(torch.tensor(lengths), 4) for lengths in ([2, 0, 1], [1, 3, 0])]
     a_rows, b_rows = (Rows(*(t.to("meta") for t in (r.start, r.step, r.lengths)), r.max_length) for r in rows)
     x = torch.randn(7, 4, device="meta", requires_grad=backward)
-    for a, b in ((x, x), (x, torch.randn(7, 4, device="meta"))):
-        m_a, m_b = local_inference(a, b, a_rows=a_rows, b_rows=b_rows)
-        assert m_a.shape == m_b.shape == (7, 16)
-        if backward:
-            m_a.sum().backward()
+    m_a, m_b = local_inference(x, torch.randn(7, 4, device="meta"), a_rows=a_rows, b_rows=b_rows)
+    m = local_inference_packed(x, a_rows, b_rows)
+    assert m_a.shape == m_b.shape == m.shape == (7, 16)
+    if backward:
+        (m_a.sum() + m.sum()).backward()
 
 
 @pytest.mark.parametrize(("backend", "device"), IMPLEMENTATIONS)
@@ -421,7 +430,7 @@ class TestNothing:
     def test_no_rows_at_all_still_have_a_gradient(self, backend, device):
         rows = Rows.concatenated(torch.tensor([0, 0]), 4).to(device)
         x = torch.randn(0, 4, device=device, requires_grad=True)
-        m, _ = local_inference(x, x, a_rows=rows, b_rows=rows, backend=backend)
+        m = local_inference_packed(x, rows, rows, backend=backend)
         m.sum().backward()
         assert m.shape == (0, 16)
         assert x.grad.shape == (0, 4)
@@ -450,7 +459,7 @@ class TestNothing:
     def test_rows_of_no_sentence_are_zero(self, backend, device, poisoned):
         rows = Rows.concatenated(torch.tensor([], dtype=torch.int64), 4).to(device)
         x = torch.randn(3, 4, device=device, requires_grad=True)
-        m, _ = local_inference(x, x, a_rows=rows, b_rows=rows, backend=backend)
+        m = local_inference_packed(x, rows, rows, backend=backend)
         m.sum().backward()
         assert not m.any()
         assert not x.grad.any()
@@ -467,7 +476,7 @@ def case(device, layout, longest=9):
             (rows.start[:3], rows.step, rows.lengths[:3], None),
             (rows.start[3:], rows.step, rows.lengths[3:], None),
         ]
-        return x, None, *sides[0], *sides[1], longest, 7, True
+        return x, *sides[0], *sides[1], longest, 7, True
     a, b = torch.randn(3, longest, width, device=device), torch.randn(3, 7, width, device=device)
     if layout == "mask":
         masks = [torch.rand(3, n, device=device) < 0.5 for n in (longest, 7)]
@@ -482,9 +491,9 @@ class TestIntegration:
     @pytest.mark.parametrize("layout", ["lengths", "mask", "one tensor"])
     def test_opcheck(self, backend, device, layout, longest):
         arguments = case(device, layout, longest)
-        forward, backward = OPERATORS[backend]
+        forward, backward = operators(backend, layout)
         torch.library.opcheck(forward, arguments)
-        grad_m = [torch.randn_like(x) for x in forward(*arguments)]
+        grad_m = [torch.randn_like(m) for m in as_list(forward(*arguments))]
         torch.library.opcheck(backward, (*grad_m, *arguments))
 
     @pytest.mark.parametrize(("longest", "dynamic"), [(9, True), (70, False)])
@@ -695,7 +704,9 @@ def test_bad_input(a, b, options, error, message):
 def test_bad_rows():
     rows, x = Rows.concatenated([2, 1], 4), torch.zeros(6, 4)
     with pytest.raises(ValueError, match="must not share rows of one tensor, but both address element 0"):
-        local_inference(x, x, a_rows=rows, b_rows=rows)
+        local_inference_packed(x, rows, rows)
+    with pytest.raises(TypeError, match=r"b_rows must be esim_fast\.Rows, got NoneType"):
+        local_inference_packed(x, rows, None)
     wrong = Rows(rows.start, rows.step, rows.lengths, 2, tokens=4)
     with pytest.raises(ValueError, match=r"a_rows.tokens = 4, but the lengths sum up to 3"):
         local_inference(x, x.clone(), a_rows=wrong, b_rows=rows)

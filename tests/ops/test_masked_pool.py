@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool, reference
-from esim_fast.ops.masked_pool import can_run
+from esim_fast.ops.backends import has_code
 from tests.ops.layouts import packed_rows
 from tests.ops.numerics import DTYPES, assert_as_exact_as_eager
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+KERNEL = {"cpu": "cpp", "cuda": "cuda"}  # by device
 WIDTHS = [1, 3, 600, 601]  # odd ones take the scalar path of the CUDA kernel, 600 the 16-byte one
 
 
@@ -38,7 +39,7 @@ def test_as_exact_as_eager(dtype, width, device):
         scattered = torch.rand(batch, length, generator=generator) < 0.7
         scattered[:, int(torch.randint(length, (), generator=generator))] = True
         for mask in (prefix.to(device), scattered.to(device)):
-            v, gradient = forward_and_gradient(masked_pool, x, mask=mask, backend="cpp")
+            v, gradient = forward_and_gradient(masked_pool, x, mask=mask, backend=KERNEL[device])
             exact_v, exact_gradient = forward_and_gradient(reference.masked_pool, x.double(), mask=mask)
             ours += [v, gradient]
             eager += forward_and_gradient(eager_pool, x, mask.long())
@@ -67,11 +68,11 @@ def test_rounding_grows_slowly():
 def test_gradcheck(device):
     x = torch.randn(4, 6, 5, dtype=torch.float64, device=device, requires_grad=True)
     mask = torch.tensor([[1, 0, 1, 1, 0, 1], [0] * 6, [0, 0, 0, 0, 0, 1], [1] * 6], device=device)
-    assert torch.autograd.gradcheck(lambda x: masked_pool(x, [6, 0, 1, 4], backend="cpp"), x)
-    assert torch.autograd.gradcheck(lambda x: masked_pool(x, mask=mask, backend="cpp"), x)
+    assert torch.autograd.gradcheck(lambda x: masked_pool(x, [6, 0, 1, 4], backend=KERNEL[device]), x)
+    assert torch.autograd.gradcheck(lambda x: masked_pool(x, mask=mask, backend=KERNEL[device]), x)
     rows, count = packed_rows([3, 0, 5, 1], 5)
     data = torch.randn(count, 5, dtype=torch.float64, device=device, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: masked_pool(x, rows=rows.to(device), backend="cpp"), data)
+    assert torch.autograd.gradcheck(lambda x: masked_pool(x, rows=rows.to(device), backend=KERNEL[device]), data)
 
 
 class TestDefinition:
@@ -80,7 +81,7 @@ class TestDefinition:
     NAN, INF = math.nan, math.inf
 
     @pytest.mark.parametrize("device", DEVICES)
-    @pytest.mark.parametrize("backend", ["cpp", "reference"])
+    @pytest.mark.parametrize("backend", ["kernel", "reference"])
     @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
     @pytest.mark.parametrize(
         ("column", "mask", "average", "maximum", "gradient"),
@@ -103,7 +104,9 @@ class TestDefinition:
     def test_table(self, column, mask, average, maximum, gradient, dtype, backend, device):
         # Wide enough to reach every lane and the tail of a vector loop.
         x = torch.tensor(column, dtype=dtype, device=device)[None, :, None].repeat(1, 1, 37).requires_grad_()
-        v = masked_pool(x, mask=torch.tensor([mask], device=device), backend=backend)
+        v = masked_pool(
+            x, mask=torch.tensor([mask], device=device), backend=KERNEL[device] if backend == "kernel" else backend
+        )
         (v * torch.tensor([1.0] * 37 + [10.0] * 37, dtype=dtype, device=device)).sum().backward()
         for got, expected in ((v[0, :37], average), (v[0, 37:], maximum)):
             torch.testing.assert_close(got, torch.full_like(got, expected), rtol=0, atol=0, equal_nan=True)
@@ -329,7 +332,7 @@ class TestIntegration:
     ],
 )
 def test_which_gpus_have_a_kernel(architectures, capability, expected):
-    assert can_run(tuple(architectures), capability) is expected
+    assert has_code(tuple(architectures), capability) is expected
 
 
 class TestBadInput:

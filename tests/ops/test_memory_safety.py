@@ -97,7 +97,7 @@ class TestRows:
     def test_local_inference(self, backend):
         """Results are four times as wide as their rows, and alone beyond 2**31."""
         width, sentences, grad_m = 16, torch.randn(5, 16).to(HALF), torch.randn(5, 64).to(HALF)
-        operators = [f"local_inference{'_triton' * (backend == 'triton')}{end}" for end in ("", "_backward")]
+        operators = [f"local_inference_packed{'_triton' * (backend == 'triton')}{end}" for end in ("", "_backward")]
         forward, backward = (getattr(OPERATORS, name) for name in operators)
         count, far = FAR // 4 // width + 8, slice(-3, None)
         try:
@@ -112,11 +112,11 @@ class TestRows:
             lengths = torch.tensor([3]), torch.tensor([2])
             return *sides[0], lengths[0], None, *sides[1], lengths[1], None, 3, 2, True
 
-        near, nothing = addresses(0, 3), torch.empty(0, dtype=HALF)
-        wanted = forward(sentences, None, *near)[0], backward(grad_m, nothing, sentences, None, *near)[0]
-        ours = forward(x, None, *addresses(count - 3, 0))[0]
-        ours_grad = backward(all_grad_m, nothing, x, None, *addresses(count - 3, 0))[0]
-        assert_same([torch.cat([of[far], of[:2]]) for of in (ours, ours_grad)], list(wanted))
+        near = addresses(0, 3)
+        wanted = [forward(sentences, *near), backward(grad_m, sentences, *near)]
+        ours = forward(x, *addresses(count - 3, 0))
+        ours_grad = backward(all_grad_m, x, *addresses(count - 3, 0))
+        assert_same([torch.cat([of[far], of[:2]]) for of in (ours, ours_grad)], wanted)
 
     def test_masks(self):
         """A mask of more than 2**31 positions, of sentences that are empty but for the last."""
@@ -155,7 +155,7 @@ class TestTritonPrograms:
     # No tensor takes 16 GiB: more than a machine has in all would be refused, written or not.
     @pytest.mark.parametrize(("pairs", "length", "width"), [(2**25 + 1, 64, 1), (3 * 2**17 + 1, 70, 80)], ids=str)
     def test_last_pair(self, pairs, length, width):
-        from esim_fast.ops.triton import launch
+        from esim_fast.ops.triton import local_inference as kernels
 
         sentences, masks = torch.randn(2, length, width).to(HALF), torch.rand(2, length) < 0.7
         grads = torch.randn(2, length, 4 * width).to(HALF)
@@ -170,10 +170,10 @@ class TestTritonPrograms:
             for of, values in ((b, sentences), (grad_m_b, grads), (b_mask, masks)):
                 of[-1] = values[1]
             addresses = (None, None, None, a_mask, None, None, None, b_mask, length, length, False)
-            sides = launch.sides_of(a, b, addresses)
+            sides = kernels.sides_of(a, b, addresses)
             for plan, tensors in (
-                (launch.plan_forward, (m_a, m_b)),
-                (launch.plan_backward, (grad_m_a, grad_m_b, grad_a, grad_b)),
+                (kernels.plan_forward, (m_a, m_b)),
+                (kernels.plan_backward, (grad_m_a, grad_m_b, grad_a, grad_b)),
             ):
                 try:
                     launches = plan(*sides, *tensors)

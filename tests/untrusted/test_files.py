@@ -19,7 +19,7 @@ import torch
 
 from esim_fast.classifier import CONFIG, WEIGHTS
 from esim_fast.cli import main
-from esim_fast.files import one_line
+from esim_fast.errors import one_line
 from tests.untrusted import fuzz_targets
 from tests.untrusted.fuzz_targets import TARGETS, Marker, refusals
 from tests.untrusted.hostile import DEEP, PARTS, in_npy, in_torch, save_model, unchanged, write_zip

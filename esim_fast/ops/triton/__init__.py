@@ -1,2 +1,1 @@
-"""Local inference in Triton: one_tile.py and many_tiles.py hold the kernels, launch.py decides how they run, and
-arguments.py refuses what they cannot be given."""
+"""The ops' kernels in Triton: runtime.py says whether they can run; local_inference.py and bilstm.py launch them."""

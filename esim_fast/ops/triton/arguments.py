@@ -14,26 +14,27 @@ LONGEST = 2**31 - 1024  # tokens of a sentence: time steps are counted in 32 bit
 WIDEST = 2**31 // 4 - 1024  # features: so are the elements of a row of results
 
 
-def check_arguments(a: Tensor, b: Tensor | None, addresses: Sequence[Any]) -> None:
+def check_arguments(a: Tensor, b: Tensor, addresses: Sequence[Any]) -> None:
     """``addresses`` as the operators take them: start, step, lengths and mask of a, of b, and three options."""
-    *addresses, a_longest, b_longest, _ = addresses
-    if b is None and (addresses[0] is None or addresses[4] is None):
-        raise ValueError("only a row-addressed tensor can hold both sides")
-    sides = ("a", a, addresses[:4], a_longest), ("b", a if b is None else b, addresses[4:], b_longest)
-    a_pairs, b_pairs = (_check_side(*side) for side in sides)
-    if b is not None and (a.dtype, a.device, a.shape[-1]) != (b.dtype, b.device, b.shape[-1]):
+    *tensors, a_longest, b_longest, _ = addresses
+    a_pairs, b_pairs = _check_side("a", a, tensors[:4], a_longest), _check_side("b", b, tensors[4:], b_longest)
+    if (a.dtype, a.device, a.shape[-1]) != (b.dtype, b.device, b.shape[-1]):
         raise ValueError("a and b must have the same dtype, device and width")
     if a_pairs != b_pairs:
         raise ValueError(f"a and b must hold as many sentences, got {a_pairs} and {b_pairs}")
 
 
-def check_gradients(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None) -> None:
-    for name, grad_m, x in (("a", grad_m_a, a), ("b", grad_m_b, b)):
-        if x is None:
-            continue
-        shape = (*x.shape[:-1], 4 * x.shape[-1])
-        if grad_m.shape != shape or grad_m.dtype != x.dtype or grad_m.device != x.device:
-            raise ValueError(f"grad_m_{name} must be {list(shape)} in {x.dtype} on {x.device}, as m_{name} is")
+def check_packed(x: Tensor, addresses: Sequence[Any]) -> None:
+    """As :func:`check_arguments`, of a tensor that holds both sides."""
+    if addresses[0] is None or addresses[4] is None:
+        raise ValueError("only a row-addressed tensor can hold both sides")
+    check_arguments(x, x, addresses)
+
+
+def check_gradient(name: str, grad_m: Tensor, x: Tensor) -> None:
+    shape = (*x.shape[:-1], 4 * x.shape[-1])
+    if grad_m.shape != shape or grad_m.dtype != x.dtype or grad_m.device != x.device:
+        raise ValueError(f"{name} must be {list(shape)} in {x.dtype} on {x.device}, as the result is")
 
 
 def _check_side(name: str, x: Tensor, addresses: Sequence[Tensor | None], longest: int) -> int:

@@ -71,21 +71,9 @@ def _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE: tl.constexpr):
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED_PRODUCTS)
 def scores(
-    a,
-    b,
-    a_length,
-    b_length,
-    a_batch_stride,
-    b_batch_stride,
-    a_longest,
-    b_longest,
-    all_scores,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    a, b, a_length, b_length, a_batch_stride, b_batch_stride, a_longest, b_longest, all_scores,
+    D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """Equation 11 for one tile of a and one of b."""
     pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE)
     if any_words:
@@ -103,21 +91,9 @@ def scores(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward_enhance(
-    x,
-    y,
-    x_length,
-    y_length,
-    x_batch_stride,
-    y_batch_stride,
-    x_longest,
-    y_longest,
-    grad_m,
-    grad_aligned,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    x, y, x_length, y_length, x_batch_stride, y_batch_stride, x_longest, y_longest, grad_m, grad_aligned,
+    D: tl.constexpr, VECTOR: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """The gradient of the alignment of one tile of x and one block of features; y has no part in it."""
     pair, t, d = _tile_and_block(x_longest, D, TILE, BLOCK_D)
     counts = counting(x, x_length, pair, t)
@@ -128,25 +104,10 @@ def backward_enhance(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED_PRODUCTS)
 def products(
-    a,
-    b,
-    a_length,
-    b_length,
-    a_batch_stride,
-    b_batch_stride,
-    a_longest,
-    b_longest,
-    a_grad_aligned,
-    b_grad_aligned,
-    all_scores,
-    grad_alpha,
-    grad_beta,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    a, b, a_length, b_length, a_batch_stride, b_batch_stride, a_longest, b_longest, a_grad_aligned, b_grad_aligned,
+    all_scores, grad_alpha, grad_beta,
+    D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """:func:`scores` anew, and the gradients of the weights of both sides."""
     pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE)
     if any_words:
@@ -172,23 +133,10 @@ def products(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def forward(
-    x,
-    y,
-    x_length,
-    y_length,
-    x_batch_stride,
-    y_batch_stride,
-    x_longest,
-    y_longest,
-    all_scores,
-    m,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    x, y, x_length, y_length, x_batch_stride, y_batch_stride, x_longest, y_longest, all_scores, m,
+    D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     SWAPPED: tl.constexpr,
-):
+):  # fmt: skip
     """Equations 12 and 14 (or 13 and 15) for one tile of x and one block of features."""
     pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
@@ -219,22 +167,10 @@ def forward(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward_softmax(
-    x,
-    y,
-    x_length,
-    y_length,
-    x_batch_stride,
-    y_batch_stride,
-    x_longest,
-    y_longest,
-    all_scores,
-    grad_weights,
-    all_weights,
-    part_before,
-    grad_scores,
-    TILE: tl.constexpr,
-    SWAPPED: tl.constexpr,
-):
+    x, y, x_length, y_length, x_batch_stride, y_batch_stride, x_longest, y_longest, all_scores, grad_weights,
+    all_weights, part_before, grad_scores,
+    TILE: tl.constexpr, SWAPPED: tl.constexpr,
+):  # fmt: skip
     """Equation 12 (or 13) for one tile of x, and its part in the gradient of the scores, on top of ``part_before``.
 
     The parts of both sides make the gradient; the first has None before it.
@@ -281,27 +217,11 @@ def backward_softmax(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward(
-    x,
-    y,
-    x_length,
-    y_length,
-    x_batch_stride,
-    y_batch_stride,
-    x_longest,
-    y_longest,
-    grad_m,
-    y_grad_aligned,
-    x_weights,
-    y_weights,
-    grad_scores,
-    grad_x,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    x, y, x_length, y_length, x_batch_stride, y_batch_stride, x_longest, y_longest, grad_m, y_grad_aligned,
+    x_weights, y_weights, grad_scores, grad_x,
+    D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     SWAPPED: tl.constexpr,
-):
+):  # fmt: skip
     """The gradient of one tile of x and one block of features: of its own alignment and of its part in y's."""
     pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)

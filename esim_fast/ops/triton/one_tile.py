@@ -7,18 +7,7 @@ scores, which are small. Nothing but the inputs is kept for the backward pass.
 import triton
 import triton.language as tl
 
-from .tokens import (
-    NOTHING,
-    aligned_gradient,
-    counting,
-    direct_gradient,
-    dot,
-    enhance,
-    load,
-    offsets,
-    store,
-    written,
-)
+from .tokens import NOTHING, aligned_gradient, counting, direct_gradient, dot, enhance, load, offsets, store, written
 
 
 @triton.jit
@@ -38,23 +27,10 @@ _UNSPECIALIZED = ["a_length", "b_length", "a_batch_stride", "b_batch_stride"]
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def forward(
-    a,
-    b,
-    a_length,
-    b_length,
-    a_batch_stride,
-    b_batch_stride,
-    m_a,
-    m_b,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    A_TILE: tl.constexpr,
-    B_TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    a, b, a_length, b_length, a_batch_stride, b_batch_stride, m_a, m_b,
+    D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, A_TILE: tl.constexpr, B_TILE: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """Equations 11-15 for one pair and every SPLITS-th block of features."""
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
@@ -83,25 +59,10 @@ def forward(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward(
-    a,
-    b,
-    a_length,
-    b_length,
-    a_batch_stride,
-    b_batch_stride,
-    grad_m_a,
-    grad_m_b,
-    grad_a,
-    grad_b,
-    D: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    A_TILE: tl.constexpr,
-    B_TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    a, b, a_length, b_length, a_batch_stride, b_batch_stride, grad_m_a, grad_m_b, grad_a, grad_b,
+    D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, A_TILE: tl.constexpr, B_TILE: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """Gradients of one pair's tokens, every SPLITS-th block of features: through the enhancement and both softmaxes."""
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)

@@ -7,37 +7,29 @@ makes several for each time step. The recurrent weights do not fit a multiproces
 at every step.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, blocks_in, power_of_2
+from .runtime import Config, Launch, blocks_in
 from .tokens import dot
 
 INPUT, FORGET, CELL, OUTPUT = (tl.constexpr(gate) for gate in range(4))  # in the order of torch.nn.LSTM
 
 
-class Config(NamedTuple):
-    """How the kernels are cut up: units and terms of a sum at a time, warps, how far loads run ahead."""
-
-    block_h: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
 # By kernel and arithmetic: in half precision and TF32 the fastest of eight on an H100, or within 3 % of it
-# (benchmarks/NOTES.md).
+# (benchmarks/NOTES.md). Programs are few: not told, the compiler would spill registers to have two of them on a
+# multiprocessor.
 CONFIGS = {
-    ("forward", "half"): Config(64, 64, 8, 3),
-    ("forward", "tf32"): Config(64, 32, 8, 3),
-    ("forward", "tf32x3"): Config(64, 32, 8, 3),
-    ("backward", "half"): Config(64, 128, 8, 3),
-    ("backward", "tf32"): Config(64, 64, 4, 3),
-    ("backward", "tf32x3"): Config(64, 64, 8, 3),
+    ("forward", "half"): Config(64, 64, 8, 3, max_registers=255),
+    ("forward", "tf32"): Config(32, 64, 8, 3, max_registers=255),
+    ("forward", "tf32x3"): Config(32, 64, 8, 3, max_registers=255),
+    ("backward", "half"): Config(128, 64, 8, 3, max_registers=255),
+    ("backward", "tf32"): Config(64, 64, 4, 3, max_registers=255),
+    ("backward", "tf32x3"): Config(64, 64, 8, 3, max_registers=255),
 }
 GROUP = 16  # sentences of a program: the fewest that a product takes; on an H100 32 and 64 take longer at any batch
 
@@ -97,20 +89,10 @@ _UNSPECIALIZED = ["rows", "steps"]
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def forward(
-    gates,
-    weights,
-    first_row,
-    y,
-    c,
-    rows,
-    steps,
-    H: tl.constexpr,
-    PITCH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    gates, weights, first_row, y, c, rows, steps,
+    H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """``gates [N, 8H]`` hold the products with the input, and then the gates; writes ``y [N, 2H]``, ``c [N, 2H]``."""
     backwards = tl.program_id(0) % 2
     sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
@@ -154,24 +136,10 @@ def forward(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward(
-    grad_y,
-    y,
-    c,
-    gates,
-    weights,
-    first_row,
-    grad_gates,
-    previous,
-    grad_c,
-    rows,
-    steps,
-    H: tl.constexpr,
-    PITCH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    grad_y, y, c, gates, weights, first_row, grad_gates, previous, grad_c, rows, steps,
+    H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """Writes ``grad_gates [N, 8H]``, of the products with the input, and ``previous [N, 2H]``, the states that the
     steps began with; ``grad_c`` goes from step to step, with a row for each sentence that a program can have."""
     backwards = tl.program_id(0) % 2
@@ -256,7 +224,7 @@ def run_backward(
 def plan_forward(
     gates: Tensor, weights: Tensor, first_row: Tensor, y: Tensor, c: Tensor, sentences: int, precision: str
 ) -> Launch:
-    return _plan(forward, "forward", (gates, weights, first_row, y, c), gates, weights, first_row, sentences, precision)
+    return _plan(forward, (gates, weights, first_row, y, c), gates, weights, first_row, sentences, precision)
 
 
 def plan_backward(
@@ -273,41 +241,26 @@ def plan_backward(
 ) -> Launch:
     grad_c = y.new_empty(GROUP * blocks_in(sentences, GROUP), y.shape[1], dtype=torch.float32)
     tensors = grad_y, y, c, gates, weights, first_row, grad_gates, previous, grad_c
-    return _plan(backward, "backward", tensors, gates, weights, first_row, sentences, precision)
+    return _plan(backward, tensors, gates, weights, first_row, sentences, precision)
 
 
 def _plan(
-    kernel: Any,
-    name: str,
-    tensors: tuple[Tensor, ...],
-    gates: Tensor,
-    weights: Tensor,
-    first_row: Tensor,
-    sentences: int,
-    precision: str,
+    kernel: Any, tensors: tuple, gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int, precision: str
 ) -> Launch:
     if precision not in ("tf32", "tf32x3"):
         raise ValueError(f"precision must be 'tf32' or 'tf32x3', got {precision!r}")
-    config = CONFIGS[name, "half" if gates.element_size() == 2 else precision]
     H = weights.shape[1] // 4
-    widest = max(16, power_of_2(H))
+    config = CONFIGS[kernel.__name__, "half" if gates.element_size() == 2 else precision].fitting(H)
     constants = {
         "H": H,
         "PITCH": weights.shape[2],
         "PRECISION": precision,
         "GROUP": GROUP,
-        "BLOCK_H": min(config.block_h, widest),
-        "BLOCK_K": min(config.block_k, widest),
-    }
-    options = {
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "enable_fp_fusion": True,
-        # Programs are few: not told, the compiler would spill registers to have two of them on a multiprocessor.
-        "maxnreg": 255,
+        "BLOCK_H": config.block_d,
+        "BLOCK_K": config.block_k,
     }
     arguments = (*tensors, len(gates), len(first_row))
-    return Launch(kernel, 2 * blocks_in(sentences, GROUP), arguments, constants, options)
+    return Launch(kernel, 2 * blocks_in(sentences, GROUP), arguments, constants, config.options())
 
 
 def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int) -> int:
@@ -316,7 +269,7 @@ def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: i
     Raises:
         ValueError: they do not.
     """
-    if not all(isinstance(of, Tensor) for of in (gates, weights, first_row)):
+    if not all(isinstance(tensor, Tensor) for tensor in (gates, weights, first_row)):
         raise ValueError("gates, weights and first_row must be given")
     H = weights.shape[1] // 4 if weights.dim() == 3 else 0
     if not H or weights.shape[0] != 2 or weights.shape[1] != 4 * H or weights.shape[2] < H:

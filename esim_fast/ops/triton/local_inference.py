@@ -1,41 +1,18 @@
-"""Which kernels serve a batch, cut up how, and their launches: the operators' implementation.
+"""Which kernels of local inference serve a batch, cut up how, and their launches: the operators' implementation.
 
 Nothing here reads a length back from a GPU: tiles follow from the longest sentence as the caller knows it.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from . import many_tiles, one_tile
-from .arguments import check_arguments, check_gradients
+from . import many_tiles, one_tile, runtime
+from .arguments import check_arguments, check_gradient, check_packed
+from .runtime import Config, Launch, blocks_in
 from .tokens import Tokens
-
-INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on CPU tensors, in Python
-
-
-class Config(NamedTuple):
-    """How a kernel is cut up.
-
-    Attributes:
-        block_k: features at a time in sums over all of them.
-        block_d: features of the result at a time.
-        num_warps, num_stages: of a program; how far its loads run ahead.
-        tile: tokens at a time, in many_tiles.
-        max_registers: of a thread. Where the compiler is not told, it aims at more threads at once and may spill a few.
-    """
-
-    block_k: int
-    block_d: int
-    num_warps: int
-    num_stages: int
-    tile: int = 0
-    max_registers: int | None = None
-
 
 # Chosen by what the compiler makes of them for every GPU supported (tools/kernel_resources.py prints it): no register
 # goes to memory, and as much is loaded at a time as that leaves room for. (With Triton 3.6 a few of fp32's 64 by 64,
@@ -102,31 +79,6 @@ PRECISIONS = {"half": "ieee", "tf32": "tf32", "ieee": "tf32x3"}
 PROGRAMS_PER_MULTIPROCESSOR = 4  # that a small batch is split into, so that enough loads are under way
 
 
-# Triton has these, too, made for kernels: on the host they take as long as a launch.
-def blocks_in(size: int, block: int) -> int:
-    """How many blocks cover ``size``."""
-    return -(-size // block)
-
-
-def power_of_2(size: int) -> int:
-    """The least one that is not below ``size``."""
-    return 1 << max(0, size - 1).bit_length()
-
-
-class Launch(NamedTuple):
-    """A kernel with all it needs: to be started, or, without a GPU, to be compiled and looked at."""
-
-    kernel: Any
-    programs: int
-    arguments: tuple
-    constants: dict[str, Any]
-    options: dict[str, Any]
-
-    def start(self) -> None:
-        if self.programs:
-            self.kernel[(self.programs,)](*self.arguments, **self.constants, **self.options)
-
-
 class Side(NamedTuple):
     """The sentences of one side, and what the host knows of them."""
 
@@ -149,66 +101,70 @@ class Side(NamedTuple):
         return next((tile for tile in TILES if self.longest <= tile), 0)
 
 
-def sides_of(a: Tensor, b: Tensor | None, addresses: Sequence[Any]) -> tuple[Side, Side]:
+def sides_of(a: Tensor, b: Tensor, addresses: Sequence[Any]) -> tuple[Side, Side]:
     """From the operators' arguments: start, step, lengths and mask of a, the same of b, and the longest of both."""
-    *addresses, a_longest, b_longest, _ = addresses
-    return _side(a, addresses[:4], a_longest), _side(a if b is None else b, addresses[4:], b_longest)
+    *tensors, a_longest, b_longest, _ = addresses
+    return _side(a, tensors[:4], a_longest), _side(b, tensors[4:], b_longest)
 
 
 def _side(x: Tensor, addresses: Sequence[Any], longest: int) -> Side:
-    start, step, lengths, mask = addresses
+    start, step, lengths, mask = map(runtime.aligned, addresses)
     if start is None:
         longest = max(0, min(longest, x.shape[1]))
         return Side(Tokens(x, None, None, lengths, mask, x.stride(1)), x.shape[1], x.stride(0), longest)
     return Side(Tokens(x, start, step, lengths, mask, 0), longest, 0, longest)
 
 
-def forward(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
+def forward(a: Tensor, b: Tensor, *addresses: Any) -> tuple[Tensor, Tensor]:
     """``esim_fast::local_inference_triton``: m_a and m_b."""
     check_arguments(a, b, addresses)
-    m_a, m_b = new_results(a, b, *addresses)
-    aligned = [_aligned(of) for of in addresses]
-    with torch.cuda.device_of(a):
-        for launch in plan_forward(*sides_of(a, b, aligned), m_a, m_a if b is None else m_b):
-            launch.start()
+    sides = sides_of(a, b, addresses)
+    m_a, m_b = _new_like("forward", sides, sides, addresses, times=4)
+    _start(a, plan_forward(*sides, m_a, m_b))
     return m_a, m_b
 
 
-def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
+def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor, *addresses: Any) -> tuple[Tensor, Tensor]:
     """``esim_fast::local_inference_triton_backward``: the gradients of a and b."""
     check_arguments(a, b, addresses)
-    check_gradients(grad_m_a, grad_m_b, a, b)
-    grad_a, grad_b = new_gradients(grad_m_a, grad_m_b, a, b, *addresses)
-    grad_m_a = grad_m_a.contiguous()
-    grad_m = (grad_m_a, grad_m_a if b is None else grad_m_b.contiguous())
-    aligned = [_aligned(of) for of in addresses]
-    with torch.cuda.device_of(a):
-        gradients = (grad_a, grad_a if b is None else grad_b)
-        for launch in plan_backward(*sides_of(a, b, aligned), *grad_m, *gradients):
-            launch.start()
+    check_gradient("grad_m_a", grad_m_a, a)
+    check_gradient("grad_m_b", grad_m_b, b)
+    sides = sides_of(a, b, addresses)
+    grad_a, grad_b = _new_like("backward", sides, sides, addresses, times=1)
+    _start(a, plan_backward(*sides, grad_m_a.contiguous(), grad_m_b.contiguous(), grad_a, grad_b))
     return grad_a, grad_b
 
 
-def _aligned(address: Any) -> Any:
-    """A part of a larger tensor may begin anywhere, and for each pattern of that Triton would compile anew."""
-    return address.clone() if isinstance(address, Tensor) and address.data_ptr() % 16 else address
+def forward_packed(x: Tensor, *addresses: Any) -> Tensor:
+    """``esim_fast::local_inference_packed_triton``: m."""
+    check_packed(x, addresses)
+    sides = sides_of(x, x, addresses)
+    (m,) = _new_like("forward", sides, sides[:1], addresses, times=4)
+    _start(x, plan_forward(*sides, m, m))
+    return m
 
 
-def new_results(a: Tensor, b: Tensor | None, *addresses: Any) -> tuple[Tensor, Tensor]:
-    """What :func:`forward` returns, before anything is computed. Where b is None, the first tensor holds both."""
-    return _like(a, b, addresses, "forward", times=4)
+def backward_packed(grad_m: Tensor, x: Tensor, *addresses: Any) -> Tensor:
+    """``esim_fast::local_inference_packed_triton_backward``: the gradient of x."""
+    check_packed(x, addresses)
+    check_gradient("grad_m", grad_m, x)
+    sides = sides_of(x, x, addresses)
+    (grad,) = _new_like("backward", sides, sides[:1], addresses, times=1)
+    grad_m = grad_m.contiguous()
+    _start(x, plan_backward(*sides, grad_m, grad_m, grad, grad))
+    return grad
 
 
-def new_gradients(
-    grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor | None, *addresses: Any
-) -> tuple[Tensor, Tensor]:
-    """What :func:`backward` returns, before anything is computed. Where b is None, the first tensor holds both."""
-    return _like(a, b, addresses, "backward", times=1)
+def _start(x: Tensor, launches: list[Launch]) -> None:
+    with torch.cuda.device_of(x):
+        for launch in launches:
+            launch.start()
 
 
-def _like(a: Tensor, b: Tensor | None, addresses: Sequence[Any], kernel: str, times: int) -> tuple[Tensor, Tensor]:
-    """Tensors like a and b, ``times`` as wide, and cleared unless the kernels write all of them."""
-    sides = sides_of(a, b, addresses)
+def _new_like(
+    kernel: str, sides: tuple[Side, Side], wanted: Sequence[Side], addresses: Sequence[Any], times: int
+) -> list[Tensor]:
+    """A tensor like each wanted side's, ``times`` as wide, and cleared unless the kernels write all of it."""
     every_row = addresses[-1]
     one = _one_tile_config(kernel, *sides)
 
@@ -220,7 +176,7 @@ def _like(a: Tensor, b: Tensor | None, addresses: Sequence[Any], kernel: str, ti
         shape = (*x.shape[:-1], times * x.shape[-1])
         return x.new_empty(shape) if all_written and side.pairs else x.new_zeros(shape)
 
-    return new(sides[0]), a.new_empty(0) if b is None else new(sides[1])
+    return [new(side) for side in wanted]
 
 
 def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
@@ -243,17 +199,18 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
         return [_one_tile(one_tile.backward, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b)]
     scores, grad_alpha, grad_beta = (_pairs_of_words(a, b, torch.float32) for _ in range(3))
     alpha, beta, grad_scores = (_pairs_of_words(a, b, a.tokens.x.dtype) for _ in range(3))
-    of_a, of_b = (side.tokens.x.new_empty(side.tokens.x.shape) for side in (a, b))  # gradients of their alignments
+    # Gradients of the alignments.
+    grad_a_aligned, grad_b_aligned = (side.tokens.x.new_empty(side.tokens.x.shape) for side in (a, b))
     enhance, softmax, backward = many_tiles.backward_enhance, many_tiles.backward_softmax, many_tiles.backward
     return [
-        _many_tiles(enhance, a, b, grad_m_a, of_a),
-        _many_tiles(enhance, b, a, grad_m_b, of_b),
-        _many_tiles(many_tiles.products, a, b, of_a, of_b, scores, grad_alpha, grad_beta),
+        _many_tiles(enhance, a, b, grad_m_a, grad_a_aligned),
+        _many_tiles(enhance, b, a, grad_m_b, grad_b_aligned),
+        _many_tiles(many_tiles.products, a, b, grad_a_aligned, grad_b_aligned, scores, grad_alpha, grad_beta),
         # The part of a in the gradient of the scores takes the place of what it is made of.
         _many_tiles(softmax, a, b, scores, grad_alpha, alpha, None, grad_alpha, SWAPPED=False),
         _many_tiles(softmax, b, a, scores, grad_beta, beta, grad_alpha, grad_scores, SWAPPED=True),
-        _many_tiles(backward, a, b, grad_m_a, of_b, alpha, beta, grad_scores, grad_a, SWAPPED=False),
-        _many_tiles(backward, b, a, grad_m_b, of_a, beta, alpha, grad_scores, grad_b, SWAPPED=True),
+        _many_tiles(backward, a, b, grad_m_a, grad_b_aligned, alpha, beta, grad_scores, grad_a, SWAPPED=False),
+        _many_tiles(backward, b, a, grad_m_b, grad_a_aligned, beta, alpha, grad_scores, grad_b, SWAPPED=True),
     ]
 
 
@@ -267,14 +224,7 @@ def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
     if not a.tile or not b.tile:
         return None
     config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile), min(a.tile, b.tile)))
-    return config and _fitting(config, a.width)
-
-
-@cache
-def _fitting(config: Config, width: int) -> Config:
-    """No blocks wider than the features are many."""
-    widest = max(16, power_of_2(width))
-    return config._replace(block_k=min(config.block_k, widest), block_d=min(config.block_d, widest))
+    return config and config.fitting(a.width)
 
 
 def _arithmetic(side: Side) -> str:
@@ -288,14 +238,14 @@ def _arithmetic(side: Side) -> str:
 def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -> Launch:
     blocks = max(1, blocks_in(a.width, config.block_d))
     # As many programs as there are features to share out, if the batch is small, and as evenly as they go.
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(a.tokens.x.device) // max(1, a.pairs)
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * runtime.multiprocessors(a.tokens.x.device) // max(1, a.pairs)
     splits = blocks_in(blocks, blocks_in(blocks, max(1, min(blocks, wanted))))
     constants = {"A_TILE": a.tile, "B_TILE": b.tile, "SPLITS": splits, "BLOCK_D": config.block_d}
     return _launch(kernel, config, a.pairs * splits, a, b, tensors, constants)
 
 
 def _many_tiles(kernel: Any, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
-    config = _fitting(MANY_TILES[kernel.__name__, _arithmetic(x)], x.width)
+    config = MANY_TILES[kernel.__name__, _arithmetic(x)].fitting(x.width)
     constants["TILE"] = config.tile
     # Padding is written by these two alone.
     length = x.length if kernel in (many_tiles.forward, many_tiles.backward) else x.longest
@@ -314,18 +264,10 @@ def _launch(kernel: Any, config: Config, programs: int, a: Side, b: Side, others
     common = {
         "D": a.width,
         # Whether every token begins at a multiple of 16 bytes, if the tensors do.
-        "VECTOR": 1 if any(of % vector for of in (a.width, *strides)) else vector,
+        "VECTOR": 1 if any(elements % vector for elements in (a.width, *strides)) else vector,
         "PRECISION": PRECISIONS[arithmetic],
         "BLOCK_K": config.block_k,
     }
     constants |= {name: value for name, value in common.items() if name in kernel.arg_names}
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    if config.max_registers:
-        options["maxnreg"] = config.max_registers
     arguments = (a.tokens, b.tokens, a.length, b.length, a.batch_stride, b.batch_stride, *others)
-    return Launch(kernel, programs if a.width else 0, arguments, constants, options)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return Launch(kernel, programs if a.width else 0, arguments, constants, config.options())

@@ -1,0 +1,113 @@
+"""What a network is built from, and the floating-point formats that it runs in."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+FROM_VARIANT = "variant"  # an activation that is the variant's
+# What a variant leaves open: the projection's and the classifier's activation, and whether embeddings and the inner
+# layer of the classifier have dropout. "notebook" is the notebook's mathematics with its recurrence put right.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {"projection_activation": "relu", "classifier_activation": "tanh", "feedforward_dropout": True},
+    "notebook": {"projection_activation": None, "classifier_activation": "relu", "feedforward_dropout": False},
+}
+_ACTIVATIONS = (None, "relu", "tanh")
+_SIZES = ("hidden_size", "embedding_dim", "vocab_size", "num_labels")
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ESIMConfig:
+    """The options of :class:`esim_fast.ESIM` that a saved model needs to be built again, checked and filled in.
+
+    The attributes are the arguments of :class:`esim_fast.ESIM` of the same names. ``embedding_dropout`` and the
+    activations, where they are not given, become those that the variant and ``dropout`` imply.
+
+    Raises:
+        TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.
+        ValueError: a size is not positive, ``padding_idx`` is no row of the embedding, a dropout lies outside 0..1, or
+            a name is unknown.
+    """
+
+    hidden_size: int
+    embedding_dim: int
+    vocab_size: int
+    num_labels: int
+    padding_idx: int | None = 1
+    dropout: float = 0.5
+    embedding_dropout: float | None = None
+    variational_dropout: bool = False
+    variant: str = "paper"
+    projection_activation: str | None = FROM_VARIANT
+    classifier_activation: str | None = FROM_VARIANT
+    freeze_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            check_int(name, getattr(self, name), least=1)
+        if self.padding_idx is not None:
+            check_int("padding_idx", self.padding_idx, least=0)
+            if self.padding_idx >= self.vocab_size:
+                raise ValueError(
+                    f"padding_idx = {self.padding_idx} must lie between 0 and vocab_size - 1 = {self.vocab_size - 1}"
+                )
+        for name in ("freeze_embedding", "variational_dropout"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        self._check_choice("variant", tuple(_VARIANTS))
+        # A frozen dataclass sets its own fields like this.
+        if self.embedding_dropout is None:
+            object.__setattr__(self, "embedding_dropout", self.feedforward_dropout)
+        for name in ("projection_activation", "classifier_activation"):
+            if getattr(self, name) == FROM_VARIANT:
+                object.__setattr__(self, name, _VARIANTS[self.variant][name])
+            self._check_choice(name, _ACTIVATIONS)
+        for name in ("dropout", "embedding_dropout"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+    @property
+    def feedforward_dropout(self) -> float:
+        """The probability in the classifier, behind its hidden layer."""
+        return self.dropout if _VARIANTS[self.variant]["feedforward_dropout"] else 0.0
+
+    def _check_choice(self, name: str, known: tuple[str | None, ...]) -> None:
+        if getattr(self, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    """An option must be an integer, of 0 or 1 at least."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Whether a network can run so.
+
+    Raises:
+        ValueError: the precision is unknown, or the device cannot do it.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU")
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context in which a network runs in a precision, with its parameters as they are.
+
+    Raises:
+        ValueError: as :func:`check_precision`.
+    """
+    check_precision(precision, device)
+    dtype = PRECISIONS[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -1,0 +1,93 @@
+"""Which backends each op has, and where they can run.
+
+* ``"cpp"``: the C++ kernels for the CPU;
+* ``"cuda"``: the CUDA kernels, on NVIDIA GPUs that the build has code for;
+* ``"triton"``: the Triton kernels, on NVIDIA GPUs from compute capability 8.0 on, or interpreted on the CPU;
+* ``"cudnn"``: ``torch.nn.LSTM`` on NVIDIA GPUs;
+* ``"reference"``: plain PyTorch, wherever that runs.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from ..extension import build_info
+from .checks import constant_when_compiled
+from .triton import runtime
+
+BACKENDS = {  # of each op, the best one first; Triton's interpreter, on a CPU, is for trying kernels out
+    "bilstm": ("cpp", "triton", "cudnn", "reference"),
+    "local_inference": ("cpp", "triton", "reference"),
+    "masked_pool": ("cpp", "cuda", "reference"),
+}
+_KNOWN = (None, "cpp", "cuda", "triton", "cudnn", "reference")
+_CUDA_ARCHITECTURES = tuple(build_info()["cuda"])
+
+
+@constant_when_compiled
+def runs_on(backend: str, device: torch.device) -> bool:
+    """Whether a backend can run on a device at all, whatever the op and the dtype."""
+    if backend == "cpp":
+        return device.type == "cpu"
+    if backend == "triton":
+        return runtime.can_run(device)
+    if backend == "reference":
+        return True
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    if backend == "cudnn":
+        return torch.backends.cudnn.enabled and torch.backends.cudnn.is_available()
+    return has_code(_CUDA_ARCHITECTURES, torch.cuda.get_device_capability(device))
+
+
+@cache
+def has_code(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
+    """Whether code built for these architectures ("8.0", "9.0a", "12.0+PTX") runs on a GPU of this capability."""
+    for architecture in architectures:
+        major, minor = (int(number) for number in re.findall(r"\d+", architecture))
+        if (major, minor) == capability:
+            return True
+        # Machine code serves later GPUs of its generation, PTX all later ones; neither does what is tied to one chip.
+        tied = "a" in architecture or "f" in architecture
+        later = (major, minor) < capability and (major == capability[0] or architecture.endswith("+PTX"))
+        if later and not tied:
+            return True
+    return False
+
+
+def choose(backend: str | None, op: str, order: Sequence[str], x: torch.Tensor) -> str:
+    """The backend to run: the one asked for, or the best that can run on the device of ``x``.
+
+    Args:
+        order: the op's backends that take such input, the best one first.
+
+    Raises:
+        ValueError: the one asked for cannot run. It is never replaced by another.
+    """
+    possible = [name for name in order if runs_on(name, x.device)]
+    if backend is not None and backend not in possible:
+        raise ValueError(
+            f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}: possible here are "
+            f"{', '.join(map(repr, possible))}"
+        )
+    return backend or possible[0]
+
+
+def backends_of_ops(backend: str | None, device: torch.device | str | None = None) -> dict[str, str | None]:
+    """The backend of each op in a model that is to run on ``backend``: None for the ops that do not have it.
+
+    Args:
+        device: where the model will be; None if it may be anywhere on this machine.
+
+    Raises:
+        ValueError: there is no such backend, or no op can run on it there.
+    """
+    if backend not in _KNOWN:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, _KNOWN))}, got {backend!r}")
+    everywhere = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = [torch.device(place) for place in (everywhere if device is None else [device])]
+    if backend is not None and not any(runs_on(backend, possible) for possible in devices):
+        raise ValueError(f"backend={backend!r} can run no op on {' or '.join(map(str, devices))}")
+    return {op: backend if backend in known else None for op, known in BACKENDS.items()}

@@ -1,0 +1,259 @@
+"""Files of sentence pairs of any size through a model, in constant memory.
+
+From a script, with a :class:`esim_fast.Classifier`::
+
+    for answer in predict_file(model, "pairs.tsv"):
+        print(answer.pair.line, answer.label, answer.probabilities)
+"""
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from .classifier import Classifier
+from .data import TOKENIZERS, BadRow, CorpusFormat, EncodedPairs, Pair
+from .data.parallel import ShouldStop, never, processors
+from .data.preparing import BYTES, ROWS, in_parts
+from .data.reading import (
+    KNOWN_NAMES,
+    DelimitedRows,
+    Form,
+    Record,
+    RowParser,
+    corpus_lines,
+    open_corpus,
+    parse_record,
+    shortened,
+)
+from .errors import BadRowError, DataError
+
+Written = TypeVar("Written")
+
+NOT_FINITE = "the network gives something else than finite numbers"
+
+
+class Answer(NamedTuple):
+    """What the model says of a row."""
+
+    pair: Pair  # as it stands in the file, with its line
+    label: str
+    probabilities: list[float]  # in the order of Classifier.labels
+
+
+@dataclass(frozen=True)
+class Block(Generic[Written]):
+    """Some rows of a file, one behind the other, that were worked on together."""
+
+    answers: list[Written]
+    bad_rows: list[BadRow]  # that were left out
+    size: int  # bytes of all these rows
+    stopped_by: BadRow | None  # the row that is the end of all, if there is one
+
+
+def predict_file(
+    model: Classifier,
+    source: str | os.PathLike[str] | Iterable[bytes],
+    *,
+    corpus_format: CorpusFormat = KNOWN_NAMES,
+    batch_size: int = 256,
+    on_bad_row: Callable[[BadRow], object] | None = None,
+) -> Generator[Answer, None, None]:
+    """Yield what a model says of each pair of a file, in its order, with some thousand rows in memory at a time.
+
+    With the network on a CPU, there is a process for each core that works on some of the rows; with the network on a
+    GPU, they split sentences and look words up meanwhile. They end with the iterator.
+
+    Args:
+        source: a file as for :func:`esim_fast.data.read_pairs`, with or without labels. Or lines, from a pipe perhaps,
+            of tab-separated columns or JSON: these are answered as they come, in this process.
+        corpus_format: as for :func:`esim_fast.data.read_pairs`.
+        batch_size: pairs that the network gets at a time; those of similar length go together.
+        on_bad_row: called for each row that cannot be read, some answers later; it is left out. With None such a row
+            is an error.
+
+    Raises:
+        DataError: the file cannot be read any further, a row is malformed, the tokenizer fails, or the network gives
+            something else than finite numbers; what comes before that is answered first.
+    """
+    how: dict[str, Any] = {"corpus_format": corpus_format, "batch_size": batch_size, "on_bad_row": on_bad_row}
+    with closing(predict_blocks(model, source, lambda answer: answer, **how)) as blocks:
+        for block in blocks:
+            yield from block.answers
+
+
+def predict_blocks(
+    model: Classifier,
+    source: str | os.PathLike[str] | Iterable[bytes],
+    write: Callable[[Answer], Written],
+    *,
+    name: str = "lines",
+    corpus_format: CorpusFormat = KNOWN_NAMES,
+    batch_size: int = 256,
+    on_bad_row: Callable[[BadRow], object] | None = None,
+) -> Generator[Block[Written], None, None]:
+    """The same in blocks, with answers as ``write`` makes them, in whatever process.
+
+    Bad rows are reported after the block that they are from. ``name`` is what messages call lines, which have no path.
+    """
+    form: Form
+    if is_file := isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        lines, form = corpus_lines(name)
+    else:  # without a name to go by, the first byte tells JSON lines from tab-separated ones
+        lines = iter(source)
+        first = next(lines, b"")
+        form = "jsonl" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
+        lines = chain([first] if first else [], lines)
+    records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=False)
+    if corpus_format.columns is None and isinstance(parse, DelimitedRows):
+        records = _checked(records, parse, name, model.labels)
+    job = _Job(model, parse, write, batch_size, stop_at_bad_row=on_bad_row is None)
+    with closing(_answered(job, records, as_they_come=not is_file)) as blocks:
+        for block in blocks:
+            yield block
+            if on_bad_row is not None:
+                for row in block.bad_rows:
+                    on_bad_row(row)
+            if block.stopped_by is not None:
+                raise DataError(f"{name}:{block.stopped_by.line}: {block.stopped_by.reason}")
+
+
+class _Encoded(NamedTuple):
+    """A row as the network takes it."""
+
+    pair: Pair
+    premise: list[int]
+    hypothesis: list[int]
+
+
+@dataclass(frozen=True)
+class _Job(Generic[Written]):
+    """What is done with the rows of a file, in this process or in others."""
+
+    model: Classifier
+    parse: RowParser
+    write: Callable[[Answer], Written]
+    batch_size: int
+    stop_at_bad_row: bool
+
+    def encode(self, records: list[Record], should_stop: ShouldStop = never) -> Block[_Encoded]:
+        """What is still to be answered, in place of answers."""
+        block: Block[_Encoded] = Block([], [], sum(len(record.content) for record in records), None)
+        for record in records:
+            if should_stop():
+                raise KeyboardInterrupt
+            try:
+                pair = parse_record(record, self.parse)
+                premise, hypothesis = self.model.encode(pair.premise), self.model.encode(pair.hypothesis)
+            except (BadRowError, DataError) as error:
+                bad_row = BadRow(record.line, str(error))
+                # A DataError is of a tokenizer of the user's.
+                if self.stop_at_bad_row or record.is_end or isinstance(error, DataError):
+                    return replace(block, stopped_by=bad_row)
+                block.bad_rows.append(bad_row)
+            else:
+                block.answers.append(_Encoded(pair, premise, hypothesis))
+        return block
+
+    def answer(self, block: Block[_Encoded], should_stop: ShouldStop = never) -> Block[Written]:
+        rows, stopped_by = block.answers, block.stopped_by
+        encoded = EncodedPairs([row.premise for row in rows], [row.hypothesis for row in rows], None)
+        logits = self.model.logits(encoded, batch_size=self.batch_size, should_stop=should_stop)
+        probabilities = logits.softmax(1)
+        count = int(probabilities.isfinite().all(1).cumprod(0).sum())  # rows before the first that is not
+        if count < len(rows):
+            stopped_by = BadRow(rows[count].pair.line, NOT_FINITE)
+        labels = (self.model.labels[index] for index in probabilities[:count].argmax(1))
+        answers = map(Answer, (row.pair for row in rows), labels, probabilities[:count].tolist())
+        return Block(list(map(self.write, answers)), block.bad_rows, block.size, stopped_by)
+
+    def encode_and_answer(self, records: list[Record], should_stop: ShouldStop) -> Block[Written]:
+        return self.answer(self.encode(records, should_stop), should_stop)
+
+
+def _answered(
+    job: _Job[Written], records: Iterator[Record], as_they_come: bool
+) -> Generator[Block[Written], None, None]:
+    """All rows in their order."""
+    if job.model.tokenizer in TOKENIZERS:
+        job.model.encode("")  # has the tokenizer import what it needs, once for all processes
+    if as_they_come:
+        yield from map(job.answer, map(job.encode, _as_they_come(records)))
+    elif job.model.net.device.type == "cpu":  # one process for each core is faster than all cores at one batch
+        yield from in_parts(job.encode_and_answer, records, processors())
+    else:
+        with closing(in_parts(job.encode, records, processors())) as parts:
+            yield from map(job.answer, parts)
+
+
+def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """As many records as have arrived, at least one: whoever writes them may wait for their answers."""
+    changed = threading.Condition()
+    arrived: list[Record] = []
+    size = 0  # bytes
+    end: BaseException | None = None  # what ended the reading: StopIteration, or an error
+    is_wanted = True
+
+    def has_room() -> bool:
+        return not is_wanted or (len(arrived) < ROWS and size < BYTES)
+
+    def has_news() -> bool:
+        return bool(arrived) or end is not None
+
+    def read() -> None:
+        nonlocal size, end
+        reason: BaseException = StopIteration()
+        try:
+            for record in records:
+                with changed:
+                    changed.wait_for(has_room)
+                    if not is_wanted:
+                        return
+                    arrived.append(record)
+                    size += len(record.content)
+                    changed.notify()
+        except BaseException as error:  # it is for the other thread to raise
+            reason = error
+        with changed:
+            end = reason
+            changed.notify()
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(has_news)
+                part, arrived, size = arrived, [], 0
+                changed.notify()
+            if part:
+                yield part
+            elif isinstance(end, StopIteration):
+                return
+            else:
+                raise cast(BaseException, end)
+    finally:
+        with changed:
+            is_wanted = False
+            changed.notify()
+
+
+def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels: Sequence[str]) -> Iterator[Record]:
+    """Three columns without a header are taken for label, premise, hypothesis: are they?"""
+    first = next(records, None)
+    if first is None:
+        return iter(())
+    if first.line == 1:
+        try:
+            label = parse_record(first, parse).label
+        except BadRowError:
+            label = None
+        if label is not None and label not in labels:
+            raise DataError(
+                f"{name}:1: expected a label of the model ({shortened(labels)}), a premise and a hypothesis, "
+                f"got {label[:40]!r} first; if the columns stand otherwise, name them with --columns"
+            )
+    return chain([first], records)

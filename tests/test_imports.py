@@ -1,0 +1,41 @@
+"""Modules import one another in one direction, and nothing of ours inside a function."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "esim_fast").rglob("*.py")
+}
+
+
+def imports(module: str, tree: ast.AST) -> Iterator[str]:
+    """Modules of ours that are imported anywhere in a tree, within functions and for types as well."""
+    package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in FILES)
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            names = (f"{source}.{alias.name}" for alias in node.names)
+            yield from (name if name in FILES else source for name in names if source in FILES)
+
+
+def test_no_circle() -> None:
+    graph = {module: set(imports(module, ast.parse(path.read_bytes()))) for module, path in FILES.items()}
+    assert graph["esim_fast.data.reading"] >= {"esim_fast.errors", "esim_fast.data.hub"}  # it sees some
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_functions_import_what_is_somebody_elses() -> None:
+    functions = [
+        (module, node)
+        for module, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    assert [(module, node.name) for module, node in functions if [*imports(module, node)]] == []
