@@ -48,7 +48,7 @@ def run(lstm, x, batch_sizes, grad_y, backend, device="cpu"):
         lstm, x = copy.deepcopy(lstm).to(device), x.detach().to(device).requires_grad_()
     y = bilstm(lstm, x, batch_sizes, backend=backend)
     gradients = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y.to(y.device, y.dtype))
-    return [of.cpu() for of in (y.detach(), *gradients)]
+    return [result.cpu() for result in (y.detach(), *gradients)]
 
 
 def exactly(lstm, x, batch_sizes, grad_y):
@@ -74,7 +74,7 @@ def test_cudnn_s_training_mode_changes_nothing_else():
     y, expected = _in_training_mode(lstm, x, batch_sizes), lstm(PackedSequence(x, batch_sizes))[0].data
     assert torch.equal(y, expected)
     inputs = [x, *lstm.parameters()]
-    gradients = (torch.autograd.grad(of, inputs, grad_y) for of in (y, expected))
+    gradients = (torch.autograd.grad(states, inputs, grad_y) for states in (y, expected))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
 
 
@@ -257,7 +257,9 @@ def test_parameters_in_the_place_of_others(backend, training, device):
     """As torch.func.functional_call puts them there."""
     lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
     lstm, x = lstm.train(training).to(device), x.detach().to(device)
-    others = {f"lstm.{name}": torch.full_like(of, 0.1).requires_grad_() for name, of in lstm.named_parameters()}
+    others = {
+        f"lstm.{name}": torch.full_like(parameter, 0.1).requires_grad_() for name, parameter in lstm.named_parameters()
+    }
 
     def ours(lstm, x):
         run = bilstm if backend in ("reference", None) else _in_training_mode

@@ -200,10 +200,12 @@ class TestKernels:
     def test_padding_behind_sentences_of_many_tiles(self, backend, device, poisoned):
         a, b = (torch.randn(2, n, 8, device=device) for n in (150, 81))
         a_lengths, b_lengths, results = [70, 3], [5, 66], []
-        counts = [torch.arange(x.shape[1]) < torch.tensor(of)[:, None] for x, of in ((a, a_lengths), (b, b_lengths))]
-        for of in (backend, "reference"):
+        counts = [
+            torch.arange(x.shape[1]) < torch.tensor(lengths)[:, None] for x, lengths in ((a, a_lengths), (b, b_lengths))
+        ]
+        for which in (backend, "reference"):
             x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
-            m = local_inference(x, y, a_lengths, b_lengths, backend=of)
+            m = local_inference(x, y, a_lengths, b_lengths, backend=which)
             (m[0].square().sum() + m[1].square().sum()).backward()
             results.append([*m, x.grad, y.grad])
         for ours, expected, there in zip(*results, counts * 2, strict=True):
@@ -216,8 +218,10 @@ class TestKernels:
         """Each is minus infinity, and a softmax of nothing else is NaN, not an alignment with nothing."""
         a, b = (torch.full((1, length, 1), value, device=device).requires_grad_() for value in (-1e30, 1e30))
         m = local_inference(a, b, backend=backend)
-        assert all(of[..., 1].isnan().all() for of in m)
-        assert all(of.isnan().all() for of in torch.autograd.grad(m, (a, b), [torch.ones_like(of) for of in m]))
+        assert all(side[..., 1].isnan().all() for side in m)
+        assert all(
+            result.isnan().all() for result in torch.autograd.grad(m, (a, b), [torch.ones_like(result) for result in m])
+        )
 
     @pytest.mark.interpreter
     def test_many_tiles_take_memory_for_the_longest_sentence_not_for_padding(self):
@@ -226,16 +230,21 @@ class TestKernels:
         a, b = (torch.empty(32, 2048, 8, device="meta") for _ in range(2))
         sides = kernels.sides_of(a, b, [None] * 8 + [70, 70, False])
         launches = kernels.plan_backward(*sides, *(torch.empty(32, 2048, 32, device="meta") for _ in range(2)), a, b)
-        tensors = {id(of): of for planned in launches for of in planned.arguments if isinstance(of, torch.Tensor)}
-        matrices = [of for of in tensors.values() if of.dim() == 3 and of.shape[2] not in (8, 32)]
+        tensors = {
+            id(argument): argument
+            for planned in launches
+            for argument in planned.arguments
+            if isinstance(argument, torch.Tensor)
+        }
+        matrices = [tensor for tensor in tensors.values() if tensor.dim() == 3 and tensor.shape[2] not in (8, 32)]
         assert len(matrices) == 6
-        assert all(of.shape == (32, 70, 80) for of in matrices)
+        assert all(matrix.shape == (32, 70, 80) for matrix in matrices)
 
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     def test_nan_and_infinity_stay_in_their_pair(self, backend, device):
         a, b = (torch.randn(3, 5, 8, device=device) for _ in range(2))
         a[1, 2, 0], b[2, 0, 3] = math.nan, math.inf
-        got = [local_inference(a, b, [5, 4, 3], [5, 3, 4], backend=of) for of in (backend, "reference")]
+        got = [local_inference(a, b, [5, 4, 3], [5, 3, 4], backend=which) for which in (backend, "reference")]
         for ours, expected in zip(*got, strict=True):
             torch.testing.assert_close(ours, expected, equal_nan=True)
             assert ours[0].isfinite().all()
@@ -248,9 +257,9 @@ class TestKernels:
         a, b = (torch.randn(2, length, 8, device=device) for _ in range(2))
         for side in (0, 1):
             gradients = []
-            for of in (backend, "reference"):
+            for which in (backend, "reference"):
                 x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
-                local_inference(x, y, [4, length], backend=of)[side].square().sum().backward()
+                local_inference(x, y, [4, length], backend=which)[side].square().sum().backward()
                 gradients.append((x.grad, y.grad))
             for ours, expected in zip(*gradients, strict=True):
                 largest = float(expected.abs().max())
@@ -632,8 +641,8 @@ class TestIntegration:
         torch.manual_seed(1)
         start = ESIM(8, 6, 30, 3, device, dropout=0.0).state_dict()
         losses = []
-        for of in (backend, "reference"):
-            net = ESIM(8, 6, 30, 3, device, dropout=0.0, backend=of)
+        for which in (backend, "reference"):
+            net = ESIM(8, 6, 30, 3, device, dropout=0.0, backend=which)
             net.load_state_dict(start)
             optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
             for _ in range(3):
@@ -643,7 +652,7 @@ class TestIntegration:
                 optimizer.step()
             losses.append(loss.item())
             weights = {name: weight.detach().clone() for name, weight in net.state_dict().items()}
-            if of == backend:
+            if which == backend:
                 after = weights
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
         for name, weight in weights.items():

@@ -109,7 +109,7 @@ def layouts_agree(case: Case, backend: str) -> None:
 def follows_the_order_of_the_batch(case: Case, backend: str) -> None:
     """Local inference: pairs in another order give the same results in that order."""
     pairs, order = case.pairs(dtype_of(backend)), case.order()
-    moved = Pairs(*([of[i] for i in order] for of in (pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b)))
+    moved = Pairs(*([values[i] for i in order] for values in (pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b)))
     results = align(case, pairs, backend)
     assert_same(align(case, moved, backend), [results[i] for i in order], exactly=backend == "cpp")
 
@@ -234,7 +234,7 @@ def pooling_follows_the_batch(case: Case, backend: str) -> None:
     parts = [pool(case, backend, sentences[:cut], grad_v[:cut])]
     if sentences[cut:]:
         parts.append(pool(case, backend, sentences[cut:], grad_v[cut:]))
-    assert_same([of for part in parts for of in part], results, exactly=backend == "cpp")
+    assert_same([result for part in parts for result in part], results, exactly=backend == "cpp")
 
 
 def pools_to_what_is_there(case: Case, backend: str) -> None:
@@ -371,7 +371,7 @@ def logits_follow_the_batch(batch: Batch, net: ESIM) -> None:
     assert_close(moved, [together[0].flip(0), *together[1:]])
     alone = [logits_and_gradients(net, *batch.padded([pair])) for pair in sentences]
     logits, *gradients = zip(*alone, strict=True)
-    assert_close([torch.cat(logits), *(sum(of) for of in gradients)], together)
+    assert_close([torch.cat(logits), *(sum(gradient) for gradient in gradients)], together)
 
 
 def all_ways_in_are_one(batch: Batch, net: ESIM) -> None:
