@@ -10,6 +10,8 @@ import pytest
 from floors import Floor, bilstm, local_inference, masked_pool
 from targets import COMPILED, EAGER, LAYOUTS, STEP, Target, table, targets
 
+from benchmarks import gpu
+
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {
     "environment": "a GPU",
@@ -99,12 +101,15 @@ class TestCommand:
             (["--dry-run", "--out", __file__], "File exists"),
         ],
     )
-    def test_mistakes(self, options, message):
-        command = [sys.executable, "-m", "benchmarks.gpu", *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert message in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+    def test_mistakes(self, options, message, capsys):
+        try:
+            code = gpu.main(options)
+        except SystemExit as exit:  # argparse's way out
+            code = exit.code
+        said = capsys.readouterr()
+        assert (code, said.out) == (2, "")
+        assert message in said.err
+        assert len(said.err.splitlines()) == 1
 
 
 def comparison(group, values, floor=None, **parameters):

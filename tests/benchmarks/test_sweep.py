@@ -345,11 +345,12 @@ def test_dry_run(tmp_path):
         (("--dry-run", "--json", "/no/such/folder/file"), "No such file"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(arguments, reason):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert reason in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_what_cannot_be_done_is_said_in_a_line(arguments, reason, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([*arguments])
+    (message,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert reason in message
 
 
 # A call as the process that times makes it, but for the launch, after another process has compiled.
