@@ -188,25 +188,6 @@ class TestRun:
         assert not (tmp_path / "m").exists()
 
 
-def test_the_readmes_script(tmp_path, monkeypatch):
-    """On miniature files of the names that it uses."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    blocks = [block.partition("```")[0] for block in readme.split("```python\n")[1:]]
-    script, loop = (
-        next(block for block in blocks if mark in block) for mark in ("training.Trainer", "in data.batches")
-    )
-    rows = "entailment\ta man sleeps\the rests\nneutral\ta man\the runs\ncontradiction\tno man\ta man\n" * 4
-    for name in ("train.tsv", "dev.tsv"):
-        (tmp_path / name).write_text("gold_label\tsentence1\tsentence2\n" + rows)
-    (tmp_path / "glove.840B.300d.txt").write_text("man 1 2 3\nno 0.5 -1 2\n")
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(script + loop, names)
-    assert len(names["history"]) > 1
-    assert names["logits"].shape == (12, 3)
-    assert len(Classifier.from_pretrained("from-script").predict([("a man sleeps", "he rests")]).labels) == 1
-
-
 class TestRecipe:
     def test_the_learning_rate_halves_when_dev_stalls(self, tmp_path):
         history = new_trainer(Recipe(epochs=4, patience=None, learning_rate=1e-6), tmp_path).run()
