@@ -1,6 +1,7 @@
 """Memory stays flat over many training steps, each of a shape of its own."""
 
 import functools
+import os
 import random
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 
 from tests.processes import start
 
-ALLOWED = 8.0  # MiB; without bounds for what oneDNN remembers, the second half of these steps takes over 40 more
+ALLOWED = 16.0  # MiB after the first steps; without bounds for what oneDNN remembers, it would be 160 here
 
 
 def note_memory(file: Path) -> None:
     """Writes down how many MiB the process has in memory after each step of the optimizer."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.pop(name, None)  # a command in the process of the tests has set them
     step = torch.optim.AdamW.step
 
     def noting(*arguments, **options):
@@ -36,12 +39,11 @@ def test_memory_stays_flat(tmp_path):
         rows.append("\t".join([label, *sentences]) + "\n")
     path.write_text("".join(rows))
     files = ["--train", path, "--dev", path, "--output", tmp_path / "m"]
-    options = ["--hidden-size", 16, "--embedding-dim", 16, "--batch-size", 4, "--epochs", 4, "--patience", 0]
+    options = ["--hidden-size", 16, "--embedding-dim", 16, "--batch-size", 4, "--epochs", 2, "--patience", 0]
     prepare = functools.partial(note_memory, tmp_path / "notes")
     with start("train", *files, *options, "--ema-decay", 0.99, prepare=prepare) as command:
         code, _, stderr = command.finish()
     assert code == 0, stderr
     looks = [float(line) for line in (tmp_path / "notes").read_text().splitlines()]
-    assert len(looks) == 300
-    first, second = max(looks[:150]), max(looks[150:])
-    assert second - first <= ALLOWED, f"{first:.1f} MiB in the first half of the steps, {second:.1f} in the second"
+    assert len(looks) == 150
+    assert max(looks) - looks[30] <= ALLOWED, f"MiB after every tenth step: {looks[::10]}"
