@@ -69,13 +69,13 @@ class Coetaur0(_Padded):
 
     def forward(self, premises, premises_lengths, hypotheses, hypotheses_lengths):
         lengths = premises_lengths, hypotheses_lengths
-        ids = [of[:, : int(length.max())] for of, length in zip((premises, hypotheses), lengths, strict=True)]
-        masks = [(of != 0).float() for of in ids]
-        embedded = [self._rnn_dropout(self._word_embedding(of)) for of in ids]
-        encoded = [sorted_lstm(self._encoding["_encoder"], *of) for of in zip(embedded, lengths, strict=True)]
+        ids = [side[:, : int(length.max())] for side, length in zip((premises, hypotheses), lengths, strict=True)]
+        masks = [(side != 0).float() for side in ids]
+        embedded = [self._rnn_dropout(self._word_embedding(side)) for side in ids]
+        encoded = [sorted_lstm(self._encoding["_encoder"], *side) for side in zip(embedded, lengths, strict=True)]
         projected = [self._rnn_dropout(self._projection(m)) for m in self.attend(*encoded, *masks)]
-        composed = [sorted_lstm(self._composition["_encoder"], *of) for of in zip(projected, lengths, strict=True)]
-        logits = self._classification(torch.cat([self.pool(*of) for of in zip(composed, masks, strict=True)], 1))
+        composed = [sorted_lstm(self._composition["_encoder"], *side) for side in zip(projected, lengths, strict=True)]
+        logits = self._classification(torch.cat([self.pool(*side) for side in zip(composed, masks, strict=True)], 1))
         return logits, logits.softmax(-1)
 
 
@@ -97,13 +97,15 @@ class AllenNLP(_Padded):
         lengths = [(ids != 0).sum(1) for ids in (premise, hypothesis)]
         embed = self._text_field_embedder["token_embedder_tokens"]
         embedded = [self.rnn_input_dropout(embed(ids)) for ids in (premise, hypothesis)]
-        encoded = [packed_lstm(self._encoder["_module"], *of) for of in zip(embedded, lengths, strict=True)]
+        encoded = [packed_lstm(self._encoder["_module"], *side) for side in zip(embedded, lengths, strict=True)]
         projected = [
             self.rnn_input_dropout(self._projection_feedforward["_linear_layers"][0](m).relu())
             for m in self.attend(*encoded, *masks)
         ]
-        composed = [packed_lstm(self._inference_encoder["_module"], *of) for of in zip(projected, lengths, strict=True)]
-        pooled = self.dropout(torch.cat([self.pool(*of) for of in zip(composed, masks, strict=True)], 1))
+        composed = [
+            packed_lstm(self._inference_encoder["_module"], *side) for side in zip(projected, lengths, strict=True)
+        ]
+        pooled = self.dropout(torch.cat([self.pool(*side) for side in zip(composed, masks, strict=True)], 1))
         return self._output_logit["_linear_layers"][0](
             nn.functional.dropout(self._output_feedforward["_linear_layers"][0](pooled).relu(), 0.5, self.training)
         )

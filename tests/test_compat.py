@@ -31,7 +31,7 @@ def sentences(lengths, padding, seed=0):
 
 
 def pair_batch(padding, lengths=(PREMISES, HYPOTHESES)):
-    return [sentences(of, padding, seed) for seed, of in enumerate(lengths)]
+    return [sentences(side, padding, seed) for seed, side in enumerate(lengths)]
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +215,7 @@ class TestVariationalDropout:
             words = dropped[(start + rows.step[:length]) // WIDTH]
             assert (words == words[:1]).all()
             kept += words[:1]
-        assert len({tuple(of.tolist()) for of in kept}) == len(kept)  # but other sentences lose others
+        assert len({tuple(places.tolist()) for places in kept}) == len(kept)  # but other sentences lose others
 
     def test_gradients_and_evaluation(self):
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variational_dropout=True)
@@ -280,7 +280,10 @@ class TestDropIn:
     def batches(self, padding):
         generator = torch.Generator().manual_seed(5)
         lengths = [([6, 3, 4, 2, 5, 6], [3, 5, 1, 4, 2, 5]), ([2, 2, 7, 5, 1, 3], [4, 6, 3, 2, 2, 1])]
-        return [(*pair_batch(padding, of), torch.randint(LABELS, (len(of[0]),), generator=generator)) for of in lengths]
+        return [
+            (*pair_batch(padding, some), torch.randint(LABELS, (len(some[0]),), generator=generator))
+            for some in lengths
+        ]
 
     def test_the_notebooks_loop(self):
         torch.manual_seed(3)
@@ -338,10 +341,10 @@ class TestConvert:
         found.save_pretrained(tmp_path)
         found = esim_fast.Classifier.from_pretrained(tmp_path)
         unknown = 0 if name == "notebook" else 1
-        ids = [[int(word[4:]) if word.startswith("word") else unknown for word in of.split()] for of in SENTENCES]
+        ids = [[int(word[4:]) if word.startswith("word") else unknown for word in text.split()] for text in SENTENCES]
         if name == "coetaur0":
-            ids = [[2, *of, 3] for of in ids]  # between _BOS_ and _EOS_
-        logits = their_logits(name, model, *(torch.tensor([of]) for of in ids))
+            ids = [[2, *words, 3] for words in ids]  # between _BOS_ and _EOS_
+        logits = their_logits(name, model, *(torch.tensor([words]) for words in ids))
         expected = logits.softmax(1)[0]
         torch.testing.assert_close(found.predict(tuple(SENTENCES)).probabilities, expected, rtol=1e-5, atol=1e-5)
         assert found.predict(tuple(SENTENCES)).label == labels[expected.argmax()]

@@ -89,8 +89,8 @@ def some_pairs():
 def test_moving_changes_nothing():
     pairs = some_pairs()
     for whole in (pairs, pairs.to("cpu")):
-        for of in (whole.rows(3), [rows.to("cpu") for rows in pairs.rows(3)]):
-            for rows, expected in zip(of, pairs.rows(3), strict=True):
+        for moved in (whole.rows(3), [rows.to("cpu") for rows in pairs.rows(3)]):
+            for rows, expected in zip(moved, pairs.rows(3), strict=True):
                 for name in ("start", "step", "lengths"):
                     assert torch.equal(getattr(rows, name), getattr(expected, name))
                 assert (rows.max_length, rows.tokens) == (expected.max_length, expected.tokens)
@@ -101,20 +101,20 @@ def test_moving_changes_nothing():
 @pytest.mark.parametrize("width", [1, 4])
 def test_known_rows_are_as_found(width):
     rows = some_pairs().rows(width)
-    for of in rows:
-        assert of.known
-        found = Rows(of.start, of.step, of.lengths, of.max_length, of.tokens)
+    for known in rows:
+        assert known.known
+        found = Rows(known.start, known.step, known.lengths, known.max_length, known.tokens)
         assert not found.known
-        assert of.extent.lowest <= found.extent.lowest <= found.extent.highest <= of.extent.highest
-        assert found.extent.divisor % of.extent.divisor == 0
-        assert of.extent.distinct
+        assert known.extent.lowest <= found.extent.lowest <= found.extent.highest <= known.extent.highest
+        assert found.extent.divisor % known.extent.divisor == 0
+        assert known.extent.distinct
         assert found.extent.distinct
     found = Rows(rows.all.start, rows.all.step, rows.all.lengths, rows.all.max_length)
     assert rows.all.extent[:2] == found.extent[:2] == (0, (rows.all.tokens - 1) * width)
     assert rows.premises.is_apart_from(rows.hypotheses)
     assert not rows.premises.is_apart_from(rows.all)
     nothing = torch.zeros(2, dtype=torch.int64)
-    assert all(of.extent is None for of in pack_pairs(torch.ones(2, 3), torch.ones(2, 3), nothing, nothing).rows(4))
+    assert all(rows.extent is None for rows in pack_pairs(torch.ones(2, 3), torch.ones(2, 3), nothing, nothing).rows(4))
 
 
 @pytest.mark.parametrize("longest", [4, 5])

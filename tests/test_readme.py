@@ -57,7 +57,9 @@ def test_both_have_the_same_sections_and_code():
 @pytest.mark.parametrize("name", READMES)
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    headings = [re.sub(r"[^\w\- ]", "", of.lower()).replace(" ", "-") for of in re.findall(r"^#+ (.*)$", text, re.M)]
+    headings = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in headings

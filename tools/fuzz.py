@@ -1,6 +1,6 @@
 """Feeds what reads files with damaged ones, for hours if need be: atheris, guided by the branches that inputs take.
 
-    python -m tools.fuzz [--runs N | --total N] [--target NAME ...] [--seconds S] [--seed N] [--json FILE]
+    python -m tools.fuzz [--runs N | --total N] [--target NAME ...] [--seconds S] [--seed N]
 
 Each target of tests/untrusted/fuzz_targets.py begins with whole files and runs in a process of its own, within bounds
 of memory and of time for an input. What breaks one is left in tests/untrusted/crashes/TARGET/, which
@@ -25,8 +25,8 @@ except ImportError:
     atheris = None
 # Whoever imports esim_fast first decides whether its branches are seen.
 with atheris.instrument_imports(include=["esim_fast"]) if atheris else contextlib.nullcontext():
-    from benchmarks.command import Parser, add_json, positive, write_json
-    from tests import fuzz_targets
+    from benchmarks.command import Parser, positive
+    from tests.untrusted import fuzz_targets
 
 CRASHES = Path(__file__).parents[1] / "tests" / "untrusted" / "crashes"
 _MEMORY = 2048  # MiB that a process may take, PyTorch's own 400 among them
@@ -43,7 +43,6 @@ def main() -> int:
     parser.add_argument("--target", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--seconds", type=positive, default=3600, metavar="S", help="for each target, at most")
     parser.add_argument("--seed", type=positive, default=1, metavar="N", help="of the draws (default 1)")
-    add_json(parser)
     options = parser.parse_args()
     if atheris is None:
         parser.error("needs atheris: pip install 'atheris>=2.3,<4'")
@@ -52,14 +51,12 @@ def main() -> int:
         if name not in fuzz_targets.TARGETS:
             parser.error(f"expected a target among {', '.join(fuzz_targets.TARGETS)}, got {name!r}")
     runs = -(-options.total // len(chosen)) if options.total else options.runs
-    found = {}
+    total = crashes = 0
     for name in chosen:
         figures = _fuzz(name, runs, options.seconds, options.seed)
-        found[name] = figures
+        total, crashes = total + figures["runs"], crashes + figures["crashes"]
         print(", ".join(f"{figure} {value}" for figure, value in {"target": name, **figures}.items()), flush=True)
-    total, crashes = (sum(figures[of] for figures in found.values()) for of in ("runs", "crashes"))
     print(f"{total} runs of {len(chosen)} targets, {crashes} crashes")
-    write_json(parser, options.json, {"runs": total, "crashes": crashes, "seed": options.seed, "targets": found})
     return 1 if crashes else 0
 
 

@@ -1,6 +1,6 @@
 """Runs the ops' tests on an extension that AddressSanitizer and UndefinedBehaviorSanitizer watch.
 
-    python -m tools.sanitize [--quick] [--json tests/records/sanitizers.json] [pytest arguments ...]
+    python -m tools.sanitize [--quick] [pytest arguments ...]
 
 builds the extension with GCC's sanitizers in a copy of the sources, and runs the tests of the ops there: for what this
 processor has, and again for AVX2 and for neither AVX2 nor AVX-512. Before, it plants errors into csrc/ and looks that
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.command import Parser, add_json, write_json
+from benchmarks.command import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("esim_fast", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -38,12 +38,15 @@ OPTIONS = {
 }
 REPORT = re.compile(r"runtime error: .*|ERROR: AddressSanitizer: .*|Assertion '.*' failed")
 
+# In tests/.
 QUICK = (
-    *("direct_calls", "operators", "row_addresses", "masked_pool", "masked_pool_cuda", "local_inference", "bilstm"),
-    *("packed", "layers"),
+    *("ops/test_direct_calls.py", "ops/test_operators.py", "ops/test_row_addresses.py", "ops/test_masked_pool.py"),
+    *("ops/test_masked_pool_cuda.py", "ops/test_local_inference.py", "ops/test_bilstm.py"),
+    *("test_packed.py", "test_layers.py"),
 )
-FULL = (*QUICK, "model", "threads", "memory_safety")
-OTHER_PROCESSORS = ("direct_calls", "local_inference", "bilstm")  # masked_pool asks the processor alone
+FULL = (*QUICK, "test_model.py", "ops/test_threads.py", "ops/test_memory_safety.py")
+# masked_pool asks the processor alone.
+OTHER_PROCESSORS = ("ops/test_direct_calls.py", "ops/test_local_inference.py", "ops/test_bilstm.py")
 # Not for sanitizers: what starts compilers, Triton's kernels, which are not in the extension, tests that start other
 # processes to be other processors or start afresh, 4 GiB of results, and an error that is made to be found.
 LEFT_OUT = (
@@ -85,8 +88,8 @@ def compiler(parser: Parser) -> str:
 def libraries(compiler: str) -> list[str]:
     """What must be loaded before Python: libstdc++ too, so that thrown exceptions are watched."""
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
-    command = [compiler, *(f"-print-file-name={name}" for name in names)]
-    found = [subprocess.run([command[0], of], capture_output=True, text=True).stdout.strip() for of in command[1:]]
+    asking = [f"-print-file-name={name}" for name in names]
+    found = [subprocess.run([compiler, asked], capture_output=True, text=True).stdout.strip() for asked in asking]
     return [path or name for path, name in zip(found, names, strict=True)]
 
 
@@ -116,7 +119,7 @@ def run_tests(
     selected = ["-m", "not interpreter and not gpu", "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
     # Reports go past pytest, which could not show them any more.
     command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *selected, *arguments]
-    command += [f"tests/test_{name}.py" for name in files]
+    command += [f"tests/{name}" for name in files]
     begin = time.perf_counter()
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, errors="replace")
     output = done.stdout + done.stderr
@@ -135,7 +138,7 @@ def plant(tree: Path, compiler: str, wanted: str) -> None:
         sys.exit(f"sanitize: {EMBEDDING} has no {right!r} any more, where an error is planted to see that it is found")
     source.write_text(original.replace(right, wrong), encoding="utf-8")
     build(tree, compiler)
-    run = run_tests(tree, compiler, ("layers",), ["-k", "opcheck_and_direct_calls"])
+    run = run_tests(tree, compiler, ("test_layers.py",), ["-k", "opcheck_and_direct_calls"])
     source.write_text(original, encoding="utf-8")
     if not any(wanted in finding for finding in run.findings):
         sys.exit(f"{run.output[-3000:]}\nsanitize: a planted error was not found: {wanted}")
@@ -145,42 +148,31 @@ def plant(tree: Path, compiler: str, wanted: str) -> None:
 def main() -> int:
     parser = Parser(prog="python -m tools.sanitize", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the ops' own tests, on this processor alone")
-    add_json(parser)
     options, arguments = parser.parse_known_args()
     cxx = compiler(parser)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
-    runs: dict[str, Run] = {}
-    planted = list(PLANTED)[: 1 if options.quick else None]
+    clean = True
     with tempfile.TemporaryDirectory(prefix="sanitize-") as folder:
         tree = Path(folder)
         for name in SOURCES:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             hidden = {"ignore": shutil.ignore_patterns("*.so", "__pycache__")} if copy is shutil.copytree else {}
             copy(ROOT / name, tree / name, **hidden)
-        for wanted in planted:
+        for wanted in list(PLANTED)[: 1 if options.quick else None]:
             plant(tree, cxx, wanted)
         print(f"built in {build(tree, cxx):.0f} s after that, {version}, {' '.join(FLAGS)}", flush=True)
         todo: dict[str, tuple[tuple[str, ...], str | None]] = {"this one": (QUICK if options.quick else FULL, None)}
         if not options.quick and platform.machine() == "x86_64":
             todo |= {name: (OTHER_PROCESSORS, name) for name in ("avx2", "default")}
         for name, (files, processor) in todo.items():
-            runs[name] = run = run_tests(tree, cxx, files, arguments, processor)
+            run = run_tests(tree, cxx, files, arguments, processor)
             counts = ", ".join(f"{count} {word}" for word, count in run.counts.items())
             print(f"processor {name}: {counts}, {len(run.findings)} findings in {run.seconds:.0f} s", flush=True)
+            clean &= run.clean
             if not run.clean:
                 at = REPORT.search(run.output)
                 print(run.output[at.start() :][:4000] if at else run.output[-4000:])
-    figures: dict[str, object] = {
-        "compiler": version,
-        "flags": " ".join(FLAGS),
-        "options": OPTIONS,
-        "left_out": list(LEFT_OUT),
-        "planted_and_found": planted,
-        "findings": sum(len(run.findings) for run in runs.values()),
-        "runs": {name: {**run.counts, "seconds": round(run.seconds)} for name, run in runs.items()},
-    }
-    write_json(parser, options.json, figures)
-    return 0 if all(run.clean for run in runs.values()) else 1
+    return 0 if clean else 1
 
 
 if __name__ == "__main__":

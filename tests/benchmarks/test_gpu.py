@@ -134,8 +134,8 @@ class TestTargets:
             comparison("masked_pool against a copy", {"esim_fast": 1.0}, 0.85, batch=1024, precision="fp32"),
             comparison("memory", {EAGER: 10.0, STEP: 5.0}, batch=512, lengths="SNLI", precision="tf32"),
         ]
-        of = {"batch_size": 512, "precision": "bf16"}
-        epochs = [{**of, "seconds": 3.0, "pairs": 320}, {**of, "seconds": 25.0, "pairs": 549_367}]
+        shared = {"batch_size": 512, "precision": "bf16"}
+        epochs = [{**shared, "seconds": 3.0, "pairs": 320}, {**shared, "seconds": 25.0, "pairs": 549_367}]
         found = [target for target in targets(measured, epochs) if target.measured is not None]
         assert [(target.measured, target.outcome) for target in found] == [
             (0.85, "met"),

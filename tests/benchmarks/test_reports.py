@@ -107,8 +107,8 @@ def report(*arguments):
 def measured(tmp_path):
     larger = {**COMPARISON, "parameters": {**COMPARISON["parameters"], "batch": 128}}
     file = tmp_path / "measured.json"
-    of = {"environment": "a processor; torch", "hardware": "a processor", "date": "2026-01-31"}
-    file.write_text(json.dumps({**of, "measured": [COMPARISON, larger]}))
+    source = {"environment": "a processor; torch", "hardware": "a processor", "date": "2026-01-31"}
+    file.write_text(json.dumps({**source, "measured": [COMPARISON, larger]}))
     return file
 
 

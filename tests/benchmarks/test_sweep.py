@@ -36,8 +36,8 @@ def code(**changes) -> list[tuple[int, predicted.Code]]:
 
 def of_times(*times: dict[Config, float], refused=()) -> Measured:
     """Measured seconds, a batch each."""
-    named = {f"batch {i}": of for i, of in enumerate(times)}
-    shares = {name: dict.fromkeys(of, 0.5) for name, of in named.items()}
+    named = {f"batch {i}": seconds for i, seconds in enumerate(times)}
+    shares = {name: dict.fromkeys(seconds, 0.5) for name, seconds in named.items()}
     return Measured(dict.fromkeys(refused, "wrong"), named, shares)
 
 
@@ -121,18 +121,18 @@ class TestPrediction:
         return predicted.code_of("\n".join(lines), "\n".join(self.PTX), 1024, self.LAUNCH)
 
     def test_loops_turn_as_often_as_the_source_s(self):
-        of = "        /*0010*/  "
-        k = [".L_x_0:", of + "HMMA R8", of + "BAR.SYNC", of + "@P1 BRA `(.L_x_0)"]
-        d = [".L_x_1:", of + "HMMA R9", of + "DEPBAR.LE SB0", of + "BRA `(.L_x_1)", of + "EXIT"]
-        found = self.code_of(*k, *d, of + "NOP")
+        place = "        /*0010*/  "
+        k = [".L_x_0:", place + "HMMA R8", place + "BAR.SYNC", place + "@P1 BRA `(.L_x_0)"]
+        d = [".L_x_1:", place + "HMMA R9", place + "DEPBAR.LE SB0", place + "BRA `(.L_x_1)", place + "EXIT"]
+        found = self.code_of(*k, *d, place + "NOP")
         assert (found.products, found.barriers, found.waits) == (5 + 10, 5, 10 / 2)
         assert found.instructions == 3 * 5 + 3 * 10 + 1
         assert found.registers == 10
 
     def test_unrolled_loops(self):
-        of = "        /*0010*/  "
-        twice = [".L_x_1:", of + "HMMA R9", of + "HMMA R9", of + "BRA `(.L_x_1)"]
-        found = self.code_of(*[of + "HMMA R8"] * 5, *twice)
+        place = "        /*0010*/  "
+        twice = [".L_x_1:", place + "HMMA R9", place + "HMMA R9", place + "BRA `(.L_x_1)"]
+        found = self.code_of(*[place + "HMMA R8"] * 5, *twice)
         assert found.products == 5 + 10
         assert found.instructions == 5 + 3 * 5
 
@@ -213,7 +213,9 @@ class TestMeasuring:
         (words, width), times = (33, 40), 5 if case.arithmetic == "half" else 6
         words += 4
         moved = words * width * times * (2 if case.arithmetic == "half" else 4)
-        assert found.shares["SNLI at 2"] == {of: pytest.approx(moved / 2 / s / 1e9) for of, s in seconds.items()}
+        assert found.shares["SNLI at 2"] == {
+            config: pytest.approx(moved / 2 / s / 1e9) for config, s in seconds.items()
+        }
         assert winner(case, found) == some[2]
 
     def test_a_case_s_kernels_alone_are_timed(self, small):
@@ -221,7 +223,7 @@ class TestMeasuring:
         inputs = Inputs.draw(case, np.array([[70, 3]]), torch.device("cpu"))
         planned = inputs.plan(case)
         assert len(planned) == 7
-        assert [of.kernel.__name__ for of in case.own(planned)] == ["backward_softmax"] * 2
+        assert [launched.kernel.__name__ for launched in case.own(planned)] == ["backward_softmax"] * 2
 
     @pytest.mark.parametrize(
         ("defect", "reason"),
@@ -305,7 +307,7 @@ def test_the_sweep_stops_in_time_and_keeps_what_it_has(monkeypatch, tmp_path, ca
     assert f"the 1 minutes are over: {len(CASES) - 3} cases are left" in capsys.readouterr().out
     written = json.loads(file.read_text())
     assert written["dry_run"] is False
-    assert [of["case"] for of in written["cases"]] == [str(case) for case in CASES[:3]]
+    assert [entry["case"] for entry in written["cases"]] == [str(case) for case in CASES[:3]]
     assert written["cases"][0]["candidates"][0]["measured_us"] == {"batch 0": 1e6}
 
 
@@ -324,14 +326,14 @@ def test_dry_run(tmp_path):
     assert "WRONG" not in done.stdout
     written = json.loads(file.read_text())
     assert written["dry_run"] is True
-    assert [of["case"] for of in written["cases"]] == [str(case) for case in cases(["forward"])]
-    checked = [of["refused"] for case in written["cases"] for of in case["interpreted"]]
+    assert [entry["case"] for entry in written["cases"]] == [str(case) for case in cases(["forward"])]
+    checked = [check["refused"] for case in written["cases"] for check in case["interpreted"]]
     assert checked == [None] * sweep.DRY_CASES * sweep.DRY_CHECKED
-    looked_at = [of for case in written["cases"] for of in case["candidates"]]
-    assert all(of["measured_us"] is None and of["share_of_copy"] is None for of in looked_at)
-    compiled = [of for of in looked_at if of["resources"]]
+    looked_at = [candidate for case in written["cases"] for candidate in case["candidates"]]
+    assert all(candidate["measured_us"] is None and candidate["share_of_copy"] is None for candidate in looked_at)
+    compiled = [candidate for candidate in looked_at if candidate["resources"]]
     assert 0 < len(compiled) <= sweep.DRY_CASES * sweep.DRY_COMPILED  # as many as a minute allows
-    assert all(of["predicted_us"]["issue"] > 0 for of in compiled)
+    assert all(candidate["predicted_us"]["issue"] > 0 for candidate in compiled)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")

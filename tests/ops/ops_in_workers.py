@@ -39,7 +39,7 @@ def examples(count: int) -> list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:
     shape = {"size": (8, 9), "generator": generator}
     draw = [(torch.randint(1, WORDS, **shape), torch.randint(1, WORDS, **shape)) for _ in range(count)]
     lengths = torch.randint(1, 10, (count, 2, 8), generator=generator)
-    return [(*ids, tuple(of)) for ids, of in zip(draw, lengths, strict=True)]
+    return [(*ids, tuple(both)) for ids, both in zip(draw, lengths, strict=True)]
 
 
 def collate(batch: list) -> list[Tensor]:

@@ -56,8 +56,8 @@ class Pairs:
         for a, b, *grad_m in self:
             a, b = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
             m = written_out(a, b)
-            gradients = torch.autograd.grad(m, (a, b), [of.to(dtype) for of in grad_m])
-            results.append((*(of.detach() for of in m), *gradients))
+            gradients = torch.autograd.grad(m, (a, b), [grad.to(dtype) for grad in grad_m])
+            results.append((*(side.detach() for side in m), *gradients))
         return results
 
     def bounds(self, product: float) -> list[tuple[Tensor, ...]]:

@@ -48,7 +48,7 @@ def run(lstm, x, batch_sizes, grad_y, backend, device="cpu"):
         lstm, x = copy.deepcopy(lstm).to(device), x.detach().to(device).requires_grad_()
     y = bilstm(lstm, x, batch_sizes, backend=backend)
     gradients = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y.to(y.device, y.dtype))
-    return [of.cpu() for of in (y.detach(), *gradients)]
+    return [result.cpu() for result in (y.detach(), *gradients)]
 
 
 def exactly(lstm, x, batch_sizes, grad_y):
@@ -74,7 +74,7 @@ def test_cudnn_s_training_mode_changes_nothing_else():
     y, expected = _in_training_mode(lstm, x, batch_sizes), lstm(PackedSequence(x, batch_sizes))[0].data
     assert torch.equal(y, expected)
     inputs = [x, *lstm.parameters()]
-    gradients = (torch.autograd.grad(of, inputs, grad_y) for of in (y, expected))
+    gradients = (torch.autograd.grad(states, inputs, grad_y) for states in (y, expected))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
 
 
@@ -129,7 +129,7 @@ def test_random_cases(backend, device):
     # The interpreter takes a hundred times as long as C++, and on a GPU each number of units is compiled.
     sizes = [1, 3, 16, 17, 64, 70] if device == "cpu" else [3, 16, 70]
 
-    @settings(max_examples=100 if backend == "cpp" else 20, deadline=None)
+    @settings(max_examples=100 if backend == "cpp" else 20 if device == "cuda" else 8)
     @given(lengths, st.sampled_from([1, 5, 16, 33]), st.sampled_from(sizes), st.integers(0, 99))
     def collect(lengths, input_size, hidden_size, seed):
         case = make(sorted(lengths, reverse=True), input_size, hidden_size, seed, scale=1 + seed % 3)
@@ -154,7 +154,7 @@ def test_shapes_of_real_batches(lengths, hidden_size):
 @pytest.mark.parametrize(
     ("lengths", "hidden_size"),
     # A program takes 16 sentences, the last one those that are left, and 64 units at a time.
-    [([6, 5, 3, 1], 300), ([2] * 33, 300), ([1], 300), ([70, 65], 5), ([3, *[2] * 40, *[1] * 20], 8)],
+    [([4, 3, 1], 300), ([2] * 33, 130), ([1], 300), ([40, 35], 5), ([3, *[2] * 40, *[1] * 20], 8)],
     ids=["300 units", "33 sentences", "one word", "long", "61 sentences"],
 )
 def test_shapes_of_triton_s_programs(lengths, hidden_size, device):
@@ -257,7 +257,9 @@ def test_parameters_in_the_place_of_others(backend, training, device):
     """As torch.func.functional_call puts them there."""
     lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
     lstm, x = lstm.train(training).to(device), x.detach().to(device)
-    others = {f"lstm.{name}": torch.full_like(of, 0.1).requires_grad_() for name, of in lstm.named_parameters()}
+    others = {
+        f"lstm.{name}": torch.full_like(parameter, 0.1).requires_grad_() for name, parameter in lstm.named_parameters()
+    }
 
     def ours(lstm, x):
         run = bilstm if backend in ("reference", None) else _in_training_mode
@@ -372,10 +374,9 @@ class TestIntegration:
         arguments = (grad_y, y, c, *gates, *weights, batch_sizes)
         torch.library.opcheck(torch.ops.esim_fast.bilstm_backward.default, arguments)
 
-    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-    def test_compiled(self, compiler):
+    def test_compiled(self):
         lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
-        compiled = torch.compile(bilstm, backend=compiler)  # a graph ends before an nn.LSTM, and another begins
+        compiled = torch.compile(bilstm)  # a graph ends before an nn.LSTM, and another begins
         wanted = run(lstm, x, batch_sizes, grad_y, "cpp")
         y = compiled(lstm, x, batch_sizes)
         ours = [y.detach(), *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)]

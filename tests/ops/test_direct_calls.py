@@ -86,7 +86,9 @@ def mutated(value: object, rng: random.Random) -> object:
         lambda: value.transpose(0, -1),
         lambda: value[..., :1].expand(value.shape),
         lambda: value[:1].expand(value.shape),
-        lambda: torch.empty_strided(value.shape, [2 * of + 1 for of in value.stride()], dtype=value.dtype).fill_(1),
+        lambda: torch.empty_strided(
+            value.shape, [2 * stride + 1 for stride in value.stride()], dtype=value.dtype
+        ).fill_(1),
         lambda: value.to(rng.choice([torch.float16, torch.float64, torch.int32, torch.int64, torch.bool])),
         lambda: value[..., :0].expand(*value.shape[:-1], 0),
         lambda: value.new_empty(0).expand(HUGE, 0) if value.dim() == 2 else value.new_empty(0),
@@ -109,7 +111,7 @@ def test_wrong_arguments_of_every_kind(name):
     cases = 40 if "triton" in name else 400
     refused = 0
     for _ in range(cases):
-        arguments = [of.clone() if isinstance(of, torch.Tensor) else of for of in CALLS[name]]
+        arguments = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in CALLS[name]]
         for number in rng.sample(range(len(arguments)), rng.choice([1, 1, 2])):
             arguments[number] = mutated(arguments[number], rng)
         try:
@@ -128,7 +130,7 @@ def test_wrong_arguments_of_every_kind(name):
         ("bilstm", {4: index(3, 3)}, "of the right shape"),
         ("bilstm", {4: index(2, 3)}, "never grow"),
         ("bilstm", {2: torch.empty(0, HUGE), 3: torch.empty(0, HUGE)}, r"must be \[4H, H\]"),
-        ("bilstm", {of: torch.empty(0, 0) for of in (2, 3)}, r"must be \[4H, H\]"),
+        ("bilstm", {place: torch.empty(0, 0) for place in (2, 3)}, r"must be \[4H, H\]"),
         ("masked_pool_backward", {7: -1}, "needs grad_v"),
         ("masked_pool_backward of rows", {7: -1}, "needs grad_v"),
         ("masked_pool_backward of rows", {7: 4}, "is outside x, which has 16 elements"),
@@ -140,7 +142,7 @@ def test_wrong_arguments_of_every_kind(name):
     ],
 )
 def test_sizes_that_lie(name, changes, message):
-    arguments = [changes.get(number, of) for number, of in enumerate(CALLS[name])]
+    arguments = [changes.get(number, argument) for number, argument in enumerate(CALLS[name])]
     with pytest.raises(RuntimeError, match=message):
         call(name, arguments)
 

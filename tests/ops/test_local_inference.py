@@ -81,7 +81,9 @@ class TestKernels:
         widths = [1, 7, 16, 30, 64, 72, 130] if device == "cpu" else [7, 64, 130]
 
         # The interpreter takes a hundred times as long as C++, and what is new to a GPU a second to compile.
-        examples = 30 if backend == "triton" else 200 if dtype == torch.float32 else 60
+        examples = {"triton-cpu": 12, "triton-cuda": 30}.get(
+            f"{backend}-{device}", 150 if dtype == torch.float32 else 60
+        )
 
         @settings(max_examples=examples)
         @given(
@@ -116,22 +118,24 @@ class TestKernels:
 
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     @pytest.mark.parametrize(
-        ("lengths", "width"),
+        ("lengths", "width", "layout"),
         [
-            ([(14, 8), (3, 12), (16, 16)], 600),  # SNLI's width
-            ([(35, 19), (20, 4)], 201),
-            ([(5, 6)], 2048),
-            ([(82, 62), (60, 3)], 72),  # SNLI's longest
-            ([(205, 1), (40, 64)], 24),
-            ([(113, 3)], 400),  # tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass
-            ([(300, 7), (0, 4), (3, 0)], 5),
+            ([(14, 8), (3, 12), (16, 16)], 600, "one tensor"),  # SNLI's width
+            ([(35, 19), (20, 4)], 201, "mask"),
+            ([(5, 6)], 2048, "mask"),
+            ([(82, 62), (60, 3)], 72, "one tensor"),  # SNLI's longest
+            ([(205, 1), (40, 64)], 24, "mask"),
+            # Tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass.
+            ([(113, 3)], 400, "one tensor"),
+            ([(300, 7), (0, 4), (3, 0)], 5, "one tensor"),
         ],
         ids=str,
     )
-    def test_sizes(self, lengths, width, backend, device, poisoned):
+    def test_sizes(self, lengths, width, layout, backend, device, poisoned):
         pairs = Pairs.draw(lengths, width, dtype=torch.float32)
-        for layout in ("mask", "one tensor"):
-            got, expected = pairs.through_the_op(layout, device, backend), pairs.expected()
+        # The interpreter takes seconds for each.
+        for given_as in [layout] if (backend, device) == ("triton", "cpu") else ["mask", "one tensor"]:
+            got, expected = pairs.through_the_op(given_as, device, backend), pairs.expected()
             for results, values, bounds in zip(
                 got, expected, pairs.bounds(torch.finfo(torch.float32).eps), strict=True
             ):
@@ -142,7 +146,7 @@ class TestKernels:
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     def test_the_longest_sentences(self, backend, device):
         """The online softmax goes through all tiles: 4,096 tokens, but for the interpreter."""
-        longest = 1024 if (backend, device) == ("triton", "cpu") else 4096
+        longest = 512 if (backend, device) == ("triton", "cpu") else 4096
         pairs = Pairs.draw([(longest, 3)], 3, dtype=torch.float32)
         for results, values in zip(pairs.through_the_op("lengths", device, backend), pairs.expected(), strict=True):
             for result, value in zip(results, values, strict=True):
@@ -151,7 +155,7 @@ class TestKernels:
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     @pytest.mark.parametrize("lengths", [[(9, 4), (0, 3), (16, 0)], [(70, 5), (3, 66)]], ids=str)
     def test_same_bits_in_every_layout_and_every_time(self, lengths, backend, device):
-        pairs = Pairs.draw(lengths, 24, dtype=torch.float32)
+        pairs = Pairs.draw(lengths, 12, dtype=torch.float32)
         first = pairs.through_the_op("lengths", device, backend)
         for layout in ("lengths", "concatenated", "packed", "one tensor"):
             for once, again in zip(first, pairs.through_the_op(layout, device, backend), strict=True):
@@ -196,10 +200,12 @@ class TestKernels:
     def test_padding_behind_sentences_of_many_tiles(self, backend, device, poisoned):
         a, b = (torch.randn(2, n, 8, device=device) for n in (150, 81))
         a_lengths, b_lengths, results = [70, 3], [5, 66], []
-        counts = [torch.arange(x.shape[1]) < torch.tensor(of)[:, None] for x, of in ((a, a_lengths), (b, b_lengths))]
-        for of in (backend, "reference"):
+        counts = [
+            torch.arange(x.shape[1]) < torch.tensor(lengths)[:, None] for x, lengths in ((a, a_lengths), (b, b_lengths))
+        ]
+        for which in (backend, "reference"):
             x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
-            m = local_inference(x, y, a_lengths, b_lengths, backend=of)
+            m = local_inference(x, y, a_lengths, b_lengths, backend=which)
             (m[0].square().sum() + m[1].square().sum()).backward()
             results.append([*m, x.grad, y.grad])
         for ours, expected, there in zip(*results, counts * 2, strict=True):
@@ -212,8 +218,10 @@ class TestKernels:
         """Each is minus infinity, and a softmax of nothing else is NaN, not an alignment with nothing."""
         a, b = (torch.full((1, length, 1), value, device=device).requires_grad_() for value in (-1e30, 1e30))
         m = local_inference(a, b, backend=backend)
-        assert all(of[..., 1].isnan().all() for of in m)
-        assert all(of.isnan().all() for of in torch.autograd.grad(m, (a, b), [torch.ones_like(of) for of in m]))
+        assert all(side[..., 1].isnan().all() for side in m)
+        assert all(
+            result.isnan().all() for result in torch.autograd.grad(m, (a, b), [torch.ones_like(result) for result in m])
+        )
 
     @pytest.mark.interpreter
     def test_many_tiles_take_memory_for_the_longest_sentence_not_for_padding(self):
@@ -222,16 +230,21 @@ class TestKernels:
         a, b = (torch.empty(32, 2048, 8, device="meta") for _ in range(2))
         sides = kernels.sides_of(a, b, [None] * 8 + [70, 70, False])
         launches = kernels.plan_backward(*sides, *(torch.empty(32, 2048, 32, device="meta") for _ in range(2)), a, b)
-        tensors = {id(of): of for planned in launches for of in planned.arguments if isinstance(of, torch.Tensor)}
-        matrices = [of for of in tensors.values() if of.dim() == 3 and of.shape[2] not in (8, 32)]
+        tensors = {
+            id(argument): argument
+            for planned in launches
+            for argument in planned.arguments
+            if isinstance(argument, torch.Tensor)
+        }
+        matrices = [tensor for tensor in tensors.values() if tensor.dim() == 3 and tensor.shape[2] not in (8, 32)]
         assert len(matrices) == 6
-        assert all(of.shape == (32, 70, 80) for of in matrices)
+        assert all(matrix.shape == (32, 70, 80) for matrix in matrices)
 
     @pytest.mark.parametrize(("backend", "device"), KERNELS)
     def test_nan_and_infinity_stay_in_their_pair(self, backend, device):
         a, b = (torch.randn(3, 5, 8, device=device) for _ in range(2))
         a[1, 2, 0], b[2, 0, 3] = math.nan, math.inf
-        got = [local_inference(a, b, [5, 4, 3], [5, 3, 4], backend=of) for of in (backend, "reference")]
+        got = [local_inference(a, b, [5, 4, 3], [5, 3, 4], backend=which) for which in (backend, "reference")]
         for ours, expected in zip(*got, strict=True):
             torch.testing.assert_close(ours, expected, equal_nan=True)
             assert ours[0].isfinite().all()
@@ -244,9 +257,9 @@ class TestKernels:
         a, b = (torch.randn(2, length, 8, device=device) for _ in range(2))
         for side in (0, 1):
             gradients = []
-            for of in (backend, "reference"):
+            for which in (backend, "reference"):
                 x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
-                local_inference(x, y, [4, length], backend=of)[side].square().sum().backward()
+                local_inference(x, y, [4, length], backend=which)[side].square().sum().backward()
                 gradients.append((x.grad, y.grad))
             for ours, expected in zip(*gradients, strict=True):
                 largest = float(expected.abs().max())
@@ -492,8 +505,7 @@ class TestIntegration:
         grad_m = [torch.randn_like(m) for m in as_list(forward(*arguments))]
         torch.library.opcheck(backward, (*grad_m, *arguments))
 
-    @pytest.mark.parametrize("dynamic", [False, True])
-    @pytest.mark.parametrize("longest", [9, 70])
+    @pytest.mark.parametrize(("longest", "dynamic"), [(9, True), (70, False)])
     def test_compile(self, backend, device, longest, dynamic):
         a, b = torch.randn(3, longest, 12, device=device), torch.randn(3, 7, 12, device=device)
         lengths = torch.tensor([3, longest, 0], device=device)
@@ -535,7 +547,8 @@ class TestIntegration:
             return m_a.square().sum() + m_b.sum()
 
         gradients = []
-        for run in (function, torch.compile(function, fullgraph=True)):
+        # What may go wrong with them does when the graph is made, before any compiler of kernels.
+        for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
             x = a.clone().requires_grad_()
             gradients.append(torch.autograd.grad(run(x, b), x)[0])
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
@@ -587,9 +600,10 @@ class TestIntegration:
 
     def test_memory_saved_for_the_backward_pass(self, backend, device):
         """At SNLI's shapes at most half of eager's: the encoded sentences, and nothing that is computed from them."""
-        lengths_p = torch.randint(5, 21, (32,))
-        lengths_h = torch.randint(3, 13, (32,))
-        p, h = (torch.randn(32, int(n.max()), 600, device=device) for n in (lengths_p, lengths_h))
+        count = 4 if (backend, device) == ("triton", "cpu") else 32
+        lengths_p = torch.randint(5, 21, (count,))
+        lengths_h = torch.randint(3, 13, (count,))
+        p, h = (torch.randn(count, int(n.max()), 600, device=device) for n in (lengths_p, lengths_h))
         p_mask, h_mask = ((torch.arange(int(n.max())) < n[:, None]).to(device) for n in (lengths_p, lengths_h))
 
         def saved(function) -> int:
@@ -627,8 +641,8 @@ class TestIntegration:
         torch.manual_seed(1)
         start = ESIM(8, 6, 30, 3, device, dropout=0.0).state_dict()
         losses = []
-        for of in (backend, "reference"):
-            net = ESIM(8, 6, 30, 3, device, dropout=0.0, backend=of)
+        for which in (backend, "reference"):
+            net = ESIM(8, 6, 30, 3, device, dropout=0.0, backend=which)
             net.load_state_dict(start)
             optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
             for _ in range(3):
@@ -638,7 +652,7 @@ class TestIntegration:
                 optimizer.step()
             losses.append(loss.item())
             weights = {name: weight.detach().clone() for name, weight in net.state_dict().items()}
-            if of == backend:
+            if which == backend:
                 after = weights
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
         for name, weight in weights.items():

@@ -117,7 +117,9 @@ def test_first_maxima_infinity_and_nan(cuda, dtype, width, split):
     choices = [[-inf], [-inf, -1], [-1, 0, 1], [1, inf], [-inf, 0, inf], [nan, 0], [nan, -inf, inf], [nan], [2]]
     generator = torch.Generator().manual_seed(width)
     columns = [torch.tensor(choices[column % len(choices)]) for column in range(width)]
-    x = torch.stack([of[torch.randint(len(of), (6, 90), generator=generator)] for of in columns], 2).to(dtype)
+    x = torch.stack([values[torch.randint(len(values), (6, 90), generator=generator)] for values in columns], 2).to(
+        dtype
+    )
     x[5, 1:, :2] = x[5, 0, :2] = -inf
     mask = torch.rand(6, 90, generator=generator) < torch.tensor([1, 0.5, 0.1, 0.03, 0, 0.5])[:, None]
     split_over_warps(cuda, split)
@@ -228,8 +230,8 @@ def test_strides(cuda, view, vector, split):
 def test_tensors_that_begin_anywhere(cuda, dtype, given_as):
     """Neither rows nor gradients from autograd need begin at a multiple of 16 bytes."""
 
-    def moved(of: Tensor) -> Tensor:
-        return torch.cat([of.new_zeros(1), of.flatten()])[1:].view(of.shape)
+    def moved(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
     layout = Layout.make(given_as, [3, 0, 66], 16)
     x = layout.fill(list(numbers(69, 16, dtype=dtype).split(layout.lengths)))

@@ -38,7 +38,7 @@ def with_gradients(run, *tensors: Tensor) -> list[Tensor]:
     inputs = [tensor.detach().requires_grad_() for tensor in tensors]
     results = run(*inputs)
     results = [results] if isinstance(results, Tensor) else list(results)
-    grads = [torch.linspace(-1, 1, of.numel()).view(of.shape).to(of.dtype) for of in results]
+    grads = [torch.linspace(-1, 1, result.numel()).view(result.shape).to(result.dtype) for result in results]
     return [*results, *torch.autograd.grad(results, inputs, grads)]
 
 
@@ -116,7 +116,7 @@ class TestRows:
         wanted = [forward(sentences, *near), backward(grad_m, sentences, *near)]
         ours = forward(x, *addresses(count - 3, 0))
         ours_grad = backward(all_grad_m, x, *addresses(count - 3, 0))
-        assert_same([torch.cat([of[far], of[:2]]) for of in (ours, ours_grad)], wanted)
+        assert_same([torch.cat([result[far], result[:2]]) for result in (ours, ours_grad)], wanted)
 
     def test_masks(self):
         """A mask of more than 2**31 positions, of sentences that are empty but for the last."""
@@ -125,8 +125,8 @@ class TestRows:
         mask[-1, :4], lengths[-1] = torch.tensor([True, False, True, True]), 4
         step = torch.arange(longest) * width
         rows, few = (
-            Rows(torch.zeros(n).long(), step[:most], of, most)
-            for n, most, of in ((pairs, longest, lengths), (1, 4, lengths[-1:]))
+            Rows(torch.zeros(n).long(), step[:most], lengths_of_some, most)
+            for n, most, lengths_of_some in ((pairs, longest, lengths), (1, 4, lengths[-1:]))
         )
         pooled = masked_pool(x, rows=rows, mask=mask)[-1:]
         ours = local_inference(x, x.clone(), a_rows=rows, b_rows=rows, a_mask=mask, b_mask=mask)
@@ -165,10 +165,10 @@ class TestTritonPrograms:
                 reserve((pairs, length, times * width)) for times in (1, 1, 4, 4, 4, 4, 1, 1)
             )
             a_mask, b_mask = reserve((pairs, length), torch.bool), reserve((pairs, length), torch.bool)
-            for of, values in ((a, sentences), (grad_m_a, grads), (a_mask, masks)):
-                of[-1] = values[0]
-            for of, values in ((b, sentences), (grad_m_b, grads), (b_mask, masks)):
-                of[-1] = values[1]
+            for tensor, values in ((a, sentences), (grad_m_a, grads), (a_mask, masks)):
+                tensor[-1] = values[0]
+            for tensor, values in ((b, sentences), (grad_m_b, grads), (b_mask, masks)):
+                tensor[-1] = values[1]
             addresses = (None, None, None, a_mask, None, None, None, b_mask, length, length, False)
             sides = kernels.sides_of(a, b, addresses)
             for plan, tensors in (
@@ -180,7 +180,7 @@ class TestTritonPrograms:
                 except RuntimeError:
                     pytest.skip("the system gives no 45 GiB of memory that is not written")
                 self.run_last_pair(launches, pairs)
-            return [of[-1].clone() for of in (m_a, m_b, grad_a, grad_b)]
+            return [tensor[-1].clone() for tensor in (m_a, m_b, grad_a, grad_b)]
 
         assert_same(run(pairs), run(1))
 

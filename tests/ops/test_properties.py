@@ -1,6 +1,6 @@
 """What must hold whatever the sentences are: hypothesis looks for the ones for which it does not.
 
-A property is a function; its docstring is what is promised. The number of examples is the profile's: 2,000 and more
+A property is a function; its docstring is what is promised. The number of examples is the profile's: 1,500 and more
 as the tests are, 50,000 and more with ``--hypothesis-profile nightly``.
 """
 
@@ -109,7 +109,7 @@ def layouts_agree(case: Case, backend: str) -> None:
 def follows_the_order_of_the_batch(case: Case, backend: str) -> None:
     """Local inference: pairs in another order give the same results in that order."""
     pairs, order = case.pairs(dtype_of(backend)), case.order()
-    moved = Pairs(*([of[i] for i in order] for of in (pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b)))
+    moved = Pairs(*([values[i] for i in order] for values in (pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b)))
     results = align(case, pairs, backend)
     assert_same(align(case, moved, backend), [results[i] for i in order], exactly=backend == "cpp")
 
@@ -183,7 +183,7 @@ def test_local_inference(holds: Property, backend: str, case: Case) -> None:
 
 @each(LOCAL_INFERENCE)
 @pytest.mark.interpreter
-@settings(max_examples=max(1, EXAMPLES // 8))  # one takes the interpreter a hundred times as long
+@settings(max_examples=max(1, EXAMPLES // 12))  # one takes the interpreter a hundred times as long
 @given(case=cases)
 def test_interpreted_local_inference(holds: Property, case: Case) -> None:
     holds(case, "triton")
@@ -234,7 +234,7 @@ def pooling_follows_the_batch(case: Case, backend: str) -> None:
     parts = [pool(case, backend, sentences[:cut], grad_v[:cut])]
     if sentences[cut:]:
         parts.append(pool(case, backend, sentences[cut:], grad_v[cut:]))
-    assert_same([of for part in parts for of in part], results, exactly=backend == "cpp")
+    assert_same([result for part in parts for result in part], results, exactly=backend == "cpp")
 
 
 def pools_to_what_is_there(case: Case, backend: str) -> None:
@@ -371,7 +371,7 @@ def logits_follow_the_batch(batch: Batch, net: ESIM) -> None:
     assert_close(moved, [together[0].flip(0), *together[1:]])
     alone = [logits_and_gradients(net, *batch.padded([pair])) for pair in sentences]
     logits, *gradients = zip(*alone, strict=True)
-    assert_close([torch.cat(logits), *(sum(of) for of in gradients)], together)
+    assert_close([torch.cat(logits), *(sum(gradient) for gradient in gradients)], together)
 
 
 def all_ways_in_are_one(batch: Batch, net: ESIM) -> None:

@@ -20,20 +20,20 @@ def rows_of(lengths: list[int], width: int, before: int = 0) -> Rows:
 @pytest.mark.parametrize("side", ["a", "b", "both"])
 def test_one_side_leaves_rows_out(side: str, backend: str) -> None:
     width, lengths = 8, {"a": [2, 3], "b": [4, 0]}
-    counts = {of: sum(lengths[of]) + 3 * (side in (of, "both")) for of in "ab"}
+    counts = {name: sum(lengths[name]) + 3 * (side in (name, "both")) for name in "ab"}
     if side == "a":
         lengths["b"] = [counts["a"] - 1, 1]  # as many words as the other tensor has rows
         counts["b"] = sum(lengths["b"])
-    tensors = [torch.randn(counts[of], width, requires_grad=True) for of in "ab"]
-    a_rows, b_rows = (rows_of(lengths[of], width, before=counts[of] - sum(lengths[of])) for of in "ab")
+    tensors = [torch.randn(counts[name], width, requires_grad=True) for name in "ab"]
+    a_rows, b_rows = (rows_of(lengths[name], width, before=counts[name] - sum(lengths[name])) for name in "ab")
     torch.use_deterministic_algorithms(True)  # new memory holds NaN then
     try:
         results = local_inference(*tensors, a_rows=a_rows, b_rows=b_rows, backend=backend)
         gradients = torch.autograd.grad([m.sum() for m in results], tensors)
     finally:
         torch.use_deterministic_algorithms(False)
-    for of, m, gradient in zip("ab", results, gradients, strict=True):
-        left_out = counts[of] - sum(lengths[of])
+    for name, m, gradient in zip("ab", results, gradients, strict=True):
+        left_out = counts[name] - sum(lengths[name])
         assert not m[:left_out].any()
         assert not gradient[:left_out].any()
         assert m[left_out:].isfinite().all()
@@ -43,7 +43,7 @@ def test_one_side_leaves_rows_out(side: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_one_tensor_under_autocast(backend: str) -> None:
     rows, count = packed_rows([3, 1, 2, 4], 8)
-    a_rows, b_rows = (Rows(rows.start[of], rows.step, rows.lengths[of], 4) for of in (slice(2), slice(2, 4)))
+    a_rows, b_rows = (Rows(rows.start[half], rows.step, rows.lengths[half], 4) for half in (slice(2), slice(2, 4)))
     x = torch.randn(count, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         m = local_inference_packed(x, a_rows, b_rows, backend=backend)
@@ -65,7 +65,10 @@ def test_padding_beside_nan(bad: float, backend: str, longest: int) -> None:
     assert not results[0][0].isfinite().all()
     for lengths, *tensors in ((a_lengths, results[0], gradients[0]), (b_lengths, results[1], gradients[1])):
         for x in tensors:
-            assert all(torch.equal(of[n:], torch.zeros_like(of[n:])) for of, n in zip(x, lengths, strict=True))
+            assert all(
+                torch.equal(sentence[n:], torch.zeros_like(sentence[n:]))
+                for sentence, n in zip(x, lengths, strict=True)
+            )
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

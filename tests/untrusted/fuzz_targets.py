@@ -291,11 +291,11 @@ def _archive(members: dict[str, bytes]) -> bytes:
 def _with_pickle(content: bytes, pickled: bytes) -> bytes:
     """A file of torch.save with another pickle in it."""
     members = _members(content)
-    return _archive({name: pickled if name.endswith("data.pkl") else of for name, of in members.items()})
+    return _archive({name: pickled if name.endswith("data.pkl") else content for name, content in members.items()})
 
 
 def _pickle_in(content: bytes) -> bytes:
-    return next(of for name, of in _members(content).items() if name.endswith("data.pkl"))
+    return next(content for name, content in _members(content).items() if name.endswith("data.pkl"))
 
 
 def _npz(**arrays: np.ndarray) -> bytes:
@@ -320,7 +320,7 @@ def _seeds() -> dict[str, list[bytes]]:
     objects = "".join(
         json.dumps(dict(zip(("label", "premise", "hypothesis"), row, strict=True))) + "\n" for row in ROWS
     ).encode()
-    members = [b"".join(_members(of).values()) for of in (arrays, transposed)]
+    members = [b"".join(_members(arrays_of_one).values()) for arrays_of_one in (arrays, transposed)]
     return {
         "config": [parts[CONFIG]],
         "labels": [parts[LABELS]],

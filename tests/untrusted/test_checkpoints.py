@@ -34,13 +34,13 @@ class TestCheckpoints:
         refused(lambda: read_state_dict(path), str(path))
         members = {}
         with zipfile.ZipFile(in_torch(state, tmp_path / "whole.pt")) as archive:
-            members = {of: archive.read(of) for of in archive.namelist()}
-        write_zip(path, {of: bomb if of.endswith("data.pkl") else content for of, content in members.items()})
+            members = {name: archive.read(name) for name in archive.namelist()}
+        write_zip(path, {name: bomb if name.endswith("data.pkl") else content for name, content in members.items()})
         refused(lambda: read_state_dict(path), str(path))
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w") as archive:  # what torch's first versions wrote
-            for of in ("storages", "tensors", "pickle"):
-                member = tarfile.TarInfo(f"../{of}")
+            for name in ("storages", "tensors", "pickle"):
+                member = tarfile.TarInfo(f"../{name}")
                 member.size = len(bomb)
                 archive.addfile(member, io.BytesIO(bomb))
         path.write_bytes(content.getvalue())

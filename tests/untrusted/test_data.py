@@ -103,7 +103,10 @@ class TestVectors:
         refused(lambda: load_vectors(path, Vocabulary(WORDS)), "got words, vectors, words")
         np.savez(path, words=np.array(["a", "man"], dtype=object), vectors=vectors)
         refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
-        for content in (bomb, *(write_zip(tmp_path / "w.npz", {**members, of: bomb}).read_bytes() for of in members)):
+        for content in (
+            bomb,
+            *(write_zip(tmp_path / "w.npz", {**members, name: bomb}).read_bytes() for name in members),
+        ):
             path.write_bytes(content)
             refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
 

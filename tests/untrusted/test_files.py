@@ -120,21 +120,21 @@ class TestCommandLine:
             checkpoint["states"]["optimizer"]["state"][0]["exp_avg"] = value
 
         changes: list[Callable[[dict], object]] = [
-            lambda of: average(of, torch.zeros(1)),
-            lambda of: average(of, torch.zeros(1).expand(16, 4)),
-            lambda of: average(of, torch.zeros(4, 16).T),
-            lambda of: average(of, torch.zeros(16, 4).to_sparse()),
-            lambda of: average(of, "x"),
-            lambda of: of["states"]["optimizer"]["state"][0].pop("step"),
-            lambda of: of["states"]["optimizer"].update(param_groups=[]),
-            lambda of: of["states"].update(net={}),
-            lambda of: of["states"].pop("optimizer"),
-            lambda of: of["settings"].update(seed=torch.zeros(3)),
-            lambda of: of["settings"].update(seed="a\nb"),
-            lambda of: of["progress"].update(epoch=10**40),
-            lambda of: of["progress"].update(history=torch.zeros(2)),
-            lambda of: of.update(random=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
-            lambda of: of.update(more=1),
+            lambda state: average(state, torch.zeros(1)),
+            lambda state: average(state, torch.zeros(1).expand(16, 4)),
+            lambda state: average(state, torch.zeros(4, 16).T),
+            lambda state: average(state, torch.zeros(16, 4).to_sparse()),
+            lambda state: average(state, "x"),
+            lambda state: state["states"]["optimizer"]["state"][0].pop("step"),
+            lambda state: state["states"]["optimizer"].update(param_groups=[]),
+            lambda state: state["states"].update(net={}),
+            lambda state: state["states"].pop("optimizer"),
+            lambda state: state["settings"].update(seed=torch.zeros(3)),
+            lambda state: state["settings"].update(seed="a\nb"),
+            lambda state: state["progress"].update(epoch=10**40),
+            lambda state: state["progress"].update(history=torch.zeros(2)),
+            lambda state: state.update(random=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
+            lambda state: state.update(more=1),
         ]
         for change in changes:
             checkpoint = torch.load(io.BytesIO(whole), weights_only=True)

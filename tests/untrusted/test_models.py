@@ -129,7 +129,7 @@ class TestModelDirectories:
             (in_safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)), "not a safe"),
             (
                 in_safetensors(
-                    {of: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for of in ("a", "b")}, bytes(8)
+                    {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}, bytes(8)
                 ),
                 "not a safetensors file",
             ),
