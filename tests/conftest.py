@@ -5,6 +5,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several processes, and for those that they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder} (set ESIM_FAST_DATA)")
     return folder
+
+
+@pytest.fixture
+def curves() -> None:
+    """For tests of the curves that training draws, which takes most of a short run's time."""
+
+
+@pytest.fixture(autouse=True)
+def _without_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "curves" not in request.fixturenames and (trainer := sys.modules.get("esim_fast.training.trainer")):
+        monkeypatch.setattr(trainer, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture

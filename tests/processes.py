@@ -87,6 +87,7 @@ def start(
     stdin: bool = False,
     together: bool = False,
     environment: dict[str, str] | None = None,
+    directory: Path | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> Iterator[Running]:
     """``esim-fast`` with these arguments in a process group of its own, which is killed when it takes too long.
@@ -94,13 +95,14 @@ def start(
     Args:
         stdin: whether there is a pipe to write to.
         together: stderr goes where stdout does.
+        directory: to work in.
         prepare: called in the process before.
     """
     (their_input, our_input), (our_output, their_output), (our_errors, their_errors) = (
         multiprocessing.Pipe(duplex=False) for _ in range(3)
     )
     theirs = [their_input if stdin else None, their_output, their_output if together else their_errors]
-    process = fork(_command, list(map(str, arguments)), theirs, environment or {}, prepare)
+    process = fork(_command, list(map(str, arguments)), theirs, environment or {}, directory, prepare)
     for end in (their_input, their_output, their_errors):
         end.close()
     files = [_opened(our_input, "w"), _opened(our_output, "r"), _opened(our_errors, "r")]
@@ -128,11 +130,13 @@ def _command(
     arguments: list[str],
     pipes: list[Connection | None],
     environment: dict[str, str],
+    directory: Path | None,
     prepare: Callable[[], None] | None,
 ) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where tests run in the background
     os.environ.update(environment)
+    os.chdir(directory or Path.cwd())
     for number, pipe in enumerate(pipes):
         if pipe is not None:
             os.dup2(pipe.fileno(), number)

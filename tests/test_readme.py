@@ -4,13 +4,11 @@ What installs and tests is marked ``<!-- CI runs this as NAME -->`` and run by `
 """
 
 import json
-import os
 import random
 import re
-import shutil
-import subprocess
-import sysconfig
+import shlex
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -20,12 +18,13 @@ import torch
 
 import esim_fast
 from esim_fast.data import read_pairs
+from tests.cli.commands import succeeds
+from tests.processes import places, start
 from tests.sources import Coetaur0
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 LABELS = ["entailment", "neutral", "contradiction"]
-COMMAND = shutil.which("esim-fast", path=sysconfig.get_path("scripts"))
 
 
 class Block(NamedTuple):
@@ -135,11 +134,29 @@ def the_users_script():
     }
 
 
-@pytest.mark.skipif(COMMAND is None, reason="esim-fast is not installed in this environment")
-def test_every_block_runs(folder, monkeypatch, cache):
+def run_line(line):
+    """A line of the shell: ``esim-fast`` and torchrun's processes without waiting for torch to be imported."""
+    command, *arguments = shlex.split(line, comments=True)
+    output = Path(arguments.pop()) if arguments[-2:-1] == [">"] else None
+    if command == "torchrun":
+        processes = int(arguments.pop(0).removeprefix("--nproc-per-node="))
+        assert arguments[:2] == ["-m", "esim_fast"]
+        with ExitStack() as stack:
+            commands = [
+                stack.enter_context(start(*arguments[2:], environment=place, directory=Path.cwd()))
+                for place in places(processes)
+            ]
+            outcomes = [command.finish() for command in commands]
+        assert [code for code, *_ in outcomes] == [0] * processes, outcomes
+        return
+    assert command == "esim-fast", line
+    stdout = succeeds(*(arguments if output is None else arguments[:-1]))
+    if output is not None:
+        output.write_text(stdout)
+
+
+def test_every_block_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    path = f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "ESIM_FAST_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     names = the_users_script()
     ran = Counter()
     for block in blocks(READMES[0]):
@@ -147,8 +164,8 @@ def test_every_block_runs(folder, monkeypatch, cache):
             continue
         ran[block.language] += 1
         if block.language == "bash":
-            result = subprocess.run(["bash", "-ec", block.code], env=environment, capture_output=True, text=True)
-            assert result.returncode == 0, f"{block.code}\n{result.stderr}"
+            for line in block.code.splitlines():
+                run_line(line)
         elif block.code.startswith("v = torch.cat"):  # the equations, of one pair
             values = {"torch": torch, "x": torch.randn(5, 6), "a": torch.randn(4, 6), "b": torch.randn(3, 6)}
             exec(block.code, values)
@@ -161,10 +178,11 @@ def test_every_block_runs(folder, monkeypatch, cache):
             exec(compile(block.code, block.code, "exec"), names)
     assert ran["bash"] >= 7
     assert ran["python"] >= 9
-    for name in ("converted", "model", "copy"):
+    for name in ("converted", "model", "copy", "from-script"):
         esim_fast.Classifier.from_pretrained(folder / name)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 9
     assert names["logits"].shape[1] == 3
+    assert len(names["history"]) > 1
     assert (folder / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,14 +1,14 @@
 """What is to be measured on a GPU, tried without one: parts that end, fail or take too long, and what comes of them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from floors import Floor, bilstm, local_inference, masked_pool
 from targets import COMPILED, EAGER, LAYOUTS, STEP, Target, table, targets
+
+from benchmarks import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {
@@ -28,24 +28,6 @@ FIGURES = {
         }
     ],
 }
-# Parts in place of the real ones: what they write and how they end.
-STAND_INS = """
-import json, sys
-from benchmarks import gpu
-
-def part(name, code, least=0.0):
-    return gpu.Part(name, ["-c", "import json, sys, time; " + code, gpu.JSON], least)
-
-chosen = [part(*arguments) for arguments in json.loads(sys.argv[1])]
-gpu.parts = lambda dry_run: chosen
-gpu.PATIENCE, gpu.RESERVE = 2.0, 0.0
-sys.exit(gpu.main(sys.argv[2:]))
-"""
-
-
-def run(parts, *options):
-    command = [sys.executable, "-c", STAND_INS, json.dumps(parts), *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def writing(figures=FIGURES):
@@ -53,16 +35,28 @@ def writing(figures=FIGURES):
 
 
 class TestCommand:
-    @pytest.fixture(autouse=True)
-    def no_gpu(self, monkeypatch):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    @pytest.fixture
+    def run(self, monkeypatch, capsys):
+        """Runs parts in place of the real ones: what they write and how they end."""
+        monkeypatch.setattr(gpu, "PATIENCE", 2.0)
+        monkeypatch.setattr(gpu, "RESERVE", 0.0)
 
-    def test_all_is_kept_when_a_part_fails(self, tmp_path):
-        done = run(
+        def run(parts, *options):
+            chosen = [
+                gpu.Part(name, ["-c", f"import json, sys, time; {code}", gpu.JSON], *least or [0.0])
+                for name, code, *least in parts
+            ]
+            monkeypatch.setattr(gpu, "parts", lambda dry_run: chosen)
+            return gpu.main([*map(str, options)]), capsys.readouterr().out
+
+        return run
+
+    def test_all_is_kept_when_a_part_fails(self, run, tmp_path):
+        code, printed = run(
             [("tests", "sys.exit('one failed')"), ("ops", writing()), ("step-32", "print('taken apart')")],
             *("--dry-run", "--out", tmp_path),
         )
-        assert done.returncode == 1, done.stderr
+        assert code == 1
         record = json.loads((tmp_path / "run.json").read_text())
         outcomes = {name: part["outcome"] for name, part in record["parts"].items()}
         assert outcomes == {"tests": "failed: exit code 1", "ops": "done", "step-32": "done"}
@@ -72,21 +66,21 @@ class TestCommand:
         assert "Correctness is not settled" in summary
         assert "taken apart" in summary
         assert "| y | 500.000 | 2.00 x |" in (tmp_path / "report.md").read_text()
-        assert summary in done.stdout
+        assert summary in printed
 
-    def test_when_the_time_is_up(self, tmp_path):
+    def test_when_the_time_is_up(self, run, tmp_path):
         slow = f"{writing()}; time.sleep(60)"
-        done = run([("ops", slow), ("growth", "", 0.1)], "--dry-run", "--minutes", "0.1", "--out", tmp_path)
-        assert done.returncode == 0, done.stderr
+        code, _ = run([("ops", slow), ("growth", "", 0.1)], "--dry-run", "--minutes", "0.1", "--out", tmp_path)
+        assert code == 0
         parts = json.loads((tmp_path / "run.json").read_text())["parts"]
         assert parts["ops"]["outcome"] == "interrupted: the time was up"
         assert parts["ops"]["seconds"] < 20
         assert parts["growth"]["outcome"] == "not begun: the time was up"
         assert (tmp_path / "report.md").exists()
 
-    def test_runs_into_one_folder_add_to_each_other(self, tmp_path):
+    def test_runs_into_one_folder_add_to_each_other(self, run, tmp_path):
         for name in ("ops", "training"):
-            assert run([(name, writing())], "--dry-run", "--out", tmp_path).returncode == 0
+            assert run([(name, writing())], "--dry-run", "--out", tmp_path)[0] == 0
         assert list(json.loads((tmp_path / "run.json").read_text())["parts"]) == ["ops", "training"]
         assert len(json.loads((tmp_path / "results.json").read_text())["measured"]) == 2
 
@@ -99,12 +93,15 @@ class TestCommand:
             (["--dry-run", "--out", __file__], "File exists"),
         ],
     )
-    def test_mistakes(self, options, message):
-        command = [sys.executable, "-m", "benchmarks.gpu", *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert message in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+    def test_mistakes(self, options, message, capsys):
+        try:
+            code = gpu.main(options)
+        except SystemExit as exit:  # argparse's way out
+            code = exit.code
+        said = capsys.readouterr()
+        assert (code, said.out) == (2, "")
+        assert message in said.err
+        assert len(said.err.splitlines()) == 1
 
 
 def comparison(group, values, floor=None, **parameters):

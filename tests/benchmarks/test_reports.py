@@ -2,10 +2,7 @@
 written."""
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +12,9 @@ from corpus import PADDING, VOCABULARY, draw_lengths, draw_words, make_batches
 from equality import TOLERANCE, difference
 from torch.nn.functional import cross_entropy
 
+from benchmarks import accuracy, report
 from esim_fast import ESIM
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = 8, 12, 50, 3  # hidden, embedding, words, labels
 RAGGED = ([5, 9, 1, 7], [4, 2, 6, 3])
 FULL = ([9] * 4, [6] * 4)
@@ -98,11 +95,6 @@ def test_batches_are_bucketed_and_filled_up():
         assert torch.equal(filled.p[batch.p != PADDING], batch.p[batch.p != PADDING])
 
 
-def report(*arguments):
-    command = [sys.executable, "-m", "benchmarks.report", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture
 def measured(tmp_path):
     larger = {**COMPARISON, "parameters": {**COMPARISON["parameters"], "batch": 128}}
@@ -113,10 +105,10 @@ def measured(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib draws the report's plots")
-def test_report(measured, tmp_path):
+def test_report(measured, tmp_path, capsys):
     folder = tmp_path / "results"
-    done = report(measured, "--output", folder)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert report.main([str(measured), "--output", str(folder)]) == 0
+    assert capsys.readouterr().err == ""
     page = (folder / "report.md").read_text()
     assert "| esim_fast, packed batches | 200.000 | 2.00 x |" in page
     assert json.loads((folder / "results.json").read_text()) == json.loads(measured.read_text())
@@ -129,14 +121,13 @@ def test_report(measured, tmp_path):
     ("content", "reason"),
     [(None, "No such file"), ("{", "not JSON"), ('{"measured": []}', "not what pytest"), ("[1]", "not what pytest")],
 )
-def test_report_refuses(content, reason, tmp_path):
+def test_report_refuses(content, reason, tmp_path, capsys):
     file = tmp_path / "measured.json"
     if content is not None:
         file.write_text(content)
-    done = report(file, "--output", tmp_path / "results")
-    assert done.returncode == 2
-    assert reason in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert report.main([str(file), "--output", str(tmp_path / "results")]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert reason in message
     assert not (tmp_path / "results").exists()
 
 
@@ -147,11 +138,9 @@ def test_accuracy_of_recipes(tmp_path):
         dev = {"mean": mean, "standard_deviation": 0.003, "accuracies": [mean]}
         (tmp_path / name / "seeds.json").write_text(json.dumps({"dev": dev, "seeds": [4]}))
         (tmp_path / name / "seed-4" / "metrics.jsonl").write_text(json.dumps({"dev_accuracy": mean}) + "\n")
-    code = "import pathlib, sys; from benchmarks.accuracy import RECIPES, page, result; f = pathlib.Path(sys.argv[1]); "
-    code += "print(page({n: r for n in RECIPES if (r := result(n, f))}))"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 3, done.stderr
+    found = {name: result for name in accuracy.RECIPES if (result := accuracy.result(name, tmp_path))}
+    lines = accuracy.page(found).splitlines()
+    assert len(lines) == 3
     assert [line.split()[:4] for line in lines[1:]] == [
         ["paper", "69.00", "±", "0.30"],
         ["words", "70.50", "±", "0.30"],

@@ -23,6 +23,7 @@ from esim_fast.ops.triton import runtime
 from esim_fast.ops.triton.runtime import Config
 
 ROOT = Path(__file__).resolve().parents[2]
+DRY_CASES = 1
 CASES = cases()
 ONE = CASES[0]
 PRESENT, *OTHERS = configurations(ONE)
@@ -311,16 +312,13 @@ def test_the_sweep_stops_in_time_and_keeps_what_it_has(monkeypatch, tmp_path, ca
     assert written["cases"][0]["candidates"][0]["measured_us"] == {"batch 0": 1e6}
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.sweep", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.interpreter
 def test_dry_run(tmp_path):
     file = tmp_path / "sweep.json"
-    done = run("--dry-run", "--kernels", "forward", "--json", file)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = f"from benchmarks import sweep; sweep.DRY_CASES = {DRY_CASES}; sweep.main()"
+    command = [sys.executable, "-c", code, "--dry-run", "--kernels", "forward", "--json", str(file)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "dry run: nothing was timed"
     assert "WRONG" not in done.stdout
@@ -328,11 +326,11 @@ def test_dry_run(tmp_path):
     assert written["dry_run"] is True
     assert [entry["case"] for entry in written["cases"]] == [str(case) for case in cases(["forward"])]
     checked = [check["refused"] for case in written["cases"] for check in case["interpreted"]]
-    assert checked == [None] * sweep.DRY_CASES * sweep.DRY_CHECKED
+    assert checked == [None] * DRY_CASES * sweep.DRY_CHECKED
     looked_at = [candidate for case in written["cases"] for candidate in case["candidates"]]
     assert all(candidate["measured_us"] is None and candidate["share_of_copy"] is None for candidate in looked_at)
     compiled = [candidate for candidate in looked_at if candidate["resources"]]
-    assert 0 < len(compiled) <= sweep.DRY_CASES * sweep.DRY_COMPILED  # as many as a minute allows
+    assert 0 < len(compiled) <= DRY_CASES * sweep.DRY_COMPILED  # as many as a minute allows
     assert all(candidate["predicted_us"]["issue"] > 0 for candidate in compiled)
 
 
@@ -345,11 +343,12 @@ def test_dry_run(tmp_path):
         (("--dry-run", "--json", "/no/such/folder/file"), "No such file"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(arguments, reason):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert reason in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_what_cannot_be_done_is_said_in_a_line(arguments, reason, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([*arguments])
+    (message,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert reason in message
 
 
 # A call as the process that times makes it, but for the launch, after another process has compiled.
