@@ -130,15 +130,6 @@ def _is_plain_fp32(lstm: nn.Module) -> bool:
     return lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0 and not any(hooks)
 
 
-def _forward(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
-    """y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
-    # The kernel writes the gates over the products with the input.
-    gates = product(x, w_ih.to(x.dtype), (b_ih + b_hh).to(x.dtype)).float()
-    gates_r = product(x, w_ih_r.to(x.dtype), (b_ih_r + b_hh_r).to(x.dtype)).float()
-    y, c = torch.ops.esim_fast.bilstm(gates, gates_r, w_hh.contiguous(), w_hh_r.contiguous(), batch_sizes)
-    return y, c, gates, gates_r
-
-
 def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, w_hh_r, x_needed):
     """The gradients of x (None if it is not needed) and of each direction's four parameters."""
     grad_gates, grad_gates_r, previous = torch.ops.esim_fast.bilstm_backward(
@@ -160,10 +151,16 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
 
 
 class _BiLSTM(torch.autograd.Function):
-    # Written out: torch.compile counts the parameters to tell whether the first is a context.
+    """Returns y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
+
+    # Parameters are written out: torch.compile counts them to tell whether the first is a context.
     @staticmethod
     def forward(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
-        return _forward(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r)
+        # The kernel writes the gates over the products with the input.
+        gates = product(x, w_ih.to(x.dtype), (b_ih + b_hh).to(x.dtype)).float()
+        gates_r = product(x, w_ih_r.to(x.dtype), (b_ih_r + b_hh_r).to(x.dtype)).float()
+        y, c = torch.ops.esim_fast.bilstm(gates, gates_r, w_hh.contiguous(), w_hh_r.contiguous(), batch_sizes)
+        return y, c, gates, gates_r
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -182,13 +179,12 @@ class _BiLSTM(torch.autograd.Function):
 
 
 @torch.library.register_fake("esim_fast::bilstm")
-def _bilstm_fake(gates, gates_reverse, weight, weight_reverse, batch_sizes):
-    rows, hidden = gates.shape[0], weight.shape[1]
-    return gates.new_empty(rows, 2 * hidden), gates.new_empty(rows, 2 * hidden)
+def _bilstm_fake(gates, gates_reverse, weight, *_):
+    return tuple(gates.new_empty(len(gates), 2 * weight.shape[1]) for _ in range(2))
 
 
 @torch.library.register_fake("esim_fast::bilstm_backward")
-def _bilstm_backward_fake(grad_y, y, c, gates, gates_reverse, weight, weight_reverse, batch_sizes):
+def _bilstm_backward_fake(grad_y, y, c, gates, *_):
     return torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(y)
 
 
@@ -248,22 +244,17 @@ def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, pre
 if runtime.AVAILABLE:
     from .triton import bilstm as kernels  # here, because it imports Triton
 
-    def _bilstm_triton_fake(gates, weights, first_row, sentences, precision):
-        H = weights.shape[1] // 4
-        return gates.new_empty(len(gates), 2 * H), gates.new_empty(len(gates), 2 * H, dtype=torch.float32)
+    def _bilstm_triton_fake(gates, *_):
+        shape = len(gates), gates.shape[1] // 4
+        return gates.new_empty(shape), gates.new_empty(shape, dtype=torch.float32)
 
-    def _bilstm_triton_backward_fake(grad_y, y, c, gates, weights, first_row, sentences, precision):
+    def _bilstm_triton_backward_fake(grad_y, y, c, gates, *_):
         return torch.empty_like(gates), torch.empty_like(y)
 
+    _last = "Tensor weights, Tensor first_row, SymInt sentences, str precision) -> (Tensor, Tensor)"
+    runtime.register(f"bilstm_triton(Tensor(a!) gates, {_last}", kernels.run_forward, _bilstm_triton_fake)
     runtime.register(
-        "bilstm_triton(Tensor(a!) gates, Tensor weights, Tensor first_row, SymInt sentences, str precision) -> "
-        "(Tensor, Tensor)",
-        kernels.run_forward,
-        _bilstm_triton_fake,
-    )
-    runtime.register(
-        "bilstm_triton_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor weights, Tensor first_row, "
-        "SymInt sentences, str precision) -> (Tensor, Tensor)",
+        f"bilstm_triton_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, {_last}",
         kernels.run_backward,
         _bilstm_triton_backward_fake,
     )

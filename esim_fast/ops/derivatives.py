@@ -13,7 +13,7 @@ from torch import Tensor
 from .checks import transforming
 
 
-def apply(function: type[torch.autograd.Function], *arguments):
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply(*arguments)``, whose ``forward`` takes no context, as torch.func wants it.
 
     For the names of such a function's arguments PyTorch looks in every call, longer than kernels take for a small
@@ -39,7 +39,7 @@ def _with_context(function: Any) -> type[torch.autograd.Function]:
     return type(function.__name__, (torch.autograd.Function,), methods)
 
 
-def first_derivative(name: str, backward: Callable, *arguments):
+def first_derivative(name: str, backward: Callable, *arguments: Any) -> Any:
     """``backward(*arguments)``, which refuses to be differentiated in the name of the op ``name``."""
     # Grad mode is on in a backward pass only if somebody wants to differentiate it.
     if torch.is_grad_enabled():

@@ -78,7 +78,7 @@ class _MaskedPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_v, _grad_argmax, _grad_count):
         if grad_v is None:
-            return None, None, None, None, None
+            return (None,) * 5
         argmax, count, *addresses = ctx.saved_tensors
         operator = torch.ops.esim_fast.masked_pool_backward
         grad_x = first_derivative("masked_pool", operator, grad_v, argmax, count, *addresses, ctx.rows)
@@ -87,12 +87,9 @@ class _MaskedPool(torch.autograd.Function):
 
 @torch.library.register_fake("esim_fast::masked_pool")
 def _masked_pool_fake(x, start, step, lengths, mask):
-    batch, width = x.shape[0] if start is None else start.shape[0], x.shape[-1]
-    return (
-        x.new_empty(batch, 2 * width),
-        x.new_empty(batch, width, dtype=torch.int32),
-        x.new_empty(batch, dtype=torch.int32),
-    )
+    shape = len(x if start is None else start), x.shape[-1]
+    argmax = x.new_empty(shape, dtype=torch.int32)
+    return x.new_empty(shape[0], 2 * shape[1]), argmax, argmax.new_empty(shape[0])
 
 
 @torch.library.register_fake("esim_fast::masked_pool_backward")

@@ -97,13 +97,7 @@ class TestCandidates:
         found = dict(
             zip(
                 OTHERS,
-                [
-                    code(instructions=9e3, waits=100.0),
-                    code(),
-                    code(shared=300_000),
-                    code(spills=1),
-                    "CompilationError",
-                ],
+                [code(instructions=9e3, waits=100.0), code(), code(shared=300_000), code(spills=1), "CompilationError"],
                 strict=False,
             )
         )

@@ -92,24 +92,12 @@ def test_files_without_labels(tmp_path):
         ([], "the following arguments are required: FILE"),
         (["{corpus}", "--columns", "a"], f"{EXPECTED}a'"),
         (["{corpus}", "--columns", "1,b"], "expected names or numbers, not both, got '1,b'"),
-        (
-            ["{corpus}", "--columns", "1,0"],
-            f"{EXPECTED}1,0'",
-        ),
-        (
-            ["{corpus}", "--columns", "00,1"],
-            f"{EXPECTED}00,1'",
-        ),
-        (
-            ["{corpus}", "--columns", "1,01"],
-            f"{EXPECTED}1,01'",
-        ),
+        (["{corpus}", "--columns", "1,0"], f"{EXPECTED}1,0'"),
+        (["{corpus}", "--columns", "00,1"], f"{EXPECTED}00,1'"),
+        (["{corpus}", "--columns", "1,01"], f"{EXPECTED}1,01'"),
         (["{corpus}", "--columns", "1," + "9" * 5000], "expected names or numbers, not both"),
         (["{corpus}", "--columns", "1,9"], ":1: expected at least 9 columns, got 3"),
-        (
-            ["{corpus}", "--columns", "sentence1,sentence2,z"],
-            ":1: expected a column z in the header, got",
-        ),
+        (["{corpus}", "--columns", "sentence1,sentence2,z"], ":1: expected a column z in the header, got"),
         (["{corpus}", "--columns", "a,b"], ":1: expected a column a in the header, got gold_label, sentence1"),
         (["{corpus}", "--vectors", "no.txt"], "no.txt: No such file or directory"),
         (["{corpus}", "--cache", "x", "--no-cache"], "not allowed with argument"),

@@ -4,7 +4,6 @@ import re
 import threading
 import time
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import (
-    Batch,
-    Batches,
-    EncodedPairs,
-    Vocabulary,
-    batches,
-    prepare,
-)
+from esim_fast.data import Batch, Batches, EncodedPairs, Vocabulary, batches, prepare
 
 LABELS = ["entailment", "neutral", "contradiction"]
 
@@ -46,7 +38,7 @@ def padded_size(batch: Batch) -> int:
     return len(batch) * sum(batch.pairs.longest)
 
 
-def test_several_datasets_are_one(tmp_path: Path) -> None:
+def test_several_datasets_are_one(tmp_path):
     (first, lists), (second, more) = random_pairs(40, 1), random_pairs(30, 2)
     path = tmp_path / "pairs.tsv"
     path.write_text("label\tpremise\thypothesis\nneutral\ta b c\tb\n-\tx\ty\nentailment\tc\ta a\n")
@@ -66,7 +58,7 @@ def test_several_datasets_are_one(tmp_path: Path) -> None:
             EncodedPairs.concatenated(wrong)
 
 
-def test_one_batch_by_hand() -> None:
+def test_one_batch_by_hand():
     dataset = EncodedPairs([[5, 6, 7], [], [8]], [[9], [10, 11], []], [2, 0, 1])
     batch = dataset[[2, 0]]
     assert len(batch) == len(batch.pairs) == 2
@@ -85,14 +77,14 @@ def test_one_batch_by_hand() -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_empty_sentences(shuffle: bool) -> None:
+def test_empty_sentences(shuffle):
     (batch,) = batches(EncodedPairs([[], []], [[], []], None), 4, shuffle=shuffle)
     assert sentences(batch) == ([[], []], [[], []])
     assert len(batch.pairs.tokens) == len(batch.pairs.batch_sizes) == 0
     assert batch.labels is None
 
 
-def test_no_pairs() -> None:
+def test_no_pairs():
     loader = batches(EncodedPairs([], [], []), 4, shuffle=True)
     assert len(loader) == 0
     assert list(loader) == []
@@ -100,7 +92,7 @@ def test_no_pairs() -> None:
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @given(count=st.integers(0, 400), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
-def test_every_pair_once_with_its_own_words(shuffle: bool, count: int, batch_size: int, seed: int) -> None:
+def test_every_pair_once_with_its_own_words(shuffle, count, batch_size, seed):
     dataset, pairs = random_pairs(count, seed)
     loader = batches(dataset, batch_size, shuffle=shuffle, seed=seed, epoch=1)
     seen: list[int] = []
@@ -121,7 +113,7 @@ def order(loader: Batches) -> list[list[int]]:
     return [batch.indices.tolist() for batch in loader]
 
 
-def test_shuffling_follows_from_seed_and_epoch() -> None:
+def test_shuffling_follows_from_seed_and_epoch():
     dataset, _ = random_pairs(2000)
     first = order(batches(dataset, 8, shuffle=True, seed=1, epoch=2))
     torch.manual_seed(5)
@@ -134,13 +126,13 @@ def test_shuffling_follows_from_seed_and_epoch() -> None:
         assert len({tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch)) for batch in other}) < 25
 
 
-def test_batches_do_not_come_by_length_when_shuffled() -> None:
+def test_batches_do_not_come_by_length_when_shuffled():
     dataset, _ = random_pairs(3200)
     lengths = np.array([batch.pairs.longest[0] for batch in batches(dataset, 32, shuffle=True)])
     assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.4
 
 
-def test_without_shuffling_the_order_is_by_length() -> None:
+def test_without_shuffling_the_order_is_by_length():
     dataset, _ = random_pairs(500)
     indices = list(chain.from_iterable(order(batches(dataset, 32, shuffle=False))))
     lengths = dataset.lengths[indices].tolist()
@@ -148,7 +140,7 @@ def test_without_shuffling_the_order_is_by_length() -> None:
     assert order(batches(dataset, 32, shuffle=False, seed=9, epoch=9)) == order(batches(dataset, 32, shuffle=False))
 
 
-def test_bucketing_saves_padding() -> None:
+def test_bucketing_saves_padding():
     dataset, _ = random_pairs(6400)
     words = int(dataset.lengths.sum())
     unbucketed = sum(padded_size(dataset[range(start, start + 32)]) for start in range(0, 6400, 32))
@@ -158,13 +150,13 @@ def test_bucketing_saves_padding() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, "32"])
-def test_bad_batch_size(batch_size: object) -> None:
+def test_bad_batch_size(batch_size):
     with pytest.raises(ValueError, match=r"^expected a positive integer as batch_size, got "):
         batches(random_pairs(3)[0], batch_size, shuffle=True)
 
 
 @pytest.mark.parametrize("labels", [[0, 1], None])
-def test_moving_a_batch_leaves_on_the_cpu_what_decides_launches(labels: list[int] | None) -> None:
+def test_moving_a_batch_leaves_on_the_cpu_what_decides_launches(labels):
     batch = EncodedPairs([[2], [3, 4]], [[5], []], labels)[[0, 1]].to("meta")
     assert batch.pairs.tokens.device.type == batch.pairs.lengths.device.type == "meta"
     assert batch.pairs.batch_sizes.tolist() == [3, 1]
@@ -182,7 +174,7 @@ def same(one: Batch, other: Batch) -> bool:
     return torch.equal(one.labels, other.labels) and torch.equal(one.indices, other.indices) and all(pairs)
 
 
-def test_batches_made_ahead_are_the_same() -> None:
+def test_batches_made_ahead_are_the_same():
     dataset, _ = random_pairs(100)
     here = list(batches(dataset, 8, shuffle=True))
     for prefetch in (1, 3, 100):
@@ -191,7 +183,7 @@ def test_batches_made_ahead_are_the_same() -> None:
             assert all(map(same, here, loader))
 
 
-def test_making_ahead_is_bounded_and_ends() -> None:
+def test_making_ahead_is_bounded_and_ends():
     class Counting(EncodedPairs):
         made = 0
 
@@ -210,7 +202,7 @@ def test_making_ahead_is_bounded_and_ends() -> None:
     assert threading.active_count() == before
 
 
-def test_a_failure_while_making_ahead_arrives() -> None:
+def test_a_failure_while_making_ahead_arrives():
     class Broken(EncodedPairs):
         def __getitem__(self, indices: object) -> Batch:
             raise RuntimeError("broken")
@@ -221,7 +213,7 @@ def test_a_failure_while_making_ahead_arrives() -> None:
 
 @pytest.mark.parametrize("size", [{"batch_size": 7}, {"max_tokens": 200}])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_an_epoch_goes_on_in_its_middle(size: dict[str, int], shuffle: bool) -> None:
+def test_an_epoch_goes_on_in_its_middle(size, shuffle):
     dataset, _ = random_pairs(100)
     whole = order(batches(dataset, **size, shuffle=shuffle, seed=3, epoch=2))
     for start in (0, 1, 5, len(whole), len(whole) + 1):
@@ -230,13 +222,8 @@ def test_an_epoch_goes_on_in_its_middle(size: dict[str, int], shuffle: bool) -> 
         assert order(rest) == whole[start:]
 
 
-@given(
-    count=st.integers(0, 200),
-    batch_size=st.integers(1, 40),
-    shards=st.integers(1, 9),
-    shuffle=st.booleans(),
-)
-def test_shards_are_nearly_equal_parts_of_each_batch(count: int, batch_size: int, shards: int, shuffle: bool) -> None:
+@given(count=st.integers(0, 200), batch_size=st.integers(1, 40), shards=st.integers(1, 9), shuffle=st.booleans())
+def test_shards_are_nearly_equal_parts_of_each_batch(count, batch_size, shards, shuffle):
     dataset, _ = random_pairs(count)
     whole = order(batches(dataset, batch_size, shuffle=shuffle))
     parts = [order(batches(dataset, batch_size, shuffle=shuffle, shard=(rank, shards))) for rank in range(shards)]
@@ -247,7 +234,7 @@ def test_shards_are_nearly_equal_parts_of_each_batch(count: int, batch_size: int
 
 
 @given(count=st.integers(0, 300), max_tokens=st.integers(1, 300), shuffle=st.booleans())
-def test_batches_by_words(count: int, max_tokens: int, shuffle: bool) -> None:
+def test_batches_by_words(count, max_tokens, shuffle):
     dataset, _ = random_pairs(count)
     words = dataset.lengths.sum(1)
     cut = order(batches(dataset, max_tokens=max_tokens, shuffle=shuffle, seed=4))
@@ -259,7 +246,7 @@ def test_batches_by_words(count: int, max_tokens: int, shuffle: bool) -> None:
             assert words[batch].sum() + words[following[0]] > max_tokens
 
 
-def test_batches_by_words_are_shuffled_and_bucketed() -> None:
+def test_batches_by_words_are_shuffled_and_bucketed():
     dataset, _ = random_pairs(6400)
     first = order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=2))
     assert order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=2)) == first
@@ -280,12 +267,12 @@ def test_batches_by_words_are_shuffled_and_bucketed() -> None:
         ({"batch_size": 1, "shard": (2, 2)}, "expected shard as (r, n) with 0 <= r < n, got (2, 2)"),
     ],
 )
-def test_bad_options(options: dict[str, object], message: str) -> None:
+def test_bad_options(options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         batches(random_pairs(3)[0], shuffle=True, **options)
 
 
-def test_words_numbered_in_their_own_way() -> None:
+def test_words_numbered_in_their_own_way():
     tokens = np.array([0, 1, 2, 1, 3], dtype=np.int32)
     ids = np.array([20, 10, 0, 30])
     begins, lengths = np.array([[0, 2], [3, 4], [4, 4]]), np.array([[2, 1], [1, 1], [0, 0]])
@@ -297,7 +284,7 @@ def test_words_numbered_in_their_own_way() -> None:
     assert batch.labels.tolist() == [0, 1, 2]
 
 
-def test_real_corpus(real_data: Path) -> None:
+def test_real_corpus(real_data):
     corpus = prepare(real_data / "snli/dev.tsv.gz")
     vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
     dataset = corpus.encode(vocabulary, LABELS)

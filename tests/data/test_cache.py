@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,20 +50,20 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix != ".lock")
 
 
-def test_it_is_made_once(folder: Path, source: Path) -> None:
+def test_it_is_made_once(folder, source):
     make = Maker(source)
     assert fetch(folder, make) == fetch(folder, make) == b"content"
     assert make.count == 1
     assert [path.suffix for path in files(folder)] == [".safetensors"]
 
 
-def test_without_a_folder_nothing_is_kept(source: Path) -> None:
+def test_without_a_folder_nothing_is_kept(source):
     make = Maker(source)
     assert fetch(None, make) == fetch(None, make) == b"content"
     assert make.count == 2
 
 
-def test_other_options_are_kept_beside(folder: Path, source: Path) -> None:
+def test_other_options_are_kept_beside(folder, source):
     make = Maker(source)
     for options in ({}, {"format": "2"}, {"more": "x"}):
         fetch(folder, make, **options)
@@ -72,7 +71,7 @@ def test_other_options_are_kept_beside(folder: Path, source: Path) -> None:
     assert len(files(folder)) == 3
 
 
-def test_other_content_replaces(folder: Path, source: Path) -> None:
+def test_other_content_replaces(folder, source):
     make = Maker(source)
     fetch(folder, make)
     about = source.stat()
@@ -83,7 +82,7 @@ def test_other_content_replaces(folder: Path, source: Path) -> None:
     assert len(files(folder)) == 1
 
 
-def test_the_same_content_written_anew_is_known(folder: Path, source: Path) -> None:
+def test_the_same_content_written_anew_is_known(folder, source):
     make = Maker(source)
     fetch(folder, make)
     source.unlink()
@@ -92,9 +91,7 @@ def test_the_same_content_written_anew_is_known(folder: Path, source: Path) -> N
     assert make.count == 1
 
 
-def test_a_large_file_is_known_by_its_time_and_size(
-    folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_is_known_by_its_time_and_size(folder, source, monkeypatch):
     monkeypatch.setattr("esim_fast.data.cache._LARGE", 1)
     make = Maker(source)
     assert fetch(folder, make) == fetch(folder, make)
@@ -121,7 +118,7 @@ def test_a_large_file_is_known_by_its_time_and_size(
         pytest.param(lambda data: data.replace(b'checksum":"', b'checksum":"0', 1)[:-1], id="other-checksum"),
     ],
 )
-def test_a_damaged_file_is_made_again(folder: Path, source: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_made_again(folder, source, damage):
     make = Maker(source)
     fetch(folder, make)
     (path,) = files(folder)
@@ -135,7 +132,7 @@ def test_a_damaged_file_is_made_again(folder: Path, source: Path, damage: Callab
     assert make.count == 2
 
 
-def test_every_bit_counts(folder: Path, source: Path) -> None:
+def test_every_bit_counts(folder, source):
     make = Maker(source)
     fetch(folder, make)
     (path,) = files(folder)
@@ -145,7 +142,7 @@ def test_every_bit_counts(folder: Path, source: Path) -> None:
         assert fetch(folder, make) == b"content", place
 
 
-def test_a_failure_leaves_nothing(folder: Path, source: Path) -> None:
+def test_a_failure_leaves_nothing(folder, source):
     def fail() -> dict[str, torch.Tensor]:
         raise DataError("no")
 
@@ -154,7 +151,7 @@ def test_a_failure_leaves_nothing(folder: Path, source: Path) -> None:
     assert files(folder) == []
 
 
-def test_a_source_that_changes_meanwhile(folder: Path, source: Path) -> None:
+def test_a_source_that_changes_meanwhile(folder, source):
     class Changing(Maker):
         def __call__(self) -> dict[str, torch.Tensor]:
             arrays = super().__call__()
@@ -166,7 +163,7 @@ def test_a_source_that_changes_meanwhile(folder: Path, source: Path) -> None:
     assert files(folder) == []
 
 
-def test_where_nothing_can_be_written(tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_nothing_can_be_written(tmp_path, source, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert fetch(blocked / "folder", Maker(source)) == b"content"
@@ -174,7 +171,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, source: Path, caplog: pyte
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_is_read_once_and_not_kept(tmp_path: Path, folder: Path) -> None:
+def test_a_pipe_is_read_once_and_not_kept(tmp_path, folder):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen([sys.executable, "-c", f"open({str(pipe)!r}, 'wb').write(b'content')"]):
@@ -193,7 +190,7 @@ def _fetch_slowly(folder: Path, source: Path, made: "multiprocessing.Queue[bool]
     made.put(bool(make.count))
 
 
-def test_of_several_processes_one_makes_it(folder: Path, source: Path) -> None:
+def test_of_several_processes_one_makes_it(folder, source):
     context = multiprocessing.get_context("fork")
     made = context.Queue()
     processes = [context.Process(target=_fetch_slowly, args=(folder, source, made)) for _ in range(4)]
@@ -205,7 +202,7 @@ def test_of_several_processes_one_makes_it(folder: Path, source: Path) -> None:
     assert len(files(folder)) == 1
 
 
-def test_where_the_users_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_users_cache_is(monkeypatch):
     monkeypatch.setenv("ESIM_FAST_CACHE", "/a/b")
     assert default_cache() == Path("/a/b")
     monkeypatch.setenv("ESIM_FAST_CACHE", "")

@@ -53,7 +53,7 @@ def found(folder: Path, *names: str) -> list[str | None]:
         ),
     ],
 )
-def test_layouts(tmp_path: Path, names: list[str], expected: list[str | None]) -> None:
+def test_layouts(tmp_path, names, expected):
     assert found(tmp_path, *names) == expected
 
 
@@ -66,12 +66,12 @@ def test_layouts(tmp_path: Path, names: list[str], expected: list[str | None]) -
         (["a_train.tsv", "b_train.tsv", "dev.tsv"], ": which is the train file? a_train.tsv, b_train.tsv"),
     ],
 )
-def test_mistakes(tmp_path: Path, names: list[str], message: str) -> None:
+def test_mistakes(tmp_path, names, message):
     with pytest.raises(DataError) as caught:
         found(tmp_path, *names)
     assert str(caught.value) == f"{tmp_path}{message}"
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_no_folder(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such directory$"):
         find_corpus(tmp_path / "nowhere")

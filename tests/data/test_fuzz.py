@@ -145,7 +145,7 @@ def named_lines(bad: list[BadRow]) -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["tsv", "jsonl"])
-def test_a_row_a_line(form: str) -> None:
+def test_a_row_a_line(form):
     draw = random.Random(form)
     write = {"tsv": tsv, "jsonl": jsonl}[form]
     reported = 0
@@ -173,7 +173,7 @@ def test_a_row_a_line(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "quoted-tsv"])
-def test_rows_of_several_lines(form: str) -> None:
+def test_rows_of_several_lines(form):
     """A damaged quote may hide the rows behind it, but they are named or plainly part of one that is."""
     draw = random.Random(form)
     delimiter = "," if form == "csv" else "\t"
@@ -214,7 +214,7 @@ def test_rows_of_several_lines(form: str) -> None:
             assert pair[:3] == (premise, hypothesis, None if label.strip() == "-" else label.strip()), content
 
 
-def test_damaged_archives(tmp_path: Path) -> None:
+def test_damaged_archives(tmp_path):
     """Of a gzip file with damaged bytes, what is read is a beginning of what was written, and the rest is reported."""
     draw = random.Random(0)
     rows = [draw_row(draw) for _ in range(300)]
@@ -246,7 +246,7 @@ def refused_at_once(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("form", ["tsv", "csv", "quoted-tsv"])
-def test_damaged_headers(form: str) -> None:
+def test_damaged_headers(form):
     """Either the header is refused, or the rows behind it are read as if nothing had happened to it."""
     draw = random.Random(form)
     write = tsv if form == "tsv" else quoted("," if form == "csv" else "\t")
@@ -270,7 +270,7 @@ def test_damaged_headers(form: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "write"), [("a.tsv", tsv), ("a.jsonl", jsonl), ("a.csv", quoted(","))])
-def test_prepared_corpora_hold_what_is_read(tmp_path: Path, name: str, write: Callable) -> None:
+def test_prepared_corpora_hold_what_is_read(tmp_path, name, write):
     draw = random.Random(name)
     path = tmp_path / name
     for _ in range(30):

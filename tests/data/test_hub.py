@@ -33,7 +33,7 @@ def corpus(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return f"hub:{tmp_path / 'nli'}"
 
 
-def test_rows_and_names_of_labels(corpus: str) -> None:
+def test_rows_and_names_of_labels(corpus):
     prepared = prepare(f"{corpus}#train")
     assert prepared.words == ["a", "b", ".", "c", "?", "d"]
     assert prepared.labels.tolist() == [0, module.NO_LABEL, 1]
@@ -41,17 +41,17 @@ def test_rows_and_names_of_labels(corpus: str) -> None:
     assert prepared.lines.tolist() == [1, 2, 3]
 
 
-def test_it_is_kept(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_kept(corpus, tmp_path, monkeypatch):
     first = prepare(f"{corpus}#train", cache=tmp_path / "cache")
     monkeypatch.setattr(module, "_tokenize_part", None)
     assert np.array_equal(prepare(f"{corpus}#train", cache=tmp_path / "cache").tokens, first.tokens)
 
 
-def test_splits(corpus: str) -> None:
+def test_splits(corpus):
     assert find_corpus(corpus) == (f"{corpus}#train", f"{corpus}#validation", f"{corpus}#test")
 
 
-def test_mistakes(corpus: str, tmp_path: Path) -> None:
+def test_mistakes(corpus, tmp_path):
     with pytest.raises(DataError, match=r"expected one of its splits after #, train, validation, test, got 'dev'$"):
         prepare(f"{corpus}#dev")
     with pytest.raises(DataError, match=r"expected sentence pairs, got only 3 labeled -$"):
@@ -62,14 +62,14 @@ def test_mistakes(corpus: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_row_that_is_wrong(tmp_path: Path) -> None:
+def test_a_row_that_is_wrong(tmp_path):
     rows = dataset(premise=["a", None, "c"])
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "nli")
     with pytest.raises(DataError, match=r"#train:2: premise: expected a string, got NoneType$"):
         prepare(f"hub:{tmp_path / 'nli'}#train")
 
 
-def test_multinli(tmp_path: Path) -> None:
+def test_multinli(tmp_path):
     names = ("train", "validation_matched", "validation_mismatched", "test_matched")
     datasets.DatasetDict({name: dataset() for name in names}).save_to_disk(tmp_path / "mnli")
     parts = [part.rpartition("#")[2] for part in find_corpus(f"hub:{tmp_path / 'mnli'}")]

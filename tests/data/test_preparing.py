@@ -64,7 +64,7 @@ def many_rows(count: int) -> str:
     return "".join(f"{row} n{number}\n" for number, row in enumerate(rows))
 
 
-def test_one_corpus_by_hand(tmp_path: Path) -> None:
+def test_one_corpus_by_hand(tmp_path):
     corpus = prepare(write(tmp_path, TSV))
     assert len(corpus) == 3
     assert corpus.words == ["a", "b", "c", ".", "d", ","]
@@ -80,7 +80,7 @@ def test_one_corpus_by_hand(tmp_path: Path) -> None:
     assert corpus.word_counts(labeled=False)["d"] == 1
 
 
-def test_encoding(tmp_path: Path) -> None:
+def test_encoding(tmp_path):
     corpus = prepare(write(tmp_path, TSV))
     dataset = corpus.encode(Vocabulary(["<unk>", "<pad>", "b", "a", "."]), ["y", "x"])
     assert len(dataset) == 2
@@ -92,7 +92,7 @@ def test_encoding(tmp_path: Path) -> None:
     assert str(caught.value) == f"{corpus.path}:4: expected a label among x, z, got 'y'"
 
 
-def test_other_labels_can_be_left_out(tmp_path: Path) -> None:
+def test_other_labels_can_be_left_out(tmp_path):
     corpus = prepare(write(tmp_path, TSV)).without_other_labels(["x", "z"])
     assert corpus.bad_rows == [BadRow(4, "expected a label among x, z, got 'y'")]
     dataset = corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["z", "x"])
@@ -103,9 +103,7 @@ def test_other_labels_can_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_all_ways_give_what_reading_and_tokenizing_give(
-    tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_ways_give_what_reading_and_tokenizing_give(tmp_path, cached, monkeypatch):
     monkeypatch.setattr(module, "ROWS", 50)
     path = write(tmp_path, many_rows(1000), "plain.tsv")
     write(tmp_path, gzip.compress(path.read_bytes()), "packed.tsv.gz")
@@ -124,7 +122,7 @@ def test_all_ways_give_what_reading_and_tokenizing_give(
     assert same(prepare(path, cache=cache), found[0])
 
 
-def test_the_second_time_nothing_is_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_time_nothing_is_tokenized(tmp_path, monkeypatch):
     path = write(tmp_path, TSV)
     first = prepare(path, cache=tmp_path / "cache")
 
@@ -138,26 +136,26 @@ def test_the_second_time_nothing_is_tokenized(tmp_path: Path, monkeypatch: pytes
             prepare(path, cache=tmp_path / "cache", **options)
 
 
-def test_what_a_name_says_of_the_form_is_part_of_the_key(tmp_path: Path) -> None:
+def test_what_a_name_says_of_the_form_is_part_of_the_key(tmp_path):
     tsv = write(tmp_path, "x,y\ta,b\tc\n", "w.tsv")
     (tmp_path / "w.csv").symlink_to(tsv)
     prepare(tsv, cache=tmp_path / "cache")
     assert prepare(tmp_path / "w.csv", cache=tmp_path / "cache").label_names == ["x"]
 
 
-def test_words_of_punkt_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_of_punkt_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "get_tokenizer", lambda name: str.split)
     prepare(write(tmp_path, TSV), "nltk-punkt", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_text_without_columns(tmp_path: Path) -> None:
+def test_text_without_columns(tmp_path):
     path = write(tmp_path, "A man\n\tman, sleeping\n", "words.txt")
     corpus = prepare(path, corpus_format=CorpusFormat(text=True), labeled=False, cache=tmp_path / "cache")
     assert corpus.word_counts(labeled=False) == {"a": 1, "man": 2, ",": 1, "sleeping": 1}
 
 
-def test_long_rows_come_in_small_parts() -> None:
+def test_long_rows_come_in_small_parts():
     records = [module.Record(number, b"x" * 900_000) for number in range(50)]
     chunks = list(module._chunks(iter(records)))
     assert [record for chunk in chunks for record in chunk] == records
@@ -166,7 +164,7 @@ def test_long_rows_come_in_small_parts() -> None:
     assert [len(chunk) for chunk in module._chunks(iter(rows))] == [2048, 2048, 904]
 
 
-def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:
+def test_a_digest_tells_contents_apart(tmp_path):
     def digest(text: str, name: str = "a.tsv") -> str:
         return prepare(write(tmp_path, text, name)).digest
 
@@ -186,7 +184,7 @@ def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
-def test_bad_corpora(tmp_path: Path, content: str, message: str, workers: int) -> None:
+def test_bad_corpora(tmp_path, content, message, workers):
     path = write(tmp_path, content)
     for _ in range(2):  # nor may a second call find something kept
         with pytest.raises(DataError) as caught:
@@ -194,7 +192,7 @@ def test_bad_corpora(tmp_path: Path, content: str, message: str, workers: int) -
         assert str(caught.value) == f"{path}{message}"
 
 
-def test_bad_rows_are_listed_again_the_second_time(tmp_path: Path) -> None:
+def test_bad_rows_are_listed_again_the_second_time(tmp_path):
     path, cache = write(tmp_path, TSV + "x\ta\nx\te\t\0\n"), tmp_path / "cache"
     for _ in range(2):
         corpus = prepare(path, cache=cache, skip_bad_rows=True)
@@ -204,14 +202,14 @@ def test_bad_rows_are_listed_again_the_second_time(tmp_path: Path) -> None:
         prepare(path, cache=cache)
 
 
-def test_a_corpus_of_bad_rows(tmp_path: Path) -> None:
+def test_a_corpus_of_bad_rows(tmp_path):
     path = write(tmp_path, "label\tpremise\thypothesis\nx\ta\n")
     with pytest.raises(DataError, match=r"got none that can be read; line 2: expected 3 columns, got 2$"):
         prepare(path, skip_bad_rows=True)
     assert len(prepare(path, skip_bad_rows=True, allow_empty=True)) == 0
 
 
-def test_labels_with_any_character(tmp_path: Path) -> None:
+def test_labels_with_any_character(tmp_path):
     labels = ["a\nb", 'c"', "ünï"]
     rows = [json.dumps({"label": label, "premise": "p", "hypothesis": "h"}) for label in labels]
     corpus = prepare(write(tmp_path, "\n".join(rows), "a.jsonl"), cache=tmp_path / "cache")
@@ -219,14 +217,14 @@ def test_labels_with_any_character(tmp_path: Path) -> None:
 
 
 class TestOwnTokenizer:
-    def test_it_is_used_and_not_kept(self, tmp_path: Path) -> None:
+    def test_it_is_used_and_not_kept(self, tmp_path):
         path, cache = write(tmp_path, TSV), tmp_path / "cache"
         assert prepare(path, cache=str(tmp_path / "other")).words == prepare(path).words
         assert prepare(path, str.split, cache=cache).words[:3] == ["A", "b", "c."]
         assert prepare(path, list, cache=cache).words[:2] == ["A", " "]
         assert not cache.exists()
 
-    def test_in_other_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_other_processes(self, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
         here, there = (prepare(path, lambda text: text.upper().split(), workers=workers) for workers in (1, 2))
@@ -245,9 +243,7 @@ class TestOwnTokenizer:
             (["\ud800"], "expected words without line breaks, got '\\ud800'"),
         ],
     )
-    def test_mistakes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: object, message: str, workers: int
-    ) -> None:
+    def test_mistakes(self, tmp_path, monkeypatch, returns, message, workers):
         monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
         with pytest.raises(DataError) as caught:
@@ -258,7 +254,7 @@ class TestOwnTokenizer:
 
 
 class TestProcesses:
-    def test_one_that_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_is_killed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
 
@@ -270,7 +266,7 @@ class TestProcesses:
         with pytest.raises(DataError, match=r"^a worker process was killed; is memory short\?$"):
             prepare(path, tokenize, workers=2)
 
-    def test_inside_a_process_that_may_have_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_inside_a_process_that_may_have_none(self, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "ROWS", 50)
         path = write(tmp_path, many_rows(1000))
         context = multiprocessing.get_context("fork")
@@ -279,7 +275,7 @@ class TestProcesses:
         process.join()
         assert process.exitcode == 0
 
-    def test_memory_is_bounded_by_few_parts_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_memory_is_bounded_by_few_parts_ahead(self, monkeypatch):
         taken = 0
 
         def items() -> "object":
@@ -294,7 +290,7 @@ class TestProcesses:
         results.close()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-    def test_after_a_mistake_nobody_waits_for_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_after_a_mistake_nobody_waits_for_them(self, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "ROWS", 50)
         rows = many_rows(2000).splitlines(keepends=True)
         rows[60] = "x\tonly one\n"
@@ -307,7 +303,7 @@ class TestProcesses:
         assert set(children(os.getpid())) <= set(before), caught.value
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-    def test_they_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:
+    def test_they_end_with_the_one_that_started_them(self, tmp_path):
         write(tmp_path, many_rows(20_000))
         script = (
             "import time\n"
@@ -359,9 +355,7 @@ def _prepare(corpus: Path, cache: Path, at: str | None) -> None:
 
 
 @pytest.mark.parametrize("steps", ["any moment", "fsync before", "fsync after", "replace before", "replace after"])
-def test_killing_leaves_the_old_state_or_a_complete_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
-) -> None:
+def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, steps):
     monkeypatch.setattr(module, "ROWS", 100)
     path, cache = tmp_path / "corpus.tsv", tmp_path / "cache"
     contents = [many_rows(1500), many_rows(1501)]
@@ -405,7 +399,7 @@ def kept_files(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.glob("*.safetensors")}
 
 
-def test_both_forms_of_snli_hold_the_same_examples(real_data: Path) -> None:
+def test_both_forms_of_snli_hold_the_same_examples(real_data):
     tsv, jsonl = (prepare(real_data / "snli" / name) for name in ("dev.tsv.gz", "snli_1.0_dev.jsonl.gz"))
     examples = [[pair[:3] for pair in pairs_of(corpus) if pair[2]] for corpus in (tsv, jsonl)]
     assert len(examples[0]) == 9842

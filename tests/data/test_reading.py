@@ -41,7 +41,7 @@ def shifted(rows: list[Pair], lines: int) -> list[Pair]:
         pytest.param(TSV + "\n\r\n\n", id="blank-lines-at-the-end"),
     ],
 )
-def test_tab_separated(tmp_path: Path, name: str, content: str) -> None:
+def test_tab_separated(tmp_path, name, content):
     path = write(tmp_path, name, content)
     assert list(read_pairs(path)) == ROWS
 
@@ -72,11 +72,11 @@ def test_tab_separated(tmp_path: Path, name: str, content: str) -> None:
         ),
     ],
 )
-def test_header(tmp_path: Path, content: str) -> None:
+def test_header(tmp_path, content):
     assert list(read_pairs(write(tmp_path, "a.tsv", content))) == shifted(ROWS, 1)
 
 
-def test_quotes_and_unicode_line_ends_are_ordinary_characters(tmp_path: Path) -> None:
+def test_quotes_and_unicode_line_ends_are_ordinary_characters(tmp_path):
     odd = 'He said "so\u2028it\x85is\x0bnot\x0cover\x1c\r here'
     path = write(tmp_path, "a.tsv", f'neutral\t"{odd}\t"\n')
     assert list(read_pairs(path)) == [Pair(f'"{odd}', '"', "neutral", 1)]
@@ -86,18 +86,18 @@ def test_quotes_and_unicode_line_ends_are_ordinary_characters(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "keys", [("gold_label", "sentence1", "sentence2"), ("label", "premise", "hypothesis")], ids=lambda keys: keys[0]
 )
-def test_json_lines(tmp_path: Path, name: str, keys: tuple[str, str, str]) -> None:
+def test_json_lines(tmp_path, name, keys):
     rows = [dict(zip(keys, (row.label, row.premise, row.hypothesis), strict=True)) | {"pairID": 7} for row in ROWS]
     assert list(read_pairs(write(tmp_path, name, "\n".join(map(json.dumps, rows)) + "\n\n"))) == ROWS
 
 
-def test_json_lines_prefer_the_gold_label(tmp_path: Path) -> None:
+def test_json_lines_prefer_the_gold_label(tmp_path):
     row = {"label": "x", "gold_label": "neutral", "premise": "x", "sentence1": "Two cats.", "sentence2": ""}
     assert list(read_pairs(write(tmp_path, "a.jsonl", json.dumps(row)))) == [Pair("Two cats.", "", "neutral", 1)]
 
 
 @pytest.mark.parametrize("labeled", [True, False])
-def test_rows_without_a_gold_label(tmp_path: Path, labeled: bool) -> None:
+def test_rows_without_a_gold_label(tmp_path, labeled):
     path = write(tmp_path, "a.tsv", "-\ta\tb\nneutral\tc\td\n")
     assert list(read_pairs(path, labeled=labeled)) == [Pair("a", "b", None, 1), Pair("c", "d", "neutral", 2)]
 
@@ -114,7 +114,7 @@ def test_rows_without_a_gold_label(tmp_path: Path, labeled: bool) -> None:
         ("a.jsonl", '{"premise": "a", "hypothesis": "b", "label": "x"}\n', Pair("a", "b", "x", 1)),
     ],
 )
-def test_labels_may_be_absent(tmp_path: Path, name: str, content: str, first: Pair) -> None:
+def test_labels_may_be_absent(tmp_path, name, content, first):
     assert next(read_pairs(write(tmp_path, name, content), labeled=False)) == first
 
 
@@ -162,11 +162,7 @@ GOOD_JSON = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}\n'
             '{"premise": "a", "hypothesis": "b"}',
             ":1: expected a key gold_label, label or is_duplicate, got premise, hypothesis",
         ),
-        (
-            "a.jsonl",
-            '{"premise": "a", "hypothesis": "b", "label": 0.5}',
-            ":1: label: expected a string, got float",
-        ),
+        ("a.jsonl", '{"premise": "a", "hypothesis": "b", "label": 0.5}', ":1: label: expected a string, got float"),
         (
             "a.jsonl",
             '{"sentence1": null, "sentence2": "b", "label": "x"}',
@@ -180,7 +176,7 @@ GOOD_JSON = '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}\n'
         ),
     ],
 )
-def test_bad_file(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_bad_file(tmp_path, name, content, message):
     path = write(tmp_path, name, content)
     with pytest.raises(DataError) as caught:
         list(read_pairs(path))
@@ -197,14 +193,14 @@ def test_bad_file(tmp_path: Path, name: str, content: str | bytes, message: str)
         ("\ta\tb\n", ":1: empty label"),
     ],
 )
-def test_bad_unlabeled_file(tmp_path: Path, content: str, message: str) -> None:
+def test_bad_unlabeled_file(tmp_path, content, message):
     path = write(tmp_path, "a.tsv", content)
     with pytest.raises(DataError) as caught:
         list(read_pairs(path, labeled=False))
     assert str(caught.value) == path + message
 
 
-def test_unreadable_files(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path):
     def message(path: Path) -> str:
         with pytest.raises(DataError) as caught:
             list(read_pairs(path))
@@ -227,13 +223,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[" * 200_000, "9" * 10_000], ids=["deep", "long"])
-def test_json_that_python_refuses(tmp_path: Path, content: str) -> None:
+def test_json_that_python_refuses(tmp_path, content):
     path = write(tmp_path, "a.jsonl", content)
     with pytest.raises(DataError, match=r"a\.jsonl:1: "):
         list(read_pairs(path))
 
 
-def test_a_stream_is_parsed_as_it_arrives() -> None:
+def test_a_stream_is_parsed_as_it_arrives():
     lines = io.BytesIO(b"a\tb\nc\td\te\n")
     rows = parse_pairs(lines, "<stdin>", KNOWN_NAMES, form="tsv", labeled=False)
     assert next(rows) == Pair("a", "b", None, 1)
@@ -248,7 +244,7 @@ labels = sentences.map(str.strip).filter(lambda label: label not in ("", "-"))
 
 
 @given(st.lists(st.tuples(labels, sentences, sentences), min_size=1))
-def test_whatever_is_written_is_read_back(rows: list[tuple[str, str, str]]) -> None:
+def test_whatever_is_written_is_read_back(rows):
     tsv = "".join("\t".join(row) + "\n" for row in [("label", "premise", "hypothesis"), *rows])
     jsonl = "".join(json.dumps(dict(zip(("label", "premise", "hypothesis"), row, strict=True))) + "\n" for row in rows)
     for form, text in (("tsv", tsv), ("jsonl", jsonl)):
@@ -280,23 +276,23 @@ QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWhy?\tHow?\t
         ("qqp.jsonl", '{"question1": "Why?", "question2": "How?", "is_duplicate": 0}\n', ()),
     ],
 )
-def test_columns(tmp_path: Path, name: str, content: str, columns: tuple[str, ...]) -> None:
+def test_columns(tmp_path, name, content, columns):
     assert read(write(tmp_path, name, content), *columns) == [("Why?", "How?", "0")]
 
 
-def test_two_columns_where_labels_are_not_needed(tmp_path: Path) -> None:
+def test_two_columns_where_labels_are_not_needed(tmp_path):
     path = write(tmp_path, "a.tsv", QQP)
     assert read(path, "question1", "question2", labeled=False) == [("Why?", "How?", None)]
     for columns in (("question1", "question2", "other"), ("4", "5", "7")):  # nor need a label's column be there
         assert read(path, *columns, labeled=False) == [("Why?", "How?", None)]
 
 
-def test_labels_that_json_writes_otherwise(tmp_path: Path) -> None:
+def test_labels_that_json_writes_otherwise(tmp_path):
     rows = "".join(f'{{"premise": "a", "hypothesis": "b", "label": {label}}}\n' for label in ("-1", "10", "true"))
     assert [label for *_, label in read(write(tmp_path, "a.jsonl", rows))] == ["-1", "10", "true"]
 
 
-def test_quoted_fields(tmp_path: Path) -> None:
+def test_quoted_fields(tmp_path):
     csv = 'label,premise,hypothesis\r\nx,"a, ""b""\nc",d\r\n"y","",e\n'
     expected = [('a, "b"\nc', "d", "x"), ("", "e", "y")]
     assert read(write(tmp_path, "a.csv", csv)) == expected
@@ -327,9 +323,7 @@ def test_quoted_fields(tmp_path: Path) -> None:
         ("a.tsv", GOOD + "x\t" + "a" * LONGEST_LINE + "\tb\n", (), ":2: expected at most 1000000 bytes in a row, got"),
     ],
 )  # fmt: skip
-def test_bad_rows_of_other_forms(
-    tmp_path: Path, name: str, content: str, columns: tuple[str, ...], message: str
-) -> None:
+def test_bad_rows_of_other_forms(tmp_path, name, content, columns, message):
     path = write(tmp_path, name, content)
     with pytest.raises(DataError) as caught:
         read(path, *columns)
@@ -350,16 +344,14 @@ def test_bad_rows_of_other_forms(
         ("a.jsonl", GOOD_JSON + "{\n" + GOOD_JSON, [1, 3], [2]),
     ],
 )
-def test_bad_rows_can_be_left_out(
-    tmp_path: Path, name: str, content: str | bytes, lines: list[int], bad: list[int]
-) -> None:
+def test_bad_rows_can_be_left_out(tmp_path, name, content, lines, bad):
     rows: list[BadRow] = []
     pairs = list(read_pairs(write(tmp_path, name, content), on_bad_row=rows.append))
     assert [pair.line for pair in pairs] == lines
     assert [row.line for row in rows] == bad
 
 
-def test_a_file_that_ends_too_early_keeps_its_whole_rows(tmp_path: Path) -> None:
+def test_a_file_that_ends_too_early_keeps_its_whole_rows(tmp_path):
     whole = gzip.compress("".join(f"x\tpremise {i}\thypothesis {i}\n" for i in range(5000)).encode())
     path = tmp_path / "a.tsv.gz"
     path.write_bytes(whole[: len(whole) * 2 // 3])
@@ -369,7 +361,7 @@ def test_a_file_that_ends_too_early_keeps_its_whole_rows(tmp_path: Path) -> None
     assert rows == [(len(pairs) + 1, "Compressed file ended before the end-of-stream marker was reached")]
 
 
-def test_reading_that_fails_within_a_row_of_several_lines_loses_no_row_before(tmp_path: Path) -> None:
+def test_reading_that_fails_within_a_row_of_several_lines_loses_no_row_before(tmp_path):
     rows = ["x,a,b\n"] * 60 + ['x,"never ends,b\n'] + [f"x,premise {i},b\n" for i in range(3000)]
     whole = gzip.compress("".join(rows).encode())
     path = tmp_path / "a.csv.gz"
@@ -391,7 +383,7 @@ def test_reading_that_fails_within_a_row_of_several_lines_loses_no_row_before(tm
         pytest.param('""""""\n', id="nothing-but-quotes"),
     ],
 )
-def test_time_grows_with_the_file_and_not_faster(row: str) -> None:
+def test_time_grows_with_the_file_and_not_faster(row):
     def seconds(count: int) -> float:
         lines = io.BytesIO(b"x,a,b\n" + row.encode() * count)
         begin = time.process_time()
@@ -403,7 +395,7 @@ def test_time_grows_with_the_file_and_not_faster(row: str) -> None:
     assert long < 5 * 16 * short  # a square would be 16 times 16
 
 
-def test_blank_lines_take_no_memory() -> None:
+def test_blank_lines_take_no_memory():
     tracemalloc.start()
     try:
         lines = chain([b"x\ta\tb\n"], repeat(b"\n", 1_000_000), [b"x\ta\tb\n"])
@@ -416,19 +408,19 @@ def test_blank_lines_take_no_memory() -> None:
     assert bad == [BadRow(2, "1000000 blank lines")]
 
 
-def test_text_without_columns(tmp_path: Path) -> None:
+def test_text_without_columns(tmp_path):
     path = write(tmp_path, "a.txt", "A word\ttabs too\n\nand\n")
     pairs = list(read_pairs(path, CorpusFormat(text=True), labeled=False))
     assert pairs == [Pair("A word\ttabs too", "", None, 1), Pair("and", "", None, 3)]
 
 
-def test_columns_are_settled_by_a_good_first_row_alone(tmp_path: Path) -> None:
+def test_columns_are_settled_by_a_good_first_row_alone(tmp_path):
     for content in (b"\xff\tb\tc\nx\ta\tb\n", b"a\tb\nx\ta\tb\n", b"\nx\ta\tb\n"):
         with pytest.raises(DataError, match=r"a\.tsv:1: "):
             list(read_pairs(write(tmp_path, "a.tsv", content), on_bad_row=lambda row: None))
 
 
-def test_a_long_line_does_not_fill_the_memory() -> None:
+def test_a_long_line_does_not_fill_the_memory():
     class Endless(io.RawIOBase):
         """A gigabyte without a line feed, then a line."""
 
@@ -456,13 +448,13 @@ def test_a_long_line_does_not_fill_the_memory() -> None:
         ("mnli/dev_matched.tsv.gz", 9815, 0),
     ],
 )
-def test_real_corpora(real_data: Path, name: str, pairs: int, unlabeled: int) -> None:
+def test_real_corpora(real_data, name, pairs, unlabeled):
     labels = [pair.label for pair in read_pairs(real_data / name)]
     assert (len(labels) - labels.count(None), labels.count(None)) == (pairs, unlabeled)
     assert {*labels} - {None} == {"entailment", "neutral", "contradiction"}
 
 
-def test_formats_made_by_hand() -> None:
+def test_formats_made_by_hand():
     assert CorpusFormat(columns=[1, 2, 3]).columns == ("1", "2", "3")
     with pytest.raises(TypeError, match="columns must be a sequence of names or numbers, got 'a,b'"):
         CorpusFormat(columns="a,b")

@@ -35,7 +35,7 @@ from esim_fast.data.tokenizing import name_of
         (" \t ", []),
     ],
 )
-def test_nltk(text: str, words: list[str]) -> None:
+def test_nltk(text, words):
     assert get_tokenizer()(text) == words
     assert get_tokenizer("nltk")(text) == words
 
@@ -44,28 +44,27 @@ pieces = st.sampled_from(["a", "B", "5", " ", " ", ", ", ",", ".", "'", "cannot"
 
 
 @given(st.text() | st.text("aB.'\"`,:-$( )\n?") | st.lists(pieces).map("".join))
-def test_nltk_is_word_tokenize_lowered_without_whitespace(text: str) -> None:
+def test_nltk_is_word_tokenize_lowered_without_whitespace(text):
     words = get_tokenizer("nltk")(text)
     assert words == [word.lower() for word in word_tokenize(text, preserve_line=True)]
     assert not any(character.isspace() for word in words for character in word)
     assert all(words)
 
 
-def test_nltk_on_real_sentences(real_data: Path) -> None:
+def test_nltk_on_real_sentences(real_data):
     tokenize = get_tokenizer("nltk")
     for pair in islice(read_pairs(real_data / "mnli/dev_matched.tsv.gz"), 2000):
         assert tokenize(pair.premise) == [word.lower() for word in word_tokenize(pair.premise, preserve_line=True)]
 
 
-def test_the_case_is_kept_where_it_counts() -> None:
+def test_the_case_is_kept_where_it_counts():
     assert get_tokenizer("nltk-cased")("Don't wake Ann.") == ["Do", "n't", "wake", "Ann", "."]
     assert get_tokenizer("coetaur0")("Ann sleeps.") == ["_BOS_", "Ann", "sleeps", ".", "_EOS_"]
 
 
-def test_unknown_name() -> None:
+def test_unknown_name():
     with pytest.raises(
-        ValueError,
-        match=r"^expected a tokenizer among nltk, nltk-cased, .*, coetaur0 or module:function, got 'spacy'$",
+        ValueError, match=r"^expected a tokenizer among nltk, nltk-cased, .*, coetaur0 or module:function, got 'spacy'$"
     ):
         get_tokenizer("spacy")
 
@@ -80,7 +79,7 @@ def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.usefixtures("nltk_data")
-def test_punkt_without_its_data() -> None:
+def test_punkt_without_its_data():
     with pytest.raises(DataError) as caught:
         get_tokenizer("nltk-punkt")
     assert str(caught.value) == (
@@ -88,7 +87,7 @@ def test_punkt_without_its_data() -> None:
     )
 
 
-def test_punkt_splits_sentences_first(nltk_data: Path) -> None:
+def test_punkt_splits_sentences_first(nltk_data):
     folder = nltk_data / "tokenizers" / "punkt_tab" / "english"
     folder.mkdir(parents=True)
     # Punkt's parameters, with one thing learnt: "mr" is an abbreviation.
@@ -113,20 +112,20 @@ def test_punkt_splits_sentences_first(nltk_data: Path) -> None:
         ("characters", "ÉTÉ\u2028🙂", ["é", "t", "é", "🙂"]),
     ],
 )
-def test_others(name: str, text: str, words: list[str]) -> None:
+def test_others(name, text, words):
     assert get_tokenizer(name)(text) == words
     assert get_tokenizer(name)(" \n") == []
 
 
 @pytest.mark.parametrize("name", ["nltk", "whitespace", "characters"])
 @given(text=st.text())
-def test_words_are_never_empty_and_hold_no_whitespace(name: str, text: str) -> None:
+def test_words_are_never_empty_and_hold_no_whitespace(name, text):
     for word in get_tokenizer(name)(text):
         assert word
         assert not any(map(str.isspace, word))
 
 
-def test_a_module_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_is_broken(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "broken_words.py").write_text("def split(:\n")
     with pytest.raises(DataError, match=r"^tokenizer broken_words:split: SyntaxError: "):
@@ -134,7 +133,7 @@ def test_a_module_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("piece", [" ", "a", ", ", ",", ".", "'", '"', "(", "$", "-", "can", "`", ". "])
-def test_time_grows_with_the_text_and_not_faster(piece: str) -> None:
+def test_time_grows_with_the_text_and_not_faster(piece):
     tokenize = get_tokenizer()
 
     def seconds(count: int) -> float:
@@ -147,7 +146,7 @@ def test_time_grows_with_the_text_and_not_faster(piece: str) -> None:
     assert long < 5 * 16 * short + 0.01  # a square would be 16 times 16
 
 
-def test_a_function_by_name() -> None:
+def test_a_function_by_name():
     assert get_tokenizer("string:capwords") is string.capwords
     assert get_tokenizer("builtins:str.split") is str.split
     assert name_of(string.capwords) == "string:capwords"
@@ -165,7 +164,7 @@ def test_a_function_by_name() -> None:
         (":split", "ValueError: Empty module name"),
     ],
 )
-def test_a_function_that_is_not_there(name: str, message: str) -> None:
+def test_a_function_that_is_not_there(name, message):
     with pytest.raises(DataError) as caught:
         get_tokenizer(name)
     assert str(caught.value) == f"tokenizer {name}: {message}"

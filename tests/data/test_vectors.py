@@ -7,7 +7,6 @@ import signal
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import (
-    PADDING_ID,
-    UNKNOWN_ID,
-    DataError,
-    Vocabulary,
-    load_vectors,
-    vector_files,
-    words_with_vector,
-)
+from esim_fast.data import PADDING_ID, UNKNOWN_ID, DataError, Vocabulary, load_vectors, vector_files, words_with_vector
 from esim_fast.data import vectors as vectors_module
 
 VOCABULARY = Vocabulary(["<unk>", "<pad>", "the", "cat", "paris", "usa", "unheard"])
@@ -87,7 +78,7 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         pytest.param(ROWS.encode() + b"\xff\x85\xe3\x80\x80 7 7 7\nof 1 x nan\n", id="rows-not-needed"),
     ],
 )
-def test_text(tmp_path: Path, name: str, content: str | bytes) -> None:
+def test_text(tmp_path, name, content):
     _, vectors, found = load_vectors(write(tmp_path, name, content), VOCABULARY)
     assert vectors.shape == (7, 3)
     assert vectors.dtype == torch.float32
@@ -98,7 +89,7 @@ def test_text(tmp_path: Path, name: str, content: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_npz(tmp_path: Path, dtype: type) -> None:
+def test_npz(tmp_path, dtype):
     path = write_npz(
         tmp_path, words=np.array(["of", "the", "cat"]), vectors=np.array([[9, 9], [1, 2], [3, 0.5]], dtype=dtype)
     )
@@ -122,7 +113,7 @@ def test_npz(tmp_path: Path, dtype: type) -> None:
         (["PARIS 1", "paris 2", "PARIS 3", "paris 4"], 2),
     ],
 )
-def test_case(tmp_path: Path, lines: list[str], expected: int) -> None:
+def test_case(tmp_path, lines, expected):
     text = write(tmp_path, "v.txt", "".join(f"{line}\n" for line in lines))
     words, values = zip(*map(str.split, lines), strict=True)
     npz = write_npz(tmp_path, words=np.array(words), vectors=np.array(values, dtype=np.float32)[:, None])
@@ -141,14 +132,14 @@ def test_case(tmp_path: Path, lines: list[str], expected: int) -> None:
         (["MCDONALD 4", "mcDonald 5"], 4),
     ],
 )
-def test_case_of_a_cased_vocabulary(tmp_path: Path, lines: list[str], expected: int) -> None:
+def test_case_of_a_cased_vocabulary(tmp_path, lines, expected):
     path = write(tmp_path, "v.txt", "".join(f"{line}\n" for line in lines))
     result = load_vectors(path, Vocabulary(["<unk>", "<pad>", "McDonald"]))
     assert result.found == 1
     assert result.matrix[2].item() == expected
 
 
-def test_cased_vocabulary_shares_a_spelling(tmp_path: Path) -> None:
+def test_cased_vocabulary_shares_a_spelling(tmp_path):
     _, vectors, found = load_vectors(
         write(tmp_path, "v.txt", "Paris 2\n"), Vocabulary(["<unk>", "<pad>", "paris", "Paris"])
     )
@@ -158,7 +149,7 @@ def test_cased_vocabulary_shares_a_spelling(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_npz_across_blocks(tmp_path: Path, save: Callable, order: str) -> None:
+def test_npz_across_blocks(tmp_path, save, order):
     words = np.array([f"w{i}" for i in range(5000)] + ["x" * 100])
     vectors = np.random.default_rng(0).normal(size=(5001, 50)).astype(np.float32, order=order)
     save(tmp_path / "v.npz", more=np.array([None]), vectors=vectors, words=words)
@@ -168,7 +159,7 @@ def test_npz_across_blocks(tmp_path: Path, save: Callable, order: str) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_damaged_npz(tmp_path: Path, save: Callable) -> None:
+def test_damaged_npz(tmp_path, save):
     """Whichever byte is wrong: an error, or a byte that says nothing of the vectors."""
     path = tmp_path / "v.npz"
     save(path, words=np.array(["the", "Cat"]), vectors=np.array([[1, 2], [3, 0.5]], dtype=np.float32))
@@ -189,7 +180,7 @@ def test_damaged_npz(tmp_path: Path, save: Callable) -> None:
             load_vectors(path, VOCABULARY)
 
 
-def test_more_words(tmp_path: Path) -> None:
+def test_more_words(tmp_path):
     path = write(tmp_path, "v.txt", "usa 1\nzebra 2\nthe 3\nApe 4\n<pad> 5\n<unk> 6\nyak 7\n a 8\n")
     more = ["yak", "the", "unheard of", "zebra", "", "<pad>", "a\nb", "yak", "<unk>", "\ud83d", "ape", "none", "paris"]
     vocabulary, matrix, found = load_vectors(path, VOCABULARY, more_words=more)
@@ -205,7 +196,7 @@ def test_more_words(tmp_path: Path) -> None:
     torch.testing.assert_close(matrix[[0, 3, 4, 6]], expected[[0, 2, 3, 4]])
 
 
-def test_only_more_words_found(tmp_path: Path) -> None:
+def test_only_more_words_found(tmp_path):
     vocabulary, matrix, found = load_vectors(
         write(tmp_path, "v.txt", "yak 7\n"), VOCABULARY, more_words=["yak", "none"]
     )
@@ -233,7 +224,7 @@ class TestCache:
         monkeypatch.setattr(vectors_module, "wanted_rows", noting)
         return names
 
-    def test_second_time(self, path: Path, tmp_path: Path, parsed: list[str]) -> None:
+    def test_second_time(self, path, tmp_path, parsed):
         first = load_vectors(path, VOCABULARY, more_words=["zebra", "ape"], cache=tmp_path / "cache")
         first.matrix[2] = 0  # its memory is not the file's
         again = load_vectors(path, VOCABULARY, more_words=["zebra", "ape"], cache=tmp_path / "cache")
@@ -243,14 +234,14 @@ class TestCache:
         assert torch.equal(again.matrix, without.matrix)
         assert again.found == without.found == 4
 
-    def test_seed(self, path: Path, tmp_path: Path, parsed: list[str]) -> None:
+    def test_seed(self, path, tmp_path, parsed):
         zero, one = (load_vectors(path, VOCABULARY, seed=seed, cache=tmp_path / "cache").matrix for seed in (0, 1))
         assert len(parsed) == 1
         assert torch.equal(zero[2:5], one[2:5])
         assert not torch.equal(zero[UNKNOWN_ID], one[UNKNOWN_ID])
         assert torch.equal(one, load_vectors(path, VOCABULARY, seed=1).matrix)
 
-    def test_other_words(self, path: Path, tmp_path: Path, parsed: list[str]) -> None:
+    def test_other_words(self, path, tmp_path, parsed):
         vocabularies = [VOCABULARY, Vocabulary([*VOCABULARY.words, "of"]), Vocabulary(["<unk>", "<pad>", "cat", "the"])]
         for vocabulary in vocabularies:
             cached = load_vectors(path, vocabulary, cache=tmp_path / "cache")
@@ -259,13 +250,13 @@ class TestCache:
         load_vectors(path, VOCABULARY, more_words=["the"], cache=tmp_path / "cache")  # no other words
         assert len(parsed) == 7
 
-    def test_other_content(self, path: Path, tmp_path: Path, parsed: list[str]) -> None:
+    def test_other_content(self, path, tmp_path, parsed):
         load_vectors(path, VOCABULARY, cache=tmp_path / "cache")
         path.write_text(ROWS.replace("the 1", "the 5"))
         assert load_vectors(path, VOCABULARY, cache=tmp_path / "cache").matrix[2, 0] == 5
         assert len(parsed) == 2
 
-    def test_damaged(self, path: Path, tmp_path: Path, parsed: list[str]) -> None:
+    def test_damaged(self, path, tmp_path, parsed):
         expected = load_vectors(path, VOCABULARY, cache=tmp_path / "cache").matrix
         (kept,) = (tmp_path / "cache").glob("*.safetensors")
         data = kept.read_bytes()
@@ -274,7 +265,7 @@ class TestCache:
             assert torch.equal(load_vectors(path, VOCABULARY, cache=tmp_path / "cache").matrix, expected)
         assert len(parsed) == 4
 
-    def test_error(self, tmp_path: Path, parsed: list[str]) -> None:
+    def test_error(self, tmp_path, parsed):
         path = write(tmp_path, "v.txt", "the 1 2 3\nunneeded 1\n")
         for _ in range(2):
             with pytest.raises(DataError, match=":2: expected 3 numbers, got 1"):
@@ -298,7 +289,7 @@ def tables(draw: st.DrawFn) -> Rows:
 
 @pytest.mark.parametrize("form", ["glove", "word2vec text", "word2vec binary", "gensim binary", "npz"])
 @given(rows=tables())
-def test_whatever_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, form: str, rows: Rows) -> None:
+def test_whatever_is_written_reads_back(tmp_path_factory, form, rows):
     folder = tmp_path_factory.mktemp("vectors")
     if form == "npz":
         words, vectors = zip(*rows, strict=True)
@@ -315,14 +306,14 @@ def test_whatever_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory
     assert result.matrix[2:].numpy().tobytes() == np.array([row for _, row in rows]).tobytes()
 
 
-def test_special_words_are_not_looked_up(tmp_path: Path) -> None:
+def test_special_words_are_not_looked_up(tmp_path):
     _, vectors, found = load_vectors(write(tmp_path, "v.txt", "<unk> 100\n<pad> 100\nthe 1\ncat 2\n"), VOCABULARY)
     assert found == 2
     assert abs(vectors[UNKNOWN_ID].item()) < 10
     assert vectors[PADDING_ID].item() == 0
 
 
-def test_missing_words_resemble_the_found_ones(tmp_path: Path) -> None:
+def test_missing_words_resemble_the_found_ones(tmp_path):
     generator = np.random.default_rng(0)
     mean, deviation = np.array([5, -3, 0]), np.array([0.1, 2, 1])
     rows = generator.normal(mean, deviation, size=(500, 3))
@@ -390,7 +381,7 @@ def test_missing_words_resemble_the_found_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["v.txt", "v.txt.gz"])
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_bad_text(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_bad_text(tmp_path, name, content, message):
     path = write(tmp_path, name, content)
     with pytest.raises(DataError) as caught:
         load_vectors(path, VOCABULARY)
@@ -398,7 +389,7 @@ def test_bad_text(tmp_path: Path, name: str, content: str | bytes, message: str)
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_line_numbers_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_numbers_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(vector_files, "_BLOCK", 30_000)
     monkeypatch.setattr(vector_files, "_RANGE", 100_000)
     lines = [f"w{i} {'0' * (i % 300)}1 {i}\n" for i in range(5000)]  # 0.8 MB
@@ -417,7 +408,7 @@ def test_line_numbers_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("final", ["\n", ""])
-def test_wherever_it_is_cut_into_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, final: str) -> None:
+def test_wherever_it_is_cut_into_ranges(tmp_path, monkeypatch, final):
     lines = ["w0 0", 50 * "x" + " 1", "w2 2", "w3 " + 30 * "0" + "3", "of the 4", "w5 5", "w0 6"]
     vocabulary = Vocabulary(["<unk>", "<pad>", "w0", "w2", "w3", "of the", "w5"])
     path = write(tmp_path, "v.txt", "\n".join(lines) + final)
@@ -428,7 +419,7 @@ def test_wherever_it_is_cut_into_ranges(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("ending", ["", "\n", "\nof 1\n"])
-def test_longest_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+def test_longest_line(tmp_path, monkeypatch, ending):
     monkeypatch.setattr(vector_files, "_BLOCK", 16)
     monkeypatch.setattr(vector_files, "_LONGEST_LINE", 50)
     for before in range(20):
@@ -450,23 +441,23 @@ class TestProcesses:
         monkeypatch.setattr(vector_files, "_parse", lambda fields: np.full(len(fields), os.getpid(), dtype=np.float32))
 
     @pytest.mark.usefixtures("tell")
-    def test_large_files_are_read_by_others(self, tmp_path: Path) -> None:
+    def test_large_files_are_read_by_others(self, tmp_path):
         for name, content, by_others in (("v.txt", ROWS, True), ("v.txt.gz", ROWS, False), ("v.txt", ROWS[:19], False)):
             process = load_vectors(write(tmp_path, name, content), VOCABULARY).matrix[2, 0].item()
             assert (process != os.getpid()) == by_others
 
-    def test_they_read_what_one_does(self, tmp_path: Path) -> None:
+    def test_they_read_what_one_does(self, tmp_path):
         assert load_vectors(write(tmp_path, "v.txt", "3 3\n" + ROWS), VOCABULARY).matrix[2].tolist() == [1, 2, 3]
         with pytest.raises(DataError, match=r":5: expected a finite number, got 'x'$"):
             load_vectors(write(tmp_path, "v.txt", f"4 3\n{ROWS}cat x 2 3\n"), VOCABULARY)
 
     @pytest.mark.usefixtures("tell")
-    def test_one_processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_processor(self, tmp_path, monkeypatch):
         monkeypatch.setattr(vector_files, "processors", lambda: 1)
         assert load_vectors(write(tmp_path, "v.txt", ROWS), VOCABULARY).matrix[2, 0].item() == os.getpid()
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
-    def test_pipe(self, tmp_path: Path) -> None:
+    def test_pipe(self, tmp_path):
         os.mkfifo(tmp_path / "v.txt")
         writer = threading.Thread(target=(tmp_path / "v.txt").write_text, args=("3 3\n" + ROWS,))
         writer.start()
@@ -477,16 +468,16 @@ class TestProcesses:
 
     @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="no names for open files")
     @pytest.mark.usefixtures("tell")
-    def test_open_file(self, tmp_path: Path) -> None:
+    def test_open_file(self, tmp_path):
         with open(write(tmp_path, "v.txt", ROWS), "rb") as file:
             assert load_vectors(f"/dev/fd/{file.fileno()}", VOCABULARY).matrix[2, 0].item() == os.getpid()
 
-    def test_one_that_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_is_killed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(vector_files, "_parse", lambda fields: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(DataError, match=r"was killed; is memory short\?$"):
             load_vectors(write(tmp_path, "v.txt", ROWS), VOCABULARY)
 
-    def test_file_that_cannot_be_opened_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_file_that_cannot_be_opened_again(self, tmp_path, monkeypatch):
         path = write(tmp_path, "v.txt", ROWS)
         cut = vector_files._ranges
 
@@ -501,7 +492,7 @@ class TestProcesses:
 
 
 @pytest.mark.parametrize("name", ["v.txt", "v.bin"])
-def test_truncated_gzip(tmp_path: Path, name: str) -> None:
+def test_truncated_gzip(tmp_path, name):
     """The line, or row, is the one after the last that could be read."""
     noise = np.random.default_rng(0).normal(size=(3000, 3)).astype(np.float32)
     rows = [(f"w{i:04}", row) for i, row in enumerate(noise)]
@@ -519,7 +510,7 @@ def test_truncated_gzip(tmp_path: Path, name: str) -> None:
         assert str(caught.value) == f"{path}{where}: {ending}"
 
 
-def test_not_gzip(tmp_path: Path) -> None:
+def test_not_gzip(tmp_path):
     (tmp_path / "v.txt.gz").write_text(ROWS)
     with pytest.raises(DataError, match=r"v\.txt\.gz:1: Not a gzipped file \(b'th'\)$"):
         load_vectors(tmp_path / "v.txt.gz", VOCABULARY)
@@ -533,7 +524,7 @@ SPELLINGS = ["1", "+1.", ".5", "-.5e-1", "1E5", "0001", "-0.082752"]
 
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_numbers_are_rounded_once_from_double(tmp_path: Path) -> None:
+def test_numbers_are_rounded_once_from_double(tmp_path):
     fields = NEAR_HALVES + LARGEST + SMALLEST + SPELLINGS
     vectors = load_vectors(write(tmp_path, "v.txt", f"the {' '.join(fields)}\n"), VOCABULARY).matrix
     with np.errstate(all="ignore"):
@@ -560,7 +551,7 @@ THREE = [
         pytest.param(as_binary(THREE).replace(b"of", b""), id="no-word"),
     ],
 )
-def test_binary(tmp_path: Path, name: str, content: bytes) -> None:
+def test_binary(tmp_path, name, content):
     result = load_vectors(write(tmp_path, name, content), VOCABULARY)
     assert result.found == 2
     assert result.matrix[2].tolist() == [1, 2]
@@ -568,14 +559,14 @@ def test_binary(tmp_path: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n"])
-def test_binary_words_are_taken_as_they_are(tmp_path: Path, ending: bytes) -> None:
+def test_binary_words_are_taken_as_they_are(tmp_path, ending):
     words = ["\tx", "x\t", "\u3000", "x"]
     rows = [(word, np.array([index], dtype=np.float32)) for index, word in enumerate(words)]
     result = load_vectors(write(tmp_path, "v.bin", as_binary(rows, ending)), Vocabulary(["<unk>", "<pad>", *words]))
     assert result.matrix[2:, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_binary_across_blocks(tmp_path: Path) -> None:
+def test_binary_across_blocks(tmp_path):
     words = [f"w{i}" for i in range(5000)]
     numbers = np.random.default_rng(0).normal(size=(5000, 50)).astype(np.float32)
     rows = list(zip(words, numbers, strict=True))
@@ -618,7 +609,7 @@ def test_binary_across_blocks(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["v.bin", "v.bin.gz"])
-def test_bad_binary(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_bad_binary(tmp_path, name, content, message):
     path = write(tmp_path, name, content)
     with pytest.raises(DataError) as caught:
         load_vectors(path, VOCABULARY)
@@ -626,7 +617,7 @@ def test_bad_binary(tmp_path: Path, name: str, content: bytes, message: str) -> 
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n"])
-def test_binary_cut_off_anywhere(tmp_path: Path, ending: bytes) -> None:
+def test_binary_cut_off_anywhere(tmp_path, ending):
     whole = as_binary(THREE, ending)
     expected = load_vectors(write(tmp_path, "v.bin", whole), VOCABULARY).matrix
     for length in range(len(whole) - len(ending)):
@@ -637,7 +628,7 @@ def test_binary_cut_off_anywhere(tmp_path: Path, ending: bytes) -> None:
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_text_cut_off_anywhere(tmp_path: Path) -> None:
+def test_text_cut_off_anywhere(tmp_path):
     """The header says how many rows there are: only digits that the last number loses are not noticed."""
     whole = "3 3\n" + ROWS
     for length in range(len(whole) - len("4\n")):
@@ -659,17 +650,14 @@ WORDS, NUMBERS = np.array(["the", "cat"]), np.ones((2, 3), dtype=np.float32)
         ({"words": WORDS, "vectors": NUMBERS.astype(int)}, "got words [2] <U3 and vectors [2, 3] int64"),
         ({"words": np.arange(2), "vectors": NUMBERS}, "got words [2] int64 and vectors [2, 3] float32"),
         ({"words": WORDS, "vectors": NUMBERS * np.nan}, "expected finite numbers, got others in the vector of 'the'"),
-        (
-            {"words": WORDS.astype(object), "vectors": NUMBERS},
-            "expected an .npz archive of plain arrays",
-        ),
+        ({"words": WORDS.astype(object), "vectors": NUMBERS}, "expected an .npz archive of plain arrays"),
         (
             {"words": np.array(["of", "or"]), "vectors": NUMBERS},
             "expected vectors of the vocabulary's words, got none of 5",
         ),
     ],
 )
-def test_bad_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_bad_npz(tmp_path, arrays, message):
     path = write_npz(tmp_path, **arrays)
     with pytest.raises(DataError) as caught:
         load_vectors(path, VOCABULARY)
@@ -677,7 +665,7 @@ def test_bad_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) ->
     assert str(caught.value).endswith(message)
 
 
-def test_not_an_npz(tmp_path: Path) -> None:
+def test_not_an_npz(tmp_path):
     archive = io.BytesIO()
     np.savez_compressed(archive, words=np.array(["the"]), vectors=np.random.default_rng(0).random((1, 500)))
     array = io.BytesIO()
@@ -695,7 +683,7 @@ def test_not_an_npz(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("longer", ["words", "vectors"])
-def test_npz_with_more_than_the_headers_say(tmp_path: Path, longer: str) -> None:
+def test_npz_with_more_than_the_headers_say(tmp_path, longer):
     path = tmp_path / "v.npz"
     with zipfile.ZipFile(path, "w") as archive:
         for key, array in (("words", WORDS), ("vectors", NUMBERS)):
@@ -707,13 +695,13 @@ def test_npz_with_more_than_the_headers_say(tmp_path: Path, longer: str) -> None
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none.txt.gz", "none.bin", "none.npz"])
-def test_missing_file(tmp_path: Path, name: str) -> None:
+def test_missing_file(tmp_path, name):
     with pytest.raises(DataError) as caught:
         load_vectors(tmp_path / name, VOCABULARY)
     assert str(caught.value) == f"{tmp_path / name}: No such file or directory"
 
 
-def test_real_glove(real_data: Path) -> None:
+def test_real_glove(real_data):
     vocabulary = Vocabulary(["<unk>", "<pad>", "man", "the", "xyzzyx"])
     _, vectors, found = load_vectors(real_data / "vectors/glove.6B.50d.top9162.txt.gz", vocabulary)
     assert vectors.shape == (5, 50)
@@ -721,7 +709,7 @@ def test_real_glove(real_data: Path) -> None:
     np.testing.assert_array_equal(vectors[3, :3], np.array([0.418, 0.24968, -0.41242], dtype=np.float32))
 
 
-def test_real_word2vec(real_data: Path) -> None:
+def test_real_word2vec(real_data):
     path = real_data / "vectors/word2vec_googlenews_300d_8007.npz"
     with np.load(path) as archive:
         words, expected = archive["words"].tolist(), archive["vectors"].astype(np.float32)
@@ -730,7 +718,7 @@ def test_real_word2vec(real_data: Path) -> None:
     np.testing.assert_array_equal(vectors[2:], expected[::-1])
 
 
-def test_words_with_vector(tmp_path: Path) -> None:
+def test_words_with_vector(tmp_path):
     path = write(tmp_path, "v.txt", ROWS)
     assert words_with_vector(path, ["cat", "CAT", "unheard", "<pad>", "the", "the"], cache=tmp_path) == [
         "cat",

@@ -3,36 +3,26 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import (
-    PADDING,
-    PADDING_ID,
-    UNKNOWN,
-    UNKNOWN_ID,
-    DataError,
-    Vocabulary,
-    get_tokenizer,
-    prepare,
-)
+from esim_fast.data import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, DataError, Vocabulary, get_tokenizer, prepare
 
 
 def count(sentences: Iterable[Sequence[str]]) -> Counter[str]:
     return Counter(chain.from_iterable(sentences))
 
 
-def test_build_orders_by_frequency_then_alphabet() -> None:
+def test_build_orders_by_frequency_then_alphabet():
     sentences = [["the", "cat", "the"], [], ["dog", "cat", "bird"], ["the"]]
     assert Vocabulary.build(count(sentences)).words == ["<unk>", "<pad>", "the", "cat", "bird", "dog"]
     assert Vocabulary.build(count(sentences), min_count=2).words == ["<unk>", "<pad>", "the", "cat"]
     assert Vocabulary.build({}).words == ["<unk>", "<pad>"]
 
 
-def test_encode() -> None:
+def test_encode():
     vocabulary = Vocabulary(["<unk>", "<pad>", "a", "b"])
     assert len(vocabulary) == 4
     assert vocabulary.encode(["b", "c", "a"]) == [3, UNKNOWN_ID, 2]
@@ -41,7 +31,7 @@ def test_encode() -> None:
     assert "c" not in vocabulary
 
 
-def test_extended() -> None:
+def test_extended():
     vocabulary = Vocabulary(["<unk>", "<pad>", "b", "a"])
     more = ["d", "a", "<pad>", "", "c", "x\ny", "d", "<unk>", "\r", "\ud83d", "e f"]
     assert vocabulary.extended(more).words == ["<unk>", "<pad>", "b", "a", "d", "c", "e f"]
@@ -50,7 +40,7 @@ def test_extended() -> None:
     assert len(vocabulary) == 4
 
 
-def test_special_words_in_a_text_are_unknown() -> None:
+def test_special_words_in_a_text_are_unknown():
     vocabulary = Vocabulary.build({"<pad>": 2, "<unk>": 1, "a": 1})
     assert vocabulary.words == [UNKNOWN, PADDING, "a"]
     assert vocabulary.words[UNKNOWN_ID] == UNKNOWN
@@ -75,18 +65,18 @@ def test_special_words_in_a_text_are_unknown() -> None:
         (["<unk>", "<pad>", "\ud83d"], r"word 2: expected a word without line breaks, got '\ud83d'"),
     ],
 )
-def test_bad_words(words: list[str], message: str) -> None:
+def test_bad_words(words, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         Vocabulary(words)
     assert str(caught.value) == message
 
 
-def test_building_from_an_unsavable_word_is_refused() -> None:
+def test_building_from_an_unsavable_word_is_refused():
     with pytest.raises(ValueError, match="expected a word without line breaks"):
         Vocabulary.build({"a\nb": 1})
 
 
-def test_file_format(tmp_path: Path) -> None:
+def test_file_format(tmp_path):
     path = tmp_path / "vocabulary.txt"
     Vocabulary(["<unk>", "<pad>", "é", "a"]).save(path)
     assert path.read_bytes() == "<unk>\n<pad>\né\na\n".encode()
@@ -106,7 +96,7 @@ def test_file_format(tmp_path: Path) -> None:
         (b"<unk>\n<pad>\na\xff\n", ":3: not valid UTF-8 at byte 2"),
     ],
 )
-def test_bad_file(tmp_path: Path, content: bytes, message: str) -> None:
+def test_bad_file(tmp_path, content, message):
     path = tmp_path / "vocabulary.txt"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -114,12 +104,12 @@ def test_bad_file(tmp_path: Path, content: bytes, message: str) -> None:
     assert str(caught.value) == f"{path}{message}"
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="No such file or directory"):
         Vocabulary.load(tmp_path / "vocabulary.txt")
 
 
-def test_equality() -> None:
+def test_equality():
     assert Vocabulary(["<unk>", "<pad>", "a"]) == Vocabulary.build({"a": 1})
     assert Vocabulary(["<unk>", "<pad>", "a"]) != Vocabulary.build({"b": 1})
     assert Vocabulary(["<unk>", "<pad>"]) != ["<unk>", "<pad>"]
@@ -131,7 +121,7 @@ lines_that_are_not = st.sampled_from(["a\u2028b", "a\x85b", "\x1c", "\x0b\x0c", 
 
 @pytest.mark.parametrize("name", ["vocabulary.txt", "vocabulary.txt.gz"])
 @given(sentences=st.lists(st.lists(words | lines_that_are_not)))
-def test_any_word_survives_the_file(tmp_path_factory: pytest.TempPathFactory, name: str, sentences: list) -> None:
+def test_any_word_survives_the_file(tmp_path_factory, name, sentences):
     path = tmp_path_factory.mktemp("vocabulary") / name
     vocabulary = Vocabulary.build(count(sentences))
     vocabulary.save(path)
@@ -139,14 +129,14 @@ def test_any_word_survives_the_file(tmp_path_factory: pytest.TempPathFactory, na
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_whatever_the_tokenizer_gives_can_be_saved(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+def test_whatever_the_tokenizer_gives_can_be_saved(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.txt"
     vocabulary = Vocabulary.build(count(map(get_tokenizer(), texts)))
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
 
 
-def test_real_corpus(real_data: Path, tmp_path: Path) -> None:
+def test_real_corpus(real_data, tmp_path):
     corpus = prepare(real_data / "snli/dev.tsv.gz")
     vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
     assert vocabulary.words[:6] == ["<unk>", "<pad>", "a", ".", "the", "in"]

@@ -4,8 +4,6 @@ import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +26,7 @@ class TestCheckpoints:
         return dict(ESIM(2, 3, len(WORDS), 2).state_dict())
 
     @pytest.mark.parametrize("name", ["a.pt", "a.th", "a.safetensors"])
-    def test_pickles(self, tmp_path: Path, state: dict, bomb: bytes, name: str) -> None:
+    def test_pickles(self, tmp_path, state, bomb, name):
         path = tmp_path / name
         path.write_bytes(bomb)
         refused(lambda: read_state_dict(path), str(path))
@@ -47,7 +45,7 @@ class TestCheckpoints:
         refused(lambda: read_state_dict(path), str(path))
 
     @pytest.mark.parametrize("legacy", [False, True])
-    def test_cut_off(self, tmp_path: Path, state: dict, legacy: bool) -> None:
+    def test_cut_off(self, tmp_path, state, legacy):
         path = tmp_path / "a.pt"
         torch.save(state, path, _use_new_zipfile_serialization=not legacy)
         whole = path.read_bytes()
@@ -78,12 +76,12 @@ class TestCheckpoints:
         ids=range(12),
     )
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-    def test_tensors(self, tmp_path: Path, state: dict, change: Callable[[dict], object], message: str) -> None:
+    def test_tensors(self, tmp_path, state, change, message):
         change(state)
         path = in_torch(state, tmp_path / "a.pt")
         refused(lambda: convert(read_state_dict(path)), message, ValueError)
 
-    def test_something_else_than_a_file(self, tmp_path: Path) -> None:
+    def test_something_else_than_a_file(self, tmp_path):
         os.mkfifo(tmp_path / "a.pt")
         (tmp_path / "b.pt").mkdir()
         (tmp_path / "c.pt").touch()
@@ -105,12 +103,12 @@ class TestCheckpoints:
         ],
         ids=repr,
     )
-    def test_words(self, tmp_path: Path, content: str, message: str) -> None:
+    def test_words(self, tmp_path, content, message):
         path = tmp_path / "words.json"
         path.write_text(content)
         refused(lambda: read_words(path), message)
 
-    def test_a_pickle_for_words(self, tmp_path: Path, bomb: bytes) -> None:
+    def test_a_pickle_for_words(self, tmp_path, bomb):
         for name in ("words.pkl", "words.json", "words.txt"):
             (tmp_path / name).write_bytes(bomb)
             refused(lambda name=name: read_words(tmp_path / name), "a pickle, and reading it would run its code")

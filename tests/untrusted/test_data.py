@@ -17,14 +17,7 @@ from esim_fast.data import BadRow, DataError, Vocabulary, load_vectors, prepare,
 from esim_fast.data.cache import _checksum
 from esim_fast.data.folders import find_corpus
 from tests.untrusted.fuzz_targets import ROWS, WORDS
-from tests.untrusted.hostile import (
-    in_npy,
-    in_safetensors,
-    refused,
-    silence,
-    unchanged,
-    write_zip,
-)
+from tests.untrusted.hostile import in_npy, in_safetensors, refused, silence, unchanged, write_zip
 
 
 class TestVectors:
@@ -47,7 +40,7 @@ class TestVectors:
             ("v.npz", b"PK\x03\x04", "expected an .npz archive of plain arrays"),
         ],
     )
-    def test_headers_and_numbers(self, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    def test_headers_and_numbers(self, tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
         refused(lambda: load_vectors(tmp_path / name, Vocabulary(WORDS)), message)
 
@@ -71,7 +64,7 @@ class TestVectors:
             (None, "{'descr': '|O', 'fortran_order': False, 'shape': (1, 3), }"),
         ],
     )
-    def test_arrays(self, tmp_path: Path, words: str | None, vectors: str | None, monkeypatch) -> None:
+    def test_arrays(self, tmp_path, words, vectors, monkeypatch):
         monkeypatch.chdir(tmp_path)
         members = {
             "words.npy": in_npy(
@@ -84,7 +77,7 @@ class TestVectors:
             refused(lambda: load_vectors(path, Vocabulary(WORDS)), "v.npz: expected")
         assert not (tmp_path / "executed").exists()
 
-    def test_members(self, tmp_path: Path, bomb: bytes) -> None:
+    def test_members(self, tmp_path, bomb):
         words, vectors = np.array(["a", "man"]), np.ones((2, 3), np.float32)
         (tmp_path / "in" / "here").mkdir(parents=True)
         path = tmp_path / "in" / "here" / "v.npz"
@@ -111,7 +104,7 @@ class TestVectors:
             refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
 
     @pytest.mark.parametrize("name", ["v.txt", "v.txt.gz", "v.bin", "v.npz"])
-    def test_cut_off(self, tmp_path: Path, name: str) -> None:
+    def test_cut_off(self, tmp_path, name):
         """Of text nobody can tell where it should end."""
         numbers = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
         text = b"2 3\na 1.25 2.5 3.75\nman 4.5 5.5 6.5\n"
@@ -143,7 +136,7 @@ class TestPairs:
             ("a.tsv.gz", b"\x1f\x8b\x08\x00" + bytes(20), "a.tsv.gz:1: "),
         ],
     )
-    def test_rows(self, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    def test_rows(self, tmp_path, name, content, message):
         path = tmp_path / name
         path.write_bytes(content)
         refused(lambda: list(read_pairs(path)), message)
@@ -152,7 +145,7 @@ class TestPairs:
             list(read_pairs(path, on_bad_row=bad.append))
         assert all(row.reason.isprintable() and len(row.reason) < 1100 for row in bad)
 
-    def test_folders(self, tmp_path: Path) -> None:
+    def test_folders(self, tmp_path):
         for name in ("train.tsv", "dev.tsv"):
             os.mkfifo(tmp_path / name)
         refused(lambda: find_corpus(tmp_path), "expected a file with train in its name")
@@ -216,7 +209,7 @@ class TestCache:
         ],
         ids=range(24),
     )
-    def test_forged(self, source: Path, change: Callable[[dict], object]) -> None:
+    def test_forged(self, source, change):
         honest = prepare(source, "whitespace")
         path = self.entry(source)
         whole = safetensors.torch.load(path.read_bytes())  # not mapped: the file is about to change
@@ -226,7 +219,7 @@ class TestCache:
         assert found.bad_rows == honest.bad_rows
         assert self.equal(safetensors.torch.load_file(path), whole)  # made again
 
-    def test_damaged(self, source: Path, bomb: bytes) -> None:
+    def test_damaged(self, source, bomb):
         honest, path = prepare(source, "whitespace"), self.entry(source)
         whole = path.read_bytes()
         arrays = safetensors.torch.load(whole)
@@ -256,7 +249,7 @@ class TestCache:
         ],
         ids=range(7),
     )
-    def test_forged_vectors(self, tmp_path: Path, change: Callable[[dict], object]) -> None:
+    def test_forged_vectors(self, tmp_path, change):
         (tmp_path / "v.txt").write_text("a 1 2 3\nman 4 5 6\n")
 
         def read() -> torch.Tensor:

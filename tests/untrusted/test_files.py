@@ -49,7 +49,7 @@ class TestCommandLine:
         assert said[:-1].isprintable()
         return said
 
-    def test_models(self, model: Path, bomb: bytes, capsys) -> None:
+    def test_models(self, model, bomb, capsys):
         one = ["--premise", "a", "--hypothesis", "man", "--device", "cpu"]
         for name in PARTS:
             whole = (model / name).read_bytes()
@@ -63,7 +63,7 @@ class TestCommandLine:
             (model / CONFIG).write_text(json.dumps(config | changes))
             self.fails("predict", model, *one, capsys=capsys)
 
-    def test_checkpoints(self, model: Path, tmp_path: Path, bomb: bytes, capsys) -> None:
+    def test_checkpoints(self, model, tmp_path, bomb, capsys):
         (tmp_path / "net.pt").write_bytes(bomb)
         assert "net.pt: holds objects of Python" in self.fails(
             "convert", tmp_path / "net.pt", tmp_path / "m", capsys=capsys
@@ -78,7 +78,7 @@ class TestCommandLine:
         assert "labels.txt: expected a file" in self.fails("convert", folder, tmp_path / "m", capsys=capsys)
 
     @pytest.mark.parametrize("name", PARTS)
-    def test_conversion_overwrites_nothing(self, model: Path, tmp_path: Path, name: str, capsys) -> None:
+    def test_conversion_overwrites_nothing(self, model, tmp_path, name, capsys):
         (tmp_path / "out").mkdir()
         weights = (model / WEIGHTS).rename(tmp_path / "out" / WEIGHTS)
         if name != WEIGHTS:
@@ -87,7 +87,7 @@ class TestCommandLine:
         with unchanged(tmp_path):
             assert "already holds" in self.fails("convert", weights, tmp_path / "out", capsys=capsys)
 
-    def test_data(self, tmp_path: Path, capsys) -> None:
+    def test_data(self, tmp_path, capsys):
         (tmp_path / "a.tsv").write_text("neutral\ta\tman\n")
         (tmp_path / "v.bin").write_bytes(b"999999999999999999 300\na ")
         options = ["data", tmp_path / "a.tsv", "--no-cache", "--tokenizer", "whitespace", "--vectors"]
@@ -97,7 +97,7 @@ class TestCommandLine:
         (tmp_path / "b.csv").write_bytes(b'"a\n\x1b",b,c,d\n')
         assert "b.csv:1: " in self.fails("data", tmp_path / "b.csv", "--no-cache", capsys=capsys)
 
-    def test_training_goes_on_from_no_such_checkpoint(self, tmp_path: Path, bomb: bytes, capsys) -> None:
+    def test_training_goes_on_from_no_such_checkpoint(self, tmp_path, bomb, capsys):
         """Torch's fused Adam would write where the shapes of an optimizer's state lead: that was out of bounds."""
         (tmp_path / "a.tsv").write_text("".join(f"{label}\ta man\tsleeps\n" for label in ("yes", "no") * 10))
         command = ["train", "--train", tmp_path / "a.tsv", "--dev", tmp_path / "a.tsv", "--output", tmp_path / "m"]
@@ -252,7 +252,7 @@ for path in sorted(folder.iterdir()):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded and measured as Linux does it")
-def test_memory_and_time(model: Path) -> None:
+def test_memory_and_time(model):
     """In a process that may take a GiB more than it has, and must not take a tenth of that."""
     folder = model.parent
     write_bombs(folder)
@@ -275,7 +275,7 @@ class TestTargets:
     """What tools/fuzz.py feeds."""
 
     @pytest.mark.parametrize("target", TARGETS)
-    def test_inputs(self, target: str) -> None:
+    def test_inputs(self, target):
         """Whole files, those that once broke it, and a hundred damaged ones, always the same."""
         draw = random.Random(target)
         seeds = fuzz_targets.seeds(target)
@@ -285,13 +285,13 @@ class TestTargets:
         for content in (*seeds, *kept, *damaged):
             TARGETS[target](content)
 
-    def test_all_that_is_kept_is_read(self) -> None:
+    def test_all_that_is_kept_is_read(self):
         assert {path.name for path in CRASHES.iterdir()} <= TARGETS.keys()
         assert all(path.stat().st_size < 20_000 for path in CRASHES.glob("*/*"))
         assert len(list(CRASHES.glob("*/*"))) > 10
 
     @pytest.mark.parametrize("installed", [False, True])
-    def test_the_command(self, installed: bool) -> None:
+    def test_the_command(self, installed):
         if installed and find_spec("atheris") is None:
             pytest.skip("atheris is not installed here")
         hidden = "" if installed else "sys.modules['atheris'] = None; "
@@ -310,7 +310,7 @@ class TestTargets:
             assert done.returncode == 2
             assert done.stderr.splitlines() == ["python -m tools.fuzz: needs atheris: pip install 'atheris>=2.3,<4'"]
 
-    def test_what_a_target_lets_through(self) -> None:
+    def test_what_a_target_lets_through(self):
         for message in ("a\nb", "a\x1b", "", "x" * 3000):
             with pytest.raises(AssertionError, match="not a line"), refusals(ValueError):
                 raise ValueError(message)
@@ -331,7 +331,7 @@ def damage(content: bytes, draw: random.Random) -> bytes:
     return bytes(found)
 
 
-def test_one_line() -> None:
+def test_one_line():
     assert one_line("a: 睡觉 ü 'x'") == "a: 睡觉 ü 'x'"
     assert one_line("a\nb\r\x1b[2J\x85\u2028\ud800\0") == r"a\nb\r\x1b[2J\x85\u2028\ud800\x00"
     assert one_line("a" * 10**6 + " end").endswith(" end")

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,7 @@ import torch
 
 from esim_fast.classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
 from esim_fast.files import replace_file
-from tests.untrusted.hostile import (
-    DEEP,
-    PARTS,
-    in_safetensors,
-    load,
-    refused,
-    save_model,
-    unchanged,
-)
+from tests.untrusted.hostile import DEEP, PARTS, in_safetensors, load, refused, save_model, unchanged
 
 
 @pytest.fixture
@@ -57,7 +48,7 @@ class TestModelDirectories:
             ({"training": "\ud800"}, "surrogates not allowed"),
         ],
     )
-    def test_configurations(self, model: Path, changes: dict[str, object], message: str) -> None:
+    def test_configurations(self, model, changes, message):
         path = model / CONFIG
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
         with unchanged(model):
@@ -83,7 +74,7 @@ class TestModelDirectories:
         ],
         ids=repr,
     )
-    def test_json(self, model: Path, content: bytes, message: str) -> None:
+    def test_json(self, model, content, message):
         (model / CONFIG).write_bytes(content)
         refused(lambda: load(model), f"{CONFIG}: ")
         refused(lambda: load(model), message)
@@ -110,7 +101,7 @@ class TestModelDirectories:
             (VOCABULARY, b"<unk>\n<pad>\n" + b"\n".join(b"%d" % i for i in range(10**5)), "but vocab_size is 5"),
         ],
     )
-    def test_words_and_labels(self, model: Path, name: str, content: bytes, message: str) -> None:
+    def test_words_and_labels(self, model, name, content, message):
         (model / name).write_bytes(content)
         with unchanged(model):
             refused(lambda: load(model), message)
@@ -149,7 +140,7 @@ class TestModelDirectories:
         ],
         ids=range(13),
     )
-    def test_headers_of_weights(self, model: Path, content: bytes, message: str) -> None:
+    def test_headers_of_weights(self, model, content, message):
         (model / WEIGHTS).write_bytes(content)
         with unchanged(model):
             refused(lambda: load(model), f"{WEIGHTS}: {message}")
@@ -173,7 +164,7 @@ class TestModelDirectories:
             (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(2).half()}), "expected tensors of one dtype"),
         ],
     )
-    def test_weights(self, model: Path, change: Callable[[dict], object], message: str) -> None:
+    def test_weights(self, model, change, message):
         weights = safetensors.torch.load_file(model / WEIGHTS)
         change(weights)
         safetensors.torch.save_file(weights, model / WEIGHTS)
@@ -182,7 +173,7 @@ class TestModelDirectories:
             refused(lambda: load(model), message)
 
     @pytest.mark.parametrize("name", PARTS)
-    def test_cut_off(self, model: Path, name: str) -> None:
+    def test_cut_off(self, model, name):
         """At every byte; of the weights at every thirteenth, and all of the header's length.
 
         Nobody can tell where the last word should end, and a line feed at the end is nothing that counts.
@@ -195,7 +186,7 @@ class TestModelDirectories:
             refused(lambda: load(model), str(model))
 
     @pytest.mark.parametrize("name", PARTS)
-    def test_something_else_than_a_file(self, model: Path, name: str, tmp_path: Path) -> None:
+    def test_something_else_than_a_file(self, model, name, tmp_path):
         path = model / name
         path.unlink()
         refused(lambda: load(model), f"{name} is missing")
@@ -211,12 +202,12 @@ class TestModelDirectories:
             path.unlink()
 
     @pytest.mark.parametrize("name", PARTS)
-    def test_a_pickle_in_disguise(self, model: Path, name: str, bomb: bytes) -> None:
+    def test_a_pickle_in_disguise(self, model, name, bomb):
         (model / name).write_bytes(bomb)
         with unchanged(model):
             refused(lambda: load(model), name)
 
-    def test_a_tokenizer_is_not_imported_unasked(self, model: Path, tmp_path: Path, monkeypatch) -> None:
+    def test_a_tokenizer_is_not_imported_unasked(self, model, tmp_path, monkeypatch):
         (tmp_path / "hostile_tokenizer.py").write_text(
             f"open({str(tmp_path / 'executed')!r}, 'w')\nsplit = str.split\n"
         )
@@ -229,7 +220,7 @@ class TestModelDirectories:
         assert not (tmp_path / "executed").exists()
         assert "hostile_tokenizer" not in sys.modules
 
-    def test_saving_into_it_overwrites_nothing_else(self, model: Path, tmp_path: Path) -> None:
+    def test_saving_into_it_overwrites_nothing_else(self, model, tmp_path):
         """A directory may have come with links under the names that files have before they are complete."""
         precious = tmp_path / "precious"
         precious.write_text("mine")
