@@ -284,21 +284,13 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            (
-                lambda p, h: (p.float(), h),
-                TypeError,
-                "p must be a tensor of token ids, int64 or int32, got torch",
-            ),
+            (lambda p, h: (p.float(), h), TypeError, "p must be a tensor of token ids, int64 or int32, got torch"),
             (lambda p, h: (p.tolist(), h), TypeError, "got list"),
             (lambda p, h: (p[0], h), ValueError, r"p must be \[batch, length\], got shape \[9\]"),
             (lambda p, h: (p, h[:3]), ValueError, "as many sentences, got 5 and 3"),
             (lambda p, h: (p.clamp(max=99).fill_(50), h), ValueError, r"p\[0, 0\] = 50 is no token id.* 50 words"),
             (lambda p, h: (p, -h), ValueError, r"h\[3, 0\] = -\d+ is no token id"),
-            (
-                lambda p, h: (p, h, [5, 9, 1, 7, 10], [4, 2, 6, 1, 8]),
-                ValueError,
-                r"p_lengths\[4\] = 10, expected 0",
-            ),
+            (lambda p, h: (p, h, [5, 9, 1, 7, 10], [4, 2, 6, 1, 8]), ValueError, r"p_lengths\[4\] = 10, expected 0"),
             (lambda p, h: (p, h, [5, 9, -1, 7, 3], [4, 2, 6, 1, 8]), ValueError, r"p_lengths\[2\] = -1"),
             (lambda p, h: (p, h, [5, 9], [4, 2, 6, 1, 8]), ValueError, r"p_lengths must have shape \[5\].* got \[2\]"),
             (lambda p, h: (p, h, [5.0] * 5, [4] * 5), TypeError, "p_lengths must be integers"),

@@ -662,13 +662,7 @@ class TestIntegration:
 @pytest.mark.parametrize(
     ("a", "b", "options", "error", "message"),
     [
-        (
-            torch.zeros(2, 4),
-            torch.zeros(2, 3, 4),
-            {},
-            ValueError,
-            r"a must be \[batch, length, D\] .*shape \[2, 4\]",
-        ),
+        (torch.zeros(2, 4), torch.zeros(2, 3, 4), {}, ValueError, r"a must be \[batch, length, D\] .*shape \[2, 4\]"),
         (torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), {}, ValueError, "same width D, got 4 and 5"),
         (torch.zeros(2, 3, 4), torch.zeros(1, 3, 4), {}, ValueError, "as many sentences, got 2 and 1"),
         (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).half(), {}, TypeError, "same dtype, got torch.float32 and"),

@@ -383,11 +383,7 @@ class TestBadInput:
             (lambda: masked_pool(x, rows=self.rows(start=(-4, 8))), ValueError, "addresses element -4"),
             (lambda: masked_pool(x, rows=self.rows(start=(1, 8))), ValueError, "multiples of D = 4"),
             (lambda: masked_pool(x, rows=self.rows(start=(0, 4))), ValueError, "a row of its own, but two share one"),
-            (
-                lambda: masked_pool(x, rows=self.rows(lengths=(3, 1))),
-                ValueError,
-                r"rows.lengths\[0\] = 3, expected 0",
-            ),
+            (lambda: masked_pool(x, rows=self.rows(lengths=(3, 1))), ValueError, r"rows.lengths\[0\] = 3, expected 0"),
             (lambda: self.rows(lengths=(1, 1, 1)), ValueError, "one entry for each sequence, got 2 and 3"),
             (lambda: self.rows(max_length=3), ValueError, "max_length = 3 must lie between 0 and the 2 entries"),
             (lambda: self.rows(start=(0.0, 8.0)), TypeError, "Rows.start must be an int64 tensor, got torch.float32"),

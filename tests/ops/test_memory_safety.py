@@ -16,9 +16,7 @@ from esim_fast import Rows
 from esim_fast.ops import local_inference, masked_pool
 from tests.ops.large_tensors import FAR, reserve, spread
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's way to reserve addresses"),
-]
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's way to reserve addresses")]
 OPERATORS = torch.ops.esim_fast
 INTERPRETED = pytest.param("triton", marks=pytest.mark.interpreter, id="triton-interpreted")
 HALF = torch.bfloat16

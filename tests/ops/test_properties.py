@@ -260,9 +260,7 @@ def gradients_of_pooling_are_shared_out(case: Case, backend: str) -> None:
             torch.testing.assert_close(grad_x, expected, rtol=1e-12, atol=1e-12)
 
 
-@each(
-    [pooling_has_no_layout, pooling_follows_the_batch, pools_to_what_is_there, gradients_of_pooling_are_shared_out],
-)
+@each([pooling_has_no_layout, pooling_follows_the_batch, pools_to_what_is_there, gradients_of_pooling_are_shared_out])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @given(case=cases)
 def test_masked_pool(holds: Property, backend: str, case: Case) -> None:
