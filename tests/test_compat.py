@@ -16,6 +16,7 @@ from esim_fast import state_dicts
 from esim_fast.compat import checkpoints, coetaur0
 from esim_fast.data import DataError
 from tests.sources import AllenNLP, Coetaur0, Notebook
+from tests.untrusted.hostile import DEEP
 
 WORDS, WIDTH, HIDDEN, LABELS = 40, 10, 12, 3
 PREMISES, HYPOTHESES = [7, 7, 7, 7], [5, 5, 5, 5]  # where nothing is padded, the mathematics agrees
@@ -517,13 +518,22 @@ class TestConvert:
             ("words.json", '{"a": "0"}', r"expected the ids 0 to 0, each once"),
             ("words.json", "[1, 2]", "expected a list of words"),
             ("words.json", "3", "expected a list of words"),
+            ("words.json", "[" * DEEP, ".*within one another"),
+            ("words.json", '{"a": 0, "b": 1, "a": 2}', ".*the key 'a' is there twice"),
+            ("words.json", '{"a": 0, "b": 0}', "expected the ids 0 to 1, each once"),
+            ("words.json", '{"a": 0, "b": 99999999999999999999}', "expected the ids 0 to 1, each once"),
+            ("words.json", '{"a": [0], "b": {}}', "expected the ids"),
+            ("words.json", '["a", null]', "expected a list of words"),
+            ("words.json", '["\\ud800"]', ".*surrogates not allowed"),
+            ("words.json", "\0\1", "not valid JSON"),
             ("words.txt", b"\xff\xfe", "not valid UTF-8 at byte 1"),
         ],
     )
     def test_bad_vocabularies(self, name, content, message, tmp_path):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(DataError, match=rf"{name}: {message}"):
+        with pytest.raises(DataError, match=rf"{name}: {message}") as caught:
             checkpoints.read_words(tmp_path / name)
+        assert "\n" not in str(caught.value)
         with pytest.raises(DataError, match="nowhere: No such file"):
             checkpoints.read_words(tmp_path / "nowhere")
 

@@ -222,17 +222,6 @@ def test_an_epoch_goes_on_in_its_middle(size, shuffle):
         assert order(rest) == whole[start:]
 
 
-@given(count=st.integers(0, 200), batch_size=st.integers(1, 40), shards=st.integers(1, 9), shuffle=st.booleans())
-def test_shards_are_nearly_equal_parts_of_each_batch(count, batch_size, shards, shuffle):
-    dataset, _ = random_pairs(count)
-    whole = order(batches(dataset, batch_size, shuffle=shuffle))
-    parts = [order(batches(dataset, batch_size, shuffle=shuffle, shard=(rank, shards))) for rank in range(shards)]
-    assert {len(part) for part in parts} == {len(whole)}
-    for batch, *shares in zip(whole, *parts, strict=True):
-        assert sorted(chain.from_iterable(shares)) == sorted(batch)
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
 @given(count=st.integers(0, 300), max_tokens=st.integers(1, 300), shuffle=st.booleans())
 def test_batches_by_words(count, max_tokens, shuffle):
     dataset, _ = random_pairs(count)

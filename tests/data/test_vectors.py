@@ -54,7 +54,7 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "in ranges":
         monkeypatch.setattr(vector_files, "processors", lambda: 3)
         monkeypatch.setattr(vector_files, "_RANGE", 8)
-        here = lambda function, ranges, workers: (function(each) for each in ranges)  # noqa: E731
+        here = lambda function, ranges, workers: (function(each, lambda: False) for each in ranges)  # noqa: E731
         monkeypatch.setattr(vector_files, "map_in_processes", here)
     else:
         monkeypatch.setattr(vector_files, "processors", lambda: 1)

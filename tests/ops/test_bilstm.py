@@ -277,25 +277,6 @@ def test_parameters_in_the_place_of_others(backend, training, device):
         torch.testing.assert_close(mine, wanted)
 
 
-def test_the_number_of_threads_changes_nothing():
-    lstm, x, batch_sizes, grad_y = make([12, 11, 9, 9, 9, 7, 7, 6, 5, 5, 5, 4, 4, 3, 2, 2, 1, 1, 1, 1], 10, 37)
-    parts = [[], []]
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 8):
-            torch.set_num_threads(threads)
-            gates = [torch.randn(len(x), 4 * 37, generator=torch.Generator().manual_seed(d)) for d in (1, 2)]
-            weights = [lstm.weight_hh_l0.detach(), lstm.weight_hh_l0_reverse.detach()]
-            y, c = torch.ops.esim_fast.bilstm(*gates, *weights, batch_sizes)
-            parts[0].append((y, c, *gates))
-            parts[1].append(torch.ops.esim_fast.bilstm_backward(grad_y, y, c, *gates, *weights, batch_sizes))
-    finally:
-        torch.set_num_threads(before)
-    for runs in parts:
-        for other in runs[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
-
-
 # Prints the largest error of the gates' functions in units in the last place: a program of its own, because the
 # processor is asked once.
 ON_ONE_PROCESSOR = """
@@ -426,21 +407,3 @@ class TestMistakes:
             bilstm(nn.LSTM(4, 5, num_layers=2, bidirectional=True), x, batch_sizes, backend="cpp")
         with pytest.raises(ValueError, match=r"^batch_sizes sum up to 4, but x has 5 rows$"):
             bilstm(lstm, x, torch.tensor([2, 2]))
-
-    @pytest.mark.parametrize(
-        ("sizes", "message"),
-        [
-            ([2, 3], "never grow"),
-            ([5, 0], "positive"),
-            ([3, 1], "of the right shape"),
-            ([], "T > 0"),
-            ([-1, 6], "positive"),
-        ],
-        ids=str,
-    )
-    def test_in_direct_calls(self, sizes, message):
-        lstm, *_ = make([3, 2], 4, 5)
-        gates = [torch.randn(5, 20) for _ in range(2)]
-        weights = [lstm.weight_hh_l0.detach(), lstm.weight_hh_l0_reverse.detach()]
-        with pytest.raises(RuntimeError, match=message):
-            torch.ops.esim_fast.bilstm(*gates, *weights, torch.tensor(sizes, dtype=torch.int64))

@@ -397,8 +397,20 @@ def attention_is_a_distribution(batch: Batch, net: ESIM) -> None:
     assert_close((of_p.transpose(1, 2), of_h.transpose(1, 2)), (alpha, beta))
 
 
-@each([padding_is_no_word, logits_follow_the_batch, all_ways_in_are_one, attention_is_a_distribution])
+MODEL = [padding_is_no_word, logits_follow_the_batch, all_ways_in_are_one, attention_is_a_distribution]
+
+
+@each(MODEL)
 @pytest.mark.parametrize("variant", ["paper", "notebook"])
+@settings(max_examples=max(1, EXAMPLES // 2))
 @given(batch=st.builds(Batch, length_pairs, st.integers(0, 2**20), st.integers(0, 4)))
 def test_model(holds: Property, variant: str, batch: Batch) -> None:
     holds(batch, make_net(variant, batch.seed))
+
+
+@each(MODEL)
+@pytest.mark.gpu
+def test_model_on_a_gpu(holds: Property) -> None:
+    with torch.device("cpu"):
+        net = make_net("paper", seed=0).cuda()
+    holds(Batch([(5, 4), (9, 2), (1, 6), (7, 1), (3, 8), (0, 2)], seed=0, padding=3), net)

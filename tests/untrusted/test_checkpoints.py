@@ -12,7 +12,7 @@ from esim_fast import ESIM
 from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
 from esim_fast.training.checkpoint import Checkpoint
 from tests.untrusted.fuzz_targets import WORDS
-from tests.untrusted.hostile import DEEP, in_torch, refused, write_zip
+from tests.untrusted.hostile import in_torch, refused, write_zip
 
 # torch 2.15 reads no nested tensors itself.
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
@@ -88,25 +88,6 @@ class TestCheckpoints:
         for name in "abc":
             refused(lambda name=name: read_state_dict(tmp_path / f"{name}.pt"), f"{name}.pt: ")
         refused(lambda: Checkpoint.load(tmp_path / "a.pt"), "expected a file")
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("[" * DEEP, "within one another"),
-            ('{"a": 0, "b": 1, "a": 2}', "the key 'a' is there twice"),
-            ('{"a": 0, "b": 0}', "expected the ids 0 to 1, each once"),
-            ('{"a": 0, "b": 99999999999999999999}', "expected the ids 0 to 1, each once"),
-            ('{"a": [0], "b": {}}', "expected the ids"),
-            ('["a", null]', "expected a list of words"),
-            ('["\\ud800"]', "surrogates not allowed"),
-            ("\0\1", "not valid JSON"),
-        ],
-        ids=repr,
-    )
-    def test_words(self, tmp_path, content, message):
-        path = tmp_path / "words.json"
-        path.write_text(content)
-        refused(lambda: read_words(path), message)
 
     def test_a_pickle_for_words(self, tmp_path, bomb):
         for name in ("words.pkl", "words.json", "words.txt"):

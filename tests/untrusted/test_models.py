@@ -41,6 +41,14 @@ class TestModelDirectories:
             ({"padding_idx": 10**30}, "padding_idx"),
             ({"model": "Other"}, "expected the configuration of an ESIM"),
             ({"tokenizer": 5}, "expected a tokenizer's name, got 5"),
+            ({"tokenizer": "spacy"}, "expected a tokenizer among"),
+            ({"hidden_size": 7}, "has shape"),
+            ({"num_labels": 4}, "labels.json: 2 entries, but num_labels is 4"),
+            ({"device": "nonsense"}, "config.json: device is unknown"),
+            ({"padding_idx": 1.5}, "padding_idx must be an int, got 1.5"),
+            ({"padding_idx": True}, "padding_idx must be an int, got True"),
+            ({"freeze_embedding": "no"}, "freeze_embedding must be True or False, got 'no'"),
+            ({"dropout": "0.5"}, "dropout must be a number, got '0.5'"),
             ({"tokenizer": "../../x"}, "expected a tokenizer among"),
             ({"more": 1}, "more is unknown"),
             ({"a\nb\x1b[2J\u2028c": 1}, r"a\nb\x1b[2J\u2028c is unknown"),
@@ -57,10 +65,7 @@ class TestModelDirectories:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "not valid JSON"),
             (b"[]", "expected a JSON object"),
-            (b"null", "expected a JSON object"),
-            (b"\xff\xfe{}", "not valid JSON"),
             (b"[" * DEEP, "within one another"),
             (b'{"a":' * DEEP + b"1" + b"}" * DEEP, "within one another"),
             (b'{"training": ' + b"[" * 300 + b"]" * 300 + b"}", "more than 100 lists and objects within one another"),
@@ -184,6 +189,12 @@ class TestModelDirectories:
         for place in places:
             path.write_bytes(whole[:place])
             refused(lambda: load(model), str(model))
+
+    @pytest.mark.parametrize("name", PARTS)
+    @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"{}", b"[]", b"null", b"[" * DEEP], ids=range(6))
+    def test_other_content(self, model, name, content):
+        (model / name).write_bytes(content)
+        refused(lambda: load(model), name)
 
     @pytest.mark.parametrize("name", PARTS)
     def test_something_else_than_a_file(self, model, name, tmp_path):
