@@ -74,6 +74,12 @@ def test_ci_runs_what_it_is_said_to_run():
         assert f'eval "$(readme {mark})"' in text
 
 
+def test_requirements_are_the_extras():
+    extra = re.search(r"^test = (\[.*\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    lines = (ROOT / "requirements-test.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == json.loads(extra)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Files as the READMEs name them: official corpora in miniature, made-up vectors, somebody's checkpoint."""
