@@ -34,42 +34,13 @@ from esim_fast.training.checkpoint import Checkpoint, random_states
 
 WORDS = ["<unk>", "<pad>", "a", "man", "sleeps"]
 # Pieces that chance would take long to find, for a fuzzer's dictionary.
-PIECES = [
-    "{",
-    "}",
-    "[",
-    "]",
-    '"',
-    ":",
-    ",",
-    "null",
-    "true",
-    "NaN",
-    "1e999",
-    "-1",
-    "\\ud800",
-    "\\n",
-    "\n",
-    "\u2028",
-    "\x1b[2J",
-]
+PIECES = ["{", "}", "[", "]", '"', ":", ",", "null", "true", "NaN", "1e999", "-1", "\\ud800", "\\n", "\n", "\u2028"]
+PIECES += ["\x1b[2J"]
 PIECES += ["99999999999999999999", '"a":0,"a":0', "[" * 200, "../../x", "os:system", "<unk>", "PK\x03\x04", "\x1f\x8b"]
 PIECES += ["hidden_size", "vocab_size", "padding_idx", "dropout", "variant", "tokenizer", "training", "model"]
 PIECES += ["__metadata__", "data_offsets", "shape", "dtype", "BF16", "F64", "F8_E4M3", "I64", "BOOL", "checksum"]
-PIECES += [
-    "fortran_order",
-    "descr",
-    "|O",
-    "<U9",
-    "<f8",
-    "True",
-    "(",
-    ")",
-    "\x93NUMPY",
-    "\x80\x02c",
-    "\nR",
-    "ctorch\nload\n",
-]
+PIECES += ["fortran_order", "descr", "|O", "<U9", "<f8", "True", "(", ")", "\x93NUMPY", "\x80\x02c", "\nR"]
+PIECES += ["ctorch\nload\n"]
 PIECES += ["premise", "sentence1", "label", "ends", "tokens", "words", "bad_rows", "label_names", "rows", "found"]
 ROWS = [("entailment", "a man", 'a "man" sleeps'), ("-", "a", "Ünï 睡觉"), ("neutral", "sleeps", "a")]
 

@@ -101,17 +101,8 @@ class TestCommandLine:
         """Torch's fused Adam would write where the shapes of an optimizer's state lead: that was out of bounds."""
         (tmp_path / "a.tsv").write_text("".join(f"{label}\ta man\tsleeps\n" for label in ("yes", "no") * 10))
         command = ["train", "--train", tmp_path / "a.tsv", "--dev", tmp_path / "a.tsv", "--output", tmp_path / "m"]
-        command += [
-            "--device",
-            "cpu",
-            "--no-cache",
-            "--hidden-size",
-            4,
-            "--embedding-dim",
-            4,
-            "--tokenizer",
-            "whitespace",
-        ]
+        command += ["--device", "cpu", "--no-cache", "--hidden-size", 4, "--embedding-dim", 4, "--tokenizer"]
+        command += ["whitespace"]
         assert run(*command, "--epochs", 1, capsys=capsys)[0] == 0
         path = tmp_path / "m" / "checkpoint" / "last.pt"
         whole = path.read_bytes()
