@@ -1,5 +1,13 @@
 """Pretrained vectors: the right row at the right id, and what is said about files that are wrong."""
 
+import gzip
+import io
+import os
+import signal
+import threading
+import zipfile
+import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,33 +16,146 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import PADDING_ID, UNKNOWN_ID, DataError, Vocabulary, load_vectors, words_with_vector
+from esim_fast.data import PADDING_ID, UNKNOWN_ID, DataError, Vocabulary, load_vectors, vector_files, words_with_vector
 from esim_fast.data import vectors as vectors_module
-from tests.data.vector_rows import ROWS, VOCABULARY, Rows, as_binary, as_text, write, write_npz
+from esim_fast.data.parallel import never
+from tests.data.files import refusal, vocabulary_of, write
+
+VOCABULARY = vocabulary_of("the", "cat", "paris", "usa", "unheard")
+Rows = list[tuple[str, np.ndarray]]
+ROWS = "the 1 2 3\nof 9 9 9\ncat -1e-1 0.5 4\n"
 
 
+def write_npz(folder: Path, **arrays: np.ndarray) -> Path:
+    path = folder / "vectors.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def as_text(rows: Rows) -> bytes:
+    """As GloVe writes it, with just so many digits that float32 numbers read back."""
+    return b"".join(b" ".join([word.encode(), *(str(n).encode() for n in row)]) + b"\n" for word, row in rows)
+
+
+def as_binary(rows: Rows, ending: bytes = b"") -> bytes:
+    """As word2vec (the ending is a line feed) and gensim (there is none) write it."""
+    header = f"{len(rows)} {len(rows[0][1])}\n".encode()
+    return header + b"".join(word.encode() + b" " + row.astype("<f4").tobytes() + ending for word, row in rows)
+
+
+@pytest.fixture(params=["in one piece", "in ranges"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text is read as a whole, as small files are, or cut up for several processes, as large ones: here into pieces of
+    a line or two, which are read by this process."""
+    if request.param == "in ranges":
+        monkeypatch.setattr(vector_files, "processors", lambda: 3)
+        monkeypatch.setattr(vector_files, "_RANGE", 8)
+        here = lambda function, ranges, workers: (function(each, never) for each in ranges)  # noqa: E731
+        monkeypatch.setattr(vector_files, "map_in_processes", here)
+    else:
+        monkeypatch.setattr(vector_files, "processors", lambda: 1)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("name", ["glove.txt", "glove.txt.gz", "word2vec.vec"])
 @pytest.mark.parametrize(
-    ("lines", "expected"),
+    "content",
     [
-        (["MCDONALD 4", "Mcdonald 3", "mcdonald 2", "McDonald 1"], 1),
-        (["MCDONALD 4", "Mcdonald 3", "mcdonald 2"], 2),
-        (["MCDONALD 4", "Mcdonald 3"], 3),
-        (["MCDONALD 4", "mcDonald 5"], 4),
+        pytest.param(ROWS, id="glove"),
+        pytest.param("3 3\n" + ROWS, id="word2vec"),
+        pytest.param(ROWS.replace("\n", " \n"), id="spaces-at-line-ends"),
+        pytest.param(ROWS.replace("\n", "\r\n"), id="crlf"),
+        pytest.param(ROWS.removesuffix("\n"), id="no-final-line-feed"),
+        pytest.param(ROWS + ". . . 7 7 7\nthe end 8 8 8\nat nan@domain.com 9 9 9\n", id="words-with-spaces"),
+        pytest.param(ROWS + "the 7 7 7\n", id="first-of-two"),
+        pytest.param("\ufeff" + ROWS, id="byte-order-mark"),
+        pytest.param("\ufeff3 3\n" + ROWS, id="byte-order-mark-and-header"),
+        pytest.param("3 3 \r\n" + ROWS, id="header-with-spaces-and-crlf"),
+        pytest.param(ROWS.encode() + b"\xff\x85\xe3\x80\x80 7 7 7\nof 1 x nan\n", id="rows-not-needed"),
     ],
 )
-def test_case_of_a_cased_vocabulary(tmp_path, lines, expected):
-    path = write(tmp_path, "v.txt", "".join(f"{line}\n" for line in lines))
-    result = load_vectors(path, Vocabulary(["<unk>", "<pad>", "McDonald"]))
-    assert result.found == 1
-    assert result.matrix[2].item() == expected
-
-
-def test_cased_vocabulary_shares_a_spelling(tmp_path):
-    _, vectors, found = load_vectors(
-        write(tmp_path, "v.txt", "Paris 2\n"), Vocabulary(["<unk>", "<pad>", "paris", "Paris"])
-    )
+def test_text(tmp_path, name, content):
+    _, vectors, found = load_vectors(write(tmp_path, name, content), VOCABULARY)
+    assert vectors.shape == (7, 3)
+    assert vectors.dtype == torch.float32
     assert found == 2
-    assert vectors[2:].tolist() == [[2], [2]]
+    assert vectors[2].tolist() == [1, 2, 3]
+    assert torch.equal(vectors[3], torch.tensor([-0.1, 0.5, 4]))
+    assert vectors[PADDING_ID].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_npz(tmp_path, dtype):
+    numbers = np.array([[9, 9], [1, 2], [3, 0.5]], dtype=dtype)
+    _, vectors, found = load_vectors(write_npz(tmp_path, words=["of", "the", "cat"], vectors=numbers), VOCABULARY)
+    assert vectors.shape == (7, 2)
+    assert vectors.dtype == torch.float32
+    assert found == 2
+    assert vectors[2:4].tolist() == [[1, 2], [3, 0.5]]
+    assert vectors[PADDING_ID].tolist() == [0, 0]
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize(
+    ("words", "rows", "expected"),
+    [
+        # For a word in lower case: itself, then with a capital, then in capitals, then any other.
+        ("paris", "PARIS 1, Paris 2, paris 3", [3]),
+        ("paris", "paris 3, Paris 2, PARIS 1", [3]),
+        ("paris", "PARIS 1, Paris 2", [2]),
+        ("paris", "Paris 2, PARIS 1", [2]),
+        ("paris", "PARIS 1, pARIS 4", [1]),
+        ("paris", "PARIS 1, paris 2, PARIS 3, paris 4", [2]),
+        # For one with capitals: itself, in lower case, with one capital, in capitals.
+        ("McDonald", "MCDONALD 4, Mcdonald 3, mcdonald 2, McDonald 1", [1]),
+        ("McDonald", "MCDONALD 4, Mcdonald 3, mcdonald 2", [2]),
+        ("McDonald", "MCDONALD 4, Mcdonald 3", [3]),
+        ("McDonald", "MCDONALD 4, mcDonald 5", [4]),
+        # Two words may share a row.
+        ("paris Paris", "Paris 2", [2, 2]),
+    ],
+)
+def test_case(tmp_path, words, rows, expected):
+    spellings, numbers = zip(*map(str.split, rows.split(", ")), strict=True)
+    text = write(tmp_path, "v.txt", rows.replace(", ", "\n") + "\n")
+    npz = write_npz(tmp_path, words=spellings, vectors=np.array(numbers, dtype=np.float32)[:, None])
+    for path in (text, npz):
+        result = load_vectors(path, vocabulary_of(*words.split()))
+        assert result.found == len(expected)
+        assert result.matrix[2:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npz_across_blocks(tmp_path, save, order):
+    words = np.array([f"w{i}" for i in range(5000)] + ["x" * 100])
+    vectors = np.random.default_rng(0).normal(size=(5001, 50)).astype(np.float32, order=order)
+    save(tmp_path / "v.npz", more=np.array([None]), vectors=vectors, words=words)
+    result = load_vectors(tmp_path / "v.npz", vocabulary_of(*words[::-1].tolist()))
+    assert result.found == 5001
+    np.testing.assert_array_equal(result.matrix[2:], vectors[::-1])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_npz(tmp_path, save):
+    """Whichever byte is wrong: an error, or a byte that says nothing of the vectors."""
+    path = tmp_path / "v.npz"
+    save(path, words=np.array(["the", "Cat"]), vectors=np.array([[1, 2], [3, 0.5]], dtype=np.float32))
+    whole, expected = path.read_bytes(), load_vectors(path, VOCABULARY).matrix
+    errors = 0
+    for place in range(len(whole)):
+        for other in (whole[place] ^ 1, whole[place] ^ 255):
+            path.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+            try:
+                assert torch.equal(load_vectors(path, VOCABULARY).matrix, expected)
+            except DataError as error:
+                assert "\n" not in str(error)  # noqa: PT017 (not every byte raises)
+                errors += 1
+    assert errors > len(whole) // 2
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError):
+            load_vectors(path, VOCABULARY)
 
 
 def test_more_words(tmp_path):
@@ -46,17 +167,12 @@ def test_more_words(tmp_path):
     assert found == 5
     assert VOCABULARY.words[-1] == "unheard"
     # All rows found are what the others resemble, and those of more_words are drawn for nobody else.
-    generator = torch.Generator().manual_seed(0)
-    expected = torch.tensor([3, 1, 7, 2, 4.0]).mean() + torch.tensor([3, 1, 7, 2, 4.0]).std(correction=0) * torch.randn(
-        5, 1, generator=generator
-    )
+    rows, noise = torch.tensor([3, 1, 7, 2, 4.0]), torch.randn(5, 1, generator=torch.Generator().manual_seed(0))
+    expected = rows.mean() + rows.std(correction=0) * noise
     torch.testing.assert_close(matrix[[0, 3, 4, 6]], expected[[0, 2, 3, 4]])
-
-
-def test_only_more_words_found(tmp_path):
-    vocabulary, matrix, found = load_vectors(
-        write(tmp_path, "v.txt", "yak 7\n"), VOCABULARY, more_words=["yak", "none"]
-    )
+    # Where only one of those is found:
+    path = write(tmp_path, "v.txt", "yak 7\n")
+    vocabulary, matrix, found = load_vectors(path, VOCABULARY, more_words=["yak", "none"])
     assert vocabulary.words == [*VOCABULARY.words, "yak"]
     assert matrix[:, 0].tolist() == [7, 0, 7, 7, 7, 7, 7, 7]
     assert found == 1
@@ -66,73 +182,69 @@ class TestCache:
     """Rows that were found once are not looked for again, unless anything that decides them is another."""
 
     @pytest.fixture
-    def path(self, tmp_path: Path) -> Path:
+    def path(self, tmp_path):
         return write(tmp_path, "v.txt", ROWS + "paris 3 2 1\nZebra 7 7 7\n")
 
     @pytest.fixture
-    def parsed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    def cached(self, path, tmp_path):
+        """Loads vectors with a cache."""
+        return partial(load_vectors, path, cache=tmp_path / "cache")
+
+    @pytest.fixture
+    def parsed(self, monkeypatch):
         """The names of the files that were parsed."""
         names, parse = [], vectors_module.wanted_rows
-
-        def noting(name: str, wanted: object) -> object:
-            names.append(name)
-            return parse(name, wanted)
-
+        noting = lambda name, wanted: names.append(name) or parse(name, wanted)  # noqa: E731
         monkeypatch.setattr(vectors_module, "wanted_rows", noting)
         return names
 
-    def test_second_time(self, path, tmp_path, parsed):
-        first = load_vectors(path, VOCABULARY, more_words=["zebra", "ape"], cache=tmp_path / "cache")
+    def test_second_time(self, path, cached, parsed):
+        first = cached(VOCABULARY, more_words=["zebra", "ape"])
         first.matrix[2] = 0  # its memory is not the file's
-        again = load_vectors(path, VOCABULARY, more_words=["zebra", "ape"], cache=tmp_path / "cache")
+        again = cached(VOCABULARY, more_words=["zebra", "ape"])
         without = load_vectors(path, VOCABULARY, more_words=["zebra", "ape"])
         assert parsed == [str(path)] * 2
         assert again.vocabulary == without.vocabulary
         assert torch.equal(again.matrix, without.matrix)
         assert again.found == without.found == 4
 
-    def test_seed(self, path, tmp_path, parsed):
-        zero, one = (load_vectors(path, VOCABULARY, seed=seed, cache=tmp_path / "cache").matrix for seed in (0, 1))
+    def test_seed(self, path, cached, parsed):
+        zero, one = (cached(VOCABULARY, seed=seed).matrix for seed in (0, 1))
         assert len(parsed) == 1
         assert torch.equal(zero[2:5], one[2:5])
         assert not torch.equal(zero[UNKNOWN_ID], one[UNKNOWN_ID])
         assert torch.equal(one, load_vectors(path, VOCABULARY, seed=1).matrix)
 
-    def test_other_words(self, path, tmp_path, parsed):
-        vocabularies = [VOCABULARY, Vocabulary([*VOCABULARY.words, "of"]), Vocabulary(["<unk>", "<pad>", "cat", "the"])]
-        for vocabulary in vocabularies:
-            cached = load_vectors(path, vocabulary, cache=tmp_path / "cache")
-            assert torch.equal(cached.matrix, load_vectors(path, vocabulary).matrix)
-        load_vectors(path, VOCABULARY, more_words=["zebra"], cache=tmp_path / "cache")
-        load_vectors(path, VOCABULARY, more_words=["the"], cache=tmp_path / "cache")  # no other words
+    def test_other_words(self, path, cached, parsed):
+        for vocabulary in (VOCABULARY, Vocabulary([*VOCABULARY.words, "of"]), vocabulary_of("cat", "the")):
+            assert torch.equal(cached(vocabulary).matrix, load_vectors(path, vocabulary).matrix)
+        cached(VOCABULARY, more_words=["zebra"])
+        cached(VOCABULARY, more_words=["the"])  # no other words
         assert len(parsed) == 7
 
-    def test_other_content(self, path, tmp_path, parsed):
-        load_vectors(path, VOCABULARY, cache=tmp_path / "cache")
+    def test_other_content(self, path, cached, parsed):
+        cached(VOCABULARY)
         path.write_text(ROWS.replace("the 1", "the 5"))
-        assert load_vectors(path, VOCABULARY, cache=tmp_path / "cache").matrix[2, 0] == 5
+        assert cached(VOCABULARY).matrix[2, 0] == 5
         assert len(parsed) == 2
 
-    def test_damaged(self, path, tmp_path, parsed):
-        expected = load_vectors(path, VOCABULARY, cache=tmp_path / "cache").matrix
+    def test_damaged(self, tmp_path, cached, parsed):
+        expected = cached(VOCABULARY).matrix
         (kept,) = (tmp_path / "cache").glob("*.safetensors")
         data = kept.read_bytes()
         for damaged in (b"", data[:-1], data[:-1] + b"\1"):
             kept.write_bytes(damaged)
-            assert torch.equal(load_vectors(path, VOCABULARY, cache=tmp_path / "cache").matrix, expected)
+            assert torch.equal(cached(VOCABULARY).matrix, expected)
         assert len(parsed) == 4
 
-    def test_error(self, tmp_path, parsed):
-        path = write(tmp_path, "v.txt", "the 1 2 3\nunneeded 1\n")
+    def test_error(self, path, cached, parsed):
+        path.write_text("the 1 2 3\nunneeded 1\n")
         for _ in range(2):
-            with pytest.raises(DataError, match=":2: expected 3 numbers, got 1"):
-                load_vectors(path, VOCABULARY, cache=tmp_path / "cache")
+            assert refusal(cached, VOCABULARY) == f"{path}:2: expected 3 numbers, got 1"
         assert len(parsed) == 2
 
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False).map(np.float32)
-
-
 # Without the characters that end a word or a line in the file, and of one case, so that no word stands in for another.
 file_words = st.text(
     st.characters(exclude_categories=["Cs", "Lu", "Ll", "Lt"], exclude_characters=" \n\r\0"), min_size=1
@@ -142,8 +254,8 @@ file_words = st.text(
 @st.composite
 def tables(draw: st.DrawFn) -> Rows:
     words = draw(st.lists(file_words, min_size=1, max_size=5, unique=True))
-    dimension = draw(st.integers(1, 4))
-    return [(word, np.array(draw(st.tuples(*[floats] * dimension)), dtype=np.float32)) for word in words]
+    row = st.tuples(*[floats] * draw(st.integers(1, 4)))
+    return [(word, np.array(draw(row), dtype=np.float32)) for word in words]
 
 
 @pytest.mark.parametrize("form", ["glove", "word2vec text", "word2vec binary", "gensim binary", "npz"])
@@ -160,7 +272,7 @@ def test_whatever_is_written_reads_back(tmp_path_factory, form, rows):
         # Not GloVe's first row, or a file of single numbers might begin with what looks like a header.
         first = f"{len(rows)} {dimension}\n" if form == "word2vec text" else f"1st{dimension * ' 0'}\n"
         path = write(folder, "v.txt", first.encode() + as_text(rows))
-    result = load_vectors(path, Vocabulary(["<unk>", "<pad>", *(word for word, _ in rows)]))
+    result = load_vectors(path, vocabulary_of(*(word for word, _ in rows)))
     assert result.found == len(rows)
     assert result.matrix[2:].numpy().tobytes() == np.array([row for _, row in rows]).tobytes()
 
@@ -177,7 +289,7 @@ def test_missing_words_resemble_the_found_ones(tmp_path):
     mean, deviation = np.array([5, -3, 0]), np.array([0.1, 2, 1])
     rows = generator.normal(mean, deviation, size=(500, 3))
     path = write(tmp_path, "v.txt", "".join(f"w{i} {' '.join(map(str, row))}\n" for i, row in enumerate(rows)))
-    vocabulary = Vocabulary(["<unk>", "<pad>", *(f"w{i}" for i in range(500)), *(f"m{i}" for i in range(4000))])
+    vocabulary = vocabulary_of(*(f"w{i}" for i in range(500)), *(f"m{i}" for i in range(4000)))
     state = torch.get_rng_state()
     _, vectors, found = load_vectors(path, vocabulary, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
@@ -193,9 +305,387 @@ def test_missing_words_resemble_the_found_ones(tmp_path):
     assert not torch.equal(load_vectors(path, vocabulary, seed=4).matrix, vectors)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", ": expected vectors of the vocabulary's words, got none of 5"),
+        ("of 1 2\n", ": expected vectors of the vocabulary's words, got none of 5"),
+        ("the\n", ":1: expected a word and its vector"),
+        ("3 0\nthe 1\n", ":1: expected a word and its vector"),
+        ("label\tpremise\thypothesis\n", ":1: expected a word and its vector"),
+        ("the 1 2 3\ncat 1 2\n", ":2: expected 3 numbers, got 2"),
+        ("the 1 2 3\nunneeded 1 2\n", ":2: expected 3 numbers, got 2"),
+        (ROWS + "cat 1 2\nof 1\n\0\n", ":4: expected 3 numbers, got 2"),
+        ("4 3\n" + ROWS + "cat x 2 3\n", ":5: expected a finite number, got 'x'"),
+        (f"\ufeff4 3\n{ROWS}cat 1 2 3 4", ":5: expected 3 numbers, got 4"),
+        (ROWS.replace("\n", "\r\n") + "of 1 2 \0\r\nof", ":4: NUL byte"),
+        ("the 1 2 3\n\ncat 1 2 3\n", ":2: expected 3 numbers, got 0"),
+        ("the 1 2 3\ncat 1 2 3 4\n", ":2: expected 3 numbers, got 4"),
+        ("2 300\nthe 1 2 3\n", ":2: expected 300 numbers, got 3"),
+        ("the 1 2 3\ncat 1 x 3\n", ":2: expected a finite number, got 'x'"),
+        ("the 1 2 3\ncat 1  3\n", ":2: expected a finite number, got ''"),
+        ("the 1 2 3\ncat 1 2 nan\n", ":2: expected a finite number, got 'nan'"),
+        ("the 1 2 3\nCat 1 -inf 2\n", ":2: expected a finite number, got '-inf'"),
+        ("the 1 2 3\ncat 1 1e39 2\n", ":2: expected a finite number, got '1e39'"),
+        (b"the 1 \xff\n", ":1: expected a finite number, got '\ufffd'"),
+        ("the 1 2 3\nunneeded 1 2  \n", ":2: expected 3 numbers, got 2"),
+        ("the 1 2 3\nunneeded 1 2 \r\n", ":2: expected 3 numbers, got 2"),
+        ("the 1 2 3\nunneeded 1 2", ":2: expected 3 numbers, got 2"),
+        ("the 1 2 3\n\n", ":2: expected 3 numbers, got 0"),
+        ("\n", ":1: expected a word and its vector"),
+        ("the 1 2\nunneeded 1 \0\n", ":2: NUL byte"),
+        ("\0 1 2\nunneeded 1 \0\n", ":1: NUL byte"),
+        (bytes(5000), ":1: NUL byte"),
+        (ROWS.encode("utf-16"), ":1: NUL byte"),
+        ("2 3\n" + ROWS, ": expected 2 rows, as line 1 says, got 3"),
+        ("4 3\n" + ROWS, ": expected 4 rows, as line 1 says, got 3"),
+        ("4 3\n", ": expected 4 rows, as line 1 says, got 0"),
+        ("999999999999999999 3\nthe 1 2 3\n", ": expected 999999999999999999 rows, as line 1 says, got 1"),
+        ("4 1000000000000\n" + ROWS, ":1: expected at most 10000 numbers in a row, got 1000000000000"),
+        ("the" + 10_001 * " 1", ":1: expected at most 10000 numbers in a row, got 10001"),
+        (f"the {'9' * 5000}\n", f":1: expected a finite number, got '{'9' * 40}'"),
+        (f"{'9' * 5000} {'9' * 5000}\n", ": expected vectors of the vocabulary's words, got none of 5"),
+        (ROWS + (2**20 + 1) * "x", ":4: expected a line break within 1048576 bytes, got none"),
+        (ROWS + (2**22 + 1) * "x" + "\nof 1\n", ":4: expected a line break within 1048576 bytes, got none"),
+        ((2**20 + 1) * "\0", ":1: expected a line break within 1048576 bytes, got none"),
+    ],
+)
+@pytest.mark.parametrize("name", ["v.txt", "v.txt.gz"])
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_bad_text(tmp_path, name, content, message):
+    path = write(tmp_path, name, content)
+    assert refusal(load_vectors, path, VOCABULARY) == f"{path}{message}"
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_line_numbers_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_files, "_BLOCK", 30_000)
+    monkeypatch.setattr(vector_files, "_RANGE", 100_000)
+    lines = [f"w{i} {'0' * (i % 300)}1 {i}\n" for i in range(5000)]  # 0.8 MB
+    vocabulary = vocabulary_of(*(f"w{i}" for i in range(0, 5000, 100)))
+    _, vectors, found = load_vectors(write(tmp_path, "v.txt", "".join(lines)), vocabulary)
+    assert found == 50
+    assert vectors[2:, 0].tolist() == [1] * 50
+    assert vectors[2:, 1].tolist() == list(range(0, 5000, 100))
+    for number in range(2, 5000, 97):
+        lines[number - 1], whole = "unneeded 2\n", lines[number - 1]
+        path = write(tmp_path, "v.txt", "".join(lines))
+        assert refusal(load_vectors, path, vocabulary) == f"{path}:{number}: expected 2 numbers, got 1"
+        lines[number - 1] = whole
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("final", ["\n", ""])
+def test_wherever_it_is_cut_into_ranges(tmp_path, monkeypatch, final):
+    lines = ["w0 0", 50 * "x" + " 1", "w2 2", "w3 " + 30 * "0" + "3", "of the 4", "w5 5", "w0 6"]
+    vocabulary = vocabulary_of("w0", "w2", "w3", "of the", "w5")
+    path = write(tmp_path, "v.txt", "\n".join(lines) + final)
+    for size in range(1, path.stat().st_size + 1):
+        monkeypatch.setattr(vector_files, "_RANGE", size)
+        assert load_vectors(path, vocabulary).matrix[2:, 0].tolist() == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("ending", ["", "\n", "\nof 1\n"])
+def test_longest_line(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(vector_files, "_BLOCK", 16)
+    monkeypatch.setattr(vector_files, "_LONGEST_LINE", 50)
+    for before in range(20):
+        first = f"the {'1':0>{1 + before}}\n"
+        assert load_vectors(write(tmp_path, "v.txt", f"{first}cat {'5':0>46}{ending}"), VOCABULARY).matrix[3] == 5
+        path = write(tmp_path, "v.txt", f"{first}cat {'5':0>47}{ending}")
+        assert refusal(load_vectors, path, VOCABULARY) == f"{path}:2: expected a line break within 50 bytes, got none"
+
+
+class TestProcesses:
+    @pytest.fixture(autouse=True)
+    def _several(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(vector_files, "processors", lambda: 3)
+        monkeypatch.setattr(vector_files, "_RANGE", 12)
+
+    @pytest.fixture
+    def tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Numbers are those of the processes that parsed them."""
+        monkeypatch.setattr(vector_files, "_parse", lambda fields: np.full(len(fields), os.getpid(), dtype=np.float32))
+
+    @pytest.mark.usefixtures("tell")
+    @pytest.mark.parametrize(
+        ("name", "content", "processors", "by_others"),
+        [
+            ("v.txt", ROWS, 3, True),
+            ("v.txt.gz", ROWS, 3, False),
+            ("v.txt", ROWS[:19], 3, False),
+            ("v.txt", ROWS, 1, False),
+        ],
+        ids=["large", "compressed", "small", "one processor"],
+    )
+    def test_large_files_are_read_by_others(self, tmp_path, monkeypatch, name, content, processors, by_others):
+        monkeypatch.setattr(vector_files, "processors", lambda: processors)
+        process = load_vectors(write(tmp_path, name, content), VOCABULARY).matrix[2, 0].item()
+        assert (process != os.getpid()) == by_others
+
+    def test_they_read_what_one_does(self, tmp_path):
+        assert load_vectors(write(tmp_path, "v.txt", "3 3\n" + ROWS), VOCABULARY).matrix[2].tolist() == [1, 2, 3]
+        path = write(tmp_path, "v.txt", f"4 3\n{ROWS}cat x 2 3\n")
+        assert refusal(load_vectors, path, VOCABULARY) == f"{path}:5: expected a finite number, got 'x'"
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+    def test_pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "v.txt")
+        writer = threading.Thread(target=(tmp_path / "v.txt").write_text, args=("3 3\n" + ROWS,))
+        writer.start()
+        result = load_vectors(tmp_path / "v.txt", VOCABULARY)
+        writer.join()
+        assert result.matrix[2].tolist() == [1, 2, 3]
+        assert result.found == 2
+
+    @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="no names for open files")
+    @pytest.mark.usefixtures("tell")
+    def test_open_file(self, tmp_path):
+        with open(write(tmp_path, "v.txt", ROWS), "rb") as file:
+            assert load_vectors(f"/dev/fd/{file.fileno()}", VOCABULARY).matrix[2, 0].item() == os.getpid()
+
+    def test_one_that_is_killed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(vector_files, "_parse", lambda fields: os.kill(os.getpid(), signal.SIGKILL))
+        path = write(tmp_path, "v.txt", ROWS)
+        assert refusal(load_vectors, path, VOCABULARY).endswith("was killed; is memory short?")
+
+    def test_file_that_cannot_be_opened_again(self, tmp_path, monkeypatch):
+        path = write(tmp_path, "v.txt", ROWS)
+        cut = vector_files._ranges
+        monkeypatch.setattr(vector_files, "_ranges", lambda name, begin: path.unlink() or cut(name, begin))
+        assert refusal(load_vectors, path, VOCABULARY) == f"{path}: No such file or directory"
+
+
+@pytest.mark.parametrize("name", ["v.txt", "v.bin"])
+def test_truncated_gzip(tmp_path, name):
+    """The line, or row, is the one after the last that could be read."""
+    noise = np.random.default_rng(0).normal(size=(3000, 3)).astype(np.float32)
+    rows = [(f"w{i:04}", row) for i, row in enumerate(noise)]
+    whole = gzip.compress(as_text(rows) if name == "v.txt" else as_binary(rows))
+    path = tmp_path / f"{name}.gz"
+    for length in (len(whole) // 2, len(whole) - 8, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        readable = zlib.decompressobj(31).decompress(whole[:length])
+        where = f":{readable.count(10) + 1}" if name == "v.txt" else f": row {(len(readable) - 7) // 18 + 1}"
+        ending = "Compressed file ended before the end-of-stream marker was reached"
+        assert refusal(load_vectors, path, VOCABULARY) == f"{path}{where}: {ending}"
+
+
+NEAR_HALVES = ["1.00000005960464477539", "1.000000059604644775390625", "1.0000000596046447753906251", "16777217"]
+LARGEST = ["3.4028235e38", "-3.4028235677973362e38", "3.4028234663852886e38"]  # rounded down to float32's largest
+SMALLEST = ["1e-45", "7e-46", "7.1e-46", "-1e-400", "-0", "0e99"]
+SPELLINGS = ["1", "+1.", ".5", "-.5e-1", "1E5", "0001", "-0.082752"]
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_numbers_are_rounded_once_from_double(tmp_path):
+    fields = NEAR_HALVES + LARGEST + SMALLEST + SPELLINGS
+    vectors = load_vectors(write(tmp_path, "v.txt", f"the {' '.join(fields)}\n"), VOCABULARY).matrix
+    with np.errstate(all="ignore"):
+        expected = np.array([float(field) for field in fields], dtype=np.float64).astype(np.float32)
+    assert vectors[2].numpy().tobytes() == expected.tobytes()
+
+
+THREE = [
+    ("the", np.array([1, 2], dtype=np.float32)),
+    ("of", np.array([np.nan, np.inf], dtype=np.float32)),  # not needed, so not looked at
+    ("Cat", np.frombuffer(b"\n \x00\x3f \n\x20\x40", dtype="<f4")),  # their bytes are those of text
+]
+
+
+def with_counts(line: str) -> bytes:
+    return as_binary(THREE).replace(b"3 2", line.encode())
+
+
+@pytest.mark.parametrize("name", ["v.bin", "v.bin.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(as_binary(THREE), id="gensim"),
+        pytest.param(as_binary(THREE, b"\n"), id="word2vec"),
+        pytest.param(as_binary([*THREE, ("the", np.zeros(2)), ("cat", np.full(2, 7))][:4]), id="first-of-two"),
+        pytest.param(as_binary([*THREE, ("x" * 2000, np.zeros(2))], b"\n"), id="longest-word"),
+        pytest.param(as_binary(THREE).replace(b"of", b"\xff\xfe"), id="not-utf-8"),
+        pytest.param(as_binary(THREE).replace(b"of", b""), id="no-word"),
+    ],
+)
+def test_binary(tmp_path, name, content):
+    result = load_vectors(write(tmp_path, name, content), VOCABULARY)
+    assert result.found == 2
+    assert result.matrix[2].tolist() == [1, 2]
+    assert np.array_equal(result.matrix[3], THREE[2][1])
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n"])
+def test_binary_words_are_taken_as_they_are(tmp_path, ending):
+    words = ["\tx", "x\t", "\u3000", "x"]
+    rows = [(word, np.array([index], dtype=np.float32)) for index, word in enumerate(words)]
+    result = load_vectors(write(tmp_path, "v.bin", as_binary(rows, ending)), vocabulary_of(*words))
+    assert result.matrix[2:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_binary_across_blocks(tmp_path):
+    words = [f"w{i}" for i in range(5000)]
+    numbers = np.random.default_rng(0).normal(size=(5000, 50)).astype(np.float32)
+    rows = list(zip(words, numbers, strict=True))
+    vocabulary = vocabulary_of(*reversed(words))
+    for ending in (b"", b"\n"):
+        for name in ("v.bin", "v.bin.gz"):
+            result = load_vectors(write(tmp_path, name, as_binary(rows, ending)), vocabulary)
+            assert result.found == 5000
+            np.testing.assert_array_equal(result.matrix[2:], numbers[::-1])
+
+
+COUNTS = "1: expected the number of rows and of numbers in each, got"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # The first line.
+        (b"", f":{COUNTS} ''"),
+        (b"1 2", f":{COUNTS} '1 2'"),
+        (b"the 1 2\n", f":{COUNTS} 'the 1 2'"),
+        (b"1 -2\n", f":{COUNTS} '1 -2'"),
+        (b"\xba\x16O/\n", f":{COUNTS} '\ufffd\\x16O/'"),
+        (b"9" * 3000, f":{COUNTS} '{'9' * 100}'"),
+        (b"1 " + b"9" * 30 + b"\n", f":{COUNTS} '1 {'9' * 30}'"),
+        (b"9" * 30 + b" 1\n", f":{COUNTS} '{'9' * 30} 1'"),
+        (b"1 0\nthe ", ":1: expected 1 to 10000 numbers in a row, got 0"),
+        (b"1 1000000000000\nthe ", ":1: expected 1 to 10000 numbers in a row, got 1000000000000"),
+        # Fewer or more rows than it says.
+        (with_counts("4 2"), ": row 4: expected 4 rows, as line 1 says, but the file ends here"),
+        (
+            with_counts("999999999999999999 2"),
+            ": row 4: expected 999999999999999999 rows, as line 1 says, but the file ends here",
+        ),
+        (with_counts("3 3"), ": row 2: expected 3 rows, as line 1 says, but the file ends here"),
+        (with_counts("2 2"), ": expected 2 rows, as line 1 says, got more"),
+        (with_counts("0 2"), ": expected 0 rows, as line 1 says, got more"),
+        (as_binary(THREE) + b"\n\n", ": expected 3 rows, as line 1 says, got more"),
+        (as_binary(THREE) + b"x", ": expected 3 rows, as line 1 says, got more"),
+        # Words and numbers.
+        (as_binary([*THREE, ("x" * 2002, np.zeros(2))]), ": row 4: expected a word of at most 2000 bytes"),
+        (b"9 1\n" + bytes(400_000), ": row 1: expected a word of at most 2000 bytes"),
+        (as_binary([("of", np.zeros(1)), ("Cat", np.array([np.nan]))]), ": row 2: expected finite numbers, got others"),
+        (as_binary([("CAT", np.array([-np.inf]))]), ": row 1: expected finite numbers, got others"),
+        (as_binary([("of", np.zeros(1))]), ": expected vectors of the vocabulary's words, got none of 5"),
+        (b"0 1\n", ": expected vectors of the vocabulary's words, got none of 5"),
+    ],
+)
+@pytest.mark.parametrize("name", ["v.bin", "v.bin.gz"])
+def test_bad_binary(tmp_path, name, content, message):
+    path = write(tmp_path, name, content)
+    said = refusal(load_vectors, path, VOCABULARY)
+    assert said.removesuffix(" for 'Cat'").removesuffix(" for 'CAT'") == f"{path}{message}"
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize(
+    ("name", "whole", "last"),
+    [
+        # Digits that the last number loses are not noticed, nor the line feed behind the last row.
+        pytest.param("v.txt", f"3 3\n{ROWS}".encode(), 2, id="text"),
+        pytest.param("v.txt.gz", gzip.compress(f"3 3\n{ROWS}".encode()), 0, id="compressed text"),
+        pytest.param("v.bin", as_binary(THREE), 0, id="gensim"),
+        pytest.param("v.bin", as_binary(THREE, b"\n"), 1, id="word2vec"),
+    ],
+)
+def test_cut_off_anywhere(tmp_path, name, whole, last):
+    path = tmp_path / name
+    for length in range(len(whole) - last):
+        path.write_bytes(whole[:length])
+        assert refusal(load_vectors, path, VOCABULARY).startswith(str(path))
+    path.write_bytes(whole.removesuffix(b"\n"))
+    assert load_vectors(path, VOCABULARY).found == 2
+
+
+WORDS, NUMBERS = np.array(["the", "cat"]), np.ones((2, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"words": WORDS}, "expected the arrays words and vectors, got words"),
+        ({}, "expected the arrays words and vectors, got none"),
+        ({"words": WORDS, "vectors": NUMBERS[:1]}, "got words [2] <U3 and vectors [1, 3] float32"),
+        ({"words": WORDS, "vectors": NUMBERS[0]}, "got words [2] <U3 and vectors [3] float32"),
+        ({"words": WORDS, "vectors": NUMBERS[:, :0]}, "got words [2] <U3 and vectors [2, 0] float32"),
+        ({"words": WORDS, "vectors": NUMBERS.astype(int)}, "got words [2] <U3 and vectors [2, 3] int64"),
+        ({"words": np.arange(2), "vectors": NUMBERS}, "got words [2] int64 and vectors [2, 3] float32"),
+        ({"words": WORDS, "vectors": NUMBERS * np.nan}, "expected finite numbers, got others in the vector of 'the'"),
+        ({"words": WORDS.astype(object), "vectors": NUMBERS}, "expected an .npz archive of plain arrays"),
+        (
+            {"words": np.array(["of", "or"]), "vectors": NUMBERS},
+            "expected vectors of the vocabulary's words, got none of 5",
+        ),
+    ],
+)
+def test_bad_npz(tmp_path, arrays, message):
+    path = write_npz(tmp_path, **arrays)
+    said = refusal(load_vectors, path, VOCABULARY)
+    assert said.startswith(f"{path}: ")
+    assert said.endswith(message)
+
+
+def saved(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    save(content, *arrays, **named)
+    return content.getvalue()
+
+
+def zipped(**members: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(f"{name}.npy", member)
+    return content.getvalue()
+
+
+COMPRESSED = saved(np.savez_compressed, words=np.array(["the"]), vectors=np.random.default_rng(0).random((1, 500)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"the 1 2 3\n", id="text"),
+        pytest.param(b"PK\x03\x04", id="a zip file's first bytes"),
+        pytest.param(saved(np.save, NUMBERS), id="an array"),
+        pytest.param(COMPRESSED[: len(COMPRESSED) // 2], id="half"),
+        pytest.param(COMPRESSED[:700] + bytes(60) + COMPRESSED[760:], id="zeros in it"),
+        pytest.param(
+            zipped(words=saved(np.save, WORDS) + b"x", vectors=saved(np.save, NUMBERS)), id="more words than said"
+        ),
+        pytest.param(
+            zipped(words=saved(np.save, WORDS), vectors=saved(np.save, NUMBERS) + b"x"), id="more numbers than said"
+        ),
+    ],
+)
+def test_not_an_npz(tmp_path, content):
+    path = write(tmp_path, "v.npz", content)
+    assert refusal(load_vectors, path, VOCABULARY) == f"{path}: expected an .npz archive of plain arrays"
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none.txt.gz", "none.bin", "none.npz"])
+def test_missing_file(tmp_path, name):
+    assert refusal(load_vectors, tmp_path / name, VOCABULARY) == f"{tmp_path / name}: No such file or directory"
+
+
+def test_damaged_gzip(tmp_path):
+    path = tmp_path / "v.txt.gz"
+    path.write_text(ROWS)
+    assert refusal(load_vectors, path, VOCABULARY) == f"{path}:1: Not a gzipped file (b'th')"
+    path.write_bytes(b"\x1f\x8b\x08\x08" + b"x" * 100_000)  # a name without an end
+    assert refusal(load_vectors, path, VOCABULARY).startswith(f"{path}:1: ")
+
+
 def test_real_glove(real_data):
-    vocabulary = Vocabulary(["<unk>", "<pad>", "man", "the", "xyzzyx"])
-    _, vectors, found = load_vectors(real_data / "vectors/glove.6B.50d.top9162.txt.gz", vocabulary)
+    path = real_data / "vectors/glove.6B.50d.top9162.txt.gz"
+    _, vectors, found = load_vectors(path, vocabulary_of("man", "the", "xyzzyx"))
     assert vectors.shape == (5, 50)
     assert found == 2
     np.testing.assert_array_equal(vectors[3, :3], np.array([0.418, 0.24968, -0.41242], dtype=np.float32))
@@ -205,18 +695,15 @@ def test_real_word2vec(real_data):
     path = real_data / "vectors/word2vec_googlenews_300d_8007.npz"
     with np.load(path) as archive:
         words, expected = archive["words"].tolist(), archive["vectors"].astype(np.float32)
-    _, vectors, found = load_vectors(path, Vocabulary(["<unk>", "<pad>", *reversed(words)]))
+    _, vectors, found = load_vectors(path, vocabulary_of(*reversed(words)))
     assert found == 8007
     np.testing.assert_array_equal(vectors[2:], expected[::-1])
 
 
 def test_words_with_vector(tmp_path):
     path = write(tmp_path, "v.txt", ROWS)
-    assert words_with_vector(path, ["cat", "CAT", "unheard", "<pad>", "the", "the"], cache=tmp_path) == [
-        "cat",
-        "CAT",
-        "the",
-    ]
+    asked = ["cat", "CAT", "unheard", "<pad>", "the", "the"]
+    assert words_with_vector(path, asked, cache=tmp_path) == ["cat", "CAT", "the"]
     assert words_with_vector(path, ["unheard"], cache=tmp_path) == []
-    with pytest.raises(DataError, match=r"v\.txt: expected vectors of the vocabulary's words, got none of 1$"):
-        load_vectors(path, Vocabulary(["<unk>", "<pad>", "unheard"]), cache=tmp_path)
+    said = refusal(load_vectors, path, vocabulary_of("unheard"), cache=tmp_path)
+    assert said == f"{path}: expected vectors of the vocabulary's words, got none of 1"

@@ -1,0 +1,31 @@
+"""Files for the tests of their readers, and what a reader says of a wrong one."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esim_fast.data import DataError, Vocabulary
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    """Writes a file, a compressed one if its name says so."""
+    data = content.encode() if isinstance(content, str) else content
+    path = folder / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def refusal(function: Callable, *arguments: object, **options: object) -> str:
+    """What a function says when it refuses a file: one printable line of some length."""
+    with pytest.raises(DataError) as caught:
+        function(*arguments, **options)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert 0 < len(message) < 1100
+    return message
+
+
+def vocabulary_of(*words: str) -> Vocabulary:
+    return Vocabulary(["<unk>", "<pad>", *words])
