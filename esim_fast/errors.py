@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _LONGEST_MESSAGE = 1000  # characters
 # Control characters, line ends, half surrogate pairs, and what turns the direction of writing.
@@ -30,6 +30,12 @@ def one_line(message: object) -> str:
     if text.isprintable():
         return text
     return _shortened(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a list that fits into a message."""
+    text = ", ".join(names)
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def first_line(error: Exception) -> str:

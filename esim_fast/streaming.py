@@ -18,18 +18,8 @@ from .classifier import Classifier
 from .data import TOKENIZERS, BadRow, CorpusFormat, EncodedPairs, Pair
 from .data.parallel import ShouldStop, never, processors
 from .data.preparing import BYTES, ROWS, in_parts
-from .data.reading import (
-    KNOWN_NAMES,
-    DelimitedRows,
-    Form,
-    Record,
-    RowParser,
-    corpus_lines,
-    open_corpus,
-    parse_record,
-    shortened,
-)
-from .errors import BadRowError, DataError
+from .data.reading import KNOWN_NAMES, DelimitedRows, Form, Record, RowParser, corpus_lines, open_corpus, parse_record
+from .errors import BadRowError, DataError, listed
 
 Written = TypeVar("Written")
 
@@ -253,7 +243,7 @@ def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels:
             label = None
         if label is not None and label not in labels:
             raise DataError(
-                f"{name}:1: expected a label of the model ({shortened(labels)}), a premise and a hypothesis, "
+                f"{name}:1: expected a label of the model ({listed(labels)}), a premise and a hypothesis, "
                 f"got {label[:40]!r} first; if the columns stand otherwise, name them with --columns"
             )
     return chain([first], records)

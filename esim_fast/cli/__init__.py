@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from ..errors import DataError
 from ..memory import bound_caches, short_of_memory
-from ..training import lost_connection
+from ..training.distributed import lost_connection
 from . import convert, data, evaluate, explain, predict, train
 from .options import Parser, UsageError, say
 

@@ -13,17 +13,10 @@ from . import options as common
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser(
-        "convert",
-        help="make a model of a checkpoint of the notebook, coetaur0/ESIM or AllenNLP",
-        description=convert.__doc__,
-    )
-    command.set_defaults(run=convert, parser=command)
-    command.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a state dict or checkpoint of torch.save or safetensors, or a folder of AllenNLP's",
-    )
+    summary = "make a model of a checkpoint of the notebook, coetaur0/ESIM or AllenNLP"
+    command = common.add_command(commands, convert, summary)
+    sources = "a state dict or checkpoint of torch.save or safetensors, or a folder of AllenNLP's"
+    command.add_argument("source", metavar="SOURCE", help=sources)
     command.add_argument("output", metavar="MODEL_DIR")
     command.add_argument(
         "--vocabulary",
@@ -40,19 +33,14 @@ def add(commands: Any) -> None:
         help="whose mathematics it is; default: that of those whose names the entries have. esim_fast: our own "
         "network, whose names are the notebook's",
     )
-    command.add_argument(
-        "--tokenizer",
-        type=common.tokenizer,
-        metavar="NAME",
-        help="how sentences are split; default: nltk, for coetaur0's coetaur0 or nltk-cased",
-    )
+    tokenizers = "how sentences are split; default: nltk, for coetaur0's coetaur0 or nltk-cased"
+    command.add_argument("--tokenizer", type=common.tokenizer, metavar="NAME", help=tokenizers)
 
 
 def convert(options: argparse.Namespace) -> None:
     """Makes a model directory of a trained network of the notebook, of coetaur0/ESIM or of AllenNLP. Nothing in the
     checkpoint is executed."""
-    source = Path(options.source)
-    output = Path(options.output)
+    source, output = Path(options.source), Path(options.output)
     if any((output / name).exists() for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS)):
         raise DataError(f"{output}: already holds a model: choose another directory, or delete this one")
     weights, vocabulary, labels = source, options.vocabulary, options.labels

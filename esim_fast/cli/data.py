@@ -15,8 +15,7 @@ from . import options as common
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("data", help="say what files of pairs hold", description=data.__doc__)
-    command.set_defaults(run=data, parser=command)
+    command = common.add_command(commands, data, "say what files of pairs hold")
     command.add_argument("files", nargs="+", metavar="FILE", help=common.FILES)
     common.add_reading(command)
     common.add_tokenizer(command)

@@ -12,8 +12,7 @@ from . import options as common
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="score a model on labeled pairs", description=evaluate.__doc__)
-    command.set_defaults(run=evaluate, parser=command)
+    command = common.add_command(commands, evaluate, "score a model on labeled pairs")
     command.add_argument("model", metavar="MODEL_DIR")
     command.add_argument("file", metavar="FILE", help=common.FILES)
     common.add_reading(command)

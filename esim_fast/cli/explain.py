@@ -10,18 +10,12 @@ from . import options as common
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("explain", help="show which words look at which", description=explain.__doc__)
-    command.set_defaults(run=explain, parser=command)
+    command = common.add_command(commands, explain, "show which words look at which")
     command.add_argument("model", metavar="MODEL_DIR")
     command.add_argument("--premise", type=common.text, metavar="TEXT", required=True)
     command.add_argument("--hypothesis", type=common.text, metavar="TEXT", required=True)
-    command.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        required=True,
-        help="a picture (.png), a page for a browser (.html) or the numbers (.json)",
-    )
+    forms = "a picture (.png), a page for a browser (.html) or the numbers (.json)"
+    command.add_argument("-o", "--output", metavar="FILE", required=True, help=forms)
     common.add_loading(command)
 
 

@@ -33,15 +33,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def add_command(
+    commands: Any, run: Callable[[argparse.Namespace], int | None], summary: str
+) -> argparse.ArgumentParser:
+    """The command that is named, described and run by a function."""
+    command = commands.add_parser(run.__name__, help=summary, description=run.__doc__)
+    command.set_defaults(run=run, parser=command)
+    return command
+
+
 def add_reading(command: argparse.ArgumentParser) -> None:
     """How files of sentence pairs are read."""
-    command.add_argument(
-        "--columns",
-        type=_columns,
-        metavar="P,H[,L]",
-        help="columns (or keys) of premise, hypothesis and label: by name, or without a header by number from 1; "
-        "default: by the known names, or label, premise, hypothesis",
+    columns = (
+        "columns (or keys) of premise, hypothesis and label: by name, or without a header by number from 1; "
+        "default: by the known names, or label, premise, hypothesis"
     )
+    command.add_argument("--columns", type=_columns, metavar="P,H[,L]", help=columns)
     command.add_argument("--quoted", action="store_true", help="fields of .tsv files may be in double quotes")
 
 

@@ -20,8 +20,7 @@ from . import options as common
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("predict", help="label pairs", description=predict.__doc__)
-    command.set_defaults(run=predict, parser=command)
+    command = common.add_command(commands, predict, "label pairs")
     command.add_argument("model", metavar="MODEL_DIR")
     command.add_argument(
         "file", nargs="?", metavar="FILE", help="pairs, with or without labels; - reads stdin: tab-separated, or .jsonl"
@@ -60,15 +59,9 @@ def predict(options: argparse.Namespace) -> None:
         with tqdm.external_write_mode(sys.stderr):
             common.list_bad_rows(name, [row])
 
-    blocks = predict_blocks(
-        model,
-        source,
-        write.line_of,
-        name=name,
-        corpus_format=common.corpus_format(options),
-        batch_size=options.batch_size,
-        on_bad_row=None if options.stop_at_bad_row else report,
-    )
+    how: dict[str, Any] = {"corpus_format": common.corpus_format(options), "batch_size": options.batch_size}
+    on_bad_row = None if options.stop_at_bad_row else report
+    blocks = predict_blocks(model, source, write.line_of, name=name, on_bad_row=on_bad_row, **how)
     with _progress(options.file) as bar, closing(blocks):
         for block in blocks:
             print("".join(block.answers), end="", flush=True)

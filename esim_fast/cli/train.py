@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,19 +21,10 @@ from ..classifier import Classifier
 from ..data import load_vectors
 from ..files import write_json
 from ..model import ESIM
-from ..training import (
-    EpochMetrics,
-    NotFiniteError,
-    OtherSettingsError,
-    Recipe,
-    RunDirectory,
-    Trainer,
-    evaluate,
-    initialize,
-    joined,
-    started_by_torchrun,
-    this_worker,
-)
+from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer, evaluate, initialize
+from ..training.directory import RunDirectory
+from ..training.distributed import joined, started_by_torchrun, this_worker
+from ..training.trainer import OtherSettingsError
 from . import options as common
 from .corpora import TrainingData, TrainingFiles, find_files, read_files
 from .recipe import OPTION_NAMES, ModelOptions, add_recipe, recipe_of
@@ -43,8 +35,7 @@ _DATA = {"pairs": "training or dev pairs", "words": "words", "vectors": "word ve
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("train", help="train a model", description=train.__doc__)
-    command.set_defaults(run=train, parser=command)
+    command = common.add_command(commands, train, "train a model")
     command.add_argument(
         "--train", nargs="+", metavar="FILE", help=f"training pairs: {common.FILES}; default: the bundled sample"
     )
@@ -57,26 +48,17 @@ def add(commands: Any) -> None:
     common.add_skipping(command)
     common.add_tokenizer(command)
     command.add_argument("--vectors", metavar="FILE", help="word vectors: GloVe or word2vec, text or .bin, or .npz")
-    command.add_argument(
-        "--extend-vocabulary",
-        nargs="*",
-        metavar="FILE",
-        help="words of these files, pairs or plain text (of the dev and test files, if none is named), join the "
-        "vocabulary if they have a vector; no labels are read for that",
+    extending = (
+        "words of these files, pairs or plain text (of the dev and test files, if none is named), join the "
+        "vocabulary if they have a vector; no labels are read for that"
     )
+    command.add_argument("--extend-vocabulary", nargs="*", metavar="FILE", help=extending)
     common.add_cache(command)
     command.add_argument("--output", metavar="DIR", default="esim-fast-model", help="default: %(default)s")
     command.add_argument("--resume", action="store_true", help="go on where a run with the same options stopped")
-    command.add_argument(
-        "--checkpoint-steps",
-        type=common.count,
-        default=1000,
-        metavar="N",
-        help="steps between checkpoints within an epoch; default: %(default)s",
-    )
-    command.add_argument(
-        "--seeds", type=common.count, metavar="N", help="train N models, with seeds from --seed on, in DIR/seed-…"
-    )
+    number = partial(command.add_argument, type=common.count, metavar="N")
+    number("--checkpoint-steps", default=1000, help="steps between checkpoints within an epoch; default: %(default)s")
+    number("--seeds", help="train N models, with seeds from --seed on, in DIR/seed-…")
     common.add_device(command)
     add_recipe(command)
 
@@ -157,6 +139,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
     classifier, found = _new_classifier(plan)
     train, dev = data.encode_train(classifier.vocabulary), data.dev.encode(classifier.vocabulary, data.labels)
     words = hashlib.sha256("\n".join(classifier.vocabulary.words).encode()).hexdigest()
+    weight = classifier.net.embedding.weight
 
     def say_what_begins() -> None:  # only then: until there a mistake is the one line on stderr
         if first and worker.leads:
@@ -185,7 +168,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
                 "tokenizer": options.tokenizer,
                 "pairs": data.digest,
                 "words": words,
-                "vectors": _digest(classifier.net.embedding.weight) if options.vectors else None,
+                "vectors": hashlib.sha256(weight.detach().cpu().numpy().data).hexdigest() if options.vectors else None,
                 **asdict(plan.model),
             },
             resume=options.resume,
@@ -217,37 +200,26 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None]:
     """A model to train, and how many of its words have a vector, if vectors are used."""
     options, data, recipe = plan.options, plan.data, plan.recipe
     torch.manual_seed(recipe.seed)
-    vocabulary, vectors, found, width = data.vocabulary, None, None, plan.model.embedding_dim
+    vocabulary, vectors, found, network = data.vocabulary, None, None, asdict(plan.model)
     if options.vectors:
         vocabulary, vectors, found = load_vectors(
             options.vectors, vocabulary, more_words=data.more_words, seed=recipe.seed, cache=common.cache(options)
         )
-        width = vectors.shape[1]
-    net = ESIM(
-        plan.model.hidden_size,
-        width,
-        len(vocabulary),
-        len(data.labels),
-        dropout=plan.model.dropout,
-        embedding_dropout=plan.model.embedding_dropout,
-        freeze_embedding=plan.model.freeze_embedding,
-    )
-    initialize(net, forget_bias=plan.model.forget_bias)
+        network["embedding_dim"] = vectors.shape[1]
+    forget_bias = network.pop("forget_bias")
+    net = ESIM(**network, vocab_size=len(vocabulary), num_labels=len(data.labels))
+    initialize(net, forget_bias=forget_bias)
     if vectors is not None:
         net.embedding.weight.data.copy_(vectors)
     training = {
         "recipe": asdict(recipe),
-        "forget_bias": plan.model.forget_bias,
+        "forget_bias": forget_bias,
         "files": {**plan.files._asdict(), "vectors": options.vectors, "extend_vocabulary": options.extend_vocabulary},
         "device": torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else plan.device.type,
         "processes": this_worker().count,
         "versions": {"esim_fast": version("esim_fast"), "torch": torch.__version__},
     }
     return Classifier(net.to(plan.device), vocabulary, data.labels, options.tokenizer, training), found
-
-
-def _digest(vectors: torch.Tensor) -> str:
-    return hashlib.sha256(vectors.detach().cpu().numpy().tobytes()).hexdigest()
 
 
 def _other_settings(error: OtherSettingsError) -> str:
@@ -279,16 +251,14 @@ def _summarize(
     if test_accuracy is not None:
         print(f"test accuracy {test_accuracy:.2%}")
     paths = RunDirectory(plan.directory)
-    curves = (
-        paths.curves if paths.curves.exists() else 'not drawn, for lack of matplotlib: pip install "matplotlib>=3.8"'
-    )
+    no_curves = 'not drawn, for lack of matplotlib: pip install "matplotlib>=3.8"'
     lines = {
         "best epoch": f"{best.epoch} of {len(history)}{stopped}",
         "loss": f"{best.train_loss:.4f} training, over that epoch, {best.dev_loss:.4f} dev",
         "time": f"{seconds:,.0f} s, {pairs * len(history) / max(seconds, 1e-9):,.0f} pairs a second",
         "last model": paths.last,
         "metrics": paths.metrics,
-        "curves": curves,
+        "curves": paths.curves if paths.curves.exists() else no_curves,
     }
     for name, value in lines.items():
         print(f"  {name:<12}{value}")

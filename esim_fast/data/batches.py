@@ -58,12 +58,6 @@ class EncodedPairs(Dataset[Batch]):
         labels: int64 ``[n]``, or None.
     """
 
-    lengths: np.ndarray
-    labels: np.ndarray | None
-    _tokens: torch.Tensor
-    _ids: torch.Tensor | None  # None: tokens are ids themselves
-    _begins: np.ndarray
-
     def __init__(
         self, premises: Sequence[Sequence[int]], hypotheses: Sequence[Sequence[int]], labels: Sequence[int] | None
     ) -> None:
@@ -71,7 +65,8 @@ class EncodedPairs(Dataset[Batch]):
         lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
         ids = np.fromiter(chain.from_iterable(sentences), dtype=np.int64, count=int(lengths.sum()))
         begins = np.cumsum(lengths) - lengths
-        self._tokens, self._ids = torch.from_numpy(ids), None
+        self._tokens = torch.from_numpy(ids)
+        self._ids: torch.Tensor | None = None  # tokens are ids themselves
         self._begins, self.lengths = begins.reshape(2, -1).T, lengths.reshape(2, -1).T
         self.labels = None if labels is None else np.array(labels, dtype=np.int64)
 
@@ -121,12 +116,8 @@ class EncodedPairs(Dataset[Batch]):
         pairs = pack_flat(self._tokens, *begins, *lengths)
         if self._ids is not None:
             pairs = replace(pairs, tokens=self._ids[pairs.tokens])
-        return Batch(
-            pairs=pairs,
-            labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
-            indices=torch.from_numpy(indices),
-            whole=len(indices),
-        )
+        labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
+        return Batch(pairs, labels, torch.from_numpy(indices), whole=len(indices))
 
 
 def batches(
@@ -181,16 +172,14 @@ def batches(
     return Batches(dataset, divided, prefetch, pin_memory)
 
 
+@dataclass(eq=False)
 class Batches:
     """What :func:`batches` returns: the same batches in the same order, as often as it is iterated over."""
 
-    def __init__(
-        self, dataset: EncodedPairs, order: Sequence[tuple[np.ndarray, int]], prefetch: int, pin_memory: bool
-    ) -> None:
-        self.dataset = dataset
-        self.order = order  # the indices of each batch, and how many pairs the batch that they are part of has
-        self.prefetch = prefetch
-        self.pin_memory = pin_memory
+    dataset: EncodedPairs
+    order: Sequence[tuple[np.ndarray, int]]  # a batch's indices, and the size of the batch that it is part of
+    prefetch: int
+    pin_memory: bool
 
     def __len__(self) -> int:
         return len(self.order)

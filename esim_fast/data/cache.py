@@ -93,8 +93,10 @@ def _make(
     arrays = make()
     if source is not None and _content(source) != json.loads(key)["content"]:
         raise DataError(f"{source}: it was changed while it was read")
+    metadata = {"key": key, "checksum": _checksum(key, arrays)}
+    contiguous = {name: array.contiguous() for name, array in arrays.items()}
     try:
-        replace_file(path, lambda partial: _write(partial, key, arrays))
+        replace_file(path, lambda partial: safetensors.torch.save_file(contiguous, partial, metadata))
     except (OSError, safetensors.SafetensorError) as error:
         _log.warning("%s: cannot be written, so the next start will take as long: %s", path, first_line(error))
         return arrays
@@ -115,11 +117,6 @@ def _content(source: str) -> str:
         while block := file.read(2**20):
             digest.update(block)
         return f"sha256 {digest.hexdigest()}"
-
-
-def _write(path: Path, key: str, arrays: Arrays) -> None:
-    metadata = {"key": key, "checksum": _checksum(key, arrays)}
-    safetensors.torch.save_file({name: array.contiguous() for name, array in arrays.items()}, path, metadata)
 
 
 def _read(path: Path, key: str, fits: Callable[[Arrays], bool]) -> Arrays | None:

@@ -43,17 +43,13 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
         return CorpusFiles(*find_splits(name))
     if not os.path.isdir(name):
         raise DataError(f"{name}: no such directory")
-    files = sorted(
-        path.name
-        for path in Path(name).iterdir()
-        if path.name.endswith(_ENDINGS) and path.name[0] != "." and path.is_file()
-    )
+    corpora = (path for path in Path(name).iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")
+    files = sorted(path.name for path in corpora if path.is_file())
     for stems in _RELEASES:
-        train, dev, test = (
-            next((stem + ending for ending in _ENDINGS if stem + ending in files), None) for stem in stems
-        )
+        there = (next((stem + ending for ending in _ENDINGS if stem + ending in files), None) for stem in stems)
+        train, dev, test = (file and os.path.join(name, file) for file in there)
         if train and dev:
-            return CorpusFiles(os.path.join(name, train), os.path.join(name, dev), test and os.path.join(name, test))
+            return CorpusFiles(train, dev, test)
     found: dict[str, Any] = {}  # fields of CorpusFiles
     for part, words in _WORDS.items():
         named = [file for file in files if re.search(rf"(?<![a-z])({words})(?![a-z])", file.lower())]

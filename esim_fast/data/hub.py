@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import DataError, kind_and_reason
 
@@ -71,7 +71,6 @@ def _load(name: str) -> DatasetDict:
     path, _, configuration = name.removeprefix("hub:").partition(":")
     try:
         saved = os.path.isdir(path) and any("dataset_dict.json" in entry for entry in os.listdir(path))
-        found: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None)
+        return datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None)
     except Exception as error:  # the library raises whatever its network and file layers do
         raise DataError(f"{name}: {kind_and_reason(error)}") from error
-    return found

@@ -22,23 +22,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..errors import BadRowError, DataError, kind_and_reason, one_line
+from ..errors import BadRowError, DataError, kind_and_reason, listed, one_line
 from .batches import EncodedPairs
 from .cache import Arrays, kept
 from .hub import fingerprint
 from .parallel import Result, ShouldStop, can_fork, map_in_processes, never, processors
-from .reading import (
-    KNOWN_NAMES,
-    BadRow,
-    CorpusFormat,
-    Record,
-    RowParser,
-    corpus_form,
-    corpus_lines,
-    open_corpus,
-    parse_record,
-    shortened,
-)
+from .reading import KNOWN_NAMES, BadRow, CorpusFormat, Record, RowParser, corpus_lines, open_corpus, parse_record
 from .tokenizing import TOKENIZERS, Tokenizer, get_tokenizer, name_of
 from .vocabulary import UNSAVABLE, Vocabulary
 
@@ -140,13 +129,13 @@ class PreparedCorpus:
         """
         rows = self._with_other_labels(labels)
         if len(rows) == self.labeled.sum():
-            raise DataError(f"{self.path}: expected labels among {shortened(labels)}, got none of them")
+            raise DataError(f"{self.path}: expected labels among {listed(labels)}, got none of them")
         wrong = np.isin(self.lines, [row.line for row in rows])
         return replace(self, labels=np.where(wrong, LEFT_OUT, self.labels), bad_rows=sorted([*self.bad_rows, *rows]))
 
     def _with_other_labels(self, labels: list[str]) -> list[BadRow]:
         others = [place for place, name in enumerate(self.label_names) if name not in labels]
-        expected = f"expected a label among {shortened(labels)}, got"
+        expected = f"expected a label among {listed(labels)}, got"
         return [
             BadRow(int(self.lines[pair]), f"{expected} {self.label_names[self.labels[pair]]!r}")
             for pair in np.flatnonzero(np.isin(self.labels, others))
@@ -187,11 +176,11 @@ def prepare(
     """
     name, tokenizer_name = os.fspath(path), name_of(tokenizer)
     tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    lines, form = corpus_lines(name)
 
     def read() -> Arrays:
         if tokenizer_name in TOKENIZERS:
             tokenize("")  # has it import what it needs, once for all processes
-        lines, form = corpus_lines(name)
         records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled)
         work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
         with closing(in_parts(work, records, workers or processors())) as parts:
@@ -199,7 +188,7 @@ def prepare(
 
     options = {
         "format": _FORMAT,
-        "form": corpus_form(name),
+        "form": form,
         "tokenizer": f"{tokenizer_name}, nltk {version('nltk')}",
         "corpus_format": json.dumps(asdict(corpus_format)),
         "labeled": str(labeled),
@@ -212,10 +201,9 @@ def prepare(
     usable = int(corpus.labeled.sum()) if labeled else len(corpus)
     if not usable and not allow_empty:
         got = f"only {len(corpus)} labeled -" if len(corpus) else "none"
-        bad = (
-            f" that can be read; line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}" if corpus.bad_rows else ""
-        )
-        raise DataError(f"{name}: expected sentence pairs, got {got}{bad}")
+        if corpus.bad_rows:
+            got += f" that can be read; line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}"
+        raise DataError(f"{name}: expected sentence pairs, got {got}")
     return corpus
 
 
@@ -322,17 +310,10 @@ def _put_together(found: Iterable[_Tokenized], name: str, tokenizer: str, skip_b
                 if not isinstance(word, str) or not word or UNSAVABLE.search(word):
                     raise DataError(f"tokenizer {tokenizer}: expected words without line breaks, got {word!r}")
             places = np.array([words.setdefault(word, len(words)) for word in part.words], dtype=np.int32)
-            labels = np.array(
-                [*(names.setdefault(label, len(names)) for label in part.label_names), NO_LABEL], dtype=np.int32
-            )
-            parts.append(
-                (
-                    places[np.asarray(part.tokens)] if part.words else np.empty(0, np.int32),
-                    np.asarray(part.lengths),
-                    labels[np.asarray(part.labels)],  # NO_LABEL is the last one
-                    np.asarray(part.lines),
-                )
-            )
+            ids = [names.setdefault(label, len(names)) for label in part.label_names]
+            tokens, labels = places[np.asarray(part.tokens)], np.array([*ids, NO_LABEL], dtype=np.int32)
+            labels = labels[np.asarray(part.labels)]  # NO_LABEL, which is -1, takes the last of them
+            parts.append((tokens, np.asarray(part.lengths), labels, np.asarray(part.lines)))
             bad_rows += part.bad_rows
             bar.update(len(part.labels))
     empty = tuple(np.empty(0, kind) for kind in (np.int32, np.int32, np.int32, np.int64))

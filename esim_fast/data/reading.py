@@ -24,7 +24,7 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
 
-from ..errors import BadRowError, DataError, naming, reason_of
+from ..errors import BadRowError, DataError, listed, naming, reason_of
 from .hub import dataset_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
@@ -36,7 +36,7 @@ _NAMES = {
     "hypothesis": ("sentence2", "hypothesis", "question2", "text_b"),
     "label": ("gold_label", "label", "is_duplicate"),
 }
-_LEFT_OUT = ("label2", "label3", "label4", "label5")
+_LEFT_OUT = ["label2", "label3", "label4", "label5"]  # columns of MultiNLI's header that its training rows lack
 _NO_LABEL = "-"  # what SNLI and MultiNLI write where the annotators did not agree
 _OTHER_FILES = {b"\x1f\x8b": "a gzip file? Its name should end in .gz", b"\xff\xfe": "UTF-16?", b"\xfe\xff": "UTF-16?"}
 UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
@@ -180,16 +180,16 @@ def open_corpus(
         columns, is_header = _find_columns(fields, wanted, labeled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
-    if is_header:
-        return records, DelimitedRows(columns, _widths(fields), delimiter)
-    return chain([first], records), DelimitedRows(columns, (len(fields),), delimiter)
+    if not is_header:
+        return chain([first], records), DelimitedRows(columns, (len(fields),), delimiter)
+    lacking = len(_LEFT_OUT) if fields[-len(_LEFT_OUT) :] == _LEFT_OUT else 0
+    return records, DelimitedRows(columns, (len(fields), len(fields) - lacking), delimiter)
 
 
 def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
     """The lines of a corpus, and their form."""
-    if name.startswith("hub:"):
-        return dataset_lines(name), corpus_form(name)
-    return read_raw_lines(name), corpus_form(name)
+    lines = dataset_lines(name) if name.startswith("hub:") else read_raw_lines(name)
+    return lines, corpus_form(name)
 
 
 def corpus_form(name: str) -> Form:
@@ -375,25 +375,19 @@ def _find_columns(fields: Sequence[str], wanted: Sequence[str] | None, labeled: 
         names = dict(zip(_NAMES, wanted, strict=False))
         for role, name in names.items():
             if name not in fields and role in required:
-                raise BadRowError(f"expected a column {name} in the header, got {shortened(fields)}")
+                raise BadRowError(f"expected a column {name} in the header, got {listed(fields)}")
         return {role: fields.index(name) for role, name in names.items() if name in fields}, True
     if len(known) >= 2:
         for role in required:
             if role not in known:
-                raise BadRowError(f"expected a column {_either(_NAMES[role])} in the header, got {shortened(fields)}")
+                raise BadRowError(f"expected a column {_either(_NAMES[role])} in the header, got {listed(fields)}")
         return known, True
     if len(fields) == 3:
         return {"label": 0, "premise": 1, "hypothesis": 2}, False
     if len(fields) == 2 and not labeled:
         return {"premise": 0, "hypothesis": 1}, False
     expected = f"{'3' if labeled else '2 or 3'} columns, a header with known names, or to be told the columns"
-    raise BadRowError(f"expected {expected}, got {len(fields)}: {shortened(fields)}")
-
-
-def shortened(names: Sequence[str]) -> str:
-    """A list that fits into a message."""
-    text = ", ".join(names)
-    return text if len(text) <= 200 else f"{text[:200]} …"
+    raise BadRowError(f"expected {expected}, got {len(fields)}: {listed(fields)}")
 
 
 def _either(names: Sequence[str]) -> str:
@@ -417,12 +411,6 @@ class DelimitedRows:
         premise, hypothesis = fields[self.columns["premise"]], fields[self.columns["hypothesis"]]
         label = fields[self.columns["label"]] if "label" in self.columns else None
         return Pair(premise, hypothesis, _checked_label(label), line)
-
-
-def _widths(header: Sequence[str]) -> tuple[int, ...]:
-    """How many columns the rows under a header may have: MultiNLI's training rows leave out those of ``_LEFT_OUT``."""
-    width = len(header)
-    return (width, width - len(_LEFT_OUT)) if tuple(header[-len(_LEFT_OUT) :]) == _LEFT_OUT else (width,)
 
 
 def parse_sentence(content: bytes, line: int) -> Pair:
@@ -454,7 +442,7 @@ class JsonRows:
     def _text(self, record: dict[str, Any], role: str) -> str:
         key = next((key for key in self.keys[role] if key in record), None)
         if key is None:
-            raise BadRowError(f"expected a key {_either(self.keys[role])}, got {shortened(list(record)) or 'none'}")
+            raise BadRowError(f"expected a key {_either(self.keys[role])}, got {listed(list(record)) or 'none'}")
         value = record[key]
         if role == "label" and isinstance(value, int):  # a class by number, or true and false
             return json.dumps(value)

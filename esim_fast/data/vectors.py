@@ -17,12 +17,7 @@ from .cache import Arrays, kept
 from .vector_files import form_of, wanted_rows
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
-_CASES: dict[str, Callable[[str], str]] = {  # by preference
-    "exact": str,
-    "lower": str.lower,
-    "capitalized": str.capitalize,
-    "upper": str.upper,
-}
+_CASES: Sequence[Callable[[str], str]] = (str, str.lower, str.capitalize, str.upper)  # by preference
 _EXPECTED = {"rows": (torch.float32, 2), "found": (torch.bool, 1)}  # dtype and dimensions
 
 
@@ -88,9 +83,8 @@ def _fill(matrix: Tensor, found: Tensor, seed: int) -> None:
     known = matrix[found].numpy()
     # A single vector says nothing of how a dimension varies: then its numbers are taken together.
     axis = 0 if len(known) > 1 else None
-    mean, deviation = (
-        torch.as_tensor(moment(known, axis=axis, dtype=np.float64)).float() for moment in (np.mean, np.std)
-    )
+    moments = (moment(known, axis=axis, dtype=np.float64) for moment in (np.mean, np.std))
+    mean, deviation = (torch.as_tensor(moment).float() for moment in moments)
     noise = torch.randn(int((~found).sum()), matrix.size(1), generator=torch.Generator().manual_seed(seed))
     matrix[~found] = mean + deviation * noise
     matrix[PADDING_ID] = 0
@@ -104,7 +98,7 @@ def _found_rows(path: str | os.PathLike[str], vocabulary: Vocabulary, cache: str
     options = {
         "result": "vectors 1",
         "form": form_of(name),
-        "cases": ", ".join(_CASES),
+        "cases": "exact, lower, capitalized, upper",
         "words": hashlib.sha256("\n".join(vocabulary.words).encode()).hexdigest(),
     }
     return kept(cache, name, options, lambda: _read_rows(name, vocabulary), fits=partial(_fit, count=len(vocabulary)))
@@ -139,6 +133,6 @@ def _spellings(vocabulary: Vocabulary) -> dict[str, list[tuple[int, int]]]:
     wanted = defaultdict(list)
     for row, word in enumerate(vocabulary.words):
         if row not in (UNKNOWN_ID, PADDING_ID):
-            for rank, spelling in enumerate(dict.fromkeys(case(word) for case in _CASES.values())):
+            for rank, spelling in enumerate(dict.fromkeys(case(word) for case in _CASES)):
                 wanted[spelling].append((row, rank))
     return dict(wanted)

@@ -10,13 +10,11 @@ For a loop of your own there are :func:`training_step` and :func:`evaluate`.
 """
 
 from .checkpoint import Checkpoint
-from .directory import RunDirectory
-from .distributed import Worker, joined, lost_connection, started_by_torchrun, this_worker
 from .initialization import initialize
 from .progress import EpochMetrics
 from .recipe import PRECISIONS, PRESETS, Recipe
 from .steps import Score, StepResult, evaluate, training_step
-from .trainer import NotFiniteError, OtherSettingsError, Trainer
+from .trainer import NotFiniteError, Trainer
 
 __all__ = [
     "PRECISIONS",
@@ -24,18 +22,11 @@ __all__ = [
     "Checkpoint",
     "EpochMetrics",
     "NotFiniteError",
-    "OtherSettingsError",
     "Recipe",
-    "RunDirectory",
     "Score",
     "StepResult",
     "Trainer",
-    "Worker",
     "evaluate",
     "initialize",
-    "joined",
-    "lost_connection",
-    "started_by_torchrun",
-    "this_worker",
     "training_step",
 ]

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from esim_fast.data import EncodedPairs
-from esim_fast.training import Recipe, evaluate, joined, this_worker
+from esim_fast.training import Recipe, evaluate
+from esim_fast.training.distributed import joined, this_worker
 from tests.training.training_tasks import new_model, new_trainer, pairs
 
 SIZES = [1, 2, 3, 5, 256, 257, 1023]
