@@ -58,7 +58,7 @@ def test_the_notebooks_are_told_what_they_have(tmp_path):
     result = esim_fast("convert", tmp_path / "net.pt", own, "--from", "esim_fast")
     assert "across the batch" not in result.stderr
     assert "expected a file, or a folder of AllenNLP's; this one is a model already" in fails("convert", own, "x")
-    assert Classifier.from_pretrained(own).net.config["classifier_activation"] == "tanh"
+    assert Classifier.from_pretrained(own).net.config.classifier_activation == "tanh"
 
 
 def test_mistakes(state):
