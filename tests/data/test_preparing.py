@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from itertools import islice
@@ -20,6 +19,7 @@ from esim_fast.data import BadRow, CorpusFormat, DataError, PreparedCorpus, get_
 from esim_fast.data import preparing as module
 from tests.data.files import refusal, vocabulary_of
 from tests.data.files import write as write_file
+from tests.processes import children, fork, wait_for
 
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
 LABELS = ["x", "y"]
@@ -37,10 +37,9 @@ def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
 
 
 def same(one: PreparedCorpus, other: PreparedCorpus) -> bool:
-    arrays = all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("tokens", "ends", "labels", "lines")
-    )
-    return arrays and all(getattr(one, name) == getattr(other, name) for name in ("words", "label_names", "bad_rows"))
+    arrays = ((getattr(one, name), getattr(other, name)) for name in ("tokens", "ends", "labels", "lines"))
+    lists = (getattr(one, name) == getattr(other, name) for name in ("words", "label_names", "bad_rows"))
+    return all(np.array_equal(*pair) for pair in arrays) and all(lists)
 
 
 def many_rows(count: int) -> str:
@@ -269,25 +268,15 @@ class TestProcesses:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
     def test_they_end_with_the_one_that_started_them(self, tmp_path):
-        write(tmp_path, many_rows(20_000))
-        script = (
-            "import time\n"
-            "from esim_fast.data import prepare\n"
-            "prepare('corpus.tsv', lambda text: time.sleep(0.01) or text.split(), workers=3)\n"
-        )
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
-        workers = wait_for(lambda: children(process.pid), lambda found: len(found) == 3)
+        process = fork(prepare_slowly, write(tmp_path, many_rows(20_000)))
+        workers = wait_for(lambda: len(found := children(process.pid)) == 3 and found)
         process.kill()
-        process.wait()
-        assert wait_for(lambda: [pid for pid in workers if is_running(pid)], lambda left: not left) == []
+        process.join()
+        wait_for(lambda: not any(map(is_running, workers)))
 
 
-def children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+def prepare_slowly(corpus: Path) -> None:
+    prepare(corpus, lambda text: time.sleep(0.01) or text.split(), workers=3)
 
 
 def is_running(pid: int) -> bool:
@@ -295,13 +284,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_for(look, enough, seconds=60):
-    end = time.monotonic() + seconds
-    while not enough(found := look()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return found
 
 
 def _prepare(corpus: Path, cache: Path, at: str | None) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from esim_fast.data import Vocabulary, load_vectors, prepare
 from esim_fast.data.cache import _checksum
-from esim_fast.data.folders import find_corpus
 from tests.untrusted.fuzz_targets import ROWS, WORDS
 from tests.untrusted.hostile import in_npy, in_safetensors, refused, silence, unchanged, write_zip
 
@@ -78,15 +77,6 @@ class TestVectors:
         ):
             path.write_bytes(content)
             refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
-
-
-class TestPairs:
-    def test_folders(self, tmp_path):
-        for name in ("train.tsv", "dev.tsv"):
-            os.mkfifo(tmp_path / name)
-        refused(lambda: find_corpus(tmp_path), "expected a file with train in its name")
-        name = tmp_path / "a\nb"
-        refused(lambda: find_corpus(name), r"a\nb: no such directory")
 
 
 class TestCache:
