@@ -65,6 +65,7 @@ def fails(*arguments, **options):
     assert result.stdout == ""
     assert result.stderr.endswith("\n")
     assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr[:-1].isprintable()
     return result.stderr.strip()
 
 

@@ -1,11 +1,14 @@
 """Folders of official releases, and others."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from esim_fast.data import DataError
 from esim_fast.data.folders import find_corpus
+from tests.data.files import refusal
+
+MULTINLI = "train", "dev_matched", "dev_mismatched"
 
 
 def found(folder: Path, *names: str) -> list[str | None]:
@@ -17,40 +20,27 @@ def found(folder: Path, *names: str) -> list[str | None]:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        pytest.param(
+        # Official releases: SNLI, MultiNLI, GLUE's MultiNLI, GLUE's QQP and LCQMC.
+        (
             [f"snli_1.0_{part}.{form}" for part in ("train", "dev", "test") for form in ("jsonl", "txt")]
             + ["README.txt", ".DS_Store", "Icon\r", "._snli_1.0_train.jsonl"],
             ["snli_1.0_train.jsonl", "snli_1.0_dev.jsonl", "snli_1.0_test.jsonl"],
-            id="SNLI",
         ),
-        pytest.param(
-            [f"multinli_1.0_{part}.jsonl" for part in ("train", "dev_matched", "dev_mismatched")]
-            + [f"multinli_1.0_{part}.txt" for part in ("train", "dev_matched", "dev_mismatched")]
-            + ["paper.pdf", "README.txt"],
-            ["multinli_1.0_train.jsonl", "multinli_1.0_dev_matched.jsonl", "multinli_1.0_dev_mismatched.jsonl"],
-            id="MultiNLI",
+        (
+            [f"multinli_1.0_{part}.{form}" for part in MULTINLI for form in ("jsonl", "txt")] + ["README.txt"],
+            [f"multinli_1.0_{part}.jsonl" for part in MULTINLI],
         ),
-        pytest.param(
-            ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv", "test_mismatched.tsv"],
-            ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"],
-            id="GLUE-MultiNLI",
+        (
+            [f"{part}.tsv" for part in (*MULTINLI, "test_matched", "test_mismatched")],
+            [f"{part}.tsv" for part in MULTINLI],
         ),
-        pytest.param(["train.tsv", "dev.tsv", "test.tsv"], ["train.tsv", "dev.tsv", "test.tsv"], id="GLUE-QQP-LCQMC"),
-        pytest.param(["train.csv.gz", "dev.txt"], ["train.csv.gz", "dev.txt", None], id="other-endings"),
-        pytest.param(["my_train.tsv", "my_valid.tsv"], ["my_train.tsv", "my_valid.tsv", None], id="other-names"),
-        pytest.param(
-            ["a_train.tsv", "a_train.jsonl", "a_dev.tsv", "a_test.tsv"],
-            ["a_train.jsonl", "a_dev.tsv", "a_test.tsv"],
-            id="jsonl-preferred",
-        ),
-        pytest.param(
-            ["train_latest.tsv", "dev_v1.tsv"], ["train_latest.tsv", "dev_v1.tsv", None], id="latest-is-no-test"
-        ),
-        pytest.param(
-            ["constrained.tsv", "my-train.tsv", "Validation2.csv"],
-            ["my-train.tsv", "Validation2.csv", None],
-            id="words",
-        ),
+        (["train.tsv", "dev.tsv", "test.tsv"], ["train.tsv", "dev.tsv", "test.tsv"]),
+        # Other endings, other names, parts of words.
+        (["train.csv.gz", "dev.txt"], ["train.csv.gz", "dev.txt", None]),
+        (["my_train.tsv", "my_valid.tsv"], ["my_train.tsv", "my_valid.tsv", None]),
+        (["a_train.tsv", "a_train.jsonl", "a_dev.tsv", "a_test.tsv"], ["a_train.jsonl", "a_dev.tsv", "a_test.tsv"]),
+        (["train_latest.tsv", "dev_v1.tsv"], ["train_latest.tsv", "dev_v1.tsv", None]),
+        (["constrained.tsv", "my-train.tsv", "Validation2.csv"], ["my-train.tsv", "Validation2.csv", None]),
     ],
 )
 def test_layouts(tmp_path, names, expected):
@@ -67,11 +57,11 @@ def test_layouts(tmp_path, names, expected):
     ],
 )
 def test_mistakes(tmp_path, names, message):
-    with pytest.raises(DataError) as caught:
-        found(tmp_path, *names)
-    assert str(caught.value) == f"{tmp_path}{message}"
+    assert refusal(found, tmp_path, *names) == f"{tmp_path}{message}"
 
 
-def test_no_folder(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such directory$"):
-        find_corpus(tmp_path / "nowhere")
+def test_what_is_no_folder_or_holds_no_files(tmp_path):
+    assert refusal(find_corpus, tmp_path / "a\nb") == rf"{tmp_path}/a\nb: no such directory"
+    for name in ("train.tsv", "dev.tsv"):
+        os.mkfifo(tmp_path / name)
+    assert "expected a file with train in its name" in refusal(find_corpus, tmp_path)

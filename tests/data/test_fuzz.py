@@ -16,18 +16,21 @@ from esim_fast.data.reading import Form, parse_pairs
 
 FILES, ROWS, DAMAGED = 400, 12, 7  # 2,800 damaged rows for each of four forms
 WORDS = ["a", "man", "isn't", '"so"', "Ünïcode", "睡觉", "3,5", "\u2028", "", " ", "{x}", "-", "\\", "🙂", "'"]
-PIECES = [b"\t", b",", b'"', b'""', b"\n", b"\r\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"-", b"\\", b"{", b"}"]
-PIECES += [b" "]
-PIECES += [b'","', b"\t\t", b"\\u0000", b"\\ud800", b"\xf0\x9f", b"\x85", b"null", b"[]", b"1e999", b"\x1c"]
-PIECES += [b"\xe2\x80\xa8"]
+PIECES = [b"\t", b",", b'"', b'""', b"\n", b"\r\n", b"\r", b"\0", b"-", b"\\", b"{", b"}", b" ", b'","', b"\t\t"]
+PIECES += [b"null", b"\xff", b"\xef\xbb\xbf"]
+PIECES += [b"\\u0000", b"\\ud800", b"\xf0\x9f", b"\x85", b"[]", b"1e999", b"\x1c", b"\xe2\x80\xa8"]
+NAMES = ("label", "premise", "hypothesis")
+HEADERS = {form: "\t".join(NAMES).encode() + b"\n" for form in ("tsv", "quoted-tsv")}
+HEADERS |= {"csv": ",".join(NAMES).encode() + b"\n", "jsonl": b""}
+Row = tuple[str, str, str]
 
 
-def tsv(row: tuple[str, str, str]) -> bytes:
+def tsv(row: Row) -> bytes:
     return "\t".join(row).encode() + b"\n"
 
 
-def quoted(delimiter: str) -> Callable[[tuple[str, str, str]], bytes]:
-    def write(row: tuple[str, str, str]) -> bytes:
+def quoted(delimiter: str) -> Callable[[Row], bytes]:
+    def write(row: Row) -> bytes:
         line = io.StringIO()
         csv.writer(line, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(row)
         return line.getvalue().encode()
@@ -35,21 +38,26 @@ def quoted(delimiter: str) -> Callable[[tuple[str, str, str]], bytes]:
     return write
 
 
-def jsonl(row: tuple[str, str, str]) -> bytes:
+def jsonl(row: Row) -> bytes:
     ascii_only = len(row[1]) % 2 == 0
     return json.dumps(dict(zip(NAMES, row, strict=True)), ensure_ascii=ascii_only).encode() + b"\n"
 
 
-NAMES = ("label", "premise", "hypothesis")
-HEADERS = {form: "\t".join(NAMES).encode() + b"\n" for form in ("tsv", "quoted-tsv")} | {
-    "csv": ",".join(NAMES).encode() + b"\n",
-    "jsonl": b"",
-}
-
-
-def draw_row(draw: random.Random) -> tuple[str, str, str]:
+def draw_row(draw: random.Random) -> Row:
     label = draw.choice(["entailment", "neutral", "contradiction", "0", "-"])
     return label, *(" ".join(draw.choices(WORDS, k=draw.randrange(6))) for _ in "ph")
+
+
+def as_read(row: Row) -> tuple[str, str, str | None]:
+    label, premise, hypothesis = row
+    return premise, hypothesis, None if label == "-" else label
+
+
+def damaged_rows(write: Callable[[Row], bytes], draw: random.Random) -> list[bytes]:
+    rows = [write(draw_row(draw)) for _ in range(ROWS)]
+    for place in draw.sample(range(ROWS), DAMAGED):
+        rows[place] = damage(rows[place], draw)
+    return rows
 
 
 def damage(row: bytes, draw: random.Random) -> bytes:
@@ -74,33 +82,18 @@ def damage(row: bytes, draw: random.Random) -> bytes:
 def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
     """What one line of an unquoted form says, None if it is not as it should be; written from the rules alone."""
     try:
-        text = line.decode().rstrip("\n")
-    except UnicodeDecodeError:
+        text = line.decode().removesuffix("\n").removesuffix("\r")
+        fields = text.split("\t") if form == "tsv" else [json.loads(text)[name] for name in NAMES]
+    except (ValueError, KeyError, TypeError):  # not UTF-8, not JSON, a key is missing, no object
         return None
-    text = text.removesuffix("\r")
-    if form == "jsonl":
-        try:
-            found = json.loads(text)
-        except ValueError:
-            return None
-        if not isinstance(found, dict) or not found.keys() >= set(NAMES):
-            return None
-        fields = [found[name] for name in NAMES]
-        if isinstance(fields[0], int):
-            fields[0] = json.dumps(fields[0])
-        if not all(isinstance(field, str) for field in fields):
-            return None
-        if any(0xD800 <= ord(character) < 0xE000 for character in "".join(fields)):
-            return None
-    else:
-        fields = text.split("\t")
-        if len(fields) != 3:
-            return None
+    if form == "jsonl" and isinstance(fields[0], int):
+        fields[0] = json.dumps(fields[0])
+    if len(fields) != 3 or not all(isinstance(field, str) for field in fields):
+        return None
+    if any(character == "\0" or 0xD800 <= ord(character) < 0xE000 for character in "".join(fields)):
+        return None
     label, premise, hypothesis = fields
-    label = label.strip()
-    if not label or "\0" in "".join(fields):
-        return None
-    return premise, hypothesis, None if label == "-" else label
+    return as_read((label.strip(), premise, hypothesis)) if label.strip() else None
 
 
 def read(content: bytes, form: str) -> tuple[list[Pair], list[BadRow]]:
@@ -124,10 +117,7 @@ def test_a_row_a_line(form):
     write = {"tsv": tsv, "jsonl": jsonl}[form]
     reported = 0
     for _ in range(FILES):
-        rows = [write(draw_row(draw)) for _ in range(ROWS)]
-        for place in draw.sample(range(ROWS), DAMAGED):
-            rows[place] = damage(rows[place], draw)
-        content = HEADERS[form] + b"".join(rows)
+        content = HEADERS[form] + b"".join(damaged_rows(write, draw))
         lines = content.split(b"\n")
         while lines and not lines[-1].rstrip(b"\r"):
             del lines[-1]  # blank ones may end a file
@@ -169,11 +159,11 @@ def test_rows_of_several_lines(form):
         reasons = {row.line: row.reason for row in bad}
         blank_end = len(content[: len(content.rstrip(b"\r\n"))].split(b"\n"))
         lines = content.split(b"\n")
-        for place, (begin, (label, premise, hypothesis)) in enumerate(zip(begins, rows, strict=True)):
+        for place, (begin, row) in enumerate(zip(begins, rows, strict=True)):
             if place in damaged:
                 continue
             if begin in at:
-                assert at[begin][:3] == (premise, hypothesis, None if label == "-" else label), content
+                assert at[begin][:3] == as_read(row), content
             elif begin not in named:
                 # Inside another row, then, whose quotes hold this one's line break.
                 before = max(number for number in {*at, *named} if number < begin)
@@ -185,7 +175,7 @@ def test_rows_of_several_lines(form):
             label, premise, hypothesis = next(
                 csv.reader(io.StringIO(following, newline=""), delimiter=delimiter, strict=True)
             )
-            assert pair[:3] == (premise, hypothesis, None if label.strip() == "-" else label.strip()), content
+            assert pair[:3] == as_read((label.strip(), premise, hypothesis)), content
 
 
 def test_damaged_archives(tmp_path):
@@ -193,7 +183,7 @@ def test_damaged_archives(tmp_path):
     draw = random.Random(0)
     rows = [draw_row(draw) for _ in range(300)]
     whole = gzip.compress(b"".join(map(tsv, rows)))
-    expected = [(premise, hypothesis, None if label == "-" else label) for label, premise, hypothesis in rows]
+    expected = [as_read(row) for row in rows]
     path = tmp_path / "a.tsv.gz"
     for _ in range(FILES):
         content = bytearray(whole)
@@ -229,7 +219,7 @@ def test_damaged_headers(form):
         rows = [draw_row(draw) for _ in range(3)]
         header = damage(HEADERS[form], draw)
         content = header + b"".join(map(write, rows))
-        expected = [(premise, hypothesis, None if label == "-" else label) for label, premise, hypothesis in rows]
+        expected = [as_read(row) for row in rows]
         try:
             pairs, bad = read(content, form)
         except DataError as error:
@@ -248,10 +238,7 @@ def test_prepared_corpora_hold_what_is_read(tmp_path, name, write):
     draw = random.Random(name)
     path = tmp_path / name
     for _ in range(30):
-        rows = [write(draw_row(draw)) for _ in range(ROWS)]
-        for place in draw.sample(range(ROWS), DAMAGED):
-            rows[place] = damage(rows[place], draw)
-        path.write_bytes(HEADERS[path.suffix[1:]] + b"".join(rows))
+        path.write_bytes(HEADERS[path.suffix[1:]] + b"".join(damaged_rows(write, draw)))
         bad: list[BadRow] = []
         pairs = list(read_pairs(path, on_bad_row=bad.append))
         corpus = prepare(path, str.split, skip_bad_rows=True, allow_empty=True)

@@ -1,41 +1,28 @@
 """Prepared corpora: the tokenizer's words, the file's labels and lines, whoever worked on them and whenever."""
 
-import gzip
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from esim_fast.data import (
-    BadRow,
-    CorpusFormat,
-    DataError,
-    PreparedCorpus,
-    Vocabulary,
-    get_tokenizer,
-    prepare,
-    read_pairs,
-)
+from esim_fast.data import BadRow, CorpusFormat, DataError, PreparedCorpus, get_tokenizer, prepare, read_pairs
 from esim_fast.data import preparing as module
+from tests.data.files import refusal, vocabulary_of
+from tests.data.files import write as write_file
+from tests.processes import children, fork, wait_for
 
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
 LABELS = ["x", "y"]
-
-
-def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
@@ -45,23 +32,32 @@ def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | N
     return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
 
 
+def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
+    return write_file(folder, name, content)
+
+
 def same(one: PreparedCorpus, other: PreparedCorpus) -> bool:
-    arrays = (
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("tokens", "ends", "labels", "lines")
-    )
-    return all(arrays) and (one.words, one.label_names, one.bad_rows) == (
-        other.words,
-        other.label_names,
-        other.bad_rows,
-    )
+    arrays = ((getattr(one, name), getattr(other, name)) for name in ("tokens", "ends", "labels", "lines"))
+    lists = (getattr(one, name) == getattr(other, name) for name in ("words", "label_names", "bad_rows"))
+    return all(np.array_equal(*pair) for pair in arrays) and all(lists)
 
 
 def many_rows(count: int) -> str:
     """Rows of words that come back and words that do not."""
     draw = random.Random(count)
     words = [f"w{i}" for i in range(500)] + ["can't", "It's", "3.5", "(x)", '"so"']
-    rows = ("\t".join((draw.choice("xyz-"), *(" ".join(draw.choices(words, k=draw.randrange(9))) for _ in "ph"))) for _ in range(count))  # fmt: skip  # noqa: E501
-    return "".join(f"{row} n{number}\n" for number, row in enumerate(rows))
+    rows = []
+    for number in range(count):
+        premise, hypothesis = (" ".join(draw.choices(words, k=draw.randrange(9))) for _ in "ph")
+        rows.append(f"{draw.choice('xyz-')}\t{premise}\t{hypothesis} n{number}\n")
+    return "".join(rows)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A corpus of a thousand rows, of which fifty are a part of the work."""
+    monkeypatch.setattr(module, "ROWS", 50)
+    return write(tmp_path, many_rows(1000))
 
 
 def test_one_corpus_by_hand(tmp_path):
@@ -82,20 +78,19 @@ def test_one_corpus_by_hand(tmp_path):
 
 def test_encoding(tmp_path):
     corpus = prepare(write(tmp_path, TSV))
-    dataset = corpus.encode(Vocabulary(["<unk>", "<pad>", "b", "a", "."]), ["y", "x"])
+    dataset = corpus.encode(vocabulary_of("b", "a", "."), ["y", "x"])
     assert len(dataset) == 2
     assert dataset.labels.tolist() == [1, 0]
     assert dataset.lengths.tolist() == [[4, 1], [2, 3]]
     assert dataset[[0]].pairs.tokens.tolist() == [3, 2, 2, 0, 4]  # a b(hypothesis) b c .: time-major
-    with pytest.raises(DataError) as caught:
-        corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["x", "z"])
-    assert str(caught.value) == f"{corpus.path}:4: expected a label among x, z, got 'y'"
+    said = refusal(corpus.encode, vocabulary_of(), ["x", "z"])
+    assert said == f"{corpus.path}:4: expected a label among x, z, got 'y'"
 
 
 def test_other_labels_can_be_left_out(tmp_path):
     corpus = prepare(write(tmp_path, TSV)).without_other_labels(["x", "z"])
     assert corpus.bad_rows == [BadRow(4, "expected a label among x, z, got 'y'")]
-    dataset = corpus.encode(Vocabulary(["<unk>", "<pad>"]), ["z", "x"])
+    dataset = corpus.encode(vocabulary_of(), ["z", "x"])
     assert dataset.labels.tolist() == [1]
     assert corpus.label_counts() == {"x": 1, "y": 0}
     with pytest.raises(DataError, match=r"corpus\.tsv: expected labels among z, got none of them$"):
@@ -103,18 +98,12 @@ def test_other_labels_can_be_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_all_ways_give_what_reading_and_tokenizing_give(tmp_path, cached, monkeypatch):
-    monkeypatch.setattr(module, "ROWS", 50)
-    path = write(tmp_path, many_rows(1000), "plain.tsv")
-    write(tmp_path, gzip.compress(path.read_bytes()), "packed.tsv.gz")
+def test_all_ways_give_what_reading_and_tokenizing_give(tmp_path, path, cached):
+    packed = write(tmp_path, path.read_bytes(), "packed.tsv.gz")
     cache = tmp_path / "cache" if cached else None
     tokenize = get_tokenizer()
     expected = [(tokenize(pair.premise), tokenize(pair.hypothesis), pair.label, pair.line) for pair in read_pairs(path)]
-    found = [
-        prepare(tmp_path / name, cache=cache, workers=workers)
-        for name in ("plain.tsv", "packed.tsv.gz")
-        for workers in (1, 2, 5)
-    ]
+    found = [prepare(file, cache=cache, workers=workers) for file in (path, packed) for workers in (1, 2, 5)]
     for corpus in found:
         assert pairs_of(corpus) == expected
         assert same(corpus, found[0])
@@ -125,11 +114,7 @@ def test_all_ways_give_what_reading_and_tokenizing_give(tmp_path, cached, monkey
 def test_the_second_time_nothing_is_tokenized(tmp_path, monkeypatch):
     path = write(tmp_path, TSV)
     first = prepare(path, cache=tmp_path / "cache")
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("tokenized again")
-
-    monkeypatch.setattr(module, "_tokenize_part", refuse)
+    monkeypatch.setattr(module, "_tokenize_part", mock.Mock(side_effect=AssertionError("tokenized again")))
     assert same(prepare(path, cache=tmp_path / "cache"), first)
     for options in ({"tokenizer": "whitespace"}, {"corpus_format": CorpusFormat(quoted=True)}, {"labeled": False}):
         with pytest.raises(AssertionError):
@@ -187,9 +172,7 @@ def test_a_digest_tells_contents_apart(tmp_path):
 def test_bad_corpora(tmp_path, content, message, workers):
     path = write(tmp_path, content)
     for _ in range(2):  # nor may a second call find something kept
-        with pytest.raises(DataError) as caught:
-            prepare(path, cache=tmp_path / "cache", workers=workers)
-        assert str(caught.value) == f"{path}{message}"
+        assert refusal(prepare, path, cache=tmp_path / "cache", workers=workers) == f"{path}{message}"
 
 
 def test_bad_rows_are_listed_again_the_second_time(tmp_path):
@@ -224,9 +207,7 @@ class TestOwnTokenizer:
         assert prepare(path, list, cache=cache).words[:2] == ["A", " "]
         assert not cache.exists()
 
-    def test_in_other_processes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(module, "ROWS", 50)
-        path = write(tmp_path, many_rows(1000))
+    def test_in_other_processes(self, path):
         here, there = (prepare(path, lambda text: text.upper().split(), workers=workers) for workers in (1, 2))
         assert same(here, there)
 
@@ -243,86 +224,59 @@ class TestOwnTokenizer:
             (["\ud800"], "expected words without line breaks, got '\\ud800'"),
         ],
     )
-    def test_mistakes(self, tmp_path, monkeypatch, returns, message, workers):
-        monkeypatch.setattr(module, "ROWS", 50)
-        path = write(tmp_path, many_rows(1000))
-        with pytest.raises(DataError) as caught:
-            prepare(path, lambda text: returns, workers=workers)
-        assert str(caught.value).endswith(message)
-        assert "test_preparing:TestOwnTokenizer" in str(caught.value)
-        assert "\n" not in str(caught.value)
+    def test_mistakes(self, path, returns, message, workers):
+        said = refusal(prepare, path, lambda text: returns, workers=workers)
+        assert said.endswith(message)
+        assert "test_preparing:TestOwnTokenizer" in said
 
 
 class TestProcesses:
-    def test_one_that_is_killed(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(module, "ROWS", 50)
-        path = write(tmp_path, many_rows(1000))
-
+    def test_one_that_is_killed(self, path):
         def tokenize(text: str) -> list[str]:
             if "n777" in text:
                 os.kill(os.getpid(), signal.SIGKILL)
             return text.split()
 
-        with pytest.raises(DataError, match=r"^a worker process was killed; is memory short\?$"):
-            prepare(path, tokenize, workers=2)
+        assert refusal(prepare, path, tokenize, workers=2) == "a worker process was killed; is memory short?"
 
-    def test_inside_a_process_that_may_have_none(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(module, "ROWS", 50)
-        path = write(tmp_path, many_rows(1000))
+    def test_inside_a_process_that_may_have_none(self, path):
         context = multiprocessing.get_context("fork")
         process = context.Process(target=prepare, args=(path,), kwargs={"workers": 2}, daemon=True)
         process.start()
         process.join()
         assert process.exitcode == 0
 
-    def test_memory_is_bounded_by_few_parts_ahead(self, monkeypatch):
-        taken = 0
-
-        def items() -> "object":
-            nonlocal taken
-            for item in range(1000):
-                taken += 1
-                yield item
-
-        results = module.map_in_processes(lambda item, should_stop: item + 1, items(), 2)
+    def test_memory_is_bounded_by_few_parts_ahead(self):
+        taken = []
+        items = (taken.append(item) or item for item in range(1000))
+        results = module.map_in_processes(lambda item, should_stop: item + 1, items, 2)
         assert list(islice(results, 10)) == list(range(1, 11))
-        assert taken <= 10 + 3 * 2
+        assert len(taken) <= 10 + 3 * 2
         results.close()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-    def test_after_a_mistake_nobody_waits_for_them(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(module, "ROWS", 50)
+    def test_after_a_mistake_nobody_waits_for_them(self, tmp_path, path):
         rows = many_rows(2000).splitlines(keepends=True)
         rows[60] = "x\tonly one\n"
-        path = write(tmp_path, "".join(rows))
+        write(tmp_path, "".join(rows))
         before = children(os.getpid())
         begin = time.monotonic()
-        with pytest.raises(DataError, match=r":61: expected 3 columns, got 2$") as caught:
-            prepare(path, lambda text: time.sleep(0.02) or text.split(), workers=2)
+        said = refusal(prepare, path, lambda text: time.sleep(0.02) or text.split(), workers=2)
+        assert said == f"{path}:61: expected 3 columns, got 2"
         assert time.monotonic() - begin < 12  # all of it would take 40 seconds, what is under way half of that
-        assert set(children(os.getpid())) <= set(before), caught.value
+        assert set(children(os.getpid())) <= set(before)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
     def test_they_end_with_the_one_that_started_them(self, tmp_path):
-        write(tmp_path, many_rows(20_000))
-        script = (
-            "import time\n"
-            "from esim_fast.data import prepare\n"
-            "prepare('corpus.tsv', lambda text: time.sleep(0.01) or text.split(), workers=3)\n"
-        )
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
-        workers = wait_for(lambda: children(process.pid), lambda found: len(found) == 3)
+        process = fork(prepare_slowly, write(tmp_path, many_rows(20_000)))
+        workers = wait_for(lambda: len(found := children(process.pid)) == 3 and found)
         process.kill()
-        process.wait()
-        assert wait_for(lambda: [pid for pid in workers if is_running(pid)], lambda left: not left) == []
+        process.join()
+        wait_for(lambda: not any(map(is_running, workers)))
 
 
-def children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+def prepare_slowly(corpus: Path) -> None:
+    prepare(corpus, lambda text: time.sleep(0.01) or text.split(), workers=3)
 
 
 def is_running(pid: int) -> bool:
@@ -330,13 +284,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_for(look, enough, seconds=60):
-    end = time.monotonic() + seconds
-    while not enough(found := look()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return found
 
 
 def _prepare(corpus: Path, cache: Path, at: str | None) -> None:

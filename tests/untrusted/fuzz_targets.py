@@ -34,13 +34,11 @@ from esim_fast.training.checkpoint import Checkpoint, random_states
 
 WORDS = ["<unk>", "<pad>", "a", "man", "sleeps"]
 # Pieces that chance would take long to find, for a fuzzer's dictionary.
-PIECES = ["{", "}", "[", "]", '"', ":", ",", "null", "true", "NaN", "1e999", "-1", "\\ud800", "\\n", "\n", "\u2028"]
-PIECES += ["\x1b[2J"]
-PIECES += ["99999999999999999999", '"a":0,"a":0', "[" * 200, "../../x", "os:system", "<unk>", "PK\x03\x04", "\x1f\x8b"]
+PIECES = [*'{}[]":,()', "null", "true", "True", "NaN", "1e999", "-1", "99999999999999999999", "\\ud800", "\\n", "\n"]
+PIECES += ["\u2028", "\x1b[2J", '"a":0,"a":0', "[" * 200, "../../x", "os:system", "<unk>", "PK\x03\x04", "\x1f\x8b"]
 PIECES += ["hidden_size", "vocab_size", "padding_idx", "dropout", "variant", "tokenizer", "training", "model"]
 PIECES += ["__metadata__", "data_offsets", "shape", "dtype", "BF16", "F64", "F8_E4M3", "I64", "BOOL", "checksum"]
-PIECES += ["fortran_order", "descr", "|O", "<U9", "<f8", "True", "(", ")", "\x93NUMPY", "\x80\x02c", "\nR"]
-PIECES += ["ctorch\nload\n"]
+PIECES += ["fortran_order", "descr", "|O", "<U9", "<f8", "\x93NUMPY", "\x80\x02c", "\nR", "ctorch\nload\n"]
 PIECES += ["premise", "sentence1", "label", "ends", "tokens", "words", "bad_rows", "label_names", "rows", "found"]
 ROWS = [("entailment", "a man", 'a "man" sleeps'), ("-", "a", "Ünï 睡觉"), ("neutral", "sleeps", "a")]
 
@@ -278,51 +276,45 @@ def _npz(**arrays: np.ndarray) -> bytes:
 @cache
 def _seeds() -> dict[str, list[bytes]]:
     """Whole files, as the library or numpy writes them, and a pickle in disguise."""
-    parts = {name: (model_directory() / name).read_bytes() for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS)}
+    weights = (model_directory() / WEIGHTS).read_bytes()
     state = _saved(model().net.state_dict())
     disguised = pickle.dumps(Marker(marker()), protocol=2)
     numbers = np.arange(9, dtype=np.float32).reshape(3, 3)
     text = b"a 1 2 3\nman 4 5 6\nthe 7 8 9\n"
-    arrays = _npz(words=np.array(["a", "man", "the"]), vectors=numbers)
-    transposed = _npz(words=np.array(["a", "man", "the"]), vectors=numbers.T)
+    names = np.array(["a", "man", "the"])
+    arrays, transposed = _npz(words=names, vectors=numbers), _npz(words=names, vectors=numbers.T)
     table = "".join("\t".join(row) + "\n" for row in ROWS).encode()
-    header_tsv = b"gold_label\tsentence1\tsentence2\n" + table
-    comma = b'label,premise,hypothesis\nneutral,"a, b","c\n""d"""\nneutral,a,b\n'
-    objects = "".join(
-        json.dumps(dict(zip(("label", "premise", "hypothesis"), row, strict=True))) + "\n" for row in ROWS
-    ).encode()
-    members = [b"".join(_members(arrays_of_one).values()) for arrays_of_one in (arrays, transposed)]
+    records = [dict(zip(("label", "premise", "hypothesis"), row, strict=True)) for row in ROWS]
+    binary = b"2 3\na " + numbers[0].tobytes() + b"\nman " + numbers[1].tobytes() + b"\n"
     return {
-        "config": [parts[CONFIG]],
-        "labels": [parts[LABELS]],
-        "vocabulary": [parts[VOCABULARY]],
-        "weights": [parts[WEIGHTS], disguised],
-        "weights_header": [parts[WEIGHTS][8 : 8 + struct.unpack("<Q", parts[WEIGHTS][:8])[0]]],
+        **{name: [(model_directory() / file).read_bytes()] for name, file in _MODEL_FILES.items()},
+        "weights": [weights, disguised],
+        "weights_header": [weights[8 : 8 + struct.unpack("<Q", weights[:8])[0]]],
         "checkpoint": [state, disguised, _with_pickle(state, disguised)],
         "checkpoint_pickle": [_pickle_in(state), disguised],
-        "checkpoint_safetensors": [parts[WEIGHTS], disguised],
+        "checkpoint_safetensors": [weights, disguised],
         "last": [_last(), disguised],
         "last_pickle": [_pickle_in(_last()), disguised],
         "words_json": [json.dumps(WORDS).encode(), json.dumps({word: i for i, word in enumerate(WORDS)}).encode()],
         "words_lines": ["\n".join(WORDS).encode(), disguised],
         "vectors_text": [text, b"3 3\n" + text],
         "vectors_gz": [gzip.compress(text, mtime=0)],
-        "vectors_binary": [b"2 3\na " + numbers[0].tobytes() + b"\nman " + numbers[1].tobytes() + b"\n", disguised],
+        "vectors_binary": [binary, disguised],
         "vectors_npz": [arrays, transposed, disguised],
-        "vectors_npz_members": members,
+        "vectors_npz_members": [b"".join(_members(content).values()) for content in (arrays, transposed)],
         "corpus_cache": [_cache_entry()[0].read_bytes(), disguised],
-        "pairs_tsv": [table, header_tsv],
-        "pairs_csv": [comma],
-        "pairs_jsonl": [objects],
+        "pairs_tsv": [table, b"gold_label\tsentence1\tsentence2\n" + table],
+        "pairs_csv": [b'label,premise,hypothesis\nneutral,"a, b","c\n""d"""\nneutral,a,b\n'],
+        "pairs_jsonl": ["".join(json.dumps(record) + "\n" for record in records).encode()],
         "pairs_gz": [gzip.compress(table, mtime=0)],
     }
 
 
+_MODEL_FILES = {"config": CONFIG, "labels": LABELS, "vocabulary": VOCABULARY, "weights": WEIGHTS}
+_VECTORS = {"text": ".txt", "gz": ".txt.gz", "binary": ".bin", "npz": ".npz"}
+_PAIRS = {"tsv": ".tsv", "csv": ".csv", "jsonl": ".jsonl", "gz": ".tsv.gz"}
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "config": partial(part_of_a_model, CONFIG),
-    "labels": partial(part_of_a_model, LABELS),
-    "vocabulary": partial(part_of_a_model, VOCABULARY),
-    "weights": partial(part_of_a_model, WEIGHTS),
+    **{name: partial(part_of_a_model, file) for name, file in _MODEL_FILES.items()},
     "weights_header": weights_header,
     "checkpoint": checkpoint,
     "checkpoint_pickle": checkpoint_pickle,
@@ -331,16 +323,10 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "last_pickle": last_pickle,
     "words_json": partial(words, ending=".json"),
     "words_lines": partial(words, ending=".txt"),
-    "vectors_text": partial(vectors, ending=".txt"),
-    "vectors_gz": partial(vectors, ending=".txt.gz"),
-    "vectors_binary": partial(vectors, ending=".bin"),
-    "vectors_npz": partial(vectors, ending=".npz"),
+    **{f"vectors_{form}": partial(vectors, ending=ending) for form, ending in _VECTORS.items()},
     "vectors_npz_members": vectors_npz_members,
     "corpus_cache": corpus_cache,
-    "pairs_tsv": partial(pairs, ending=".tsv"),
-    "pairs_csv": partial(pairs, ending=".csv"),
-    "pairs_jsonl": partial(pairs, ending=".jsonl"),
-    "pairs_gz": partial(pairs, ending=".tsv.gz"),
+    **{f"pairs_{form}": partial(pairs, ending=ending) for form, ending in _PAIRS.items()},
 }
 
 

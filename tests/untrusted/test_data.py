@@ -1,7 +1,6 @@
 """Word vectors, corpora and prepared corpora that somebody made to do harm: refused in a line, or made again."""
 
 import contextlib
-import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -12,9 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from esim_fast.data import BadRow, DataError, Vocabulary, load_vectors, prepare, read_pairs
+from esim_fast.data import Vocabulary, load_vectors, prepare
 from esim_fast.data.cache import _checksum
-from esim_fast.data.folders import find_corpus
 from tests.untrusted.fuzz_targets import ROWS, WORDS
 from tests.untrusted.hostile import in_npy, in_safetensors, refused, silence, unchanged, write_zip
 
@@ -79,37 +77,6 @@ class TestVectors:
         ):
             path.write_bytes(content)
             refused(lambda: load_vectors(path, Vocabulary(WORDS)), "expected an .npz archive of plain arrays")
-
-
-class TestPairs:
-    @pytest.mark.parametrize(
-        ("name", "content", "message"),
-        [
-            ("a.jsonl", b"[" * 900_000 + b"\n", "not valid JSON"),
-            ("a.jsonl", b'{"a\\nb\\u001b": 1}\n', r"got a\nb\x1b"),
-            ("a.jsonl", json.dumps({"x" * 900_000: 1}).encode(), "expected a key"),
-            ("a.csv", b'"a\nb\x1b[2J",c,d,e\n', r"a\nb\x1b[2J, c, d, e"),
-            ("a.tsv", b"label\tpremise\x0b\x1b\t\xe2\x80\xa8hypothesis2\t4\n", r"premise\x0b\x1b"),
-            ("a.tsv", b"x" * 5_000_000, "expected at most 1000000 bytes in a row"),
-            ("a.tsv", b"\0\0\0", "expected 3 columns"),
-            ("a.tsv.gz", b"\x1f\x8b\x08\x00" + bytes(20), "a.tsv.gz:1: "),
-        ],
-    )
-    def test_rows(self, tmp_path, name, content, message):
-        path = tmp_path / name
-        path.write_bytes(content)
-        refused(lambda: list(read_pairs(path)), message)
-        bad: list[BadRow] = []
-        with contextlib.suppress(DataError):
-            list(read_pairs(path, on_bad_row=bad.append))
-        assert all(row.reason.isprintable() and len(row.reason) < 1100 for row in bad)
-
-    def test_folders(self, tmp_path):
-        for name in ("train.tsv", "dev.tsv"):
-            os.mkfifo(tmp_path / name)
-        refused(lambda: find_corpus(tmp_path), "expected a file with train in its name")
-        name = tmp_path / "a\nb"
-        refused(lambda: find_corpus(name), r"a\nb: no such directory")
 
 
 class TestCache:

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from esim_fast.classifier import CONFIG, WEIGHTS
-from esim_fast.cli import main
 from esim_fast.errors import one_line
+from tests.cli.commands import fails, succeeds
 from tests.untrusted import fuzz_targets
 from tests.untrusted.fuzz_targets import TARGETS, Marker, refusals
 from tests.untrusted.hostile import DEEP, PARTS, in_npy, in_torch, save_model, unchanged, write_zip
@@ -33,144 +33,128 @@ def model(tmp_path: Path) -> Path:
 CRASHES = Path(__file__).parent / "crashes"
 
 
-def run(*arguments: object, capsys) -> tuple[int, str]:
-    try:
-        code = main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        code = int(exit.code or 0)
-    return code, capsys.readouterr().err
-
-
 class TestCommandLine:
-    def fails(self, *arguments: object, capsys) -> str:
-        code, said = run(*arguments, capsys=capsys)
-        assert code == 2
-        assert len(said.splitlines()) == 1, said
-        assert said[:-1].isprintable()
-        return said
-
-    def test_models(self, model, bomb, capsys):
-        one = ["--premise", "a", "--hypothesis", "man", "--device", "cpu"]
+    def test_models(self, model, bomb):
+        one = ["predict", model, "--premise", "a", "--hypothesis", "man", "--device", "cpu"]
         for name in PARTS:
             whole = (model / name).read_bytes()
             for content in (bomb, b"", b"[" * DEEP, whole[: len(whole) // 2], os.urandom(100)):
                 (model / name).write_bytes(content)
                 with unchanged(model):
-                    assert str(model) in self.fails("predict", model, *one, capsys=capsys)
+                    assert str(model) in fails(*one)
             (model / name).write_bytes(whole)
         config = json.loads((model / CONFIG).read_text())
         for changes in ({"tokenizer": "os:system"}, {"a\nb\r\x1b[2J": 0}, {"hidden_size": 10**9}):
             (model / CONFIG).write_text(json.dumps(config | changes))
-            self.fails("predict", model, *one, capsys=capsys)
+            fails(*one)
 
-    def test_checkpoints(self, model, tmp_path, bomb, capsys):
+    def test_checkpoints(self, model, tmp_path, bomb):
         (tmp_path / "net.pt").write_bytes(bomb)
-        assert "net.pt: holds objects of Python" in self.fails(
-            "convert", tmp_path / "net.pt", tmp_path / "m", capsys=capsys
-        )
+        assert "net.pt: holds objects of Python" in fails("convert", tmp_path / "net.pt", tmp_path / "m")
         in_torch({"embedding.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "net.pt")
-        assert "fewer numbers" in self.fails("convert", tmp_path / "net.pt", tmp_path / "m", capsys=capsys)
+        assert "fewer numbers" in fails("convert", tmp_path / "net.pt", tmp_path / "m")
         assert not (tmp_path / "m").exists()
         folder = tmp_path / "allennlp"
         (folder / "vocabulary").mkdir(parents=True)
         in_torch({"a": torch.zeros(1)}, folder / "best.th")
         os.mkfifo(folder / "vocabulary" / "labels.txt")
-        assert "labels.txt: expected a file" in self.fails("convert", folder, tmp_path / "m", capsys=capsys)
+        assert "labels.txt: expected a file" in fails("convert", folder, tmp_path / "m")
 
     @pytest.mark.parametrize("name", PARTS)
-    def test_conversion_overwrites_nothing(self, model, tmp_path, name, capsys):
+    def test_conversion_overwrites_nothing(self, model, tmp_path, name):
         (tmp_path / "out").mkdir()
         weights = (model / WEIGHTS).rename(tmp_path / "out" / WEIGHTS)
         if name != WEIGHTS:
             weights = weights.rename(tmp_path / "a.safetensors")
             (tmp_path / "out" / name).write_text("mine")
         with unchanged(tmp_path):
-            assert "already holds" in self.fails("convert", weights, tmp_path / "out", capsys=capsys)
+            assert "already holds" in fails("convert", weights, tmp_path / "out")
 
-    def test_data(self, tmp_path, capsys):
+    def test_data(self, tmp_path):
         (tmp_path / "a.tsv").write_text("neutral\ta\tman\n")
         (tmp_path / "v.bin").write_bytes(b"999999999999999999 300\na ")
         options = ["data", tmp_path / "a.tsv", "--no-cache", "--tokenizer", "whitespace", "--vectors"]
-        assert "v.bin: row 1" in self.fails(*options, tmp_path / "v.bin", capsys=capsys)
+        assert "v.bin: row 1" in fails(*options, tmp_path / "v.bin")
         (tmp_path / "v.npz").write_bytes(b"PK\x05\x06" + bytes(18))
-        assert "v.npz: " in self.fails(*options, tmp_path / "v.npz", capsys=capsys)
+        assert "v.npz: " in fails(*options, tmp_path / "v.npz")
         (tmp_path / "b.csv").write_bytes(b'"a\n\x1b",b,c,d\n')
-        assert "b.csv:1: " in self.fails("data", tmp_path / "b.csv", "--no-cache", capsys=capsys)
+        assert "b.csv:1: " in fails("data", tmp_path / "b.csv", "--no-cache")
 
-    def test_training_goes_on_from_no_such_checkpoint(self, tmp_path, bomb, capsys):
+    def test_training_goes_on_from_no_such_checkpoint(self, tmp_path, bomb):
         """Torch's fused Adam would write where the shapes of an optimizer's state lead: that was out of bounds."""
         (tmp_path / "a.tsv").write_text("".join(f"{label}\ta man\tsleeps\n" for label in ("yes", "no") * 10))
         command = ["train", "--train", tmp_path / "a.tsv", "--dev", tmp_path / "a.tsv", "--output", tmp_path / "m"]
-        command += ["--device", "cpu", "--no-cache", "--hidden-size", 4, "--embedding-dim", 4, "--tokenizer"]
-        command += ["whitespace"]
-        assert run(*command, "--epochs", 1, capsys=capsys)[0] == 0
+        command += [
+            "--hidden-size",
+            4,
+            "--embedding-dim",
+            4,
+            "--tokenizer",
+            "whitespace",
+            "--device",
+            "cpu",
+            "--no-cache",
+        ]
+        succeeds(*command, "--epochs", 1)
         path = tmp_path / "m" / "checkpoint" / "last.pt"
         whole = path.read_bytes()
 
-        def average(checkpoint: dict, value: object) -> None:
-            checkpoint["states"]["optimizer"]["state"][0]["exp_avg"] = value
+        def state(checkpoint: dict) -> dict:
+            return checkpoint["states"]["optimizer"]["state"][0]
 
         changes: list[Callable[[dict], object]] = [
-            lambda state: average(state, torch.zeros(1)),
-            lambda state: average(state, torch.zeros(1).expand(16, 4)),
-            lambda state: average(state, torch.zeros(4, 16).T),
-            lambda state: average(state, torch.zeros(16, 4).to_sparse()),
-            lambda state: average(state, "x"),
-            lambda state: state["states"]["optimizer"]["state"][0].pop("step"),
-            lambda state: state["states"]["optimizer"].update(param_groups=[]),
-            lambda state: state["states"].update(net={}),
-            lambda state: state["states"].pop("optimizer"),
-            lambda state: state["settings"].update(seed=torch.zeros(3)),
-            lambda state: state["settings"].update(seed="a\nb"),
-            lambda state: state["progress"].update(epoch=10**40),
-            lambda state: state["progress"].update(history=torch.zeros(2)),
-            lambda state: state.update(random=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
-            lambda state: state.update(more=1),
+            # The optimizer's state.
+            lambda checkpoint: state(checkpoint).update(exp_avg=torch.zeros(1)),
+            lambda checkpoint: state(checkpoint).update(exp_avg=torch.zeros(1).expand(16, 4)),
+            lambda checkpoint: state(checkpoint).update(exp_avg=torch.zeros(4, 16).T),
+            lambda checkpoint: state(checkpoint).update(exp_avg=torch.zeros(16, 4).to_sparse()),
+            lambda checkpoint: state(checkpoint).update(exp_avg="x"),
+            lambda checkpoint: state(checkpoint).pop("step"),
+            lambda checkpoint: checkpoint["states"]["optimizer"].update(param_groups=[]),
+            # Everything else.
+            lambda checkpoint: checkpoint["states"].update(net={}),
+            lambda checkpoint: checkpoint["states"].pop("optimizer"),
+            lambda checkpoint: checkpoint["settings"].update(seed=torch.zeros(3)),
+            lambda checkpoint: checkpoint["settings"].update(seed="a\nb"),
+            lambda checkpoint: checkpoint["progress"].update(epoch=10**40),
+            lambda checkpoint: checkpoint["progress"].update(history=torch.zeros(2)),
+            lambda checkpoint: checkpoint.update(random=[{"cpu": torch.zeros(3, dtype=torch.uint8)}]),
+            lambda checkpoint: checkpoint.update(more=1),
         ]
         for change in changes:
             checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
             change(checkpoint)
             torch.save(checkpoint, path)
             with unchanged(tmp_path):
-                self.fails(*command, "--epochs", 2, "--resume", capsys=capsys)
+                fails(*command, "--epochs", 2, "--resume")
         for content in (bomb, b"", whole[: len(whole) // 2]):
             path.write_bytes(content)
             with unchanged(tmp_path):
-                assert "last.pt: " in self.fails(*command, "--epochs", 2, "--resume", capsys=capsys)
+                assert "last.pt: " in fails(*command, "--epochs", 2, "--resume")
         path.write_bytes(whole)
-        assert run(*command, "--epochs", 2, "--resume", capsys=capsys)[0] == 0
+        succeeds(*command, "--epochs", 2, "--resume")
 
 
 MEBIBYTE = 2**20
 
 
+_LETTER = "a".encode("utf-32-le")
+
+
+def _npy(shape: str, numbers: bytes, dtype: str = "<U1", by_columns: bool = False) -> bytes:
+    return in_npy(f"{{'descr': '{dtype}', 'fortran_order': {by_columns}, 'shape': {shape}, }}", numbers)
+
+
 def write_bombs(folder: Path) -> None:
     """Small files that say, or expand to, much more."""
-    header = "{{'descr': '{}', 'fortran_order': {}, 'shape': {}, }}"
-    small = {
-        "words.npy": in_npy(header.format("<U1", False, "(1,)"), "a".encode("utf-32-le")),
-        "vectors.npy": in_npy(header.format("<f4", False, "(1, 1)"), bytes(4)),
+    rows, length = 3_000_000, 5 * 10**7
+    bombs = {
+        "column-order.npz": (_npy(f"({rows},)", bytes(4 * rows)), _npy(f"({rows}, 16)", bytes(64 * rows), "<f4", True)),
+        "one-word.npz": (_npy(f"({rows},)", _LETTER * rows), _npy(f"({rows}, 1)", bytes(4 * rows), "<f4")),
+        "long-word.npz": (_npy("(1,)", bytes(4 * length), f"<U{length}"), _npy("(1, 1)", bytes(4), "<f4")),
     }
-    rows = 3_000_000
-    write_zip(
-        folder / "column-order.npz",
-        {
-            "words.npy": in_npy(header.format("<U1", False, f"({rows},)"), bytes(4 * rows)),
-            "vectors.npy": in_npy(header.format("<f4", True, f"({rows}, 16)"), bytes(64 * rows)),
-        },
-        zipfile.ZIP_DEFLATED,
-    )
-    write_zip(
-        folder / "one-word.npz",
-        {
-            "words.npy": in_npy(header.format("<U1", False, f"({rows},)"), "a".encode("utf-32-le") * rows),
-            "vectors.npy": in_npy(header.format("<f4", False, f"({rows}, 1)"), bytes(4 * rows)),
-        },
-        zipfile.ZIP_DEFLATED,
-    )
-    length = 5 * 10**7
-    long_word = in_npy(header.format(f"<U{length}", False, "(1,)"), bytes(4 * length))
-    write_zip(folder / "long-word.npz", {**small, "words.npy": long_word}, zipfile.ZIP_DEFLATED)
+    for name, (words, vectors) in bombs.items():
+        write_zip(folder / name, {"words.npy": words, "vectors.npy": vectors}, zipfile.ZIP_DEFLATED)
     for name in ("long-line.txt.gz", "long-line.tsv.gz"):
         (folder / name).write_bytes(gzip.compress(b"a" * (300 * MEBIBYTE), 1))
     (folder / "rows.bin").write_bytes(b"999999999999999999 10000\na ")
@@ -287,13 +271,8 @@ class TestTargets:
             pytest.skip("atheris is not installed here")
         hidden = "" if installed else "sys.modules['atheris'] = None; "
         code = f"import sys; {hidden}from tools import fuzz; sys.exit(fuzz.main())"
-        done = subprocess.run(
-            [sys.executable, "-c", code, "--runs", "20", "--target", "words_lines"],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-c", code, "--runs", "20", "--target", "words_lines"]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
         if installed:
             assert done.returncode == 0, done.stderr
             assert done.stdout.endswith("20 runs of 1 targets, 0 crashes\n")
