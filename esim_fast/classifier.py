@@ -73,14 +73,10 @@ class Classifier:
             raise ValueError(f"the network has {net.config.num_labels} labels, got {len(labels)}: {list(labels)}")
         if len(set(labels)) != len(labels):
             raise ValueError(f"labels must be distinct, got {list(labels)}")
-        self.net = net
-        self.vocabulary = vocabulary
-        self.labels = list(labels)
         if not isinstance(tokenizer, str) and not callable(tokenizer):
             raise TypeError(f"tokenizer must be a name or a function, got {tokenizer!r}")
-        self.tokenizer = tokenizer
-        self.training = training
-        self.precision = precision
+        self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, list(labels), tokenizer
+        self.training, self.precision = training, precision
         self._tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
     @overload
@@ -140,9 +136,8 @@ class Classifier:
             KeyboardInterrupt: ``should_stop()`` said so after a batch.
         """
         result = torch.empty(len(pairs), len(self.labels))
-        for batch, scores in scored_batches(
-            self.net, pairs, batch_size, max_tokens=_MAX_TOKENS, precision=self.precision
-        ):
+        scored = scored_batches(self.net, pairs, batch_size, max_tokens=_MAX_TOKENS, precision=self.precision)
+        for batch, scores in scored:
             result[batch.indices] = scores
             if should_stop():
                 raise KeyboardInterrupt
@@ -167,14 +162,9 @@ class Classifier:
         finally:
             self.net.train(was_training)
         label, probabilities = self.predict((premise, hypothesis))
-        return Explanation(
-            **words,
-            alpha=alpha,
-            beta=beta,
-            label=label,
-            probabilities=dict(zip(self.labels, probabilities.tolist(), strict=True)),
-            unknown={word for sentence in words.values() for word in sentence if word not in self.vocabulary},
-        )
+        by_label = dict(zip(self.labels, probabilities.tolist(), strict=True))
+        unknown = {word for sentence in words.values() for word in sentence if word not in self.vocabulary}
+        return Explanation(**words, alpha=alpha, beta=beta, label=label, probabilities=by_label, unknown=unknown)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes weights, configuration, vocabulary and labels; each file is replaced only by a complete one.

@@ -18,11 +18,8 @@ def add(commands: Any) -> None:
     sources = "a state dict or checkpoint of torch.save or safetensors, or a folder of AllenNLP's"
     command.add_argument("source", metavar="SOURCE", help=sources)
     command.add_argument("output", metavar="MODEL_DIR")
-    command.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="words in the order of their ids, one a line, or as .json: a list, or ids by word; default: ids are words",
-    )
+    words = "words in the order of their ids, one a line, or as .json: a list, or ids by word; default: ids are words"
+    command.add_argument("--vocabulary", metavar="FILE", help=words)
     command.add_argument(
         "--labels", type=_labels, metavar="A,B,…", help="names of the outputs, in their order; default: their numbers"
     )

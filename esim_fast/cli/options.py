@@ -152,10 +152,8 @@ def bad_rows(corpus: PreparedCorpus) -> str:
 def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
     """Labels and how often they occur, no more of them than a person reads."""
     counts = Counter(corpus.label_counts()).most_common()
-    rest = counts[_LABELS:]
-    return [(one_line(label[:40]), count) for label, count in counts[:_LABELS]] + (
-        [(f"{len(rest):,} others", sum(count for _, count in rest))] if rest else []
-    )
+    named, rest = [(one_line(label[:40]), count) for label, count in counts[:_LABELS]], counts[_LABELS:]
+    return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
 
 
 def list_bad_rows(path: str, rows: Iterable[BadRow]) -> None:

@@ -60,11 +60,8 @@ OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.i
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Options that are not given are no attributes of what the parser returns."""
     how = command.add_argument_group("recipe and model")
-    how.add_argument(
-        "--preset",
-        choices=tuple(PRESETS),
-        help="the recipe where no option says otherwise; default: paper (sample: its own); batch-N: for GPUs",
-    )
+    help_text = "the recipe where no option says otherwise; default: paper (sample: its own); batch-N: for GPUs"
+    how.add_argument("--preset", choices=tuple(PRESETS), help=help_text)
     size = how.add_mutually_exclusive_group()
     for defaults, sample, table in ((Recipe(), _SAMPLE_RECIPE, _RECIPE), (ModelOptions(), _SAMPLE_MODEL, _MODEL)):
         for field, (option, kind, metavar, text) in table.items():

@@ -58,18 +58,12 @@ class ESIM(nn.Module):
         self.esim = model.ESIM(hidden_size, embedding_dim, vocab_size, num_classes, **options)
         initialize(self.esim)
         if embeddings is not None:
-            if embeddings.shape != (vocab_size, embedding_dim):
-                raise ValueError(
-                    f"embeddings must be [{vocab_size}, {embedding_dim}], one row for each word, "
-                    f"got {list(embeddings.shape)}"
-                )
+            shape, expected = list(embeddings.shape), [vocab_size, embedding_dim]
+            if shape != expected:
+                raise ValueError(f"embeddings must be {expected}, one row for each word, got {shape}")
             self.esim.embedding.weight.data.copy_(embeddings)
-        self.vocab_size = vocab_size
-        self.embedding_dim = embedding_dim
-        self.hidden_size = hidden_size
-        self.num_classes = num_classes
-        self.dropout = dropout
-        self.device = device
+        self.vocab_size, self.embedding_dim, self.hidden_size = vocab_size, embedding_dim, hidden_size
+        self.num_classes, self.dropout, self.device = num_classes, dropout, device
         self.register_load_state_dict_pre_hook(_give_our_names)
         self.register_state_dict_post_hook(_give_their_names)
 

@@ -299,10 +299,8 @@ def _put_together(found: Iterable[_Tokenized], name: str, tokenizer: str, skip_b
     names: dict[str, int] = {}
     parts: list[tuple[np.ndarray, ...]] = []
     bad_rows: list[BadRow] = []
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
-    with tqdm(
-        desc=f"{name}: tokenizing", unit="row", unit_scale=True, delay=1, mininterval=interval, leave=False
-    ) as bar:
+    pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
+    with tqdm(desc=f"{name}: tokenizing", unit="row", unit_scale=True, delay=1, mininterval=pause, leave=False) as bar:
         for part in found:
             if part.bad_rows and not skip_bad_rows:
                 raise DataError(f"{name}:{part.bad_rows[0].line}: {part.bad_rows[0].reason}")

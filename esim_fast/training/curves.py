@@ -30,14 +30,8 @@ def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, path: Path)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    accuracy.annotate(
-        f"{best.dev_accuracy:.2%}",
-        (best.epoch, best.dev_accuracy),
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="center",
-        color=_DEV,
-    )
+    above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+    accuracy.annotate(f"{best.dev_accuracy:.2%}", (best.epoch, best.dev_accuracy), **above, color=_DEV)
     accuracy.margins(y=0.15)
     loss.legend(frameon=False)
     replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=130))

@@ -41,7 +41,7 @@ def training_step(
         parts: one batch, on the network's device, or the parts of one; their gradients add up to the batch's.
         workers: processes that work on the batch, of whose gradients DistributedDataParallel takes the average.
     """
-    autocast_dtype = PRECISIONS[recipe.precision]
+    autocast_dtype, smoothing = PRECISIONS[recipe.precision], recipe.label_smoothing
     optimizer.zero_grad()
     losses, correct = [], []
     for index, part in enumerate(parts):
@@ -51,9 +51,7 @@ def training_step(
                 stack.enter_context(net.no_sync())
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = net(part.pairs)
-                loss = cross_entropy(
-                    logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing, ignore_index=NO_TARGET
-                )
+                loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing, ignore_index=NO_TARGET)
             scaler.scale(loss * (workers / part.whole)).backward()
         losses.append(loss.detach())
         correct.append((logits.detach().argmax(1) == labels).sum())

@@ -221,10 +221,8 @@ class Trainer:
                 if saving or len(unseen) == self.look_every:
                     self._look(unseen)
                     unseen.clear()
-                    seen = max(1, progress.seen)
-                    bar.set_postfix_str(
-                        f"loss {progress.loss_sum / seen:.4f}, accuracy {progress.correct / seen:.2%}", refresh=False
-                    )
+                    loss, accuracy = (total / max(1, progress.seen) for total in (progress.loss_sum, progress.correct))
+                    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.2%}", refresh=False)
                 if saving and (stopping or done < left):
                     progress.seconds += time.perf_counter() - begin
                     begin = time.perf_counter()
@@ -266,11 +264,9 @@ class Trainer:
                 # In fp16 a gradient may overflow: the scaler passes over such steps.
                 if not math.isfinite(value) and not (name != "loss" and self.scaler.is_enabled()):
                     # The gradient is that of all processes: whose loss is finite has no part in it.
-                    guilty = name == "loss" or self.worker.count == 1
-                    raise NotFiniteError(
-                        f"epoch {progress.epoch}, batch {batch}: the {name} is {value}; {_RATE_HINT}",
-                        torch.cat(indices).tolist() if guilty else [],
-                    )
+                    guilty = torch.cat(indices).tolist() if name == "loss" or self.worker.count == 1 else []
+                    where = f"epoch {progress.epoch}, batch {batch}"
+                    raise NotFiniteError(f"{where}: the {name} is {value}; {_RATE_HINT}", guilty)
             progress.loss_sum += loss
             progress.correct += int(correct)
             progress.seen += sum(map(len, indices))
@@ -304,14 +300,12 @@ class Trainer:
 
     def _evaluate(self) -> Score:
         """On the dev pairs, in batches that take no more memory than training does."""
-        recipe, epoch = self.recipe, self.progress.epoch
+        recipe, net = self.recipe, self.model.net
         size = None if recipe.max_tokens else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
-        with _naming_what_is_too_large(lambda: f"epoch {epoch}, evaluation on dev"):
-            score = evaluate(
-                self.model.net, self.dev, batch_size=size, max_tokens=recipe.max_tokens, worker=self.worker
-            )
+        with _naming_what_is_too_large(lambda: f"epoch {self.progress.epoch}, evaluation on dev"):
+            score = evaluate(net, self.dev, batch_size=size, max_tokens=recipe.max_tokens, worker=self.worker)
         if not math.isfinite(score.loss):
-            raise NotFiniteError(f"epoch {epoch}: the loss on dev is {score.loss}; {_RATE_HINT}", [])
+            raise NotFiniteError(f"epoch {self.progress.epoch}: the loss on dev is {score.loss}; {_RATE_HINT}", [])
         return score
 
     def _settle(self) -> tuple[float, int]:
@@ -338,14 +332,13 @@ class Trainer:
                 if checkpoint.settings.get(name) != now:
                     raise OtherSettingsError(name, checkpoint.settings.get(name), now)
             self.progress = Progress.from_dict(checkpoint.progress)
-        except DataError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor
-            raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast: {error}") from error
-        try:
             self._random = checkpoint.restore(self._stateful(), self.device, self.worker.rank)
+        except OtherSettingsError:
+            raise
         except DataError as error:
             raise DataError(f"{self.directory.checkpoint}: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor
+            raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast: {error}") from error
         if not self.worker.leads:  # has the sums of all
             self.progress.loss_sum, self.progress.correct, self.progress.seen = 0.0, 0, 0
 

@@ -16,15 +16,8 @@ import esim_fast
 from esim_fast import Classifier
 from esim_fast.data import DataError, EncodedPairs, Vocabulary, batches
 from esim_fast.memory import short_of_memory
-from esim_fast.training import (
-    Checkpoint,
-    NotFiniteError,
-    OtherSettingsError,
-    Recipe,
-    evaluate,
-    initialize,
-    training_step,
-)
+from esim_fast.training import Checkpoint, NotFiniteError, Recipe, evaluate, initialize, training_step
+from esim_fast.training.trainer import OtherSettingsError
 from tests.training.training_tasks import WORDS, new_model, new_trainer, pairs
 
 
