@@ -61,30 +61,19 @@ class TestStateDicts:
         return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, **state_dicts.NAMING_SCHEMES[name].options).eval()
 
     def test_the_same_logits(self, name):
-        model, net = theirs(name), self.ours(name)
-        assert not net.load_state_dict(model.state_dict()).missing_keys
-        p, h = pair_batch(net.config.padding_idx)
-        torch.testing.assert_close(net(p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
-
-    def test_the_same_logits_of_padded_sentences(self, name):
-        if name == "notebook":
-            pytest.skip("padding takes part in the notebook's recurrence")
-        model, net = theirs(name), self.ours(name)
-        net.load_state_dict(model.state_dict())
-        p, h = pair_batch(0, RAGGED)
-        torch.testing.assert_close(net(p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
-
-    def test_within_a_module_of_ones_own(self, name):
-        model, wrapper = theirs(name), nn.ModuleDict({"pairs": self.ours(name)})
-        wrapper.load_state_dict({f"pairs.{key}": value for key, value in model.state_dict().items()})
-        p, h = pair_batch(wrapper["pairs"].config.padding_idx)
-        torch.testing.assert_close(wrapper["pairs"](p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
-
-    def test_loading_leaves_their_state_dict_alone(self, name):
-        state_dict = theirs(name).state_dict()
+        model, net, wrapper = theirs(name), self.ours(name), nn.ModuleDict({"pairs": self.ours(name)})
+        state_dict = model.state_dict()
         before = list(state_dict)
-        self.ours(name).load_state_dict(state_dict)
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+        for ours in (net, copied):
+            assert not ours.load_state_dict(state_dict).missing_keys
         assert list(state_dict) == before
+        wrapper.load_state_dict({f"pairs.{key}": value for key, value in state_dict.items()})
+        # Padding takes part in the notebook's recurrence.
+        for lengths in [(PREMISES, HYPOTHESES)] + [RAGGED] * (name != "notebook"):
+            p, h = pair_batch(net.config.padding_idx, lengths)
+            for ours in (net, copied, wrapper["pairs"]):
+                torch.testing.assert_close(ours(p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
 
     def test_mistakes_are_told_in_their_names(self, name):
         scheme = state_dicts.NAMING_SCHEMES[name]
@@ -98,23 +87,25 @@ class TestStateDicts:
         assert f'Missing key(s) in state_dict: "{bias}"' in message
         assert 'Unexpected key(s) in state_dict: "_extra.weight"' in message
         assert f"size mismatch for {weight}" in message
-        if name != "notebook":
-            assert "encoder.lstm" not in message
-        missing = self.ours(name).load_state_dict(
-            {key: value for key, value in state_dict.items() if key != bias}, strict=False
-        )
-        assert missing.missing_keys == [bias]
+        assert name == "notebook" or "encoder.lstm" not in message
+        del state_dict[bias]
+        assert self.ours(name).load_state_dict(state_dict, strict=False).missing_keys == [bias]
 
-    def test_a_copy_of_the_network_still_loads_them(self, name):
-        net = pickle.loads(pickle.dumps(copy.deepcopy(self.ours(name))))
-        net.load_state_dict(theirs(name).state_dict())
+    def test_the_table_names_every_entry(self, name):
+        scheme, entries, ours = (
+            state_dicts.NAMING_SCHEMES[name],
+            theirs(name).state_dict(),
+            self.ours(name).state_dict(),
+        )
+        assert {scheme.ours(entry) for entry in entries} == set(ours)
+        assert {scheme.theirs(entry) for entry in ours} == set(entries)
+        json.dumps(scheme.options)
 
 
 def test_networks_of_other_mathematics_are_warned_of():
     net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS)
-    with pytest.warns(
-        UserWarning, match=r"AllenNLP, whose .* ESIM\(..., padding_idx=0, classifier_activation='relu'\)"
-    ):
+    allennlps = r"AllenNLP, whose .* ESIM\(..., padding_idx=0, classifier_activation='relu'\)"
+    with pytest.warns(UserWarning, match=allennlps):
         net.load_state_dict(theirs("allennlp").state_dict())
     with pytest.warns(UserWarning, match=r"coetaur0/ESIM, whose mathematics is ESIM\(..., padding_idx=0\)"):
         net.load_state_dict(theirs("coetaur0").state_dict())
@@ -165,11 +156,8 @@ class TestCoetaur0:
         other = theirs("coetaur0")
         other.load_state_dict(ours.state_dict())  # and back
         assert torch.equal(other(*arguments)[0], model(*arguments)[0])
-
-    def test_within_a_module_of_ones_own(self):
-        wrapper = nn.ModuleDict({"pairs": coetaur0.ESIM(WORDS, WIDTH, HIDDEN)})
-        expected = {f"pairs.{name}" for name in theirs("coetaur0").state_dict()}
-        assert set(wrapper.state_dict()) == expected
+        wrapper = nn.ModuleDict({"pairs": ours})  # and within a module of one's own
+        assert list(wrapper.state_dict()) == [f"pairs.{name}" for name in model.state_dict()]
         wrapper.load_state_dict(wrapper.state_dict())
 
     @pytest.mark.parametrize("name", ["notebook", "allennlp"])
@@ -278,13 +266,14 @@ def coetaur0_loop(make_model, batches, epochs):
 class TestDropIn:
     """The same loop with their class and with ours, from the same weights: the same losses, step by step."""
 
-    def batches(self, padding):
-        generator = torch.Generator().manual_seed(5)
-        lengths = [([6, 3, 4, 2, 5, 6], [3, 5, 1, 4, 2, 5]), ([2, 2, 7, 5, 1, 3], [4, 6, 3, 2, 2, 1])]
-        return [
-            (*pair_batch(padding, some), torch.randint(LABELS, (len(some[0]),), generator=generator))
-            for some in lengths
-        ]
+    def assert_the_same(self, loop, theirs, ours, padding):
+        generator, batches = torch.Generator().manual_seed(5), []
+        for lengths in (([6, 3, 4, 2, 5, 6], [3, 5, 1, 4, 2, 5]), ([2, 2, 7, 5, 1, 3], [4, 6, 3, 2, 2, 1])):
+            batches.append((*pair_batch(padding, lengths), torch.randint(LABELS, (6,), generator=generator)))
+        (expected, accuracy), (found, our_accuracy) = (loop(make_model, batches, 15) for make_model in (theirs, ours))
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-4)
+        assert our_accuracy == accuracy
+        assert found[-1] < found[0]  # they learn
 
     def test_the_notebooks_loop(self):
         torch.manual_seed(3)
@@ -296,12 +285,7 @@ class TestDropIn:
             net.load_state_dict(start)
             return net
 
-        batches = self.batches(1)
-        expected = notebook_loop(lambda *_: peer, batches, 15)
-        found = notebook_loop(ours, batches, 15)
-        torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), rtol=1e-3, atol=1e-4)
-        assert found[1] == expected[1]
-        assert found[0][-1] < found[0][0]  # they learn
+        self.assert_the_same(notebook_loop, lambda *_: peer, ours, padding=1)
 
     def test_coetaur0s_loop(self):
         torch.manual_seed(4)
@@ -317,12 +301,7 @@ class TestDropIn:
 
             return make_model
 
-        batches = self.batches(0)
-        expected = coetaur0_loop(started(Coetaur0), batches, 15)
-        found = coetaur0_loop(started(coetaur0.ESIM), batches, 15)
-        torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), rtol=1e-3, atol=1e-4)
-        assert found[1] == expected[1]
-        assert found[0][-1] < found[0][0]  # they learn
+        self.assert_the_same(coetaur0_loop, started(Coetaur0), started(coetaur0.ESIM), padding=0)
 
 
 VOCABULARIES = {
@@ -331,6 +310,7 @@ VOCABULARIES = {
     "allennlp": ["@@UNKNOWN@@", *(f"word{i}" for i in range(2, WORDS))],  # as its files: without the padding
 }
 SENTENCES = ["word9 word7 Nothing word30", "word7 word12"]
+NOT_FINITE = "holds something else than finite floating-point numbers"
 
 
 class TestConvert:
@@ -338,24 +318,18 @@ class TestConvert:
     def test_raw_text_gives_their_probabilities(self, name, tmp_path):
         model = theirs(name)
         labels = ["no", "maybe", "yes"]
-        found = checkpoints.convert(model.state_dict(), VOCABULARIES[name], labels)
-        found.save_pretrained(tmp_path)
+        checkpoints.convert(model.state_dict(), VOCABULARIES[name], labels).save_pretrained(tmp_path)
         found = esim_fast.Classifier.from_pretrained(tmp_path)
         unknown = 0 if name == "notebook" else 1
         ids = [[int(word[4:]) if word.startswith("word") else unknown for word in text.split()] for text in SENTENCES]
         if name == "coetaur0":
             ids = [[2, *words, 3] for words in ids]  # between _BOS_ and _EOS_
-        logits = their_logits(name, model, *(torch.tensor([words]) for words in ids))
-        expected = logits.softmax(1)[0]
-        torch.testing.assert_close(found.predict(tuple(SENTENCES)).probabilities, expected, rtol=1e-5, atol=1e-5)
-        assert found.predict(tuple(SENTENCES)).label == labels[expected.argmax()]
-
-    @pytest.mark.parametrize("name", NAMES)
-    def test_without_a_vocabulary_ids_are_words(self, name):
-        model = theirs(name)
-        found = checkpoints.convert(model.state_dict())
-        p, h = torch.tensor([[9, 7, 30]]), torch.tensor([[12, 2]])
-        expected = their_logits(name, model, p, h).softmax(1)[0]
+        expected = their_logits(name, model, *(torch.tensor([words]) for words in ids)).softmax(1)[0]
+        label, probabilities = found.predict(tuple(SENTENCES))
+        torch.testing.assert_close(probabilities, expected, rtol=1e-5, atol=1e-5)
+        assert label == labels[expected.argmax()]
+        found = checkpoints.convert(model.state_dict())  # without a vocabulary ids are words
+        expected = their_logits(name, model, torch.tensor([[9, 7, 30]]), torch.tensor([[12, 2]])).softmax(1)[0]
         torch.testing.assert_close(found.predict(("9 7 30", "12 2")).probabilities, expected, rtol=1e-5, atol=1e-5)
         assert found.labels == ["0", "1", "2"]
 
@@ -385,19 +359,18 @@ class TestConvert:
 
     def test_what_would_have_to_be_executed_is_refused(self, tmp_path):
         torch.save(theirs("coetaur0"), tmp_path / "whole.pt")
-        with pytest.raises(
-            DataError, match=r"whole.pt: holds objects of Python \(tests.sources.Coetaur0\).*net.state_dict\(\)"
-        ):
+        message = r"whole.pt: holds objects of Python \(tests.sources.Coetaur0\).*net.state_dict\(\)"
+        with pytest.raises(DataError, match=message):
             checkpoints.read_state_dict(tmp_path / "whole.pt")
 
         class Trap:
             def __reduce__(self):
                 return open, (str(tmp_path / "sprung"), "w")
 
-        for name, content in (("trap.pt", Trap()), ("inside.pt", {"model": Trap()})):
-            torch.save(content, tmp_path / name, pickle_protocol=2)
+        for content in (Trap(), {"model": Trap()}):
+            torch.save(content, tmp_path / "trap.pt", pickle_protocol=2)
             with pytest.raises(DataError, match="holds objects of Python"):
-                checkpoints.read_state_dict(tmp_path / name)
+                checkpoints.read_state_dict(tmp_path / "trap.pt")
         (tmp_path / "words.pkl").write_bytes(pickle.dumps({"a": Trap()}, protocol=2))
         with pytest.raises(DataError, match=r"words.pkl: a pickle, and reading it would run its code"):
             checkpoints.read_words(tmp_path / "words.pkl")
@@ -420,43 +393,31 @@ class TestConvert:
                 checkpoints.read_state_dict(tmp_path / "other.pt")
 
     @pytest.mark.parametrize(
-        ("change", "message"),
+        ("entry", "value", "message"),
         [
-            (lambda state: state.pop("_projection.0.bias"), r"^_projection.0.bias is missing$"),
-            (lambda state: state.pop("_word_embedding.weight"), r"^_word_embedding.weight is missing$"),
-            (lambda state: state.update({"_extra": torch.zeros(1)}), r"^_extra is no part of an ESIM$"),
+            ("_projection.0.bias", None, "is missing"),
+            ("_word_embedding.weight", None, "is missing"),
+            ("_extra", torch.zeros(1), "is no part of an ESIM"),
+            ("_encoding._encoder.weight_ih_l1", torch.zeros(1), "is no part of an ESIM"),
+            ("_projection.0.bias", torch.zeros(4), r"has shape \[4\], expected \[12\]"),
+            ("_word_embedding.weight", torch.zeros(4), r"has shape \[4\], expected two dimensions, none of them 0"),
+            ("_classification.4.bias", torch.full((3,), float("nan")), NOT_FINITE),
             (
-                lambda state: state.update({"_encoding._encoder.weight_ih_l1": torch.zeros(1)}),
-                r"^_encoding._encoder.weight_ih_l1 is no part of an ESIM$",
-            ),
-            (
-                lambda state: state.update({"_projection.0.bias": torch.zeros(4)}),
-                r"^_projection.0.bias has shape \[4\], expected \[12\]$",
-            ),
-            (
-                lambda state: state.update({"_word_embedding.weight": torch.zeros(4)}),
-                r"^_word_embedding.weight has shape \[4\], expected two dimensions, none of them 0$",
-            ),
-            *(
-                (
-                    lambda state, value=value: state.update({"_classification.4.bias": value}),
-                    r"^_classification.4.bias holds something else than finite floating-point numbers$",
-                )
-                for value in (
-                    torch.full((3,), float("nan")),
-                    torch.full((3,), 1e300, dtype=torch.float64),  # more than fp32 holds
-                    torch.zeros(3, dtype=torch.int64),
-                    torch.zeros(3).to(torch.float8_e4m3fn),
-                    torch.zeros(3).to_sparse(),
-                    torch.zeros(3, device="meta"),
-                )
-            ),
+                "_classification.4.bias",
+                torch.full((3,), 1e300, dtype=torch.float64),
+                NOT_FINITE,
+            ),  # more than fp32 holds
+            ("_classification.4.bias", torch.zeros(3, dtype=torch.int64), NOT_FINITE),
+            ("_classification.4.bias", torch.zeros(3).to(torch.float8_e4m3fn), NOT_FINITE),
+            ("_classification.4.bias", torch.zeros(3).to_sparse(), NOT_FINITE),
+            ("_classification.4.bias", torch.zeros(3, device="meta"), NOT_FINITE),
         ],
     )
-    def test_mistakes_are_told_in_their_names(self, change, message):
-        state_dict = theirs("coetaur0").state_dict()
-        change(state_dict)
-        with pytest.raises(ValueError, match=message):
+    def test_mistakes_are_told_in_their_names(self, entry, value, message):
+        state_dict = {**theirs("coetaur0").state_dict(), entry: value}
+        if value is None:
+            del state_dict[entry]
+        with pytest.raises(ValueError, match=rf"^{entry} {message}$"):
             checkpoints.convert(state_dict)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -478,9 +439,8 @@ class TestConvert:
         assert torch.equal(found.net.embedding.weight[:2], state_dict["_word_embedding.weight"][[1, 0]])
 
     def test_words_in_another_order(self):
-        with pytest.raises(
-            ValueError, match=r"^expected the padding of coetaur0/ESIM as word 0, got '<pad>' as word 1"
-        ):
+        message = r"^expected the padding of coetaur0/ESIM as word 0, got '<pad>' as word 1"
+        with pytest.raises(ValueError, match=message):
             checkpoints.convert(theirs("coetaur0").state_dict(), VOCABULARIES["notebook"])
 
     def test_other_mistakes(self):
@@ -536,13 +496,3 @@ class TestConvert:
         assert "\n" not in str(caught.value)
         with pytest.raises(DataError, match="nowhere: No such file"):
             checkpoints.read_words(tmp_path / "nowhere")
-
-
-def test_the_table_names_every_entry():
-    for name in NAMES:
-        scheme = state_dicts.NAMING_SCHEMES[name]
-        entries = theirs(name).state_dict()
-        ours = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).state_dict()
-        assert {scheme.ours(entry) for entry in entries} == set(ours)
-        assert {scheme.theirs(entry) for entry in ours} == set(entries)
-        json.dumps(scheme.options)

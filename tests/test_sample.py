@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -18,7 +17,7 @@ CEILING = 0.60  # of a bag-of-words classifier's accuracy on dev; chance is a th
 Row = tuple[str, str, str]
 
 
-def read(name: str) -> list[Row]:
+def read(name):
     lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines()
     assert lines[0] == "gold_label\tsentence1\tsentence2"
     rows = [tuple(line.split("\t")) for line in lines[1:]]
@@ -27,17 +26,17 @@ def read(name: str) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def train() -> list[Row]:
+def train():
     return read("train.tsv")
 
 
 @pytest.fixture(scope="module")
-def dev() -> list[Row]:
+def dev():
     return read("dev.tsv")
 
 
 @pytest.fixture(scope="module")
-def generator() -> ModuleType:
+def generator():
     spec = importlib.util.spec_from_file_location("make_sample", GENERATOR)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
@@ -48,20 +47,20 @@ def generator() -> ModuleType:
         del sys.modules[spec.name]
 
 
-def test_sizes(train: list[Row], dev: list[Row]) -> None:
+def test_sizes(train, dev):
     assert 6000 <= len(train) <= 10000
     assert len(dev) == 1000
     assert all((SAMPLE / name).stat().st_size < 1_200_000 for name in ("train.tsv", "dev.tsv"))
 
 
 @pytest.mark.parametrize("name", ["train.tsv", "dev.tsv"])
-def test_labels_are_balanced(name: str) -> None:
+def test_labels_are_balanced(name):
     counts = Counter(label for label, _, _ in read(name))
     assert set(counts) == {"entailment", "neutral", "contradiction"}
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_nothing_repeats_and_nothing_leaks(train: list[Row], dev: list[Row]) -> None:
+def test_nothing_repeats_and_nothing_leaks(train, dev):
     train_pairs, dev_pairs = ([row[1:] for row in rows] for rows in (train, dev))
     assert len(set(train_pairs)) == len(train_pairs)
     assert len(set(dev_pairs)) == len(dev_pairs)
@@ -69,8 +68,8 @@ def test_nothing_repeats_and_nothing_leaks(train: list[Row], dev: list[Row]) -> 
     assert not {premise for premise, _ in train_pairs} & {premise for premise, _ in dev_pairs}
 
 
-def test_sentences_are_short_and_dev_has_no_unseen_word(train: list[Row], dev: list[Row]) -> None:
-    def words(text: str) -> list[str]:
+def test_sentences_are_short_and_dev_has_no_unseen_word(train, dev):
+    def words(text):
         return text.lower().replace(",", " ,").replace(".", " .").split()
 
     assert all(6 <= len(words(premise)) <= 25 for _, premise, _ in train + dev)
@@ -79,7 +78,7 @@ def test_sentences_are_short_and_dev_has_no_unseen_word(train: list[Row], dev: l
     assert {word for row in dev for text in row[1:] for word in words(text)} <= seen
 
 
-def test_generator_reproduces_the_files(generator: ModuleType) -> None:
+def test_generator_reproduces_the_files(generator):
     files = generator.generate()
     assert set(files) == {"train.tsv", "dev.tsv"}
     for name, text in files.items():
@@ -87,7 +86,7 @@ def test_generator_reproduces_the_files(generator: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("features", ["hypothesis", "separate", "joined", "overlap"])
-def test_bags_of_words_do_not_solve_it(features: str, train: list[Row], dev: list[Row]) -> None:
+def test_bags_of_words_do_not_solve_it(features, train, dev):
     pytest.importorskip("sklearn", reason="the bag-of-words baselines are scikit-learn's")
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer
@@ -95,7 +94,7 @@ def test_bags_of_words_do_not_solve_it(features: str, train: list[Row], dev: lis
 
     bag = CountVectorizer(ngram_range=(1, 2)).fit([f"{premise} {hypothesis}" for _, premise, hypothesis in train])
 
-    def represent(rows: list[Row]):
+    def represent(rows):
         premise, hypothesis = (bag.transform([row[i] for row in rows]) for i in (1, 2))
         if features == "hypothesis":
             return hypothesis

@@ -4,11 +4,9 @@ import queue
 import threading
 import time
 from itertools import islice, repeat
-from pathlib import Path
 
 import pytest
 
-from esim_fast import Classifier
 from esim_fast.data import BadRow, CorpusFormat, DataError, EncodedPairs, Pair
 from esim_fast.streaming import predict_file
 from tests.training.training_tasks import new_model
@@ -17,11 +15,11 @@ ROWS = ["a b\tb a", "c d\td c", "only one", "e\tf"]
 
 
 @pytest.fixture(scope="module")
-def model() -> Classifier:
+def model():
     return new_model()
 
 
-def test_a_file_and_its_lines_give_what_the_model_says(model: Classifier, tmp_path: Path) -> None:
+def test_a_file_and_its_lines_give_what_the_model_says(model, tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("\n".join(ROWS) + "\n")
     bad_rows: list[BadRow] = []
@@ -39,14 +37,14 @@ def test_a_file_and_its_lines_give_what_the_model_says(model: Classifier, tmp_pa
     assert bad_rows == 2 * [BadRow(3, "expected 2 columns, got 1")]
 
 
-def test_a_bad_row_is_an_error_after_the_answers_before_it(model: Classifier) -> None:
+def test_a_bad_row_is_an_error_after_the_answers_before_it(model):
     answers = predict_file(model, (f"{row}\n".encode() for row in ROWS))
     assert [answer.pair.line for answer in islice(answers, 2)] == [1, 2]
     with pytest.raises(DataError, match=r"^lines:3: expected 2 columns, got 1$"):
         next(answers)
 
 
-def test_columns_and_no_rows(model: Classifier, tmp_path: Path) -> None:
+def test_columns_and_no_rows(model, tmp_path):
     lines = [b'{"x": "a", "y": "b"}\n']
     (answer,) = predict_file(model, lines, corpus_format=CorpusFormat(columns=("x", "y")))
     assert answer.pair == Pair("a", "b", None, 1)
@@ -55,7 +53,7 @@ def test_columns_and_no_rows(model: Classifier, tmp_path: Path) -> None:
         next(predict_file(model, tmp_path / "no.tsv"))
 
 
-def test_lines_are_answered_as_they_come(model: Classifier) -> None:
+def test_lines_are_answered_as_they_come(model):
     lines: queue.Queue[bytes | None] = queue.Queue()
     answers = predict_file(model, iter(lines.get, None))
     for number in range(3):
@@ -65,7 +63,7 @@ def test_lines_are_answered_as_they_come(model: Classifier) -> None:
     assert list(answers) == []
 
 
-def test_whoever_reads_lines_ends_with_the_answers(model: Classifier) -> None:
+def test_whoever_reads_lines_ends_with_the_answers(model):
     before = threading.active_count()
     answers = predict_file(model, repeat(b"a\tb\n"))
     next(answers)
@@ -77,6 +75,6 @@ def test_whoever_reads_lines_ends_with_the_answers(model: Classifier) -> None:
     assert threading.active_count() == before
 
 
-def test_a_computation_that_is_stopped_returns_nothing(model: Classifier) -> None:
+def test_a_computation_that_is_stopped_returns_nothing(model):
     with pytest.raises(KeyboardInterrupt):
         model.logits(EncodedPairs([[2]], [[3]], None), should_stop=lambda: True)

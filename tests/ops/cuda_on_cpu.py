@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,13 +33,13 @@ FLAGS = (
 )
 
 
-def compiler() -> list[str] | None:
+def compiler():
     """The command that compiles C++, or None where there is none."""
     command = shlex.split(os.environ.get("CXX") or "g++")
     return command if shutil.which(command[0]) else None
 
 
-def rewritten(source: str) -> str:
+def rewritten(source):
     """CUDA's one addition to the grammar of C++, spelled as a call; and the operators registered for the CPU."""
     source = re.sub(r"(\b\w+<[^<>;]*>)\s*<<<(.*?)>>>\(", r"cuda_on_cpu::Launch<\1>{\2}(", source, flags=re.DOTALL)
     source, registrations = re.subn(
@@ -51,7 +50,7 @@ def rewritten(source: str) -> str:
     return source
 
 
-def build(folder: Path, command: list[str]) -> None:
+def build(folder, command):
     """Compiles into ``LIBRARY`` in a folder."""
     source, library = folder / "masked_pool_cuda.cpp", folder / LIBRARY
     original = SOURCES / "masked_pool_cuda.cu"
@@ -69,7 +68,7 @@ def build(folder: Path, command: list[str]) -> None:
 class CudaOnCpu:
     """The operators of a library that :func:`build` made, which take tensors of the CPU."""
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library):
         # With the schemas of the real ones.
         self._definitions = torch.library.Library(NAMESPACE, "DEF")
         for name in OPERATORS:
@@ -79,14 +78,14 @@ class CudaOnCpu:
         self._library = ctypes.CDLL(str(library))
         self._library.cuda_on_cpu_launches.restype = ctypes.c_char_p
 
-    def operators(self) -> dict[str, Callable]:
+    def operators(self):
         return {name: getattr(getattr(torch.ops, NAMESPACE), name) for name in OPERATORS}
 
-    def set_multiprocessors(self, count: int) -> None:
+    def set_multiprocessors(self, count):
         """What the next launches are told of the GPU's size."""
         ctypes.c_int.in_dll(self._library, "cuda_on_cpu_multiprocessors").value = count
 
-    def launches(self) -> list[str]:
+    def launches(self):
         """The kernels that were launched since this was last asked, such as "pool_kernel<float, 4, 8>"."""
         text = self._library.cuda_on_cpu_launches().decode()
         self._library.cuda_on_cpu_forget_launches()

@@ -8,12 +8,11 @@ import mmap
 
 import pytest
 import torch
-from torch import Tensor
 
 FAR = 2**31
 
 
-def reserve(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def reserve(shape, dtype=torch.bfloat16):
     """Zeros that take memory only where they are written."""
     size = math.prod(shape) * dtype.itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python names from 3.13 on
@@ -25,7 +24,7 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> Tens
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def spread(compact: Tensor, along: int) -> Tensor:
+def spread(compact, along):
     """A copy whose last index along a dimension is more than 2**31 elements behind its first, as far into memory."""
     strides = list(torch.empty_like(compact).stride())
     strides[along] = FAR // (compact.shape[along] - 1) + 8

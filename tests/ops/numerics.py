@@ -6,27 +6,23 @@ Each element is bounded by what the arithmetic allows: here for local inference,
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def error_norm(results: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
+def error_norm(results, exact):
     """Euclidean norm of the difference over all tensors, in fp64."""
     return sum(float((r.double() - e.double()).square().sum()) for r, e in zip(results, exact, strict=True)) ** 0.5
 
 
-def assert_as_exact_as_eager(ours: list[Tensor], eager: list[Tensor], exact: list[Tensor]) -> None:
+def assert_as_exact_as_eager(ours, eager, exact):
     our_error, eager_error = error_norm(ours, exact), error_norm(eager, exact)
     assert our_error <= 2 * eager_error, f"error {our_error:.3e}, eager PyTorch's {eager_error:.3e}"
 
 
-def local_inference_bounds(
-    a: Tensor, b: Tensor, grad_m_a: Tensor, grad_m_b: Tensor, dtype: torch.dtype, product: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def local_inference_bounds(a, b, grad_m_a, grad_m_b, dtype, product):
     """How far m_a, m_b and the gradients of a and b of one pair may be off when fp32 sums are rounded to ``dtype``.
 
     Every sum is replaced by that of its terms' magnitudes. A score is off by a few ``product`` of its own (in theory
@@ -47,7 +43,7 @@ def local_inference_bounds(
     alpha = scores.softmax(1) + floor if len(b) else scores
     beta = scores.softmax(0) + floor if len(a) else scores
 
-    def enhanced(x: Tensor, aligned: Tensor) -> Tensor:
+    def enhanced(x, aligned):
         x = x.abs()
         return relative * torch.cat([0 * x, aligned, x + aligned, x * aligned], 1)
 

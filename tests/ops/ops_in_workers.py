@@ -8,7 +8,6 @@ The parent has run the ops on several threads before it starts its workers. Prin
 import sys
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 import esim_fast
@@ -17,7 +16,7 @@ from esim_fast.ops import bilstm, local_inference_packed, masked_pool
 WIDTH, HIDDEN, WORDS = 24, 16, 40
 
 
-def run_ops(premises: Tensor, hypotheses: Tensor, lengths: tuple[Tensor, Tensor]) -> list[Tensor]:
+def run_ops(premises, hypotheses, lengths):
     """Results and gradients of all ops on packed pairs."""
     generator = torch.Generator().manual_seed(0)
     pairs = esim_fast.pack_pairs(premises, hypotheses, *lengths)
@@ -34,7 +33,7 @@ def run_ops(premises: Tensor, hypotheses: Tensor, lengths: tuple[Tensor, Tensor]
     return [pairs.tokens, y.detach(), m.detach(), v.detach(), *torch.autograd.grad(v.square().sum(), parameters)]
 
 
-def examples(count: int) -> list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:
+def examples(count):
     generator = torch.Generator().manual_seed(1)
     shape = {"size": (8, 9), "generator": generator}
     draw = [(torch.randint(1, WORDS, **shape), torch.randint(1, WORDS, **shape)) for _ in range(count)]
@@ -42,11 +41,11 @@ def examples(count: int) -> list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:
     return [(*ids, tuple(both)) for ids, both in zip(draw, lengths, strict=True)]
 
 
-def collate(batch: list) -> list[Tensor]:
+def collate(batch):
     return run_ops(*batch[0])
 
 
-def main(method: str) -> None:
+def main(method):
     data = examples(6)
     torch.set_num_threads(1)
     wanted = [run_ops(*example) for example in data]

@@ -12,7 +12,7 @@ from tests.ops.layouts import Layout
 from tests.ops.numerics import local_inference_bounds
 
 
-def written_out(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def written_out(a, b):
     """Equations 11-15 for one pair without padding: [La, D] and [Lb, D]."""
     e = a @ b.T
     a_aligned = e.softmax(1) @ b if len(b) else torch.zeros_like(a)
@@ -32,7 +32,7 @@ class Pairs:
     grad_m_b: list[Tensor]
 
     @classmethod
-    def draw(cls, lengths, width, seed=0, score=1.0, dtype=torch.float64) -> "Pairs":
+    def draw(cls, lengths, width, seed=0, score=1.0, dtype=torch.float64):
         """Random pairs of ``lengths [(of a, of b), ...]`` with scores about as large as ``score``."""
         generator = torch.Generator().manual_seed(seed)
         scale = (score / max(width, 1) ** 0.5) ** 0.5
@@ -50,7 +50,7 @@ class Pairs:
     def __iter__(self):
         return zip(self.a, self.b, self.grad_m_a, self.grad_m_b, strict=True)
 
-    def expected(self, dtype=torch.float64) -> list[tuple[Tensor, ...]]:
+    def expected(self, dtype=torch.float64):
         """m_a, m_b and the gradients of a and b, pair by pair, by the equations in ``dtype``."""
         results = []
         for a, b, *grad_m in self:
@@ -60,13 +60,11 @@ class Pairs:
             results.append((*(side.detach() for side in m), *gradients))
         return results
 
-    def bounds(self, product: float) -> list[tuple[Tensor, ...]]:
+    def bounds(self, product):
         """How far each of the results may be off in the dtype of the pairs, see :func:`local_inference_bounds`."""
         return [local_inference_bounds(*(x.detach().double() for x in pair), pair[0].dtype, product) for pair in self]
 
-    def through_the_op(
-        self, layout: str, device="cpu", backend=None, seed=0, elsewhere=math.nan, padding=2
-    ) -> list[tuple[Tensor, ...]]:
+    def through_the_op(self, layout, device="cpu", backend=None, seed=0, elsewhere=math.nan, padding=2):
         """The same through ``local_inference``; one of LAYOUTS, or "one tensor" for both sides, packed.
 
         ``elsewhere`` fills what no sentence holds, ``padding`` tokens are more than the longest sentence has.

@@ -38,7 +38,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-def results_of(op: str, device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def results_of(op, device, dtype=torch.float32):
     """Results and gradients of one op on a batch that is large enough to be shared out among threads."""
     torch.manual_seed(0)
     lengths, width = torch.randint(0, 30, (64,)).tolist(), 24
@@ -83,7 +83,7 @@ def test_ops_repeat_themselves(op, dtype, device, deterministic):
         assert all(torch.equal(x, y) for x, y in zip(results_of(op, device, dtype), first, strict=True))
 
 
-def trained(device: str, steps: int = 4) -> list[torch.Tensor]:
+def trained(device, steps=4):
     """Weights, and the loss of each step, of a model that trains with dropout and everything else of the recipe."""
     torch.manual_seed(1)
     generator = random.Random(1)

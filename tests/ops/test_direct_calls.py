@@ -12,11 +12,11 @@ OPERATORS = torch.ops.esim_fast
 HUGE = 2**62
 
 
-def index(*values: int) -> torch.Tensor:
+def index(*values):
     return torch.tensor(values, dtype=torch.int64)
 
 
-def valid_calls() -> dict[str, list]:
+def valid_calls():
     """Arguments that each operator takes, small, and with every optional tensor given."""
     torch.manual_seed(0)
     rows, starts, steps, lengths = torch.randn(7, 4), index(0, 12), index(0, 4, 8), index(3, 2)
@@ -56,7 +56,7 @@ def valid_calls() -> dict[str, list]:
 CALLS = valid_calls()
 
 
-def call(name: str, arguments: list) -> object:
+def call(name, arguments):
     return getattr(OPERATORS, name.split()[0])(*arguments)
 
 
@@ -65,7 +65,7 @@ def test_the_valid_calls_are_valid(name):
     call(name, CALLS[name])
 
 
-def mutated(value: object, rng: random.Random) -> object:
+def mutated(value, rng):
     """Something else of the same type, mostly wrong: another shape, dtype or layout, other values, nothing at all."""
     if isinstance(value, bool):
         return not value

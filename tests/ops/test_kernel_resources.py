@@ -39,7 +39,7 @@ WIDTHS = [600, 601]
 
 
 @pytest.fixture(scope="session")
-def compiled(once) -> dict[str, list[dict]]:
+def compiled(once):
     """What each launch of some cases needs, see ``kernel_resources.Resources``."""
     pytest.importorskip("triton")
     jobs = {f"fits {name}": [(name, *lengths), target, []] for name, target in FITTING for lengths in [(32, 16)]}
@@ -53,7 +53,7 @@ def compiled(once) -> dict[str, list[dict]]:
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tools"), *sys.path]),
     }
 
-    def compile_all(folder: Path) -> None:
+    def compile_all(folder):
         run = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=ROOT)
         assert run.returncode == 0, run.stderr
         (folder / "resources.jsonl").write_text(run.stdout)

@@ -163,7 +163,7 @@ class TestIntegration:
         p, h = (torch.randn(count, int(n.max()), 600, device=device) for n in (lengths_p, lengths_h))
         p_mask, h_mask = ((torch.arange(int(n.max())) < n[:, None]).to(device) for n in (lengths_p, lengths_h))
 
-        def saved(function) -> int:
+        def saved(function):
             storages = {}
 
             def pack(x):

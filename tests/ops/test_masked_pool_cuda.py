@@ -5,11 +5,9 @@ Not what a compiler makes of them for a GPU, nor how its threads race: see fake_
 
 import math
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool, reference
@@ -25,7 +23,7 @@ LENGTHS = [70, 0, 1, 133, 17]
 
 
 @pytest.fixture(scope="session")
-def cuda(once) -> CudaOnCpu:
+def cuda(once):
     if sys.platform != "linux":
         pytest.skip("CUDA code is built for Linux alone")
     if (command := compiler()) is None:
@@ -34,7 +32,7 @@ def cuda(once) -> CudaOnCpu:
 
 
 @pytest.fixture(autouse=True)
-def _kernels(cuda: CudaOnCpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _kernels(cuda, monkeypatch):
     """The op runs CUDA's kernels, and all that it does not write is NaN or the largest integer."""
     for name, operator in cuda.operators().items():
         monkeypatch.setattr(torch.ops.esim_fast, name, operator)
@@ -45,35 +43,35 @@ def _kernels(cuda: CudaOnCpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     torch.use_deterministic_algorithms(False)
 
 
-def values_per_access(dtype: torch.dtype, width: int) -> int:
+def values_per_access(dtype, width):
     count = 16 // dtype.itemsize
     return 1 if width % count else count
 
 
-def launched(dtype: torch.dtype, vector: int, split: bool, vector_backward: int | None = None) -> list[str]:
+def launched(dtype, vector, split, vector_backward=None):
     """The names of the kernels for an op and its gradient."""
     forward = f"pool_kernel<{NAMES[dtype]}, {vector}, {8 if split else 1}>"
     return [forward, f"gradient_kernel<{NAMES[dtype]}, {vector_backward or vector}>"]
 
 
-def split_over_warps(cuda: CudaOnCpu, split: bool) -> None:
+def split_over_warps(cuda, split):
     """A large GPU is filled by many warps for each sentence, one without processors by any."""
     cuda.set_multiprocessors(10**6 if split else 0)
 
 
-def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+def numbers(*shape, dtype=torch.float32, seed=0):
     """Multiples of 1/8, as large as bf16 or fp16 has them: sums of a few are exact in fp32 alone."""
     largest = 255 if dtype == torch.bfloat16 else 2047
     return torch.randint(-largest, largest + 1, shape, generator=torch.Generator().manual_seed(seed)).to(dtype) / 8
 
 
-def with_gradient(pool, x: Tensor, grad_v: Tensor, **given_as) -> tuple[Tensor, Tensor]:
+def with_gradient(pool, x, grad_v, **given_as):
     x = x.detach().requires_grad_()
     v = pool(x, **given_as)
     return v.detach(), torch.autograd.grad(v, x, grad_v)[0]
 
 
-def assert_agrees(x: Tensor, **given_as) -> Tensor:
+def assert_agrees(x, **given_as):
     """The op's results and gradient are those of the reference in fp64; returns the gradient."""
     batch = len(given_as["rows"].start) if "rows" in given_as else len(x)
     generator = torch.Generator().manual_seed(1)
@@ -141,7 +139,7 @@ def test_the_first_maximum_in_every_place(cuda, first):
         assert (count == 90).all()
 
 
-def chosen_by_torch(x: Tensor, counts: Tensor) -> Tensor:
+def chosen_by_torch(x, counts):
     """The first NaN among the tokens that count, or else the first maximum; -1 where none counts."""
     counts, tokens = counts[:, :, None], torch.arange(x.shape[1])[:, None]
     nan, maximum = x.isnan() & counts, x.masked_fill(~counts, -math.inf).nan_to_num(-math.inf, math.inf, -math.inf)
@@ -158,7 +156,7 @@ def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
     nan, inf = math.nan, math.inf
     generator = torch.Generator().manual_seed(length)
 
-    def some(*values: float) -> Tensor:
+    def some(*values):
         return torch.tensor(values).float()[torch.randint(len(values), (length + 1, length), generator=generator)]
 
     rarely = torch.rand(length + 1, length, generator=generator) < 2 / length
@@ -230,7 +228,7 @@ def test_strides(cuda, view, vector, split):
 def test_tensors_that_begin_anywhere(cuda, dtype, given_as):
     """Neither rows nor gradients from autograd need begin at a multiple of 16 bytes."""
 
-    def moved(tensor: Tensor) -> Tensor:
+    def moved(tensor):
         return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
     layout = Layout.make(given_as, [3, 0, 66], 16)

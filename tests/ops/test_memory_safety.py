@@ -22,7 +22,7 @@ INTERPRETED = pytest.param("triton", marks=pytest.mark.interpreter, id="triton-i
 HALF = torch.bfloat16
 
 
-def needs_memory(gib: int) -> None:
+def needs_memory(gib):
     bounds = [int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024]
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").exists() and (most := (group / "memory.max").read_text().strip()) != "max":
@@ -32,7 +32,7 @@ def needs_memory(gib: int) -> None:
         pytest.skip(f"needs {gib} GiB of free memory, {free:.1f} are")
 
 
-def with_gradients(run, *tensors: Tensor) -> list[Tensor]:
+def with_gradients(run, *tensors):
     inputs = [tensor.detach().requires_grad_() for tensor in tensors]
     results = run(*inputs)
     results = [results] if isinstance(results, Tensor) else list(results)
@@ -40,7 +40,7 @@ def with_gradients(run, *tensors: Tensor) -> list[Tensor]:
     return [*results, *torch.autograd.grad(results, inputs, grads)]
 
 
-def assert_same(ours: list[Tensor], wanted: list[Tensor]) -> None:
+def assert_same(ours, wanted):
     assert len(ours) == len(wanted)
     for mine, other in zip(ours, wanted, strict=True):
         assert other.any()

@@ -1,7 +1,5 @@
 """The operators called directly, without the checks that the functions make: nothing may be read out of bounds."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,12 +12,12 @@ POOL, POOL_BACKWARD = torch.ops.esim_fast.masked_pool, torch.ops.esim_fast.maske
 LOCAL, LOCAL_BACKWARD = torch.ops.esim_fast.local_inference, torch.ops.esim_fast.local_inference_backward
 
 
-def spread(x: Tensor) -> Tensor:
+def spread(x):
     """The same values, no two of them one behind the other."""
     return torch.stack([x, torch.full_like(x, 1)], -1)[..., 0]
 
 
-def pooled(layout: str) -> dict[str, Tensor | int | None]:
+def pooled(layout):
     """What masked_pool_backward takes, of three sentences."""
     if layout == "padded":
         lengths, x = torch.tensor(LENGTHS), torch.randn(3, 6, 4)
@@ -49,12 +47,12 @@ class TestRefused:
             ("rows", lambda n: -1),
         ],
     )
-    def test_gradients_of_pooling(self, layout: str, name: str, change: Callable) -> None:
+    def test_gradients_of_pooling(self, layout, name, change):
         given = pooled(layout)
         with pytest.raises(RuntimeError, match="masked_pool_backward needs grad_v"):
             POOL_BACKWARD(*{**given, name: change(given[name])}.values())
 
-    def test_gradients_of_pooling_rows(self) -> None:
+    def test_gradients_of_pooling_rows(self):
         given = pooled("rows")
         for name, value, message in (
             ("start", given["start"][:2], "one entry for each of the 2"),
@@ -69,13 +67,13 @@ class TestRefused:
 
     @pytest.mark.parametrize("name", ["start", "step", "lengths"])
     @pytest.mark.parametrize("change", [spread, Tensor.int, lambda x: x[None], Tensor.float])
-    def test_addresses(self, name: str, change: Callable) -> None:
+    def test_addresses(self, name, change):
         given = pooled("rows")
         with pytest.raises(RuntimeError, match=f"{name} must be a contiguous one-dimensional int64 tensor"):
             POOL_BACKWARD(*{**given, name: change(given[name])}.values())
 
     @pytest.mark.parametrize("missing", ["start", "step"])
-    def test_half_of_an_address(self, missing: str) -> None:
+    def test_half_of_an_address(self, missing):
         given = pooled("rows")
         with pytest.raises(RuntimeError, match="start and step must be given together"):
             POOL_BACKWARD(*{**given, missing: None}.values())
@@ -85,18 +83,18 @@ class TestRefused:
         [torch.ones(3, 6), torch.ones(2, 6).bool(), torch.ones(3, 5).bool(), torch.ones(3, 6, 1).bool()],
         ids=lambda mask: f"{mask.dtype}-{list(mask.shape)}",
     )
-    def test_masks(self, mask: Tensor) -> None:
+    def test_masks(self, mask):
         with pytest.raises(RuntimeError, match=r"mask must be a boolean tensor \[3, 6\]"):
             POOL(torch.randn(3, 6, 4), None, None, None, mask)
 
-    def test_one_padded_tensor_for_both_sides(self) -> None:
+    def test_one_padded_tensor_for_both_sides(self):
         lengths = torch.tensor([0, 0, 0])
         with pytest.raises(RuntimeError, match="only a row-addressed tensor can hold both sides"):
             torch.ops.esim_fast.local_inference_packed(
                 torch.randn(3, 6, 4), *[None, None, lengths, None] * 2, 3, 3, False
             )
 
-    def test_the_last_row_is_the_last_that_can_be_addressed(self) -> None:
+    def test_the_last_row_is_the_last_that_can_be_addressed(self):
         x = torch.randn(5, 4)
         for start, fits in ((16, True), (17, False), (0, True), (-1, False)):
             given = x, torch.tensor([start]), torch.tensor([0]), torch.tensor([1]), None
@@ -107,7 +105,7 @@ class TestRefused:
                     POOL(*given)
 
 
-def test_where_the_maxima_are() -> None:
+def test_where_the_maxima_are():
     x = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0]]).expand(3, 3, 2)
     _, argmax, count = POOL(x, None, None, torch.tensor([3, 0, 1]), None)
     assert argmax.tolist() == [[1, 0], [-1, -1], [0, 0]]
@@ -120,13 +118,13 @@ def test_where_the_maxima_are() -> None:
 class TestStrides:
     @pytest.mark.parametrize("layout", ["padded", "rows"])
     @pytest.mark.parametrize("name", ["grad_v", "argmax", "count"])
-    def test_gradients_of_pooling(self, layout: str, name: str) -> None:
+    def test_gradients_of_pooling(self, layout, name):
         given = pooled(layout)
         assert torch.equal(
             POOL_BACKWARD(*{**given, name: spread(given[name])}.values()), POOL_BACKWARD(*given.values())
         )
 
-    def test_input_and_mask(self) -> None:
+    def test_input_and_mask(self):
         x, mask = torch.randn(3, 6, 4), torch.rand(3, 6) < 0.6
         for got, expected in zip(
             POOL(spread(x), None, None, None, spread(mask)), POOL(x, None, None, None, mask), strict=True
@@ -139,13 +137,13 @@ class TestStrides:
             assert torch.equal(got, expected)
 
     @pytest.mark.parametrize("spread_out", range(4))
-    def test_local_inference(self, spread_out: int) -> None:
+    def test_local_inference(self, spread_out):
         """Input, masks and gradients, one of them at a time."""
         a, b = torch.randn(3, 6, 4), torch.randn(3, 5, 4)
         masks = torch.rand(3, 6) < 0.6, torch.rand(3, 5) < 0.6
         grad_m = [torch.randn(3, 6, 16), torch.randn(3, 5, 16)]
 
-        def results(a: Tensor, b: Tensor, a_mask: Tensor, b_mask: Tensor, *grad_m: Tensor) -> list[Tensor]:
+        def results(a, b, a_mask, b_mask, *grad_m):
             given = a, b, None, None, None, a_mask, None, None, None, b_mask, 6, 5, False
             return [*LOCAL(*given), *LOCAL_BACKWARD(*grad_m, *given)]
 

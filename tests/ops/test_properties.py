@@ -5,14 +5,14 @@ as the tests are, 50,000 and more with ``--hypothesis-profile nightly``.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from esim_fast import ESIM, pack_pairs
@@ -27,7 +27,7 @@ EXAMPLES = settings.default.max_examples
 Property = Callable[..., None]
 
 
-def each(properties: Iterable[Property]) -> pytest.MarkDecorator:
+def each(properties):
     """One test for each property."""
     return pytest.mark.parametrize("holds", [pytest.param(holds, id=holds.__name__) for holds in properties])
 
@@ -44,16 +44,16 @@ class Case:
     padding: tuple[int, int]
     elsewhere: tuple[float, float]
 
-    def pairs(self, dtype: torch.dtype) -> Pairs:
+    def pairs(self, dtype):
         return Pairs.draw(self.lengths, self.width, self.seed, self.score, dtype)
 
-    def generator(self) -> torch.Generator:
+    def generator(self):
         return torch.Generator().manual_seed(self.seed)
 
-    def order(self) -> list[int]:
+    def order(self):
         return torch.randperm(len(self.lengths), generator=self.generator()).tolist()
 
-    def cut(self) -> int:
+    def cut(self):
         """Between two pairs, somewhere in the batch."""
         return self.seed % max(len(self.lengths) - 1, 1) + 1
 
@@ -74,7 +74,7 @@ cases = st.builds(
 )
 
 
-def assert_same(ours: Iterable[tuple[Tensor, ...]], theirs: Iterable[tuple[Tensor, ...]], exactly: bool) -> None:
+def assert_same(ours, theirs, exactly):
     """Sentence by sentence; to the bit, or to a few roundings of sums in another order."""
     for left, right in zip(ours, theirs, strict=True):
         for x, y in zip(left, right, strict=True):
@@ -86,7 +86,7 @@ def assert_same(ours: Iterable[tuple[Tensor, ...]], theirs: Iterable[tuple[Tenso
                 torch.testing.assert_close(x, y, rtol=relative, atol=relative * float(y.abs().max()))
 
 
-def align(case: Case, pairs: Pairs, backend: str, way: int = 0, one_tensor: bool = False) -> list[tuple[Tensor, ...]]:
+def align(case, pairs, backend, way=0, one_tensor=False):
     """m_a, m_b and the gradients of a and b, pair by pair; what lies outside the sentences is found to be zero."""
     layout = "one tensor" if one_tensor else case.layouts[way]
     return pairs.through_the_op(
@@ -94,11 +94,11 @@ def align(case: Case, pairs: Pairs, backend: str, way: int = 0, one_tensor: bool
     )
 
 
-def dtype_of(backend: str) -> torch.dtype:
+def dtype_of(backend):
     return torch.float32 if backend == "triton" else torch.float64
 
 
-def layouts_agree(case: Case, backend: str) -> None:
+def layouts_agree(case, backend):
     """Local inference: padding, masks, packing and concatenation are the same, whatever lies outside the sentences."""
     pairs = case.pairs(dtype_of(backend))
     first = align(case, pairs, backend)
@@ -106,7 +106,7 @@ def layouts_agree(case: Case, backend: str) -> None:
     assert_same(first, align(case, pairs, backend, way=1, one_tensor=True), exactly=backend == "cpp")
 
 
-def follows_the_order_of_the_batch(case: Case, backend: str) -> None:
+def follows_the_order_of_the_batch(case, backend):
     """Local inference: pairs in another order give the same results in that order."""
     pairs, order = case.pairs(dtype_of(backend)), case.order()
     moved = Pairs(*([values[i] for i in order] for values in (pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b)))
@@ -114,14 +114,14 @@ def follows_the_order_of_the_batch(case: Case, backend: str) -> None:
     assert_same(align(case, moved, backend), [results[i] for i in order], exactly=backend == "cpp")
 
 
-def swaps_with_its_sides(case: Case, backend: str) -> None:
+def swaps_with_its_sides(case, backend):
     """Local inference: a and b swapped give the results swapped."""
     pairs = case.pairs(dtype_of(backend))
     swapped = align(case, Pairs(pairs.b, pairs.a, pairs.grad_m_b, pairs.grad_m_a), backend, way=1)
     assert_same(align(case, pairs, backend), [(m_a, m_b, a, b) for m_b, m_a, b, a in swapped], exactly=False)
 
 
-def splits_with_the_batch(case: Case, backend: str) -> None:
+def splits_with_the_batch(case, backend):
     """Local inference: a batch in two parts gives what it gives as a whole."""
     pairs, cut = case.pairs(dtype_of(backend)), case.cut()
     parts = [
@@ -133,7 +133,7 @@ def splits_with_the_batch(case: Case, backend: str) -> None:
     assert_same(results, align(case, pairs, backend), exactly=backend == "cpp")
 
 
-def weights_sum_to_one(case: Case, backend: str) -> None:
+def weights_sum_to_one(case, backend):
     """Local inference: a word is aligned with a weighted mean of the other sentence, with zero if that is empty."""
     pairs = case.pairs(dtype_of(backend))
     for sentences in (pairs.a, pairs.b):
@@ -153,7 +153,7 @@ def weights_sum_to_one(case: Case, backend: str) -> None:
                 assert not aligned.any()
 
 
-def gradients_are_linear(case: Case, backend: str) -> None:
+def gradients_are_linear(case, backend):
     """Local inference: twice the gradient of the results is twice that of the sentences, and none is none."""
     pairs = case.pairs(dtype_of(backend))
     results = align(case, pairs, backend)
@@ -171,7 +171,7 @@ LOCAL_INFERENCE += [weights_sum_to_one, gradients_are_linear]
 @each(LOCAL_INFERENCE)
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @given(case=cases)
-def test_local_inference(holds: Property, backend: str, case: Case) -> None:
+def test_local_inference(holds, backend, case):
     holds(case, backend)
 
 
@@ -179,14 +179,14 @@ def test_local_inference(holds: Property, backend: str, case: Case) -> None:
 @pytest.mark.interpreter
 @settings(max_examples=max(1, EXAMPLES // 12))  # one takes the interpreter a hundred times as long
 @given(case=cases)
-def test_interpreted_local_inference(holds: Property, case: Case) -> None:
+def test_interpreted_local_inference(holds, case):
     holds(case, "triton")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @given(case=cases)
-def test_local_inference_in_low_precision(backend: str, dtype: torch.dtype, case: Case) -> None:
+def test_local_inference_in_low_precision(backend, dtype, case):
     pairs = case.pairs(dtype)
     bounds = pairs.bounds(torch.finfo(torch.float32).eps)
     for got, exact, bound in zip(align(case, pairs, backend), pairs.expected(), bounds, strict=True):
@@ -195,7 +195,7 @@ def test_local_inference_in_low_precision(backend: str, dtype: torch.dtype, case
             assert ((ours.double() - value).abs() <= off).all()
 
 
-def pool(case: Case, backend: str, sentences: list[Tensor], grad_v: Tensor, way: int = 0) -> list[tuple[Tensor, ...]]:
+def pool(case, backend, sentences, grad_v, way=0):
     """v and the gradient of its tokens, sentence by sentence."""
     lengths = [len(x) for x in sentences]
     given_as = Layout.make(case.layouts[way], lengths, case.width, case.seed, case.padding[way])
@@ -204,7 +204,7 @@ def pool(case: Case, backend: str, sentences: list[Tensor], grad_v: Tensor, way:
     return list(zip(v.detach(), given_as.sentences(torch.autograd.grad(v, x, grad_v)[0]), strict=True))
 
 
-def draw_sentences(case: Case) -> tuple[list[Tensor], Tensor]:
+def draw_sentences(case):
     """Sentences with many ties, and the gradient of what they are pooled to."""
     generator = case.generator()
     of_a_kind = {"generator": generator, "dtype": torch.float64}
@@ -212,14 +212,14 @@ def draw_sentences(case: Case) -> tuple[list[Tensor], Tensor]:
     return sentences, torch.randn(len(sentences), 2 * case.width, **of_a_kind)
 
 
-def pooling_has_no_layout(case: Case, backend: str) -> None:
+def pooling_has_no_layout(case, backend):
     """Pooling: padding, masks, packing and concatenation are the same, whatever lies outside the sentences."""
     sentences, grad_v = draw_sentences(case)
     first, second = (pool(case, backend, sentences, grad_v, way) for way in (0, 1))
     assert_same(first, second, exactly=False)
 
 
-def pooling_follows_the_batch(case: Case, backend: str) -> None:
+def pooling_follows_the_batch(case, backend):
     """Pooling: sentences in another order, or in two batches, give the same."""
     sentences, grad_v = draw_sentences(case)
     results, order, cut = pool(case, backend, sentences, grad_v), case.order(), case.cut()
@@ -231,7 +231,7 @@ def pooling_follows_the_batch(case: Case, backend: str) -> None:
     assert_same([result for part in parts for result in part], results, exactly=backend == "cpp")
 
 
-def pools_to_what_is_there(case: Case, backend: str) -> None:
+def pools_to_what_is_there(case, backend):
     """Pooling: the average is that of the tokens, the maximum one of them, and nothing is zero."""
     sentences, grad_v = draw_sentences(case)
     for x, (v, _) in zip(sentences, pool(case, backend, sentences, grad_v), strict=True):
@@ -243,7 +243,7 @@ def pools_to_what_is_there(case: Case, backend: str) -> None:
             assert not v.any()
 
 
-def gradients_of_pooling_are_shared_out(case: Case, backend: str) -> None:
+def gradients_of_pooling_are_shared_out(case, backend):
     """Pooling: each token gets its share of the average's gradient, the first maximum alone the maximum's."""
     sentences, grad_v = draw_sentences(case)
     for x, grad, (_, grad_x) in zip(sentences, grad_v, pool(case, backend, sentences, grad_v), strict=True):
@@ -257,13 +257,13 @@ def gradients_of_pooling_are_shared_out(case: Case, backend: str) -> None:
 @each([pooling_has_no_layout, pooling_follows_the_batch, pools_to_what_is_there, gradients_of_pooling_are_shared_out])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @given(case=cases)
-def test_masked_pool(holds: Property, backend: str, case: Case) -> None:
+def test_masked_pool(holds, backend, case):
     holds(case, backend)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @given(shape=st.tuples(*[st.integers(0, 2)] * 4), masked=st.booleans())
-def test_nothing_of_anything(backend: str, shape: tuple[int, ...], masked: bool) -> None:
+def test_nothing_of_anything(backend, shape, masked):
     batch, la, lb, width = shape
     a, b = (torch.randn(batch, n, width, requires_grad=True) for n in (la, lb))
     masks = [torch.zeros(batch, n, dtype=torch.bool) for n in (la, lb)] if masked else [None, None]
@@ -286,7 +286,7 @@ def test_nothing_of_anything(backend: str, shape: tuple[int, ...], masked: bool)
     sizes=st.tuples(st.sampled_from([1, 5, 16]), st.sampled_from([1, 3, 16, 17])),
     seed=st.integers(0, 2**20),
 )
-def test_bilstm(backend: str, lengths: list[int], sizes: tuple[int, int], seed: int) -> None:
+def test_bilstm(backend, lengths, sizes, seed):
     torch.manual_seed(seed)
     lstm = nn.LSTM(*sizes, bidirectional=True)
     sentences = [torch.randn(n, sizes[0], requires_grad=True) for n in sorted(lengths, reverse=True)]
@@ -309,11 +309,11 @@ class Batch:
     seed: int
     padding: int
 
-    def sentences(self) -> list[tuple[Tensor, Tensor]]:
+    def sentences(self):
         generator = torch.Generator().manual_seed(self.seed)
         return [tuple(torch.randint(2, WORDS, (n,), generator=generator) for n in pair) for pair in self.lengths]
 
-    def padded(self, sentences: list[tuple[Tensor, Tensor]], scattered: bool = False) -> tuple[Tensor, Tensor]:
+    def padded(self, sentences, scattered=False):
         """Premises and hypotheses, padded behind, or with padding anywhere between the words."""
         generator, sides = torch.Generator().manual_seed(self.seed + 1), []
         for side in zip(*sentences, strict=True):
@@ -327,24 +327,24 @@ class Batch:
         return sides[0], sides[1]
 
 
-def make_net(variant: str, seed: int) -> ESIM:
+def make_net(variant, seed):
     torch.manual_seed(seed)
     return ESIM(6, 5, WORDS, LABELS, variant=variant).eval()  # type: ignore[arg-type]
 
 
-def logits_and_gradients(net: ESIM, *batch: Tensor) -> list[Tensor]:
+def logits_and_gradients(net, *batch):
     logits = net(*batch)
     # Where no sentence has a word, the LSTMs have no part in it.
     gradients = torch.autograd.grad(logits.square().sum(), list(net.parameters()), materialize_grads=True)
     return [logits.detach(), *gradients]
 
 
-def assert_close(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> None:
+def assert_close(ours, theirs):
     for x, y in zip(ours, theirs, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
 
-def padding_is_no_word(batch: Batch, net: ESIM) -> None:
+def padding_is_no_word(batch, net):
     """ESIM: padding ids have no influence wherever they stand, nor has their vector, and it gets no gradient."""
     plain = logits_and_gradients(net, *batch.padded(batch.sentences()))
     with torch.no_grad():
@@ -355,7 +355,7 @@ def padding_is_no_word(batch: Batch, net: ESIM) -> None:
     assert not of_words[PADDING].any()
 
 
-def logits_follow_the_batch(batch: Batch, net: ESIM) -> None:
+def logits_follow_the_batch(batch, net):
     """ESIM: pairs in another order, or one at a time, get the same logits, and parameters the same gradients."""
     sentences = batch.sentences()
     together = logits_and_gradients(net, *batch.padded(sentences))
@@ -366,7 +366,7 @@ def logits_follow_the_batch(batch: Batch, net: ESIM) -> None:
     assert_close([torch.cat(logits), *(sum(gradient) for gradient in gradients)], together)
 
 
-def all_ways_in_are_one(batch: Batch, net: ESIM) -> None:
+def all_ways_in_are_one(batch, net):
     """ESIM: ids alone, with lengths, as int32 and as packed pairs are the same, in bf16 to its rounding."""
     p, h = batch.padded(batch.sentences())
     lengths = [torch.tensor([pair[side] for pair in batch.lengths]) for side in (0, 1)]
@@ -378,7 +378,7 @@ def all_ways_in_are_one(batch: Batch, net: ESIM) -> None:
         torch.testing.assert_close(net(p, h).float(), plain[0], rtol=0.1, atol=0.1)
 
 
-def attention_is_a_distribution(batch: Batch, net: ESIM) -> None:
+def attention_is_a_distribution(batch, net):
     """ESIM: a word's attention sums to one, is zero at padding, and swapping the sentences swaps alpha and beta."""
     p, h = batch.padded(batch.sentences(), scattered=True)
     alpha, beta = net.attention(p, h)
@@ -398,13 +398,13 @@ MODEL = [padding_is_no_word, logits_follow_the_batch, all_ways_in_are_one, atten
 @pytest.mark.parametrize("variant", ["paper", "notebook"])
 @settings(max_examples=max(1, EXAMPLES // 2))
 @given(batch=st.builds(Batch, length_pairs, st.integers(0, 2**20), st.integers(0, 4)))
-def test_model(holds: Property, variant: str, batch: Batch) -> None:
+def test_model(holds, variant, batch):
     holds(batch, make_net(variant, batch.seed))
 
 
 @each(MODEL)
 @pytest.mark.gpu
-def test_model_on_a_gpu(holds: Property) -> None:
+def test_model_on_a_gpu(holds):
     with torch.device("cpu"):
         net = make_net("paper", seed=0).cuda()
     holds(Batch([(5, 4), (9, 2), (1, 6), (7, 1), (3, 8), (0, 2)], seed=0, padding=3), net)

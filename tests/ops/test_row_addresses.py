@@ -10,7 +10,7 @@ from esim_fast.ops import local_inference, local_inference_packed
 from tests.ops.layouts import packed_rows
 
 
-def rows_of(lengths: list[int], width: int, before: int = 0) -> Rows:
+def rows_of(lengths, width, before=0):
     """Rows one behind the other, that many rows behind the beginning."""
     rows = Rows.concatenated(lengths, width)
     return Rows(rows.start + before * width, rows.step, rows.lengths, rows.max_length, rows.tokens)
@@ -18,7 +18,7 @@ def rows_of(lengths: list[int], width: int, before: int = 0) -> Rows:
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("side", ["a", "b", "both"])
-def test_one_side_leaves_rows_out(side: str, backend: str) -> None:
+def test_one_side_leaves_rows_out(side, backend):
     width, lengths = 8, {"a": [2, 3], "b": [4, 0]}
     counts = {name: sum(lengths[name]) + 3 * (side in (name, "both")) for name in "ab"}
     if side == "a":
@@ -41,7 +41,7 @@ def test_one_side_leaves_rows_out(side: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_one_tensor_under_autocast(backend: str) -> None:
+def test_one_tensor_under_autocast(backend):
     rows, count = packed_rows([3, 1, 2, 4], 8)
     a_rows, b_rows = (Rows(rows.start[half], rows.step, rows.lengths[half], 4) for half in (slice(2), slice(2, 4)))
     x = torch.randn(count, 8, requires_grad=True)
@@ -56,7 +56,7 @@ def test_one_tensor_under_autocast(backend: str) -> None:
 @pytest.mark.parametrize("longest", [5, 70])
 @pytest.mark.parametrize("backend", ["cpp", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_padding_beside_nan(bad: float, backend: str, longest: int) -> None:
+def test_padding_beside_nan(bad, backend, longest):
     a, b = torch.randn(2, longest, 16), torch.randn(2, longest - 1, 16)
     a_lengths, b_lengths = [longest - 2, 2], [2, longest - 3]
     a[0, 0], b[1, 1] = bad, bad
@@ -72,7 +72,7 @@ def test_padding_beside_nan(bad: float, backend: str, longest: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_one_tensor_as_two(backend: str) -> None:
+def test_one_tensor_as_two(backend):
     """A tensor that holds both sides, given as two tensors: two results, each zero in the rows of the other side."""
     rows, count = packed_rows([3, 1, 2, 4], 8)
     halves = [Rows(rows.start[part], rows.step, rows.lengths[part], 4) for part in (slice(2), slice(2, 4))]

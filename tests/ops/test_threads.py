@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor
 
 import esim_fast.ops  # noqa: F401 (defines the operators)
 from tests.ops.ops_in_workers import examples, run_ops
@@ -19,30 +17,30 @@ MANY = [1, 2, 3, 8, 64]  # of which the last are more than there are cores, sent
 
 
 @pytest.fixture
-def threads() -> Iterator[None]:
+def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def drawn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def run_masked_pool(batch: int, dtype: torch.dtype) -> list[Tensor]:
+def run_masked_pool(batch, dtype):
     x, lengths = drawn(batch, 40, 600, dtype=dtype), torch.arange(batch) * 7 % 41
     v, argmax, count = OPERATORS.masked_pool(x, None, None, lengths, None)
     return [v, argmax, count, OPERATORS.masked_pool_backward(v, argmax, count, None, None, lengths, None, 40)]
 
 
-def run_local_inference(batch: int, dtype: torch.dtype) -> list[Tensor]:
+def run_local_inference(batch, dtype):
     a, b = drawn(batch, 30, 100, seed=1, dtype=dtype), drawn(batch, 20, 100, seed=2, dtype=dtype)
     arguments = a, b, None, None, torch.arange(batch) * 7 % 31, None, None, None, None, None, 30, 20, False
     m = OPERATORS.local_inference(*arguments)
     return [*m, *OPERATORS.local_inference_backward(*m, *arguments)]
 
 
-def run_bilstm(batch: int, dtype: torch.dtype) -> list[Tensor]:
+def run_bilstm(batch, dtype):
     sizes = torch.tensor([batch, batch, (batch + 1) // 2, 1, 1])
     rows, hidden = int(sizes.sum()), 50
     gates = [drawn(rows, 4 * hidden, seed=seed) for seed in (3, 4)]
@@ -51,7 +49,7 @@ def run_bilstm(batch: int, dtype: torch.dtype) -> list[Tensor]:
     return [y, c, *gates, *OPERATORS.bilstm_backward(drawn(rows, 2 * hidden), y, c, *gates, *weights, sizes)]
 
 
-def run_embedding_backward(batch: int, dtype: torch.dtype) -> list[Tensor]:
+def run_embedding_backward(batch, dtype):
     table = torch.empty(9000, 300)  # more than one thread's share
     tokens = torch.arange(50 * batch) * 997 % 9000 // 3
     OPERATORS.embedding_backward(table, drawn(len(tokens), 300), tokens, 4)
@@ -61,7 +59,7 @@ def run_embedding_backward(batch: int, dtype: torch.dtype) -> list[Tensor]:
 RUNS = [run_masked_pool, run_local_inference, run_bilstm, run_embedding_backward]
 
 
-def assert_same_bits(ours: list[Tensor], wanted: list[Tensor]) -> None:
+def assert_same_bits(ours, wanted):
     assert all(torch.equal(mine, other) for mine, other in zip(ours, wanted, strict=True))
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -59,7 +58,7 @@ def _metrics(trainer):
     return torch.tensor([[m.train_loss, m.train_accuracy, m.dev_loss] for m in trainer.progress.history]).flatten()
 
 
-def main(folder: Path, place: dict[str, str]) -> None:
+def main(folder, place):
     """``place``: what torchrun says in the environment."""
     os.environ.update(place)
     with joined(torch.device("cpu")):

@@ -14,7 +14,7 @@ from tests.processes import start
 ALLOWED = 16.0  # MiB after the first steps; without bounds for what oneDNN remembers, it would be 160 here
 
 
-def note_memory(file: Path) -> None:
+def note_memory(file):
     """Writes down how many MiB the process has in memory after each step of the optimizer."""
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.pop(name, None)  # a command in the process of the tests has set them

@@ -1,14 +1,12 @@
 """A trainer that was only made has changed nothing."""
 
-from pathlib import Path
-
 import torch
 
 from esim_fast.training import Recipe
 from tests.training.training_tasks import new_model, new_trainer
 
 
-def test_it_writes_nothing_and_seeds_nothing_before_it_runs(tmp_path: Path) -> None:
+def test_it_writes_nothing_and_seeds_nothing_before_it_runs(tmp_path):
     model, directory = new_model(), tmp_path / "m"
     before = torch.get_rng_state()
     trainer = new_trainer(Recipe(epochs=1), directory, model)
