@@ -49,7 +49,7 @@ class ESIMConfig:
         for name in _SIZES:
             check_int(name, getattr(self, name), least=1)
         if self.padding_idx is not None:
-            check_int("padding_idx", self.padding_idx, least=0)
+            check_int("padding_idx", self.padding_idx, least=0, kind="an int or None")
             if self.padding_idx >= self.vocab_size:
                 raise ValueError(
                     f"padding_idx = {self.padding_idx} must lie between 0 and vocab_size - 1 = {self.vocab_size - 1}"
@@ -82,10 +82,10 @@ class ESIMConfig:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
 
 
-def check_int(name: str, value: object, least: int) -> None:
+def check_int(name: str, value: object, least: int, kind: str = "an int") -> None:
     """An option must be an integer, of 0 or 1 at least."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
+        raise TypeError(f"{name} must be {kind}, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
 
