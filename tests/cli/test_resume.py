@@ -63,25 +63,9 @@ def test_resuming_with_other_data(corpus, tmp_path):
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 
-def test_resuming_never_replaces_a_model_without_checkpoint(corpus, model, tmp_path):
-    shutil.copytree(model, tmp_path / "m")
-    (tmp_path / "m" / "checkpoint" / "last.pt").unlink()
-    options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
-    for resume in ([], ["--resume"]):
-        assert "already holds a model, and no checkpoint to go on from" in fails(*options, *resume)
-
-
 def test_a_lost_line_of_metrics_comes_back(corpus, model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m" / "metrics.jsonl").write_text("")
     options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
     succeeds(*options, "--resume")
     assert (tmp_path / "m" / "metrics.jsonl").read_bytes() == (model / "metrics.jsonl").read_bytes()
-
-
-def test_a_damaged_checkpoint(corpus, model, tmp_path):
-    shutil.copytree(model, tmp_path / "m")
-    path = tmp_path / "m" / "checkpoint" / "last.pt"
-    path.write_bytes(path.read_bytes()[:-100])
-    options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
-    assert "last.pt: not a checkpoint of esim-fast" in fails(*options, "--resume")

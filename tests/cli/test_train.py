@@ -142,7 +142,12 @@ def test_seeds(corpus, tmp_path):
 
 def test_a_batch_that_breaks_is_named_by_its_lines(corpus, tmp_path):
     options = ["train", "--train", corpus, corpus, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
-    message = esim_fast(*options, "--lr", "1e38").stderr.splitlines()[-1]
+    result = esim_fast(*options, "--lr", "1e38")
+    message = result.stderr.splitlines()[-1]
+    assert result.returncode == 2
+    assert message.startswith("esim-fast: epoch 1, batch ")
+    assert "; a lower learning rate (--lr) may help; its pairs are " in message
+    assert (tmp_path / "m" / "checkpoint" / "last.pt").exists()
     places = re.search(r"its pairs are (.*); the last checkpoint is kept$", message)[1]
     lines = [int(line) for part in places.split("; ") for line in part.removeprefix(f"{corpus}:").split(", ")]
     assert len(lines) == 2

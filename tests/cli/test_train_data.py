@@ -181,16 +181,6 @@ def test_a_folder_whose_test_file_has_no_labels(tmp_path):
     assert "test accuracy" not in result.stdout
 
 
-def test_a_folder_of_official_files(tmp_path):
-    data = tmp_path / "snli_1.0"
-    data.mkdir()
-    for part in ("train", "dev", "test"):
-        records = [{"gold_label": a, "sentence1": b, "sentence2": c} for a, b, c in TRAIN]
-        (data / f"snli_1.0_{part}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-        write_tsv(data / f"snli_1.0_{part}.txt", TRAIN)
-    assert "test accuracy" in succeeds("train", "--data", data, "--output", tmp_path / "m", *SMALL)
-
-
 def test_the_readmes_command_for_the_full_corpus(tmp_path):
     """On miniature files with exactly the official names, columns and rows."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -225,16 +215,6 @@ def test_the_readmes_command_for_the_full_corpus(tmp_path):
     report = json.loads(succeeds("evaluate", model.parent, folder / "snli_1.0_test.jsonl"))
     assert f"test accuracy {report['accuracy']:.2%}\n" in result.stdout
     assert json.loads((model.parent / "config.json").read_text())["embedding_dim"] == 300
-
-
-def test_vectors(corpus, tmp_path):
-    vectors = tmp_path / "glove.txt"
-    vectors.write_text("man 0.1 0.2 0.3\nDogs 1 2 3\nzebra 1 1 1\n")
-    options = ["--train", corpus, "--dev", corpus, "--vectors", vectors, "--output", tmp_path / "m"]
-    result = esim_fast("train", *options, *SMALL)
-    assert result.returncode == 0, result.stderr
-    assert f"{vectors}: vectors for 2 of " in result.stderr
-    assert json.loads((tmp_path / "m" / "config.json").read_text())["embedding_dim"] == 3
 
 
 def test_several_training_files(corpus, model, tmp_path):

@@ -200,18 +200,6 @@ def test_a_directory_that_becomes_read_only(start, command, whole, mounted):
     assert outcome(folder / "m") == outcome(whole[0])
 
 
-def test_a_loss_that_is_not_finite(start, command, tmp_path):
-    message = fails_in_one_line(start, [*command(tmp_path / "m"), "--lr", "1e38"])
-    assert message.startswith("esim-fast: epoch 1, batch ")
-    assert "; a lower learning rate (--lr) may help; its pairs are " in message
-    assert message.endswith("; the last checkpoint is kept")
-    lines = message.partition("pairs.tsv:")[2].partition(";")[0].split(", ")
-    assert len(lines) == 4
-    assert all(2 <= int(line) <= 61 for line in lines)
-    assert_intact(tmp_path / "m")
-    assert (tmp_path / "m" / "checkpoint" / "last.pt").exists()
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are not heeded here")
 @pytest.mark.parametrize("megabytes", [40, 60, 100, 140])
 def test_memory_that_does_not_suffice(start, tmp_path, megabytes):
