@@ -27,8 +27,7 @@ def found(folder: Path, *names: str) -> list[str | None]:
             ["snli_1.0_train.jsonl", "snli_1.0_dev.jsonl", "snli_1.0_test.jsonl"],
         ),
         (
-            [f"multinli_1.0_{part}.{form}" for part in MULTINLI for form in ("jsonl", "txt")]
-            + ["README.txt"],
+            [f"multinli_1.0_{part}.{form}" for part in MULTINLI for form in ("jsonl", "txt")] + ["README.txt"],
             [f"multinli_1.0_{part}.jsonl" for part in MULTINLI],
         ),
         (
