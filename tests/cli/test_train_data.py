@@ -33,7 +33,7 @@ def test_bad_rows_are_listed_and_left_out(corpus, model, tmp_path):
     bad.write_text(corpus.read_text() + "neutral\tonly one\n")
     dev = tmp_path / "dev.tsv"
     dev.write_text(corpus.read_text() + "maybe\tone\ttwo\n")
-    options = ["train", "--train", bad, "--dev", dev, *SMALL, "--output", tmp_path / "m"]
+    options = training(bad, tmp_path / "m", "--dev", dev)
     assert "bad.tsv:8: expected 3 columns, got 2" in fails(*options)
     unknown = f"{dev}:8: expected a label among contradiction, entailment, neutral, got 'maybe'"
     assert unknown in fails(*options, "--train", corpus)
@@ -47,8 +47,8 @@ def test_bad_rows_are_listed_and_left_out(corpus, model, tmp_path):
     assert "others.tsv: expected labels among contradiction, entailment, neutral, got none" in fails(
         "evaluate", model, others, "--skip-bad-rows"
     )
-    options = ["train", "--train", bad, "--dev", others, *SMALL, "--output", tmp_path / "n", "--skip-bad-rows"]
-    assert "others.tsv: expected labels among" in fails(*options)
+    others = training(bad, tmp_path / "n", "--dev", others, "--skip-bad-rows")
+    assert "others.tsv: expected labels among" in fails(*others)
     for file, line in ((bad, "expected 3 columns"), (dev, "expected a label among")):
         assert line in fails("evaluate", model, file)
         result = esim_fast("evaluate", model, file, "--skip-bad-rows")
