@@ -13,9 +13,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import candidates, measured, predicted, sweep
-from benchmarks.candidates import H100, Case, Inputs, cases, configurations
-from benchmarks.command import Parser
+from benchmarks import candidates, measured, sweep
+from benchmarks.candidates import Case, Inputs, cases, configurations
 from benchmarks.measured import Measured, winner
 from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton import runtime
@@ -25,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = cases()
 ONE = CASES[0]
 PRESENT, FIRST, SECOND, *OTHERS = configurations(ONE)
-CODE = predicted.Code(4, 64, 16384, 0, 1000.0, 10.0, 10.0, 10.0)
 FORWARD = Case("forward", "half", (16, 16), (("SNLI", 2),))
 NEVER = 1e18  # the end of the time
 
@@ -141,25 +139,3 @@ def test_dry_run(tmp_path):
     checked = [check["refused"] for case in written for check in case["interpreted"]]
     assert checked == [None] * sweep.DRY_CASES * sweep.DRY_CHECKED
     assert all(candidate["measured_us"] is None for case in written for candidate in case["candidates"])
-
-
-def test_the_sweep_stops_in_time_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
-    now = [0.0]
-
-    def measure(case, configs, end):
-        now[0] += 25.0  # seconds
-        return of_times({config: 1.0 / (i + 1) for i, config in enumerate(configs)})
-
-    compiler = SimpleNamespace(submit=lambda *_: None, close=lambda: None)
-    compiler.get = lambda case, configs, *_: {config: [(1024, CODE)] for config in configs}
-    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(sweep, "Compiler", lambda *_: compiler)
-    monkeypatch.setattr(sweep, "measure", measure)
-    monkeypatch.setattr(sweep, "copy_bandwidth", lambda: 1e12)
-    monkeypatch.setattr(sweep.Gpu, "here", lambda: H100)
-    entries = table(sweep.sweep(Parser(), CASES, 1, tmp_path / "sweep.json"))
-    assert list(entries) == [case.key for case in CASES[:3]]
-    assert f"the 1 minutes are over: {len(CASES) - 3} cases are left" in capsys.readouterr().out
-    written = json.loads((tmp_path / "sweep.json").read_text())["cases"]
-    assert [entry["case"] for entry in written] == [str(case) for case in CASES[:3]]
-    assert written[0]["candidates"][0]["measured_us"] == {"batch 0": 1e6}

@@ -58,6 +58,11 @@ def answers(text):
     return [{key: value for key, value in json.loads(line).items() if key != "line"} for line in text.splitlines()]
 
 
+def training(corpus, output, *options):
+    """Arguments of a short run on one small corpus."""
+    return ["train", "--train", corpus, "--dev", corpus, "--output", output, *SMALL, *options]
+
+
 def fails(*arguments, **options):
     """A user's mistake: exit code 2, one line on stderr, nothing on stdout."""
     result = esim_fast(*arguments, **options)

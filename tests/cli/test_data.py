@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cli.commands import EXPECTED, SMALL, TRAIN, esim_fast, fails, succeeds, write_tsv
+from tests.cli.commands import EXPECTED, TRAIN, esim_fast, fails, succeeds, training, write_tsv
 
 
 def test_what_it_prints(corpus, tmp_path):
@@ -37,6 +37,10 @@ def test_bad_rows(corpus, tmp_path):
     assert result.returncode == 1
     assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}:9: NUL character\n"
     assert "  pairs          6, 1 without a gold label, 2 bad rows\n" in result.stdout
+    bad.write_text("label\tpremise\thypothesis\nneutral\tonly one\n")  # and nothing else
+    result = esim_fast("data", bad)
+    assert (result.returncode, result.stderr) == (1, f"{bad}:2: expected 3 columns, got 2\n")
+    assert "  pairs          0, 0 without a gold label, 1 bad row\n" in result.stdout
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(corpus, tmp_path):
@@ -46,43 +50,31 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(corpus, tmp_path):
     assert result.stderr == f"esim-fast: {tmp_path / 'none.tsv'}: No such file or directory\n"
 
 
-def test_nothing_but_bad_rows(tmp_path):
-    bad = tmp_path / "bad.tsv"
-    bad.write_text("label\tpremise\thypothesis\nneutral\tonly one\n")
-    result = esim_fast("data", bad)
-    assert (result.returncode, result.stderr) == (1, f"{bad}:2: expected 3 columns, got 2\n")
-    assert "  pairs          0, 0 without a gold label, 1 bad row\n" in result.stdout
+HINT = "sentences are single words: Chinese or Japanese wants --tokenizer characters"
 
 
-def test_no_word_has_a_vector(corpus, tmp_path):
-    vectors = tmp_path / "glove.txt"
-    vectors.write_text("unheard 1 2\n")
-    output = succeeds("data", corpus, "--vectors", vectors)
-    assert "  with a vector  0.00% of the words, 0.00% of the text\n" in output
+@pytest.mark.parametrize(
+    ("rows", "options", "line"),
+    [
+        ([("a b", "c")], [], "  labels         none\n"),
+        ([(f"sentence {i}" * 20, "a", "b") for i in range(50)], [], ", 30 others 30 (60.0%)\n"),
+        ([("1", "a man", "b")], ["--vectors", "glove.txt"], "  with a vector  0.00% of the words, 0.00% of the text\n"),
+        ([("1", "男人在睡觉", "他睡着了")], [], HINT),
+    ],
+    ids=["no labels", "many labels", "no word has a vector", "no blanks"],
+)
+def test_other_corpora(tmp_path, rows, options, line):
+    (tmp_path / "glove.txt").write_text("unheard 1 2\n")
+    path = write_tsv(tmp_path / "a.tsv", rows, header=False)
+    assert line in succeeds("data", path, *options, cwd=tmp_path)
+    assert HINT not in succeeds("data", path, "--tokenizer", "characters")
 
 
 def test_training_uses_what_it_prepared(tmp_path, cache):
     path = write_tsv(tmp_path / "shared_with_training.tsv", TRAIN)
     succeeds("data", path)
-    succeeds("train", "--train", path, "--dev", path, "--output", tmp_path / "m", *SMALL)
+    succeeds(*training(path, tmp_path / "m"))
     assert len(list(cache.glob("shared_with_training-*.safetensors"))) == 1
-
-
-def test_text_without_blanks(tmp_path):
-    path = write_tsv(tmp_path / "zh.tsv", [("1", "男人在睡觉", "他睡着了")])
-    hint = "sentences are single words: Chinese or Japanese wants --tokenizer characters"
-    assert hint in succeeds("data", path)
-    assert hint not in succeeds("data", path, "--tokenizer", "characters")
-
-
-def test_many_labels(tmp_path):
-    path = write_tsv(tmp_path / "a.tsv", [(f"sentence {i}" * 20, "a", "b") for i in range(50)], header=False)
-    assert ", 30 others 30 (60.0%)\n" in succeeds("data", path)
-
-
-def test_files_without_labels(tmp_path):
-    bare = write_tsv(tmp_path / "bare.tsv", [("a b", "c")], header=False)
-    assert "  labels         none\n" in succeeds("data", bare)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,17 @@ import torch
 from esim_fast import ESIM, Classifier, streaming
 from esim_fast.cli import main
 from esim_fast.data.preparing import in_parts
-from tests.cli.commands import SMALL, TRAIN, esim_fast, fails, succeeds, write_tsv
+from tests.cli.commands import TRAIN, esim_fast, fails, succeeds, training, write_tsv
+
+PAIR = "--premise", "A man sleeps.", "--hypothesis", "A man runs."
+
+
+def printed(*arguments, **options):
+    return [json.loads(line) for line in succeeds(*arguments, **options).splitlines()]
 
 
 def test_one_pair(model):
-    (line,) = succeeds("predict", model, "--premise", "A man sleeps.", "--hypothesis", "A man runs.").splitlines()
-    answer = json.loads(line)
+    (answer,) = printed("predict", model, *PAIR)
     assert answer["premise"] == "A man sleeps."
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
@@ -27,25 +32,23 @@ def test_one_pair(model):
 
 def test_files_and_stdin_give_the_same(model, corpus, tmp_path):
     def answers(*arguments, **options):
-        lines = [json.loads(line) for line in succeeds("predict", model, *arguments, **options).splitlines()]
+        lines = printed("predict", model, *arguments, **options)
         return [line.pop("line") for line in lines], lines
 
     numbers, expected = answers(corpus)
     assert numbers == [2, 3, 4, 5, 6, 7]  # the first is the header
-    bare = write_tsv(tmp_path / "bare.tsv", [row[1:] for row in TRAIN], header=False)
-    records = [{"premise": p, "hypothesis": h} for _, p, h in TRAIN]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     from_one = ([1, 2, 3, 4, 5, 6], expected)
-    assert answers(bare) == from_one
-    assert answers(tmp_path / "pairs.jsonl") == from_one
-    assert answers("-", stdin=bare.read_text()) == from_one
-    assert answers("-", stdin=(tmp_path / "pairs.jsonl").read_text()) == from_one
+    bare = write_tsv(tmp_path / "bare.tsv", [row[1:] for row in TRAIN], header=False)
+    objects = tmp_path / "pairs.jsonl"
+    objects.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for _, p, h in TRAIN))
+    for path in (bare, objects):
+        assert answers(path) == from_one
+        assert answers("-", stdin=path.read_text()) == from_one
 
 
 def test_the_order_of_many(model, tmp_path):
     rows = [(f"a man sleeps {'very ' * (i % 7)}well", f"number {i}") for i in range(5000)]
-    path = write_tsv(tmp_path / "many.tsv", rows, header=False)
-    lines = [json.loads(line) for line in succeeds("predict", model, path).splitlines()]
+    lines = printed("predict", model, write_tsv(tmp_path / "many.tsv", rows, header=False))
     assert [(line["line"], line["premise"], line["hypothesis"]) for line in lines] == [
         (i + 1, *row) for i, row in enumerate(rows)
     ]
@@ -55,32 +58,28 @@ def test_the_order_of_many(model, tmp_path):
 
 
 def test_what_is_printed_is_what_json_makes_of_it(model, tmp_path):
-    rows = [('say "hi" \\ 100% {x}', "tab\u2028 é 😀"), ("", "\x7f")]
-    path = tmp_path / "odd.jsonl"
-    path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in rows))
+    rows = [
+        ('say "hi" \\ 100% {x}', "tab\u2028 é 😀"),
+        ("", "\x7f"),
+        ("{a} man", "a man"),
+        ("一个男人在睡觉。", "Ein Mann"),
+    ]
+    rows.append(("<pad> <pad>", "<unk>"))
+    path = write_tsv(tmp_path / "odd.tsv", rows, header=False)
     for line, (premise, hypothesis) in zip(succeeds("predict", model, path).split("\n"), rows, strict=False):
         answer = json.loads(line)
         assert (answer["premise"], answer["hypothesis"]) == (premise, hypothesis)
+        assert answer["label"] in ("contradiction", "entailment", "neutral")
         assert line.startswith(json.dumps({"line": answer["line"], "premise": premise}, ensure_ascii=False)[:-1])
 
 
 def test_precision(model):
-    pair = "--premise", "A man sleeps.", "--hypothesis", "A man runs."
-    exact, rounded = (
-        json.loads(succeeds("predict", model, *pair, "--precision", precision)) for precision in ("fp32", "bf16")
-    )
+    exact, rounded = (printed("predict", model, *PAIR, "--precision", precision)[0] for precision in ("fp32", "bf16"))
     assert exact["probabilities"] != rounded["probabilities"]
-    assert list(exact["probabilities"].values()) == pytest.approx(list(rounded["probabilities"].values()), abs=0.01)
+    assert exact["probabilities"] == pytest.approx(rounded["probabilities"], abs=0.01)
     if not torch.cuda.is_available():
         message = "esim-fast: --precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU"
-        assert fails("predict", model, *pair, "--precision", "fp16") == message
-
-
-def test_words_of_any_language_and_none(model):
-    pairs = "一个男人在睡觉。\tEin Mann schläft.\n\t\n<pad> <pad>\t<unk>\n"
-    answers = [json.loads(line) for line in succeeds("predict", model, "-", stdin=pairs).splitlines()]
-    assert answers[0]["premise"] == "一个男人在睡觉。"
-    assert all(answer["label"] in ("contradiction", "entailment", "neutral") for answer in answers)
+        assert fails("predict", model, *PAIR, "--precision", "fp16") == message
 
 
 def test_bad_rows_are_reported_and_left_out(model, tmp_path):
@@ -95,19 +94,18 @@ def test_bad_rows_are_reported_and_left_out(model, tmp_path):
         )
 
 
+def test_stopping_at_a_bad_row_loses_nothing_before_it(model):
+    result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
+    assert (result.returncode, len(result.stdout.splitlines())) == (2, 2)
+    assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
+
+
 def test_mostly_bad_rows(model, tmp_path):
     """The first row says how many columns there are, and may itself be the bad one."""
     path = write_tsv(tmp_path / "rows.tsv", [("a man", "only two"), *TRAIN], header=False)
     result = esim_fast("predict", model, path)
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 1)
     assert result.stderr.endswith(f"{path}: 6 bad rows, and 1 that can be read: are the columns as expected?\n")
-
-
-def test_stopping_at_a_bad_row_loses_nothing_before_it(model):
-    result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
-    assert result.returncode == 2
-    assert len(result.stdout.splitlines()) == 2
-    assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
 
 
 def test_a_file_that_ends_early(model, tmp_path):
@@ -123,17 +121,16 @@ def test_a_file_that_ends_early(model, tmp_path):
 def test_a_tokenizer_that_fails(corpus, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "fussy.py").write_text("def split(text):\n    return text.split()[0:9 // ('bad' not in text)]\n")
-    options = "--tokenizer", "fussy:split"
-    output = tmp_path / "model"
-    succeeds("train", "--train", corpus, "--dev", corpus, "--output", output, *SMALL, *options)
+    options, output = ("--tokenizer", "fussy:split"), tmp_path / "model"
+    succeeds(*training(corpus, output, *options))
     result = esim_fast("predict", output, "-", *options, stdin="good one\tb\nshort\nbad one\tb\n")
     assert result.returncode == 2
     assert json.loads(result.stdout)["line"] == 1
     message = "tokenizer fussy:split: ZeroDivisionError: integer division or modulo by zero"
     assert result.stderr == f"stdin:2: expected 2 columns, got 1\nesim-fast: stdin:3: {message}\n"
-    pair = "--premise", "bad", "--hypothesis", "b"
-    assert fails("predict", output, *pair, *options) == f"esim-fast: {message}"
-    assert fails("explain", output, *pair, "-o", tmp_path / "a.json", *options) == f"esim-fast: {message}"
+    pair = "--premise", "bad", "--hypothesis", "b", *options
+    assert fails("predict", output, *pair) == f"esim-fast: {message}"
+    assert fails("explain", output, *pair, "-o", tmp_path / "a.json") == f"esim-fast: {message}"
 
 
 def test_numbers_that_are_none(model, tmp_path):
@@ -145,8 +142,7 @@ def test_numbers_that_are_none(model, tmp_path):
     result = esim_fast("predict", tmp_path / "model", "-", stdin="a man sleeps\ta man runs\n")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "esim-fast: stdin:1: the network gives something else than finite numbers\n"
-    pair = "--premise", "a man sleeps", "--hypothesis", "a man runs"
-    assert "something else than finite numbers" in fails("predict", tmp_path / "model", *pair)
+    assert "something else than finite numbers" in fails("predict", tmp_path / "model", *PAIR)
 
 
 def test_long_rows_take_turns(model, tmp_path):
@@ -181,20 +177,22 @@ def test_other_processes_give_the_same(model, tmp_path):
             assert list(probabilities.values()) == pytest.approx(list(one["probabilities"].values()), abs=3e-6)
 
 
-def test_mistakes(model, tmp_path):
-    assert "--premise and --hypothesis must be given together" in fails("predict", model, "--premise", "a")
-    assert "give either a file" in fails("predict", model)
-    assert "give either a file" in fails("predict", model, "f.tsv", "--premise", "a", "--hypothesis", "b")
-    assert "no.tsv: No such file" in fails("predict", model, tmp_path / "no.tsv")
-    assert "expected an integer from 1" in fails("predict", model, "-", "--batch-size", "0")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--premise", "a"], "--premise and --hypothesis must be given together"),
+        ([], "give either a file"),
+        (["f.tsv", *PAIR], "give either a file"),
+        (["no.tsv"], "no.tsv: No such file"),
+        (["-", "--batch-size", "0"], "expected an integer from 1"),
+        (["-"], "expected a label of the model (contradiction, entailment, neutral), a premise and a hypothesis"),
+    ],
+)
+def test_mistakes(model, options, message):
+    assert message in fails("predict", model, *options, stdin="a man sleeps\ta man runs\t3\n")
+
+
+def test_a_closed_stdin(model):
     with mock.patch("sys.stdin", None), contextlib.redirect_stderr(io.StringIO()) as stderr:
         assert main(["predict", str(model), "-"]) == 2
     assert stderr.getvalue() == "esim-fast: stdin is closed\n"
-    assert "expected a label of the model (contradiction, entailment, neutral), a premise and a hypothesis" in fails(
-        "predict", model, "-", stdin="a man sleeps\ta man runs\t3\n"
-    )
-
-
-def test_a_sentence_that_looks_like_json(model, tmp_path):
-    path = write_tsv(tmp_path / "brace.tsv", [("{a} man", "a man")], header=False)
-    assert json.loads(succeeds("predict", model, path))["premise"] == "{a} man"

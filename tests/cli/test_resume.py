@@ -3,17 +3,16 @@
 import json
 import shutil
 
-from tests.cli.commands import SMALL, TRAIN, esim_fast, fails, succeeds, write_tsv
+from tests.cli.commands import TRAIN, fails, succeeds, training, write_tsv
 
 
 def test_resume(corpus, tmp_path):
-    def options(epochs):
-        small = ["--hidden-size", "8", "--epochs", epochs, "--batch-size", "2", "--device", "cpu"]
-        return ["train", "--train", corpus, "--dev", corpus, *small]
+    def parts(epochs, *options, output="parts"):
+        return training(corpus, tmp_path / output, "--epochs", epochs, "--resume", *options)
 
-    succeeds(*options(3), "--output", tmp_path / "whole")
-    succeeds(*options(1), "--output", tmp_path / "parts", "--resume")  # nothing to resume: starts afresh
-    succeeds(*options(3), "--output", tmp_path / "parts", "--resume")
+    succeeds(*parts(3, output="whole"))
+    succeeds(*parts(1))  # nothing to resume: starts afresh
+    succeeds(*parts(3))
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     metrics = [
@@ -21,27 +20,23 @@ def test_resume(corpus, tmp_path):
         for run in ("whole", "parts")
     ]
     assert metrics[0] == metrics[1]
-
     before = (tmp_path / "parts" / "metrics.jsonl").read_bytes()
-    result = esim_fast(*options(3), "--output", tmp_path / "parts", "--resume")
-    assert result.returncode == 0
-    assert result.stdout.startswith("dev accuracy ")
+    assert succeeds(*parts(3)).startswith("dev accuracy ")
     assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == before
-    message = fails(*options(3), "--lr", "0.1", "--output", tmp_path / "parts", "--resume")
-    assert "this run began with --lr 0.0004, not 0.1: resume it with that" in message
-    message = fails(*options(3), "--freeze-embedding", "--output", tmp_path / "parts", "--resume")
-    assert "this run began without --freeze-embedding: resume it so" in message
-    message = fails(*options(3), "--tokenizer", "whitespace", "--output", tmp_path / "parts", "--resume")
-    assert "this run began with --tokenizer nltk, not whitespace: resume it with that" in message
-    message = fails(*options(3), "--dropout", "0.1", "--output", tmp_path / "parts", "--resume")
-    assert "this run began with --dropout 0.5, not 0.1: resume it with that" in message
-    assert "already holds a run: resume it (--resume)" in fails(*options(3), "--output", tmp_path / "parts")
+    for option, message in (
+        (["--lr", "0.1"], "with --lr 0.0004, not 0.1: resume it with that"),
+        (["--freeze-embedding"], "without --freeze-embedding: resume it so"),
+        (["--tokenizer", "whitespace"], "with --tokenizer nltk, not whitespace: resume it with that"),
+        (["--dropout", "0.1"], "with --dropout 0.5, not 0.1: resume it with that"),
+    ):
+        assert f"this run began {message}" in fails(*parts(3, *option))
+    assert "already holds a run: resume it (--resume)" in fails(*training(corpus, tmp_path / "parts", "--epochs", 3))
 
 
 def test_resuming_with_other_vectors(corpus, tmp_path):
     vectors = tmp_path / "glove.txt"
     vectors.write_text("man 1 2 3\nis 2 3 4\n")
-    options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", "--resume", *SMALL]
+    options = training(corpus, tmp_path / "m", "--resume")
     succeeds(*options, "--vectors", vectors)
     succeeds(*options, "--vectors", vectors)
     assert "this run began with other word vectors" in fails(*options, "--embedding-dim", 3)
@@ -52,7 +47,7 @@ def test_resuming_with_other_vectors(corpus, tmp_path):
 
 def test_resuming_with_other_data(corpus, tmp_path):
     data = write_tsv(tmp_path / "pairs.tsv", TRAIN)
-    options = ["train", "--train", data, "--dev", corpus, "--output", tmp_path / "m", "--resume", *SMALL]
+    options = training(corpus, tmp_path / "m", "--resume", "--train", data)
     succeeds(*options)
     before = (tmp_path / "m" / "model.safetensors").read_bytes()
     # The same number of words and pairs, but other ones: ids would silently mean something else.
@@ -63,9 +58,11 @@ def test_resuming_with_other_data(corpus, tmp_path):
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 
-def test_a_lost_line_of_metrics_comes_back(corpus, model, tmp_path):
+def test_damage(corpus, model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
-    (tmp_path / "m" / "metrics.jsonl").write_text("")
-    options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", *SMALL]
-    succeeds(*options, "--resume")
+    (tmp_path / "m" / "metrics.jsonl").write_text("")  # a lost line comes back
+    succeeds(*training(corpus, tmp_path / "m", "--resume"))
     assert (tmp_path / "m" / "metrics.jsonl").read_bytes() == (model / "metrics.jsonl").read_bytes()
+    path = tmp_path / "m" / "checkpoint" / "last.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "last.pt: not a checkpoint of esim-fast" in fails(*training(corpus, tmp_path / "m", "--resume"))

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from tests.cli.commands import SMALL, esim_fast, fails, succeeds
+from tests.cli.commands import SMALL, esim_fast, fails, succeeds, training
 
 
 def test_what_it_leaves_behind(model):
@@ -21,20 +21,19 @@ def test_what_it_leaves_behind(model):
 
 
 def test_messages(corpus, tmp_path):
-    options = ["--train", corpus, "--dev", corpus, "--test", corpus, "--output", tmp_path / "m"]
-    result = esim_fast("train", *options, *SMALL)
+    options = training(corpus, tmp_path / "m", "--test", corpus)
+    result = esim_fast(*options)
     assert result.returncode == 0
     assert "5 pairs (contradiction 2, entailment 2, neutral 1); 1 more without a gold label dropped" in result.stderr
     assert "epoch 2/2: train loss" in result.stderr
     assert "\r" not in result.stderr
+    assert result.stdout.startswith("dev accuracy ")
     test = json.loads((tmp_path / "m" / "test.json").read_text())
     assert test["file"] == str(corpus)
     assert f"test accuracy {test['accuracy']:.2%}\n" in result.stdout
-    assert "is done after 2 epochs\n" in esim_fast("train", *options, *SMALL, "--resume").stderr
-    options[-1] = tmp_path / "n"
-    assert "n: nothing to resume, so a run begins\n" in esim_fast("train", *options, *SMALL, "--resume").stderr
-    assert result.stdout.startswith("dev accuracy ")
-    assert "test accuracy " in result.stdout
+    assert "is done after 2 epochs\n" in esim_fast(*options, "--resume").stderr
+    begun = esim_fast(*training(corpus, tmp_path / "n", "--resume"))
+    assert "n: nothing to resume, so a run begins\n" in begun.stderr
 
 
 def test_batches_of_words(corpus, tmp_path):
@@ -44,28 +43,16 @@ def test_batches_of_words(corpus, tmp_path):
 
 
 def test_every_knob_is_an_option_and_written_down(corpus, tmp_path):
-    given = {
-        "--epochs": 1,
-        "--patience": 7,
-        "--batch-size": 3,
-        "--accumulate": 2,
-        "--lr": 0.002,
-        "--warmup-steps": 5,
-        "--lr-decay": 0.7,
-        "--weight-decay": 0.01,
-        "--label-smoothing": 0.1,
-        "--ema-decay": 0.9,
-        "--max-grad-norm": 3.0,
-        "--seed": 11,
-        "--precision": "bf16",
-    }
+    given = {"--epochs": 1, "--patience": 7, "--batch-size": 3, "--accumulate": 2, "--seed": 11, "--precision": "bf16"}
+    given |= {"--lr": 0.002, "--warmup-steps": 5, "--lr-decay": 0.7, "--weight-decay": 0.01, "--label-smoothing": 0.1}
+    given |= {"--ema-decay": 0.9, "--max-grad-norm": 3.0}
     model = {"--hidden-size": 8, "--dropout": 0.25, "--embedding-dropout": 0.1, "--embedding-dim": 6}
     arguments = [part for option, value in {**given, **model, "--forget-bias": 0.5}.items() for part in (option, value)]
     options = ["--train", corpus, "--dev", corpus, "--freeze-embedding", "--output", tmp_path / "m"]
     succeeds("train", *options, *arguments)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    names = {"--lr": "learning_rate", "--max-tokens": "max_tokens"}
-    expected = {names.get(option, option[2:].replace("-", "_")): value for option, value in given.items()}
+    expected = {option[2:].replace("-", "_"): value for option, value in given.items()}
+    expected["learning_rate"] = expected.pop("lr")
     assert config["training"]["recipe"] == {**expected, "max_tokens": None}
     assert config["training"]["forget_bias"] == 0.5
     assert config["training"]["files"]["train"] == [str(corpus)]
@@ -80,26 +67,19 @@ def test_every_knob_is_an_option_and_written_down(corpus, tmp_path):
 def test_presets(corpus, tmp_path):
     def trained_with(*options):
         output = tmp_path / str(len(list(tmp_path.iterdir())))
-        succeeds("train", "--hidden-size", 8, "--epochs", 1, "--output", output, *options)
+        files = ["--train", corpus, "--dev", corpus, "--output", output]
+        succeeds("train", *files, "--hidden-size", 8, "--epochs", 1, *options)
         config = json.loads((output / "config.json").read_text())
         return config, config["training"]["recipe"]
 
-    files = ["--train", corpus, "--dev", corpus]
-    config, recipe = trained_with(*files)
-    paper = {
-        "learning_rate": 4e-4,
-        "batch_size": 32,
-        "max_grad_norm": 10.0,
-        "lr_decay": 0.5,
-        "ema_decay": 0.0,
-        "warmup_steps": 0,
-    }
-    assert recipe | paper == recipe
+    config, recipe = trained_with()
+    paper = {"learning_rate": 4e-4, "batch_size": 32, "max_grad_norm": 10.0, "lr_decay": 0.5}
+    assert recipe | paper | {"ema_decay": 0.0, "warmup_steps": 0} == recipe
     assert (config["dropout"], config["embedding_dropout"], config["embedding_dim"]) == (0.5, 0.5, 300)
-    config, recipe = trained_with(*files, "--preset", "small-data", "--max-grad-norm", 1)
+    config, recipe = trained_with("--preset", "small-data", "--max-grad-norm", 1)
     assert (recipe["learning_rate"], recipe["ema_decay"], recipe["max_grad_norm"]) == (1e-3, 0.999, 1.0)
     assert (config["dropout"], config["embedding_dropout"]) == (0.5, 0.2)
-    _, recipe = trained_with(*files, "--preset", "batch-512", "--patience", 0)
+    _, recipe = trained_with("--preset", "batch-512", "--patience", 0)
     assert (recipe["batch_size"], recipe["learning_rate"], recipe["patience"]) == (512, 1.6e-3, None)
     assert recipe["warmup_steps"] > 0
 
@@ -128,9 +108,8 @@ def test_seeds(corpus, tmp_path):
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == expected
     assert "accuracy" in succeeds("evaluate", tmp_path / "m", corpus)
     again = succeeds(*options, "--seeds", 3, "--seed", 5, "--resume")
-    assert [line for line in again.splitlines() if "seeds" in line] == [
-        line for line in output.splitlines() if "seeds" in line
-    ]
+    of_all = [[line for line in printed.splitlines() if "seeds" in line] for printed in (output, again)]
+    assert of_all[0] == of_all[1]
     (tmp_path / "m" / "model.safetensors").unlink()  # as if it had been killed just before the end
     assert "seeds" in succeeds(*options, "--seeds", 3, "--seed", 5, "--resume")
     single = [*options[:-1], tmp_path / "5"]
@@ -155,8 +134,7 @@ def test_a_batch_that_breaks_is_named_by_its_lines(corpus, tmp_path):
 
 
 def test_a_run_that_ends_with_weights_that_are_no_numbers(corpus, tmp_path):
-    options = ["train", "--train", corpus, "--dev", corpus, "--output", tmp_path / "m", "--hidden-size", 8]
-    result = esim_fast(*options, "--epochs", 1, "--batch-size", 8, "--lr", "1e38")
+    result = esim_fast(*training(corpus, tmp_path / "m", "--epochs", 1, "--batch-size", 8, "--lr", "1e38"))
     assert result.returncode == 2
     assert "epoch 1: the loss on dev is nan; a lower learning rate (--lr) may help; the last" in result.stderr
     assert not (tmp_path / "m" / "model.safetensors").exists()
@@ -205,6 +183,5 @@ def test_mistakes(corpus, tmp_path, options, message):
 
 def test_an_output_that_cannot_be_written(corpus, tmp_path):
     (tmp_path / "file").write_text("")
-    options = ["--train", corpus, "--dev", corpus, "--output"]
-    assert "file: not a directory" in fails("train", *options, tmp_path / "file", *SMALL)
-    assert "file/m/checkpoint: Not a directory" in fails("train", *options, tmp_path / "file" / "m", *SMALL)
+    assert "file: not a directory" in fails(*training(corpus, tmp_path / "file"))
+    assert "file/m/checkpoint: Not a directory" in fails(*training(corpus, tmp_path / "file" / "m"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import SMALL, TRAIN, answers, esim_fast, fails, succeeds, write_tsv
+from tests.cli.commands import SMALL, TRAIN, answers, esim_fast, fails, succeeds, training, write_tsv
 
 
 def test_other_columns(corpus, model, tmp_path):
@@ -33,20 +33,22 @@ def test_bad_rows_are_listed_and_left_out(corpus, model, tmp_path):
     bad.write_text(corpus.read_text() + "neutral\tonly one\n")
     dev = tmp_path / "dev.tsv"
     dev.write_text(corpus.read_text() + "maybe\tone\ttwo\n")
-    options = ["train", "--train", bad, "--dev", dev, *SMALL, "--output", tmp_path / "m"]
+    options = training(bad, tmp_path / "m", "--dev", dev)
     assert "bad.tsv:8: expected 3 columns, got 2" in fails(*options)
+    unknown = f"{dev}:8: expected a label among contradiction, entailment, neutral, got 'maybe'"
+    assert unknown in fails(*options, "--train", corpus)
     result = esim_fast(*options, "--skip-bad-rows")
     assert result.returncode == 0
     assert f"{bad}: 5 pairs" in result.stderr
     assert f"1 bad row left out:\n{bad}:8: expected 3 columns, got 2\n" in result.stderr
-    assert f"{dev}:8: expected a label among contradiction, entailment, neutral, got 'maybe'\n" in result.stderr
+    assert f"{unknown}\n" in result.stderr
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     others = write_tsv(tmp_path / "others.tsv", [("maybe", "one", "two")])
     assert "others.tsv: expected labels among contradiction, entailment, neutral, got none" in fails(
         "evaluate", model, others, "--skip-bad-rows"
     )
-    options = ["train", "--train", bad, "--dev", others, *SMALL, "--output", tmp_path / "n", "--skip-bad-rows"]
-    assert "others.tsv: expected labels among" in fails(*options)
+    others = training(bad, tmp_path / "n", "--dev", others, "--skip-bad-rows")
+    assert "others.tsv: expected labels among" in fails(*others)
     for file, line in ((bad, "expected 3 columns"), (dev, "expected a label among")):
         assert line in fails("evaluate", model, file)
         result = esim_fast("evaluate", model, file, "--skip-bad-rows")
@@ -140,26 +142,8 @@ def test_a_tokenizer_of_ones_own(corpus, tmp_path, monkeypatch):
     )
 
 
-def test_a_header_that_nobody_named(tmp_path):
-    rows = [("y", "text one", "text two")] + [("yes", "a", "b"), ("no", "c", "d")] * 60
-    path = write_tsv(tmp_path / "a.tsv", rows, header=False)
-    message = fails("train", "--train", path, "--dev", path, "--output", tmp_path / "m")
-    assert f"{path}:1: no other row has the label 'y'; if this row is a header, name its columns" in message
-
-
-def test_sentences_where_labels_should_be(tmp_path):
-    path = write_tsv(tmp_path / "a.tsv", [(f"one {i}", f"two {i}", "0") for i in range(1001)], header=False)
-    message = fails("train", "--train", path, "--dev", path, "--output", tmp_path / "m")
-    assert "expected 2 to 1000 labels, got 1001, such as 'one 0' (columns are label, premise" in message
-    assert "name them with --columns" in message
-
-
-def test_columns_that_stand_otherwise(corpus, model, tmp_path):
+def test_columns_that_stand_otherwise(model, tmp_path):
     rotated = write_tsv(tmp_path / "a.tsv", [(p, h, label) for label, p, h in TRAIN] * 5, header=False)
-    several = write_tsv(tmp_path / "b.tsv", [(f"{p} {i}", h, "x") for _, p, h in TRAIN for i in range(9)], header=False)
-    message = fails("train", "--train", several, "--dev", several, "--output", tmp_path / "m")
-    assert "expected labels that recur, got 18 for 54 pairs, such as 'A man is sleeping. 0'" in message
-    assert "name them with --columns" in message
     message = fails("predict", model, rotated)
     assert f"{rotated}:1: expected a label of the model (contradiction, entailment, neutral), a premise" in message
     assert "got 'A man is sleeping.' first; if the columns stand otherwise, name them with --columns" in message
@@ -238,15 +222,15 @@ def test_several_training_files(corpus, model, tmp_path):
         ([("entailment", "one", "two")], "expected 2 to 1000 labels, got only 'entailment'"),
         ([("-", "one", "two")], "bad.tsv: expected sentence pairs, got only 1 labeled -"),
         ([], "bad.tsv: expected sentence pairs, got none"),
+        # Sentences where labels should be, or a header that nobody named.
+        ([(f"one {i}", f"two {i}", "0") for i in range(1001)], "expected 2 to 1000 labels, got 1001, such as 'one 0'"),
+        ([(f"{p} {i}", h, "x") for _, p, h in TRAIN for i in range(9)], "labels that recur, got 18 for 54 pairs, such"),
+        ([("y", "one", "two")] + [("yes", "a", "b"), ("no", "c", "d")] * 60, ":1: no other row has the label 'y'"),
     ],
 )
 def test_bad_corpora(corpus, tmp_path, rows, message):
-    bad = write_tsv(tmp_path / "bad.tsv", rows)
-    assert message in fails("train", "--train", bad, "--dev", corpus, "--output", tmp_path / "m", *SMALL)
+    bad = write_tsv(tmp_path / "bad.tsv", rows, header=len(rows) < 5)
+    said = fails(*training(corpus, tmp_path / "m"), "--train", bad)
+    assert message in said
+    assert len(rows) < 5 or re.search("name (them with --columns|its columns)", said)
     assert not (tmp_path / "m").exists()
-
-
-def test_an_unknown_label_in_dev(corpus, tmp_path):
-    dev = write_tsv(tmp_path / "dev.tsv", [*TRAIN, ("maybe", "one", "two")])
-    message = fails("train", "--train", corpus, "--dev", dev, "--output", tmp_path / "m", *SMALL)
-    assert "dev.tsv:8: expected a label among contradiction, entailment, neutral, got 'maybe'" in message

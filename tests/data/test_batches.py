@@ -77,15 +77,12 @@ def test_one_batch_by_hand():
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_empty_sentences(shuffle):
+def test_empty_sentences_and_no_pairs(shuffle):
     (batch,) = batches(EncodedPairs([[], []], [[], []], None), 4, shuffle=shuffle)
     assert sentences(batch) == ([[], []], [[], []])
     assert len(batch.pairs.tokens) == len(batch.pairs.batch_sizes) == 0
     assert batch.labels is None
-
-
-def test_no_pairs():
-    loader = batches(EncodedPairs([], [], []), 4, shuffle=True)
+    loader = batches(EncodedPairs([], [], []), 4, shuffle=shuffle)
     assert len(loader) == 0
     assert list(loader) == []
 
@@ -95,64 +92,52 @@ def test_no_pairs():
 def test_every_pair_once_with_its_own_words(shuffle, count, batch_size, seed):
     dataset, pairs = random_pairs(count, seed)
     loader = batches(dataset, batch_size, shuffle=shuffle, seed=seed, epoch=1)
-    seen: list[int] = []
-    sizes: list[int] = []
-    for batch in loader:
+    found = list(loader)
+    for batch in found:
         indices = batch.indices.tolist()
-        seen += indices
-        sizes.append(len(indices))
         assert sentences(batch) == tuple([pairs[i][side] for i in indices] for side in (0, 1))
-        assert batch.labels is not None
         assert batch.labels.tolist() == [i % 3 for i in indices]
-    assert sorted(seen) == list(range(count))
-    assert len(loader) == len(sizes) == -(-count // batch_size)
-    assert sorted(sizes)[1:] == [batch_size] * (len(sizes) - 1)
+    assert sorted(chain.from_iterable(batch.indices.tolist() for batch in found)) == list(range(count))
+    assert len(loader) == len(found) == -(-count // batch_size)
+    assert sorted(map(len, found))[1:] == [batch_size] * (len(found) - 1)
 
 
 def order(loader: Batches) -> list[list[int]]:
     return [batch.indices.tolist() for batch in loader]
 
 
-def test_shuffling_follows_from_seed_and_epoch():
+@pytest.mark.parametrize("size", [{"batch_size": 8}, {"max_tokens": 240}])
+def test_shuffling_follows_from_seed_and_epoch(size):
     dataset, _ = random_pairs(2000)
-    first = order(batches(dataset, 8, shuffle=True, seed=1, epoch=2))
+    first = order(batches(dataset, **size, shuffle=True, seed=1, epoch=2))
     torch.manual_seed(5)
     np.random.seed(5)
-    assert order(batches(dataset, 8, shuffle=True, seed=1, epoch=2)) == first
+    assert order(batches(dataset, **size, shuffle=True, seed=1, epoch=2)) == first
     for seed, epoch in ((1, 3), (2, 2), (2, 1)):
-        other = order(batches(dataset, 8, shuffle=True, seed=seed, epoch=epoch))
+        other = order(batches(dataset, **size, shuffle=True, seed=seed, epoch=epoch))
         assert other != first
         # Not the same batches in another order: other pairs meet.
         assert len({tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch)) for batch in other}) < 25
 
 
-def test_batches_do_not_come_by_length_when_shuffled():
+def test_the_order_is_by_length_only_without_shuffling():
     dataset, _ = random_pairs(3200)
-    lengths = np.array([batch.pairs.longest[0] for batch in batches(dataset, 32, shuffle=True)])
-    assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.4
-
-
-def test_without_shuffling_the_order_is_by_length():
-    dataset, _ = random_pairs(500)
-    indices = list(chain.from_iterable(order(batches(dataset, 32, shuffle=False))))
-    lengths = dataset.lengths[indices].tolist()
+    unshuffled = order(batches(dataset, 32, shuffle=False))
+    lengths = dataset.lengths[list(chain.from_iterable(unshuffled))].tolist()
     assert lengths == sorted(lengths)
-    assert order(batches(dataset, 32, shuffle=False, seed=9, epoch=9)) == order(batches(dataset, 32, shuffle=False))
+    assert order(batches(dataset, 32, shuffle=False, seed=9, epoch=9)) == unshuffled
+    longest = np.array([batch.pairs.longest[0] for batch in batches(dataset, 32, shuffle=True)])
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.4
 
 
-def test_bucketing_saves_padding():
+@pytest.mark.parametrize("size", [{"batch_size": 32}, {"max_tokens": 1000}])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_bucketing_saves_padding(size, shuffle):
     dataset, _ = random_pairs(6400)
     words = int(dataset.lengths.sum())
     unbucketed = sum(padded_size(dataset[range(start, start + 32)]) for start in range(0, 6400, 32))
-    for shuffle in (False, True):
-        bucketed = sum(padded_size(batch) for batch in batches(dataset, 32, shuffle=shuffle))
-        assert bucketed - words < 0.35 * (unbucketed - words)
-
-
-@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "32"])
-def test_bad_batch_size(batch_size):
-    with pytest.raises(ValueError, match=r"^expected a positive integer as batch_size, got "):
-        batches(random_pairs(3)[0], batch_size, shuffle=True)
+    bucketed = sum(map(padded_size, batches(dataset, **size, shuffle=shuffle)))
+    assert bucketed - words < 0.35 * (unbucketed - words)
 
 
 @pytest.mark.parametrize("labels", [[0, 1], None])
@@ -162,11 +147,7 @@ def test_moving_a_batch_leaves_on_the_cpu_what_decides_launches(labels):
     assert batch.pairs.batch_sizes.tolist() == [3, 1]
     assert batch.pairs.longest == (2, 1)
     assert batch.indices.tolist() == [0, 1]
-    if labels is None:
-        assert batch.labels is None
-    else:
-        assert batch.labels is not None
-        assert batch.labels.device.type == "meta"
+    assert batch.labels is None if labels is None else batch.labels.device.type == "meta"
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -235,21 +216,14 @@ def test_batches_by_words(count, max_tokens, shuffle):
             assert words[batch].sum() + words[following[0]] > max_tokens
 
 
-def test_batches_by_words_are_shuffled_and_bucketed():
-    dataset, _ = random_pairs(6400)
-    first = order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=2))
-    assert order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=2)) == first
-    assert order(batches(dataset, max_tokens=1000, shuffle=True, seed=1, epoch=3)) != first
-    padded = sum(padded_size(dataset[batch]) for batch in first)
-    unbucketed = sum(padded_size(dataset[range(start, start + 32)]) for start in range(0, 6400, 32))
-    words = int(dataset.lengths.sum())
-    assert padded - words < 0.35 * (unbucketed - words)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "expected batch_size or max_tokens, got neither"),
+        ({"batch_size": 0}, "expected a positive integer as batch_size, got 0"),
+        ({"batch_size": -1}, "expected a positive integer as batch_size, got -1"),
+        ({"batch_size": 2.0}, "expected a positive integer as batch_size, got 2.0"),
+        ({"batch_size": "32"}, "expected a positive integer as batch_size, got '32'"),
         ({"max_tokens": 0}, "expected a positive integer as max_tokens, got 0"),
         ({"batch_size": 1, "start": -1}, "expected a non-negative integer as start, got -1"),
         ({"batch_size": 1, "prefetch": 0.5}, "expected a non-negative integer as prefetch, got 0.5"),
@@ -278,10 +252,7 @@ def test_real_corpus(real_data):
     vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
     dataset = corpus.encode(vocabulary, LABELS)
     assert len(dataset) == 9842
-    seen = padded = 0
-    for batch in batches(dataset, 32, shuffle=True):
-        seen += len(batch)
-        padded += padded_size(batch)
-    assert seen == 9842
+    found = list(batches(dataset, 32, shuffle=True))
+    assert sum(map(len, found)) == 9842
     # Unbucketed batches of 32 hold more than twice as much padding as words.
-    assert padded < 1.35 * int(dataset.lengths.sum())
+    assert sum(map(padded_size, found)) < 1.35 * int(dataset.lengths.sum())

@@ -31,6 +31,7 @@ from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
 from esim_fast.data import BadRow, DataError, PreparedCorpus, Vocabulary, load_vectors, prepare, read_pairs
 from esim_fast.data.cache import _checksum
 from esim_fast.training.checkpoint import Checkpoint, random_states
+from tests.data.files import zipped
 
 WORDS = ["<unk>", "<pad>", "a", "man", "sleeps"]
 # Pieces that chance would take long to find, for a fuzzer's dictionary.
@@ -169,7 +170,7 @@ def vectors(content: bytes, ending: str) -> None:
 def vectors_npz_members(content: bytes) -> None:
     """The two arrays of an archive, one behind the other, in an archive that is whole."""
     first, magic, second = content.rpartition(b"\x93NUMPY")
-    vectors(_archive({"words.npy": first, "vectors.npy": magic + second}), ".npz")
+    vectors(zipped({"words.npy": first, "vectors.npy": magic + second}), ".npz")
 
 
 def pairs(content: bytes, ending: str) -> None:
@@ -249,18 +250,10 @@ def _members(content: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def _archive(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
 def _with_pickle(content: bytes, pickled: bytes) -> bytes:
     """A file of torch.save with another pickle in it."""
     members = _members(content)
-    return _archive({name: pickled if name.endswith("data.pkl") else content for name, content in members.items()})
+    return zipped({name: pickled if name.endswith("data.pkl") else content for name, content in members.items()})
 
 
 def _pickle_in(content: bytes) -> bytes:

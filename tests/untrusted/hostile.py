@@ -5,7 +5,6 @@ import io
 import json
 import pickle
 import struct
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from esim_fast import ESIM, Classifier
+from esim_fast import Classifier
 from esim_fast.classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
-from esim_fast.data import DataError, Vocabulary
-from tests.untrusted.fuzz_targets import WORDS, Marker
+from esim_fast.data import DataError
+from tests.data.files import zipped
+from tests.untrusted import fuzz_targets
+from tests.untrusted.fuzz_targets import Marker
 
 PARTS = (CONFIG, LABELS, VOCABULARY, WEIGHTS)
 DEEP = 100_000  # brackets within one another
@@ -24,9 +25,7 @@ DEEP = 100_000  # brackets within one another
 
 def save_model(folder: Path) -> Path:
     """A model directory in a folder, and where it is."""
-    torch.manual_seed(0)
-    net = ESIM(2, 3, len(WORDS), 2).eval()
-    Classifier(net, Vocabulary(WORDS), ["entailment", "neutral"], "whitespace").save_pretrained(folder / "model")
+    fuzz_targets.model().save_pretrained(folder / "model")
     return folder / "model"
 
 
@@ -51,15 +50,14 @@ def load(model: Path, **options: str) -> Classifier:
     return Classifier.from_pretrained(model, device="cpu", **options)
 
 
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @contextlib.contextmanager
 def unchanged(folder: Path) -> Iterator[None]:
-    before = content_of(folder)
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = content()
     yield
-    assert content_of(folder) == before
+    assert content() == before
 
 
 def in_safetensors(header: object, numbers: bytes = b"", length: int | None = None) -> bytes:
@@ -73,9 +71,7 @@ def in_npy(header: str, numbers: bytes = b"") -> bytes:
 
 
 def write_zip(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", compression, compresslevel=1) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
+    path.write_bytes(zipped(members, compression))
     return path
 
 
@@ -87,8 +83,6 @@ def in_torch(value: object, path: Path) -> Path:
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Nothing is said beside the refusal."""
-    with pytest.MonkeyPatch.context() as patch:
-        said = io.StringIO()
-        patch.setattr(sys, "stderr", said)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
         yield
     assert not said.getvalue()

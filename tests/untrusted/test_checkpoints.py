@@ -57,10 +57,7 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (
-                lambda s: s.update({"embedding.weight": torch.zeros(1).expand(10**6, 10**6)}),
-                "fewer numbers in the file",
-            ),
+            (lambda s: s.update({"embedding.weight": torch.zeros(1).expand(10**6, 10**6)}), "fewer numbers in the fi"),
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(1).expand(10**9)}), "fewer numbers in the file"),
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2).to_sparse()}), "not stored as plain numbers"),
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2, device="meta")}), "not stored as plain numbers"),

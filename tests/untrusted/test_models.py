@@ -26,11 +26,9 @@ class TestModelDirectories:
         [
             ({"hidden_size": 10**8}, "model.safetensors: encoder.lstm"),
             ({"hidden_size": 10**9}, "config.json: "),
-            ({"hidden_size": 2**62}, "config.json: "),
             ({"hidden_size": 10**100}, "config.json: "),
             ({"vocab_size": 10**12}, "vocab_size is 1000000000000 in config.json"),
             ({"embedding_dim": -1}, "embedding_dim must be positive"),
-            ({"hidden_size": "8"}, "hidden_size must be an int, got '8'"),
             ({"hidden_size": None}, "hidden_size must be an int, got None"),
             ({"hidden_size": True}, "hidden_size must be an int, got True"),
             ({"hidden_size": 1e300}, "hidden_size must be an int"),
@@ -50,7 +48,6 @@ class TestModelDirectories:
             ({"freeze_embedding": "no"}, "freeze_embedding must be True or False, got 'no'"),
             ({"dropout": "0.5"}, "dropout must be a number, got '0.5'"),
             ({"tokenizer": "../../x"}, "expected a tokenizer among"),
-            ({"more": 1}, "more is unknown"),
             ({"a\nb\x1b[2J\u2028c": 1}, r"a\nb\x1b[2J\u2028c is unknown"),
             ({"x" * 10**6: 1}, " is unknown"),
             ({"training": "\ud800"}, "surrogates not allowed"),
@@ -66,6 +63,7 @@ class TestModelDirectories:
         ("content", "message"),
         [
             (b"[]", "expected a JSON object"),
+            (b"\xff\xfe{}", "not valid JSON"),
             (b"[" * DEEP, "within one another"),
             (b'{"a":' * DEEP + b"1" + b"}" * DEEP, "within one another"),
             (b'{"training": ' + b"[" * 300 + b"]" * 300 + b"}", "more than 100 lists and objects within one another"),
@@ -88,7 +86,6 @@ class TestModelDirectories:
         ("name", "content", "message"),
         [
             (LABELS, b'["a", "a"]', "labels must be distinct"),
-            (LABELS, b'["a"]', "1 entries, but num_labels is 2"),
             (LABELS, b'["a", 1]', "expected a list of strings"),
             (LABELS, b'["a", "\\ud800"]', "surrogates not allowed"),
             (LABELS, b'{"a": 0, "b": 1}', "expected a JSON array"),
@@ -153,18 +150,8 @@ class TestModelDirectories:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda w: w.pop("linear.mlp.3.bias"), "linear.mlp.3.bias is missing"),
-            (lambda w: w.update(other=torch.zeros(1)), "other is no part of an ESIM"),
-            (
-                lambda w: w["linear.mlp.1.weight"][0].fill_(torch.nan),
-                "linear.mlp.1.weight holds something else than fin",
-            ),
+            (lambda w: w["linear.mlp.1.weight"][0].fill_(torch.nan), "linear.mlp.1.weight holds something else than"),
             (lambda w: w["embedding.weight"][1].fill_(-torch.inf), "embedding.weight holds something else than finite"),
-            (
-                lambda w: w.update({"linear.mlp.3.bias": torch.zeros(3)}),
-                "linear.mlp.3.bias has shape [3], expected [2]",
-            ),
-            (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(2, dtype=torch.int64)}), "linear.mlp.3.bias holds"),
             (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(2).to(torch.float8_e4m3fn)}), "linear.mlp.3.bias"),
             (lambda w: w.update({"linear.mlp.3.bias": torch.zeros(2).half()}), "expected tensors of one dtype"),
         ],
