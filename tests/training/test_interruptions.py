@@ -69,35 +69,37 @@ def outcome(directory):
     return weights, metrics, sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
-def finish(start, command, directory):
-    process, log = start(*command(directory, "--resume"))
-    process.join(90)
-    assert process.exitcode == 0, log.read_text()
+@pytest.fixture
+def goes_on(start, command, whole):
+    """``goes_on(directory)``: what is there is complete, and with --resume becomes what an uninterrupted run leaves."""
+
+    def check(directory):
+        assert_intact(directory)
+        process, log = start(*command(directory, "--resume"))
+        process.join(90)
+        assert process.exitcode == 0, log.read_text()
+        assert outcome(directory) == outcome(whole[0])
+
+    return check
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
-def test_killed_at_any_moment_a_run_goes_on_to_the_bit(start, command, whole, tmp_path, moment):
-    expected, seconds = whole
-    generator = random.Random(moment)
+def test_killed_at_any_moment_a_run_goes_on_to_the_bit(start, command, whole, goes_on, tmp_path, moment):
     process, log = start(*command(tmp_path / "m"))
-    process.join(generator.uniform(0, 1.1 * seconds))
+    process.join(random.Random(moment).uniform(0, 1.1 * whole[1]))
     process.kill()
     process.join()
     assert process.exitcode in (-signal.SIGKILL, 0), log.read_text()
-    assert_intact(tmp_path / "m")
-    finish(start, command, tmp_path / "m")
-    assert outcome(tmp_path / "m") == outcome(expected)
+    goes_on(tmp_path / "m")
 
 
 @pytest.mark.parametrize("at", random.Random(1).sample(range(116), 8))
-def test_killed_while_it_writes_a_run_goes_on_to_the_bit(start, command, whole, tmp_path, at):
+def test_killed_while_it_writes_a_run_goes_on_to_the_bit(start, command, goes_on, tmp_path, at):
     """Before and after each step of making a file permanent: fsync and rename."""
     process, log = start(*command(tmp_path / "m"), at=at)
     process.join(90)
     assert process.exitcode == -signal.SIGKILL, log.read_text()
-    assert_intact(tmp_path / "m")
-    finish(start, command, tmp_path / "m")
-    assert outcome(tmp_path / "m") == outcome(whole[0])
+    goes_on(tmp_path / "m")
 
 
 def assert_intact(directory):
@@ -111,7 +113,7 @@ def assert_intact(directory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_after_the_step_in_hand(start, command, whole, tmp_path, number):
+def test_a_signal_ends_a_run_after_the_step_in_hand(start, command, goes_on, tmp_path, number):
     process, log = start(*command(tmp_path / "m"))
     while not (tmp_path / "m" / "checkpoint" / "last.pt").exists():
         assert process.is_alive(), log.read_text()
@@ -120,12 +122,11 @@ def test_a_signal_ends_a_run_after_the_step_in_hand(start, command, whole, tmp_p
     process.join(90)
     assert process.exitcode == 128 + number, log.read_text()
     said = log.read_text().rstrip().splitlines()[-1]
-    assert said == ("esim-fast: interrupted; the same command with --resume goes on from there")
+    assert said == "esim-fast: interrupted; the same command with --resume goes on from there"
     assert "Traceback" not in log.read_text()
     steps = Checkpoint.load(tmp_path / "m" / "checkpoint" / "last.pt").progress["steps"]
     assert 0 < steps < 30
-    finish(start, command, tmp_path / "m")
-    assert outcome(tmp_path / "m") == outcome(whole[0])
+    goes_on(tmp_path / "m")
 
 
 def fails_in_one_line(start, arguments, **options):
@@ -137,14 +138,13 @@ def fails_in_one_line(start, arguments, **options):
     return log.read_text().rstrip().splitlines()[-1]
 
 
-def test_a_file_that_may_not_grow_as_large_as_a_checkpoint(start, command, whole, tmp_path):
+def test_a_file_that_may_not_grow_as_large_as_a_checkpoint(start, command, whole, goes_on, tmp_path):
     # The first checkpoint has no moments of Adam's yet, and fits.
     size = (whole[0] / "checkpoint" / "last.pt").stat().st_size
     message = fails_in_one_line(start, command(tmp_path / "m"), file_size=size - 1000)
     assert message == f"esim-fast: {tmp_path / 'm' / 'checkpoint' / 'last.pt'}: File too large"
     assert Checkpoint.load(tmp_path / "m" / "checkpoint" / "last.pt").progress["steps"] == 0
-    finish(start, command, tmp_path / "m")
-    assert outcome(tmp_path / "m") == outcome(whole[0])
+    goes_on(tmp_path / "m")
 
 
 @pytest.fixture
@@ -167,37 +167,29 @@ def mounted(tmp_path):
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def test_a_full_disk(start, command, whole, mounted):
+def test_a_full_disk(start, command, whole, goes_on, mounted):
     size = sum(path.stat().st_size for path in whole[0].rglob("*") if path.is_file())
     folder = mounted(f"size={int(0.8 * size)}")
     message = fails_in_one_line(start, command(folder / "m"))
     assert message.endswith(": No space left on device")
     assert message.startswith(f"esim-fast: {folder / 'm'}")
-    assert_intact(folder / "m")
     assert (folder / "m" / "checkpoint" / "last.pt").exists()
     subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(folder)], check=True)
-    finish(start, command, folder / "m")
-    assert outcome(folder / "m") == outcome(whole[0])
+    goes_on(folder / "m")
 
 
-def test_a_directory_that_must_not_be_written_to(start, command, mounted):
-    folder = mounted("ro,size=1m")
-    message = fails_in_one_line(start, command(folder / "m"))
-    assert message == f"esim-fast: {folder / 'm'}: Read-only file system"
-
-
-def test_a_directory_that_becomes_read_only(start, command, whole, mounted):
+def test_a_directory_that_must_not_be_written_to_any_more(start, command, goes_on, mounted):
     folder = mounted("size=64m")
     process, _ = start(*command(folder / "m"), at=40)
     process.join(90)
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    message = fails_in_one_line(start, command(folder / "new"))
+    assert message == f"esim-fast: {folder / 'new'}: Read-only file system"
     message = fails_in_one_line(start, command(folder / "m", "--resume"))
     assert message.startswith(f"esim-fast: {folder / 'm'}")
     assert message.endswith(": Read-only file system")
-    assert_intact(folder / "m")
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-    finish(start, command, folder / "m")
-    assert outcome(folder / "m") == outcome(whole[0])
+    goes_on(folder / "m")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are not heeded here")

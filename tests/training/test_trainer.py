@@ -30,6 +30,10 @@ def measured(history):
     return [dataclasses.replace(metrics, seconds=0) for metrics in history]
 
 
+BATCH = r"epoch 1, batch 1 \(32 pairs, 128 words, sentences of up to 2\)"
+LESS = r".*smaller batches \(--batch-size, --max-tokens\) or more parts"
+
+
 class TestRun:
     def test_it_learns_and_keeps_the_best(self, tmp_path):
         trainer = new_trainer(Recipe(epochs=12, patience=None, learning_rate=1e-2, seed=1), tmp_path)
@@ -51,17 +55,13 @@ class TestRun:
         history = new_trainer(Recipe(epochs=2), tmp_path, model).run()
         model_files = {"model.safetensors", "config.json", "vocabulary.txt", "labels.json"}
         assert {path.name for path in (tmp_path / "last").iterdir()} == model_files
-        assert {path.name for path in tmp_path.iterdir()} == model_files | {
-            "last",
-            "metrics.jsonl",
-            "curves.png",
-            "checkpoint",
-        }
+        beside = {"last", "metrics.jsonl", "curves.png", "checkpoint"}
+        assert {path.name for path in tmp_path.iterdir()} == model_files | beside
         assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["last.pt"]
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert lines == [dataclasses.asdict(metrics) for metrics in history]
-        recipe = dataclasses.asdict(Recipe(epochs=2))
-        assert Classifier.from_pretrained(tmp_path).training == {"recipe": recipe, "why": "a test"}
+        written = {"recipe": dataclasses.asdict(Recipe(epochs=2)), "why": "a test"}
+        assert Classifier.from_pretrained(tmp_path).training == written
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     def test_the_curves_are_of_what_was_measured(self, tmp_path, monkeypatch, curves):
@@ -110,12 +110,10 @@ class TestRun:
             trainer.run()
         assert caught.value.indices == [2]
         assert Checkpoint.load(tmp_path / "checkpoint" / "last.pt").progress["steps"] == 0
-
-    def test_a_gradient_that_is_not_finite_is_found_as_well(self, tmp_path):
         model = new_model()
         model.net.linear.mlp[3].weight.register_hook(lambda gradient: gradient * math.inf)
         with pytest.raises(NotFiniteError, match=r"epoch 1, batch 1: the gradient's norm is (nan|inf)"):
-            new_trainer(Recipe(epochs=1), tmp_path, model).run()
+            new_trainer(Recipe(epochs=1), tmp_path / "gradient", model).run()
 
     def test_what_was_not_looked_at_is_looked_at_before_a_checkpoint(self, tmp_path, monkeypatch):
         """As on a GPU, where steps are looked at in groups."""
@@ -129,50 +127,42 @@ class TestRun:
         assert weights(tmp_path / "cpu") == weights(tmp_path / "gpu")
 
     @pytest.mark.parametrize(
-        ("error", "message"),
+        ("error", "training", "message"),
         [
-            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of memory"),
-            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate"),
-            (MemoryError("no more"), "no more"),
+            (
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+                True,
+                f"{BATCH}: CUDA out of memory{LESS}",
+            ),
+            (
+                RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"),
+                True,
+                f"{BATCH}: .*{LESS}",
+            ),
+            (MemoryError("no more"), True, f"{BATCH}: no more{LESS}"),
+            (torch.OutOfMemoryError("CUDA out of memory."), False, "epoch 1, evaluation on dev: CUDA out of memory"),
+            (RuntimeError("something else"), True, "^something else$"),
         ],
     )
-    def test_memory_that_is_short_names_the_batch(self, tmp_path, error, message):
-        model = new_model()
-        model.net.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
-        with pytest.raises(MemoryError, match=r"epoch 1, batch 1 \(32 pairs, 128 words, sentences of up to 2\): ") as e:
-            new_trainer(Recipe(epochs=1), tmp_path, model).run()
-        assert message in str(e.value)
-        assert "smaller batches (--batch-size, --max-tokens) or more parts" in str(e.value)
+    def test_memory_that_is_short_names_the_batch(self, tmp_path, error, training, message):
+        def forward(net, *_):
+            if net.training == training:
+                raise error
 
-    @pytest.mark.parametrize(
-        "message", ["CUDA error: an illegal memory access was encountered", "unsupported memory format option"]
-    )
-    def test_errors_that_only_speak_of_memory(self, message):
-        assert short_of_memory(RuntimeError(message)) is None
+        model = new_model()
+        model.net.register_forward_pre_hook(forward)
+        expected = RuntimeError if "something else" in message else MemoryError
+        with pytest.raises(expected, match=message):
+            new_trainer(Recipe(epochs=1), tmp_path, model).run()
+
+    def test_errors_that_only_speak_of_memory(self):
+        for message in ("CUDA error: an illegal memory access was encountered", "unsupported memory format option"):
+            assert short_of_memory(RuntimeError(message)) is None
         assert short_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")) is not None
 
-    def test_memory_that_is_short_in_evaluation(self, tmp_path):
-        model = new_model()
-
-        def forward(net, *_):
-            if not net.training:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        model.net.register_forward_pre_hook(forward)
-        with pytest.raises(MemoryError, match="epoch 1, evaluation on dev: CUDA out of memory"):
-            new_trainer(Recipe(epochs=1), tmp_path, model).run()
-
-    def test_other_errors_of_torch_are_not_taken_for_short_memory(self, tmp_path):
-        model = new_model()
-        model.net.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
-        with pytest.raises(RuntimeError, match="something else"):
-            new_trainer(Recipe(epochs=1), tmp_path, model).run()
-
     def test_pairs_that_cannot_be_trained_on(self, tmp_path):
-        for wrong, message in (
-            (EncodedPairs([], [], []), "got none"),
-            (EncodedPairs([[2]], [[2]], None), "got no labels"),
-        ):
+        unlabeled = EncodedPairs([[2]], [[2]], None)
+        for wrong, message in ((EncodedPairs([], [], []), "got none"), (unlabeled, "got no labels")):
             for which in ("train", "dev"):
                 with pytest.raises(ValueError, match=f"{which}: expected labeled pairs, {message}"):
                     new_trainer(Recipe(), tmp_path / "m", **{which: wrong})
@@ -182,32 +172,25 @@ class TestRun:
 
 
 class TestRecipe:
-    def test_the_learning_rate_halves_when_dev_stalls(self, tmp_path):
-        history = new_trainer(Recipe(epochs=4, patience=None, learning_rate=1e-6), tmp_path).run()
-        assert [metrics.learning_rate for metrics in history] == [1e-6, 1e-6, 5e-7, 2.5e-7]
-
-    def test_the_learning_rate_written_down_is_that_of_the_last_step(self, tmp_path):
-        recipe = Recipe(
-            epochs=3, batch_size=16, learning_rate=1.0, warmup_steps=20, max_grad_norm=1e-9, patience=None, lr_decay=1.0
-        )
-        history = new_trainer(recipe, tmp_path).run()
-        assert [metrics.learning_rate for metrics in history] == [0.5, 1.0, 1.0]
-
-    def test_the_learning_rate(self):
+    def test_the_learning_rate(self, tmp_path):
+        """It halves when dev stalls; what is written down is that of the last step."""
+        warming_up = {"batch_size": 16, "warmup_steps": 20, "max_grad_norm": 1e-9, "lr_decay": 1.0}
+        for options, rates in (
+            ({"epochs": 4, "learning_rate": 1e-6}, [1e-6, 1e-6, 5e-7, 2.5e-7]),
+            ({"epochs": 3, "learning_rate": 1.0, **warming_up}, [0.5, 1.0, 1.0]),
+        ):
+            history = new_trainer(Recipe(patience=None, **options), tmp_path / str(len(rates))).run()
+            assert [metrics.learning_rate for metrics in history] == rates
         recipe = Recipe(learning_rate=1.0, warmup_steps=4, lr_decay=0.1)
         assert [recipe.rate(step, []) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
         assert recipe.rate(9, [0.5, 0.6, 0.6, 0.7, 0.1]) == pytest.approx(0.01)
 
     def test_when_a_run_is_over(self):
         recipe = Recipe(epochs=5, patience=2)
-        for accuracies, over in (
-            ([], False),
-            ([0.5, 0.4], False),
-            ([0.5, 0.4, 0.5], True),
-            ([0.5, 0.4, 0.6, 0.6], False),
-            ([0.1, 0.2, 0.3, 0.4, 0.5], True),
-        ):
-            assert recipe.is_over(accuracies) == over
+        for accuracies in ([0.5, 0.4, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5]):
+            assert recipe.is_over(accuracies)
+        for accuracies in ([], [0.5, 0.4], [0.5, 0.4, 0.6, 0.6]):
+            assert not recipe.is_over(accuracies)
         assert not Recipe(epochs=5, patience=None).is_over([0.5, 0.4, 0.4, 0.4])
 
     def test_gradients_are_clipped(self, tmp_path, monkeypatch):
@@ -375,6 +358,20 @@ def test_a_step_does_not_wait_for_the_gpu():
 
 
 class TestResuming:
+    def test_a_trainer_writes_nothing_and_seeds_nothing_before_it_runs(self, tmp_path):
+        model, directory = new_model(), tmp_path / "m"
+        before = torch.get_rng_state()
+        trainer = new_trainer(Recipe(epochs=1), directory, model)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not directory.exists()
+        trainer.run()
+        files = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+        model = new_model(seed=7)
+        before = torch.get_rng_state()
+        assert new_trainer(Recipe(epochs=2), directory, model, resume=True).resumed
+        assert torch.equal(torch.get_rng_state(), before)
+        assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == files
+
     @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "accumulate": 2, "warmup_steps": 30}])
     def test_from_any_step_it_gives_the_bits_of_an_uninterrupted_run(self, tmp_path, options):
         recipe = Recipe(epochs=3, batch_size=16, learning_rate=1e-2, **options)  # ten steps an epoch
@@ -400,57 +397,48 @@ class TestResuming:
 
     def test_more_epochs(self, tmp_path):
         new_trainer(Recipe(epochs=4), tmp_path / "whole").run()
-        new_trainer(Recipe(epochs=2), tmp_path / "parts").run()
+        assert len(new_trainer(Recipe(epochs=2), tmp_path / "parts", resume=True).run()) == 2  # nothing to resume
         history = new_trainer(Recipe(epochs=4), tmp_path / "parts", new_model(seed=7), resume=True).run()
         assert len(history) == 4
         assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+        before = (tmp_path / "parts" / "config.json").read_bytes()
+        history = new_trainer(Recipe(epochs=2), tmp_path / "parts", resume=True).run()  # it is over, and left as it is
+        assert len(history) == 4
+        assert (tmp_path / "parts" / "config.json").read_bytes() == before
 
-    def test_a_model_whose_checkpoint_was_deleted_is_not_overwritten(self, tmp_path):
-        new_trainer(Recipe(epochs=1), tmp_path).run()
+    def test_what_is_not_resumed_and_not_overwritten(self, tmp_path):
+        new_trainer(Recipe(epochs=1), tmp_path, settings={"pairs": "a"}).run()
+        before = weights(tmp_path)
+        other = Classifier(esim_fast.ESIM(8, 12, len(WORDS), 2), Vocabulary(WORDS), ["same", "swapped"])
+        for recipe, model, options, error, message in (
+            (
+                {"learning_rate": 0.1},
+                None,
+                {},
+                OtherSettingsError,
+                r"began with learning_rate = 0\.0004, not 0\.1: resume",
+            ),
+            ({}, None, {"settings": {"pairs": "b"}}, OtherSettingsError, "began with pairs = 'a', not 'b'"),
+            ({"epochs": 2}, other, {}, DataError, "the checkpoint does not fit this run: RuntimeError"),
+            ({}, None, {"resume": False}, FileExistsError, "already holds a run: resume it"),
+        ):
+            options = {"settings": {"pairs": "a"}, "resume": True, **options}
+            with pytest.raises(error, match=message):
+                new_trainer(Recipe(**{"epochs": 1, **recipe}), tmp_path, model, **options)
         (tmp_path / "checkpoint" / "last.pt").unlink()
         for resume in (False, True):
             with pytest.raises(FileExistsError, match="already holds a model, and no checkpoint to go on from"):
                 new_trainer(Recipe(epochs=1, learning_rate=1e-2), tmp_path, resume=resume)
-
-    def test_a_run_that_is_over_is_left_as_it_is(self, tmp_path):
-        new_trainer(Recipe(epochs=3), tmp_path).run()
-        before = (tmp_path / "config.json").read_bytes()
-        assert len(new_trainer(Recipe(epochs=2), tmp_path, resume=True).run()) == 3
-        assert (tmp_path / "config.json").read_bytes() == before
-
-    def test_nothing_to_resume(self, tmp_path):
-        assert len(new_trainer(Recipe(epochs=1), tmp_path, resume=True).run()) == 1
-
-    def test_another_recipe_or_other_data(self, tmp_path):
-        new_trainer(Recipe(epochs=1), tmp_path, settings={"pairs": "a"}).run()
-        with pytest.raises(OtherSettingsError, match=r"began with learning_rate = 0\.0004, not 0\.1: resume"):
-            new_trainer(Recipe(epochs=1, learning_rate=0.1), tmp_path, settings={"pairs": "a"}, resume=True)
-        with pytest.raises(OtherSettingsError, match="began with pairs = 'a', not 'b'"):
-            new_trainer(Recipe(epochs=1), tmp_path, settings={"pairs": "b"}, resume=True)
-
-    def test_a_trained_model_is_not_overwritten_unasked(self, tmp_path):
-        new_trainer(Recipe(epochs=1), tmp_path).run()
-        before = weights(tmp_path)
-        with pytest.raises(FileExistsError, match="already holds a run: resume it"):
-            new_trainer(Recipe(epochs=1), tmp_path)
         assert weights(tmp_path) == before
-
-    def test_another_network(self, tmp_path):
-        new_trainer(Recipe(epochs=1), tmp_path).run()
-        other = Classifier(esim_fast.ESIM(8, 12, len(WORDS), 2), Vocabulary(WORDS), ["same", "swapped"])
-        with pytest.raises(DataError, match="the checkpoint does not fit this run: RuntimeError"):
-            new_trainer(Recipe(epochs=2), tmp_path, other, resume=True)
-
-    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"no checkpoint at all"])
-    def test_a_file_that_is_no_checkpoint(self, tmp_path, content):
-        (tmp_path / "last.pt").write_bytes(content)
-        with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
-            Checkpoint.load(tmp_path / "last.pt")
 
     def test_any_damage_to_a_checkpoint_is_one_clear_error(self, tmp_path):
         new_trainer(Recipe(epochs=1), tmp_path).run()
         path = tmp_path / "checkpoint" / "last.pt"
         whole, generator = path.read_bytes(), random.Random(0)
+        for content in (b"", b"PK\x03\x04 torn", b"no checkpoint at all"):
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
+                Checkpoint.load(path)
         for _ in range(150):
             damaged = bytearray(whole)
             for _ in range(generator.randint(1, 20)):
@@ -459,13 +447,11 @@ class TestResuming:
             with contextlib.suppress(DataError):  # and nothing else; damage can also hit what does not matter
                 new_trainer(Recipe(epochs=1), tmp_path, resume=True)
 
-    @pytest.mark.parametrize(
-        "progress",
-        [{}, {"history": [{}]}, {"history": [], "epoch": "1"}, {"history": [], "batch": -1}, {"history": 3}, {"x": 1}],
-    )
-    def test_a_checkpoint_of_nonsense(self, tmp_path, progress):
+    def test_a_checkpoint_of_nonsense(self, tmp_path):
         new_trainer(Recipe(epochs=1), tmp_path).run()
-        path = tmp_path / "checkpoint" / "last.pt"
-        dataclasses.replace(Checkpoint.load(path), progress=progress).save(path)
-        with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
-            new_trainer(Recipe(epochs=1), tmp_path, resume=True)
+        path, histories = tmp_path / "checkpoint" / "last.pt", [{"history": [{}]}, {"history": 3}]
+        checkpoint = Checkpoint.load(path)
+        for progress in ({}, *histories, {"history": [], "epoch": "1"}, {"history": [], "batch": -1}, {"x": 1}):
+            dataclasses.replace(checkpoint, progress=progress).save(path)
+            with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
+                new_trainer(Recipe(epochs=1), tmp_path, resume=True)
