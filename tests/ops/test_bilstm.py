@@ -1,10 +1,7 @@
 """The packed BiLSTM: the kernels against torch.nn.LSTM, in fp64 and in the same dtype."""
 
 import copy
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,17 +12,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from esim_fast.ops import bilstm
 from esim_fast.ops.bilstm import _in_training_mode
+from tests.ops.implementations import KERNELS
 from tests.ops.numerics import assert_as_exact_as_eager
-
-TRITON = [
-    pytest.param("cpu", marks=pytest.mark.interpreter, id="interpreted"),
-    pytest.param("cuda", marks=pytest.mark.gpu, id="cuda"),
-]
-KERNELS = [
-    pytest.param("cpp", "cpu", id="cpp"),
-    pytest.param("triton", "cpu", marks=pytest.mark.interpreter, id="triton-interpreted"),
-    pytest.param("triton", "cuda", marks=pytest.mark.gpu, id="triton"),
-]
+from tests.ops.programs import output_of
 
 
 def batch_sizes_of(lengths):
@@ -61,9 +50,8 @@ def check(lstm, x, batch_sizes, grad_y, backend="cpp", device="cpu"):
     exact = exactly(lstm, x, batch_sizes, grad_y)
     for mine, wanted in zip(ours, exact, strict=True):
         # A sum of n products of magnitude s is off by about sqrt(n) eps s, and states pass that on: 100 is generous.
-        assert float((mine - wanted).abs().max()) <= 100 * torch.finfo(torch.float32).eps * float(
-            1 + wanted.abs().max()
-        )
+        allowed = 100 * torch.finfo(torch.float32).eps * (1 + wanted.abs().max())
+        assert (mine - wanted).abs().max() <= allowed
     return ours, exact
 
 
@@ -145,31 +133,26 @@ SHAPES = [([82, 40, 3, 1], 300), ([14] * 64, 300), ([1], 300), ([1] * 13, 8), ([
 NAMES = ["ragged", "64 sentences", "one word", "words", "one sentence", "39 lengths"]
 
 
+@pytest.mark.parametrize(("backend", "device"), [KERNELS[0], KERNELS[2]])
 @pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=NAMES)
-def test_shapes_of_real_batches(lengths, hidden_size):
-    check(*make(lengths, 300, hidden_size))
+def test_shapes_of_real_batches(lengths, hidden_size, backend, device):
+    check(*make(lengths, 300, hidden_size), backend, device)
 
 
-@pytest.mark.parametrize("device", TRITON)
+@pytest.mark.parametrize(("backend", "device"), KERNELS[1:])
 @pytest.mark.parametrize(
     ("lengths", "hidden_size"),
     # A program takes 16 sentences, the last one those that are left, and 64 units at a time.
     [([4, 3, 1], 300), ([2] * 33, 130), ([1], 300), ([40, 35], 5), ([3, *[2] * 40, *[1] * 20], 8)],
     ids=["300 units", "33 sentences", "one word", "long", "61 sentences"],
 )
-def test_shapes_of_triton_s_programs(lengths, hidden_size, device):
-    check(*make(lengths, 30, hidden_size), "triton", device)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("lengths", "hidden_size"), SHAPES, ids=NAMES)
-def test_shapes_of_real_batches_on_a_gpu(lengths, hidden_size):
-    check(*make(lengths, 300, hidden_size), "triton", "cuda")
+def test_shapes_of_triton_s_programs(lengths, hidden_size, backend, device):
+    check(*make(lengths, 30, hidden_size), backend, device)
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
 def test_nothing_else_than_what_is_asked_for(backend, device):
-    lstm, x, batch_sizes, grad_y = make([5, 3], 6, 7)
+    lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
     exact = exactly(lstm, x, batch_sizes, grad_y)
     lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
     with torch.no_grad():
@@ -179,6 +162,10 @@ def test_nothing_else_than_what_is_asked_for(backend, device):
     (grad_x,) = torch.autograd.grad(y, x, grad_y)
     torch.testing.assert_close(grad_x.cpu(), exact[1].float())
     lstm.requires_grad_()
+    y = bilstm(lstm, x, batch_sizes, backend=backend)
+    first = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y, retain_graph=True)
+    again = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)  # a backward pass can be repeated
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     lstm.weight_hh_l0.requires_grad_(False)
     bilstm(lstm, x.detach(), batch_sizes, backend=backend).backward(grad_y)
     assert lstm.weight_hh_l0.grad is None
@@ -187,26 +174,13 @@ def test_nothing_else_than_what_is_asked_for(backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
-def test_a_backward_pass_can_be_repeated(backend, device):
-    lstm, x, batch_sizes, grad_y = make([9, 4, 4], 6, 7)
-    lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
-    y = bilstm(lstm, x, batch_sizes, backend=backend)
-    first = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y, retain_graph=True)
-    again = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize(("backend", "device"), KERNELS)
 def test_a_bad_sentence_spoils_no_other(backend, device):
     lstm, x, batch_sizes, _ = make([6, 4, 4, 1], 6, 20)
     lstm, x = lstm.to(device), x.detach().to(device)
-    clean = bilstm(lstm, x, batch_sizes, backend=backend).detach()
-    first = batch_sizes.cumsum(0) - batch_sizes
-    second = first[:4] + 1  # the second sentence's rows
-    spoiled = x.clone()
-    spoiled[second[2], 0] = float("nan")
-    y = bilstm(lstm, spoiled, batch_sizes, backend=backend).detach().cpu()
-    clean = clean.cpu()
+    clean = bilstm(lstm, x, batch_sizes, backend=backend).detach().cpu()
+    second = (batch_sizes.cumsum(0) - batch_sizes)[:4] + 1  # the second sentence's rows
+    x[second[2], 0] = float("nan")
+    y = bilstm(lstm, x, batch_sizes, backend=backend).detach().cpu()
     others = torch.ones(len(x), dtype=torch.bool).index_fill(0, second, False)
     assert torch.equal(y[others], clean[others])
     assert y[second[2]].isnan().all()
@@ -257,13 +231,12 @@ def test_parameters_in_the_place_of_others(backend, training, device):
     """As torch.func.functional_call puts them there."""
     lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
     lstm, x = lstm.train(training).to(device), x.detach().to(device)
-    others = {
-        f"lstm.{name}": torch.full_like(parameter, 0.1).requires_grad_() for name, parameter in lstm.named_parameters()
-    }
+    others = {f"lstm.{name}": torch.full_like(x, 0.1).requires_grad_() for name, x in lstm.named_parameters()}
 
     def ours(lstm, x):
-        run = bilstm if backend in ("reference", None) else _in_training_mode
-        return run(lstm, x, batch_sizes, **{"backend": backend} if run is bilstm else {})
+        if backend == "cuDNN's training mode":
+            return _in_training_mode(lstm, x, batch_sizes)
+        return bilstm(lstm, x, batch_sizes, backend=backend)
 
     def theirs(lstm, x):
         return lstm.train()(PackedSequence(x, batch_sizes))[0].data  # cuDNN has no gradients otherwise
@@ -273,8 +246,7 @@ def test_parameters_in_the_place_of_others(backend, training, device):
         y = torch.func.functional_call(Layer(lstm, run), others, (x,))
         results.append([y, *torch.autograd.grad(y.sum(), [*others.values()])])
     assert results[0][0].ne(ours(lstm, x)).any()
-    for mine, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(mine, wanted)
+    torch.testing.assert_close(*results)
 
 
 # Prints the largest error of the gates' functions in units in the last place: a program of its own, because the
@@ -298,11 +270,7 @@ print(special.tolist())
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_gate_functions_on_every_kind_of_processor(capability):
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_ONE_PROCESSOR], capture_output=True, text=True, env=environment, check=True
-    )
-    worst, special = done.stdout.splitlines()
+    worst, special = output_of(ON_ONE_PROCESSOR, ATEN_CPU_CAPABILITY=capability).splitlines()
     assert float(worst) <= 4
     assert special == "[[nan, nan, nan, nan], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, -1.0, 0.0]]"
 
@@ -310,9 +278,10 @@ def test_gate_functions_on_every_kind_of_processor(capability):
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_every_kind_of_processor(capability):
     lines = "from tests.ops import test_bilstm as t; t.check(*t.make([9, 7, 7, 2, 2, 2, 1, 1], 12, 75)); print('right')"
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, env=environment)
-    assert done.stdout == "right\n", done.stderr
+    assert output_of(lines, ATEN_CPU_CAPABILITY=capability) == "right\n"
+
+
+ELSEWHERE = r"cannot run bilstm on cpu in torch\.float32: possible here"
 
 
 class TestPrecision:
@@ -338,12 +307,6 @@ class TestPrecision:
         with pytest.raises(ValueError, match=r"^backend='cpp' cannot run bilstm on cpu in torch\.\w+: possible here"):
             bilstm(lstm, x, batch_sizes, backend="cpp")
 
-    def test_cudnn_is_for_gpus(self):
-        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
-        message = r"^backend='cudnn' cannot run bilstm on cpu in torch\.float32: possible here are 'cpp'.* 'reference'$"
-        with pytest.raises(ValueError, match=message):
-            bilstm(lstm, x, batch_sizes, backend="cudnn")
-
 
 class TestIntegration:
     def test_opcheck(self):
@@ -360,24 +323,23 @@ class TestIntegration:
         compiled = torch.compile(bilstm)  # a graph ends before an nn.LSTM, and another begins
         wanted = run(lstm, x, batch_sizes, grad_y, "cpp")
         y = compiled(lstm, x, batch_sizes)
-        ours = [y.detach(), *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)]
-        for mine, other in zip(ours, wanted, strict=True):
-            torch.testing.assert_close(mine, other)
+        torch.testing.assert_close([y, *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)], wanted)
 
-    def test_gradients_are_tensors_of_their_own(self):
+    def test_gradients(self):
+        """They are tensors of their own; other derivatives are refused and not ignored."""
         lstm, x, batch_sizes, grad_y = make([3, 2], 4, 5)
-        gradients = torch.autograd.grad(bilstm(lstm, x, batch_sizes), [*lstm.parameters()], grad_y)
+        y = bilstm(lstm, x, batch_sizes)
+        gradients = torch.autograd.grad(y, [*lstm.parameters()], grad_y, retain_graph=True)
         before = [gradient.clone() for gradient in gradients]
         for gradient in gradients:
             gradient.mul_(2)
         assert all(torch.equal(after, 2 * old) for after, old in zip(gradients, before, strict=True))
-
-    def test_forward_mode_is_refused_and_not_ignored(self):
-        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+        (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            (gradient.square().sum() + y.sum()).backward()
         lstm.requires_grad_(False)
-        x = x.detach()
         with pytest.raises(RuntimeError, match=r"jvp|forward"):
-            torch.func.jvp(lambda x: bilstm(lstm, x, batch_sizes), (x,), (torch.ones_like(x),))
+            torch.func.jvp(lambda x: bilstm(lstm, x, batch_sizes), (x.detach(),), (torch.ones_like(x),))
 
     def test_what_changes_an_lstm_is_kept(self):
         lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
@@ -388,22 +350,18 @@ class TestIntegration:
         with pytest.raises(ValueError, match="cannot run bilstm"):
             bilstm(lstm, x, batch_sizes, backend="cpp")
 
-    def test_second_derivatives_raise(self):
-        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
-        y = bilstm(lstm, x, batch_sizes)
-        (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="no second derivative"):
-            (gradient.square().sum() + y.sum()).backward()
 
-
-class TestMistakes:
-    def test_in_python(self):
-        lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
-        with pytest.raises(TypeError, match=r"^x must be a tensor, got list$"):
-            bilstm(lstm, [1], batch_sizes)
-        with pytest.raises(ValueError, match=r"^x must be \[N, 4\], got shape \[5, 3\]$"):
-            bilstm(lstm, x[:, 1:], batch_sizes)
-        with pytest.raises(ValueError, match="cannot run bilstm"):
-            bilstm(nn.LSTM(4, 5, num_layers=2, bidirectional=True), x, batch_sizes, backend="cpp")
-        with pytest.raises(ValueError, match=r"^batch_sizes sum up to 4, but x has 5 rows$"):
-            bilstm(lstm, x, torch.tensor([2, 2]))
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"x": [1]}, TypeError, r"^x must be a tensor, got list$"),
+        ({"x": torch.zeros(5, 3)}, ValueError, r"^x must be \[N, 4\], got shape \[5, 3\]$"),
+        ({"lstm": nn.LSTM(4, 5, 2, bidirectional=True), "backend": "cpp"}, ValueError, "cannot run bilstm"),
+        ({"batch_sizes": torch.tensor([2, 2])}, ValueError, r"^batch_sizes sum up to 4, but x has 5 rows$"),
+        ({"backend": "cudnn"}, ValueError, f"^backend='cudnn' {ELSEWHERE} are 'cpp'.* 'reference'$"),
+    ],
+)
+def test_mistakes(changes, error, message):
+    lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
+    with pytest.raises(error, match=message):
+        bilstm(**{"lstm": lstm, "x": x, "batch_sizes": batch_sizes, **changes})

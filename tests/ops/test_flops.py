@@ -55,12 +55,8 @@ def flops(net, *arguments, train=True):
 
 def batch(lengths):
     p_lengths, h_lengths = torch.tensor(lengths).unbind(1)
-    ids = [torch.randint(2, 50, (len(lengths), int(n.max()))) for n in (p_lengths, h_lengths)]
-    ids = [
-        x.masked_fill(torch.arange(x.shape[1]) >= n[:, None], 1)
-        for x, n in zip(ids, (p_lengths, h_lengths), strict=True)
-    ]
-    return *ids, p_lengths, h_lengths
+    words = [torch.arange(int(n.max())) < n[:, None] for n in (p_lengths, h_lengths)]
+    return *(torch.where(mask, torch.randint(2, 50, mask.shape), 1) for mask in words), p_lengths, h_lengths
 
 
 def by_hand(lengths, train):

@@ -1,5 +1,7 @@
 """local_inference under autograd, autocast, torch.compile and torch.func; of nothing; and what it says of bad input."""
 
+import math
+
 import pytest
 import torch
 from baselines import eager_local_inference
@@ -8,18 +10,18 @@ from esim_fast import ESIM, Rows
 from esim_fast.ops import local_inference, local_inference_packed
 from tests.ops.implementations import IMPLEMENTATIONS, KERNELS, as_list, case, operators
 from tests.ops.layouts import packed_rows
-from tests.ops.pairs import Pairs
 
 
 @pytest.mark.parametrize(("backend", "device"), IMPLEMENTATIONS)
 class TestNothing:
-    def test_no_rows_at_all_still_have_a_gradient(self, backend, device):
-        rows = Rows.concatenated(torch.tensor([0, 0]), 4).to(device)
-        x = torch.randn(0, 4, device=device, requires_grad=True)
+    @pytest.mark.parametrize(("lengths", "count"), [([0, 0], 0), ([], 3)], ids=["no rows", "no sentence"])
+    def test_rows_of_no_sentence_are_zero_and_have_a_gradient(self, lengths, count, backend, device, poisoned):
+        rows = Rows.concatenated(torch.tensor(lengths, dtype=torch.int64), 4).to(device)
+        x = torch.randn(count, 4, device=device, requires_grad=True)
         m = local_inference_packed(x, rows, rows, backend=backend)
         m.sum().backward()
-        assert m.shape == (0, 16)
-        assert x.grad.shape == (0, 4)
+        assert torch.equal(m, m.new_zeros(count, 16))
+        assert torch.equal(x.grad, torch.zeros_like(x))
 
     @pytest.mark.parametrize("other", [3, 70])
     def test_a_side_without_tokens(self, other, backend, device, poisoned):
@@ -29,8 +31,7 @@ class TestNothing:
             assert m_a.shape == (2, la, 16)
             assert m_b.shape == (2, lb, 16)
             for x, m in ((a, m_a), (b, m_b)):
-                expected = torch.cat([x, 0 * x, x, 0 * x], 2)
-                assert torch.equal(m, expected)
+                assert torch.equal(m, torch.cat([x, 0 * x, x, 0 * x], 2))
             (m_a.sum() + m_b.sum()).backward()
             assert torch.equal(a.grad, torch.full_like(a, 2.0))
 
@@ -41,14 +42,6 @@ class TestNothing:
         (m_a.sum() + m_b.sum()).backward()
         assert m_a.shape == m_b.shape == (*shape[:2], 4 * shape[2])
         assert a.grad.shape == shape
-
-    def test_rows_of_no_sentence_are_zero(self, backend, device, poisoned):
-        rows = Rows.concatenated(torch.tensor([], dtype=torch.int64), 4).to(device)
-        x = torch.randn(3, 4, device=device, requires_grad=True)
-        m = local_inference_packed(x, rows, rows, backend=backend)
-        m.sum().backward()
-        assert not m.any()
-        assert not x.grad.any()
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
@@ -145,10 +138,7 @@ class TestIntegration:
         (gradient,) = torch.autograd.grad(m_a.square().sum(), a, create_graph=True)
         with pytest.raises(RuntimeError, match="local_inference has no second derivative"):
             gradient.square().sum().backward()
-
-    def test_gradient_penalty_through_another_path(self, backend, device):
-        """Right where it needs nothing of local inference, and never silently wrong."""
-        a, b = torch.randn(2, 3, 4, device=device, requires_grad=True), torch.randn(2, 3, 4, device=device)
+        # A gradient penalty through another path is never silently wrong.
         w = torch.randn(4, device=device, requires_grad=True)
         m_a, _ = local_inference(a * w, b, backend=backend)
         (gradient,) = torch.autograd.grad(m_a.sum() + (a**3).sum(), a, create_graph=True)
@@ -181,14 +171,6 @@ class TestIntegration:
         assert inputs <= ours <= 1.01 * inputs
         assert ours <= eager / 2
 
-    def test_deterministic_mode(self, backend, device):
-        pairs = Pairs.draw([(9, 4), (20, 3)], 24, dtype=torch.float32)
-        torch.use_deterministic_algorithms(True)
-        try:
-            pairs.through_the_op("one tensor", device, backend)
-        finally:
-            torch.use_deterministic_algorithms(False)
-
     def test_esim_takes_the_same_steps_as_with_the_reference(self, backend, device):
         """Three steps of training on the kernels and three on plain PyTorch."""
         generator = torch.Generator().manual_seed(0)
@@ -197,7 +179,7 @@ class TestIntegration:
         labels = torch.tensor([0, 1, 2, 1], device=device)
         torch.manual_seed(1)
         start = ESIM(8, 6, 30, 3, device, dropout=0.0).state_dict()
-        losses = []
+        losses, weights = [], []
         for which in (backend, "reference"):
             net = ESIM(8, 6, 30, 3, device, dropout=0.0, backend=which)
             net.load_state_dict(start)
@@ -208,23 +190,14 @@ class TestIntegration:
                 loss.backward()
                 optimizer.step()
             losses.append(loss.item())
-            weights = {name: weight.detach().clone() for name, weight in net.state_dict().items()}
-            if which == backend:
-                after = weights
+            weights.append([*net.state_dict().values()])
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-        for name, weight in weights.items():
-            torch.testing.assert_close(after[name], weight, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)
 
 
 X = torch.zeros(2, 3, 4)
-
-
 ON_META = "backend='cpp' cannot run local_inference on meta .*: possible here are 'reference'"
-
-
 STRIDES = r"a must have the D values of a token one behind the other, got strides \[12, 1, 3\]"
-
-
 IN_FP64 = "backend='triton' cannot run local_inference on cpu in torch.float64: possible here are 'cpp', 'reference'"
 
 
@@ -260,3 +233,63 @@ def test_bad_rows():
         local_inference(x, x.clone(), a_rows=wrong, b_rows=rows)
     with pytest.raises(TypeError, match=r"Rows.tokens must be an int or None, got float"):
         Rows(rows.start, rows.step, rows.lengths, 2, tokens=3.0)
+
+
+def rows_of(lengths, width, before=0):
+    """Rows one behind the other, that many rows behind the beginning."""
+    rows = Rows.concatenated(lengths, width)
+    return Rows(rows.start + before * width, rows.step, rows.lengths, rows.max_length, rows.tokens)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("side", ["a", "b", "both"])
+def test_one_side_leaves_rows_out(side, backend, poisoned):
+    width, lengths = 8, {"a": [2, 3], "b": [4, 0]}
+    counts = {name: sum(lengths[name]) + 3 * (side in (name, "both")) for name in "ab"}
+    if side == "a":
+        lengths["b"] = [counts["a"] - 1, 1]  # as many words as the other tensor has rows
+        counts["b"] = sum(lengths["b"])
+    tensors = [torch.randn(counts[name], width, requires_grad=True) for name in "ab"]
+    a_rows, b_rows = (rows_of(lengths[name], width, before=counts[name] - sum(lengths[name])) for name in "ab")
+    results = local_inference(*tensors, a_rows=a_rows, b_rows=b_rows, backend=backend)
+    gradients = torch.autograd.grad([m.sum() for m in results], tensors)
+    for name, *both in zip("ab", results, gradients, strict=True):
+        left_out = counts[name] - sum(lengths[name])
+        for x in both:
+            assert not x[:left_out].any()
+            assert x[left_out:].isfinite().all()
+
+
+@pytest.mark.parametrize("longest", [5, 70])
+@pytest.mark.parametrize("backend", ["cpp", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_padding_beside_nan(bad, backend, longest):
+    a, b = torch.randn(2, longest, 16), torch.randn(2, longest - 1, 16)
+    a_lengths, b_lengths = [longest - 2, 2], [2, longest - 3]
+    a[0, 0], b[1, 1] = bad, bad
+    results = local_inference(a.requires_grad_(), b.requires_grad_(), a_lengths, b_lengths, backend=backend)
+    gradients = torch.autograd.grad([m.sum() for m in results], [a, b])
+    assert not results[0][0].isfinite().all()
+    for lengths, *tensors in ((a_lengths, results[0], gradients[0]), (b_lengths, results[1], gradients[1])):
+        for x in tensors:
+            for sentence, n in zip(x, lengths, strict=True):
+                assert torch.equal(sentence[n:], torch.zeros_like(sentence[n:]))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_one_tensor_for_both_sides(backend):
+    """Given as two tensors there are two results, each zero in the rows of the other side; autocast is heeded."""
+    rows, count = packed_rows([3, 1, 2, 4], 8)
+    halves = [Rows(rows.start[part], rows.step, rows.lengths[part], 4) for part in (slice(2), slice(2, 4))]
+    x = torch.randn(count, 8, requires_grad=True)
+    m_a, m_b = local_inference(x, x, a_rows=halves[0], b_rows=halves[1], backend=backend)
+    m = local_inference_packed(x, *halves, backend=backend)
+    assert torch.equal(m_a + m_b, m)
+    assert not (m_a * m_b).any()
+    grads = [torch.autograd.grad(result.square().sum(), x)[0] for result in (m_a + m_b, m)]
+    torch.testing.assert_close(*grads)
+    with torch.autocast("cpu", torch.bfloat16):
+        m = local_inference_packed(x, *halves, backend=backend)
+    assert torch.equal(m, local_inference_packed(x.detach().bfloat16(), *halves, backend=backend))
+    m.float().sum().backward()
+    assert x.grad.dtype == torch.float32

@@ -12,6 +12,13 @@ POOL, POOL_BACKWARD = torch.ops.esim_fast.masked_pool, torch.ops.esim_fast.maske
 LOCAL, LOCAL_BACKWARD = torch.ops.esim_fast.local_inference, torch.ops.esim_fast.local_inference_backward
 
 
+X = torch.zeros(2, 3, 4)
+
+
+def index(*values):
+    return torch.tensor(values)
+
+
 def spread(x):
     """The same values, no two of them one behind the other."""
     return torch.stack([x, torch.full_like(x, 1)], -1)[..., 0]
@@ -19,13 +26,12 @@ def spread(x):
 
 def pooled(layout):
     """What masked_pool_backward takes, of three sentences."""
+    rows, count = packed_rows(LENGTHS, 4)
+    x = torch.randn(count, 4)
+    addresses = {"start": rows.start, "step": rows.step, "lengths": rows.lengths, "mask": None}
     if layout == "padded":
-        lengths, x = torch.tensor(LENGTHS), torch.randn(3, 6, 4)
-        addresses = {"start": None, "step": None, "lengths": lengths, "mask": None}
-    else:
-        rows, count = packed_rows(LENGTHS, 4)
-        x = torch.randn(count, 4)
-        addresses = {"start": rows.start, "step": rows.step, "lengths": rows.lengths, "mask": None}
+        x = torch.randn(3, 6, 4)
+        addresses |= {"start": None, "step": None}
     v, argmax, count = POOL(x, *addresses.values())
     return {"grad_v": torch.randn_like(v), "argmax": argmax, "count": count, **addresses, "rows": x.shape[-2]}
 
@@ -33,76 +39,74 @@ def pooled(layout):
 class TestRefused:
     @pytest.mark.parametrize("layout", ["padded", "rows"])
     @pytest.mark.parametrize(
-        ("name", "change"),
+        ("name", "changes"),
         [
-            ("grad_v", lambda x: x[:, :, None]),
-            ("grad_v", lambda x: x[:2]),
-            ("grad_v", lambda x: x[:, :6]),
-            ("argmax", lambda x: x[:, :, None]),
-            ("argmax", lambda x: x.long()),
-            ("argmax", lambda x: x[:, :3]),
-            ("count", lambda x: x[:, None]),
-            ("count", lambda x: x.long()),
-            ("count", lambda x: x[:2]),
-            ("rows", lambda n: -1),
+            ("grad_v", [lambda x: x[:, :, None], lambda x: x[:2], lambda x: x[:, :6]]),
+            ("argmax", [lambda x: x[:, :, None], lambda x: x.long(), lambda x: x[:, :3]]),
+            ("count", [lambda x: x[:, None], lambda x: x.long(), lambda x: x[:2]]),
+            ("rows", [lambda n: -1]),
         ],
     )
-    def test_gradients_of_pooling(self, layout, name, change):
+    def test_gradients_of_pooling(self, layout, name, changes):
         given = pooled(layout)
-        with pytest.raises(RuntimeError, match="masked_pool_backward needs grad_v"):
-            POOL_BACKWARD(*{**given, name: change(given[name])}.values())
-
-    def test_gradients_of_pooling_rows(self):
-        given = pooled("rows")
-        for name, value, message in (
-            ("start", given["start"][:2], "one entry for each of the 2"),
-            ("rows", given["rows"] - 1, "is outside x"),
-            ("lengths", None, "needs lengths"),
-        ):
-            with pytest.raises(RuntimeError, match=message):
-                POOL_BACKWARD(*{**given, name: value}.values())
-        given |= {"start": given["start"][:2], "lengths": given["lengths"][:2]}
-        with pytest.raises(RuntimeError, match="start has 2 entries for 3 sequences"):
-            POOL_BACKWARD(*given.values())
-
-    @pytest.mark.parametrize("name", ["start", "step", "lengths"])
-    @pytest.mark.parametrize("change", [spread, Tensor.int, lambda x: x[None], Tensor.float])
-    def test_addresses(self, name, change):
-        given = pooled("rows")
-        with pytest.raises(RuntimeError, match=f"{name} must be a contiguous one-dimensional int64 tensor"):
-            POOL_BACKWARD(*{**given, name: change(given[name])}.values())
-
-    @pytest.mark.parametrize("missing", ["start", "step"])
-    def test_half_of_an_address(self, missing):
-        given = pooled("rows")
-        with pytest.raises(RuntimeError, match="start and step must be given together"):
-            POOL_BACKWARD(*{**given, missing: None}.values())
+        for change in changes:
+            with pytest.raises(RuntimeError, match="masked_pool_backward needs grad_v"):
+                POOL_BACKWARD(*{**given, name: change(given[name])}.values())
 
     @pytest.mark.parametrize(
-        "mask",
-        [torch.ones(3, 6), torch.ones(2, 6).bool(), torch.ones(3, 5).bool(), torch.ones(3, 6, 1).bool()],
-        ids=lambda mask: f"{mask.dtype}-{list(mask.shape)}",
+        ("changes", "message"),
+        [
+            ({"start": index(0, 0)}, "one entry for each of the 2"),
+            ({"start": index(0, 0), "lengths": index(0, 0)}, "start has 2 entries for 3 sequences"),
+            ({"rows": 7}, "is outside x"),
+            ({"lengths": None}, "needs lengths"),
+            ({"start": None}, "start and step must be given together"),
+            ({"step": None}, "start and step must be given together"),
+        ],
     )
-    def test_masks(self, mask):
-        with pytest.raises(RuntimeError, match=r"mask must be a boolean tensor \[3, 6\]"):
-            POOL(torch.randn(3, 6, 4), None, None, None, mask)
+    def test_gradients_of_pooling_rows(self, changes, message):
+        given = pooled("rows")
+        with pytest.raises(RuntimeError, match=message):
+            POOL_BACKWARD(*{**given, **changes}.values())
 
-    def test_one_padded_tensor_for_both_sides(self):
-        lengths = torch.tensor([0, 0, 0])
-        with pytest.raises(RuntimeError, match="only a row-addressed tensor can hold both sides"):
-            torch.ops.esim_fast.local_inference_packed(
-                torch.randn(3, 6, 4), *[None, None, lengths, None] * 2, 3, 3, False
-            )
+    @pytest.mark.parametrize("name", ["start", "step", "lengths"])
+    def test_addresses(self, name):
+        given = pooled("rows")
+        for change in (spread, Tensor.int, lambda x: x[None], Tensor.float):
+            with pytest.raises(RuntimeError, match=f"{name} must be a contiguous one-dimensional int64 tensor"):
+                POOL_BACKWARD(*{**given, name: change(given[name])}.values())
 
-    def test_the_last_row_is_the_last_that_can_be_addressed(self):
-        x = torch.randn(5, 4)
-        for start, fits in ((16, True), (17, False), (0, True), (-1, False)):
-            given = x, torch.tensor([start]), torch.tensor([0]), torch.tensor([1]), None
-            if fits:
-                assert torch.equal(POOL(*given)[0], x[start // 4].repeat(1, 2))
-            else:
-                with pytest.raises(RuntimeError, match="is outside x, which has 20 elements"):
-                    POOL(*given)
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((X, None, None, index(1, 4), None), "is not between 0 and 3"),
+            ((X, None, None, index(1), None), "one entry for each"),
+            ((X, None, None, torch.tensor([1.0, 2.0]), None), "int64"),
+            ((X, None, None, None, torch.ones(2, 2).bool()), r"mask must be a boolean tensor \[2, 3\]"),
+            ((X, None, None, None, torch.ones(1, 3).bool()), r"mask must be a boolean tensor \[2, 3\]"),
+            ((X, None, None, None, torch.ones(2, 3, 1).bool()), r"mask must be a boolean tensor \[2, 3\]"),
+            ((X, None, None, None, torch.ones(2, 3)), r"mask must be a boolean tensor \[2, 3\]"),
+            ((X[0], None, None, None, None), r"must be \[B, L, D\]"),
+            ((X[0], index(0, 0), None, None, None), "must be given together"),
+            ((X[0], index(0), index(0), None, None), "needs lengths"),
+            ((X[0], index(2**63 - 1), index(1), index(1), None), "is outside x"),
+            ((X[0], index(2**63 - 1), index(0), index(1), None), "is outside x"),
+            # The last row is the last that can be addressed.
+            ((X[0], index(9), index(0), index(1), None), "is outside x, which has 12 elements"),
+            ((X[0], index(-1), index(0), index(1), None), "is outside x, which has 12 elements"),
+            ((X[:, :1, :0].expand(2, 2**31, 0), None, None, None, None), "longer than supported"),
+            ((X.long(), None, None, None, None), "float16, bfloat16, float32 or float64"),
+        ],
+    )
+    def test_pooling(self, arguments, message):
+        with pytest.raises(RuntimeError, match=message):
+            POOL(*arguments)
+
+
+def test_the_first_and_the_last_row_can_be_addressed():
+    x = torch.randn(3, 4)
+    for start in (0, 8):
+        assert torch.equal(POOL(x, index(start), index(0), index(1), None)[0], x[start // 4].repeat(1, 2))
 
 
 def test_where_the_maxima_are():
@@ -120,21 +124,18 @@ class TestStrides:
     @pytest.mark.parametrize("name", ["grad_v", "argmax", "count"])
     def test_gradients_of_pooling(self, layout, name):
         given = pooled(layout)
-        assert torch.equal(
-            POOL_BACKWARD(*{**given, name: spread(given[name])}.values()), POOL_BACKWARD(*given.values())
-        )
+        changed = {**given, name: spread(given[name])}
+        assert torch.equal(POOL_BACKWARD(*changed.values()), POOL_BACKWARD(*given.values()))
 
     def test_input_and_mask(self):
         x, mask = torch.randn(3, 6, 4), torch.rand(3, 6) < 0.6
-        for got, expected in zip(
-            POOL(spread(x), None, None, None, spread(mask)), POOL(x, None, None, None, mask), strict=True
-        ):
-            assert torch.equal(got, expected)
         rows, count = packed_rows(LENGTHS, 4)
-        x = torch.randn(count, 4)
-        given = rows.start, rows.step, rows.lengths, None
-        for got, expected in zip(POOL(spread(x), *given), POOL(x, *given), strict=True):
-            assert torch.equal(got, expected)
+        of_rows, flat = (rows.start, rows.step, rows.lengths, None), torch.randn(count, 4)
+        for changed, given in (
+            ((spread(x), None, None, None, spread(mask)), (x, None, None, None, mask)),
+            ((spread(flat), *of_rows), (flat, *of_rows)),
+        ):
+            assert all(torch.equal(*both) for both in zip(POOL(*changed), POOL(*given), strict=True))
 
     @pytest.mark.parametrize("spread_out", range(4))
     def test_local_inference(self, spread_out):
@@ -150,5 +151,4 @@ class TestStrides:
         tensors = [a, b, *masks, *grad_m]
         these = ([0, 1], [2], [3], [4, 5])[spread_out]
         changed = [spread(x) if number in these else x for number, x in enumerate(tensors)]
-        for got, expected in zip(results(*changed), results(*tensors), strict=True):
-            assert torch.equal(got, expected)
+        assert all(torch.equal(*both) for both in zip(results(*changed), results(*tensors), strict=True))

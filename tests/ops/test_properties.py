@@ -18,7 +18,6 @@ from torch.nn.utils.rnn import pack_sequence
 from esim_fast import ESIM, pack_pairs
 from esim_fast.ops import bilstm, local_inference, masked_pool
 from tests.ops.layouts import LAYOUTS, Layout
-from tests.ops.numerics import DTYPES
 from tests.ops.pairs import Pairs
 
 WORDS, LABELS, PADDING = 40, 3, 1
@@ -89,9 +88,7 @@ def assert_same(ours, theirs, exactly):
 def align(case, pairs, backend, way=0, one_tensor=False):
     """m_a, m_b and the gradients of a and b, pair by pair; what lies outside the sentences is found to be zero."""
     layout = "one tensor" if one_tensor else case.layouts[way]
-    return pairs.through_the_op(
-        layout, "cpu", backend, case.seed, elsewhere=case.elsewhere[way], padding=case.padding[way]
-    )
+    return pairs.through_the_op(layout, "cpu", backend, case.seed, case.elsewhere[way], case.padding[way])
 
 
 def dtype_of(backend):
@@ -124,11 +121,9 @@ def swaps_with_its_sides(case, backend):
 def splits_with_the_batch(case, backend):
     """Local inference: a batch in two parts gives what it gives as a whole."""
     pairs, cut = case.pairs(dtype_of(backend)), case.cut()
-    parts = [
-        Pairs(pairs.a[part], pairs.b[part], pairs.grad_m_a[part], pairs.grad_m_b[part])
-        for part in (slice(0, cut), slice(cut, None))
-        if pairs.a[part]
-    ]
+    everything = pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b
+    parts = [Pairs(*(values[part] for values in everything)) for part in (slice(0, cut), slice(cut, None))]
+    parts = [part for part in parts if part.a]
     results = [pair for part in parts for pair in align(case, part, backend)]
     assert_same(results, align(case, pairs, backend), exactly=backend == "cpp")
 
@@ -181,18 +176,6 @@ def test_local_inference(holds, backend, case):
 @given(case=cases)
 def test_interpreted_local_inference(holds, case):
     holds(case, "triton")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["reference", "cpp"])
-@given(case=cases)
-def test_local_inference_in_low_precision(backend, dtype, case):
-    pairs = case.pairs(dtype)
-    bounds = pairs.bounds(torch.finfo(torch.float32).eps)
-    for got, exact, bound in zip(align(case, pairs, backend), pairs.expected(), bounds, strict=True):
-        for ours, value, off in zip(got, exact, bound, strict=True):
-            assert ours.dtype == dtype
-            assert ((ours.double() - value).abs() <= off).all()
 
 
 def pool(case, backend, sentences, grad_v, way=0):
@@ -270,14 +253,11 @@ def test_nothing_of_anything(backend, shape, masked):
     m_a, m_b = local_inference(a, b, a_mask=masks[0], b_mask=masks[1], backend=backend)
     v = masked_pool(a, mask=masks[0], backend=backend)
     (m_a.sum() + m_b.sum() + v.sum()).backward()
-    assert m_a.shape == (batch, la, 4 * width)
-    assert m_b.shape == (batch, lb, 4 * width)
-    assert v.shape == (batch, 2 * width)
+    assert [m_a.shape, m_b.shape, v.shape] == [(batch, la, 4 * width), (batch, lb, 4 * width), (batch, 2 * width)]
     for x in (a.grad, b.grad, m_a, m_b, v):
         assert x.isfinite().all()
         assert not masked or not x.any()
-    if not la:
-        assert not v.any()
+    assert la or not v.any()
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
@@ -329,7 +309,7 @@ class Batch:
 
 def make_net(variant, seed):
     torch.manual_seed(seed)
-    return ESIM(6, 5, WORDS, LABELS, variant=variant).eval()  # type: ignore[arg-type]
+    return ESIM(6, 5, WORDS, LABELS, variant=variant).eval()
 
 
 def logits_and_gradients(net, *batch):
@@ -349,8 +329,12 @@ def padding_is_no_word(batch, net):
     plain = logits_and_gradients(net, *batch.padded(batch.sentences()))
     with torch.no_grad():
         net.embedding.weight[PADDING] = math.nan
-    scattered = logits_and_gradients(net, *batch.padded(batch.sentences(), scattered=True))
+    p, h = batch.padded(batch.sentences(), scattered=True)
+    scattered = logits_and_gradients(net, p, h)
     assert_close(scattered, plain)
+    if net.device.type == "cpu":  # with lengths, ids on a GPU are not looked at, and have their padding behind
+        full = [torch.full((len(ids),), ids.shape[1]) for ids in (p, h)]
+        assert_close(logits_and_gradients(net, p, h, *full), plain)
     of_words = dict(zip(dict(net.named_parameters()), scattered[1:], strict=True))["embedding.weight"]
     assert not of_words[PADDING].any()
 
@@ -373,18 +357,22 @@ def all_ways_in_are_one(batch, net):
     plain = logits_and_gradients(net, p, h)
     assert_close(logits_and_gradients(net, p, h, *lengths), plain)
     assert_close(logits_and_gradients(net, p.int(), h.int()), plain)
-    assert_close(logits_and_gradients(net, pack_pairs(p, h, *lengths)), plain)  # type: ignore[arg-type]
+    assert_close(logits_and_gradients(net, pack_pairs(p, h, *lengths)), plain)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(net(p, h).float(), plain[0], rtol=0.1, atol=0.1)
 
 
 def attention_is_a_distribution(batch, net):
-    """ESIM: a word's attention sums to one, is zero at padding, and swapping the sentences swaps alpha and beta."""
+    """ESIM: a word's attention sums to one, is zero at padding wherever that stands, and swaps with the sentences."""
+    p, h = batch.padded(batch.sentences())
+    behind = [weights[(p != PADDING)[:, :, None] & (h != PADDING)[:, None]] for weights in net.attention(p, h)]
     p, h = batch.padded(batch.sentences(), scattered=True)
     alpha, beta = net.attention(p, h)
     p_words, h_words = p != PADDING, h != PADDING
-    assert not alpha[~(p_words[:, :, None] & h_words[:, None])].any()
-    assert not beta[~(p_words[:, :, None] & h_words[:, None])].any()
+    both_words = p_words[:, :, None] & h_words[:, None]
+    assert not alpha[~both_words].any()
+    assert not beta[~both_words].any()
+    assert_close((alpha[both_words], beta[both_words]), behind)
     torch.testing.assert_close(alpha.sum(2), (p_words & h_words.any(1, keepdim=True)).float())
     torch.testing.assert_close(beta.sum(1), (h_words & p_words.any(1, keepdim=True)).float())
     of_h, of_p = net.attention(h, p)
@@ -403,8 +391,11 @@ def test_model(holds, variant, batch):
 
 
 @each(MODEL)
+@pytest.mark.parametrize(
+    "lengths", [[(5, 4), (9, 2), (1, 6), (7, 1), (3, 8), (0, 2)], [(3, 0), (2, 0)], [(0, 0)]], ids=str
+)
 @pytest.mark.gpu
-def test_model_on_a_gpu(holds):
+def test_model_on_a_gpu(holds, lengths):
     with torch.device("cpu"):
         net = make_net("paper", seed=0).cuda()
-    holds(Batch([(5, 4), (9, 2), (1, 6), (7, 1), (3, 8), (0, 2)], seed=0, padding=3), net)
+    holds(Batch(lengths, seed=0, padding=3), net)

@@ -16,13 +16,6 @@ OPERATORS = torch.ops.esim_fast
 MANY = [1, 2, 3, 8, 64]  # of which the last are more than there are cores, sentences and columns to share out
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def drawn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
