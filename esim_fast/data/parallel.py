@@ -61,7 +61,7 @@ def map_in_processes(
         yield from map_ahead(pool, _work, items, 3 * workers)
         is_done = True
     except BrokenProcessPool as error:
-        if sys.version_info < (3, 12):  # before 3.11.5, work that nobody takes any more would be waited for (gh-94777)
+        if sys.version_info < (3, 11, 5):  # where work that nobody takes any more would be waited for (gh-94777)
             pool._call_queue._reader.close()  # type: ignore[attr-defined]
         raise DataError("a worker process was killed; is memory short?") from error
     finally:

@@ -47,7 +47,7 @@ def test_random_cases(dtype, backend, device, poisoned):
 
     # The interpreter takes a hundred times as long as C++, and what is new to a GPU a second to compile.
     many = 150 if dtype == torch.float32 and backend == "cpp" else 60
-    examples = {"triton-cpu": 12, "triton-cuda": 30}.get(f"{backend}-{device}", many)
+    examples = {"triton-cpu": 24, "triton-cuda": 30}.get(f"{backend}-{device}", many)
 
     @settings(max_examples=examples)
     @given(

@@ -33,7 +33,7 @@ def check_packed(x: Tensor, addresses: Sequence[Any]) -> None:
 
 def check_gradient(name: str, grad_m: Tensor, x: Tensor) -> None:
     shape = (*x.shape[:-1], 4 * x.shape[-1])
-    if grad_m.shape != shape or grad_m.dtype != x.dtype or grad_m.device != x.device:
+    if not isinstance(grad_m, Tensor) or grad_m.shape != shape or grad_m.dtype != x.dtype or grad_m.device != x.device:
         raise ValueError(f"{name} must be {list(shape)} in {x.dtype} on {x.device}, as the result is")
 
 
@@ -41,8 +41,8 @@ def _check_side(name: str, x: Tensor, addresses: Sequence[Tensor | None], longes
     """The number of sentences."""
     start, step, lengths, mask = addresses
     row_addressed = start is not None
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"{name} must be float32, float16 or bfloat16, got {x.dtype}")
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} must be a float32, float16 or bfloat16 tensor, got {x if x is None else x.dtype}")
     if x.dim() != (2 if row_addressed else 3) or row_addressed != (step is not None):
         raise ValueError(f"{name} must be [B, L, D], or [N, D] with start and step, got shape {list(x.shape)}")
     for part, vector in (("start", start), ("step", step), ("lengths", lengths)):
