@@ -60,9 +60,8 @@ def test_it_runs_on_the_gpu_that_is_there(model, tmp_path, precision):
     model.save_pretrained(tmp_path)
     found = Classifier.from_pretrained(tmp_path, precision=precision)
     assert found.net.device.type == "cuda"
-    torch.testing.assert_close(
-        found.predict(PAIRS).probabilities, model.predict(PAIRS).probabilities, rtol=0.05, atol=0.01
-    )
+    ours, expected = (which.predict(PAIRS).probabilities for which in (found, model))
+    torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.01)
 
 
 def test_predict_keeps_the_order_whatever_the_batches(model):
@@ -72,15 +71,11 @@ def test_predict_keeps_the_order_whatever_the_batches(model):
     torch.testing.assert_close(model.predict(PAIRS[::-1]).probabilities, expected.flip(0))
 
 
-def test_predict_leaves_training_mode_as_it_was(model):
+def test_training_mode_is_left_as_it_was(model):
     model.net.train()
     first = model.predict(PAIRS).probabilities
     assert torch.equal(first, model.predict(PAIRS).probabilities), "dropout is on"
     assert model.net.training
-
-
-def test_a_failure_leaves_training_mode_as_it_was(model):
-    model.net.train()
     with pytest.raises(ValueError, match="is no token id"):
         model.logits(EncodedPairs([[99]], [[2]], None))
     assert model.net.training
@@ -104,30 +99,22 @@ def test_save_and_load(model, tmp_path):
 
 
 def test_every_option_of_the_network_comes_back(tmp_path):
-    options = {
-        "padding_idx": 0,
-        "dropout": 0.25,
-        "variational_dropout": True,
-        "variant": "notebook",
-        "projection_activation": "tanh",
-        "classifier_activation": None,
-        "freeze_embedding": True,
-    }
+    options = {"padding_idx": 0, "dropout": 0.25, "variational_dropout": True, "freeze_embedding": True}
+    options |= {"variant": "notebook", "projection_activation": "tanh", "classifier_activation": None}
     net = esim_fast.ESIM(4, 3, 2, 2, **options)
     Classifier(net, Vocabulary(["<unk>", "<pad>"]), ["no", "yes"]).save_pretrained(tmp_path)
     assert Classifier.from_pretrained(tmp_path).net.config == net.config
 
 
-class TestBrokenDirectories:
-    def test_no_directory(self, tmp_path):
-        with pytest.raises(DataError, match="nowhere: no such model directory"):
-            Classifier.from_pretrained(tmp_path / "nowhere")
-
-    def test_construction(self, model):
-        with pytest.raises(ValueError, match="the network has 9 words, the vocabulary 2"):
-            Classifier(model.net, Vocabulary(["<unk>", "<pad>"]), model.labels)
-        with pytest.raises(ValueError, match="labels must be distinct"):
-            Classifier(model.net, model.vocabulary, ["a", "a", "b"])
+def test_what_is_no_classifier(model, tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such model directory"):
+        Classifier.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="the network has 9 words, the vocabulary 2"):
+        Classifier(model.net, Vocabulary(["<unk>", "<pad>"]), model.labels)
+    with pytest.raises(ValueError, match="labels must be distinct"):
+        Classifier(model.net, model.vocabulary, ["a", "a", "b"])
+    with pytest.raises(TypeError, match="tokenizer must be a name or a function, got 5"):
+        Classifier(model.net, model.vocabulary, model.labels, 5)
 
 
 def shout(text):
@@ -136,24 +123,19 @@ def shout(text):
 
 
 class TestOwnTokenizer:
-    NAME = f"{__name__}:shout"
-
     @pytest.fixture
     def directory(self, model, tmp_path):
         own = Classifier(model.net, Vocabulary(["<unk>", "<pad>", *"ABCDEFG"]), model.labels, shout)
         own.save_pretrained(tmp_path)
         return tmp_path
 
-    def test_its_name_is_kept(self, directory):
-        assert json.loads((directory / "config.json").read_text())["tokenizer"] == self.NAME
-
-    def test_it_is_used(self, directory, model):
+    def test_its_name_is_kept_and_it_is_used(self, directory):
         own = Classifier.from_pretrained(directory, tokenizer=shout)
-        torch.testing.assert_close(
-            own.predict([("a b", "c")]).probabilities, own.predict([("A  B", "C")]).probabilities
-        )
+        lower, upper = (own.predict([pair]).probabilities for pair in (("a b", "c"), ("A  B", "C")))
+        torch.testing.assert_close(lower, upper)
         own.save_pretrained(directory / "again")
-        assert json.loads((directory / "again" / "config.json").read_text())["tokenizer"] == self.NAME
+        for folder in (directory, directory / "again"):
+            assert json.loads((folder / "config.json").read_text())["tokenizer"] == f"{__name__}:shout"
 
     def test_nothing_is_imported_because_a_file_names_it(self, directory, monkeypatch):
         (directory / "evil.py").write_text("raise SystemExit('imported')")
@@ -166,7 +148,3 @@ class TestOwnTokenizer:
     def test_another_name_than_the_one_it_was_trained_with(self, directory):
         with pytest.raises(DataError, match=r"was trained with the tokenizer .*:shout, not nltk$"):
             Classifier.from_pretrained(directory, tokenizer="nltk")
-
-    def test_no_function(self, model):
-        with pytest.raises(TypeError, match="tokenizer must be a name or a function, got 5"):
-            Classifier(model.net, model.vocabulary, model.labels, 5)

@@ -51,21 +51,17 @@ def test_the_numbers_are_the_networks(model, explanation):
     assert list(explanation.probabilities.values()) == probabilities.tolist()
 
 
-def test_json(explanation, tmp_path):
-    explanation.save(tmp_path / "map.json")
-    numbers = json.loads((tmp_path / "map.json").read_text(encoding="utf-8"))
-    assert numbers == explanation.as_dict()
-    torch.testing.assert_close(torch.tensor(numbers["beta"]), explanation.beta, rtol=0, atol=1e-4)
-
-
 class TestPage:
     def embedded(self, text):
         return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
 
-    def test_it_holds_the_numbers_and_loads_nothing(self, explanation, tmp_path):
-        explanation.save(tmp_path / "map.html")
+    def test_it_holds_the_numbers_of_the_json_file_and_loads_nothing(self, explanation, tmp_path):
+        for name in ("map.json", "map.html"):
+            explanation.save(tmp_path / name)
+        numbers = json.loads((tmp_path / "map.json").read_text(encoding="utf-8"))
+        torch.testing.assert_close(torch.tensor(numbers["beta"]), explanation.beta, rtol=0, atol=1e-4)
         text = (tmp_path / "map.html").read_text(encoding="utf-8")
-        assert self.embedded(text) == explanation.as_dict()
+        assert self.embedded(text) == numbers == explanation.as_dict()
         assert not re.search(r"https?:|src=|@import|url\(", text)
         assert len(text) < 20_000
 
@@ -74,8 +70,7 @@ class TestPage:
         long_explanation(words, words).save(tmp_path / "map.html")
         text = (tmp_path / "map.html").read_text(encoding="utf-8")
         assert self.embedded(text)["premise"] == words
-        assert text.count("<script") == 2
-        assert text.count("</script>") == 2
+        assert text.count("<script") == text.count("</script>") == 2
 
 
 class TestPicture:
@@ -83,8 +78,7 @@ class TestPicture:
         """Draws and returns the texts that were drawn."""
         from matplotlib.text import Text
 
-        drawn = set()
-        draw = Text.draw
+        drawn, draw = set(), Text.draw
 
         def noticed(text, *arguments, **options):
             drawn.add(text.get_text())
@@ -99,11 +93,8 @@ class TestPicture:
     def test_every_word_is_drawn(self, tmp_path):
         premise, hypothesis = ([f"{side}{i}" for i in range(n)] for side, n in (("p", 30), ("h", 20)))
         assert {*premise, *hypothesis} <= self.draw(long_explanation(premise, hypothesis), tmp_path / "map.png")
-
-    def test_a_dollar_is_no_mathematics(self, tmp_path):
+        # A dollar is no mathematics, and a long word is shortened.
         assert r"\$5\$" in self.draw(long_explanation(["$5$", "_", "^", "\\"], ["$"]), tmp_path / "map.png")
-
-    def test_long_words_are_shortened(self, tmp_path):
         drawn = self.draw(long_explanation(["a" * 3000], ["b" * 3000]), tmp_path / "map.png")
         assert "a" * 39 + "…" in drawn
         assert (tmp_path / "map.png").stat().st_size < 200_000

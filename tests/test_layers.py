@@ -89,12 +89,9 @@ class TestEmbedding:
             copied(tokens).sum().backward()
             assert copied.weight.grad.data_ptr() != layer.weight.grad.data_ptr()
 
-    def test_opcheck_and_direct_calls(self):
+    def test_opcheck(self):
         arguments = (torch.empty(5, 4), torch.randn(3, 4), torch.tensor([1, 4, 1]), 0)
         torch.library.opcheck(torch.ops.esim_fast.embedding_backward.default, arguments)
-        for bad in ([5, 0, 0], [-1, 0, 0], [0, 0]):
-            with pytest.raises(RuntimeError, match="esim_fast: "):
-                torch.ops.esim_fast.embedding_backward(torch.empty(5, 4), torch.randn(3, 4), torch.tensor(bad), None)
 
 
 class TestElsewhere:

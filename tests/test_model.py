@@ -8,7 +8,6 @@ from torch import nn
 import esim_fast
 
 WORDS, WIDTH, HIDDEN, LABELS = 50, 12, 8, 3
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def random_pairs(lengths_p, lengths_h, seed=0):
@@ -24,7 +23,7 @@ def random_pairs(lengths_p, lengths_h, seed=0):
     return fill(lengths_p), fill(lengths_h)
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     return request.param
 

@@ -34,9 +34,8 @@ class Block(NamedTuple):
 
 
 def blocks(name):
-    found = re.findall(
-        r"(?:<!-- CI runs this as (\w+) -->\n)?^```(\w*)\n(.*?)^```$", (ROOT / name).read_text(), re.M | re.S
-    )
+    block = r"(?:<!-- CI runs this as (\w+) -->\n)?^```(\w*)\n(.*?)^```$"
+    found = re.findall(block, (ROOT / name).read_text(), re.M | re.S)
     return [Block(language, code, mark or None) for mark, language, code in found]
 
 
@@ -56,12 +55,10 @@ def test_both_have_the_same_sections_and_code():
 @pytest.mark.parametrize("name", READMES)
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    headings = [
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)
-    ]
+    headings = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in re.findall(r"^#+ (.*)$", text, re.M)]
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
-            assert target[1:] in headings
+            assert target[1:] in [heading.replace(" ", "-") for heading in headings]
         elif not target.startswith("https://"):
             assert (ROOT / target).exists(), target
 
@@ -98,11 +95,9 @@ def folder(tmp_path_factory):
     (folder / "pairs.tsv").write_text("".join("\t".join(row[1:]) + "\n" for row in rows(9)))
     (folder / "snli_1.0").mkdir()
     for part, count in (("train", 60), ("dev", 12), ("test", 12)):
-        lines = [
-            json.dumps({"gold_label": label, "sentence1": premise, "sentence2": hypothesis})
-            for label, premise, hypothesis in rows(count)
-        ]
-        (folder / "snli_1.0" / f"snli_1.0_{part}.jsonl").write_text("\n".join(lines) + "\n")
+        columns = ("gold_label", "sentence1", "sentence2")
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows(count)]
+        (folder / "snli_1.0" / f"snli_1.0_{part}.jsonl").write_text("".join(lines))
     vectors = [f"{word} {' '.join(f'{rng.gauss(0, 1):.4f}' for _ in range(300))}\n" for word in words]
     (folder / "glove.840B.300d.txt").write_text("".join(vectors))
     torch.manual_seed(0)
@@ -121,20 +116,12 @@ def the_users_script():
     x, y = torch.randn(4, 5, 6), torch.randn(4, 3, 6)
     mask, shorter = torch.ones(4, 5), torch.ones(4, 3)
     return {
-        "torch": torch,
-        "hidden_size": 6,
-        "embedding_dim": 8,
-        "num_labels": 3,
-        "vocab": range(20),
-        "vectors": torch.randn(20, 8),
-        "embeddings": torch.randn(20, 8),
-        "device": torch.device("cpu"),
+        **{"torch": torch, "device": torch.device("cpu"), "hidden_size": 6, "embedding_dim": 8, "num_labels": 3},
+        **{"vocab": range(20), "vectors": torch.randn(20, 8), "embeddings": torch.randn(20, 8)},
         "train_iter": [SimpleNamespace(premise=(ids[0], None), hypothesis=(ids[1], None), label=label)] * 2,
-        **dict(zip(("premise", "hypothesis"), ids, strict=True)),
-        **dict(zip(("premises", "hypotheses"), ids, strict=True)),
-        **dict(zip(("p_lengths", "h_lengths"), lengths, strict=True)),
+        **dict(zip(("premise", "hypothesis", "premises", "hypotheses"), ids * 2, strict=True)),
+        **dict(zip(("p_lengths", "h_lengths", "a_lengths", "b_lengths"), lengths * 2, strict=True)),
         **dict(zip(("premises_lengths", "hypotheses_lengths"), lengths, strict=True)),
-        **dict(zip(("a_lengths", "b_lengths"), lengths, strict=True)),
         **{"lengths": lengths[0], "p": x, "h": y, "a": x, "b": y, "x": x, "flat": x.reshape(20, 6)},
         **{"p_mask": mask, "a_mask": mask, "x_mask": mask, "mask": mask, "h_mask": shorter, "b_mask": shorter},
     }
@@ -148,10 +135,8 @@ def run_line(line):
         processes = int(arguments.pop(0).removeprefix("--nproc-per-node="))
         assert arguments[:2] == ["-m", "esim_fast"]
         with ExitStack() as stack:
-            commands = [
-                stack.enter_context(start(*arguments[2:], environment=place, directory=Path.cwd()))
-                for place in places(processes)
-            ]
+            started = [start(*arguments[2:], environment=place, directory=Path.cwd()) for place in places(processes)]
+            commands = [stack.enter_context(command) for command in started]
             outcomes = [command.finish() for command in commands]
         assert [code for code, *_ in outcomes] == [0] * processes, outcomes
         return

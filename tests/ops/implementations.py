@@ -5,16 +5,11 @@ import torch
 
 from tests.ops.layouts import packed_rows
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
 KERNELS = [
     pytest.param("cpp", "cpu", id="cpp"),
     pytest.param("triton", "cpu", marks=pytest.mark.interpreter, id="triton-interpreted"),
     pytest.param("triton", "cuda", marks=pytest.mark.gpu, id="triton"),
 ]
-
-
 IMPLEMENTATIONS = [
     pytest.param("reference", "cpu", id="reference"),
     pytest.param("reference", "cuda", marks=pytest.mark.gpu, id="reference-cuda"),
@@ -39,10 +34,7 @@ def case(device, layout, longest=9):
     if layout == "one tensor":
         rows, count = packed_rows(lengths[0] + lengths[1], width)
         rows, x = rows.to(device), torch.randn(count, width, device=device)
-        sides = [
-            (rows.start[:3], rows.step, rows.lengths[:3], None),
-            (rows.start[3:], rows.step, rows.lengths[3:], None),
-        ]
+        sides = [(rows.start[half], rows.step, rows.lengths[half], None) for half in (slice(3), slice(3, 6))]
         return x, *sides[0], *sides[1], longest, 7, True
     a, b = torch.randn(3, longest, width, device=device), torch.randn(3, 7, width, device=device)
     if layout == "mask":

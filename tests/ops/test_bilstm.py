@@ -17,16 +17,11 @@ from tests.ops.numerics import assert_as_exact_as_eager
 from tests.ops.programs import output_of
 
 
-def batch_sizes_of(lengths):
-    lengths = torch.tensor(lengths)
-    return (lengths[:, None] > torch.arange(int(lengths.max()))).sum(0)
-
-
 def make(lengths, input_size, hidden_size, seed=0, scale=1.0):
     """An LSTM, rows of packed sentences, batch sizes and the gradient of the states."""
     torch.manual_seed(seed)
     lstm = nn.LSTM(input_size, hidden_size, bidirectional=True)
-    batch_sizes = batch_sizes_of(lengths)
+    batch_sizes = (torch.tensor(lengths)[:, None] > torch.arange(max(lengths))).sum(0)
     x = torch.randn(sum(lengths), input_size).mul_(scale).requires_grad_()
     return lstm, x, batch_sizes, torch.randn(sum(lengths), 2 * hidden_size)
 

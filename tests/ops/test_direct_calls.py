@@ -60,11 +60,6 @@ def call(name, arguments):
     return getattr(OPERATORS, name.split()[0])(*arguments)
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_the_valid_calls_are_valid(name):
-    call(name, CALLS[name])
-
-
 def mutated(value, rng):
     """Something else of the same type, mostly wrong: another shape, dtype or layout, other values, nothing at all."""
     if isinstance(value, bool):
@@ -86,18 +81,15 @@ def mutated(value, rng):
         lambda: value.transpose(0, -1),
         lambda: value[..., :1].expand(value.shape),
         lambda: value[:1].expand(value.shape),
-        lambda: torch.empty_strided(
-            value.shape, [2 * stride + 1 for stride in value.stride()], dtype=value.dtype
-        ).fill_(1),
+        lambda: value.new_empty_strided(value.shape, [2 * stride + 1 for stride in value.stride()]).fill_(1),
         lambda: value.to(rng.choice([torch.float16, torch.float64, torch.int32, torch.int64, torch.bool])),
         lambda: value[..., :0].expand(*value.shape[:-1], 0),
         lambda: value.new_empty(0).expand(HUGE, 0) if value.dim() == 2 else value.new_empty(0),
         lambda: None,
     ]
     if value.dtype in (torch.int64, torch.int32):
-        numbers = [-1, 0, 1, 2, 3, 5, 6, 7, 25, 2**31 - 1] + [HUGE, -HUGE, 2**63 - 1, -(2**63)] * (
-            value.dtype.itemsize == 8
-        )
+        huge = [HUGE, -HUGE, 2**63 - 1, -(2**63)] if value.dtype == torch.int64 else []
+        numbers = [-1, 0, 1, 2, 3, 5, 6, 7, 25, 2**31 - 1, *huge]
         changed = value.clone()
         changed.view(-1)[rng.randrange(value.numel())] = rng.choice(numbers)
         if rng.random() < 0.7:
@@ -109,6 +101,7 @@ def mutated(value, rng):
 def test_wrong_arguments_of_every_kind(name):
     rng = random.Random(name)
     cases = 40 if "triton" in name else 400
+    call(name, CALLS[name])  # which is valid
     refused = 0
     for _ in range(cases):
         arguments = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in CALLS[name]]
@@ -134,14 +127,12 @@ def test_wrong_arguments_of_every_kind(name):
         ("bilstm", {4: index()}, "T > 0"),
         ("bilstm", {2: torch.empty(0, HUGE), 3: torch.empty(0, HUGE)}, r"must be \[4H, H\]"),
         ("bilstm", {place: torch.empty(0, 0) for place in (2, 3)}, r"must be \[4H, H\]"),
-        ("masked_pool_backward", {7: -1}, "needs grad_v"),
-        ("masked_pool_backward of rows", {7: -1}, "needs grad_v"),
-        ("masked_pool_backward of rows", {7: 4}, "is outside x, which has 16 elements"),
         ("masked_pool_backward", {1: torch.zeros(2, 1, dtype=torch.int32).expand(2, HUGE // 2)}, "needs grad_v"),
         ("masked_pool", {0: torch.empty(0, 1, HUGE), 3: None, 4: None}, "wider than supported"),
         ("local_inference", {0: torch.empty(0, 1, HUGE), **dict.fromkeys((4, 5, 8, 9))}, "wider than supported"),
         ("embedding_backward", {2: index(1, 6, 1)}, r"tokens\[1\] = 6 is not between 0 and 5"),
         ("embedding_backward", {2: index(1, -1, 1)}, r"tokens\[1\] = -1 is not between 0 and 5"),
+        ("embedding_backward", {2: index(1, 1)}, "esim_fast: "),
     ],
 )
 def test_sizes_that_lie(name, changes, message):

@@ -2,11 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ops.programs import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # A program of its own, because here Triton's interpreter may be on. The same kernel is compiled once.
@@ -46,17 +47,11 @@ def compiled(once):
     jobs |= {f"fits {name}, many tiles": [(name, 100, 100), target, []] for name, target in FITTING}
     jobs |= {problem: [case, "sm_89", [(key, config)]] for key, config, case, problem in BROKEN}
     jobs |= {f"width {width}": [("bf16", 32, 32, "rows", width), "sm_90", []] for width in WIDTHS}
-    arguments = [sys.executable, "-c", PROGRAM, json.dumps([*jobs.values()])]
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "0",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tools"), *sys.path]),
-    }
+    path = os.pathsep.join([str(ROOT / "tools"), *sys.path])
 
     def compile_all(folder):
-        run = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=ROOT)
-        assert run.returncode == 0, run.stderr
-        (folder / "resources.jsonl").write_text(run.stdout)
+        printed = output_of(PROGRAM, json.dumps([*jobs.values()]), TRITON_INTERPRET="0", PYTHONPATH=path)
+        (folder / "resources.jsonl").write_text(printed)
 
     lines = (once("kernel-resources", compile_all) / "resources.jsonl").read_text().splitlines()
     return dict(zip(jobs, map(json.loads, lines), strict=True))
@@ -66,7 +61,7 @@ def compiled(once):
 def test_default_configurations_fit(compiled, arithmetic):
     """A tile and many tiles; tools/kernel_resources.py, which CI runs too, asks for all configurations and GPUs."""
     found = compiled[f"fits {arithmetic}"] + compiled[f"fits {arithmetic}, many tiles"]
-    many = ["scores", "forward", "forward", *["backward_enhance"] * 2, "products"]
+    many = ["scores", *["forward"] * 2, *["backward_enhance"] * 2, "products"]
     many += ["backward_softmax"] * 2 + ["backward"] * 2
     assert [resources["kernel"] for resources in found] == ["forward", "backward", *many]
     for resources in found:
@@ -124,13 +119,11 @@ def call(layout, a_length, b_length, dtype, pairs=4):
         m = kernels.forward_packed(*arguments)
         kernels.backward_packed(m, *arguments)
         return
-    else:
-        a, b = (torch.zeros(pairs, n, 600, dtype=dtype) for n in (a_length, b_length))
-        if layout == "mask":
-            sides = [(None, None, None, torch.ones(pairs, n, dtype=torch.bool)) for n in (a_length, b_length)]
-        else:
-            sides = [(None, None, torch.full((pairs,), n), None) for n in (a_length, b_length)]
-        arguments = (a, b, *sides[0], *sides[1], a_length, b_length, False)
+    a, b = (torch.zeros(pairs, n, 600, dtype=dtype) for n in (a_length, b_length))
+    sides = [(None, None, torch.full((pairs,), n), None) for n in (a_length, b_length)]
+    if layout == "mask":
+        sides = [(None, None, None, torch.ones(pairs, n, dtype=torch.bool)) for n in (a_length, b_length)]
+    arguments = (a, b, *sides[0], *sides[1], a_length, b_length, False)
     m_a, m_b = kernels.forward(*arguments)
     kernels.backward(m_a, m_b, *arguments)
 
@@ -148,10 +141,7 @@ print(json.dumps(counts))
 def test_lengths_do_not_make_the_kernels_compile_again():
     """Neither a multiple of 16 nor a 1 among them, nor an odd number of pairs, whose addresses begin anywhere."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    run = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    counts = json.loads(run.stdout)
+    counts = json.loads(output_of(CALLS, TRITON_INTERPRET="0"))
     # In each layout one tile takes two kernels and many take six, three of which are compiled for each side.
     tiles = [2, 2, 2, 11, 11, 11]
     assert counts == [layout * 11 + count for layout in range(3) for count in tiles]

@@ -54,9 +54,11 @@ def launched(dtype, vector, split, vector_backward=None):
     return [forward, f"gradient_kernel<{NAMES[dtype]}, {vector_backward or vector}>"]
 
 
-def split_over_warps(cuda, split):
+@pytest.fixture(params=[False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
+def split(cuda, request):
     """A large GPU is filled by many warps for each sentence, one without processors by any."""
-    cuda.set_multiprocessors(10**6 if split else 0)
+    cuda.set_multiprocessors(10**6 if request.param else 0)
+    return request.param
 
 
 def numbers(*shape, dtype=torch.float32, seed=0):
@@ -87,7 +89,6 @@ def assert_agrees(x, **given_as):
     return grad_x
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("given_as", [*LAYOUTS, "nothing", "packed and mask"])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
@@ -101,12 +102,10 @@ def test_every_kernel_in_every_layout(cuda, dtype, given_as, width, split):
         generator = torch.Generator().manual_seed(width)
         layout.given_as["mask"] = torch.rand(len(LENGTHS), max(LENGTHS), generator=generator) < 0.6
     x = layout.fill(list(numbers(sum(layout.lengths), width, dtype=dtype, seed=width).split(layout.lengths)))
-    split_over_warps(cuda, split)
     layout.sentences(assert_agrees(x, **layout.given_as))
     assert cuda.launches() == launched(dtype, values_per_access(dtype, width), split)
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 @pytest.mark.parametrize("width", [80, 81])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_first_maxima_infinity_and_nan(cuda, dtype, width, split):
@@ -115,28 +114,24 @@ def test_first_maxima_infinity_and_nan(cuda, dtype, width, split):
     choices = [[-inf], [-inf, -1], [-1, 0, 1], [1, inf], [-inf, 0, inf], [nan, 0], [nan, -inf, inf], [nan], [2]]
     generator = torch.Generator().manual_seed(width)
     columns = [torch.tensor(choices[column % len(choices)]) for column in range(width)]
-    x = torch.stack([values[torch.randint(len(values), (6, 90), generator=generator)] for values in columns], 2).to(
-        dtype
-    )
+    drawn = [values[torch.randint(len(values), (6, 90), generator=generator)] for values in columns]
+    x = torch.stack(drawn, 2).to(dtype)
     x[5, 1:, :2] = x[5, 0, :2] = -inf
     mask = torch.rand(6, 90, generator=generator) < torch.tensor([1, 0.5, 0.1, 0.03, 0, 0.5])[:, None]
-    split_over_warps(cuda, split)
     assert_agrees(x, mask=mask)
     assert cuda.launches() == launched(dtype, values_per_access(dtype, width), split)
 
 
 @pytest.mark.parametrize("first", range(24))
-def test_the_first_maximum_in_every_place(cuda, first):
+def test_the_first_maximum_in_every_place(split, first):
     """All later tokens are as large: wherever the first is among a warp's rows, or a block's warps, it wins."""
     x = torch.zeros(2, 90, 8)
     x[0, first:], x[1, 3 * first :] = 1, math.nan
-    for split in (False, True):
-        split_over_warps(cuda, split)
-        v, argmax, count = torch.ops.esim_fast.masked_pool(x, None, None, None, None)
-        assert (argmax == torch.tensor([first, 3 * first])[:, None]).all()
-        assert (v[0, 8:] == 1).all()
-        assert v[1, 8:].isnan().all()
-        assert (count == 90).all()
+    v, argmax, count = torch.ops.esim_fast.masked_pool(x, None, None, None, None)
+    assert (argmax == torch.tensor([first, 3 * first])[:, None]).all()
+    assert (v[0, 8:] == 1).all()
+    assert v[1, 8:].isnan().all()
+    assert (count == 90).all()
 
 
 def chosen_by_torch(x, counts):
@@ -148,7 +143,6 @@ def chosen_by_torch(x, counts):
     return torch.where(counts.any(1), first, -1).int()
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 @pytest.mark.parametrize("length", [17, 24, 63, 64, 65, 130])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
@@ -173,7 +167,6 @@ def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
     x = torch.stack(columns, 2).to(dtype)
     lengths, mask = torch.arange(length + 1), torch.rand(length + 1, length, generator=generator) < 0.7
     below = torch.arange(length) < lengths[:, None]
-    split_over_warps(cuda, split)
     for only, counts in [(None, below), (mask, below & mask)]:
         x_given = x.masked_fill(~counts[:, :, None], nan)
         v, argmax, count = torch.ops.esim_fast.masked_pool(x_given, None, None, lengths, only)
@@ -186,15 +179,13 @@ def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
     assert cuda.launches() == [launched(dtype, values_per_access(dtype, 8), split)[0]] * 2
 
 
-def test_argmax_and_count_of_the_empty(cuda):
+def test_argmax_and_count_of_the_empty(split):
     x, lengths, mask = torch.full((3, 40, 12), math.nan), torch.tensor([0, 40, 40]), torch.zeros(3, 40).bool()
     mask[2, 7], x[2, 7] = True, 5.0
-    for split in (False, True):
-        split_over_warps(cuda, split)
-        v, argmax, count = torch.ops.esim_fast.masked_pool(x, None, None, lengths, mask)
-        assert v.tolist() == [[0.0] * 24, [0.0] * 24, [5.0] * 24]
-        assert argmax.tolist() == [[-1] * 12, [-1] * 12, [7] * 12]
-        assert count.tolist() == [0, 0, 1]
+    v, argmax, count = torch.ops.esim_fast.masked_pool(x, None, None, lengths, mask)
+    assert v.tolist() == [[0.0] * 24, [0.0] * 24, [5.0] * 24]
+    assert argmax.tolist() == [[-1] * 12, [-1] * 12, [7] * 12]
+    assert count.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -213,11 +204,9 @@ def test_argmax_and_count_of_the_empty(cuda):
         (lambda x: x[:, :1].expand(-1, 30, -1), 4),  # one token, thirty times
     ],
 )
-@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 def test_strides(cuda, view, vector, split):
     x = view(numbers(4, 20, 24))
     mask = torch.rand(x.shape[1], len(x), generator=torch.Generator().manual_seed(3)).t() < 0.8
-    split_over_warps(cuda, split)
     assert_agrees(x, lengths=torch.tensor([20, 3, 0, 18, 20])[: len(x)])
     assert cuda.launches() == launched(x.dtype, vector, split, values_per_access(x.dtype, x.shape[2]))
     assert_agrees(x, mask=mask)
@@ -255,21 +244,18 @@ def test_misaligned_rows_are_noticed():
 
 
 @pytest.mark.parametrize("given_as", ["lengths", "concatenated"])
-def test_impossible_lengths_are_clamped(cuda, given_as):
+def test_impossible_lengths_are_clamped(split, given_as):
     """Lengths on a GPU are not read back to be checked."""
     layout = Layout.make(given_as, [0, 40, 2], 8, padding=0)
     x = layout.fill(list(numbers(42, 8).split(layout.lengths)))
     rows = layout.given_as.get("rows")
     start, step = (rows.start, rows.step[:40]) if rows else (None, None)
-    for split in (False, True):
-        split_over_warps(cuda, split)
-        results = []
-        for lengths in (torch.tensor([0, 40, 2]), torch.tensor([-(2**40), 2**40, 2])):
-            v, *chosen = torch.ops.esim_fast.masked_pool(x, start, step, lengths, None)
-            backward = torch.ops.esim_fast.masked_pool_backward
-            results.append([v, *chosen, backward(v, *chosen, start, step, lengths, None, x.shape[-2])])
-        assert all(torch.equal(ours, wanted) for ours, wanted in zip(*results, strict=True))
-        assert results[0][2].tolist() == [0, 40, 2]
+    forward, backward, results = torch.ops.esim_fast.masked_pool, torch.ops.esim_fast.masked_pool_backward, []
+    for lengths in (torch.tensor([0, 40, 2]), torch.tensor([-(2**40), 2**40, 2])):
+        v, *chosen = forward(x, start, step, lengths, None)
+        results.append([v, *chosen, backward(v, *chosen, start, step, lengths, None, x.shape[-2])])
+    assert all(torch.equal(ours, wanted) for ours, wanted in zip(*results, strict=True))
+    assert results[0][2].tolist() == [0, 40, 2]
 
 
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
@@ -286,7 +272,6 @@ def test_nothing_to_pool(shape, dtype):
     assert not count.any()
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 class TestMoreElementsThan32BitsCount:
     """Wherever an index were cut off, zeros lie."""
 
@@ -294,7 +279,6 @@ class TestMoreElementsThan32BitsCount:
     def test_strides(self, cuda, along, split):
         x = numbers(3, 33, 16, dtype=torch.bfloat16)
         mask = torch.rand(3, 33, generator=torch.Generator().manual_seed(2)) < 0.7
-        split_over_warps(cuda, split)
         assert_agrees(spread(x, along), mask=spread(mask, along))
         assert cuda.launches() == launched(x.dtype, 8, split)
 
@@ -303,7 +287,6 @@ class TestMoreElementsThan32BitsCount:
         x = reserve((2 * FAR // width + 64, width))
         first = FAR // width + 4
         x[first : first + 33], x[:5] = words[:33], words[33:]
-        split_over_warps(cuda, split)
         far = Rows(torch.tensor([first * width, 0]), torch.arange(33) * width, torch.tensor([33, 5]), 33)
         near = Rows.concatenated([33, 5], width)
         assert torch.equal(masked_pool(x, rows=far), masked_pool(words, rows=near))

@@ -51,21 +51,13 @@ def assert_same(ours, wanted):
 class TestStrides:
     @pytest.mark.parametrize("backend", ["cpp", "reference"])
     def test_masked_pool(self, backend, along):
-        compact, lengths = torch.randn(3, 4, 16).to(HALF), torch.tensor([4, 2, 4])
+        x, mask = torch.randn(3, 4, 16).to(HALF), torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]]).bool()
 
-        def run(x):
-            return masked_pool(x, lengths, backend=backend)
+        def run(x, mask=None, lengths=None):
+            return with_gradients(lambda x: masked_pool(x, lengths, mask=mask, backend=backend), x)
 
-        assert_same(with_gradients(run, spread(compact, along)), with_gradients(run, compact))
-
-    @pytest.mark.parametrize("backend", ["cpp", "reference"])
-    def test_masks(self, backend, along):
-        x, mask = torch.randn(3, 4, 16), torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]]).bool()
-
-        def run(mask):
-            return with_gradients(lambda x: masked_pool(x, mask=mask, backend=backend), x)
-
-        assert_same(run(spread(mask, along)), run(mask))
+        assert_same(run(spread(x, along), lengths=[4, 2, 4]), run(x, lengths=[4, 2, 4]))
+        assert_same(run(x, spread(mask, along)), run(x, mask))
 
     @pytest.mark.parametrize("longest", [4, 70])
     @pytest.mark.parametrize("backend", ["cpp", "reference", INTERPRETED])
@@ -122,10 +114,8 @@ class TestRows:
         x, mask, lengths = torch.randn(4, width), reserve((pairs, longest), torch.bool), torch.zeros(pairs).long()
         mask[-1, :4], lengths[-1] = torch.tensor([True, False, True, True]), 4
         step = torch.arange(longest) * width
-        rows, few = (
-            Rows(torch.zeros(n).long(), step[:most], lengths_of_some, most)
-            for n, most, lengths_of_some in ((pairs, longest, lengths), (1, 4, lengths[-1:]))
-        )
+        rows = Rows(torch.zeros(pairs).long(), step, lengths, longest)
+        few = Rows(torch.zeros(1).long(), step[:4], lengths[-1:], 4)
         pooled = masked_pool(x, rows=rows, mask=mask)[-1:]
         ours = local_inference(x, x.clone(), a_rows=rows, b_rows=rows, a_mask=mask, b_mask=mask)
         wanted = local_inference(x, x.clone(), a_rows=few, b_rows=few, a_mask=mask[-1:, :4], b_mask=mask[-1:, :4])
@@ -163,10 +153,9 @@ class TestTritonPrograms:
                 reserve((pairs, length, times * width)) for times in (1, 1, 4, 4, 4, 4, 1, 1)
             )
             a_mask, b_mask = reserve((pairs, length), torch.bool), reserve((pairs, length), torch.bool)
-            for tensor, values in ((a, sentences), (grad_m_a, grads), (a_mask, masks)):
-                tensor[-1] = values[0]
-            for tensor, values in ((b, sentences), (grad_m_b, grads), (b_mask, masks)):
-                tensor[-1] = values[1]
+            a[-1], b[-1] = sentences
+            grad_m_a[-1], grad_m_b[-1] = grads
+            a_mask[-1], b_mask[-1] = masks
             addresses = (None, None, None, a_mask, None, None, None, b_mask, length, length, False)
             sides = kernels.sides_of(a, b, addresses)
             for plan, tensors in (

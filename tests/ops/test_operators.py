@@ -58,7 +58,7 @@ class TestRefused:
         [
             ({"start": index(0, 0)}, "one entry for each of the 2"),
             ({"start": index(0, 0), "lengths": index(0, 0)}, "start has 2 entries for 3 sequences"),
-            ({"rows": 7}, "is outside x"),
+            ({"rows": 7}, "is outside x, which has 28 elements"),
             ({"lengths": None}, "needs lengths"),
             ({"start": None}, "start and step must be given together"),
             ({"step": None}, "start and step must be given together"),

@@ -47,15 +47,11 @@ def interrupted(directory):
         parts = new_trainer(recipe, directory / "parts", new_model(seed=7), resume=True)
         assert (parts.progress.epoch, parts.progress.batch) == (2, 3)
         parts.run()
-    values = [
-        torch.cat([parameter.flatten() for parameter in trainer.net.parameters()] + [_metrics(trainer)])
-        for trainer in (whole, parts)
-    ]
+    values = []
+    for trainer in (whole, parts):
+        metrics = [[m.train_loss, m.train_accuracy, m.dev_loss] for m in trainer.progress.history]
+        values.append(torch.cat([*(x.flatten() for x in trainer.net.parameters()), torch.tensor(metrics).flatten()]))
     return float((values[0] - values[1]).abs().max())
-
-
-def _metrics(trainer):
-    return torch.tensor([[m.train_loss, m.train_accuracy, m.dev_loss] for m in trainer.progress.history]).flatten()
 
 
 def main(folder, place):

@@ -32,6 +32,11 @@ def torchrun(processes, *command):
     return subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, env=environment, timeout=540)
 
 
+def assert_close_weights(*directories):
+    weights = [safetensors.torch.load_file(directory / "model.safetensors") for directory in directories]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+
+
 @pytest.fixture(scope="module", params=[2, 3])
 def outcome(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
@@ -60,12 +65,7 @@ def test_several_processes_take_the_steps_of_one(outcome, alone, parts):
         assert measured == pytest.approx(expected, abs=1e-5)
         assert measured[1::2] == expected[1::2]  # accuracies: of as many pairs
     for directory in ("", "last"):
-        weights, expected = (
-            safetensors.torch.load_file(run / directory / "model.safetensors")
-            for run in (folder / f"steps-{parts}", expected_folder)
-        )
-        for name, value in weights.items():
-            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+        assert_close_weights(folder / f"steps-{parts}" / directory, expected_folder / directory)
 
 
 def test_evaluation_counts_every_pair_once(outcome):
@@ -88,8 +88,7 @@ def test_shards_and_parts_are_the_batch(workers, parts, shuffle):
     options = {"shuffle": shuffle, "seed": 3, "epoch": 2, "start": 1}
     whole = [batch.indices.tolist() for batch in batches(dataset, 8, **options)]
     shards = [list(batches(dataset, 8, shard=(rank, workers), parts=parts, **options)) for rank in range(workers)]
-    for shard in shards:
-        assert len(shard) == parts * len(whole)
+    assert {len(shard) for shard in shards} == {parts * len(whole)}
     for step, expected in enumerate(whole):
         pieces = [piece for shard in shards for piece in shard[step * parts : (step + 1) * parts]]
         assert all(piece.whole == len(expected) for piece in pieces)
@@ -119,11 +118,7 @@ class TestCommand:
         # Gloo says something among it, with torch 2.10.
         accuracies = [re.findall("^test accuracy .*", stdout, re.M) for stdout in (several.stdout, alone)]
         assert accuracies[0] == accuracies[1] != []
-        weights, expected = (
-            safetensors.torch.load_file(tmp_path / run / "model.safetensors") for run in ("two", "one")
-        )
-        for name, value in weights.items():
-            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+        assert_close_weights(tmp_path / "two", tmp_path / "one")
         assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["processes"] == 2
 
     def test_a_mistake_is_said(self, tmp_path):
