@@ -16,7 +16,6 @@ pytest.importorskip("triton")
 from benchmarks import candidates, measured, sweep
 from benchmarks.candidates import Case, Inputs, cases, configurations
 from benchmarks.measured import Measured, winner
-from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton import runtime
 from esim_fast.ops.triton.runtime import Config
 
@@ -37,18 +36,6 @@ def of_times(*times: dict[Config, float], refused=()) -> Measured:
 
 def table(lines: list[str]) -> dict:
     return eval("{" + "\n".join(lines) + "}", {"Config": Config})
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_candidates_and_their_batches(case):
-    configs = configurations(case)
-    assert configs[0] == case.present
-    assert 20 <= len(set(configs)) == len(configs) <= 1 + candidates.COMPILED
-    for kind, pairs in case.batches:
-        for lengths in candidates.batches_of(kind, pairs, case.tiles):
-            inputs = Inputs.draw(case, lengths, torch.device("meta"))
-            sides = kernels.sides_of(inputs.x, inputs.x, inputs.addresses)
-            assert not case.tiles or sorted((side.tile for side in sides), reverse=True) == list(case.tiles)
 
 
 def test_winner():

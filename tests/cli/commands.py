@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 from esim_fast.cli import main
@@ -22,8 +22,7 @@ EXPECTED = "expected premise,hypothesis[,label], by name or number from 1, got '
 SMALL = ["--hidden-size", "8", "--epochs", "2", "--batch-size", "2", "--device", "cpu"]
 
 
-@dataclass
-class Result:
+class Result(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
@@ -37,9 +36,8 @@ def esim_fast(*arguments, stdin="", cwd=None):
         if cwd is not None:
             stack.callback(os.chdir, Path.cwd())
             os.chdir(cwd)
-        stack.enter_context(
-            mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode())))
-        )
+        given = io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode())
+        stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(given)))
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as exit:  # argparse's way out

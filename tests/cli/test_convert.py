@@ -62,17 +62,16 @@ def test_the_notebooks_are_told_what_they_have(tmp_path):
 
 
 def test_mistakes(state):
-    model, source = state / "model", state / "best.pth.tar"
-    assert "nowhere: No such file" in fails("convert", state / "nowhere", model)
-    assert "this one has neither best.th nor weights.th" in fails("convert", state, model)
-    assert f"{source}: the network has 3 labels, got 2" in fails("convert", source, model, "--labels", "yes,no")
-    assert "expected distinct labels with commas between, got 'a,,b'" in fails(
-        "convert", source, model, "--labels", "a,,b"
-    )
-    (state / "words.txt").write_text("a\nb\n")
-    assert f"{source} with {state / 'words.txt'}: the network has 12 word vectors, the vocabulary 2 words" in fails(
-        "convert", source, model, "--vocabulary", state / "words.txt"
-    )
+    model, source, words = state / "model", state / "best.pth.tar", state / "words.txt"
+    words.write_text("a\nb\n")
     torch.save(Coetaur0(12, 4, 6), state / "whole.pt")
-    assert "whole.pt: holds objects of Python" in fails("convert", state / "whole.pt", model)
+    for path, options, message in (
+        (state / "nowhere", [], "nowhere: No such file"),
+        (state, [], "this one has neither best.th nor weights.th"),
+        (state / "whole.pt", [], "whole.pt: holds objects of Python"),
+        (source, ["--labels", "yes,no"], f"{source}: the network has 3 labels, got 2"),
+        (source, ["--labels", "a,,b"], "expected distinct labels with commas between, got 'a,,b'"),
+        (source, ["--vocabulary", words], f"{source} with {words}: the network has 12 word vectors, the vocabulary 2"),
+    ):
+        assert message in fails("convert", path, model, *options)
     assert not model.exists()

@@ -61,14 +61,6 @@ class TestPredict:
             command.finish()
         assert_nobody_is_left(command.pid)
 
-    def test_whoever_writes_dies_within_a_row(self, model):
-        with start("predict", model, "-", stdin=True) as command:
-            command.stdin.write("a b\tb a\nc d\td c\na b c")
-            code, stdout, stderr = command.finish()
-        assert [json.loads(line)["line"] for line in stdout.splitlines()] == [1, 2]
-        assert stderr == "stdin:3: expected 2 columns, got 1\nstdin: 1 bad row left out\n"
-        assert code == 0
-
     def test_answers_come_as_soon_as_the_pairs(self, model):
         """Whoever writes pairs may wait for each answer before writing the next."""
         with start("predict", model, "-", stdin=True) as command:

@@ -10,11 +10,8 @@ import pytest
 from tests.cli.commands import fails, succeeds
 
 
-def test_version():
+def test_version_and_help():
     assert succeeds("--version") == f"esim-fast {importlib.metadata.version('esim_fast')}\n"
-
-
-def test_help_names_the_commands():
     text = succeeds("--help")
     assert all(command in text for command in ("train", "evaluate", "predict", "data"))
     assert "see esim-fast --help" in fails()

@@ -120,26 +120,21 @@ def test_a_folder_with_columns_of_other_names(tmp_path):
     options = ["train", "--data", tmp_path, "--columns", "q,a,y", *SMALL]
     assert "test accuracy" in succeeds(*options, "--output", tmp_path / "m")
     (tmp_path / "test.tsv").write_text("q\ta\nb\tc\n")
-    result = esim_fast(*options, "--output", tmp_path / "n")
-    assert f"{tmp_path / 'test.tsv'}: not used, because it has no labels\n" in result.stderr
+    assert "test.tsv: not used, because it has no labels\n" in esim_fast(*options, "--output", tmp_path / "n").stderr
 
 
 def test_a_tokenizer_of_ones_own(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "own_words.py").write_text("def split(text):\n    return text.upper().split()\n")
-    options = ["--train", corpus, "--dev", corpus, "--tokenizer", "own_words:split", "--output", "m", *SMALL]
-    succeeds("train", *options, cwd=tmp_path)
+    own = ["--tokenizer", "own_words:split"]
+    succeeds(*training(corpus, "m"), *own, cwd=tmp_path)
     assert "SLEEPING." in (tmp_path / "m" / "vocabulary.txt").read_text().split()
     assert "a tokenizer of somebody's own, own_words:split" in fails("evaluate", "m", corpus, cwd=tmp_path)
-    own = ["--tokenizer", "own_words:split"]
-    succeeds("evaluate", "m", corpus, *own, cwd=tmp_path)
-    succeeds("predict", "m", corpus, *own, cwd=tmp_path)
-    assert "tokenizer own_words:join: AttributeError: module" in fails(
-        "train", "--tokenizer", "own_words:join", cwd=tmp_path
-    )
-    assert "expected nltk, nltk-cased, nltk-punkt, whitespace, characters, coetaur0 or module:function" in fails(
-        "train", "--tokenizer", "spacy"
-    )
+    for command in ("evaluate", "predict"):
+        succeeds(command, "m", corpus, *own, cwd=tmp_path)
+    names = "nltk, nltk-cased, nltk-punkt, whitespace, characters, coetaur0 or module:function"
+    for name, message in (("own_words:join", "tokenizer own_words:join: AttributeError: module"), ("spacy", names)):
+        assert message in fails("train", "--tokenizer", name, cwd=tmp_path)
 
 
 def test_columns_that_stand_otherwise(model, tmp_path):
@@ -171,21 +166,20 @@ def test_the_readmes_command_for_the_full_corpus(tmp_path):
     (command,) = [line for line in readme.splitlines() if line.startswith("esim-fast train --data snli_1.0 ")]
     columns = ["gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse"]
     columns += ["sentence2_parse", "sentence1", "sentence2", "captionID", "pairID"]
-    columns += [f"label{i}" for i in range(1, 6)]
     folder = tmp_path / "snli_1.0"
     folder.mkdir()
     (folder / "README.txt").write_text("This is version 1.0 of the SNLI corpus.\n")
     for part, annotators in (("train", 1), ("dev", 5), ("test", 5)):
-        table, records = ["\t".join(columns)], []
+        records = []
         for number, (label, p, h) in enumerate(TRAIN * 3):
             parses = [f"( {p} )", f"( {h} )", f"(ROOT (S {p}))", f"(ROOT (S {h}))"]
             ids = [f"{number}.jpg#0", f"{number}.jpg#0r1{label[0]}"]
             given = [label if label != "-" else ("neutral", "entailment")[i % 2] for i in range(annotators)]
-            table.append("\t".join([label, *parses, p, h, *ids, *given, *[""] * (5 - annotators)]))
-            values = dict(zip(columns[:9], [label, *parses, p, h, *ids], strict=True))
-            records.append(json.dumps({"annotator_labels": given, **values}))
-        (folder / f"snli_1.0_{part}.txt").write_text("\n".join(table) + "\n")
-        (folder / f"snli_1.0_{part}.jsonl").write_text("\n".join(records) + "\n")
+            values = dict(zip(columns, [label, *parses, p, h, *ids], strict=True))
+            records.append({"annotator_labels": given, **values})
+        table = [[*list(record.values())[1:], *record["annotator_labels"]] for record in records]
+        (folder / f"snli_1.0_{part}.txt").write_text("\n".join("\t".join(row) for row in [columns, *table]) + "\n")
+        (folder / f"snli_1.0_{part}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     generator = random.Random(0)
     words = [",", ".", "the", "A", "man", "is", "sleeping", "dogs", ". . .", "at name@domain.com", "0.5"]
     rows = [f"{word} " + " ".join(f"{generator.gauss(0, 0.4):.5g}" for _ in range(300)) for word in words]

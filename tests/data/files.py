@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,16 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
         for name, member in members.items():
             archive.writestr(name, member)
     return content.getvalue()
+
+
+def damage(content: bytes, draw: random.Random, pieces: list[bytes]) -> bytes:
+    """Bytes with one to three things done to them: some are left out, replaced, or there twice."""
+    found = bytearray(content)
+    for _ in range(draw.randrange(1, 4)):
+        place, end = sorted(draw.randrange(len(found) + 1) for _ in "be")
+        other = [b"", bytes([draw.randrange(256)]), draw.choice(pieces), bytes(found[place:end]) * 2]
+        found[place : draw.choice([place, place + 1, end])] = draw.choice(other)
+    return bytes(found)
 
 
 def refusal(function: Callable, *arguments: object, **options: object) -> str:

@@ -68,7 +68,6 @@ def test_one_batch_by_hand():
     assert batch.pairs.batch_sizes.tolist() == [3, 1, 1]
     assert batch.pairs.longest == (3, 1)
     assert batch.pairs.words == (4, 1)
-    assert batch.labels is not None
     assert batch.labels.tolist() == [1, 2]
     assert batch.indices.tolist() == [2, 0]
     for tensor in (batch.pairs.tokens, batch.pairs.addresses, batch.labels, batch.indices):
@@ -160,18 +159,22 @@ def test_batches_made_ahead_are_the_same():
     here = list(batches(dataset, 8, shuffle=True))
     for prefetch in (1, 3, 100):
         loader = batches(dataset, 8, shuffle=True, prefetch=prefetch)
-        for _ in range(2):
-            assert all(map(same, here, loader))
+        assert all(map(same, here * 2, chain(loader, loader)))
+
+
+class Counting(EncodedPairs):
+    """Counts its batches; the tenth is more than it can make."""
+
+    made = 0
+
+    def __getitem__(self, indices: object) -> Batch:
+        self.made += 1
+        if self.made == 10:
+            raise RuntimeError("broken")
+        return super().__getitem__(indices)
 
 
 def test_making_ahead_is_bounded_and_ends():
-    class Counting(EncodedPairs):
-        made = 0
-
-        def __getitem__(self, indices: object) -> Batch:
-            self.made += 1
-            return super().__getitem__(indices)
-
     dataset = Counting([[2]] * 1000, [[3]] * 1000, None)
     before = threading.active_count()
     iterator = iter(batches(dataset, 1, shuffle=False, prefetch=3))
@@ -184,12 +187,8 @@ def test_making_ahead_is_bounded_and_ends():
 
 
 def test_a_failure_while_making_ahead_arrives():
-    class Broken(EncodedPairs):
-        def __getitem__(self, indices: object) -> Batch:
-            raise RuntimeError("broken")
-
     with pytest.raises(RuntimeError, match=r"^broken$"):
-        list(batches(Broken([[2]], [[3]], None), 1, shuffle=False, prefetch=2))
+        list(batches(Counting([[2]] * 20, [[3]] * 20, None), 1, shuffle=False, prefetch=2))
 
 
 @pytest.mark.parametrize("size", [{"batch_size": 7}, {"max_tokens": 200}])

@@ -1,17 +1,19 @@
 """What is kept between runs: used while it is right, made again when it is not."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from esim_fast.data import DataError, default_cache
 from esim_fast.data.cache import kept
+from tests.data.files import refusal
+from tests.processes import fork
 
 OPTIONS = {"format": "1"}
 
@@ -133,23 +135,17 @@ def test_every_bit_counts(folder, make):
 
 
 def test_a_failure_leaves_nothing(folder, source):
-    def fail() -> dict[str, torch.Tensor]:
-        raise DataError("no")
-
-    with pytest.raises(DataError, match=r"^no$"):
-        kept(folder, str(source), OPTIONS, fail)
+    assert refusal(kept, folder, str(source), OPTIONS, mock.Mock(side_effect=DataError("no"))) == "no"
     assert files(folder) == []
 
 
-def test_a_source_that_changes_meanwhile(folder, source):
-    class Changing(Maker):
-        def __call__(self) -> dict[str, torch.Tensor]:
-            arrays = super().__call__()
-            self.source.write_bytes(b"content, and more")
-            return arrays
+def test_a_source_that_changes_meanwhile(folder, source, make):
+    def changing() -> dict[str, torch.Tensor]:
+        arrays = make()
+        source.write_bytes(b"content, and more")
+        return arrays
 
-    with pytest.raises(DataError, match=r"corpus\.tsv: it was changed while it was read$"):
-        fetch(folder, Changing(source))
+    assert refusal(kept, folder, str(source), OPTIONS, changing) == f"{source}: it was changed while it was read"
     assert files(folder) == []
 
 
@@ -169,27 +165,23 @@ def test_a_pipe_is_read_once_and_not_kept(tmp_path, folder):
     assert not folder.exists()
 
 
-def _fetch_slowly(folder: Path, source: Path, made: "multiprocessing.Queue[bool]") -> None:
+def _fetch_slowly(folder: Path, source: Path, made: Path) -> None:
     class Slow(Maker):
         def __call__(self) -> dict[str, torch.Tensor]:
             time.sleep(0.3)
+            (made / str(os.getpid())).touch()
             return super().__call__()
 
-    make = Slow(source)
-    fetch(folder, make)
-    made.put(bool(make.count))
+    fetch(folder, Slow(source))
 
 
-def test_of_several_processes_one_makes_it(folder, source):
-    context = multiprocessing.get_context("fork")
-    made = context.Queue()
-    processes = [context.Process(target=_fetch_slowly, args=(folder, source, made)) for _ in range(4)]
-    for process in processes:
-        process.start()
+def test_of_several_processes_one_makes_it(folder, source, tmp_path_factory):
+    made = tmp_path_factory.mktemp("made")
+    processes = [fork(_fetch_slowly, folder, source, made) for _ in range(4)]
     for process in processes:
         process.join()
-    assert sum(made.get(timeout=10) for _ in processes) == 1
-    assert len(files(folder)) == 1
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(list(made.iterdir())) == len(files(folder)) == 1
 
 
 def test_where_the_users_cache_is(monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 
 from esim_fast.data import BadRow, CorpusFormat, DataError, Pair, prepare, read_pairs
 from esim_fast.data.reading import Form, parse_pairs
+from tests.data.files import damage
 
 FILES, ROWS, DAMAGED = 400, 12, 7  # 2,800 damaged rows for each of four forms
 WORDS = ["a", "man", "isn't", '"so"', "Ünïcode", "睡觉", "3,5", "\u2028", "", " ", "{x}", "-", "\\", "🙂", "'"]
@@ -53,30 +54,16 @@ def as_read(row: Row) -> tuple[str, str, str | None]:
     return premise, hypothesis, None if label == "-" else label
 
 
+def damaged_row(row: bytes, draw: random.Random) -> bytes:
+    """A row with one to three things done to it; its line feed stays."""
+    return damage(row.removesuffix(b"\n"), draw, PIECES) + b"\n"
+
+
 def damaged_rows(write: Callable[[Row], bytes], draw: random.Random) -> list[bytes]:
     rows = [write(draw_row(draw)) for _ in range(ROWS)]
     for place in draw.sample(range(ROWS), DAMAGED):
-        rows[place] = damage(rows[place], draw)
+        rows[place] = damaged_row(rows[place], draw)
     return rows
-
-
-def damage(row: bytes, draw: random.Random) -> bytes:
-    """A row with one to three things done to it; its line feed stays."""
-    row = row.removesuffix(b"\n")
-    for _ in range(draw.randrange(1, 4)):
-        place, end = sorted(draw.randrange(len(row) + 1) for _ in "be")
-        row = draw.choice(
-            [
-                row[:place] + draw.choice(PIECES) + row[place:],
-                row[:place] + draw.choice(PIECES) + row[place + 1 :],
-                row[:place] + row[place + 1 :],
-                row[:place] + row[end:],
-                row[:place],
-                row[:place] + bytes([draw.randrange(256)]) + row[place + 1 :],
-                row[:end] + row[place:],
-            ]
-        )
-    return row + b"\n"
 
 
 def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
@@ -148,7 +135,7 @@ def test_rows_of_several_lines(form):
         damaged = set(draw.sample(range(ROWS), DAMAGED))
         content, begins, line = HEADERS[form], [], 2
         for place, row in enumerate(written):
-            row = damage(row, draw) if place in damaged else row
+            row = damaged_row(row, draw) if place in damaged else row
             begins.append(line)
             line += row.count(b"\n")
             content += row
@@ -217,7 +204,7 @@ def test_damaged_headers(form):
     refused = 0
     for _ in range(FILES):
         rows = [draw_row(draw) for _ in range(3)]
-        header = damage(HEADERS[form], draw)
+        header = damaged_row(HEADERS[form], draw)
         content = header + b"".join(map(write, rows))
         expected = [as_read(row) for row in rows]
         try:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esim_fast.data import DataError, prepare
+from esim_fast.data import prepare
 from esim_fast.data import preparing as module
 from esim_fast.data.folders import find_corpus
+from tests.data.files import refusal
 
 datasets = pytest.importorskip("datasets", reason="the extra [hub] is not installed")
 
@@ -52,21 +53,17 @@ def test_splits(corpus):
 
 
 def test_mistakes(corpus, tmp_path):
-    with pytest.raises(DataError, match=r"expected one of its splits after #, train, validation, test, got 'dev'$"):
-        prepare(f"{corpus}#dev")
-    with pytest.raises(DataError, match=r"expected sentence pairs, got only 3 labeled -$"):
-        prepare(f"{corpus}#test")
+    splits = "expected one of its splits after #, train, validation, test, got 'dev'"
+    assert refusal(prepare, f"{corpus}#dev").endswith(splits)
+    assert refusal(prepare, f"{corpus}#test").endswith("expected sentence pairs, got only 3 labeled -")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError) as caught:
-        prepare(f"hub:{tmp_path / 'empty'}#train")
-    assert "\n" not in str(caught.value)
+    refusal(prepare, f"hub:{tmp_path / 'empty'}#train")
 
 
 def test_a_row_that_is_wrong(tmp_path):
-    rows = dataset(premise=["a", None, "c"])
-    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "nli")
-    with pytest.raises(DataError, match=r"#train:2: premise: expected a string, got NoneType$"):
-        prepare(f"hub:{tmp_path / 'nli'}#train")
+    datasets.DatasetDict({"train": dataset(premise=["a", None, "c"])}).save_to_disk(tmp_path / "nli")
+    said = refusal(prepare, f"hub:{tmp_path / 'nli'}#train")
+    assert said.endswith("#train:2: premise: expected a string, got NoneType")
 
 
 def test_multinli(tmp_path):

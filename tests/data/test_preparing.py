@@ -15,14 +15,13 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from esim_fast.data import BadRow, CorpusFormat, DataError, PreparedCorpus, get_tokenizer, prepare, read_pairs
+from esim_fast.data import BadRow, CorpusFormat, PreparedCorpus, get_tokenizer, prepare, read_pairs
 from esim_fast.data import preparing as module
 from tests.data.files import refusal, vocabulary_of
 from tests.data.files import write as write_file
 from tests.processes import children, fork, wait_for
 
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
-LABELS = ["x", "y"]
 
 
 def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
@@ -93,8 +92,8 @@ def test_other_labels_can_be_left_out(tmp_path):
     dataset = corpus.encode(vocabulary_of(), ["z", "x"])
     assert dataset.labels.tolist() == [1]
     assert corpus.label_counts() == {"x": 1, "y": 0}
-    with pytest.raises(DataError, match=r"corpus\.tsv: expected labels among z, got none of them$"):
-        prepare(tmp_path / "corpus.tsv").without_other_labels(["z"])
+    said = refusal(prepare(corpus.path).without_other_labels, ["z"])
+    assert said == f"{corpus.path}: expected labels among z, got none of them"
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -141,12 +140,13 @@ def test_text_without_columns(tmp_path):
 
 
 def test_long_rows_come_in_small_parts():
-    records = [module.Record(number, b"x" * 900_000) for number in range(50)]
-    chunks = list(module._chunks(iter(records)))
-    assert [record for chunk in chunks for record in chunk] == records
-    assert max(map(len, chunks)) == 5
-    rows = [module.Record(number, b"x") for number in range(5000)]
-    assert [len(chunk) for chunk in module._chunks(iter(rows))] == [2048, 2048, 904]
+    def lengths(records: list[module.Record]) -> list[int]:
+        chunks = list(module._chunks(iter(records)))
+        assert [record for chunk in chunks for record in chunk] == records
+        return list(map(len, chunks))
+
+    assert max(lengths([module.Record(number, b"x" * 900_000) for number in range(50)])) == 5
+    assert lengths([module.Record(number, b"x") for number in range(5000)]) == [2048, 2048, 904]
 
 
 def test_a_digest_tells_contents_apart(tmp_path):
@@ -181,22 +181,20 @@ def test_bad_rows_are_listed_again_the_second_time(tmp_path):
         corpus = prepare(path, cache=cache, skip_bad_rows=True)
         assert corpus.bad_rows == [BadRow(5, "expected 3 columns, got 2"), BadRow(6, "NUL character")]
         assert len(corpus) == 3
-    with pytest.raises(DataError, match=r":5: expected 3 columns, got 2$"):
-        prepare(path, cache=cache)
+    assert refusal(prepare, path, cache=cache) == f"{path}:5: expected 3 columns, got 2"
 
 
 def test_a_corpus_of_bad_rows(tmp_path):
     path = write(tmp_path, "label\tpremise\thypothesis\nx\ta\n")
-    with pytest.raises(DataError, match=r"got none that can be read; line 2: expected 3 columns, got 2$"):
-        prepare(path, skip_bad_rows=True)
+    ending = "got none that can be read; line 2: expected 3 columns, got 2"
+    assert refusal(prepare, path, skip_bad_rows=True).endswith(ending)
     assert len(prepare(path, skip_bad_rows=True, allow_empty=True)) == 0
 
 
 def test_labels_with_any_character(tmp_path):
     labels = ["a\nb", 'c"', "ünï"]
-    rows = [json.dumps({"label": label, "premise": "p", "hypothesis": "h"}) for label in labels]
-    corpus = prepare(write(tmp_path, "\n".join(rows), "a.jsonl"), cache=tmp_path / "cache")
-    assert corpus.label_names == labels
+    rows = "\n".join(json.dumps({"label": label, "premise": "p", "hypothesis": "h"}) for label in labels)
+    assert prepare(write(tmp_path, rows, "a.jsonl"), cache=tmp_path / "cache").label_names == labels
 
 
 class TestOwnTokenizer:
@@ -347,8 +345,6 @@ def kept_files(cache: Path) -> dict[str, bytes]:
 
 
 def test_both_forms_of_snli_hold_the_same_examples(real_data):
-    tsv, jsonl = (prepare(real_data / "snli" / name) for name in ("dev.tsv.gz", "snli_1.0_dev.jsonl.gz"))
-    examples = [[pair[:3] for pair in pairs_of(corpus) if pair[2]] for corpus in (tsv, jsonl)]
-    assert len(examples[0]) == 9842
-    assert examples[0] == examples[1]
-    assert int((tsv.labels == module.NO_LABEL).sum()) == 158
+    corpora = (prepare(real_data / "snli" / name) for name in ("dev.tsv.gz", "snli_1.0_dev.jsonl.gz"))
+    tsv, jsonl = ([pair[:3] for pair in pairs_of(corpus) if pair[2]] for corpus in corpora)
+    assert tsv == jsonl

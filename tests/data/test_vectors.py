@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import signal
 import threading
 import zlib
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from esim_fast.data import PADDING_ID, UNKNOWN_ID, DataError, Vocabulary, load_vectors, vector_files, words_with_vector
@@ -28,6 +27,12 @@ ROWS = "the 1 2 3\nof 9 9 9\ncat -1e-1 0.5 4\n"
 def write_npz(folder: Path, **arrays: np.ndarray) -> Path:
     np.savez(folder / "vectors.npz", **arrays)
     return folder / "vectors.npz"
+
+
+def saved(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    save(content, *arrays, **named)
+    return content.getvalue()
 
 
 def as_text(rows: Rows) -> bytes:
@@ -135,10 +140,9 @@ def test_npz_across_blocks(tmp_path, save, order):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damaged_npz(tmp_path, save):
     """Whichever byte is wrong: an error, or a byte that says nothing of the vectors."""
-    path = tmp_path / "v.npz"
-    save(path, words=np.array(["the", "Cat"]), vectors=np.array([[1, 2], [3, 0.5]], dtype=np.float32))
-    whole, expected = path.read_bytes(), load_vectors(path, VOCABULARY).matrix
-    errors = 0
+    whole = saved(save, words=np.array(["the", "Cat"]), vectors=np.array([[1, 2], [3, 0.5]], dtype=np.float32))
+    path = write(tmp_path, "v.npz", whole)
+    expected, errors = load_vectors(path, VOCABULARY).matrix, 0
     for place in range(len(whole)):
         for other in (whole[place] ^ 1, whole[place] ^ 255):
             path.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
@@ -150,8 +154,7 @@ def test_damaged_npz(tmp_path, save):
     assert errors > len(whole) // 2
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError):
-            load_vectors(path, VOCABULARY)
+        refusal(load_vectors, path, VOCABULARY)
 
 
 def test_more_words(tmp_path):
@@ -227,20 +230,19 @@ class TestCache:
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False).map(np.float32)
 # Without the characters that end a word or a line in the file, and of one case, so that no word stands in for another.
-file_words = st.text(
-    st.characters(exclude_categories=["Cs", "Lu", "Ll", "Lt"], exclude_characters=" \n\r\0"), min_size=1
-)
+characters = st.characters(exclude_categories=["Cs", "Lu", "Ll", "Lt"], exclude_characters=" \n\r\0")
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> Rows:
-    words = draw(st.lists(file_words, min_size=1, max_size=5, unique=True))
+    words = draw(st.lists(st.text(characters, min_size=1), min_size=1, max_size=5, unique=True))
     row = st.tuples(*[floats] * draw(st.integers(1, 4)))
     return [(word, np.array(draw(row), dtype=np.float32)) for word in words]
 
 
 @pytest.mark.parametrize("form", ["glove", "word2vec text", "word2vec binary", "gensim binary", "npz"])
 @given(rows=tables())
+@example(rows=[("\tx", np.float32([0])), ("x\t", np.float32([1])), ("\u3000", np.float32([2])), ("x", np.float32([3]))])
 def test_whatever_is_written_reads_back(tmp_path_factory, form, rows):
     folder = tmp_path_factory.mktemp("vectors")
     if form == "npz":
@@ -418,11 +420,6 @@ class TestProcesses:
         with open(write(tmp_path, "v.txt", ROWS), "rb") as file:
             assert load_vectors(f"/dev/fd/{file.fileno()}", VOCABULARY).matrix[2, 0].item() == os.getpid()
 
-    def test_one_that_is_killed(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(vector_files, "_parse", lambda fields: os.kill(os.getpid(), signal.SIGKILL))
-        path = write(tmp_path, "v.txt", ROWS)
-        assert refusal(load_vectors, path, VOCABULARY).endswith("was killed; is memory short?")
-
     def test_file_that_cannot_be_opened_again(self, tmp_path, monkeypatch):
         path = write(tmp_path, "v.txt", ROWS)
         cut = vector_files._ranges
@@ -468,10 +465,6 @@ THREE = [
 ]
 
 
-def with_counts(line: str) -> bytes:
-    return as_binary(THREE).replace(b"3 2", line.encode())
-
-
 @pytest.mark.parametrize("name", ["v.bin", "v.bin.gz"])
 @pytest.mark.parametrize(
     "content",
@@ -491,14 +484,6 @@ def test_binary(tmp_path, name, content):
     assert np.array_equal(result.matrix[3], THREE[2][1])
 
 
-@pytest.mark.parametrize("ending", [b"", b"\n"])
-def test_binary_words_are_taken_as_they_are(tmp_path, ending):
-    words = ["\tx", "x\t", "\u3000", "x"]
-    rows = [(word, np.array([index], dtype=np.float32)) for index, word in enumerate(words)]
-    result = load_vectors(write(tmp_path, "v.bin", as_binary(rows, ending)), vocabulary_of(*words))
-    assert result.matrix[2:, 0].tolist() == [0, 1, 2, 3]
-
-
 def test_binary_across_blocks(tmp_path):
     words = [f"w{i}" for i in range(5000)]
     numbers = np.random.default_rng(0).normal(size=(5000, 50)).astype(np.float32)
@@ -508,6 +493,10 @@ def test_binary_across_blocks(tmp_path):
         result = load_vectors(write(tmp_path, name, as_binary(rows, ending)), vocabulary)
         assert result.found == 5000
         np.testing.assert_array_equal(result.matrix[2:], numbers[::-1])
+
+
+def with_counts(line: str) -> bytes:
+    return as_binary(THREE).replace(b"3 2", line.encode())
 
 
 COUNTS = "1: expected the number of rows and of numbers in each, got"
@@ -602,12 +591,6 @@ def test_bad_npz(tmp_path, arrays, message):
     assert said.endswith(message)
 
 
-def saved(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    save(content, *arrays, **named)
-    return content.getvalue()
-
-
 COMPRESSED = saved(np.savez_compressed, words=np.array(["the"]), vectors=np.random.default_rng(0).random((1, 500)))
 
 
@@ -636,7 +619,7 @@ def test_missing_file(tmp_path, name):
     assert refusal(load_vectors, tmp_path / name, VOCABULARY) == f"{tmp_path / name}: No such file or directory"
 
 
-def test_damaged_gzip(tmp_path):
+def test_not_gzip(tmp_path):
     path = tmp_path / "v.txt.gz"
     path.write_text(ROWS)
     assert refusal(load_vectors, path, VOCABULARY) == f"{path}:1: Not a gzipped file (b'th')"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary, get_tokenizer, prepare
+from esim_fast.data import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary, prepare
 from tests.data.files import refusal, vocabulary_of
 
 
@@ -114,14 +114,6 @@ lines_that_are_not = st.sampled_from(["a\u2028b", "a\x85b", "\x1c", "\x0b\x0c", 
 def test_any_word_survives_the_file(tmp_path_factory, name, sentences):
     path = tmp_path_factory.mktemp("vocabulary") / name
     vocabulary = Vocabulary.build(count(sentences))
-    vocabulary.save(path)
-    assert Vocabulary.load(path) == vocabulary
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_whatever_the_tokenizer_gives_can_be_saved(tmp_path_factory, texts):
-    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.txt"
-    vocabulary = Vocabulary.build(count(map(get_tokenizer(), texts)))
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
 

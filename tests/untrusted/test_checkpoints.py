@@ -49,8 +49,7 @@ class TestCheckpoints:
         path = tmp_path / "a.pt"
         torch.save(state, path, _use_new_zipfile_serialization=not legacy)
         whole = path.read_bytes()
-        places = range(0, len(whole), 41)
-        for place in places:
+        for place in range(0, len(whole), 41):
             path.write_bytes(whole[:place])
             refused(lambda: read_state_dict(path), str(path))
 
@@ -65,12 +64,11 @@ class TestCheckpoints:
             (lambda s: s.update({"linear.mlp.3.bias": torch.tensor([0.0, torch.nan])}), "linear.mlp.3.bias holds"),
             (lambda s: s.update({"linear.mlp.3.bias": torch.zeros(2, dtype=torch.complex64)}), "linear.mlp.3.bias"),
             (lambda s: s.update({"a\nb\x1b": torch.zeros(2)}), r"a\nb\x1b is no part"),
-            (lambda s: s.pop("embedding.weight"), "embedding.weight is missing"),
             (lambda s: s.update({"embedding.weight": torch.zeros(0, 3)}), "none of them 0"),
             (lambda s: (s.clear(), s.update({"a\nb": torch.zeros(2)})), r"got a\nb"),
             (lambda s: s.clear(), "expected a state dict"),
         ],
-        ids=range(12),
+        ids=range(11),
     )
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
     def test_tensors(self, tmp_path, state, change, message):

@@ -20,6 +20,7 @@ import torch
 from esim_fast.classifier import CONFIG, WEIGHTS
 from esim_fast.errors import one_line
 from tests.cli.commands import fails, succeeds
+from tests.data.files import damage
 from tests.untrusted import fuzz_targets
 from tests.untrusted.fuzz_targets import TARGETS, Marker, refusals
 from tests.untrusted.hostile import DEEP, PARTS, in_npy, in_torch, save_model, unchanged, write_zip
@@ -47,17 +48,17 @@ class TestCommandLine:
         (model / CONFIG).write_text(json.dumps(config | {"a\nb\r\x1b[2J": 0}))
         fails(*one)
 
-    def test_checkpoints(self, model, tmp_path, bomb):
-        (tmp_path / "net.pt").write_bytes(bomb)
-        assert "net.pt: holds objects of Python" in fails("convert", tmp_path / "net.pt", tmp_path / "m")
-        in_torch({"embedding.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "net.pt")
-        assert "fewer numbers" in fails("convert", tmp_path / "net.pt", tmp_path / "m")
-        assert not (tmp_path / "m").exists()
+    def test_checkpoints(self, tmp_path, bomb):
         folder = tmp_path / "allennlp"
         (folder / "vocabulary").mkdir(parents=True)
+        (tmp_path / "net.pt").write_bytes(bomb)
+        in_torch({"embedding.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "large.pt")
         in_torch({"a": torch.zeros(1)}, folder / "best.th")
         os.mkfifo(folder / "vocabulary" / "labels.txt")
+        assert "net.pt: holds objects of Python" in fails("convert", tmp_path / "net.pt", tmp_path / "m")
+        assert "fewer numbers" in fails("convert", tmp_path / "large.pt", tmp_path / "m")
         assert "labels.txt: expected a file" in fails("convert", folder, tmp_path / "m")
+        assert not (tmp_path / "m").exists()
 
     @pytest.mark.parametrize("name", PARTS)
     def test_conversion_overwrites_nothing(self, model, tmp_path, name):
@@ -176,7 +177,7 @@ def write_bombs(folder: Path) -> None:
 
 
 READ_BOMBS = r"""
-import os, re, resource, sys, time
+import contextlib, os, re, resource, sys, time
 from pathlib import Path
 from esim_fast import Classifier
 from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
@@ -204,14 +205,10 @@ def read(path):
     elif name == "model":
         Classifier.from_pretrained(path, device="cpu")
     else:
-        try:
-            convert(read_state_dict(path))
-        finally:
-            if name.endswith(".pt"):
-                try:
-                    Checkpoint.load(path)
-                except ValueError:
-                    pass
+        if name.endswith(".pt"):
+            with contextlib.suppress(ValueError):
+                Checkpoint.load(path)
+        convert(read_state_dict(path))
 
 for path in sorted(folder.iterdir()):
     Path("/proc/self/clear_refs").write_text("5")  # the most that was taken is what is taken now
@@ -252,10 +249,10 @@ class TestTargets:
     def test_inputs(self, target):
         """Whole files, those that once broke it, and a hundred damaged ones, always the same."""
         draw = random.Random(target)
-        seeds = fuzz_targets.seeds(target)
+        seeds, pieces = fuzz_targets.seeds(target), [piece.encode() for piece in fuzz_targets.PIECES]
         kept = sorted(path.read_bytes() for path in (CRASHES / target).glob("*"))
         assert seeds
-        damaged = [damage(draw.choice(seeds), draw) for _ in range(100)]
+        damaged = [damage(draw.choice(seeds), draw, pieces) for _ in range(100)]
         for content in (*seeds, *kept, *damaged):
             TARGETS[target](content)
 
@@ -287,17 +284,6 @@ class TestTargets:
             raise RuntimeError
         with pytest.raises(AssertionError, match="executed"), refusals():
             pickle.loads(pickle.dumps(Marker(fuzz_targets.marker())))
-
-
-def damage(content: bytes, draw: random.Random) -> bytes:
-    found = bytearray(content)
-    for _ in range(draw.randrange(1, 4)):
-        place, end = sorted(draw.randrange(len(found) + 1) for _ in "be")
-        piece = draw.choice(
-            [b"", bytes([draw.randrange(256)]), draw.choice(fuzz_targets.PIECES).encode(), bytes(found[place:end]) * 2]
-        )
-        found[place : draw.choice([place, place + 1, end])] = piece
-    return bytes(found)
 
 
 def test_one_line():
