@@ -97,20 +97,19 @@ def test_extending_the_vocabulary(corpus, tmp_path):
 
 
 def test_prepared_files(corpus, tmp_path, cache):
-    options = ["train", "--train", corpus, "--dev", corpus, *SMALL]
-    succeeds(*options, "--cache", tmp_path / "here", "--output", tmp_path / "a")
+    succeeds(*training(corpus, tmp_path / "a"), "--cache", tmp_path / "here")
     (kept,) = (tmp_path / "here").glob("*.safetensors")
     used = kept.stat().st_mtime_ns
-    succeeds(*options, "--cache", tmp_path / "here", "--output", tmp_path / "b")
+    succeeds(*training(corpus, tmp_path / "b"), "--cache", tmp_path / "here")
     assert kept.stat().st_mtime_ns == used
-    succeeds(*options, "--output", tmp_path / "c")
-    assert list(cache.glob("pairs-*.safetensors"))
+    other = write_tsv(tmp_path / "other_pairs.tsv", TRAIN)
     before = set(cache.iterdir())
-    other = write_tsv(tmp_path / "other.tsv", TRAIN)
-    succeeds("train", "--train", other, "--dev", other, *SMALL, "--no-cache", "--output", tmp_path / "d")
+    succeeds(*training(other, tmp_path / "c"), "--no-cache")
     assert set(cache.iterdir()) == before
-    weights = {(tmp_path / run / "model.safetensors").read_bytes() for run in "abcd"}
-    assert len(weights) == 1
+    for command in (["data", other], training(other, tmp_path / "d")):  # what one prepares the other uses
+        succeeds(*command)
+        assert len(list(cache.glob("other_pairs-*.safetensors"))) == 1
+    assert len({(tmp_path / run / "model.safetensors").read_bytes() for run in "abcd"}) == 1
 
 
 def test_a_folder_with_columns_of_other_names(tmp_path):

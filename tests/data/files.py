@@ -7,9 +7,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from esim_fast.data import DataError, Vocabulary
+from esim_fast.data import DataError, PreparedCorpus, Vocabulary
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -50,3 +51,10 @@ def refusal(function: Callable, *arguments: object, **options: object) -> str:
 
 def vocabulary_of(*words: str) -> Vocabulary:
     return Vocabulary(["<unk>", "<pad>", *words])
+
+
+def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
+    """What a corpus holds, as one would write it down."""
+    sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
+    labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
+    return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))

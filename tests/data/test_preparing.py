@@ -17,18 +17,11 @@ import pytest
 
 from esim_fast.data import BadRow, CorpusFormat, PreparedCorpus, get_tokenizer, prepare, read_pairs
 from esim_fast.data import preparing as module
-from tests.data.files import refusal, vocabulary_of
+from tests.data.files import pairs_of, refusal, vocabulary_of
 from tests.data.files import write as write_file
 from tests.processes import children, fork, wait_for
 
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
-
-
-def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
-    """What a corpus holds, as one would write it down."""
-    sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
-    labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
-    return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
 
 
 def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
@@ -131,12 +124,6 @@ def test_words_of_punkt_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "get_tokenizer", lambda name: str.split)
     prepare(write(tmp_path, TSV), "nltk-punkt", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
-
-
-def test_text_without_columns(tmp_path):
-    path = write(tmp_path, "A man\n\tman, sleeping\n", "words.txt")
-    corpus = prepare(path, corpus_format=CorpusFormat(text=True), labeled=False, cache=tmp_path / "cache")
-    assert corpus.word_counts(labeled=False) == {"a": 1, "man": 2, ",": 1, "sleeping": 1}
 
 
 def test_long_rows_come_in_small_parts():
