@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,3 +59,16 @@ def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | N
     sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
     labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
     return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
+
+
+def assert_linear(work: Callable[[int], object]) -> None:
+    """Work's time grows with its size and not faster."""
+
+    def seconds(count: int) -> float:
+        begin = time.process_time()
+        work(count)
+        return time.process_time() - begin
+
+    seconds(100)
+    short, long = min(seconds(2_000) for _ in range(3)), seconds(32_000)
+    assert long < 5 * 16 * short + 0.01  # a square would be 16 times 16

@@ -1,13 +1,11 @@
 """Corpora with damaged rows: each row is read right or reported with its line, whatever happened to its neighbors."""
 
-import contextlib
 import csv
 import gzip
 import io
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -180,20 +178,14 @@ def test_damaged_archives(tmp_path):
             content[draw.randrange(10, len(content) - 8)] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
         bad: list[BadRow] = []
-        with contextlib.suppress(DataError) if refused_at_once(path) else contextlib.nullcontext():
+        try:
             pairs = list(read_pairs(path, on_bad_row=bad.append))
-            assert bad, "damage passed unnoticed"
-            if len(content) < len(whole):  # a flipped bit may change rows before the checksum at the end tells
-                assert [pair[:3] for pair in pairs] == expected[: len(pairs)]
-
-
-def refused_at_once(path: Path) -> bool:
-    """Whether already the first row of a file is reported."""
-    try:
-        next(read_pairs(path))
-    except DataError as error:
-        return str(error).startswith(f"{path}:1: ")
-    return False
+        except DataError as error:  # without a first row there is nothing to begin with
+            assert str(error).startswith(f"{path}:1: ")  # noqa: PT017
+            continue
+        assert bad, "damage passed unnoticed"
+        if len(content) < len(whole):  # a flipped bit may change rows before the checksum at the end tells
+            assert [pair[:3] for pair in pairs] == expected[: len(pairs)]
 
 
 @pytest.mark.parametrize("form", ["tsv", "csv", "quoted-tsv"])

@@ -295,23 +295,25 @@ def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, s
     expected = [prepare(write(tmp_path, content), workers=2) for content in contents]
     seconds = (time.perf_counter() - begin) / 2
     context = multiprocessing.get_context("fork")
-    draw = random.Random(0)
+    waits, step = [None], steps  # until the process has killed itself
+    if (
+        steps == "any moment"
+    ):  # an early one and a late one, and any between; a busy machine may take longer than before
+        draw = random.Random(0)
+        waits, step = [0.0, None, *(draw.uniform(0, 1.3 * seconds) for _ in range(7))], None
     replaced = 0
-    for trial in range(9 if steps == "any moment" else 1):
+    for trial, wait in enumerate(waits):
         shutil.rmtree(cache, ignore_errors=True)
         path.write_text(contents[0])
         if trial % 3:  # an older state is there
             prepare(path, cache=cache)
         before = kept_files(cache)
         path.write_text(contents[1])
-        process = context.Process(target=_prepare, args=(path, cache, None if steps == "any moment" else steps))
+        process = context.Process(target=_prepare, args=(path, cache, step))
         process.start()
-        if steps == "any moment":
-            # One early moment and one late, and any between; a busy machine may take longer than before.
-            process.join({0: 0.0, 1: None}.get(trial, draw.uniform(0, 1.3 * seconds)))
-            process.kill()
+        process.join(wait)
+        process.kill()
         process.join()
-
         if kept_files(cache) != before:  # then it is complete: nothing has to be tokenized
             replaced += 1
             with monkeypatch.context() as patch:
@@ -321,10 +323,7 @@ def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, s
         assert len(kept_files(cache)) == 1
         path.write_text(contents[0])
         assert same(prepare(path, cache=cache), expected[0])
-    if steps == "any moment":
-        assert 0 < replaced < 9
-    else:
-        assert replaced == (steps == "replace after")
+    assert 0 < replaced < 9 if step is None else replaced == (step == "replace after")
 
 
 def kept_files(cache: Path) -> dict[str, bytes]:

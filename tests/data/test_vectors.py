@@ -212,12 +212,6 @@ class TestCache:
         cached(VOCABULARY, more_words=["the"])  # no other words
         assert len(parsed) == 7
 
-    def test_other_content(self, path, cached, parsed):
-        cached(VOCABULARY)
-        path.write_text(ROWS.replace("the 1", "the 5"))
-        assert cached(VOCABULARY).matrix[2, 0] == 5
-        assert len(parsed) == 2
-
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False).map(np.float32)
 # Without the characters that end a word or a line in the file, and of one case, so that no word stands in for another.
