@@ -83,14 +83,11 @@ def test_bad_rows_are_reported_and_left_out(model, tmp_path):
         assert result.stderr.splitlines() == [*lines, f"{name}: 3 bad rows left out"]
 
 
-def test_stopping_at_a_bad_row_loses_nothing_before_it(model):
+def test_stopping_at_a_bad_row_loses_nothing_before_it(model, tmp_path):
     result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 2)
     assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
-
-
-def test_mostly_bad_rows(model, tmp_path):
-    """The first row says how many columns there are, and may itself be the bad one."""
+    # The first row says how many columns there are, and may itself be the bad one.
     path = write_tsv(tmp_path / "rows.tsv", [("a man", "only two"), *TRAIN], header=False)
     result = esim_fast("predict", model, path)
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 1)

@@ -144,7 +144,6 @@ def test_a_run_that_ends_with_weights_that_are_no_numbers(corpus, tmp_path):
         (["--weight-decay", "-1"], "argument --weight-decay: expected a number from 0, got '-1'"),
         (["--preset", "large"], "argument --preset: invalid choice: 'large'"),
         (["--seed", str(2**63 - 2), "--seeds", "3"], "--seeds 3: the last seed would be above 2**63 - 1"),
-        (["--epochs", "two"], "argument --epochs: expected an integer from 1 to 1000000, got 'two'"),
         (["--epochs", "0"], "argument --epochs: expected an integer from 1 to 1000000, got '0'"),
         (["--batch-size", "1" + 30 * "0"], "argument --batch-size: expected an integer from 1 to 1000000"),
         (["--lr", "-1"], "argument --lr: expected a positive number, got '-1'"),

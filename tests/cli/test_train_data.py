@@ -213,7 +213,6 @@ def test_several_training_files(corpus, model, tmp_path):
     [
         ([("entailment", "one", "two"), ("entailment", "only one")], "bad.tsv:3: expected 3 columns, got 2"),
         ([("entailment", "one", "two")], "expected 2 to 1000 labels, got only 'entailment'"),
-        ([("-", "one", "two")], "bad.tsv: expected sentence pairs, got only 1 labeled -"),
         ([], "bad.tsv: expected sentence pairs, got none"),
         # Sentences where labels should be, or a header that nobody named.
         ([(f"one {i}", f"two {i}", "0") for i in range(1001)], "expected 2 to 1000 labels, got 1001, such as 'one 0'"),

@@ -296,9 +296,8 @@ def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, s
     seconds = (time.perf_counter() - begin) / 2
     context = multiprocessing.get_context("fork")
     waits, step = [None], steps  # until the process has killed itself
-    if (
-        steps == "any moment"
-    ):  # an early one and a late one, and any between; a busy machine may take longer than before
+    if steps == "any moment":
+        # An early one and a late one, and any between; a busy machine may take longer than before.
         draw = random.Random(0)
         waits, step = [0.0, None, *(draw.uniform(0, 1.3 * seconds) for _ in range(7))], None
     replaced = 0

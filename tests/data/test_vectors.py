@@ -21,6 +21,7 @@ from tests.data.files import refusal, vocabulary_of, write, zipped
 
 VOCABULARY = vocabulary_of("the", "cat", "paris", "usa", "unheard")
 Rows = list[tuple[str, np.ndarray]]
+NONE = ": expected vectors of the vocabulary's words, got none of 5"
 ROWS = "the 1 2 3\nof 9 9 9\ncat -1e-1 0.5 4\n"
 
 
@@ -269,8 +270,8 @@ def test_missing_words_resemble_the_found_ones(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", ": expected vectors of the vocabulary's words, got none of 5"),
-        ("of 1 2\n", ": expected vectors of the vocabulary's words, got none of 5"),
+        ("", NONE),
+        ("of 1 2\n", NONE),
         ("the\n", ":1: expected a word and its vector"),
         ("3 0\nthe 1\n", ":1: expected a word and its vector"),
         ("label\tpremise\thypothesis\n", ":1: expected a word and its vector"),
@@ -303,7 +304,7 @@ def test_missing_words_resemble_the_found_ones(tmp_path):
         ("4 1000000000000\n" + ROWS, ":1: expected at most 10000 numbers in a row, got 1000000000000"),
         ("the" + 10_001 * " 1", ":1: expected at most 10000 numbers in a row, got 10001"),
         (f"the {'9' * 5000}\n", f":1: expected a finite number, got '{'9' * 40}'"),
-        (f"{'9' * 5000} {'9' * 5000}\n", ": expected vectors of the vocabulary's words, got none of 5"),
+        (f"{'9' * 5000} {'9' * 5000}\n", NONE),
         (ROWS + (2**20 + 1) * "x", ":4: expected a line break within 1048576 bytes, got none"),
         (ROWS + (2**22 + 1) * "x" + "\nof 1\n", ":4: expected a line break within 1048576 bytes, got none"),
         ((2**20 + 1) * "\0", ":1: expected a line break within 1048576 bytes, got none"),
@@ -515,8 +516,8 @@ COUNTS = "1: expected the number of rows and of numbers in each, got"
         (b"9 1\n" + bytes(400_000), ": row 1: expected a word of at most 2000 bytes"),
         (as_binary([("of", np.zeros(1)), ("Cat", np.array([np.nan]))]), ": row 2: expected finite numbers, got others"),
         (as_binary([("CAT", np.array([-np.inf]))]), ": row 1: expected finite numbers, got others"),
-        (as_binary([("of", np.zeros(1))]), ": expected vectors of the vocabulary's words, got none of 5"),
-        (b"0 1\n", ": expected vectors of the vocabulary's words, got none of 5"),
+        (as_binary([("of", np.zeros(1))]), NONE),
+        (b"0 1\n", NONE),
     ],
 )
 @pytest.mark.parametrize("name", ["v.bin", "v.bin.gz"])
@@ -561,10 +562,7 @@ WORDS, NUMBERS = np.array(["the", "cat"]), np.ones((2, 3), dtype=np.float32)
         ({"words": np.arange(2), "vectors": NUMBERS}, "got words [2] int64 and vectors [2, 3] float32"),
         ({"words": WORDS, "vectors": NUMBERS * np.nan}, "expected finite numbers, got others in the vector of 'the'"),
         ({"words": WORDS.astype(object), "vectors": NUMBERS}, "expected an .npz archive of plain arrays"),
-        (
-            {"words": np.array(["of", "or"]), "vectors": NUMBERS},
-            "expected vectors of the vocabulary's words, got none of 5",
-        ),
+        ({"words": np.array(["of", "or"]), "vectors": NUMBERS}, NONE),
     ],
 )
 def test_bad_npz(tmp_path, arrays, message):
