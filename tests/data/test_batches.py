@@ -257,6 +257,9 @@ def test_words_numbered_in_their_own_way():
 def test_real_corpus(real_data):
     corpus = prepare(real_data / "snli/dev.tsv.gz")
     vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
+    assert vocabulary.words[:6] == ["<unk>", "<pad>", "a", ".", "the", "in"]
+    known = [word for word in corpus.words if word in vocabulary]
+    assert [vocabulary.words[index] for index in vocabulary.encode(known)] == known
     dataset = corpus.encode(vocabulary, LABELS)
     assert len(dataset) == 9842
     found = list(batches(dataset, 32, shuffle=True))

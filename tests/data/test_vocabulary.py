@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esim_fast.data import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary, prepare
+from esim_fast.data import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 from tests.data.files import refusal, vocabulary_of
 
 
@@ -111,11 +111,3 @@ def test_any_word_survives_the_file(tmp_path_factory, name, sentences):
     vocabulary = Vocabulary.build(count(sentences))
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
-
-
-def test_real_corpus(real_data):
-    corpus = prepare(real_data / "snli/dev.tsv.gz")
-    vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
-    assert vocabulary.words[:6] == ["<unk>", "<pad>", "a", ".", "the", "in"]
-    known = [word for word in corpus.words if word in vocabulary]
-    assert [vocabulary.words[index] for index in vocabulary.encode(known)] == known
