@@ -48,25 +48,14 @@ def python(*arguments):
 
 def test_all_is_kept_when_a_part_fails_or_the_time_is_up(tmp_path):
     writing = f"open(sys.argv[1], 'w').write({json.dumps(json.dumps(FIGURES))})"
-    parts = [
-        ("tests", "sys.exit('one failed')"),
-        ("step-32", "print('taken apart')"),
-        ("ops", f"{writing}; time.sleep(60)"),
-    ]
-    parts.append(("growth", "", 0.1))
+    parts = [("tests", "sys.exit('one failed')"), ("ops", f"{writing}; time.sleep(60)"), ("growth", "", 0.1)]
     done = python("-c", STAND_INS, json.dumps(parts), "--dry-run", "--minutes", "0.1", "--out", tmp_path)
     assert done.returncode == 1, done.stderr
-    outcomes = {
-        name: part["outcome"] for name, part in json.loads((tmp_path / "run.json").read_text())["parts"].items()
-    }
-    assert outcomes["tests"] == "failed: exit code 1"
-    assert outcomes["step-32"] == "done"
-    assert outcomes["ops"] == "interrupted: the time was up"
-    assert outcomes["growth"] == "not begun: the time was up"
+    outcomes = [part["outcome"] for part in json.loads((tmp_path / "run.json").read_text())["parts"].values()]
+    assert outcomes == ["failed: exit code 1", "interrupted: the time was up", "not begun: the time was up"]
     assert json.loads((tmp_path / "ops.json").read_text()) == FIGURES
-    summary = (tmp_path / "summary.md").read_text()
-    assert "no figure here means anything" in summary
-    assert "Correctness is not settled" in summary
+    assert "no figure here means anything" in (tmp_path / "summary.md").read_text()
+    assert "Correctness is not settled" in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +69,7 @@ def test_all_is_kept_when_a_part_fails_or_the_time_is_up(tmp_path):
         (["report", __file__], "not JSON"),
     ],
 )
-def test_mistakes(arguments, message, tmp_path):
+def test_mistakes(arguments, message):
     command, *options = arguments
     done = python("-m", f"benchmarks.{command}", *options)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cli.commands import EXPECTED, TRAIN, esim_fast, fails, succeeds, training, write_tsv
+from tests.cli.commands import EXPECTED, esim_fast, fails, succeeds, write_tsv
 
 
 def test_what_it_prints(corpus, tmp_path):
@@ -68,13 +68,6 @@ def test_other_corpora(tmp_path, rows, options, line):
     path = write_tsv(tmp_path / "a.tsv", rows, header=False)
     assert line in succeeds("data", path, *options, cwd=tmp_path)
     assert HINT not in succeeds("data", path, "--tokenizer", "characters")
-
-
-def test_training_uses_what_it_prepared(tmp_path, cache):
-    path = write_tsv(tmp_path / "shared_with_training.tsv", TRAIN)
-    succeeds("data", path)
-    succeeds(*training(path, tmp_path / "m"))
-    assert len(list(cache.glob("shared_with_training-*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(

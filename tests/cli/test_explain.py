@@ -21,17 +21,15 @@ def test_files(model, tmp_path):
 
 
 def test_mistakes(model, tmp_path):
-    assert fails("explain", model, *PAIR, "-o", "map.gif") == (
-        "esim-fast: map.gif: expected a name that ends in .png, .html or .json"
-    )
+    message = "esim-fast: map.gif: expected a name that ends in .png, .html or .json"
+    assert fails("explain", model, *PAIR, "-o", "map.gif") == message
     empty = "--premise", " ", "--hypothesis", "b", "-o", tmp_path / "map.json"
     assert fails("explain", model, *empty) == "esim-fast: the premise has no words: there is nothing to look at"
     assert "are required: -o/--output" in fails("explain", model, *PAIR)
     assert "no such model directory" in fails("explain", tmp_path / "none", *PAIR, "-o", "map.json")
     broken = "--premise", b"\xff".decode(errors="surrogateescape"), "--hypothesis", "b", "-o", "map.json"
     assert "argument --premise: not valid UTF-8 at character 1" in fails("explain", model, *broken)
-    nowhere = tmp_path / "nowhere" / "map.json"
-    assert "No such file" in fails("explain", model, *PAIR, "-o", nowhere)
+    assert "No such file" in fails("explain", model, *PAIR, "-o", tmp_path / "nowhere" / "map.json")
 
 
 def test_without_matplotlib(model, tmp_path):

@@ -46,17 +46,6 @@ def test_files_and_stdin_give_the_same(model, corpus, tmp_path):
         assert answers("-", stdin=path.read_text()) == from_one
 
 
-def test_the_order_of_many(model, tmp_path):
-    rows = [(f"a man sleeps {'very ' * (i % 7)}well", f"number {i}") for i in range(5000)]
-    lines = printed("predict", model, write_tsv(tmp_path / "many.tsv", rows, header=False))
-    assert [(line["line"], line["premise"], line["hypothesis"]) for line in lines] == [
-        (i + 1, *row) for i, row in enumerate(rows)
-    ]
-    _, expected = Classifier.from_pretrained(model).predict(rows[2040:2060])
-    for line, row in zip(lines[2040:2060], expected.tolist(), strict=True):
-        assert list(line["probabilities"].values()) == pytest.approx(row, abs=2e-6)
-
-
 def test_what_is_printed_is_what_json_makes_of_it(model, tmp_path):
     rows = [
         ('say "hi" \\ 100% {x}', "tab\u2028 é 😀"),
@@ -94,14 +83,11 @@ def test_bad_rows_are_reported_and_left_out(model, tmp_path):
         assert result.stderr.splitlines() == [*lines, f"{name}: 3 bad rows left out"]
 
 
-def test_stopping_at_a_bad_row_loses_nothing_before_it(model):
+def test_stopping_at_a_bad_row_loses_nothing_before_it(model, tmp_path):
     result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 2)
     assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
-
-
-def test_mostly_bad_rows(model, tmp_path):
-    """The first row says how many columns there are, and may itself be the bad one."""
+    # The first row says how many columns there are, and may itself be the bad one.
     path = write_tsv(tmp_path / "rows.tsv", [("a man", "only two"), *TRAIN], header=False)
     result = esim_fast("predict", model, path)
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 1)
@@ -155,8 +141,9 @@ def test_long_rows_take_turns(model, tmp_path):
 
 
 def test_other_processes_give_the_same(model, tmp_path):
-    rows = [(f"a man sleeps {i}", f"number {i}") for i in range(9000)] + [("only one",)]
-    path = write_tsv(tmp_path / "many.tsv", rows, header=False)
+    pairs = [(f"a man sleeps {'very ' * (i % 7)}well", f"number {i}") for i in range(9000)]
+    rows = [(line, *pair) for line, pair in enumerate(pairs, start=1)]
+    path = write_tsv(tmp_path / "many.tsv", [*pairs, ("only one",)], header=False)
 
     def on_a_gpu(job, records, as_they_come):  # the others split and look up words, and the network is here
         yield from map(job.answer, in_parts(job.encode, records, 2))
@@ -165,6 +152,10 @@ def test_other_processes_give_the_same(model, tmp_path):
         alone = esim_fast("predict", model, path, "--device", "cpu")
     assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{path}: 1 bad row left out\n"
     expected = [json.loads(line) for line in alone.stdout.splitlines()]
+    assert [(answer["line"], answer["premise"], answer["hypothesis"]) for answer in expected] == rows
+    _, probabilities = Classifier.from_pretrained(model).predict(pairs[2040:2060])
+    for answer, row in zip(expected[2040:2060], probabilities.tolist(), strict=True):
+        assert list(answer["probabilities"].values()) == pytest.approx(row, abs=3e-6)
     for change in ({"processors": lambda: 2}, {"_answered": on_a_gpu}):
         with mock.patch.multiple(streaming, **change):
             found = esim_fast("predict", model, path, "--device", "cpu")

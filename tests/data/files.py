@@ -3,13 +3,15 @@
 import gzip
 import io
 import random
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from esim_fast.data import DataError, Vocabulary
+from esim_fast.data import DataError, PreparedCorpus, Vocabulary
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -50,3 +52,23 @@ def refusal(function: Callable, *arguments: object, **options: object) -> str:
 
 def vocabulary_of(*words: str) -> Vocabulary:
     return Vocabulary(["<unk>", "<pad>", *words])
+
+
+def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
+    """What a corpus holds, as one would write it down."""
+    sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
+    labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
+    return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
+
+
+def assert_linear(work: Callable[[int], object]) -> None:
+    """Work's time grows with its size and not faster."""
+
+    def seconds(count: int) -> float:
+        begin = time.process_time()
+        work(count)
+        return time.process_time() - begin
+
+    seconds(100)
+    short, long = min(seconds(2_000) for _ in range(3)), seconds(32_000)
+    assert long < 5 * 16 * short + 0.01  # a square would be 16 times 16

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esim_fast.data import Batch, Batches, EncodedPairs, Vocabulary, batches, prepare
+from tests.data.files import vocabulary_of, write
 
 LABELS = ["entailment", "neutral", "contradiction"]
 
@@ -40,14 +41,10 @@ def padded_size(batch: Batch) -> int:
 
 def test_several_datasets_are_one(tmp_path):
     (first, lists), (second, more) = random_pairs(40, 1), random_pairs(30, 2)
-    path = tmp_path / "pairs.tsv"
-    path.write_text("label\tpremise\thypothesis\nneutral\ta b c\tb\n-\tx\ty\nentailment\tc\ta a\n")
-    corpus = prepare(path, "whitespace")
-    vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
-    third = corpus.encode(vocabulary, LABELS)
-    texts = [(vocabulary.encode(p.split()), vocabulary.encode(h.split())) for p, h in (("a b c", "b"), ("c", "a a"))]
+    path = write(tmp_path, "a.tsv", "label\tpremise\thypothesis\nneutral\ta b c\tb\n-\tx\ty\nentailment\tc\ta a\n")
+    third = prepare(path, "whitespace").encode(vocabulary_of("a", "b", "c"), LABELS)
     whole = EncodedPairs.concatenated([first, third, second])
-    expected = [*lists, *texts, *more]
+    expected = [*lists, ([2, 3, 4], [3]), ([4], [2, 2]), *more]
     assert whole.lengths.tolist() == [[len(p), len(h)] for p, h in expected]
     assert whole.labels.tolist() == [*first.labels, 1, 0, *second.labels]
     for indices in ([0, 39, 40, 41, 42, 71], list(range(72))):
@@ -249,6 +246,9 @@ def test_words_numbered_in_their_own_way():
 def test_real_corpus(real_data):
     corpus = prepare(real_data / "snli/dev.tsv.gz")
     vocabulary = Vocabulary.build(corpus.word_counts(labeled=True))
+    assert vocabulary.words[:6] == ["<unk>", "<pad>", "a", ".", "the", "in"]
+    known = [word for word in corpus.words if word in vocabulary]
+    assert [vocabulary.words[index] for index in vocabulary.encode(known)] == known
     dataset = corpus.encode(vocabulary, LABELS)
     assert len(dataset) == 9842
     found = list(batches(dataset, 32, shuffle=True))

@@ -34,18 +34,14 @@ def corpus(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return f"hub:{tmp_path / 'nli'}"
 
 
-def test_rows_and_names_of_labels(corpus):
-    prepared = prepare(f"{corpus}#train")
+def test_rows_and_names_of_labels(corpus, tmp_path, monkeypatch):
+    prepared = prepare(f"{corpus}#train", cache=tmp_path / "cache")
     assert prepared.words == ["a", "b", ".", "c", "?", "d"]
     assert prepared.labels.tolist() == [0, module.NO_LABEL, 1]
     assert prepared.label_names == ["entailment", "neutral"]
     assert prepared.lines.tolist() == [1, 2, 3]
-
-
-def test_it_is_kept(corpus, tmp_path, monkeypatch):
-    first = prepare(f"{corpus}#train", cache=tmp_path / "cache")
-    monkeypatch.setattr(module, "_tokenize_part", None)
-    assert np.array_equal(prepare(f"{corpus}#train", cache=tmp_path / "cache").tokens, first.tokens)
+    monkeypatch.setattr(module, "_tokenize_part", None)  # for it is kept
+    assert np.array_equal(prepare(f"{corpus}#train", cache=tmp_path / "cache").tokens, prepared.tokens)
 
 
 def test_splits(corpus):

@@ -17,18 +17,11 @@ import pytest
 
 from esim_fast.data import BadRow, CorpusFormat, PreparedCorpus, get_tokenizer, prepare, read_pairs
 from esim_fast.data import preparing as module
-from tests.data.files import refusal, vocabulary_of
+from tests.data.files import pairs_of, refusal, vocabulary_of
 from tests.data.files import write as write_file
 from tests.processes import children, fork, wait_for
 
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
-
-
-def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
-    """What a corpus holds, as one would write it down."""
-    sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
-    labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
-    return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
 
 
 def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
@@ -131,12 +124,6 @@ def test_words_of_punkt_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "get_tokenizer", lambda name: str.split)
     prepare(write(tmp_path, TSV), "nltk-punkt", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
-
-
-def test_text_without_columns(tmp_path):
-    path = write(tmp_path, "A man\n\tman, sleeping\n", "words.txt")
-    corpus = prepare(path, corpus_format=CorpusFormat(text=True), labeled=False, cache=tmp_path / "cache")
-    assert corpus.word_counts(labeled=False) == {"a": 1, "man": 2, ",": 1, "sleeping": 1}
 
 
 def test_long_rows_come_in_small_parts():
@@ -308,23 +295,24 @@ def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, s
     expected = [prepare(write(tmp_path, content), workers=2) for content in contents]
     seconds = (time.perf_counter() - begin) / 2
     context = multiprocessing.get_context("fork")
-    draw = random.Random(0)
+    waits, step = [None], steps  # until the process has killed itself
+    if steps == "any moment":
+        # An early one and a late one, and any between; a busy machine may take longer than before.
+        draw = random.Random(0)
+        waits, step = [0.0, None, *(draw.uniform(0, 1.3 * seconds) for _ in range(7))], None
     replaced = 0
-    for trial in range(9 if steps == "any moment" else 1):
+    for trial, wait in enumerate(waits):
         shutil.rmtree(cache, ignore_errors=True)
         path.write_text(contents[0])
         if trial % 3:  # an older state is there
             prepare(path, cache=cache)
         before = kept_files(cache)
         path.write_text(contents[1])
-        process = context.Process(target=_prepare, args=(path, cache, None if steps == "any moment" else steps))
+        process = context.Process(target=_prepare, args=(path, cache, step))
         process.start()
-        if steps == "any moment":
-            # One early moment and one late, and any between; a busy machine may take longer than before.
-            process.join({0: 0.0, 1: None}.get(trial, draw.uniform(0, 1.3 * seconds)))
-            process.kill()
+        process.join(wait)
+        process.kill()
         process.join()
-
         if kept_files(cache) != before:  # then it is complete: nothing has to be tokenized
             replaced += 1
             with monkeypatch.context() as patch:
@@ -334,10 +322,7 @@ def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, s
         assert len(kept_files(cache)) == 1
         path.write_text(contents[0])
         assert same(prepare(path, cache=cache), expected[0])
-    if steps == "any moment":
-        assert 0 < replaced < 9
-    else:
-        assert replaced == (steps == "replace after")
+    assert 0 < replaced < 9 if step is None else replaced == (step == "replace after")
 
 
 def kept_files(cache: Path) -> dict[str, bytes]:

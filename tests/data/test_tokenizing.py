@@ -1,7 +1,6 @@
 """Tokenizers: NLTK's answers, lower-cased afterwards."""
 
 import string
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from nltk.tokenize import word_tokenize
 
 from esim_fast.data import get_tokenizer, read_pairs
 from esim_fast.data.tokenizing import name_of
-from tests.data.files import refusal
+from tests.data.files import assert_linear, refusal
 
 pieces = st.sampled_from(["a", "B", "5", " ", " ", ", ", ",", ".", "'", "cannot", "Gonna", "wanna", "more'n", "can't"])
 texts = st.text() | st.text("aB.'\"`,:-$( )\n?") | st.lists(pieces).map("".join)
@@ -93,16 +92,7 @@ def test_punkt_splits_sentences_first(nltk_data):
 
 @pytest.mark.parametrize("piece", [" ", "a", ", ", ",", ".", "'", '"', "(", "$", "-", "can", "`", ". "])
 def test_time_grows_with_the_text_and_not_faster(piece):
-    tokenize = get_tokenizer()
-
-    def seconds(count: int) -> float:
-        begin = time.process_time()
-        tokenize(f"A man{piece * count}!")
-        return time.process_time() - begin
-
-    seconds(10)
-    short, long = min(seconds(2_000) for _ in range(3)), seconds(32_000)
-    assert long < 5 * 16 * short + 0.01  # a square would be 16 times 16
+    assert_linear(lambda count: get_tokenizer()(f"A man{piece * count}!"))
 
 
 def test_a_function_by_name():

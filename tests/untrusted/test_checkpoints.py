@@ -80,8 +80,8 @@ class TestCheckpoints:
         os.mkfifo(tmp_path / "a.pt")
         (tmp_path / "b.pt").mkdir()
         (tmp_path / "c.pt").touch()
-        for name in "abc":
-            refused(lambda name=name: read_state_dict(tmp_path / f"{name}.pt"), f"{name}.pt: ")
+        for name in ("a.pt", "b.pt", "c.pt"):
+            refused(lambda name=name: read_state_dict(tmp_path / name), f"{name}: ")
         refused(lambda: Checkpoint.load(tmp_path / "a.pt"), "expected a file")
 
     def test_a_pickle_for_words(self, tmp_path, bomb):

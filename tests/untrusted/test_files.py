@@ -70,16 +70,6 @@ class TestCommandLine:
         with unchanged(tmp_path):
             assert "already holds" in fails("convert", weights, tmp_path / "out")
 
-    def test_data(self, tmp_path):
-        (tmp_path / "a.tsv").write_text("neutral\ta\tman\n")
-        (tmp_path / "v.bin").write_bytes(b"999999999999999999 300\na ")
-        options = ["data", tmp_path / "a.tsv", "--no-cache", "--tokenizer", "whitespace", "--vectors"]
-        assert "v.bin: row 1" in fails(*options, tmp_path / "v.bin")
-        (tmp_path / "v.npz").write_bytes(b"PK\x05\x06" + bytes(18))
-        assert "v.npz: " in fails(*options, tmp_path / "v.npz")
-        (tmp_path / "b.csv").write_bytes(b'"a\n\x1b",b,c,d\n')
-        assert "b.csv:1: " in fails("data", tmp_path / "b.csv", "--no-cache")
-
     def test_training_goes_on_from_no_such_checkpoint(self, tmp_path, bomb):
         """Torch's fused Adam would write where the shapes of an optimizer's state lead: that was out of bounds."""
         (tmp_path / "a.tsv").write_text("".join(f"{label}\ta man\tsleeps\n" for label in ("yes", "no") * 10))
