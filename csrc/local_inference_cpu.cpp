@@ -314,14 +314,14 @@ void backward(const Sides& sides, const Tensor& grad_m_a, const Tensor& grad_m_b
 }
 
 // The last arguments of all operators here, and what they say of a and of b.
-#define ESIM_SIDES                                                                                                 \
-  std::optional<Tensor> a_start, std::optional<Tensor> a_step, std::optional<Tensor> a_lengths,                    \
-      std::optional<Tensor> a_mask, std::optional<Tensor> b_start, std::optional<Tensor> b_step,                   \
-      std::optional<Tensor> b_lengths, std::optional<Tensor> b_mask, int64_t a_longest, int64_t b_longest,         \
+#define ESIM_SIDES_PARAMETERS                                                                              \
+  std::optional<Tensor> a_start, std::optional<Tensor> a_step, std::optional<Tensor> a_lengths,            \
+      std::optional<Tensor> a_mask, std::optional<Tensor> b_start, std::optional<Tensor> b_step,           \
+      std::optional<Tensor> b_lengths, std::optional<Tensor> b_mask, int64_t a_longest, int64_t b_longest, \
       bool every_row
 #define ESIM_AT {a_start, a_step, a_lengths, a_mask, a_longest}, {b_start, b_step, b_lengths, b_mask, b_longest}
 
-std::tuple<Tensor, Tensor> local_inference_cpu(const Tensor& a, const Tensor& b, ESIM_SIDES) {
+std::tuple<Tensor, Tensor> local_inference_cpu(const Tensor& a, const Tensor& b, ESIM_SIDES_PARAMETERS) {
   const Sides sides(a, b, ESIM_AT);
   Tensor m_a = new_like(sides.a, 4, every_row), m_b = new_like(sides.b, 4, every_row);
   forward(sides, m_a, m_b);
@@ -329,21 +329,21 @@ std::tuple<Tensor, Tensor> local_inference_cpu(const Tensor& a, const Tensor& b,
 }
 
 std::tuple<Tensor, Tensor> local_inference_backward_cpu(const Tensor& grad_m_a, const Tensor& grad_m_b,
-                                                        const Tensor& a, const Tensor& b, ESIM_SIDES) {
+                                                        const Tensor& a, const Tensor& b, ESIM_SIDES_PARAMETERS) {
   const Sides sides(a, b, ESIM_AT);
   Tensor grad_a = new_like(sides.a, 1, every_row), grad_b = new_like(sides.b, 1, every_row);
   backward(sides, contiguous_gradient(grad_m_a, sides.a), contiguous_gradient(grad_m_b, sides.b), grad_a, grad_b);
   return {grad_a, grad_b};
 }
 
-Tensor local_inference_packed_cpu(const Tensor& x, ESIM_SIDES) {
+Tensor local_inference_packed_cpu(const Tensor& x, ESIM_SIDES_PARAMETERS) {
   const Sides sides(x, ESIM_AT);
   Tensor m = new_like(sides.a, 4, every_row);
   forward(sides, m, m);
   return m;
 }
 
-Tensor local_inference_packed_backward_cpu(const Tensor& grad_m, const Tensor& x, ESIM_SIDES) {
+Tensor local_inference_packed_backward_cpu(const Tensor& grad_m, const Tensor& x, ESIM_SIDES_PARAMETERS) {
   const Sides sides(x, ESIM_AT);
   const Tensor contiguous = contiguous_gradient(grad_m, sides.a);
   Tensor grad = new_like(sides.a, 1, every_row);

@@ -7,7 +7,7 @@
 #define ESIM_STRING(...) ESIM_STRING_(__VA_ARGS__)
 
 // How operators on pairs of sentences are told where tokens lie and which of them count.
-#define ESIM_SIDES                                                                             \
+#define ESIM_SIDES_SCHEMA                                                                             \
   "Tensor? a_start, Tensor? a_step, Tensor? a_lengths, Tensor? a_mask, Tensor? b_start, "      \
   "Tensor? b_step, Tensor? b_lengths, Tensor? b_mask, SymInt a_longest, SymInt b_longest, bool every_row"
 
@@ -42,14 +42,14 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
 
   // a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]. longest: of the tokens that rows address;
   // every_row: these are all rows that there are. Returns m_a and m_b.
-  m.def("local_inference(Tensor a, Tensor b, " ESIM_SIDES ") -> (Tensor, Tensor)");
+  m.def("local_inference(Tensor a, Tensor b, " ESIM_SIDES_SCHEMA ") -> (Tensor, Tensor)");
   // Returns the gradients of a and b.
   m.def(
-      "local_inference_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b, " ESIM_SIDES
+      "local_inference_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b, " ESIM_SIDES_SCHEMA
       ") -> (Tensor, Tensor)");
   // The same of x [N, D] that holds both sides: returns m [N, 4D], and the gradient of x.
-  m.def("local_inference_packed(Tensor x, " ESIM_SIDES ") -> Tensor");
-  m.def("local_inference_packed_backward(Tensor grad_m, Tensor x, " ESIM_SIDES ") -> Tensor");
+  m.def("local_inference_packed(Tensor x, " ESIM_SIDES_SCHEMA ") -> Tensor");
+  m.def("local_inference_packed_backward(Tensor grad_m, Tensor x, " ESIM_SIDES_SCHEMA ") -> Tensor");
 
   // The recurrence of a packed BiLSTM: gates [N, 4H] of each direction hold the products with the input, and then the
   // gates; weights [4H, H]; batch_sizes [T] as of a PackedSequence. Returns y [N, 2H] and c [N, 2H].

@@ -18,6 +18,7 @@ from .errors import DataError, first_line, kind_and_reason, naming
 from .explanation import Explanation
 from .files import load_safetensors, parse_json, replace_file, write_json
 from .model import ESIM
+from .ops.backends import backends_of_ops
 from .state_dicts import check_entries
 
 _MAX_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
@@ -213,12 +214,13 @@ class Classifier:
 
         Raises:
             DataError: a part is missing, malformed, or does not fit the others; the message names the file.
-            ValueError: there is no such device here, or the precision is unknown or not to be had there.
+            ValueError: there is no such device here, or it cannot run the precision or the backend.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device}: torch finds no usable GPU here")
         check_precision(precision, device)
+        backends_of_ops(backend, device)
         directory = Path(directory)
         if not directory.is_dir():
             raise DataError(f"{directory}: no such model directory")

@@ -66,11 +66,8 @@ class ESIMConfig:
                 object.__setattr__(self, name, _VARIANTS[self.variant][name])
             self._check_choice(name, _ACTIVATIONS)
         for name in ("dropout", "embedding_dropout"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+            if not 0 <= check_number(name, getattr(self, name)) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
     @property
     def feedforward_dropout(self) -> float:
@@ -83,15 +80,27 @@ class ESIMConfig:
 
 
 def check_int(name: str, value: object, least: int, kind: str = "an int") -> None:
-    """An option must be an integer, of 0 or 1 at least."""
+    """Checks that an option is an integer and not below ``least``, which is 0 or 1.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is below.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be {kind}, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
 
 
+def check_number(name: str, value: Any) -> float:
+    """Returns an option that is a number; anything else is a TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
 def check_precision(precision: str, device: torch.device) -> None:
-    """Whether a network can run so.
+    """Checks that a network can run in a precision on a device.
 
     Raises:
         ValueError: the precision is unknown, or the device cannot do it.

@@ -1,4 +1,4 @@
-"""Mistakes in what users give us, and how a reason is said in one line."""
+"""Errors in users' files and arguments, as messages of one line."""
 
 import contextlib
 import os
@@ -39,12 +39,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Of an error's message, which libraries continue over many lines."""
+    """The first line of an error's message: libraries often add more."""
     return str(error).partition("\n")[0]
 
 
 def kind_and_reason(error: Exception) -> str:
-    """What somebody else's code raised, whatever that may be."""
+    """The type and the first line of an exception from code outside the library."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
@@ -55,7 +55,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Makes a DataError that names the file of what the system says within."""
+    """Turns an OSError raised inside the block into a DataError that names the file."""
     try:
         yield
     except OSError as error:

@@ -15,7 +15,7 @@ from .config import FROM_VARIANT, ESIMConfig
 from .layers import Dropout, Embedding, Linear, Pooling, VariationalDropout
 from .ops import reference
 from .ops.backends import backends_of_ops
-from .packed import PackedPairs, PairRows, check_tokens, pack_ids, spread, word_mask
+from .packed import PackedPairs, PairRows, check_tokens, pack_ids, spread, token_mask
 
 _ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {None: nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -79,18 +79,18 @@ class ESIM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config = ESIMConfig(
-            hidden_size,
-            embedding_dim,
-            vocab_size,
-            num_labels,
-            padding_idx,
-            dropout,
-            embedding_dropout,
-            variational_dropout,
-            variant,
-            projection_activation,
-            classifier_activation,
-            freeze_embedding,
+            hidden_size=hidden_size,
+            embedding_dim=embedding_dim,
+            vocab_size=vocab_size,
+            num_labels=num_labels,
+            padding_idx=padding_idx,
+            dropout=dropout,
+            embedding_dropout=embedding_dropout,
+            variational_dropout=variational_dropout,
+            variant=variant,
+            projection_activation=projection_activation,
+            classifier_activation=classifier_activation,
+            freeze_embedding=freeze_embedding,
         )
         backends = backends_of_ops(backend, device)
         sequence_dropout = VariationalDropout if variational_dropout else Dropout
@@ -186,8 +186,8 @@ class ESIM(nn.Module):
         x = self.encode(pairs)
         rows = pairs.rows(x.shape[1])
         weights = reference.attention(x, x, a_rows=rows.premises, b_rows=rows.hypotheses)
-        p_mask = word_mask("p", p, p_lengths, self.config.padding_idx)
-        h_mask = word_mask("h", h, h_lengths, self.config.padding_idx)
+        p_mask = token_mask("p", p, p_lengths, self.config.padding_idx)
+        h_mask = token_mask("h", h, h_lengths, self.config.padding_idx)
         alpha, beta = (spread(spread(weight, p_mask, 1), h_mask, 2) for weight in weights)
         return alpha, beta
 

@@ -265,7 +265,7 @@ def pack_ids(
     return pack_pairs(p, h, p_lengths, h_lengths)
 
 
-def word_mask(name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None, padding_idx: int | None) -> Tensor:
+def token_mask(name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None, padding_idx: int | None) -> Tensor:
     """Which of ``ids [B, L]``, as :func:`pack_ids` takes them, are words of their sentence: boolean ``[B, L]``."""
     mask = torch.ones_like(ids, dtype=torch.bool) if padding_idx is None else ids != padding_idx
     if lengths is not None:
@@ -321,7 +321,7 @@ def _left_align(
         lengths = lengths.cpu() if isinstance(lengths, Tensor) else lengths
         if ids.device.type != "cpu" or padding_idx is None:
             return ids, check_lengths(f"{name}_lengths", lengths, *ids.shape)
-    mask = word_mask(name, ids, lengths, padding_idx)
+    mask = token_mask(name, ids, lengths, padding_idx)
     counts = mask.sum(1)
     if not torch.equal(mask, torch.arange(ids.shape[1], device=ids.device) < counts[:, None]):
         ids = ids.gather(1, mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True))

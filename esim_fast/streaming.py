@@ -41,7 +41,7 @@ class Block(Generic[Written]):
     answers: list[Written]
     bad_rows: list[BadRow]  # that were left out
     size: int  # bytes of all these rows
-    stopped_by: BadRow | None  # the row that is the end of all, if there is one
+    stopped_by: BadRow | None  # the row at which reading stopped, if any
 
 
 def predict_file(
@@ -66,6 +66,7 @@ def predict_file(
             is an error.
 
     Raises:
+        TypeError: ``source`` is neither a path nor lines of bytes.
         DataError: the file cannot be read any further, a row is malformed, the tokenizer fails, or the network gives
             something else than finite numbers; what comes before that is answered first.
     """
@@ -85,9 +86,14 @@ def predict_blocks(
     batch_size: int = 256,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Generator[Block[Written], None, None]:
-    """The same in blocks, with answers as ``write`` makes them, in whatever process.
+    """Like :func:`predict_file`, but yields blocks of rows, and reports their bad rows after each block.
 
-    Bad rows are reported after the block that they are from. ``name`` is what messages call lines, which have no path.
+    Args:
+        write: turns each :class:`Answer` into what the block holds; it may run in a worker process.
+        name: what messages call ``source`` where it is not a path.
+
+    Raises:
+        DataError: as :func:`predict_file`.
     """
     form: Form
     if is_file := isinstance(source, (str, os.PathLike)):
@@ -96,6 +102,8 @@ def predict_blocks(
     else:  # without a name to go by, the first byte tells JSON lines from tab-separated ones
         lines = iter(source)
         first = next(lines, b"")
+        if not isinstance(first, bytes):
+            raise TypeError(f"source must be a path or lines of bytes, got {type(first).__name__} first")
         form = "jsonl" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
         lines = chain([first] if first else [], lines)
     records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=False)
@@ -131,7 +139,7 @@ class _Job(Generic[Written]):
     stop_at_bad_row: bool
 
     def encode(self, records: list[Record], should_stop: ShouldStop = never) -> Block[_Encoded]:
-        """What is still to be answered, in place of answers."""
+        """Parses and encodes rows: the block holds encoded rows instead of answers."""
         block: Block[_Encoded] = Block([], [], sum(len(record.content) for record in records), None)
         for record in records:
             if should_stop():

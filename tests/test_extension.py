@@ -65,6 +65,12 @@ def test_a_backend_that_no_op_can_run_on_here(backend):
     for device in ("cpu", None):
         with pytest.raises(ValueError, match=f"^backend='{backend}' can run no op on cpu$"):
             esim_fast.ESIM(4, 4, 9, 3, device, backend=backend)
+    with pytest.raises(ValueError, match=f"^backend='{backend}' can run no op on cpu$"):
+        esim_fast.Classifier.from_pretrained("nowhere", device="cpu", backend=backend)
+
+
+def test_a_network_without_memory_may_go_anywhere():
+    assert esim_fast.ESIM(4, 4, 9, 3, "meta", backend="cpp").device.type == "meta"
 
 
 def test_without_triton():

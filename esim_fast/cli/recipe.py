@@ -39,7 +39,12 @@ _RECIPE = {
     "lr_decay": ("--lr-decay", common.share, "X", "factor of --lr after an epoch without a better dev accuracy"),
     "weight_decay": ("--weight-decay", common.amount, "X", "of all weights but word vectors (AdamW)"),
     "label_smoothing": ("--label-smoothing", common.fraction, "X", "share of each target that goes to all labels"),
-    "ema_decay": ("--ema-decay", common.fraction, "X", "decay of a moving average of the weights, the model then"),
+    "ema_decay": (
+        "--ema-decay",
+        common.fraction,
+        "X",
+        "decay of a moving average of the weights, which is then evaluated and saved; 0: none",
+    ),
     "max_grad_norm": ("--max-grad-norm", common.rate, "X", "largest norm of the gradient"),
     "seed": ("--seed", common.seed, "N", "of initial weights, order and dropout"),
 }

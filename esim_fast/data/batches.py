@@ -172,7 +172,7 @@ def batches(
     return Batches(dataset, divided, prefetch, pin_memory)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Batches:
     """What :func:`batches` returns: the same batches in the same order, as often as it is iterated over."""
 

@@ -65,7 +65,7 @@ def _split(name: str) -> Dataset:
 
 def _load(name: str) -> DatasetDict:
     try:
-        import datasets  # likewise
+        import datasets  # optional, and slow to import
     except ImportError as error:
         raise DataError(f"{name}: needs Hugging Face's library: pip install datasets") from error
     path, _, configuration = name.removeprefix("hub:").partition(":")

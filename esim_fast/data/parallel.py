@@ -20,7 +20,7 @@ from ..errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ShouldStop: TypeAlias = Callable[[], bool]  # asked in long loops: whether nobody waits for the result any more
+ShouldStop: TypeAlias = Callable[[], bool]  # polled in long loops; True when nobody needs the result any more
 
 _MOST = 16  # workers: one process puts their results together, and is busy then
 _function: Callable[[Any], Any]  # what this worker is there for
@@ -75,7 +75,7 @@ def map_in_processes(
 
 
 def never() -> bool:
-    """Where whoever waits for the result is this process itself."""
+    """A ``should_stop`` for work of this process itself: it never stops early."""
     return False
 
 

@@ -112,7 +112,7 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
     if name not in TOKENIZERS:
         raise ValueError(f"expected a tokenizer among {', '.join(TOKENIZERS)} or module:function, got {name!r}")
     if name == "nltk-punkt":
-        import nltk  # likewise
+        import nltk  # slow to import
 
         try:
             nltk.data.find("tokenizers/punkt_tab/english/")

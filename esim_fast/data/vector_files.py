@@ -73,13 +73,14 @@ def _text_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.nda
         return
     rows, dimension, begin = _beginning(block, name)
     spellings = {spelling.encode(): spelling for spelling in wanted}
-    scan_range = partial(_scan_range, name=name, wanted=spellings, dimension=dimension)
+    beginnings = {spelling.partition(b" ")[0] for spelling in spellings}
+    scan = partial(_scan, wanted=spellings, beginnings=beginnings, dimension=dimension)
     workers = _workers(name)
     scanned: Generator[list[_ScannedLines], None, None]
     if workers > 1 and can_fork():
-        scanned = map_in_processes(scan_range, _ranges(name, begin), workers)
+        scanned = map_in_processes(partial(_scan_range, name=name, scan=scan), _ranges(name, begin), workers)
     else:
-        scanned = ([lines] for lines in _scan(chain([block[begin:]], blocks), spellings, dimension))
+        scanned = ([lines] for lines in scan(chain([block[begin:]], blocks)))
     number = header = 0 if rows is None else 1
     with closing(scanned):
         for found in chain.from_iterable(scanned):
@@ -133,15 +134,20 @@ def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
 
 
 def _scan_range(
-    begin_and_end: tuple[int, int], should_stop: ShouldStop, *, name: str, wanted: dict[bytes, str], dimension: int
+    begin_and_end: tuple[int, int],
+    should_stop: ShouldStop,
+    *,
+    name: str,
+    scan: Callable[[Iterable[bytes]], Iterator[_ScannedLines]],
 ) -> list[_ScannedLines]:
-    scanned = _scan(_line_blocks(_blocks(name, *begin_and_end)), wanted, dimension)
+    scanned = scan(_line_blocks(_blocks(name, *begin_and_end)))
     return list(takewhile(lambda lines: not should_stop(), scanned))
 
 
-def _scan(blocks: Iterable[bytes], wanted: dict[bytes, str], dimension: int) -> Generator[_ScannedLines, None, None]:
-    """Look for the wanted words in blocks of lines."""
-    beginnings = {spelling.partition(b" ")[0] for spelling in wanted}
+def _scan(
+    blocks: Iterable[bytes], wanted: dict[bytes, str], beginnings: set[bytes], dimension: int
+) -> Iterator[_ScannedLines]:
+    """Look for the wanted words in blocks of lines; ``beginnings`` are theirs, up to the first space."""
     try:
         for block in blocks:
             yield _scan_block(block, wanted, beginnings, dimension)

@@ -27,7 +27,7 @@ class Explanation:
             one (equation 13).
         label: what the model says.
         probabilities: of each label.
-        unknown: words that the model does not know, and all takes for the same.
+        unknown: words that are not in the vocabulary: the model treats them all as one unknown word.
     """
 
     premise: list[str]

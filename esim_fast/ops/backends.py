@@ -66,13 +66,11 @@ def choose(backend: str | None, op: str, order: Sequence[str], x: torch.Tensor) 
     Raises:
         ValueError: the one asked for cannot run. It is never replaced by another.
     """
-    possible = [name for name in order if runs_on(name, x.device)]
-    if backend is not None and backend not in possible:
-        raise ValueError(
-            f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}: possible here are "
-            f"{', '.join(map(repr, possible))}"
-        )
-    return backend or possible[0]
+    for name in order if backend is None else (backend,):
+        if name in order and runs_on(name, x.device):
+            return name
+    possible = ", ".join(repr(name) for name in order if runs_on(name, x.device))
+    raise ValueError(f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}: possible here are {possible}")
 
 
 def backends_of_ops(backend: str | None, device: torch.device | str | None = None) -> dict[str, str | None]:
@@ -86,8 +84,9 @@ def backends_of_ops(backend: str | None, device: torch.device | str | None = Non
     """
     if backend not in _KNOWN:
         raise ValueError(f"backend must be one of {', '.join(map(repr, _KNOWN))}, got {backend!r}")
-    everywhere = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    devices = [torch.device(place) for place in (everywhere if device is None else [device])]
+    devices = [torch.device(place) for place in (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])]
+    if device is not None and torch.device(device).type != "meta":  # what is on meta may go anywhere
+        devices = [torch.device(device)]
     if backend is not None and not any(runs_on(backend, possible) for possible in devices):
         raise ValueError(f"backend={backend!r} can run no op on {' or '.join(map(str, devices))}")
     return {op: backend if backend in known else None for op, known in BACKENDS.items()}

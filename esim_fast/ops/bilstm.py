@@ -29,9 +29,9 @@ def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
     autocast = autocast_dtype(x.device) is not None
     if not ((x.dtype == torch.float32 or autocast) and _is_plain_fp32(lstm)):
         return "cudnn", "reference"
-    if not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
+    if x.is_cuda and not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
         # On an H100 cuDNN's many launches are hidden by then, and its products in fp32 are faster.
-        return "cpp", "cudnn", "triton", "reference"
+        return "cudnn", "triton", "reference"
     return BACKENDS["bilstm"]
 
 
@@ -51,8 +51,8 @@ def bilstm(
         first_row: int64 ``[T]`` on the device of ``x``, where each time step begins, if it is there already.
         backend: "cpp" (the kernel for the CPU), "triton" (the kernel for NVIDIA GPUs from compute capability 8.0 on;
             CPU tensors too if ``TRITON_INTERPRET=1``), "cudnn" (``lstm`` itself on an NVIDIA GPU, where it is cuDNN's),
-            "reference" (``lstm`` itself, on any device) or None, the best one for ``x``. The kernels take parameters in
-            fp32, and ``x`` in fp32 or under autocast.
+            "reference" (``lstm`` itself on any device; on an NVIDIA GPU that is cuDNN's again) or None, the best one
+            for ``x``. The kernels take parameters in fp32, and ``x`` in fp32 or under autocast.
 
     Returns:
         ``[N, 2 * hidden_size]``, the forward and the backward state of each token, in the dtype of ``x``, or autocast's
@@ -98,7 +98,7 @@ def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
 
 
 def _torch_lstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """``lstm`` itself, but for what cuDNN would do otherwise on a GPU."""
+    """``lstm`` itself, without cuDNN's limits on a GPU: fp16 under bf16 autocast, no gradients in evaluation mode."""
     device = x.device.type
     if device == "cpu" or not _is_plain_fp32(lstm):
         return lstm(PackedSequence(x, batch_sizes))[0].data

@@ -16,8 +16,8 @@ from .checks import transforming
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply(*arguments)``, whose ``forward`` takes no context, as torch.func wants it.
 
-    For the names of such a function's arguments PyTorch looks in every call, longer than kernels take for a small
-    batch; and it sets a node up where nothing is to be differentiated.
+    PyTorch inspects the signature of such a function in every call, which takes longer than a kernel on a small batch;
+    and it makes a node even if nothing is to be differentiated.
     """
     if torch.compiler.is_compiling() or transforming():
         return function.apply(*arguments)

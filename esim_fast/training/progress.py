@@ -24,7 +24,7 @@ class Progress:
     epoch: int = 1  # in hand
     batch: int = 0  # batches of it that are done
     steps: int = 0  # in all
-    loss_sum: float = 0.0  # of the epoch in hand, of this process's pairs, as what follows
+    loss_sum: float = 0.0  # in this epoch, over this process's pairs, as the next two
     correct: int = 0
     seen: int = 0
     seconds: float = 0.0

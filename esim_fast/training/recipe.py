@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ..config import PRECISIONS, check_int
+from ..config import PRECISIONS, check_int, check_number
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train; the defaults are the paper's.
 
-    What is one batch to the recipe may be worked through in parts, by several processes or one after the other: the
-    steps are the same.
+    A batch may be split into parts, for several processes or one after the other: the steps stay the same.
 
     Attributes:
         epochs: passes over the training pairs, at most.
@@ -32,6 +31,7 @@ class Recipe:
         precision: "fp32", or "bf16" or "fp16" under autocast.
 
     Raises:
+        TypeError: a value is no number.
         ValueError: a value makes no sense.
     """
 
@@ -58,14 +58,14 @@ class Recipe:
         if self.seed >= 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {self.seed}")
         for name in ("learning_rate", "max_grad_norm", "lr_decay"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not 0 < check_number(name, getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be at most 1, got {self.lr_decay}")
-        if not 0 <= self.weight_decay < math.inf:
+        if not 0 <= check_number("weight_decay", self.weight_decay) < math.inf:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
         for name in ("label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= check_number(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be 0 or more and below 1, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")

@@ -59,20 +59,20 @@ class OtherSettingsError(DataError):
 
 
 def _seed_of(seed: int, rank: int) -> int:
-    """Another one for each process, and no other run's."""
+    """Another seed for each process, which no other run has; the first process keeps the run's."""
     return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Trainer:
-    """One run of training. Made, it is where the run begins, or where its checkpoint says that it stopped; :meth:`run`
-    is the first to write anything and to seed torch's generators.
+    """One run of training. A new one stands where the run begins, or where its checkpoint stopped; :meth:`run` is the
+    first to write anything and to seed torch's generators.
 
     Args:
         model: what is trained, in place, on its device. In a process group, one process for each worker, with equal
             weights.
         train, dev: labeled pairs, in the model's word ids.
         recipe: how.
-        directory: of what the run leaves behind, see :class:`RunDirectory`.
+        directory: of what the run leaves behind, see :class:`esim_fast.training.directory.RunDirectory`.
         settings: what else a checkpoint has to agree in, such as a digest of the data.
         resume: go on from the directory's checkpoint, if there is one.
         checkpoint_steps: steps of an epoch after which a checkpoint is written; one is at the end of each epoch, too.
@@ -164,7 +164,7 @@ class Trainer:
         """
         torch.manual_seed(_seed_of(self.recipe.seed, self.worker.rank))  # of dropout
         set_random_states(self._random, self.device)
-        if self.worker.count > 1:
+        if self.worker.count > 1 and self.parallel is self.net:
             self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
         if self.worker.leads:
             self.directory.begin(self.model, self.progress.history, described=self.resumed and self.is_over)
@@ -263,7 +263,7 @@ class Trainer:
             for name, value in (("loss", loss), ("gradient's norm", norm)):
                 # In fp16 a gradient may overflow: the scaler passes over such steps.
                 if not math.isfinite(value) and not (name != "loss" and self.scaler.is_enabled()):
-                    # The gradient is that of all processes: whose loss is finite has no part in it.
+                    # The norm is that of all processes: the pairs of this one need not be the cause.
                     guilty = torch.cat(indices).tolist() if name == "loss" or self.worker.count == 1 else []
                     where = f"epoch {progress.epoch}, batch {batch}"
                     raise NotFiniteError(f"{where}: the {name} is {value}; {_RATE_HINT}", guilty)

@@ -320,6 +320,12 @@ class TestIntegration:
         y = compiled(lstm, x, batch_sizes)
         torch.testing.assert_close([y, *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)], wanted)
 
+    def test_compiled_as_one_graph(self):
+        lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
+        with torch._dynamo.config.patch(allow_rnn=True):
+            compiled = torch.compile(bilstm, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(lstm, x, batch_sizes), bilstm(lstm, x, batch_sizes))
+
     def test_gradients(self):
         """They are tensors of their own; other derivatives are refused and not ignored."""
         lstm, x, batch_sizes, grad_y = make([3, 2], 4, 5)

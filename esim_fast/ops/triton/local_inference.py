@@ -75,7 +75,7 @@ MANY_TILES = {
     ("backward", "ieee"): Config(0, 64, 8, 2, tile=32, max_registers=224),
 }
 TILES = (16, 32, 64)
-PRECISIONS = {"half": "ieee", "tf32": "tf32", "ieee": "tf32x3"}
+INPUT_PRECISION = {"half": "ieee", "tf32": "tf32", "ieee": "tf32x3"}
 PROGRAMS_PER_MULTIPROCESSOR = 4  # that a small batch is split into, so that enough loads are under way
 
 
@@ -206,7 +206,7 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
         _many_tiles(enhance, a, b, grad_m_a, grad_a_aligned),
         _many_tiles(enhance, b, a, grad_m_b, grad_b_aligned),
         _many_tiles(many_tiles.products, a, b, grad_a_aligned, grad_b_aligned, scores, grad_alpha, grad_beta),
-        # The part of a in the gradient of the scores takes the place of what it is made of.
+        # The part of a in the gradient of the scores overwrites grad_alpha, which it is computed from.
         _many_tiles(softmax, a, b, scores, grad_alpha, alpha, None, grad_alpha, SWAPPED=False),
         _many_tiles(softmax, b, a, scores, grad_beta, beta, grad_alpha, grad_scores, SWAPPED=True),
         _many_tiles(backward, a, b, grad_m_a, grad_b_aligned, alpha, beta, grad_scores, grad_a, SWAPPED=False),
@@ -265,7 +265,7 @@ def _launch(kernel: Any, config: Config, programs: int, a: Side, b: Side, others
         "D": a.width,
         # Whether every token begins at a multiple of 16 bytes, if the tensors do.
         "VECTOR": 1 if any(elements % vector for elements in (a.width, *strides)) else vector,
-        "PRECISION": PRECISIONS[arithmetic],
+        "PRECISION": INPUT_PRECISION[arithmetic],
         "BLOCK_K": config.block_k,
     }
     constants |= {name: value for name, value in common.items() if name in kernel.arg_names}
