@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # Without it cuBLAS, and so cuDNN's LSTMs, may add in another order the next time.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# On a GPU torch runs fp32 LSTMs in TF32 unless told otherwise, and no test could bound that rounding.
+torch.backends.cudnn.allow_tf32 = False
 
 # A slow machine is no failure.
 settings.register_profile("esim_fast", deadline=None, max_examples=40)
@@ -115,8 +117,3 @@ def no_interpreter() -> str | None:
     if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
         return f"the interpreter of Triton {triton.__version__} fails with numpy {np.__version__}"
     return None
-
-
-def pytest_configure() -> None:
-    # On a GPU torch runs fp32 LSTMs in TF32 unless told otherwise, and no test could bound that rounding.
-    torch.backends.cudnn.allow_tf32 = False

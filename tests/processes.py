@@ -1,7 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported everything and has done nothing else.
-
-Starting Python and importing torch takes seconds each time, and what these tests are about begins after that.
-"""
+"""Commands in processes of their own, forked from one that has imported everything: starting Python takes seconds."""
 
 import contextlib
 import functools
@@ -9,10 +6,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -82,22 +80,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def start(
-    *arguments: Any,
-    stdin: bool = False,
-    together: bool = False,
-    environment: dict[str, str] | None = None,
-    directory: Path | None = None,
-    prepare: Callable[[], None] | None = None,
-) -> Iterator[Running]:
-    """``esim-fast`` with these arguments in a process group of its own, which is killed when it takes too long.
-
-    Args:
-        stdin: whether there is a pipe to write to.
-        together: stderr goes where stdout does.
-        directory: to work in.
-        prepare: called in the process before.
-    """
+def start(*arguments, stdin=False, together=False, environment=None, directory=None, prepare=None):
+    """``esim-fast`` in a process group of its own, which is killed when it takes too long. ``stdin``: there is a pipe
+    to write to; ``together``: stderr goes where stdout does; ``prepare`` is called in the process before."""
     (their_input, our_input), (our_output, their_output), (our_errors, their_errors) = (
         multiprocessing.Pipe(duplex=False) for _ in range(3)
     )
@@ -126,13 +111,7 @@ def _opened(end: Connection, mode: str) -> IO[str]:
     return file
 
 
-def _command(
-    arguments: list[str],
-    pipes: list[Connection | None],
-    environment: dict[str, str],
-    directory: Path | None,
-    prepare: Callable[[], None] | None,
-) -> None:
+def _command(arguments, pipes, environment, directory, prepare):
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where tests run in the background
     os.environ.update(environment)
@@ -173,3 +152,11 @@ def assert_nobody_is_left(pid: int) -> None:
         return False
 
     wait_for(is_gone)
+
+
+def output_of(program, *arguments, **environment):
+    """What a Python program prints, with what is added to its environment."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    run = subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout

@@ -92,11 +92,8 @@ class TestStateDicts:
         assert self.ours(name).load_state_dict(state_dict, strict=False).missing_keys == [bias]
 
     def test_the_table_names_every_entry(self, name):
-        scheme, entries, ours = (
-            state_dicts.NAMING_SCHEMES[name],
-            theirs(name).state_dict(),
-            self.ours(name).state_dict(),
-        )
+        scheme = state_dicts.NAMING_SCHEMES[name]
+        entries, ours = theirs(name).state_dict(), self.ours(name).state_dict()
         assert {scheme.ours(entry) for entry in entries} == set(ours)
         assert {scheme.theirs(entry) for entry in ours} == set(entries)
         json.dumps(scheme.options)

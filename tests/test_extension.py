@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import esim_fast
-from tests.ops.programs import output_of
+from tests.processes import output_of
 
 
 def test_build_info():

@@ -1,8 +1,4 @@
-"""Compiles csrc/masked_pool_cuda.cu for the CPU, with the folder fake_cuda in the place of CUDA's headers.
-
-The source stays as it is, but for the launches of kernels, which are no C++, and the name under which its operators are
-registered.
-"""
+"""Compiles csrc/masked_pool_cuda.cu for the CPU, with fake_cuda in place of CUDA's headers; launches are rewritten."""
 
 import ctypes
 import os

@@ -1,9 +1,5 @@
-"""A data loader whose workers pack pairs and run the ops: a program of its own, because what is tested may hang.
-
-    python -m tests.ops.ops_in_workers fork|spawn|forkserver
-
-The parent has run the ops on several threads before it starts its workers. Prints "same bits" at the end.
-"""
+"""A data loader whose workers pack pairs and run the ops, after their parent has: ``python -m
+tests.ops.ops_in_workers fork|spawn|forkserver`` prints "same bits". A program of its own, because it may hang."""
 
 import sys
 

@@ -14,7 +14,7 @@ from esim_fast.ops import bilstm
 from esim_fast.ops.bilstm import _in_training_mode
 from tests.ops.implementations import KERNELS
 from tests.ops.numerics import assert_as_exact_as_eager
-from tests.ops.programs import output_of
+from tests.processes import output_of
 
 
 def make(lengths, input_size, hidden_size, seed=0, scale=1.0):

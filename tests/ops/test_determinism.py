@@ -12,7 +12,7 @@ from esim_fast.ops import bilstm, local_inference_packed, masked_pool
 from tests.cli.commands import succeeds
 from tests.ops.layouts import packed_rows
 from tests.ops.numerics import DTYPES
-from tests.ops.programs import output_of
+from tests.processes import output_of
 
 REPETITIONS = {"cpu": 3, "cuda": 100}
 THREADS = [1, 2, 3, 16]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.programs import output_of
+from tests.processes import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # A program of its own, because here Triton's interpreter may be on. The same kernel is compiled once.

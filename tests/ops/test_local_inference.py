@@ -18,7 +18,7 @@ from tests.ops.implementations import IMPLEMENTATIONS, KERNELS, as_list, case, o
 from tests.ops.layouts import LAYOUTS
 from tests.ops.numerics import DTYPES, assert_as_exact_as_eager, error_norm
 from tests.ops.pairs import Pairs
-from tests.ops.programs import output_of
+from tests.processes import output_of
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

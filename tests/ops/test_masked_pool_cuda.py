@@ -1,7 +1,4 @@
-"""The CUDA kernels of masked_pool, compiled for the CPU and run there: what they compute, read and write.
-
-Not what a compiler makes of them for a GPU, nor how its threads race: see fake_cuda/cuda_runtime.h.
-"""
+"""The CUDA kernels of masked_pool, compiled for the CPU and run there: what they compute, read and write."""
 
 import math
 import sys

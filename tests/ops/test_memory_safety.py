@@ -1,8 +1,4 @@
-"""Index arithmetic on tensors of more than 2**31 elements: an index of 32 bits would be wrong, and is seen to be.
-
-Values are placed where indices are large, zeros lie where a wrapped index would lead, and results must be those of
-compact tensors.
-"""
+"""Tensors of more than 2**31 elements: values lie where a 32-bit index would wrap, zeros where it would then lead."""
 
 import re
 import sys

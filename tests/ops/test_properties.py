@@ -5,7 +5,6 @@ as the tests are, 50,000 and more with ``--hypothesis-profile nightly``.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -22,8 +21,6 @@ from tests.ops.pairs import Pairs
 
 WORDS, LABELS, PADDING = 40, 3, 1
 EXAMPLES = settings.default.max_examples
-
-Property = Callable[..., None]
 
 
 def each(properties):

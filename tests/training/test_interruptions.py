@@ -1,7 +1,4 @@
-"""Runs that are killed, interrupted, or left without disk or memory: what was complete stays, and --resume goes on.
-
-Runs are processes of their own, forked from one that has imported everything and done nothing yet.
-"""
+"""Runs that are killed, interrupted, or left without disk or memory: what was complete stays, and --resume goes on."""
 
 import itertools
 import json

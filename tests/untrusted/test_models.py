@@ -153,10 +153,7 @@ class TestModelDirectories:
 
     @pytest.mark.parametrize("name", PARTS)
     def test_cut_off(self, model, name):
-        """At every byte; of the weights at every thirteenth, and all of the header's length.
-
-        Nobody can tell where the last word should end, and a line feed at the end is nothing that counts.
-        """
+        """At every byte, of the weights at every thirteenth; nobody can tell where the last word should end."""
         whole, path = (model / name).read_bytes(), model / name
         end = whole.index(b"sleeps") if name == VOCABULARY else len(whole.rstrip(b"\n"))
         for place in range(end):
