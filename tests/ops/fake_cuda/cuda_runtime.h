@@ -1,4 +1,4 @@
-// The little of CUDA that csrc/masked_pool_cuda.cu uses, on the CPU: tests/cuda_on_cpu.py compiles that file with this
+// The little of CUDA that csrc/masked_pool_cuda.cu uses, on the CPU: ops/cuda_on_cpu.py compiles that file with this
 // header in place of CUDA's own. Blocks run one after another, on one core. The threads of a block are fibres: each
 // runs until it waits for the others or ends, so what one run finds the next one finds too.
 #pragma once
