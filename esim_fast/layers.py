@@ -147,7 +147,7 @@ class LocalInference(nn.Module):
             p_mask, h_mask: ``[B, Lp]`` and ``[B, Lh]``, 0 at padding.
 
         Returns:
-            m_p, m_h: ``[B, Lp, 8H]`` and ``[B, Lh, 8H]``.
+            m_p, m_h: ``[B, Lp, 8H]`` and ``[B, Lh, 8H]``. Dtypes and errors are those of the op.
         """
         return ops.local_inference(p, h, a_mask=p_mask, b_mask=h_mask, backend=self.backend)
 
@@ -160,5 +160,6 @@ class Pooling(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor, x_mask: Tensor | None = None, *, rows: Rows | None = None) -> Tensor:
-        """``x [B, L, 2H]`` with ``x_mask [B, L]``, 0 at padding, or ``[N, 2H]`` with rows, to ``[B, 4H]``."""
+        """``x [B, L, 2H]`` with ``x_mask [B, L]``, 0 at padding, or ``[N, 2H]`` with rows, to ``[B, 4H]``. Dtypes and
+        errors are those of the op."""
         return ops.masked_pool(x, mask=x_mask, rows=rows, backend=self.backend)

@@ -57,10 +57,14 @@ def check_mask(name: str, mask: Tensor, batch: int, longest: int, x: Tensor) -> 
     return mask if mask.dtype == torch.bool else mask != 0
 
 
-def check_rows(name: str, rows: Rows, x: Tensor) -> None:
-    """Rows must lie on the device of ``x [N, D]`` and, where that can be read, inside it."""
+def check_is_rows(name: str, rows: object) -> None:
     if not isinstance(rows, Rows):
         raise TypeError(f"{name} must be esim_fast.Rows, got {type(rows).__name__}")
+
+
+def check_rows(name: str, rows: Rows, x: Tensor) -> None:
+    """Rows must lie on the device of ``x [N, D]`` and, where that can be read, inside it."""
+    check_is_rows(name, rows)
     if rows.start.device != x.device:
         raise ValueError(f"{name} is on {rows.start.device}, but the input on {x.device}: use Rows.to")
     if x.device.type != "cpu" or torch.compiler.is_compiling():

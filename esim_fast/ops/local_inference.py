@@ -14,7 +14,7 @@ from torch import Tensor
 from ..packed import Rows
 from . import reference
 from .backends import BACKENDS, choose
-from .checks import autocast_dtype, check_apart, tokens_of
+from .checks import autocast_dtype, check_apart, check_is_rows, tokens_of
 from .derivatives import apply, first_derivative
 from .triton import runtime
 
@@ -109,9 +109,8 @@ def local_inference_packed(
     Raises:
         TypeError, ValueError: as :func:`local_inference`, or both sides address the same row (checked on the CPU).
     """
-    for name, rows in (("a_rows", a_rows), ("b_rows", b_rows)):
-        if not isinstance(rows, Rows):
-            raise TypeError(f"{name} must be esim_fast.Rows, got {type(rows).__name__}")
+    check_is_rows("a_rows", a_rows)
+    check_is_rows("b_rows", b_rows)
     _, a_mask, a_longest = tokens_of("a", x, None, a_mask, a_rows)
     _, b_mask, b_longest = tokens_of("b", x, None, b_mask, b_rows)
     _check_pair(x, x, a_rows, b_rows)
