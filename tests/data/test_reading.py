@@ -133,7 +133,7 @@ def json_of(**keys: object) -> str:
         ("a.tsv", "x" * 5 * LONGEST_LINE, ":1: expected at most 1000000 bytes in a row, got…"),
         ("a.tsv", GOOD.encode() + b"x\ta\xff\tb\n", ":2: not valid UTF-8 at byte 4"),
         ("a.tsv", GOOD.encode("utf-16"), ":1: not valid UTF-8 at byte 1 (UTF-16?)"),
-        ("a.tsv", gzip.compress(b"a", mtime=0), ":1: not valid UTF-8 at byte 2 (a gzip file? Its name should end in .gz)"),
+        ("a.tsv", gzip.compress(b"a", mtime=0), ":1: not valid UTF-8 at byte 2 (a gzip file? Its name should…"),
         # Quoted fields.
         ("a.csv", 'label,premise,hypothesis\nx,"a"b,c\n', ":2: a double quote is not closed, or not followed by…"),
         ("a.csv", 'label,premise,hypothesis\nx,"a,b\nx,a,b\n', ":2: a double quote is not closed, or not followed…"),
