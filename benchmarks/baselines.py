@@ -80,22 +80,11 @@ def flex_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -
 class NotebookESIM(nn.Module):
     """The notebook's ESIM with its LSTMs run along each sentence (``batch_first=True``) and not across the batch.
 
-    Args:
-        packed: padding is kept out of the recurrence too, as in ``esim_fast.ESIM(variant="notebook")``. Without, the
-            LSTMs run over padded embeddings, as the notebook's do: the same mathematics where nothing is padded.
-        dropout: probability, after the projection and before the classifier.
+    ``packed`` keeps padding out of the recurrence too, as in ``esim_fast.ESIM(variant="notebook")``. Without, the LSTMs
+    run over padded embeddings, as the notebook's do: the same mathematics where nothing is padded.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        embedding_dim: int,
-        vocab_size: int,
-        num_labels: int,
-        *,
-        packed: bool = True,
-        dropout: float = 0.5,
-    ) -> None:
+    def __init__(self, hidden_size, embedding_dim, vocab_size, num_labels, *, packed=True, dropout=0.5):
         super().__init__()
         self.packed = packed
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
@@ -129,28 +118,14 @@ class NotebookESIM(nn.Module):
 
 
 class Coetaur0ESIM(nn.Module):
-    """ESIM in the manner of https://github.com/coetaur0/ESIM.
+    """ESIM in the manner of https://github.com/coetaur0/ESIM; ``variant="notebook"`` is the notebook's mathematics.
 
     Its encoder sorts the batch by length at each call, packs, pads and puts the order back; its softmax multiplies by
     the mask, which is imprecise for scores far below zero; and its dropout on embeddings and projections drops the
     same elements at all time steps.
-
-    Args:
-        dropout: probability, on embeddings, after the projection and twice in the classifier.
-        variant: "paper" (its own: ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU
-            classifier), to be compared with the notebook's.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        embedding_dim: int,
-        vocab_size: int,
-        num_labels: int,
-        *,
-        dropout: float = 0.5,
-        variant: str = "paper",
-    ) -> None:
+    def __init__(self, hidden_size, embedding_dim, vocab_size, num_labels, *, dropout=0.5, variant="paper"):
         super().__init__()
         paper = variant == "paper"
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=PADDING)
@@ -159,19 +134,12 @@ class Coetaur0ESIM(nn.Module):
         composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": _bilstm(hidden_size, hidden_size)}
         self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
         self.activation = nn.ReLU() if paper else nn.Identity()
-        classifier = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(8 * hidden_size, hidden_size),
-            nn.Sequential(nn.Tanh() if paper else nn.ReLU(), nn.Dropout(dropout)),
-            nn.Linear(hidden_size, num_labels),
-        )
-        self.linear = nn.ModuleDict({"mlp": classifier})
+        hidden = nn.Dropout(dropout), nn.Linear(8 * hidden_size, hidden_size)
+        activation = nn.Sequential(nn.Tanh() if paper else nn.ReLU(), nn.Dropout(dropout))
+        self.linear = nn.ModuleDict({"mlp": nn.Sequential(*hidden, activation, nn.Linear(hidden_size, num_labels))})
 
     def forward(self, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> Tensor:
-        """Token ids ``[B, Lp]`` and ``[B, Lh]`` with their lengths, best on the CPU, to logits ``[B, num_labels]``.
-
-        The original keeps its lengths on the GPU and waits for them at each of the four encodings; this one does not.
-        """
+        """Token ids ``[B, Lp]`` and ``[B, Lh]`` to logits; the original waits for its lengths, these are on the CPU."""
         p_mask, h_mask = (p != PADDING).float(), (h != PADDING).float()
         p_embedded, h_embedded = self.time_dropout(self.embedding(p)), self.time_dropout(self.embedding(h))
         a = sorted_lstm(self.encoder["lstm"], p_embedded, p_lengths)
@@ -205,50 +173,6 @@ def multiplied_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     mask = mask[:, None, :].expand_as(scores)
     weights = (scores * mask).softmax(-1) * mask
     return weights / (weights.sum(-1, keepdim=True) + 1e-13)
-
-
-class TurnedBiLSTM(nn.Module):
-    """A BiLSTM over padded sentences whose words see no padding: backward, it runs over each sentence reversed.
-
-    In both directions the padding comes after the words, and its states are ignored. It takes two calls of a one-way
-    LSTM, on a GPU at the same time.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.onward, self.turned = (nn.LSTM(input_size, hidden_size, batch_first=True) for _ in range(2))
-        self.beside = torch.cuda.Stream() if torch.cuda.is_available() else None
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """``[B, L, D]`` and ``lengths [B]``, on the same device, to ``[B, L, 2H]``."""
-        t = torch.arange(x.shape[1], device=x.device)
-        place = torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)[:, :, None]
-
-        def turn(padded: Tensor) -> Tensor:
-            return padded.gather(1, place.expand(-1, -1, padded.shape[2]))
-
-        if self.beside is None or not x.is_cuda:
-            return torch.cat([self.onward(x)[0], turn(self.turned(turn(x))[0])], 2)
-        here = torch.cuda.current_stream()
-        self.beside.wait_stream(here)
-        with torch.cuda.stream(self.beside):
-            back = turn(self.turned(turn(x))[0])
-        y = self.onward(x)[0]
-        here.wait_stream(self.beside)
-        back.record_stream(here)
-        return torch.cat([y, back], 2)
-
-    def load_bilstm(self, state_dict: dict[str, Tensor]) -> None:
-        """The weights of an ``nn.LSTM(bidirectional=True)``."""
-        for lstm, end in ((self.onward, ""), (self.turned, "_reverse")):
-            lstm.load_state_dict({name: state_dict[f"{name}{end}"] for name in lstm.state_dict()})
-
-    @staticmethod
-    def bilstm_names(by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The values by the names that their parameters have in an ``nn.LSTM(bidirectional=True)``."""
-        names = {name: name.removeprefix("onward.") for name in by_name}
-        names |= {name: f"{name.removeprefix('turned.')}_reverse" for name in by_name if name.startswith("turned.")}
-        return {names[name]: value for name, value in by_name.items()}
 
 
 def packed_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:

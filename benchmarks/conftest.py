@@ -1,72 +1,175 @@
-"""Prints what the benchmarks measured, at the end of the run, whatever pytest captures, and writes it as JSON."""
+"""pytest-benchmark with rounds that are fair on a machine that others use too.
 
-import json
+pytest-benchmark times one test after the other, and the machine drifts in between. Here the first test of a group
+checks all variants of the group and times them in turns (measure.py); each test then hands the rounds of its variant
+to ``benchmark.pedantic``, through a timer that plays them back. All that pytest-benchmark makes of rounds works as it
+documents it.
+"""
+
+from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import pytest
-import timing
-from timing import FULL_SIZE, ON_GPU, Comparison, environment, hardware, today
 
-from esim_fast.files import replace_file
+from benchmarks import measure
+from benchmarks.report import Row, table
 
-_COMPARISONS = pytest.StashKey[list[Comparison]]()
+# What pytest-benchmark would do with each call, where there are only rounds to be played back.
+REFUSED = ("min-time", "precision", "timer", "calibration-precision", "warmup", "warmup-iterations", "cprofile")
+REFUSED = tuple(f"--benchmark-{option}" for option in REFUSED)
+_GROUP = pytest.StashKey["Group"]()
+_ROWS = pytest.StashKey[dict[str, list[Row]]]()
+_tape: deque[float] = deque()
+
+
+class Variant(NamedTuple):
+    """One way to get a result.
+
+    Attributes:
+        call: what is timed.
+        check: raises AssertionError where the results are wrong, any other error where it does not run here.
+        moves: bytes that a call reads and writes at least.
+        multiplies: operations of a call's matrix products, a multiplication and an addition each, and their precision.
+        saves: counts the bytes that are kept for a backward pass; on a GPU the call's peak is measured instead.
+    """
+
+    call: measure.Call
+    check: Callable[[], None]
+    moves: int | None = None
+    multiplies: tuple[int, str] | None = None
+    saves: Callable[[], int] | None = None
+
+
+class Group:
+    """The variants of one group, the first of which is the yardstick; why some are not timed; the others' rounds."""
+
+    def __init__(self, name: str, variants: dict[str, Variant | str], wanted: set[str], on_device: bool) -> None:
+        self.name, self.variants, self.on_device = name, variants, on_device
+        self.outcomes: dict[str, Exception | str] = {}
+        self.calls: dict[str, measure.Call] = {}
+        self.samples: dict[str, list[float]] = {}
+        for variant, found in variants.items():
+            if variant not in wanted:
+                continue
+            if isinstance(found, str):
+                self.outcomes[variant] = found
+                continue
+            try:
+                found.check()
+                self.calls[variant] = measure.recorded(found.call) if on_device else found.call
+            except Exception as error:
+                peer = not variant.startswith("esim_fast") and not isinstance(error, AssertionError)
+                reason = (str(error.__context__ or error).strip() or repr(error)).splitlines()[0][:160]
+                self.outcomes[variant] = f"does not run here: {reason}" if peer else error
+
+    def information(self, variant: str) -> dict[str, object]:
+        """What goes with a variant's seconds."""
+        found, seconds, yardstick = self.variants[variant], median(self.samples[variant]), next(iter(self.variants))
+        info: dict[str, object] = {}
+        if yardstick in self.samples:
+            info |= {"compared_with": yardstick, "times_as_fast": median(self.samples[yardstick]) / seconds}
+        if found.moves:
+            rate, copy = found.moves / seconds, measure.copy_bandwidth(found.moves, self.on_device)
+            info |= {"bytes_per_second": rate, "share_of_copy": rate / copy}
+        if found.multiplies:
+            operations, precision = found.multiplies
+            rate = operations / seconds
+            info |= {"operations_per_second": rate, "share_of_product": rate / measure.product_rate(precision)}
+        if measure.DEVICE.type == "cuda":
+            info["peak_bytes"] = measure.peak_bytes(found.call)
+        elif found.saves:
+            info["saved_bytes"] = found.saves()
+        return info
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--json", type=Path, metavar="FILE", help="write what the benchmarks measured to FILE")
-    parser.addoption("--once", action="store_true", help="only see whether all variants run and are equal")
-    parser.addoption("--eager", action="store_true", help="on a GPU too: without torch.compile of whole models")
-    parser.addoption("--full", action="store_true", help="on a CPU too: larger batches, torch.compile of whole models")
+    group = parser.getgroup(
+        "esim_fast",
+        "esim_fast's benchmarks: variants of a group take turns, at least --benchmark-min-rounds times, until medians "
+        f"are known to {measure.KNOWN:.0%}, at most --benchmark-max-time seconds each. Refused, because calls are not "
+        f"timed by pytest-benchmark: {', '.join(REFUSED)}.",
+    )
+    group.addoption("--full", action="store_true", help="larger batches, and torch.compile of whole models throughout")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    timing.once = config.getoption("--once")
-    file = config.getoption("--json")
-    if file and not file.parent.is_dir():
-        raise pytest.UsageError(f"--json {file}: there is no folder {file.parent}")
-    config.addinivalue_line("markers", "full: takes long on a CPU; runs on a GPU, or with --full")
+    config.addinivalue_line("markers", "full: takes long; runs with --full, or on a GPU")
+    for argument in config.invocation_params.args:
+        if argument.split("=")[0] in REFUSED:
+            raise pytest.UsageError(f"{argument}: variants are timed in turns here, which this option cannot change")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = {
-        "gpu": None if ON_GPU else "no NVIDIA GPU here",
-        "full": None if FULL_SIZE or config.getoption("--full") else "takes long on a CPU: --full runs it",
-    }
     for item in items:
-        for marker, reason in left_out.items():
-            if reason and item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=reason))
+        item.add_marker(pytest.mark.benchmark(timer=_tape.popleft))
+        if item.get_closest_marker("full") and not (measure.FULL_SIZE or config.getoption("full")):
+            item.add_marker(pytest.mark.skip(reason="takes long: --full runs it"))
+    first = {name: place for place, name in reversed(list(enumerate(map(group_of, items))))}
+    items.sort(key=lambda item: first[group_of(item)])  # one group behind the other
+
+
+def group_of(item: pytest.Item) -> str:
+    """Its function and all parameters but the variant, numbers with their names: "training, SNLI, 32 pairs, fp32"."""
+    others = {name: value for name, value in item.callspec.params.items() if name != "variant"}
+    values = [f"{value} {name}" if isinstance(value, int) else str(value) for name, value in others.items()]
+    return ", ".join([item.originalname.removeprefix("test_").replace("_", " "), *values])
 
 
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether there is a GPU or time enough for everything."""
-    option = request.config.getoption
-    return (FULL_SIZE and not option("--eager")) or option("--full")
+    return measure.FULL_SIZE or request.config.getoption("full")
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest) -> Callable[[Comparison], None]:
-    config = request.config
+def race(request: pytest.FixtureRequest, benchmark) -> Callable:
+    """``race(variant, variants)`` times ``variant`` among all of ``variants()``, the first of which is the yardstick.
 
-    def add(comparison: Comparison) -> None:
-        comparisons = config.stash.setdefault(_COMPARISONS, [])
-        comparisons.append(comparison)
-        if file := config.getoption("--json"):  # each time, so that nothing is lost where a run is cut off
-            circumstances = {"environment": environment(), "hardware": hardware(), "date": today()}
-            measured = [asdict(comparison) for comparison in comparisons]
-            text = json.dumps({**circumstances, "measured": measured}, indent=1) + "\n"
-            replace_file(file, lambda beside: beside.write_text(text, encoding="utf-8"))
+    ``variants()`` has a :class:`Variant` by each name, or why it cannot run here. With ``on_device`` each is recorded
+    as a CUDA graph, and its replays are timed.
+    """
+    stash, options, name = request.config.stash, request.config.option, group_of(request.node)
 
-    return add
+    def run(variant: str, variants: Callable[[], dict[str, Variant | str]], *, on_device: bool = False) -> None:
+        group = stash.get(_GROUP, None)
+        if group is None or group.name != name:
+            group = stash[_GROUP] = None  # one group at a time is in memory
+            wanted = {item.callspec.params["variant"] for item in request.session.items if group_of(item) == name}
+            group = stash[_GROUP] = Group(name, variants(), wanted, on_device)
+        outcome = group.outcomes.get(variant)
+        if isinstance(outcome, str):
+            pytest.skip(outcome)
+        if outcome is not None:
+            raise outcome
+        benchmark.group = name
+        if benchmark.disabled:
+            benchmark.pedantic(group.calls[variant])
+            return
+        if not group.samples:
+            seconds, rounds = float(options.benchmark_max_time), options.benchmark_min_rounds
+            group.samples = measure.in_turns(group.calls, seconds, rounds, on_device)
+        taken = group.samples[variant]
+        _tape.extend(moment for seconds in taken for moment in (0.0, seconds))
+        benchmark.pedantic(lambda: None, rounds=len(taken))
+        benchmark.extra_info |= group.information(variant)
+        row = Row(variant, median(taken), len(taken), benchmark.extra_info)
+        stash.setdefault(_ROWS, {}).setdefault(name, []).append(row)
+
+    return run
 
 
+def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
+    machine_info |= measure.machine()
+
+
+@pytest.hookimpl(trylast=True)  # below pytest-benchmark's own table
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    comparisons = config.stash.get(_COMPARISONS, [])
-    if comparisons:
-        terminalreporter.section("speed")
-        terminalreporter.write_line(environment())
-        for comparison in comparisons:
-            terminalreporter.write_line(f"\n{comparison}")
+    groups = config.stash.get(_ROWS, {})
+    if groups:
+        terminalreporter.section("how many times as fast as the first of each group, by medians")
+    for name, rows in groups.items():
+        terminalreporter.write_line(f"\n{name}", bold=True)
+        for line in table(rows):
+            terminalreporter.write_line(line)

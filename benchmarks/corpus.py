@@ -55,10 +55,6 @@ class PairBatch:
     def tokens(self) -> int:
         return len(self.pairs.tokens)
 
-    @property
-    def shape(self) -> str:
-        return f"{self.p.shape[1]}x{self.h.shape[1]}"
-
     def to(self, device: torch.device) -> "PairBatch":
         moved = {name: getattr(self, name).to(device) for name in ("p", "h", "labels", "pairs")}
         return replace(self, **moved)
@@ -102,13 +98,6 @@ def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[Pai
     corpus = draw_pairs(kind, _POOL * size, random)
     cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]
     return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[indices] for indices in cut], count)]
-
-
-def training_batches(size: int, count: int) -> list[data.Batch]:
-    """``count`` of SNLI's batches as the trainer gets them, one from the middle of each part of a sorted corpus."""
-    corpus = draw_pairs("SNLI", _POOL // 2 * size, np.random.default_rng(0))
-    cut = list(data.batches(corpus, size, shuffle=False))
-    return [cut[(2 * i + 1) * len(cut) // (2 * count)] for i in range(count)]
 
 
 def bucketed_lengths(kind: str, size: int, count: int, random: np.random.Generator) -> list[np.ndarray]:

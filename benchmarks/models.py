@@ -1,73 +1,71 @@
-"""The whole model in all its variants, with the same weights, each found to be right before it is timed."""
+"""Whole models by the ways to run them, with the same weights, and the rule by which they are found to be equal.
 
-from collections.abc import Callable, Iterator
+All are the notebook's mathematics. In fp32 the logits, and the gradient of each parameter, differ from those in fp64 by
+at most 1e-5 of their norm. In TF32 and bf16 autocast, where roundings decide between maxima, logits alone are held, to
+16 units in the last place.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-from baselines import EAGER, PADDING, Coetaur0ESIM, NotebookESIM
-from corpus import VOCABULARY, PairBatch
-from equality import TOLERANCE, difference
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.baselines import EAGER, PADDING, Coetaur0ESIM, NotebookESIM
+from benchmarks.conftest import Variant
+from benchmarks.corpus import VOCABULARY, PairBatch, make_batches
+from benchmarks.measure import DEVICE, Call, saved_bytes
 from esim_fast import ESIM
 
 HIDDEN = WIDTH = 300
 LABELS = 3
+SIZES = HIDDEN, WIDTH, VOCABULARY, LABELS
+PEERS = (EAGER, "coetaur0 style")
+COMPILED = tuple(f"torch.compile of {name.split(',')[0]}" for name in PEERS)
+OURS = ("esim_fast, ids alone", "esim_fast, with lengths", "esim_fast, packed batches")
+NAMES = (*PEERS, *COMPILED, *OURS)
+
+BATCHES = 2  # of bucketed length, which are timed together
+TOLERANCE = {"fp32": 1e-5, "tf32": 16 * 2**-10, "bf16": 16 * 2**-7}
 # Where two candidates for a maximum, or a unit and its ReLU's corner, are closer than this, rounding may decide between
 # them: several times the error of fp32.
 _TIE = 3e-7
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to get a batch's logits.
-
-    Attributes:
-        padded: the recurrence runs over padding.
-        ours: esim_fast's, whose errors fail the benchmark.
-    """
+class Model(NamedTuple):
+    """A network, a way to get a batch's logits from it, and whether its recurrence runs over padding."""
 
     net: nn.Module
     logits: Callable[[PairBatch], Tensor]
     padded: bool = False
-    ours: bool = False
 
 
 @lru_cache(maxsize=1)
-def all_variants(device: torch.device, precision: str, with_compiled: bool) -> dict[str, Variant]:
-    """The variants, the eager notebook first; those of a precision are made once, because compiling takes long.
+def models(precision: str, compiled: bool) -> dict[str, Model | str]:
+    """The models, each with dropout where its source has it; those of a precision are made once.
 
-    All of them are the notebook's mathematics. Each has its dropout where its source has it. Variants of one network
-    share its weights; :func:`right_ones` gives all the same.
+    Some share a network and so its weights.
     """
     torch.compiler.reset()  # what was compiled for another precision counts towards a limit
-    sizes = HIDDEN, WIDTH, VOCABULARY, LABELS
-    ours = ESIM(*sizes, variant="notebook")
-    notebook = NotebookESIM(*sizes, packed=False)
-    coetaur0 = Coetaur0ESIM(*sizes, variant="notebook")
-    for net in (ours, notebook, coetaur0):
-        net.to(device)
-
-    variants = {
-        EAGER: Variant(notebook, lambda x: notebook(x.p, x.h), padded=True),
-        "coetaur0 style": Variant(coetaur0, lambda x: coetaur0(x.p, x.h, x.p_lengths, x.h_lengths)),
+    ours = ESIM(*SIZES, variant="notebook").to(DEVICE)
+    notebook = NotebookESIM(*SIZES, packed=False).to(DEVICE)
+    coetaur0 = Coetaur0ESIM(*SIZES, variant="notebook").to(DEVICE)
+    found: dict[str, Model | str] = {
+        PEERS[0]: Model(notebook, lambda x: notebook(x.p, x.h), padded=True),
+        PEERS[1]: Model(coetaur0, lambda x: coetaur0(x.p, x.h, x.p_lengths, x.h_lengths)),
+        **dict.fromkeys(COMPILED, f"compiling {precision} takes long: --full does it"),
+        OURS[0]: Model(ours, lambda x: ours(x.p, x.h)),
+        OURS[1]: Model(ours, lambda x: ours(x.p, x.h, x.p_lengths, x.h_lengths)),
+        OURS[2]: Model(ours, lambda x: ours(x.pairs)),
     }
-    if with_compiled:
-        fast_notebook, fast_coetaur0 = (torch.compile(net, dynamic=True) for net in (notebook, coetaur0))
-        variants |= {
-            "torch.compile of eager": Variant(notebook, lambda x: fast_notebook(x.p, x.h), padded=True),
-            "torch.compile of coetaur0 style": Variant(
-                coetaur0, lambda x: fast_coetaur0(x.p, x.h, x.p_lengths, x.h_lengths)
-            ),
-        }
-    return variants | {
-        "esim_fast, ids alone": Variant(ours, lambda x: ours(x.p, x.h), ours=True),
-        "esim_fast, with lengths": Variant(ours, lambda x: ours(x.p, x.h, x.p_lengths, x.h_lengths), ours=True),
-        "esim_fast, packed batches": Variant(ours, lambda x: ours(x.pairs), ours=True),
-    }
+    if compiled:
+        fast, fast_coetaur0 = (torch.compile(net, dynamic=True) for net in (notebook, coetaur0))
+        found[COMPILED[0]] = Model(notebook, lambda x: fast(x.p, x.h), padded=True)
+        found[COMPILED[1]] = Model(coetaur0, lambda x: fast_coetaur0(x.p, x.h, x.p_lengths, x.h_lengths))
+    return found
 
 
 @contextmanager
@@ -83,88 +81,94 @@ def precision_set(precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def logits_of(variant: Variant, batch: PairBatch, precision: str) -> Tensor:
+def logits_of(model: Model, batch: PairBatch, precision: str) -> Tensor:
     """Under autocast, entered anew for each batch as a training loop does, so that weights are converted each time."""
-    with torch.autocast(batch.p.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return variant.logits(batch)
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model.logits(batch)
 
 
-def loss_of(variant: Variant, batch: PairBatch, precision: str) -> Tensor:
-    with torch.autocast(batch.p.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return cross_entropy(variant.logits(batch), batch.labels)
+def loss_of(model: Model, batch: PairBatch, precision: str) -> Tensor:
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
+        return cross_entropy(model.logits(batch), batch.labels)
 
 
-def fused_adam(net: nn.Module) -> torch.optim.Optimizer:
-    """The same for all: without fusion Adam would take longer than much of what is compared."""
-    return torch.optim.Adam(net.parameters(), lr=4e-4, fused=True)
+def timed(model: Model, batches: list, precision: str, *, training: bool) -> Call:
+    """Logits without gradients, or training steps: zero_grad, forward, cross entropy, backward, fused Adam for all."""
+    optimizer = torch.optim.Adam(model.net.train(training).parameters(), lr=4e-4, fused=True)
+
+    @precision_set(precision)
+    @torch.set_grad_enabled(training)
+    def call() -> None:
+        for batch in batches:
+            if training:
+                optimizer.zero_grad()
+                loss_of(model, batch, precision).backward()
+                optimizer.step()
+            else:
+                logits_of(model, batch, precision)
+
+    return call
 
 
-def set_dropout(variants: dict[str, Variant], on: bool) -> None:
-    """Training mode with or without dropout. LSTMs stay in training mode: cuDNN has no gradients otherwise."""
-    for variant in variants.values():
-        variant.net.train()
-        for module in variant.net.modules():
-            if isinstance(module, nn.Dropout):
-                module.train(on)
+def variants(
+    found: dict[str, Model | str], kind: str, pairs: int, precision: str, *, training: bool
+) -> dict[str, Variant | str]:
+    """The models on ``kind``'s lengths, held to be equal before they are timed."""
+    batches = [batch.to(DEVICE) for batch in make_batches(kind, pairs, BATCHES)]
+    check = Check(batches[-1], precision, gradients=training)
+
+    def variant(model: Model) -> Variant:
+        def saves() -> int:
+            return saved_bytes(lambda: loss_of(model, batches[-1], precision), model.net.parameters())
+
+        call = timed(model, batches, precision, training=training)
+        return Variant(call, lambda: check(model), saves=saves if training else None)
+
+    return {name: variant(model) if isinstance(model, Model) else model for name, model in found.items()}
 
 
-def right_ones(
-    variants: dict[str, Variant], batch: PairBatch, precision: str, *, gradients: bool
-) -> tuple[dict[str, Variant], list[str]]:
-    """The variants that run here and are right by the rule of equality.py, and why others are left out.
+class Check:
+    """Holds models to the notebook's mathematics in fp64, padding kept out of the recurrence, with fresh weights.
 
-    All are given the same fresh weights, and held to the notebook's mathematics in fp64, padding kept out of the
-    recurrence. A padded recurrence is another model wherever there is padding, so such a variant is held to it on a
-    batch of the same shape with every sentence filled up to the padded length; the others on both.
+    A padded recurrence is another model wherever there is padding, so it is held to it on a batch of the same shape
+    with every sentence filled up to the padded length; the others on both. ``gradients`` are those of training, without
+    dropout.
     """
-    torch.manual_seed(0)
-    exact_net = NotebookESIM(HIDDEN, WIDTH, VOCABULARY, LABELS, dropout=0.0)
-    for variant in variants.values():  # which other benchmarks may have trained
-        variant.net.load_state_dict(exact_net.state_dict())
-    exact_net.to(batch.p.device, torch.float64).train(gradients)
-    filled = batch.filled()
-    gradients = gradients and precision == "fp32"
-    cases = {"as it is": batch, "filled up": filled}
-    decided = {case: _decided(exact_net, x) for case, x in cases.items()}
-    exact_variant = Variant(exact_net, lambda x: exact_net(x.p, x.h))
-    exact = {case: _results(exact_variant, x, decided[case], "fp64", gradients) for case, x in cases.items()}
-    running, notes = {}, []
-    for name, variant in variants.items():
-        try:
-            wrong = None
-            for case, x in cases.items():
-                if variant.padded and x is not filled:
-                    continue
-                results = _results(variant, x, decided[case], precision, gradients)
-                wrong = wrong or difference(results, exact[case], TOLERANCE[precision])
-        except Exception as error:
-            notes.append(passed_over(name, variant, error))
-            continue
-        if wrong and variant.ours:
-            raise AssertionError(f"{name}: {wrong}")
-        if wrong:
-            notes.append(f"{name}: {wrong}")
-        else:
-            running[name] = variant
-    return running, notes
 
+    def __init__(self, batch: PairBatch, precision: str, *, gradients: bool) -> None:
+        torch.manual_seed(0)
+        self.precision, self.gradients = precision, gradients and precision == "fp32"
+        net = NotebookESIM(*SIZES, dropout=0.0)
+        self.weights = {name: value.clone() for name, value in net.state_dict().items()}
+        net.to(DEVICE, torch.float64).train(gradients)
+        exact = Model(net, lambda x: net(x.p, x.h))
+        self.cases = []
+        for x in (batch.filled(), batch):
+            decided = _decided(net, x)
+            self.cases.append((x, decided, self._results(exact, x, decided)))
 
-def passed_over(name: str, variant: Variant, error: Exception) -> str:
-    """A line about a peer that does not run here; our own errors are raised."""
-    if variant.ours:
-        raise error
-    return f"{name}: does not run here ({(str(error).strip() or repr(error)).splitlines()[0][:100]})"
+    def __call__(self, model: Model) -> None:
+        """Raises AssertionError where the model is wrong; leaves it with the fresh weights and no gradients."""
+        model.net.load_state_dict(self.weights)
+        dropouts = [module for module in model.net.modules() if isinstance(module, nn.Dropout)]
+        for module in dropouts:  # LSTMs stay in training mode: cuDNN has no gradients otherwise
+            module.eval()
+        with precision_set(self.precision):
+            for x, decided, exact in self.cases[:1] if model.padded else self.cases:
+                assert_equal(self._results(model, x, decided), exact, TOLERANCE[self.precision])
+        for module in dropouts:
+            module.train(model.net.training)
 
-
-def _results(variant: Variant, batch: PairBatch, decided: Tensor, precision: str, gradients: bool) -> dict[str, Tensor]:
-    """Logits, and the gradients of all parameters by name."""
-    if not gradients:
-        with torch.no_grad():
-            return {"logits": logits_of(variant, batch, precision)}
-    logits = logits_of(variant, batch, precision)
-    loss = (cross_entropy(logits, batch.labels, reduction="none") * decided).mean()
-    named = dict(variant.net.named_parameters())
-    return {"logits": logits.detach(), **dict(zip(named, torch.autograd.grad(loss, named.values()), strict=True))}
+    def _results(self, model: Model, batch: PairBatch, decided: Tensor) -> dict[str, Tensor]:
+        """Logits, and the gradients of all parameters by name."""
+        precision = "fp64" if model.net.embedding.weight.dtype == torch.float64 else self.precision
+        if not self.gradients:
+            with torch.no_grad():
+                return {"logits": logits_of(model, batch, precision)}
+        logits = logits_of(model, batch, precision)
+        loss = (cross_entropy(logits, batch.labels, reduction="none") * decided).mean()
+        named = dict(model.net.named_parameters())
+        return {"logits": logits.detach(), **dict(zip(named, torch.autograd.grad(loss, named.values()), strict=True))}
 
 
 @torch.no_grad()
@@ -174,8 +178,7 @@ def _decided(exact_net: NotebookESIM, batch: PairBatch) -> Tensor:
     Where two tokens' states are as good as equal, one rounding gives one of them all of the gradient, and another the
     other. In large batches there are such pairs.
     """
-    closest = []
-    pooled = []
+    closest, pooled = [], []
     for composed, ids in zip(exact_net.compose(batch.p, batch.h), (batch.p, batch.h), strict=True):
         mask = (ids != PADDING)[:, :, None]
         states = composed.masked_fill(~mask, -torch.inf)
@@ -183,6 +186,20 @@ def _decided(exact_net: NotebookESIM, batch: PairBatch) -> Tensor:
             best = states.topk(2, dim=1).values
             closest.append((best[:, 0] - best[:, 1]).amin(1))
         pooled += [(composed * mask).sum(1) / mask.sum(1), states.amax(1)]
-    hidden = exact_net.linear["mlp"][1](torch.cat(pooled, 1))
-    closest.append(hidden.abs().amin(1))
+    closest.append(exact_net.linear["mlp"][1](torch.cat(pooled, 1)).abs().amin(1))
     return (torch.stack(closest).amin(0) > _TIE).double()
+
+
+def relative_error(result: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of what is exact."""
+    exact = exact.detach()
+    return float((result.detach().double() - exact).norm() / exact.norm())
+
+
+def assert_equal(results: Mapping[str, Tensor], exact: Mapping[str, Tensor], tolerance: float) -> None:
+    """Raises AssertionError where a result's relative error is above the tolerance."""
+    errors = {name: relative_error(results[name], value) for name, value in exact.items()}
+    worst = max(errors, key=errors.get)
+    # Not "greater than": NaN is an error, too.
+    if not errors[worst] <= tolerance:
+        raise AssertionError(f"{worst} is off by {errors[worst]:.1e}, allowed {tolerance:.1e}")

@@ -1,148 +1,172 @@
-"""What the benchmarks measured as a page with tables and plots.
+"""What ``pytest benchmarks/ --benchmark-json FILE`` measured as a page with tables and figures.
 
-    pytest benchmarks/ --json measured.json && python -m benchmarks.report measured.json
+    python -m benchmarks.report FILE ...
 
-run in the repository's root, makes a folder benchmarks/results/<hardware>-<date> with report.md, its plots and
-results.json, a copy of what was measured. Of several files from one machine it makes one report.
+run in the repository's root, makes a folder benchmarks/results/<hardware>-<date> with report.md, its figures and
+results.json, which is what was measured without the single rounds. Of several files from one machine it makes one
+report.
 """
 
 import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.command import Parser
+from esim_fast.cli.options import Parser
 
 RESULTS = Path(__file__).parent / "results"
-# How the units of timing.py are written in tables.
-SCALES = {"s": (1e3, "ms"), "bytes": (1e-6, "MB"), "s/token": (1e6, "µs a token")}
-_FIELDS = {"environment": str, "hardware": str, "date": str, "measured": list}
-_COMPARISON = {"title": str, "values": dict, "notes": list, "unit": str, "group": str, "parameters": dict}
+# The figures by their files: a title, and which groups are in each.
+FIGURES = {
+    "models.png": ("ESIM, times as fast as eager PyTorch", r"(training|inference), SNLI, (1|32|128|512) pairs, \w+"),
+    "ops.png": ("Ops, times as fast as eager PyTorch", r"(masked pool|local inference|bilstm), .*forward \+ backward"),
+    "cross-encoders.png": ("ESIM beside cross-encoders, times as fast as eager ESIM", r"cross encoders, .*"),
+}
+# A column's key in extra_info, its heading, scale and form.
+COLUMNS = (
+    ("times_as_fast", "times as fast", 1, ",.2f"),
+    ("peak_bytes", "peak memory, MB", 1e-6, ",.1f"),
+    ("saved_bytes", "kept for backward, MB", 1e-6, ",.1f"),
+    ("bytes_per_second", "GB/s", 1e-9, ",.1f"),
+    ("share_of_copy", "of a copy's", 1, ".0%"),
+    ("operations_per_second", "GFLOP/s", 1e-9, ",.0f"),
+    ("share_of_product", "of a product's", 1, ".0%"),
+)
+
+
+class Row(NamedTuple):
+    """One variant's line; ``info`` is pytest-benchmark's extra_info."""
+
+    variant: str
+    seconds: float
+    rounds: int
+    info: dict[str, Any]
+
+
+class Run(NamedTuple):
+    """What a file holds: all of it but the single rounds, and the lines of each group."""
+
+    contents: dict[str, Any]
+    hardware: str
+    groups: dict[str, list[Row]]
 
 
 class ReportError(Exception):
     """A mistake of the user's; the message is one line."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what pytest benchmarks/ --json wrote")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder, instead of benchmarks/results/…")
-    options = parser.parse_args(arguments)
-    try:
-        results = merged([read(file) for file in options.files])
-        folder = options.output or RESULTS / f"{slug(results['hardware'])}-{slug(results['date'])}"
-        write(results, folder)
-    except (ReportError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(folder)
-    return 0
-
-
-def read(file: Path) -> dict[str, Any]:
-    """What a run of the benchmarks measured.
+def read(files: list[Path]) -> Run:
+    """Runs on one machine as one.
 
     Raises:
-        ReportError: the file cannot be read, or holds something else.
+        ReportError: a file cannot be read, or holds something else, or is of another machine.
     """
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
-        raise ReportError(f"{file}: not JSON: {error}") from error
-    if not _fits(results, _FIELDS) or not all(_fits(comparison, _COMPARISON) for comparison in results["measured"]):
-        raise ReportError(f"{file}: not what pytest benchmarks/ --json writes")
-    for comparison in results["measured"]:
-        numbers = all(isinstance(value, int | float) for value in comparison["values"].values())
-        if comparison["unit"] not in SCALES or not comparison["values"] or not numbers:
-            raise ReportError(f"{file}: {comparison['title']}: not what pytest benchmarks/ --json writes")
-    return results
-
-
-def _fits(found: object, fields: dict[str, type]) -> bool:
-    return isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in fields.items())
-
-
-def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several runs on one machine as one."""
-    machines = {run["hardware"] for run in runs}
+    groups: dict[str, list[Row]] = {}
+    contents: dict[str, Any] = {"benchmarks": []}
+    machines = set()
+    for file in files:
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+            machine = run["machine_info"]
+            machines.add(machine.get("gpu") or f"{machine['cpu']['brand_raw']}, {machine['threads']} threads")
+            for found in run["benchmarks"]:
+                stats = found["stats"]
+                stats.pop("data", None)
+                row = Row(found["params"]["variant"], float(stats["median"]), stats["rounds"], found["extra_info"])
+                groups.setdefault(found["group"], []).append(row)
+            contents = {**run, "benchmarks": contents["benchmarks"] + run["benchmarks"]}
+        except OSError as error:
+            raise ReportError(f"{file}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReportError(f"{file}: expected what pytest benchmarks/ --benchmark-json writes") from error
     if len(machines) > 1:
         raise ReportError(f"measured on different machines: {'; '.join(sorted(machines))}")
-    return {**runs[-1], "measured": [comparison for run in runs for comparison in run["measured"]]}
+    return Run(contents, machines.pop(), groups)
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """Tables, plots and a copy of what was measured."""
+def write(files: list[Path], folder: Path | None = None) -> Path:
+    """Writes tables, figures and a copy of what was measured; returns the folder."""
     try:
         # Here, so that whoever lacks matplotlib is told so before anything is written.
-        from benchmarks import plots
+        import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ReportError(f"{error}: the plots need matplotlib (pip install matplotlib)") from error
+        raise ReportError(f'{error}: figures need matplotlib (pip install "matplotlib>=3.8")') from error
+    run = read(files)
+    name = re.sub(r"[^a-z0-9]+", "-", f"{run.hardware} {run.contents['datetime'][:10]}".lower())
+    folder = folder or RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    pictures = plots.draw_all(results["measured"], folder)
-    (folder / "report.md").write_text(page(results, pictures), encoding="utf-8")
+    text = json.dumps(run.contents, indent=1, ensure_ascii=False)
+    (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
+    drawn = []
+    for file, (title, pattern) in FIGURES.items():
+        chosen = {name: rows for name, rows in run.groups.items() if re.fullmatch(pattern, name)}
+        if chosen:
+            figure = draw(chosen, title, plt)
+            figure.savefig(folder / file, dpi=120)
+            plt.close(figure)
+            drawn.append(file)
+    (folder / "report.md").write_text(page(run, drawn), encoding="utf-8")
+    return folder
 
 
-def page(results: dict[str, Any], pictures: dict[str, list[str]]) -> str:
-    """The report in Markdown; ``pictures`` are the plots' file names by group."""
-    lines = [f"# esim_fast on {results['hardware']}, {results['date']}", "", results["environment"], ""]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for comparison in results["measured"]:
-        groups.setdefault(comparison["group"] or "others", []).append(comparison)
-    for group, comparisons in groups.items():
-        lines += [f"## {group}", ""]
-        lines += [line for name in pictures.get(group, []) for line in (f"![{name}]({name})", "")]
-        if all("per_second" in comparison["parameters"] for comparison in comparisons):
-            lines += [*rates(comparisons), ""]
-            continue
-        if len(comparisons) > 1 and all(len(comparison["values"]) == 1 for comparison in comparisons):
-            lines += [*series(comparisons), ""]
-            continue
-        for comparison in comparisons:
-            lines += [*table(comparison), ""]
+def page(run: Run, figures: list[str]) -> str:
+    """The report in Markdown."""
+    machine, date = run.contents["machine_info"], run.contents["datetime"][:10]
+    names = ("esim_fast", "torch", "triton", "onnxruntime", "transformers", "cuda")
+    versions = [f"{name} {machine[name]}" for name in names if name in machine]
+    versions += [f"Python {machine['python_version']}", machine["compiler"]]
+    lines = [f"# {run.hardware}, {date}", "", ", ".join(versions), ""]
+    lines += [line for file in figures for line in (f"![{FIGURES[file][0]}]({file})", "")]
+    lines += [line for name, rows in run.groups.items() for line in (f"## {name}", "", *table(rows), "")]
     return "\n".join(lines)
 
 
-def table(comparison: dict[str, Any]) -> list[str]:
-    """One line for each variant, with its ratio to the first."""
-    scale, unit = SCALES[comparison["unit"]]
-    first = next(iter(comparison["values"].values()))
-    floor = comparison.get("floor")
-    headings, rule = f"| variant | {unit} | against the first |", "| --- | ---: | ---: |"
-    if floor:
-        headings, rule = f"{headings} of the floor's speed |", f"{rule} ---: |"
-    lines = [f"**{comparison['title']}**", "", headings, rule]
-    for variant, value in comparison["values"].items():
-        line = f"| {variant} | {scale * value:,.3f} | {first / max(value, 1e-12):.2f} x |"
-        lines.append(f"{line} {floor / value:.0%} |" if floor else line)
-    return lines + [line for note in comparison["notes"] for line in ("", f"- {note}")]
+def table(rows: list[Row]) -> list[str]:
+    """A group's lines, as Markdown that is readable in a terminal too."""
+    columns = [column for column in COLUMNS if any(column[0] in row.info for row in rows)]
+    cells = [["variant", "ms", *(heading for _, heading, *_ in columns), "rounds"]]
+    for row in rows:
+        info = [f"{scale * row.info[key]:{form}}" if key in row.info else "" for key, _, scale, form in columns]
+        cells.append([row.variant, f"{1e3 * row.seconds:,.3f}", *info, str(row.rounds)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])])
+    return [
+        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in cells
+    ]
 
 
-def series(comparisons: list[dict[str, Any]]) -> list[str]:
-    """One line for each comparison of a single variant."""
-    scale, unit = SCALES[comparisons[0]["unit"]]
-    lines = [f"| {next(iter(comparisons[0]['values']))} | {unit} |", "| --- | ---: |"]
-    for comparison in comparisons:
-        lines.append(f"| {comparison['title']} | {scale * next(iter(comparison['values'].values())):,.3f} |")
-    return lines
+def draw(groups: dict[str, list[Row]], title: str, plt: Any) -> Any:
+    """Bars for each group: how many times as fast as its first each variant is."""
+    sizes = [len(rows) for rows in groups.values()]
+    figure, axes = plt.subplots(
+        len(sizes), squeeze=False, figsize=(8, 0.32 * sum(sizes) + 0.75 * len(sizes)), height_ratios=sizes
+    )
+    for axis, (name, rows) in zip(axes[:, 0], groups.items(), strict=True):
+        values = [row.info.get("times_as_fast", 0.0) for row in rows]
+        colors = ["#1f6fb4" if row.variant.startswith("esim_fast") else "#b0b0b0" for row in rows]
+        bars = axis.barh([row.variant for row in rows], values, color=colors)
+        axis.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
+        axis.set_title(name, loc="left", fontsize=10)
+        axis.set_xlim(0, 1.15 * max(values))
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
 
 
-def rates(comparisons: list[dict[str, Any]]) -> list[str]:
-    """One line for each ceiling: what moves bytes, and what computes."""
-    lines = ["| | a second |", "| --- | ---: |"]
-    for comparison in comparisons:
-        unit = "TB" if comparison["parameters"]["what"] == "copy" else "TFLOP"
-        lines.append(f"| {comparison['title']} | {comparison['parameters']['per_second'] / 1e12:,.2f} {unit} |")
-    return lines
-
-
-def slug(text: str) -> str:
-    """In small letters, digits and hyphens: a name for a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what --benchmark-json wrote")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder, instead of benchmarks/results/…")
+    options = parser.parse_args(arguments)
+    try:
+        print(write(options.files, options.output))
+    except ReportError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: {error.filename}: {error.strerror}\n")
+    return 0
 
 
 if __name__ == "__main__":

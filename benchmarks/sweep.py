@@ -1,233 +1,209 @@
-"""Times launch configurations of the Triton kernels on a GPU, and prints the best as lines for the launch tables.
+"""Times launch configurations of local inference's Triton kernels on a GPU, and prints lines for its launch tables.
 
     python -m benchmarks.sweep [--kernels forward ...] [--minutes 20] [--json FILE] [--dry-run]
 
-run in the repository's root. Cases come in the order of their worth (candidates.py): SNLI's batches in bf16 first. Of
-each, many configurations are compiled, in other processes; those that fit are put in order by what their machine code
-predicts (predicted.py), and the first are held to the equations in fp64 and timed beside the present one, in turns
-(measured.py). When the minutes are over, what has been measured is printed; the JSON is written after each case.
-
---dry-run needs no GPU: it compiles a few for an H100, tries some in Triton's interpreter, and times nothing.
+run in the repository's root. Candidates for an entry of esim_fast/ops/triton/local_inference.py's tables are the entry
+and its neighbors. Other processes compile them while some are timed. The JSON is written after each entry. --dry-run
+needs no GPU: for two entries it compiles the candidates for an H100, tries two in Triton's interpreter, and times none.
 """
 
 import os
+import re
+import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, product
 from multiprocessing import get_context
-from typing import Any
-from unittest.mock import patch
+from pathlib import Path
+from statistics import geometric_mean, median
+from unittest.mock import Mock, patch
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
 
-from benchmarks import candidates
-from benchmarks.candidates import H100, KERNELS, Case, Gpu
-from benchmarks.command import Parser, add_json, positive_number, write_json
-from benchmarks.measured import (
-    Compiler,
-    Examined,
-    Measured,
-    check_interpreted,
-    measure,
-    ordered,
-    prediction,
-    problem,
-    winner,
-)
-from benchmarks.timing import copy_bandwidth, environment
+from benchmarks import measure
+from esim_fast import pack_pairs
+from esim_fast.cli.options import Parser, rate
+from esim_fast.files import write_json
+from esim_fast.ops import reference
+from esim_fast.ops.triton import local_inference, runtime
+from esim_fast.ops.triton.local_inference import MANY_TILES, ONE_TILE
 from esim_fast.ops.triton.runtime import Config
 
-DRY_CASES, DRY_COMPILED, DRY_CHECKED, DRY_SECONDS = 2, 4, 2, 60.0
+Batch = tuple[int, int, int]  # pairs, and the longest premise and hypothesis
+PRESENT: dict[tuple, Config] = ONE_TILE | MANY_TILES  # by case: kernel, arithmetic and the sides of the one tile
+KERNELS = tuple(dict.fromkeys(kernel for kernel, _ in MANY_TILES))
+WIDTH = 600  # of ESIM's BiLSTM
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
+TILES = ((16, 16), (32, 16), (64, 32), (64, 16), (32, 32), (64, 64))  # those that hold most of SNLI's words first
+BLOCKS, REGISTERS = (16, 32, 64, 128, 256), (None, 224, 168, 128)
+AXES = {"block_k": BLOCKS, "block_d": BLOCKS, "tile": BLOCKS[:3], "num_warps": (1, 2, 4, 8), "num_stages": (1, 2, 3, 4)}
+H100 = (GPUTarget("cuda", 90, 32), 132, 227 * 1024)  # its multiprocessors, a program's shared memory in bytes
+COMPILING = 60  # seconds, after which a compiler is taken to hang
+SECONDS, ROUNDS = 0.6, 5  # for each candidate on a batch: at most, and at least
+TOKENS = 2**16  # in all copies of a batch: hundreds of MB, more than a GPU's cache holds
+GAIN = 0.02  # a smaller one may be luck
+SURVIVED = () if runtime.INTERPRETED else (Exception,)  # whatever Triton or the driver raises
 
 
-def written(config: Config) -> str:
+def cases(kernels: list[str]) -> list[tuple]:
+    """In order of worth: one tile first, in bf16."""
+    order = (*product(DTYPES, TILES, kernels), *product(DTYPES, [()], kernels))
+    found = [case for arithmetic, tile, kernel in order if (case := (kernel, arithmetic, *tile)) in PRESENT]
+    return found[:2] if runtime.INTERPRETED else found
+
+
+def batches(case: tuple) -> list[Batch]:
+    found = [(pairs, *case[2:]) for pairs in (1024, 256, 32)] if case[2:] else [(64, 128, 128), (16, 512, 512)]
+    return [(2, *found[0][1:])] if runtime.INTERPRETED else found
+
+
+def candidates(case: tuple) -> list[Config]:
+    """The present entry, and those that are one step away from it."""
+    present, found = PRESENT[case], []
+    for name, values in {**AXES, "max_registers": REGISTERS}.items():
+        if (value := getattr(present, name)) in values:  # others say that the kernel does not block it
+            at = values.index(value)
+            found += [present._replace(**{name: other}) for other in values[max(0, at - 1) : at + 2]]
+    return list(dict.fromkeys([present, *found]))
+
+
+def entry(case: tuple, config: Config) -> str:
     """As the tables have it."""
-    numbers = ", ".join(map(str, config[:4]))
-    rest = [f"{name}={getattr(config, name)}" for name in ("tile", "max_registers") if getattr(config, name)]
-    return f"Config({', '.join([numbers, *rest])})"
+    named = "".join(f", {name}={value}" for name, value in list(config._asdict().items())[4:] if value)
+    return f"{case}: Config({', '.join(map(str, config[:4]))}{named}),".replace("'", '"')
 
 
-def lines(case: Case, measured: Measured) -> list[str]:
-    """The winner's entry, with its microseconds, those of the present entry, and its share of the copy's rate."""
-    best = winner(case, measured)
+class Inputs:
+    """A batch of packed rows, the gradient of m where the case is of a backward pass, and memory for the result."""
 
-    def figures(by_batch: dict[str, dict[Config, float]], config: Config, scale: float) -> str:
-        return " ".join(f"{scale * values[config]:.1f}" if config in values else "-" for values in by_batch.values())
+    def __init__(self, case: tuple, batch: Batch, device: str | torch.device) -> None:
+        """On the meta device without values, which is enough to compile."""
+        torch.manual_seed(0)
+        (pairs, *longest), like = batch, {"dtype": DTYPES[case[1]], "device": device}
+        ids = [torch.ones(pairs, most, dtype=torch.int64) for most in longest]
+        packed = pack_pairs(*ids, *(torch.randint(most // 2 + 1, most + 1, (pairs,)) for most in longest)).to(device)
+        # Scores of a trained encoder are of the order of ten.
+        x, m = (torch.randn(len(packed.tokens), width, **like).div(2) for width in (WIDTH, 4 * WIDTH))
+        self.grad_m, self.result = (None, m) if case[0] in ("scores", "forward") else (m, torch.empty_like(x))
+        self.case, self.x, (a, b, _) = case, x, packed.rows(WIDTH)
+        where = (a.start, a.step, a.lengths, None, b.start, b.step, b.lengths, None, a.max_length, b.max_length, True)
+        self.rows, self.sides = (a, b), local_inference.sides_of(x, x, where)
 
-    comment = "not measured"
-    if any(best in values for values in measured.seconds.values()):
-        was = "as before" if best == case.present else f"was {figures(measured.seconds, case.present, 1e6)}"
-        share = figures(measured.shares, best, 100)
-        comment = f"{figures(measured.seconds, best, 1e6)} µs ({was}), {share} % of a copy"
-    batches = ", ".join(measured.seconds) or "no batch"
-    return [f"    # {batches}: {comment}", f"    {_key(case.key)}: {written(best)},"]
+    def plan(self, config: Config) -> list[runtime.Launch]:
+        """What a user's call would start, if the table had this entry."""
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if self.case[1] == "tf32" else "ieee"
+        with patch.dict(ONE_TILE if self.case in ONE_TILE else MANY_TILES, {self.case: config}):
+            if self.grad_m is None:
+                return local_inference.plan_forward(*self.sides, self.result, self.result)
+            return local_inference.plan_backward(*self.sides, self.grad_m, self.grad_m, self.result, self.result)
 
+    def computed(self, config: Config) -> torch.Tensor:
+        """The result; NaN where nobody writes it, or what it is made of."""
+        launches = self.plan(config)
+        for tensor in chain(*(launch.arguments for launch in launches)):
+            if isinstance(tensor, torch.Tensor) and tensor is not self.grad_m:
+                tensor.fill_(float("nan"))
+        for launch in launches:
+            launch.start()
+        return self.result.clone()
 
-def _key(key: tuple) -> str:
-    return "(" + ", ".join(f'"{part}"' if isinstance(part, str) else str(part) for part in key) + ")"
-
-
-def record(
-    case: Case, found: dict[Config, Examined], measured: Measured | None, gpu: Gpu, **more: Any
-) -> dict[str, Any]:
-    """A case for the JSON: every candidate that was looked at, with its resources, predictions and figures."""
-
-    def candidate(config: Config) -> dict[str, Any]:
-        examined = found.get(config)
-        entry: dict[str, Any] = {"config": config._asdict(), "problem": None, "resources": None, "predicted_us": None}
-        if examined is not None:
-            entry["problem"] = problem(examined, gpu)
-        if isinstance(examined, list):
-            entry["resources"] = [
-                {"programs": n, **code._asdict(), "occupancy": code.occupancy} for n, code in examined
-            ]
-            entry["predicted_us"] = {name: 1e6 * limit for name, limit in prediction(examined, gpu).items()}
-        timed = measured and any(config in values for values in measured.seconds.values())
-        entry["refused"] = measured.refused.get(config) if measured else None
-        entry["measured_us"] = _by_batch(measured.seconds, config, 1e6) if timed else None
-        entry["share_of_copy"] = _by_batch(measured.shares, config, 1.0) if timed else None
-        return entry
-
-    return {
-        **{"case": str(case), "kernel": case.kernel, "arithmetic": case.arithmetic, "tiles": case.tiles},
-        "batches": case.batches,
-        "present": case.present._asdict(),
-        "candidates": [candidate(config) for config in candidates.configurations(case)],
-        "lines": lines(case, measured) if measured else None,
-        **more,
-    }
+    def exact(self) -> torch.Tensor:
+        """The result by the equations in fp64."""
+        m = reference.local_inference_packed(x := self.x.double().requires_grad_(), *self.rows)
+        return m.detach() if self.grad_m is None else torch.autograd.grad(m, x, self.grad_m.double())[0]
 
 
-def _by_batch(figures: dict[str, dict[Config, float]], config: Config, scale: float) -> dict[str, float]:
-    return {batch: scale * values[config] for batch, values in figures.items() if config in values}
-
-
-def describe(cases: list[Case]) -> None:
-    print(f"{len(cases)} cases, in order of worth:")
-    for case in cases:
-        batches = ", ".join(f"{kind} at {pairs}" for kind, pairs in case.batches)
-        print(f"  {case}: {len(candidates.configurations(case))} configurations; {batches}")
-
-
-def sweep(parser: Parser, cases: list[Case], minutes: float, json: Any) -> list[str]:
-    """Measures the cases until the time is over; returns the lines for the tables."""
-    end = time.monotonic() + 60 * minutes
-    gpu = Gpu.here()
-    records, table = [], []
-
-    def save() -> None:
-        write_json(parser, json, {"dry_run": False, "minutes": minutes, "copy": copy_bandwidth(), "cases": records})
-
-    save()  # a file that cannot be written fails now
-    # Two cores are left to the process that times.
-    compiler = Compiler(max(1, (os.cpu_count() or 1) - 2), gpu)
+def refusal(case: tuple, config: Config, batch: Batch, gpu: tuple[GPUTarget, int, int]) -> str | None:
+    """Compiles, without a GPU, for Triton's cache, where such a GPU's process looks; returns why it is in vain."""
+    signal.alarm(COMPILING)  # ends the process
+    triton.runtime.driver.set_active(Mock(get_current_target=lambda: gpu[0], get_current_device=lambda: 0))
+    runtime.multiprocessors = lambda _: gpu[1]
     try:
-        for number, case in enumerate(cases):
-            if time.monotonic() >= end:
-                print(f"the {minutes:g} minutes are over: {len(cases) - number} cases are left")
-                break
-            found = compiler.get(case, candidates.configurations(case), case.batches[0], end)
-            chosen = [config for config in ordered(found, gpu) if config != case.present]
-            chosen = [case.present, *chosen[: candidates.TIMED]]
-            for batch in case.batches[1:]:  # features are shared out in other ways there
-                compiler.submit(case, chosen, batch)
-            for following in cases[number + 1 : number + 2]:
-                compiler.submit(following, candidates.configurations(following), following.batches[0])
-            for batch in case.batches[1:]:
-                compiler.get(case, chosen, batch, end)
-            measured = measure(case, chosen, end)
-            records.append(record(case, found, measured, gpu))
-            table += lines(case, measured)
-            print(f"{case}:", *lines(case, measured), sep="\n", flush=True)
-            for config, reason in measured.refused.items():
-                print(f"    refused: {written(config)} {reason}")
-            save()
+        for launch in Inputs(case, batch, "meta").plan(config):
+            if launch.kernel.__name__ == case[0]:
+                code = launch.kernel.warmup(*launch.arguments, grid=(1,), **launch.constants, **launch.options)
+                if code.metadata.shared > gpu[2]:
+                    return f"takes {code.metadata.shared} bytes of shared memory"
+                if config != PRESENT[case] and re.search(r"\b(LDL|STL)\b", code.asm["sass"]):
+                    return "keeps registers in memory"
+    except Exception as error:  # the compiler raises many kinds, and not all can be sent to another process
+        return f"does not compile: {error!r:.120}"
     finally:
-        compiler.close()
-    return table
+        signal.alarm(0)
+    return None
 
 
-def dry_run(parser: Parser, cases: list[Case], json: Any) -> None:
-    """Everything but the timing, of a few candidates."""
-    end = time.monotonic() + DRY_SECONDS
-    write_json(parser, json, {"dry_run": True, "cases": []})
-    tried = {case: candidates.configurations(case)[:DRY_COMPILED] for case in cases[:DRY_CASES]}
-    checked = interpreted([(case, configs[:DRY_CHECKED]) for case, configs in tried.items()])
-    compiler, records = Compiler(os.cpu_count() or 1, H100), []
-    try:
-        for case in cases:
-            found = compiler.get(case, tried[case], case.batches[0], end) if case in tried else {}
-            results = checked.get(case, {})
-            show(case, found, results)
-            of_results = [{"config": config._asdict(), "refused": reason} for config, reason in results.items()]
-            records.append(record(case, found, None, H100, interpreted=of_results))
-    finally:
-        compiler.close()
-    write_json(parser, json, {"dry_run": True, "cases": records})
-    print("dry run: nothing was timed")
+def measured(case: tuple, batch: Batch, refused: dict[Config, str]) -> dict[Config, float]:
+    """Microseconds of candidates as exact as the present entry, without which there are none; notes who is refused."""
+    copies, some = (1, 2) if runtime.INTERPRETED else (1 + TOKENS // (batch[0] * sum(batch[1:])), None)
+    inputs = [Inputs(case, batch, measure.DEVICE) for _ in range(copies)]
+    exact, allowed, calls = inputs[0].exact(), float("inf"), {}
+    for config in (c for c in candidates(case)[:some] if not refused.keys() & {c, PRESENT[case]}):
+        try:
+            result, again = inputs[0].computed(config), inputs[0].computed(config)
+            error = float(((result.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())  # of the worst token
+            if not torch.equal(result, again) or not error <= allowed:
+                raise ValueError(f"does not repeat itself, or is off by {error:.1e}, allowed {allowed:.1e}")
+            allowed = allowed if calls else 2 * error + torch.finfo(result.dtype).eps
+            launches = list(chain(*(one.plan(config) for one in inputs)))
+            for launch in launches:  # the kernel may read what others write
+                launch.start()
+            own = [launch for launch in launches if launch.kernel.__name__ == case[0]]
+            calls[config] = measure.recorded(lambda own=own: [launch.start() for launch in own])
+        except SURVIVED as error:
+            refused[config] = f"{error!r:.120}"
+    taken = {} if runtime.INTERPRETED else measure.in_turns(calls, SECONDS, ROUNDS, on_device=True)
+    return {config: 1e6 * median(seconds) / copies for config, seconds in taken.items()}
 
 
-def interpreted(tasks: list[tuple[Case, list[Config]]]) -> dict[Case, dict[Config, str | None]]:
-    """:func:`check_interpreted` in a process of its own: Triton is told of its interpreter before it is imported."""
-    with (
-        patch.dict(os.environ, {"TRITON_INTERPRET": "1"}),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-    ):
-        futures = {case: pool.submit(check_interpreted, case, configs) for case, configs in tasks}
-        return {case: future.result() for case, future in futures.items()}
+def tried(case: tuple, compiling: dict, end: float) -> dict[str, object]:
+    """The best candidate, and of each the microseconds by batch or why it is refused; prints them."""
+    present, refused, limit = PRESENT[case], {}, min(end, time.monotonic() + 3 * COMPILING)
+    for batch, config in product(batches(case), candidates(case)):
+        result = compiling[case, config, batch]
+        result.wait(max(0.0, limit - time.monotonic()))  # of a process that ends over it nothing is heard
+        if reason := result.get() if result.ready() else "is not compiled in time":
+            refused[config] = reason
+    times = [measured(case, batch, refused) if time.monotonic() < end else {} for batch in batches(case)]
+    ratios = {c: geometric_mean([t[c] / t[present] for t in times]) for c in set.intersection(*map(set, times))}
+    best = entry(case, min(ratios, key=lambda config: ratios[config] + GAIN * (config != present), default=present))
+    timed = {config: [round(taken[config], 2) for taken in times if config in taken] for config in candidates(case)}
+    found = {entry(case, config): refused.get(config, figures) for config, figures in timed.items()}
+    print(f"{best}  # the best of these, by microseconds at {batches(case)}:")
+    print(*(f"    {name}  # {found[name] or 'fits'}" for name in found), sep="\n", flush=True)
+    return {"best": best, "batches": batches(case), "candidates": found}
 
 
-def show(case: Case, found: dict[Config, Examined], checked: dict[Config, str | None]) -> None:
-    """Candidates that were compiled, in the order in which they would be timed, and those that do not fit."""
-    if found:
-        print(case)
-    for config in ordered(found, H100):
-        code = max((code for _, code in found[config]), key=lambda code: code.registers)
-        limits = ", ".join(f"{name} {1e6 * limit:.0f} µs" for name, limit in prediction(found[config], H100).items())
-        print(
-            f"  {written(config)}: {code.registers} registers, {code.shared} bytes shared, {code.occupancy} "
-            f"programs at once; predicted: {limits}; {_said(checked, config)}"
-        )
-    for config, examined in found.items():
-        if reason := problem(examined, H100):
-            print(f"  {written(config)}: {reason}")
-
-
-def _said(checked: dict[Config, str | None], config: Config) -> str:
-    if config not in checked:
-        return "not tried"
-    return f"WRONG: {checked[config]}" if checked[config] else "right in the interpreter"
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main() -> None:
     parser = Parser(prog="python -m benchmarks.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="default: all")
-    parser.add_argument(
-        "--minutes", type=positive_number, default=20.0, help="after which no more is begun; default: 20"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="without a GPU: compile and check a few, time nothing")
-    add_json(parser)
-    options = parser.parse_args(arguments)
-    if not options.dry_run and not torch.cuda.is_available():
-        parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
-    if not options.dry_run and triton.knobs.runtime.interpret:
-        parser.error("TRITON_INTERPRET is set: the kernels would not run on the GPU")
-    print(environment(), flush=True)
-    cases = candidates.cases(options.kernels)
-    describe(cases)
-    if options.dry_run:
-        dry_run(parser, cases, options.json)
-        return 0
-    table = sweep(parser, cases, options.minutes, options.json)
-    # What is the fastest here may not fit elsewhere, and the tables are for all GPUs.
-    print(
-        "\nfor esim_fast/ops/triton/local_inference.py, if tools/kernel_resources.py then finds no problem:",
-        *table,
-        sep="\n",
-    )
-    return 0
+    parser.add_argument("--minutes", type=rate, default=20.0, help="after which no batch is begun; default: 20")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--dry-run", action="store_true", help="without a GPU")
+    options = parser.parse_args()
+    if options.dry_run and not runtime.INTERPRETED:  # which is asked when Triton is imported
+        os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.sweep", *sys.argv[1:]])
+    if options.json and not os.access(options.json.resolve().parent, os.W_OK):
+        parser.error(f"--json: cannot write {options.json}")
+    end, gpu, chosen, records = time.monotonic() + 60 * options.minutes, H100, cases(options.kernels), []
+    if not options.dry_run:
+        if runtime.INTERPRETED or measure.DEVICE.type != "cuda":
+            parser.error("there is no NVIDIA GPU here, or TRITON_INTERPRET is set (--dry-run needs none)")
+        p = torch.cuda.get_device_properties(measure.DEVICE)
+        gpu = (GPUTarget("cuda", 10 * p.major + p.minor, 32), p.multi_processor_count, p.shared_memory_per_block_optin)
+    with patch.dict(os.environ, TRITON_INTERPRET="0", OMP_NUM_THREADS="1"):
+        pool = get_context("spawn").Pool(max(1, min(16, (os.cpu_count() or 1) - 2)))  # two are left to what is timed
+    with pool:
+        tasks = [(case, config, batch) for case in chosen for batch in batches(case) for config in candidates(case)]
+        compiling = {task: pool.apply_async(refusal, (*task, gpu)) for task in tasks}
+        for case in chosen:
+            records += [tried(case, compiling, end)] if time.monotonic() < end else []
+            if options.json:
+                write_json(options.json, {**measure.machine(), "cases": records})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

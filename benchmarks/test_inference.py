@@ -1,40 +1,110 @@
-"""Whole ESIM, evaluation without gradients: esim_fast against the notebook's and coetaur0's, eager and compiled.
+"""Whole ESIM without gradients against eager peers, the same compiled, and ONNX Runtime; and beside cross-encoders.
 
-300 units, SNLI's vocabulary, batches of bucketed length. Ids are on the device already; what a batch needs beside
-them is counted where a variant computes it, and packed batches are packed by the data loader (`benchmarks.epoch`).
+300 units, SNLI's vocabulary, batches of bucketed length. Ids are on the device already; what a batch needs beside them
+is timed where a variant computes it, and packed batches are packed by the data loader.
 """
 
-from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import pytest
 import torch
-from corpus import make_batches
-from models import all_variants, logits_of, precision_set, right_ones
-from timing import DEVICE, ON_GPU, interleaved
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-# Kind of lengths and pairs in a batch.
-SHAPES = [("SNLI", 1), ("SNLI", 32), ("SNLI", 128)]
+from benchmarks.baselines import EAGER
+from benchmarks.conftest import Variant
+from benchmarks.corpus import PairBatch, make_batches
+from benchmarks.measure import DEVICE, PRECISIONS
+from benchmarks.models import BATCHES, COMPILED, LABELS, OURS, PEERS, Model, logits_of, models, timed, variants
+
+ONNX = "ONNX Runtime"
 LARGER = [("SNLI", 512), ("SNLI", 1024), ("MultiNLI", 32)]
-SHAPES += [pytest.param(*shape, marks=pytest.mark.full) for shape in LARGER]
-PRECISIONS = ["fp32", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("tf32", "bf16"))]
-BATCHES = 4
+SHAPES = [("SNLI", 1), ("SNLI", 32), ("SNLI", 128), *(pytest.param(*shape, marks=pytest.mark.full) for shape in LARGER)]
+
+# What a user may pick instead of ESIM, which gives other results.
+SIZES = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
+CROSS_ENCODERS = {
+    "MiniLM-L6-H384 (time alone)": (6, 384, 12, 1536),
+    "TinyBERT-L4-H312 (time alone)": (4, 312, 12, 1200),
+    "BERT-mini (time alone)": (4, 256, 4, 1024),
+}
+WORD_PIECES, FIRST_WORD, CLS, SEP = 30_522, 1000, 101, 102  # BERT's vocabulary; what is below 1000 is no word
 
 
-@pytest.mark.parametrize(("kind", "size"), SHAPES)
+def in_onnx_runtime(model, precision):
+    if precision != "fp32" or DEVICE.type != "cpu":
+        return "it runs in fp32 on a CPU here"
+
+    @cache  # made after the check gave the network its weights
+    def session():
+        from benchmarks.onnx_graph import onnx_session
+
+        return onnx_session(model.net)
+
+    return Model(model.net, lambda batch: session()(batch))
+
+
+@pytest.mark.parametrize("variant", [*PEERS, *COMPILED, ONNX, *OURS])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_inference(kind, size, precision, full, report):
-    variants = all_variants(DEVICE, precision, full)
-    batches = [batch.to(DEVICE) for batch in make_batches(kind, size, BATCHES)]
-    for variant in variants.values():
-        variant.net.eval()
-    with precision_set(precision), torch.no_grad():
-        running, notes = right_ones(variants, batches[-1], precision, gradients=False)
-        calls = {
-            name: lambda v=variant: [logits_of(v, batch, precision) for batch in batches]
-            for name, variant in running.items()
-        }
-        shapes = " ".join(batch.shape for batch in batches)
-        title = f"inference, {kind} at batch {size} ({shapes}), {precision} on {DEVICE.type}: {BATCHES} batches"
-        comparison = interleaved(title, calls, seconds=3.0 if ON_GPU else 5.0)
-    parameters = {"lengths": kind, "batch": size, "precision": precision, "device": DEVICE.type, "batches": BATCHES}
-    report(replace(comparison, notes=tuple(notes)).of("inference", **parameters))
+@pytest.mark.parametrize(("kind", "pairs"), SHAPES)
+def test_inference(variant, kind, pairs, precision, full, race):
+    def raced():
+        found = models(precision, full or (kind, pairs) == ("SNLI", 32))
+        found = found | {ONNX: in_onnx_runtime(found[EAGER], precision)}
+        return variants(found, kind, pairs, precision, training=False)
+
+    race(variant, raced)
+
+
+class PieceBatch(NamedTuple):
+    """A batch as cross-encoders take it, with as many word pieces as words: [CLS] premise [SEP] hypothesis [SEP]."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, batch: PairBatch) -> "PieceBatch":
+        ids, types = [], []
+        for p, h, p_length, h_length in zip(batch.p, batch.h, batch.p_lengths, batch.h_lengths, strict=True):
+            p, h = (FIRST_WORD + side % (WORD_PIECES - FIRST_WORD) for side in (p[:p_length], h[:h_length]))
+            cls_, sep = p.new_tensor([CLS]), p.new_tensor([SEP])
+            ids.append(torch.cat([cls_, p, sep, h, sep]))
+            types.append((torch.arange(len(ids[-1]), device=p.device) > p_length + 1).long())
+        padded = {"input_ids": pad_sequence(ids, True), "token_type_ids": pad_sequence(types, True)}
+        return cls(padded | {"attention_mask": (padded["input_ids"] != 0).long()}, batch.labels)
+
+
+def cross_encoder(sizes, pairs, precision, training):
+    if not find_spec("transformers"):
+        return "needs transformers"
+    from transformers import BertConfig, BertForSequenceClassification
+
+    options = dict(zip(SIZES, sizes, strict=True)) | {"vocab_size": WORD_PIECES, "num_labels": LABELS}
+    net = BertForSequenceClassification(BertConfig(**options, attn_implementation="sdpa")).to(DEVICE)
+    model = Model(net, lambda batch: net(**batch.inputs).logits)
+    batches = [PieceBatch.of(batch.to(DEVICE)) for batch in make_batches("SNLI", pairs, BATCHES)]
+
+    @torch.no_grad()
+    def check():
+        logits = logits_of(model, batches[-1], precision)
+        assert logits.shape == (pairs, LABELS)
+        assert logits.isfinite().all()
+
+    return Variant(timed(model, batches, precision, training=training), check)
+
+
+@pytest.mark.parametrize("variant", [EAGER, OURS[-1], *CROSS_ENCODERS])
+@pytest.mark.parametrize("which", ["inference", "training step"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("pairs", [32, pytest.param(128, marks=pytest.mark.full)])
+def test_cross_encoders(variant, which, precision, pairs, race):
+    training = which == "training step"
+
+    def raced():
+        found = {name: models(precision, False)[name] for name in (EAGER, OURS[-1])}
+        others = {name: cross_encoder(sizes, pairs, precision, training) for name, sizes in CROSS_ENCODERS.items()}
+        return variants(found, "SNLI", pairs, precision, training=training) | others
+
+    race(variant, raced)

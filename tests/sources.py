@@ -6,7 +6,9 @@
 """
 
 import torch
-from baselines import (
+from torch import Tensor, nn
+
+from benchmarks.baselines import (
     TimeDropout,
     eager_local_inference,
     eager_pool,
@@ -15,7 +17,6 @@ from baselines import (
     packed_lstm,
     sorted_lstm,
 )
-from torch import Tensor, nn
 
 
 class Notebook(nn.Module):

@@ -8,10 +8,10 @@ import warnings
 import pytest
 import safetensors.torch
 import torch
-from baselines import NotebookESIM, multiplied_softmax
 from torch import nn
 
 import esim_fast
+from benchmarks.baselines import NotebookESIM, multiplied_softmax
 from esim_fast import state_dicts
 from esim_fast.compat import checkpoints, coetaur0
 from esim_fast.data import DataError

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from baselines import NotebookESIM
 from torch import nn
 
 import esim_fast
+from benchmarks.baselines import NotebookESIM
 
 WORDS, WIDTH, HIDDEN, LABELS = 50, 12, 8, 3
 

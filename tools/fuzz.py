@@ -25,7 +25,7 @@ except ImportError:
     atheris = None
 # Whoever imports esim_fast first decides whether its branches are seen.
 with atheris.instrument_imports(include=["esim_fast"]) if atheris else contextlib.nullcontext():
-    from benchmarks.command import Parser, positive
+    from esim_fast.cli.options import Parser, count
     from tests.untrusted import fuzz_targets
 
 CRASHES = Path(__file__).parents[1] / "tests" / "untrusted" / "crashes"
@@ -38,14 +38,14 @@ _CRASH = ("crash-", "timeout-", "oom-")
 def main() -> int:
     parser = Parser(prog="python -m tools.fuzz", description="Feeds what reads files with damaged ones.")
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--runs", type=positive, default=300, metavar="N", help="for each target (default 300)")
-    amount.add_argument("--total", type=positive, metavar="N", help="for all targets together")
+    amount.add_argument("--runs", type=count, default=300, metavar="N", help="for each target (default 300)")
+    amount.add_argument("--total", type=count, metavar="N", help="for all targets together")
     parser.add_argument("--target", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--seconds", type=positive, default=3600, metavar="S", help="for each target, at most")
-    parser.add_argument("--seed", type=positive, default=1, metavar="N", help="of the draws (default 1)")
+    parser.add_argument("--seconds", type=count, default=3600, metavar="S", help="for each target, at most")
+    parser.add_argument("--seed", type=count, default=1, metavar="N", help="of the draws (default 1)")
     options = parser.parse_args()
     if atheris is None:
-        parser.error("needs atheris: pip install 'atheris>=2.3,<4'")
+        parser.exit(2, f"{parser.prog}: needs atheris: pip install 'atheris>=2.3,<4'\n")
     chosen = options.target or list(fuzz_targets.TARGETS)
     for name in chosen:
         if name not in fuzz_targets.TARGETS:

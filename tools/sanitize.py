@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.command import Parser
+from esim_fast.cli.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("esim_fast", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -138,7 +138,7 @@ def plant(tree: Path, compiler: str, wanted: str) -> None:
         sys.exit(f"sanitize: {EMBEDDING} has no {right!r} any more, where an error is planted to see that it is found")
     source.write_text(original.replace(right, wrong), encoding="utf-8")
     build(tree, compiler)
-    run = run_tests(tree, compiler, ("test_layers.py",), ["-k", "opcheck_and_direct_calls"])
+    run = run_tests(tree, compiler, ("test_layers.py",), ["-k", "opcheck"])
     source.write_text(original, encoding="utf-8")
     if not any(wanted in finding for finding in run.findings):
         sys.exit(f"{run.output[-3000:]}\nsanitize: a planted error was not found: {wanted}")

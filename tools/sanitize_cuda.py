@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.command import Parser, add_json, write_json
+from benchmarks.measure import machine
+from esim_fast.cli.options import Parser
+from esim_fast.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--case", choices=("all", "planted"), help="what is looked at; for the processes started here")
-    add_json(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     options = parser.parse_args(arguments)
 
     import torch
@@ -160,7 +162,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{tool}: {errors} errors, exit code {code}, {found[tool]['seconds']} s")
         if code or errors:
             print(output)
-    write_json(parser, options.json, {"tools": found})
+    if options.json:
+        try:
+            write_json(options.json, {**machine(), "tools": found})
+        except OSError as error:
+            parser.error(str(error))
     return 1 if any(outcome["exit_code"] or outcome["errors"] for outcome in found.values()) else 0
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from baselines import NotebookESIM
 from torch.utils.flop_counter import FlopCounterMode
 
 import esim_fast
+from benchmarks.baselines import NotebookESIM
 
 HIDDEN, WIDTH = 20, 12
 LENGTHS = [(30, 4), (3, 25), (1, 1), (9, 8), (14, 6), (2, 17)]

@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from baselines import eager_local_inference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.baselines import eager_local_inference
 from esim_fast import Rows
 from esim_fast.ops import local_inference, local_inference_packed
 from tests.ops.implementations import IMPLEMENTATIONS, KERNELS, as_list, case, operators

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from baselines import eager_local_inference
 
+from benchmarks.baselines import eager_local_inference
 from esim_fast import ESIM, Rows
 from esim_fast.ops import local_inference, local_inference_packed
 from tests.ops.implementations import IMPLEMENTATIONS, KERNELS, as_list, case, operators

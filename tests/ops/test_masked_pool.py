@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from baselines import eager_pool
 
+from benchmarks.baselines import eager_pool
 from esim_fast import Rows
 from esim_fast.ops import masked_pool, reference
 from esim_fast.ops.backends import has_code

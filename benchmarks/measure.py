@@ -1,0 +1,194 @@
+"""What is measured and how: seconds in turns, time on the device, bandwidth, product rate, memory.
+
+All that the benchmarks ask of a GPU is here. ESIM_FAST_DRY_RUN=1 on a machine without one runs what is for GPUs alone
+on the CPU, in small, so that every line can be tried before a GPU is there. No figure means anything then.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+
+import torch
+
+import esim_fast
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DRY_RUN = os.environ.get("ESIM_FAST_DRY_RUN") == "1" and DEVICE.type == "cpu"
+ON_GPU = DEVICE.type == "cuda" or DRY_RUN
+FULL_SIZE = ON_GPU and not DRY_RUN
+
+PRECISIONS = ("fp32", "tf32", "bf16") if ON_GPU else ("fp32",)
+# A round is the fastest of CALLS calls in a row: the others were interrupted, or paid for what another variant left in
+# the caches. Calls that take longer than LONG_CALL seconds average over both, and are rounds themselves.
+CALLS = 5
+LONG_CALL = 0.1
+KNOWN = 0.02  # how well a median must be known, as a part of it
+REPLAYS = 5  # one behind the other, so that the GPU does not wait for the launch of all but the first
+
+Call = Callable[[], object]
+
+
+def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool = False) -> dict[str, list[float]]:
+    """Seconds of each call, round by round; the calls take turns, and who begins a turn changes.
+
+    After a warm-up it ends when each median is known to KNOWN, at the earliest after ``least``
+    rounds and a third of ``seconds`` for each call, at the latest after ``least`` rounds and ``seconds``.
+    """
+    if not calls:
+        return {}
+    _settle_allocator()
+    clock = seconds_of_replays if on_device else seconds_of
+    firsts = {name: clock(call) for name, call in calls.items()}  # compile, and choose algorithms
+    longest = max(first if first > 10 else min(clock(calls[name]) for _ in range(2)) for name, first in firsts.items())
+    each = 1 if longest > LONG_CALL else CALLS
+    names, samples = list(calls), {name: [] for name in calls}
+    begin = time.perf_counter()
+    while True:
+        for name in names:
+            samples[name].append(min(clock(calls[name]) for _ in range(each)))
+        names.append(names.pop(0))
+        passed = (time.perf_counter() - begin) / len(calls)
+        if len(samples[names[0]]) < least or passed < seconds / 3:
+            continue
+        if passed >= seconds or all(spread(taken) < KNOWN for taken in samples.values()):
+            return samples
+
+
+def spread(samples: list[float]) -> float:
+    """Half the width of the median's 95 % confidence interval, by order statistics, as a part of the median."""
+    ordered, half = sorted(samples), 0.98 * len(samples) ** 0.5
+    low, high = max(0, int(len(samples) / 2 - half)), min(len(samples) - 1, int(len(samples) / 2 + half))
+    return (ordered[high] - ordered[low]) / 2 / median(samples)
+
+
+def seconds_of(call: Call) -> float:
+    synchronize()
+    begin = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - begin
+
+
+def seconds_of_replays(replay: Call) -> float:
+    """On the device, of one of several replays: what Python and launches take is not in it."""
+    if DEVICE.type != "cuda":
+        return seconds_of(replay)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(REPLAYS):
+        replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / REPLAYS
+
+
+def recorded(call: Call) -> Call:
+    """The call's launches as a CUDA graph, to be replayed.
+
+    Raises:
+        RuntimeError: it does something that cannot be recorded.
+    """
+    if DEVICE.type != "cuda":
+        return call
+    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(here)
+    with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on its own stream
+        for _ in range(3):
+            call()
+    here.wait_stream(side)
+    synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Backward passes run in a thread of autograd's, whose allocations would spoil a recording that is "global".
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            call()
+    except RuntimeError:
+        torch.cuda.set_stream(here)
+        synchronize()
+        torch.cuda.empty_cache()
+        raise
+    return graph.replay
+
+
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(call: Call) -> int:
+    """What the call allocates on the GPU at most, above what was there before."""
+    synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def saved_bytes(forward: Call, parameters: Iterable[torch.Tensor] = ()) -> int:
+    """What a forward pass keeps for the backward pass, ``parameters`` left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    storages: dict[int, torch.UntypedStorage] = {}  # alive until they are counted, so that no address recurs
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()  # alive as well
+        kept = sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+    del result
+    return kept
+
+
+@cache
+def copy_bandwidth(moved: int = 2**30 if FULL_SIZE else 2**28, on_device: bool = True) -> float:
+    """Bytes per second, read and written, of a copy that moves as many: no kernel here can be much faster."""
+    source = torch.ones(max(1, moved // 2), dtype=torch.uint8, device=DEVICE)
+    copy = torch.empty_like(source)
+
+    def call() -> None:
+        copy.copy_(source)
+
+    return moved / median(in_turns({"": recorded(call) if on_device else call}, 0.3, 10, on_device)[""])
+
+
+@cache
+def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 1024) -> float:
+    """Operations per second of a large product of random matrices, in "fp32", "tf32" or "bf16"."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, generator=generator, device=DEVICE).to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        taken = in_turns({"": recorded(lambda: torch.mm(a, b))}, 0.3, 10, on_device=True)[""]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return 2 * size**3 / median(taken)
+
+
+def machine() -> dict[str, object]:
+    """Hardware and versions that figures belong to, beside what pytest-benchmark says of the machine."""
+    found: dict[str, object] = {"threads": torch.get_num_threads(), "compiler": esim_fast.build_info()["compiler"]}
+    for name in ("esim_fast", "torch", "triton", "onnxruntime", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if DEVICE.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return found
+
+
+def _settle_allocator() -> None:
+    """Brings glibc's malloc to where a training process has it, which has freed large tensors before.
+
+    Until then it hands the memory of each gradient back to the system and gets it anew page by page, by chance of what
+    was freed just before, and that can take longer than what is measured here.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(0)
