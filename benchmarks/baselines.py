@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -61,20 +60,6 @@ def sdpa_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -
     backend = SDPBackend.EFFICIENT_ATTENTION if p.is_cuda else SDPBackend.MATH
     with sdpa_kernel(backend):
         return enhance(p, look(p, h, h_mask)), enhance(h, look(h, p, p_mask))
-
-
-def flex_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Two calls of FlexAttention, compiled, because it is slow otherwise."""
-    if not p.is_cuda:
-        raise NotImplementedError("FlexAttention has no backward pass on the CPU")
-
-    def look(x: Tensor, y: Tensor, y_mask: Tensor) -> Tensor:
-        def outside(score, batch, head, x_index, y_index):
-            return torch.where(y_mask[batch, y_index], score, -float("inf"))
-
-        return compiled(flex_attention)(x[:, None], y[:, None], y[:, None], score_mod=outside, scale=1.0)[:, 0]
-
-    return enhance(p, look(p, h, h_mask.bool())), enhance(h, look(h, p, p_mask.bool()))
 
 
 class NotebookESIM(nn.Module):

@@ -48,13 +48,6 @@ class PairBatch:
     def of(cls, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor, labels: Tensor) -> "PairBatch":
         return cls(p, h, p_lengths, h_lengths, labels, esim_fast.pack_pairs(p, h, p_lengths, h_lengths))
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.pairs.tokens)
-
     def to(self, device: torch.device) -> "PairBatch":
         moved = {name: getattr(self, name).to(device) for name in ("p", "h", "labels", "pairs")}
         return replace(self, **moved)
@@ -98,14 +91,6 @@ def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[Pai
     corpus = draw_pairs(kind, _POOL * size, random)
     cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]
     return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[indices] for indices in cut], count)]
-
-
-def bucketed_lengths(kind: str, size: int, count: int, random: np.random.Generator) -> list[np.ndarray]:
-    """Lengths ``[size, 2]`` of ``count`` batches, cut and chosen in the same way."""
-    lengths = draw_lengths(kind, _POOL * size, random)
-    lengths = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))]
-    cut = list(lengths.reshape(-1, size, 2))
-    return [cut[i] for i in _typical(cut, count)]
 
 
 def _typical(lengths: list[np.ndarray], count: int) -> np.ndarray:

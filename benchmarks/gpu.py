@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu [--minutes 30] [--out DIR] [--parts NAME ...] [--dry-run]
 
-run in the repository's root, with the library and its extras "test" and "benchmark" installed. If its extension has no
-code for this GPU, one is built into DIR. Each part is a process that leaves its log and its JSON in DIR; run.json says
-how it ended. The exit code is 1 if one failed. --dry-run, on a machine without a GPU, tries everything once, in small.
+run in the repository's root. An extension is built into DIR if the installed one has no code for this GPU. Each part is
+a process that leaves its log and JSON there; run.json says how it ended, and the exit code is 1 if one failed.
+--dry-run, on a machine without a GPU, tries everything once, in small.
 """
 
 import os
@@ -25,26 +25,27 @@ from esim_fast.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT, LEAST, PATIENCE = 480.0, 15.0, 10.0  # seconds of a part: at most, at least, and to end when it is interrupted
+# What matters most first. Benchmarks are a file and a -k each: pytest-benchmark writes its JSON when all is done.
+ORDER = """tests sanitizer masked_pool-bf16 local_inference-bf16 bilstm-bf16
+training-SNLI-32-bf16 training-SNLI-512-bf16 inference-SNLI-32-bf16 inference-SNLI-512-bf16 end_to_end
+bilstm-tf32 training-SNLI-32-tf32 training-SNLI-512-tf32 inference-SNLI-32-tf32 inference-SNLI-512-tf32
+masked_pool-fp32 local_inference-fp32 bilstm-fp32 training-SNLI-32-fp32 inference-SNLI-32-fp32 inference-cross_encoders
+training-SNLI-1024-bf16 inference-SNLI-1024-bf16 training-MultiNLI-32-bf16 inference-SNLI-1-bf16 sweep"""
+PARTS = ORDER.split()
 
 
-def parts(dry_run: bool) -> dict[str, str]:
-    """What follows python -m, by name; small parts, because pytest-benchmark writes its JSON at the end."""
+def arguments_of(part: str, dry_run: bool) -> str:
+    """What follows python -m."""
     dry, few, how = ("--dry-run", "--pairs 320", "disable") if dry_run else ("", "", "json={json}")
     workers = f"-n {min(12, os.cpu_count() or 1)}" if find_spec("xdist") else ""
-
-    def benchmarks(precision: str, *names: str) -> dict[str, str]:
-        options = f"-k {precision} --benchmark-{how}"
-        return {f"{name}-{precision}": f"pytest benchmarks/test_{name}.py {options}" for name in names}
-
-    return {
+    name, _, which = part.partition("-")
+    others = {
         "tests": f"pytest -m gpu {workers} tests",
         "sanitizer": f"tools.sanitize_cuda {dry} --json {{json}}",
-        **benchmarks("bf16", "masked_pool", "local_inference", "bilstm", "training", "inference"),
         "end_to_end": f"benchmarks.end_to_end --precision bf16 {few} --json {{json}}",
-        **benchmarks("tf32", "bilstm", "training", "inference"),
-        **benchmarks("fp32", "masked_pool", "local_inference", "bilstm", "training", "inference"),
         "sweep": f"benchmarks.sweep {dry} --minutes {{minutes}} --json {{json}}",
     }
+    return others.get(part, f"pytest benchmarks/test_{name}.py -k {which} --benchmark-{how}")
 
 
 def build(folder: Path) -> dict[str, str]:
@@ -62,7 +63,7 @@ def build(folder: Path) -> dict[str, str]:
 
 def run(name: str, arguments: str, folder: Path, left: float) -> str:
     """How it ended."""
-    limit = left if "{minutes}" in arguments else min(left, LIMIT)
+    limit = left if name == "sweep" else min(left, LIMIT)  # the sweep is told
     if left < LEAST:
         return "not begun: the time was up"
     values = {"json": folder / f"{name}.json", "installed": folder / "installed", "minutes": max(0.5, left // 60 - 1)}
@@ -87,10 +88,10 @@ def run(name: str, arguments: str, folder: Path, left: float) -> str:
 
 
 def main() -> int:
-    parser, names = Parser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0]), [*parts(False)]
+    parser = Parser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=rate, default=30.0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/<GPU>-<date>")
-    parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME", help=", ".join(PARTS))
     parser.add_argument("--dry-run", action="store_true", help="on a machine without a GPU")
     options, on_gpu = parser.parse_args(), torch.cuda.is_available()
     if on_gpu == options.dry_run:
@@ -98,7 +99,7 @@ def main() -> int:
     name = f"{torch.cuda.get_device_name() if on_gpu else 'dry run'} {date.today()}".lower().replace(" ", "-")
     folder, end, ended = (options.out or report.RESULTS / name).resolve(), time.monotonic() + 60 * options.minutes, {}
     os.environ["ESIM_FAST_DRY_RUN"] = str(int(options.dry_run))
-    chosen = {name: text for name, text in parts(options.dry_run).items() if name in options.parts}
+    chosen = {name: arguments_of(name, options.dry_run) for name in PARTS if name in options.parts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, arguments in ((build(folder) if on_gpu else {}) | chosen).items():

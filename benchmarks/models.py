@@ -144,7 +144,7 @@ class Check:
         exact = Model(net, lambda x: net(x.p, x.h))
         self.cases = []
         for x in (batch.filled(), batch):
-            decided = _decided(net, x)
+            decided = _decided(net, x) if self.gradients else None
             self.cases.append((x, decided, self._results(exact, x, decided)))
 
     def __call__(self, model: Model) -> None:
@@ -159,7 +159,7 @@ class Check:
         for module in dropouts:
             module.train(model.net.training)
 
-    def _results(self, model: Model, batch: PairBatch, decided: Tensor) -> dict[str, Tensor]:
+    def _results(self, model: Model, batch: PairBatch, decided: Tensor | None) -> dict[str, Tensor]:
         """Logits, and the gradients of all parameters by name."""
         precision = "fp64" if model.net.embedding.weight.dtype == torch.float64 else self.precision
         if not self.gradients:

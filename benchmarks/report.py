@@ -3,8 +3,7 @@
     python -m benchmarks.report FILE ...
 
 run in the repository's root, makes a folder benchmarks/results/<hardware>-<date> with report.md, its figures and
-results.json, which is what was measured without the single rounds. Of several files from one machine it makes one
-report.
+results.json: all that one machine's files hold, without the single rounds.
 """
 
 import json
@@ -13,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esim_fast.cli.options import Parser
+from esim_fast.cli.options import Parser, UsageError
 
 RESULTS = Path(__file__).parent / "results"
 # The figures by their files: a title, and which groups are in each.
@@ -28,9 +27,9 @@ COLUMNS = (
     ("peak_bytes", "peak memory, MB", 1e-6, ",.1f"),
     ("saved_bytes", "kept for backward, MB", 1e-6, ",.1f"),
     ("bytes_per_second", "GB/s", 1e-9, ",.1f"),
-    ("share_of_copy", "of a copy's", 1, ".0%"),
+    ("share_of_copy", "of a copy's rate", 1, ".0%"),
     ("operations_per_second", "GFLOP/s", 1e-9, ",.0f"),
-    ("share_of_product", "of a product's", 1, ".0%"),
+    ("share_of_product", "of a product's rate", 1, ".0%"),
 )
 
 
@@ -43,45 +42,36 @@ class Row(NamedTuple):
     info: dict[str, Any]
 
 
-class Run(NamedTuple):
-    """What a file holds: all of it but the single rounds, and the lines of each group."""
-
-    contents: dict[str, Any]
-    hardware: str
-    groups: dict[str, list[Row]]
-
-
-class ReportError(Exception):
-    """A mistake of the user's; the message is one line."""
-
-
-def read(files: list[Path]) -> Run:
-    """Runs on one machine as one.
+def read(files: list[Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """Runs on one machine as one, without the single rounds, and the lines of each group.
 
     Raises:
-        ReportError: a file cannot be read, or holds something else, or is of another machine.
+        UsageError: a file cannot be read, or holds something else, or is of another machine.
     """
+    merged: dict[str, Any] = {}
     groups: dict[str, list[Row]] = {}
-    contents: dict[str, Any] = {"benchmarks": []}
-    machines = set()
     for file in files:
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
-            machine = run["machine_info"]
-            machines.add(machine.get("gpu") or f"{machine['cpu']['brand_raw']}, {machine['threads']} threads")
             for found in run["benchmarks"]:
                 stats = found["stats"]
                 stats.pop("data", None)
                 row = Row(found["params"]["variant"], float(stats["median"]), stats["rounds"], found["extra_info"])
                 groups.setdefault(found["group"], []).append(row)
-            contents = {**run, "benchmarks": contents["benchmarks"] + run["benchmarks"]}
+            machines = hardware(run), hardware(merged or run)
+            merged = {**run, "benchmarks": merged.get("benchmarks", []) + run["benchmarks"]}
         except OSError as error:
-            raise ReportError(f"{file}: {error.strerror}") from error
+            raise UsageError(f"{file}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ReportError(f"{file}: expected what pytest benchmarks/ --benchmark-json writes") from error
-    if len(machines) > 1:
-        raise ReportError(f"measured on different machines: {'; '.join(sorted(machines))}")
-    return Run(contents, machines.pop(), groups)
+            raise UsageError(f"{file}: expected what pytest benchmarks/ --benchmark-json writes") from error
+        if len(set(machines)) > 1:
+            raise UsageError(f"{file}: measured on {machines[0]}, others on {machines[1]}")
+    return merged, groups
+
+
+def hardware(run: dict[str, Any]) -> str:
+    machine = run["machine_info"]
+    return machine.get("gpu") or f"{machine['cpu']['brand_raw']}, {machine['threads']} threads"
 
 
 def write(files: list[Path], folder: Path | None = None) -> Path:
@@ -90,34 +80,32 @@ def write(files: list[Path], folder: Path | None = None) -> Path:
         # Here, so that whoever lacks matplotlib is told so before anything is written.
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ReportError(f'{error}: figures need matplotlib (pip install "matplotlib>=3.8")') from error
-    run = read(files)
-    name = re.sub(r"[^a-z0-9]+", "-", f"{run.hardware} {run.contents['datetime'][:10]}".lower())
-    folder = folder or RESULTS / name
+        raise UsageError(f'{error}: figures need matplotlib (pip install "matplotlib>=3.8")') from error
+    run, groups = read(files)
+    folder = folder or RESULTS / re.sub(r"[^a-z0-9]+", "-", f"{hardware(run)} {run['datetime'][:10]}".lower())
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run.contents, indent=1, ensure_ascii=False)
-    (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     drawn = []
     for file, (title, pattern) in FIGURES.items():
-        chosen = {name: rows for name, rows in run.groups.items() if re.fullmatch(pattern, name)}
+        chosen = {name: rows for name, rows in groups.items() if re.fullmatch(pattern, name)}
         if chosen:
             figure = draw(chosen, title, plt)
             figure.savefig(folder / file, dpi=120)
             plt.close(figure)
             drawn.append(file)
-    (folder / "report.md").write_text(page(run, drawn), encoding="utf-8")
+    (folder / "report.md").write_text(page(run, groups, drawn), encoding="utf-8")
     return folder
 
 
-def page(run: Run, figures: list[str]) -> str:
+def page(run: dict[str, Any], groups: dict[str, list[Row]], figures: list[str]) -> str:
     """The report in Markdown."""
-    machine, date = run.contents["machine_info"], run.contents["datetime"][:10]
+    machine = run["machine_info"]
     names = ("esim_fast", "torch", "triton", "onnxruntime", "transformers", "cuda")
     versions = [f"{name} {machine[name]}" for name in names if name in machine]
     versions += [f"Python {machine['python_version']}", machine["compiler"]]
-    lines = [f"# {run.hardware}, {date}", "", ", ".join(versions), ""]
+    lines = [f"# {hardware(run)}, {run['datetime'][:10]}", "", ", ".join(versions), ""]
     lines += [line for file in figures for line in (f"![{FIGURES[file][0]}]({file})", "")]
-    lines += [line for name, rows in run.groups.items() for line in (f"## {name}", "", *table(rows), "")]
+    lines += [line for name, rows in groups.items() for line in (f"## {name}", "", *table(rows), "")]
     return "\n".join(lines)
 
 
@@ -162,10 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(write(options.files, options.output))
-    except ReportError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except OSError as error:
-        parser.exit(2, f"{parser.prog}: {error.filename}: {error.strerror}\n")
+    except (OSError, UsageError) as error:
+        parser.error(str(error))
     return 0
 
 

@@ -20,73 +20,70 @@ from benchmarks.models import HIDDEN, TOLERANCE, WIDTH, assert_equal, precision_
 from esim_fast.ops import bilstm
 
 SENTENCES = [64, pytest.param(1024, marks=pytest.mark.full)]  # a layer's call for 32 pairs, and for 512
-PASSES = ["forward", "forward + backward"]
-PACKED, OURS, CUDNN = "nn.LSTM, packed in each call", "esim_fast, packed", "esim_fast, packed, cudnn"
-VARIANTS = [EAGER, PACKED, OURS, CUDNN]
+OURS, CUDNN = "esim_fast, packed", "esim_fast, packed, cudnn"
 BATCHES = 4
 
 
 class Embedded:
     """A batch's embedded words, padded and packed, with the gradients of their states."""
 
-    def __init__(self, lengths: Tensor, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.lengths, self.mask = lengths, torch.arange(int(lengths.max())) < lengths[:, None]
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths, mask = lengths, torch.arange(int(lengths.max())) < lengths[:, None]
 
         def draw(width: int) -> tuple[Tensor, Tensor]:
-            padded = torch.randn(*self.mask.shape, width, generator=generator) * self.mask[:, :, None]
+            padded = torch.randn(*mask.shape, width) * mask[:, :, None]
             packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
             self.batch_sizes, self.rank = packed.batch_sizes, packed.unsorted_indices
             return padded.to(DEVICE), packed.data.to(DEVICE)
 
-        self.padded, self.packed = (x.requires_grad_() for x in draw(WIDTH))
-        self.padded_grad, self.packed_grad = draw(2 * HIDDEN)
-        self.first_row = self.batch_sizes.cumsum(0) - self.batch_sizes
-        self.rows = (self.rank[:, None] + self.first_row)[self.mask].to(DEVICE)  # packed, sentence by sentence
-        self.first_row, self.mask = self.first_row.to(DEVICE), self.mask.to(DEVICE)
+        self.words, self.grads = draw(WIDTH), draw(2 * HIDDEN)
+        first_row = self.batch_sizes.cumsum(0) - self.batch_sizes
+        # Where the words are, sentence by sentence, in each form.
+        self.places = mask.to(DEVICE), (self.rank[:, None] + first_row)[mask].to(DEVICE)
+        self.first_row = first_row.to(DEVICE)
 
-    def words(self, x: Tensor) -> Tensor:
-        """What belongs to words, one sentence behind the other."""
-        return x.detach()[self.mask] if x.dim() == 3 else x.detach()[self.rows]
+    def results(self, lstm: nn.LSTM, states, form: int) -> dict[str, Tensor]:
+        """States and gradients, those of words sentence by sentence; ``form`` is 0 for padded words, 1 for packed."""
+        x = self.words[form].to(lstm.weight_ih_l0.dtype, copy=True).requires_grad_()
+        y, (names, parameters) = states(lstm, self, x), zip(*lstm.named_parameters(), strict=True)
+        of_words, *others = torch.autograd.grad(y, (x, *parameters), self.grads[form].to(y.dtype))
+        place = self.places[form]
+        return {"states": y.detach()[place], "words": of_words[place], **dict(zip(names, others, strict=True))}
+
+
+# From the LSTM, a batch and its words in a form, to the states in this form.
+STATES = {
+    EAGER: (lambda lstm, x, words: lstm(words)[0], 0),
+    "nn.LSTM, packed in each call": (lambda lstm, x, words: packed_lstm(lstm, words, x.lengths), 0),
+    OURS: (lambda lstm, x, words: bilstm(lstm, words, x.batch_sizes, first_row=x.first_row), 1),
+    CUDNN: (lambda lstm, x, words: bilstm(lstm, words, x.batch_sizes, backend="cudnn"), 1),
+}
 
 
 def variants(sentences, precision, which):
-    batches = [Embedded(x.p_lengths, seed) for seed, x in enumerate(make_batches("SNLI", sentences, BATCHES))]
-    filled = Embedded(torch.full_like(batches[-1].lengths, int(batches[-1].lengths.max())), 0)
     torch.manual_seed(0)
+    batches = [Embedded(x.p_lengths) for x in make_batches("SNLI", sentences, BATCHES)]
+    last = batches[-1]
+    filled = Embedded(torch.full_like(last.lengths, int(last.lengths.max())))
     exact_lstm = nn.LSTM(WIDTH, HIDDEN, bidirectional=True, batch_first=True).to(DEVICE, torch.float64)
+    exact = {
+        x: x.results(exact_lstm, lambda lstm, x, words: packed_lstm(lstm, words, x.lengths), 0) for x in (filled, last)
+    }
     backward = which == "forward + backward"
 
-    def results(lstm, states, x, dtype=torch.float32):
-        start, grad = (x.packed, x.packed_grad) if states in (packed, cudnn) else (x.padded, x.padded_grad)
-        start = start.detach().to(dtype).requires_grad_()
-        y = states(lstm, x, start)
-        grads = torch.autograd.grad(y, (start, *lstm.parameters()), grad.to(y.dtype))
-        names = [name for name, _ in lstm.named_parameters()]
-        return {"states": x.words(y), "words": x.words(grads[0]), **dict(zip(names, grads[1:], strict=True))}
-
-    def padded(lstm, x, start):
-        return lstm(start)[0]
-
-    def packing(lstm, x, start):
-        return packed_lstm(lstm, start, x.lengths)
-
-    def packed(lstm, x, start):
-        return bilstm(lstm, start, x.batch_sizes, first_row=x.first_row)
-
-    def cudnn(lstm, x, start):
-        return bilstm(lstm, start, x.batch_sizes, backend="cudnn")
-
-    exact = {x: results(exact_lstm, packing, x, torch.float64) for x in (filled, batches[-1])}
-
-    def variant(states):
+    def variant(name):
+        states, form = STATES[name]
         lstm = nn.LSTM(WIDTH, HIDDEN, bidirectional=True, batch_first=True).to(DEVICE)
         lstm.load_state_dict(exact_lstm.state_dict())
 
         @precision_set("fp32")
         def check():
-            for x in (filled,) if states is padded else (filled, batches[-1]):
-                assert_equal(results(lstm, states, x), exact[x], TOLERANCE["fp32"])
+            for x in (filled,) if name == EAGER else (filled, last):
+                assert_equal(x.results(lstm, states, form), exact[x], TOLERANCE["fp32"])
+
+        def forward(x):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
+                return states(lstm, x, x.words[form].requires_grad_(backward))
 
         @precision_set(precision)
         def call():
@@ -94,23 +91,18 @@ def variants(sentences, precision, which):
                 for x in batches:
                     y = forward(x)
                     if backward:
-                        start, grad = (x.padded, x.padded_grad) if y.dim() == 3 else (x.packed, x.packed_grad)
-                        torch.autograd.grad(y, (start, *lstm.parameters()), grad.to(y.dtype))
+                        torch.autograd.grad(y, (x.words[form], *lstm.parameters()), x.grads[form].to(y.dtype))
 
-        def forward(x):
-            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
-                return states(lstm, x, x.packed if states in (packed, cudnn) else x.padded)
-
-        saves = (lambda: saved_bytes(lambda: forward(batches[-1]), lstm.parameters())) if backward else None
-        products = 2 * 2 * 4 * HIDDEN * (WIDTH + HIDDEN) * sum(len(x.packed) for x in batches)
+        products = 2 * 2 * 4 * HIDDEN * (WIDTH + HIDDEN) * sum(len(x.words[1]) for x in batches)
+        saves = (lambda: saved_bytes(lambda: forward(last), lstm.parameters())) if backward else None
         return Variant(call, check, multiplies=((1 + 2 * backward) * products, precision), saves=saves)
 
-    on_gpu = variant(cudnn) if DEVICE.type == "cuda" else "cuDNN needs an NVIDIA GPU"
-    return {EAGER: variant(padded), PACKED: variant(packing), OURS: variant(packed), CUDNN: on_gpu}
+    found = {name: variant(name) for name in STATES}
+    return found if DEVICE.type == "cuda" else found | {CUDNN: "cuDNN needs an NVIDIA GPU"}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("variant", STATES)
+@pytest.mark.parametrize("which", ["forward", "forward + backward"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("sentences", SENTENCES)
 def test_bilstm(variant, which, precision, sentences, race):

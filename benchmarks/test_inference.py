@@ -6,16 +6,16 @@ is timed where a variant computes it, and packed batches are packed by the data 
 
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.baselines import EAGER
 from benchmarks.conftest import Variant
-from benchmarks.corpus import PairBatch, make_batches
+from benchmarks.corpus import make_batches
 from benchmarks.measure import DEVICE, PRECISIONS
 from benchmarks.models import BATCHES, COMPILED, LABELS, OURS, PEERS, Model, logits_of, models, timed, variants
 
@@ -23,8 +23,8 @@ ONNX = "ONNX Runtime"
 LARGER = [("SNLI", 512), ("SNLI", 1024), ("MultiNLI", 32)]
 SHAPES = [("SNLI", 1), ("SNLI", 32), ("SNLI", 128), *(pytest.param(*shape, marks=pytest.mark.full) for shape in LARGER)]
 
-# What a user may pick instead of ESIM, which gives other results.
-SIZES = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
+# What a user may take instead of ESIM. The results are another model's, so that time alone is compared.
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 CROSS_ENCODERS = {
     "MiniLM-L6-H384 (time alone)": (6, 384, 12, 1536),
     "TinyBERT-L4-H312 (time alone)": (4, 312, 12, 1200),
@@ -35,9 +35,9 @@ WORD_PIECES, FIRST_WORD, CLS, SEP = 30_522, 1000, 101, 102  # BERT's vocabulary;
 
 def in_onnx_runtime(model, precision):
     if precision != "fp32" or DEVICE.type != "cpu":
-        return "it runs in fp32 on a CPU here"
+        return "is for fp32 on a CPU here"
 
-    @cache  # made after the check gave the network its weights
+    @cache  # made when the check has given the network its weights
     def session():
         from benchmarks.onnx_graph import onnx_session
 
@@ -50,30 +50,24 @@ def in_onnx_runtime(model, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("kind", "pairs"), SHAPES)
 def test_inference(variant, kind, pairs, precision, full, race):
-    def raced():
+    def contenders():
         found = models(precision, full or (kind, pairs) == ("SNLI", 32))
         found = found | {ONNX: in_onnx_runtime(found[EAGER], precision)}
         return variants(found, kind, pairs, precision, training=False)
 
-    race(variant, raced)
+    race(variant, contenders)
 
 
-class PieceBatch(NamedTuple):
-    """A batch as cross-encoders take it, with as many word pieces as words: [CLS] premise [SEP] hypothesis [SEP]."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-
-    @classmethod
-    def of(cls, batch: PairBatch) -> "PieceBatch":
-        ids, types = [], []
-        for p, h, p_length, h_length in zip(batch.p, batch.h, batch.p_lengths, batch.h_lengths, strict=True):
-            p, h = (FIRST_WORD + side % (WORD_PIECES - FIRST_WORD) for side in (p[:p_length], h[:h_length]))
-            cls_, sep = p.new_tensor([CLS]), p.new_tensor([SEP])
-            ids.append(torch.cat([cls_, p, sep, h, sep]))
-            types.append((torch.arange(len(ids[-1]), device=p.device) > p_length + 1).long())
-        padded = {"input_ids": pad_sequence(ids, True), "token_type_ids": pad_sequence(types, True)}
-        return cls(padded | {"attention_mask": (padded["input_ids"] != 0).long()}, batch.labels)
+def in_word_pieces(batch):
+    """[CLS] premise [SEP] hypothesis [SEP] of each pair, with as many word pieces as words."""
+    ids, types = [], []
+    for p, h, p_length, h_length in zip(batch.p, batch.h, batch.p_lengths, batch.h_lengths, strict=True):
+        p, h = (FIRST_WORD + side % (WORD_PIECES - FIRST_WORD) for side in (p[:p_length], h[:h_length]))
+        ids.append(torch.cat([pad(pad(p, (1, 0), value=CLS), (0, 1), value=SEP), pad(h, (0, 1), value=SEP)]))
+        types.append((torch.arange(len(ids[-1]), device=p.device) > p_length + 1).long())
+    ids, types = (pad_sequence(rows, batch_first=True) for rows in (ids, types))
+    inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": (ids != 0).long()}
+    return SimpleNamespace(inputs=inputs, labels=batch.labels)
 
 
 def cross_encoder(sizes, pairs, precision, training):
@@ -84,7 +78,7 @@ def cross_encoder(sizes, pairs, precision, training):
     options = dict(zip(SIZES, sizes, strict=True)) | {"vocab_size": WORD_PIECES, "num_labels": LABELS}
     net = BertForSequenceClassification(BertConfig(**options, attn_implementation="sdpa")).to(DEVICE)
     model = Model(net, lambda batch: net(**batch.inputs).logits)
-    batches = [PieceBatch.of(batch.to(DEVICE)) for batch in make_batches("SNLI", pairs, BATCHES)]
+    batches = [in_word_pieces(batch.to(DEVICE)) for batch in make_batches("SNLI", pairs, BATCHES)]
 
     @torch.no_grad()
     def check():
@@ -100,11 +94,10 @@ def cross_encoder(sizes, pairs, precision, training):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("pairs", [32, pytest.param(128, marks=pytest.mark.full)])
 def test_cross_encoders(variant, which, precision, pairs, race):
-    training = which == "training step"
-
-    def raced():
-        found = {name: models(precision, False)[name] for name in (EAGER, OURS[-1])}
+    def contenders():
+        training, found = which == "training step", models(precision, False)
+        esim = {name: found[name] for name in (EAGER, OURS[-1])}
         others = {name: cross_encoder(sizes, pairs, precision, training) for name, sizes in CROSS_ENCODERS.items()}
-        return variants(found, "SNLI", pairs, precision, training=training) | others
+        return variants(esim, "SNLI", pairs, precision, training=training) | others
 
-    race(variant, raced)
+    race(variant, contenders)

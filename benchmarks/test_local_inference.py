@@ -1,14 +1,13 @@
-"""local_inference against the notebook's eager co-attention, the same compiled, SDPA and FlexAttention."""
+"""local_inference against the notebook's eager co-attention, the same compiled, and two calls of SDPA."""
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks.baselines import EAGER, compiled, eager_local_inference, flex_local_inference, sdpa_local_inference
+from benchmarks.baselines import EAGER, compiled, eager_local_inference, sdpa_local_inference
 from benchmarks.conftest import Variant
-from benchmarks.corpus import bucketed_lengths
+from benchmarks.corpus import make_batches
 from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU, PRECISIONS, saved_bytes
 from benchmarks.models import assert_equal
 from esim_fast import Rows
@@ -20,27 +19,22 @@ SHAPES = [("SNLI", 32), *([("SNLI", 256), ("SNLI", 1024), ("128 tokens", 64), ("
 PASSES = ["forward", "forward + backward"]
 PASSES += [f"{which}, on the device" for which in PASSES] if ON_GPU else []
 PACKED = "esim_fast, packed rows"
-VARIANTS = [EAGER, "torch.compile of it", "two SDPA calls", "FlexAttention", "esim_fast, mask", PACKED]
 BATCHES = 4  # that take turns: together the larger ones do not fit a cache
 
 
 class Batch:
     """One batch, padded and as packed rows, with the gradients of the results."""
 
-    def __init__(self, lengths: np.ndarray, dtype: torch.dtype, seed: int) -> None:
-        generator = torch.Generator(DEVICE).manual_seed(seed)
-
+    def __init__(self, sides: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> None:
         def draw(*shape):
             # Scores of a trained encoder are of the order of ten.
-            return torch.randn(*shape, generator=generator, device=DEVICE).mul(0.5).to(dtype)
+            return torch.randn(*shape, device=DEVICE).mul(0.5).to(dtype)
 
-        sides = torch.from_numpy(lengths).unbind(1)
         self.masks = [(torch.arange(int(side.max())) < side[:, None]).to(DEVICE) for side in sides]
         self.padded = tuple(draw(*mask.shape, WIDTH).requires_grad_() for mask in self.masks)
         self.grads = tuple(draw(*mask.shape, 4 * WIDTH) * mask[:, :, None] for mask in self.masks)
-        self.packed = self.tokens(self.padded).requires_grad_()
-        self.packed_grad = self.tokens(self.grads)
-        rows, pairs = Rows.concatenated(torch.cat(sides), WIDTH).to(DEVICE), len(lengths)
+        self.packed, self.packed_grad = self.tokens(self.padded).requires_grad_(), self.tokens(self.grads)
+        rows, pairs = Rows.concatenated(torch.cat(sides), WIDTH).to(DEVICE), len(sides[0])
         halves = rows.start.split(pairs), rows.lengths.split(pairs), sides
         self.rows = [
             Rows(start, rows.step, on_device, int(side.max()), int(side.sum()))
@@ -48,8 +42,14 @@ class Batch:
         ]
 
     def tokens(self, sides):
-        """What belongs to tokens, one behind the other."""
+        """What belongs to tokens, one behind the other, of two padded sides or of packed rows."""
+        if len(sides) == 1:
+            return sides[0]
         return torch.cat([side.detach()[mask] for side, mask in zip(sides, self.masks, strict=True)])
+
+    def gradients(self, m):
+        leaves, grads = ((self.packed,), (self.packed_grad,)) if len(m) == 1 else (self.padded, self.grads)
+        return torch.autograd.grad(m, leaves, grads)
 
 
 # From a batch to m_a and m_b, or to one m for packed rows.
@@ -57,27 +57,21 @@ CALLS = {
     EAGER: lambda x: eager_local_inference(*x.padded, *x.masks),
     "torch.compile of it": lambda x: compiled(eager_local_inference)(*x.padded, *x.masks),
     "two SDPA calls": lambda x: sdpa_local_inference(*x.padded, *x.masks),
-    "FlexAttention": lambda x: flex_local_inference(*x.padded, *x.masks),
     "esim_fast, mask": lambda x: local_inference(*x.padded, a_mask=x.masks[0], b_mask=x.masks[1]),
     PACKED: lambda x: (local_inference_packed(x.packed, *x.rows),),
 }
 
 
-def gradients(name, x, m):
-    if name == PACKED:
-        return torch.autograd.grad(m, x.packed, x.packed_grad)
-    return torch.autograd.grad(m, x.padded, x.grads)
-
-
 def variants(kind, pairs, precision, which):
     torch.compiler.reset()  # what was compiled for other shapes counts towards a limit
-    dtype, random = torch.bfloat16 if precision == "bf16" else torch.float32, np.random.default_rng(0)
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if kind == "SNLI":
-        lengths = bucketed_lengths(kind, pairs, BATCHES, random)
+        lengths = [(x.p_lengths, x.h_lengths) for x in make_batches(kind, pairs, BATCHES)]
     else:
         longest = int(kind.split()[0])
-        lengths = [random.integers(longest // 2, longest + 1, (pairs, 2)) for _ in range(BATCHES)]
-    batches = [Batch(of_batch, dtype, seed) for seed, of_batch in enumerate(lengths)]
+        lengths = [torch.randint(longest // 2, longest + 1, (2, pairs)).unbind() for _ in range(BATCHES)]
+    batches = [Batch(sides, dtype) for sides in lengths]
     last = batches[-1]
     padded = tuple(side.detach().double().requires_grad_() for side in last.padded)
     m = eager_local_inference(*padded, *last.masks)
@@ -88,11 +82,7 @@ def variants(kind, pairs, precision, which):
     def variant(name):
         def check():
             m = CALLS[name](last)
-            results = {"m": m, "gradient": gradients(name, last, m)}
-            if name == PACKED:
-                results = {key: value[0] for key, value in results.items()}
-            else:
-                results = {key: last.tokens(value) for key, value in results.items()}
+            results = {"m": last.tokens(m), "gradient": last.tokens(last.gradients(m))}
             # Eager bf16 rounds scores of about ten to its dtype before it takes their exponentials.
             assert_equal(results, exact, 40 * torch.finfo(dtype).eps)
 
@@ -101,7 +91,7 @@ def variants(kind, pairs, precision, which):
                 for x in batches:
                     m = CALLS[name](x)
                     if backward:
-                        gradients(name, x, m)
+                        x.gradients(m)
 
         # The encodings once and their enhancements; backward, those again and the encodings' gradients.
         elements = sum(x.packed.numel() if name == PACKED else sum(side.numel() for side in x.padded) for x in batches)
@@ -109,10 +99,10 @@ def variants(kind, pairs, precision, which):
         saves = (lambda: saved_bytes(lambda: CALLS[name](last))) if backward else None
         return Variant(call, check, moves, saves=saves)
 
-    return {name: variant(name) for name in VARIANTS}
+    return {name: variant(name) for name in CALLS}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CALLS)
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "tf32"])
 @pytest.mark.parametrize(("kind", "pairs"), SHAPES)
