@@ -4,7 +4,7 @@ Two of them, in our own words: the notebook's, and that of coetaur0/ESIM, whose 
 other repositories have taken over. Module names are those of ``esim_fast.ESIM``: all load each other's state dicts.
 """
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 EAGER = "eager, as in the notebook"  # what the others are compared with
 PADDING = 1
+BiLSTM = partial(nn.LSTM, bidirectional=True, batch_first=True)
 
 
 @cache
@@ -73,8 +74,8 @@ class NotebookESIM(nn.Module):
         super().__init__()
         self.packed = packed
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
-        self.encoder = nn.ModuleDict({"lstm": _bilstm(embedding_dim, hidden_size)})
-        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": _bilstm(hidden_size, hidden_size)}
+        self.encoder = nn.ModuleDict({"lstm": BiLSTM(embedding_dim, hidden_size)})
+        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": BiLSTM(hidden_size, hidden_size)}
         self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
         self.dropout = nn.Dropout(dropout)
         classifier = (nn.Dropout(dropout), nn.Linear(8 * hidden_size, hidden_size), nn.ReLU())
@@ -82,21 +83,17 @@ class NotebookESIM(nn.Module):
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
         """Token ids ``[B, Lp]`` and ``[B, Lh]``, padded behind with 1, to logits ``[B, num_labels]``."""
-        p_mask, h_mask = (p != PADDING).long(), (h != PADDING).long()
         p_composed, h_composed = self.compose(p, h)
-        v_p, v_h = eager_pool(p_composed, p_mask), eager_pool(h_composed, h_mask)
+        v_p, v_h = eager_pool(p_composed, (p != PADDING).long()), eager_pool(h_composed, (h != PADDING).long())
         return self.linear["mlp"](torch.cat([v_p, v_h], dim=1))
 
     def compose(self, p: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """What is pooled: ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``."""
-        p_mask, h_mask = (p != PADDING).long(), (h != PADDING).long()
-        p_encoded = self._run(self.encoder["lstm"], self.embedding(p), p_mask)
-        h_encoded = self._run(self.encoder["lstm"], self.embedding(h), h_mask)
-        m_p, m_h = eager_local_inference(p_encoded, h_encoded, p_mask, h_mask)
-        layers = self.infercomposition["composition"]
-        p_composed = self._run(layers["lstm"], self.dropout(layers["F"](m_p)), p_mask)
-        h_composed = self._run(layers["lstm"], self.dropout(layers["F"](m_h)), h_mask)
-        return p_composed, h_composed
+        masks = [(ids != PADDING).long() for ids in (p, h)]
+        encoded = map(partial(self._run, self.encoder["lstm"]), map(self.embedding, (p, h)), masks)
+        enhanced, layers = eager_local_inference(*encoded, *masks), self.infercomposition["composition"]
+        projected = [self.dropout(layers["F"](m)) for m in enhanced]
+        return tuple(map(partial(self._run, layers["lstm"]), projected, masks))
 
     def _run(self, lstm: nn.LSTM, x: Tensor, mask: Tensor) -> Tensor:
         return packed_lstm(lstm, x, mask.sum(1).cpu()) if self.packed else lstm(x)[0]
@@ -115,8 +112,8 @@ class Coetaur0ESIM(nn.Module):
         paper = variant == "paper"
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=PADDING)
         self.time_dropout = TimeDropout(dropout)
-        self.encoder = nn.ModuleDict({"lstm": _bilstm(embedding_dim, hidden_size)})
-        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": _bilstm(hidden_size, hidden_size)}
+        self.encoder = nn.ModuleDict({"lstm": BiLSTM(embedding_dim, hidden_size)})
+        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": BiLSTM(hidden_size, hidden_size)}
         self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
         self.activation = nn.ReLU() if paper else nn.Identity()
         hidden = nn.Dropout(dropout), nn.Linear(8 * hidden_size, hidden_size)
@@ -173,7 +170,3 @@ def sorted_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     packed = pack_padded_sequence(x.index_select(0, order), lengths, batch_first=True)
     y, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True)
     return y.index_select(0, order.argsort())
-
-
-def _bilstm(input_size: int, hidden_size: int) -> nn.LSTM:
-    return nn.LSTM(input_size, hidden_size, bidirectional=True, batch_first=True)

@@ -17,8 +17,10 @@ from benchmarks import measure
 from benchmarks.report import Row, table
 
 # What pytest-benchmark would do with each call, where there are only rounds to be played back.
-REFUSED = ("min-time", "precision", "timer", "calibration-precision", "warmup", "warmup-iterations", "cprofile")
-REFUSED = tuple(f"--benchmark-{option}" for option in REFUSED)
+REFUSED = tuple(
+    f"--benchmark-{option}"  # and what begins with it, such as --benchmark-warmup-iterations
+    for option in ("min-time", "precision", "timer", "calibration-precision", "warmup", "cprofile", "disable-gc")
+)
 _GROUP = pytest.StashKey["Group"]()
 _ROWS = pytest.StashKey[dict[str, list[Row]]]()
 _tape: deque[float] = deque()
@@ -43,26 +45,27 @@ class Variant(NamedTuple):
 
 
 class Group:
-    """The variants of one group, the first of which is the yardstick; why some are not timed; the others' rounds."""
+    """The variants of one group, the first of which is the yardstick: the rounds of some, why others are not timed."""
 
     def __init__(self, name: str, variants: dict[str, Variant | str], wanted: set[str], on_device: bool) -> None:
         self.name, self.variants, self.on_device = name, variants, on_device
-        self.outcomes: dict[str, Exception | str] = {}
+        self.outcomes: dict[str, BaseException] = {}
         self.calls: dict[str, measure.Call] = {}
         self.samples: dict[str, list[float]] = {}
         for variant, found in variants.items():
             if variant not in wanted:
                 continue
-            if isinstance(found, str):
-                self.outcomes[variant] = found
-                continue
             try:
+                if isinstance(found, str):
+                    pytest.skip(found)
                 found.check()
                 self.calls[variant] = measure.recorded(found.call) if on_device else found.call
+            except (pytest.skip.Exception, AssertionError) as outcome:
+                self.outcomes[variant] = outcome
             except Exception as error:
-                peer = not variant.startswith("esim_fast") and not isinstance(error, AssertionError)
                 reason = (str(error.__context__ or error).strip() or repr(error)).splitlines()[0][:160]
-                self.outcomes[variant] = f"does not run here: {reason}" if peer else error
+                ours = variant.startswith("esim_fast")
+                self.outcomes[variant] = error if ours else pytest.skip.Exception(f"does not run here: {reason}")
 
     def information(self, variant: str) -> dict[str, object]:
         """What goes with a variant's seconds."""
@@ -97,7 +100,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: takes long; runs with --full, or on a GPU")
     for argument in config.invocation_params.args:
-        if argument.split("=")[0] in REFUSED:
+        if argument.startswith(REFUSED):
             raise pytest.UsageError(f"{argument}: variants are timed in turns here, which this option cannot change")
 
 
@@ -106,8 +109,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.benchmark(timer=_tape.popleft))
         if item.get_closest_marker("full") and not (measure.FULL_SIZE or config.getoption("full")):
             item.add_marker(pytest.mark.skip(reason="takes long: --full runs it"))
-    first = {name: place for place, name in reversed(list(enumerate(map(group_of, items))))}
-    items.sort(key=lambda item: first[group_of(item)])  # one group behind the other
 
 
 def group_of(item: pytest.Item) -> str:
@@ -138,11 +139,8 @@ def race(request: pytest.FixtureRequest, benchmark) -> Callable:
             group = stash[_GROUP] = None  # one group at a time is in memory
             wanted = {item.callspec.params["variant"] for item in request.session.items if group_of(item) == name}
             group = stash[_GROUP] = Group(name, variants(), wanted, on_device)
-        outcome = group.outcomes.get(variant)
-        if isinstance(outcome, str):
-            pytest.skip(outcome)
-        if outcome is not None:
-            raise outcome
+        if variant in group.outcomes:
+            raise group.outcomes[variant]
         benchmark.group = name
         if benchmark.disabled:
             benchmark.pedantic(group.calls[variant])

@@ -85,33 +85,28 @@ def draw_pairs(kind: str, pairs: int, random: np.random.Generator) -> data.Encod
 
 
 @cache
-def make_batches(kind: str, size: int, count: int, *, seed: int = 0) -> list[PairBatch]:
-    """``count`` batches of ``size`` pairs as the data loader cuts them, on average much like all of its batches."""
-    random = np.random.default_rng(seed)
-    corpus = draw_pairs(kind, _POOL * size, random)
-    cut = [batch.indices.numpy() for batch in data.batches(corpus, size, shuffle=False)]
-    return [_pair_batch(corpus, cut[i], random) for i in _typical([corpus.lengths[indices] for indices in cut], count)]
+def make_batches(kind: str, size: int, count: int) -> list[PairBatch]:
+    """``count`` batches of ``size`` pairs as the data loader cuts them.
 
-
-def _typical(lengths: list[np.ndarray], count: int) -> np.ndarray:
-    """``count`` batches, one from each part of a sorted corpus, whose padding and words are close to the average."""
-    words = np.array([batch.sum() for batch in lengths])
-    padded = np.array([len(batch) * batch.max(0).sum() for batch in lengths])
-    part = len(lengths) // count
-    choices = np.random.default_rng(0).integers(part, size=(1000, count)) + part * np.arange(count)
+    Each is of one part of a sorted corpus; together their words and padding are close to the average of all.
+    """
+    random = np.random.default_rng(0)
+    lengths = draw_lengths(kind, _POOL * size, random)
+    cut = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))].reshape(_POOL, size, 2)
+    choices = random.integers(_POOL // count, size=(1000, count)) + _POOL // count * np.arange(count)
+    words, padded = cut.sum((1, 2)), size * cut.max(1).sum(1)
     errors = [abs(np.log(sizes[choices].mean(1) / sizes.mean())) for sizes in (words, padded)]
-    return choices[np.argmin(sum(errors))]
 
-
-def _pair_batch(corpus: data.EncodedPairs, indices: np.ndarray, random: np.random.Generator) -> PairBatch:
-    def padded(lengths: np.ndarray) -> Tensor:
+    def draw(lengths: np.ndarray) -> Tensor:
         outside = np.arange(lengths.max()) >= lengths[:, None]
-        words = draw_words(outside.size, random).reshape(outside.shape)
-        return torch.from_numpy(np.where(outside, PADDING, words))
+        ids = draw_words(outside.size, random).reshape(outside.shape)
+        return torch.from_numpy(np.where(outside, PADDING, ids))
 
-    sides = corpus.lengths[indices].T
-    lengths = [torch.from_numpy(side) for side in sides]
-    return PairBatch.of(*map(padded, sides), *lengths, torch.from_numpy(corpus.labels[indices]))
+    def batch(lengths: np.ndarray) -> PairBatch:
+        labels = torch.from_numpy(random.integers(0, 3, size))
+        return PairBatch.of(*map(draw, lengths.T), *torch.from_numpy(lengths).unbind(1), labels)
+
+    return [batch(lengths) for lengths in cut[choices[np.argmin(sum(errors))]]]
 
 
 @cache

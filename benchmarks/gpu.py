@@ -20,14 +20,15 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure, report
-from esim_fast.cli.options import Parser, rate
+from esim_fast import build_info
+from esim_fast.cli.options import Parser, UsageError, rate
 from esim_fast.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT, LEAST, PATIENCE = 480.0, 15.0, 10.0  # seconds of a part: at most, at least, and to end when it is interrupted
 # What matters most first. Benchmarks are a file and a -k each: pytest-benchmark writes its JSON when all is done.
 ORDER = """tests sanitizer masked_pool-bf16 local_inference-bf16 bilstm-bf16
-training-SNLI-32-bf16 training-SNLI-512-bf16 inference-SNLI-32-bf16 inference-SNLI-512-bf16 end_to_end
+training-SNLI-32-bf16 training-SNLI-512-bf16 inference-SNLI-32-bf16 inference-SNLI-512-bf16 end_to_end-bf16
 bilstm-tf32 training-SNLI-32-tf32 training-SNLI-512-tf32 inference-SNLI-32-tf32 inference-SNLI-512-tf32
 masked_pool-fp32 local_inference-fp32 bilstm-fp32 training-SNLI-32-fp32 inference-SNLI-32-fp32 inference-cross_encoders
 training-SNLI-1024-bf16 inference-SNLI-1024-bf16 training-MultiNLI-32-bf16 inference-SNLI-1-bf16 sweep"""
@@ -36,29 +37,15 @@ PARTS = ORDER.split()
 
 def arguments_of(part: str, dry_run: bool) -> str:
     """What follows python -m."""
-    dry, few, how = ("--dry-run", "--pairs 320", "disable") if dry_run else ("", "", "json={json}")
+    dry, how = ("--dry-run", "disable") if dry_run else ("", "json={json}")
     workers = f"-n {min(12, os.cpu_count() or 1)}" if find_spec("xdist") else ""
     name, _, which = part.partition("-")
     others = {
         "tests": f"pytest -m gpu {workers} tests",
         "sanitizer": f"tools.sanitize_cuda {dry} --json {{json}}",
-        "end_to_end": f"benchmarks.end_to_end --precision bf16 {few} --json {{json}}",
         "sweep": f"benchmarks.sweep {dry} --minutes {{minutes}} --json {{json}}",
     }
     return others.get(part, f"pytest benchmarks/test_{name}.py -k {which} --benchmark-{how}")
-
-
-def build(folder: Path) -> dict[str, str]:
-    """How an extension for this GPU is built where parts find it; nothing, if the one that they find is for it."""
-    architecture = ".".join(map(str, torch.cuda.get_device_capability()))
-    command, before = "import esim_fast; print(*esim_fast.build_info()['cuda'])", os.environ.get("PYTHONPATH", "")
-    for path in ("", f"{folder / 'installed'}"):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [path, before]))
-        found = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True).stdout
-        if architecture in found.replace("+PTX", "").split():
-            return {}
-    os.environ |= {"TORCH_CUDA_ARCH_LIST": architecture, "ESIM_FAST_CUDA": "1"}
-    return {"build": "pip install -q --no-build-isolation --no-deps --upgrade --target {installed} ."}
 
 
 def run(name: str, arguments: str, folder: Path, left: float) -> str:
@@ -66,7 +53,7 @@ def run(name: str, arguments: str, folder: Path, left: float) -> str:
     limit = left if name == "sweep" else min(left, LIMIT)  # the sweep is told
     if left < LEAST:
         return "not begun: the time was up"
-    values = {"json": folder / f"{name}.json", "installed": folder / "installed", "minutes": max(0.5, left // 60 - 1)}
+    values = {"json": folder / f"{name}.json", "minutes": max(0.5, left // 60 - 1)}
     command = [sys.executable, "-m", *(argument.format(**values) for argument in arguments.split())]
     values["json"].unlink(missing_ok=True)  # of a run before this one
     with (folder / f"{name}.log").open("wb") as log:
@@ -82,9 +69,8 @@ def run(name: str, arguments: str, folder: Path, left: float) -> str:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what is left of it
             process.wait()
-    if name == "sanitizer" and process.returncode == 3:
-        return "left out: compute-sanitizer is not there or does not work"
-    return f"failed: exit code {process.returncode}" if process.returncode else "done"
+    outcome = f"failed: exit code {process.returncode}" if process.returncode else "done"
+    return "left out: no compute-sanitizer that works" if (name, process.returncode) == ("sanitizer", 3) else outcome
 
 
 def main() -> int:
@@ -96,23 +82,24 @@ def main() -> int:
     options, on_gpu = parser.parse_args(), torch.cuda.is_available()
     if on_gpu == options.dry_run:
         parser.error("there is a GPU here" if on_gpu else "there is no NVIDIA GPU here (--dry-run needs none)")
+    architecture = ".".join(map(str, torch.cuda.get_device_capability())) if on_gpu else ""
+    if on_gpu and architecture not in {name.removesuffix("+PTX") for name in build_info()["cuda"]}:
+        parser.error(f"the extension has no code for this GPU (TORCH_CUDA_ARCH_LIST={architecture} pip install .)")
     name = f"{torch.cuda.get_device_name() if on_gpu else 'dry run'} {date.today()}".lower().replace(" ", "-")
     folder, end, ended = (options.out or report.RESULTS / name).resolve(), time.monotonic() + 60 * options.minutes, {}
     os.environ["ESIM_FAST_DRY_RUN"] = str(int(options.dry_run))
     chosen = {name: arguments_of(name, options.dry_run) for name in PARTS if name in options.parts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, arguments in ((build(folder) if on_gpu else {}) | chosen).items():
+        for name, arguments in chosen.items():
             begin = time.monotonic()
             outcome = run(name, arguments, folder, end - begin)
             ended[name] = {"outcome": outcome, "seconds": round(time.monotonic() - begin, 1), "arguments": arguments}
             print(f"{name}: {outcome}, {ended[name]['seconds']} s", flush=True)
             write_json(folder / "run.json", {**measure.machine(), "dry_run": options.dry_run, "parts": ended})
-            if name == "build" and outcome != "done":
-                break
         files = [file for file in sorted(folder.glob("*-*.json")) if file.stat().st_size]  # of finished benchmarks
         print(report.write(files, folder) if files else f"{folder}: no benchmark came to its end")
-    except (OSError, report.ReportError) as error:
+    except (OSError, UsageError) as error:
         parser.error(str(error))
     return 1 if any(part["outcome"].startswith("failed") for part in ended.values()) else 0
 

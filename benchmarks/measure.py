@@ -6,8 +6,9 @@ on the CPU, in small, so that every line can be tried before a GPU is there. No 
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 
@@ -34,8 +35,8 @@ Call = Callable[[], object]
 def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool = False) -> dict[str, list[float]]:
     """Seconds of each call, round by round; the calls take turns, and who begins a turn changes.
 
-    After a warm-up it ends when each median is known to KNOWN, at the earliest after ``least``
-    rounds and a third of ``seconds`` for each call, at the latest after ``least`` rounds and ``seconds``.
+    After a warm-up it ends when each median is known to KNOWN, at the earliest after ``least`` rounds and a third of
+    ``seconds`` for each call, at the latest after ``least`` rounds and ``seconds``.
     """
     if not calls:
         return {}
@@ -86,11 +87,7 @@ def seconds_of_replays(replay: Call) -> float:
 
 
 def recorded(call: Call) -> Call:
-    """The call's launches as a CUDA graph, to be replayed.
-
-    Raises:
-        RuntimeError: it does something that cannot be recorded.
-    """
+    """The call's launches as a CUDA graph, to be replayed; RuntimeError, where something cannot be recorded."""
     if DEVICE.type != "cuda":
         return call
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -146,14 +143,10 @@ def saved_bytes(forward: Call, parameters: Iterable[torch.Tensor] = ()) -> int:
 
 
 @cache
-def copy_bandwidth(moved: int = 2**30 if FULL_SIZE else 2**28, on_device: bool = True) -> float:
+def copy_bandwidth(moved: int, on_device: bool) -> float:
     """Bytes per second, read and written, of a copy that moves as many: no kernel here can be much faster."""
-    source = torch.ones(max(1, moved // 2), dtype=torch.uint8, device=DEVICE)
-    copy = torch.empty_like(source)
-
-    def call() -> None:
-        copy.copy_(source)
-
+    source, copy = (torch.ones(max(1, moved // 2), dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    call = partial(copy.copy_, source)
     return moved / median(in_turns({"": recorded(call) if on_device else call}, 0.3, 10, on_device)[""])
 
 
@@ -163,32 +156,38 @@ def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 1024) -> flo
     generator = torch.Generator(DEVICE).manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, generator=generator, device=DEVICE).to(dtype) for _ in range(2))
-    before = torch.get_float32_matmul_precision()
+    with precision_set(precision):
+        return 2 * size**3 / median(in_turns({"": recorded(partial(torch.mm, a, b))}, 0.3, 10, on_device=True)[""])
+
+
+@contextmanager
+def precision_set(precision: str) -> Iterator[None]:
+    """Products and LSTMs of fp32 tensors: exact, or in TF32 for precision "tf32"; LSTMs also for "bf16"."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision in ("tf32", "bf16")
     try:
-        taken = in_turns({"": recorded(lambda: torch.mm(a, b))}, 0.3, 10, on_device=True)[""]
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
-    return 2 * size**3 / median(taken)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def machine() -> dict[str, object]:
     """Hardware and versions that figures belong to, beside what pytest-benchmark says of the machine."""
     found: dict[str, object] = {"threads": torch.get_num_threads(), "compiler": esim_fast.build_info()["compiler"]}
     for name in ("esim_fast", "torch", "triton", "onnxruntime", "transformers"):
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     if DEVICE.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return found
 
 
 def _settle_allocator() -> None:
-    """Brings glibc's malloc to where a training process has it, which has freed large tensors before.
+    """Brings glibc's malloc to where a training process has it: it keeps memory that large tensors have freed.
 
-    Until then it hands the memory of each gradient back to the system and gets it anew page by page, by chance of what
-    was freed just before, and that can take longer than what is measured here.
+    Until then it may get the memory of each gradient anew from the system, page by page, which can take longer than
+    what is measured here.
     """
     torch.empty(30 * 2**20, dtype=torch.uint8).fill_(0)

@@ -9,6 +9,7 @@ results.json: all that one machine's files hold, without the single rounds.
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,7 @@ def read(files: list[Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     Raises:
         UsageError: a file cannot be read, or holds something else, or is of another machine.
     """
-    merged: dict[str, Any] = {}
-    groups: dict[str, list[Row]] = {}
+    merged, groups = {}, {}
     for file in files:
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
@@ -76,11 +76,8 @@ def hardware(run: dict[str, Any]) -> str:
 
 def write(files: list[Path], folder: Path | None = None) -> Path:
     """Writes tables, figures and a copy of what was measured; returns the folder."""
-    try:
-        # Here, so that whoever lacks matplotlib is told so before anything is written.
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise UsageError(f'{error}: figures need matplotlib (pip install "matplotlib>=3.8")') from error
+    if not find_spec("matplotlib"):
+        raise UsageError('figures need matplotlib (pip install "matplotlib>=3.8")')
     run, groups = read(files)
     folder = folder or RESULTS / re.sub(r"[^a-z0-9]+", "-", f"{hardware(run)} {run['datetime'][:10]}".lower())
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,9 +86,7 @@ def write(files: list[Path], folder: Path | None = None) -> Path:
     for file, (title, pattern) in FIGURES.items():
         chosen = {name: rows for name, rows in groups.items() if re.fullmatch(pattern, name)}
         if chosen:
-            figure = draw(chosen, title, plt)
-            figure.savefig(folder / file, dpi=120)
-            plt.close(figure)
+            draw(chosen, title, folder / file)
             drawn.append(file)
     (folder / "report.md").write_text(page(run, groups, drawn), encoding="utf-8")
     return folder
@@ -123,8 +118,10 @@ def table(rows: list[Row]) -> list[str]:
     ]
 
 
-def draw(groups: dict[str, list[Row]], title: str, plt: Any) -> Any:
+def draw(groups: dict[str, list[Row]], title: str, path: Path) -> None:
     """Bars for each group: how many times as fast as its first each variant is."""
+    import matplotlib.pyplot as plt
+
     sizes = [len(rows) for rows in groups.values()]
     figure, axes = plt.subplots(
         len(sizes), squeeze=False, figsize=(8, 0.32 * sum(sizes) + 0.75 * len(sizes)), height_ratios=sizes
@@ -133,14 +130,15 @@ def draw(groups: dict[str, list[Row]], title: str, plt: Any) -> Any:
         values = [row.info.get("times_as_fast", 0.0) for row in rows]
         colors = ["#1f6fb4" if row.variant.startswith("esim_fast") else "#b0b0b0" for row in rows]
         bars = axis.barh([row.variant for row in rows], values, color=colors)
-        axis.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
+        axis.bar_label(bars, fmt="%.2f", padding=3)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_xlim(0, 1.15 * max(values))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     figure.tight_layout()
-    return figure
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from benchmarks.baselines import EAGER, packed_lstm
 from benchmarks.conftest import Variant
 from benchmarks.corpus import make_batches
-from benchmarks.measure import DEVICE, PRECISIONS, saved_bytes
-from benchmarks.models import HIDDEN, TOLERANCE, WIDTH, assert_equal, precision_set
+from benchmarks.measure import DEVICE, PRECISIONS, precision_set, saved_bytes
+from benchmarks.models import HIDDEN, TOLERANCE, WIDTH, assert_equal
 from esim_fast.ops import bilstm
 
 SENTENCES = [64, pytest.param(1024, marks=pytest.mark.full)]  # a layer's call for 32 pairs, and for 512

@@ -10,7 +10,7 @@ import torch
 from nltk.tokenize import word_tokenize
 
 from benchmarks.conftest import Variant
-from benchmarks.corpus import VOCABULARY, draw_lengths, draw_pairs
+from benchmarks.corpus import VOCABULARY, draw_lengths
 from esim_fast import ESIM, Classifier, data
 from esim_fast.data.preparing import ROWS  # that a process works on at a time
 from esim_fast.streaming import predict_file
@@ -67,18 +67,6 @@ def vectors(rows, new_folder):
     return with_cache(alone, lambda cache: data.load_vectors(path, vocabulary, cache=cache), check, new_folder)
 
 
-def loading(pairs, _):
-    corpus = draw_pairs("SNLI", pairs, np.random.default_rng(0))
-
-    def variant(**size):
-        def deliver():
-            return torch.cat([batch.indices for batch in data.batches(corpus, **size, shuffle=True)])
-
-        return Variant(deliver, lambda: torch.testing.assert_close(deliver().sort().values, torch.arange(pairs)))
-
-    return [variant(batch_size=32), variant(batch_size=512), variant(max_tokens=1000)]
-
-
 def predicting(pairs, new_folder):
     path, rng = new_folder() / "pairs.tsv", np.random.default_rng(0)
     vocabulary = data.Vocabulary([data.UNKNOWN, data.PADDING, *(f"word{index}" for index in range(2, 20_000))])
@@ -111,5 +99,4 @@ def raced(variants, small, full, names):
 CACHED = ["esim_fast, the first time", "esim_fast, again"]
 test_preparing = raced(preparing, 4 * ROWS, 550_000, ["NLTK's tokenizer alone, one process", *CACHED])
 test_vectors = raced(vectors, 20_000, 2_200_000, ["every row parsed in Python", *CACHED])
-test_loading = raced(loading, 50_000, 550_000, [f"esim_fast, batches of {n}" for n in ("32", "512", "1,000 tokens")])
 test_predicting = raced(predicting, 4 * ROWS, 1_000_000, ["the bare network, one process", "esim_fast, predict_file"])

@@ -1,0 +1,79 @@
+"""An epoch of `esim-fast train`, with its evaluation and its files, beside one of the published loop.
+
+Pairs are made up, of SNLI's lengths and vocabulary. The loop is in coetaur0's manner: random batches, padded; lengths,
+on the CPU, sorted at each encoding; torch's default Adam; the loss read after each step.
+"""
+
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.baselines import PADDING, Coetaur0ESIM
+from benchmarks.conftest import Variant
+from benchmarks.corpus import VOCABULARY, draw_pairs
+from benchmarks.measure import DEVICE, FULL_SIZE
+from esim_fast import ESIM, Classifier, training
+from esim_fast.config import autocast
+from esim_fast.data import Vocabulary
+
+SHARE = 56  # training pairs for each dev pair, as in SNLI
+PRECISIONS = ["fp32", *(["bf16"] if FULL_SIZE else [])]
+
+
+def scored(net, pairs, indices):
+    """The peer's logits of a batch, which is put together and padded as a DataLoader does it, and labels."""
+    batch = pairs[indices]
+    sides = batch.pairs.rows(1)[:2]
+    sentences = [batch.pairs.tokens[torch.from_numpy(side.offsets)].split(side.lengths.tolist()) for side in sides]
+    ids = [nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=PADDING).to(DEVICE) for each in sentences]
+    return net(*ids, *(side.lengths for side in sides)), batch.labels.to(DEVICE)
+
+
+def variants(pairs, batch_size, precision):
+    train, dev = (draw_pairs("SNLI", size, np.random.default_rng(size)) for size in (pairs, 1 + pairs // SHARE))
+    vocabulary, labels = Vocabulary.build(dict.fromkeys(map(str, range(VOCABULARY - 2)), 1)), ["E", "N", "C"]
+    torch.manual_seed(0)
+    net, peer = (kind(300, 300, len(vocabulary), len(labels)).to(DEVICE) for kind in (ESIM, Coetaur0ESIM))
+    training.initialize(net)
+    peer.load_state_dict(net.state_dict())
+    recipe = training.Recipe(epochs=1, batch_size=batch_size, precision=precision)
+    optimizer, random = torch.optim.Adam(peer.parameters(), lr=recipe.learning_rate), np.random.default_rng(0)
+
+    def check():
+        some, tolerance = range(min(32, len(dev))), 1e-2 if DEVICE.type == "cuda" else 1e-5  # on a GPU in TF32
+        logits = net.eval()(dev[some].pairs.to(DEVICE)), scored(peer.eval(), dev, some)[0]
+        torch.testing.assert_close(*logits, rtol=0, atol=tolerance)
+
+    def ours():
+        with TemporaryDirectory() as folder:
+            training.Trainer(Classifier(net, vocabulary, labels), train, dev, recipe, folder).run()
+
+    def published():
+        for part, order in ((train, random.permutation(len(train))), (dev, np.arange(len(dev)))):
+            peer.train(part is train)
+            correct = loss_sum = 0.0
+            for start in range(0, len(part), batch_size):
+                with torch.set_grad_enabled(peer.training), autocast(precision, DEVICE):
+                    logits, gold = scored(peer, part, order[start : start + batch_size])
+                    loss = nn.functional.cross_entropy(logits, gold)
+                if peer.training:
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(peer.parameters(), recipe.max_grad_norm)
+                    optimizer.step()
+                loss_sum += loss.item()
+                correct += int((logits.argmax(1) == gold).sum())
+
+    return {"coetaur0 style": Variant(published, check), "esim_fast": Variant(ours, lambda: None)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("variant", ["coetaur0 style", "esim_fast"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch_size", [32])
+@pytest.mark.parametrize("pairs", [32_000 if FULL_SIZE else 1_600])
+def test_epoch(variant, pairs, batch_size, precision, race):
+    race(variant, lambda: variants(pairs, batch_size, precision))
