@@ -63,23 +63,29 @@ def sdpa_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -
         return enhance(p, look(p, h, h_mask)), enhance(h, look(h, p, p_mask))
 
 
-class NotebookESIM(nn.Module):
+class _Peer(nn.Module):
+    """What both have: the layers, by the names of ``esim_fast.ESIM``."""
+
+    def __init__(self, hidden_size, embedding_dim, vocab_size, num_labels, dropout, classifier):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.encoder = nn.ModuleDict({"lstm": BiLSTM(embedding_dim, hidden_size)})
+        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": BiLSTM(hidden_size, hidden_size)}
+        self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
+        layers = nn.Dropout(dropout), nn.Linear(8 * hidden_size, hidden_size), classifier
+        self.linear = nn.ModuleDict({"mlp": nn.Sequential(*layers, nn.Linear(hidden_size, num_labels))})
+
+
+class NotebookESIM(_Peer):
     """The notebook's ESIM with its LSTMs run along each sentence (``batch_first=True``) and not across the batch.
 
     ``packed`` keeps padding out of the recurrence too, as in ``esim_fast.ESIM(variant="notebook")``. Without, the LSTMs
     run over padded embeddings, as the notebook's do: the same mathematics where nothing is padded.
     """
 
-    def __init__(self, hidden_size, embedding_dim, vocab_size, num_labels, *, packed=True, dropout=0.5):
-        super().__init__()
-        self.packed = packed
-        self.embedding = nn.Embedding(vocab_size, embedding_dim)
-        self.encoder = nn.ModuleDict({"lstm": BiLSTM(embedding_dim, hidden_size)})
-        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": BiLSTM(hidden_size, hidden_size)}
-        self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
-        self.dropout = nn.Dropout(dropout)
-        classifier = (nn.Dropout(dropout), nn.Linear(8 * hidden_size, hidden_size), nn.ReLU())
-        self.linear = nn.ModuleDict({"mlp": nn.Sequential(*classifier, nn.Linear(hidden_size, num_labels))})
+    def __init__(self, *sizes, packed=True, dropout=0.5):
+        super().__init__(*sizes, dropout, nn.ReLU())
+        self.packed, self.dropout = packed, nn.Dropout(dropout)
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
         """Token ids ``[B, Lp]`` and ``[B, Lh]``, padded behind with 1, to logits ``[B, num_labels]``."""
@@ -99,7 +105,7 @@ class NotebookESIM(nn.Module):
         return packed_lstm(lstm, x, mask.sum(1).cpu()) if self.packed else lstm(x)[0]
 
 
-class Coetaur0ESIM(nn.Module):
+class Coetaur0ESIM(_Peer):
     """ESIM in the manner of https://github.com/coetaur0/ESIM; ``variant="notebook"`` is the notebook's mathematics.
 
     Its encoder sorts the batch by length at each call, packs, pads and puts the order back; its softmax multiplies by
@@ -107,18 +113,10 @@ class Coetaur0ESIM(nn.Module):
     same elements at all time steps.
     """
 
-    def __init__(self, hidden_size, embedding_dim, vocab_size, num_labels, *, dropout=0.5, variant="paper"):
-        super().__init__()
+    def __init__(self, *sizes, dropout=0.5, variant="paper"):
         paper = variant == "paper"
-        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=PADDING)
-        self.time_dropout = TimeDropout(dropout)
-        self.encoder = nn.ModuleDict({"lstm": BiLSTM(embedding_dim, hidden_size)})
-        composition = {"F": nn.Linear(8 * hidden_size, hidden_size), "lstm": BiLSTM(hidden_size, hidden_size)}
-        self.infercomposition = nn.ModuleDict({"composition": nn.ModuleDict(composition)})
-        self.activation = nn.ReLU() if paper else nn.Identity()
-        hidden = nn.Dropout(dropout), nn.Linear(8 * hidden_size, hidden_size)
-        activation = nn.Sequential(nn.Tanh() if paper else nn.ReLU(), nn.Dropout(dropout))
-        self.linear = nn.ModuleDict({"mlp": nn.Sequential(*hidden, activation, nn.Linear(hidden_size, num_labels))})
+        super().__init__(*sizes, dropout, nn.Sequential(nn.Tanh() if paper else nn.ReLU(), nn.Dropout(dropout)))
+        self.time_dropout, self.activation = TimeDropout(dropout), nn.ReLU() if paper else nn.Identity()
 
     def forward(self, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> Tensor:
         """Token ids ``[B, Lp]`` and ``[B, Lh]`` to logits; the original waits for its lengths, these are on the CPU."""

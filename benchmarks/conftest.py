@@ -112,7 +112,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def group_of(item: pytest.Item) -> str:
-    """Its function and all parameters but the variant, numbers with their names: "training, SNLI, 32 pairs, fp32"."""
+    """Its function and all parameters but the variant, numbers with their names: "training, 32 pairs, fp32"."""
     others = {name: value for name, value in item.callspec.params.items() if name != "variant"}
     values = [f"{value} {name}" if isinstance(value, int) else str(value) for name, value in others.items()]
     return ", ".join([item.originalname.removeprefix("test_").replace("_", " "), *values])

@@ -1,6 +1,6 @@
-"""Batches as SNLI and MultiNLI would give them: their lengths, made-up words, the data loader's buckets.
+"""Batches as SNLI would give them: its lengths, made-up words, the data loader's buckets.
 
-Neither corpus is needed. Words are drawn by Zipf's law over the full vocabulary, not evenly: the embedding's gradient
+The corpus is not needed. Words are drawn by Zipf's law over the full vocabulary, not evenly: the embedding's gradient
 gathers the few frequent words of a batch from many places, and its kernels feel that.
 """
 
@@ -18,19 +18,11 @@ from esim_fast.packed import PackedPairs
 VOCABULARY = 36_988  # SNLI's lower-cased words, with one row for padding and one for unknown words
 PADDING = data.PADDING_ID
 _POOL = 100  # batches that the data loader sorts together
-# Quantiles of the lengths in Treebank tokens: every twentieth, and 99 %, without which the longest sentence would weigh
-# too much. SNLI: 20,000 training pairs; MultiNLI: the 9,815 of matched dev.
+# Quantiles of the lengths of 20,000 training pairs in Treebank tokens: every twentieth, and 99 %, without which the
+# longest sentence would weigh too much.
 _PARTS = np.append(np.arange(20) / 20, [0.99, 1])
-_LENGTHS = {
-    "SNLI": (
-        [2, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13, 13, 14, 15, 16, 17, 18, 20, 22, 25, 35, 70],
-        [2, 4, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 12, 14, 19, 43],
-    ),
-    "MultiNLI": (
-        [1, 5, 7, 8, 10, 11, 13, 14, 16, 17, 18, 20, 22, 24, 26, 29, 32, 35, 40, 48, 73, 205],
-        [1, 5, 6, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 14, 14, 15, 17, 19, 26, 51],
-    ),
-}
+_PREMISES = [2, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13, 13, 14, 15, 16, 17, 18, 20, 22, 25, 35, 70]
+_HYPOTHESES = [2, 4, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 12, 14, 19, 43]
 
 
 @dataclass(frozen=True)
@@ -64,9 +56,9 @@ class PairBatch:
         return PairBatch.of(p, h, p_lengths, h_lengths, self.labels)
 
 
-def draw_lengths(kind: str, pairs: int, random: np.random.Generator) -> np.ndarray:
+def draw_lengths(pairs: int, random: np.random.Generator) -> np.ndarray:
     """Lengths ``[pairs, 2]`` of premises and hypotheses, which are taken to be independent (in SNLI: r = 0.19)."""
-    sides = [np.interp(random.random(pairs), _PARTS, side) for side in _LENGTHS[kind]]
+    sides = [np.interp(random.random(pairs), _PARTS, side) for side in (_PREMISES, _HYPOTHESES)]
     return np.stack(sides, 1).round().astype(np.int64)
 
 
@@ -75,9 +67,9 @@ def draw_words(count: int, random: np.random.Generator) -> np.ndarray:
     return 2 + np.searchsorted(_zipf(), random.random(count))
 
 
-def draw_pairs(kind: str, pairs: int, random: np.random.Generator) -> data.EncodedPairs:
+def draw_pairs(pairs: int, random: np.random.Generator) -> data.EncodedPairs:
     """A corpus of ``pairs`` sentence pairs with labels that mean nothing."""
-    lengths = draw_lengths(kind, pairs, random)
+    lengths = draw_lengths(pairs, random)
     ends = lengths.ravel().cumsum()
     words = draw_words(ends[-1], random).astype(np.int32)
     begins = ends.reshape(lengths.shape) - lengths
@@ -85,13 +77,13 @@ def draw_pairs(kind: str, pairs: int, random: np.random.Generator) -> data.Encod
 
 
 @cache
-def make_batches(kind: str, size: int, count: int) -> list[PairBatch]:
+def make_batches(size: int, count: int) -> list[PairBatch]:
     """``count`` batches of ``size`` pairs as the data loader cuts them.
 
     Each is of one part of a sorted corpus; together their words and padding are close to the average of all.
     """
     random = np.random.default_rng(0)
-    lengths = draw_lengths(kind, _POOL * size, random)
+    lengths = draw_lengths(_POOL * size, random)
     cut = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))].reshape(_POOL, size, 2)
     choices = random.integers(_POOL // count, size=(1000, count)) + _POOL // count * np.arange(count)
     words, padded = cut.sum((1, 2)), size * cut.max(1).sum(1)

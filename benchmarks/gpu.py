@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT, LEAST, PATIENCE = 480.0, 15.0, 10.0  # seconds of a part: at most, at least, and to end when it is interrupted
 # What matters most first. Benchmarks are a file and a -k each: pytest-benchmark writes its JSON when all is done.
 ORDER = """tests sanitizer masked_pool-bf16 local_inference-bf16 bilstm-bf16
-training-SNLI-32-bf16 training-SNLI-512-bf16 inference-SNLI-32-bf16 inference-SNLI-512-bf16 end_to_end-bf16
-bilstm-tf32 training-SNLI-32-tf32 training-SNLI-512-tf32 inference-SNLI-32-tf32 inference-SNLI-512-tf32
-masked_pool-fp32 local_inference-fp32 bilstm-fp32 training-SNLI-32-fp32 inference-SNLI-32-fp32 inference-cross_encoders
-training-SNLI-1024-bf16 inference-SNLI-1024-bf16 training-MultiNLI-32-bf16 inference-SNLI-1-bf16 sweep"""
+training-32-bf16 training-512-bf16 inference-32-bf16 inference-512-bf16 end_to_end-bf16
+bilstm-tf32 training-32-tf32 training-512-tf32 inference-32-tf32 inference-512-tf32
+masked_pool-fp32 local_inference-fp32 bilstm-fp32 training-32-fp32 inference-32-fp32 inference-cross_encoders
+training-1024-bf16 inference-1024-bf16 inference-1-bf16 sweep"""
 PARTS = ORDER.split()
 
 

@@ -1,7 +1,7 @@
 """What is measured and how: seconds in turns, time on the device, bandwidth, product rate, memory.
 
-All that the benchmarks ask of a GPU is here. ESIM_FAST_DRY_RUN=1 on a machine without one runs what is for GPUs alone
-on the CPU, in small, so that every line can be tried before a GPU is there. No figure means anything then.
+On a machine without a GPU ESIM_FAST_DRY_RUN=1 runs what is for GPUs alone on the CPU, in small; no figure means
+anything then.
 """
 
 import os
@@ -40,7 +40,9 @@ def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool
     """
     if not calls:
         return {}
-    _settle_allocator()
+    # Brings glibc's malloc to where a training process has it: it keeps memory that large tensors have freed, and does
+    # not get it anew from the system, page by page, which can take longer than what is measured here.
+    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(0)
     clock = seconds_of_replays if on_device else seconds_of
     firsts = {name: clock(call) for name, call in calls.items()}  # compile, and choose algorithms
     longest = max(first if first > 10 else min(clock(calls[name]) for _ in range(2)) for name, first in firsts.items())
@@ -66,10 +68,11 @@ def spread(samples: list[float]) -> float:
 
 
 def seconds_of(call: Call) -> float:
-    synchronize()
+    wait = torch.cuda.synchronize if DEVICE.type == "cuda" else int
+    wait()
     begin = time.perf_counter()
     call()
-    synchronize()
+    wait()
     return time.perf_counter() - begin
 
 
@@ -96,7 +99,7 @@ def recorded(call: Call) -> Call:
         for _ in range(3):
             call()
     here.wait_stream(side)
-    synchronize()
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
         # Backward passes run in a thread of autograd's, whose allocations would spoil a recording that is "global".
@@ -104,24 +107,19 @@ def recorded(call: Call) -> Call:
             call()
     except RuntimeError:
         torch.cuda.set_stream(here)
-        synchronize()
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
         raise
     return graph.replay
 
 
-def synchronize() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def peak_bytes(call: Call) -> int:
     """What the call allocates on the GPU at most, above what was there before."""
-    synchronize()
+    torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
-    synchronize()
+    torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -182,12 +180,3 @@ def machine() -> dict[str, object]:
     if DEVICE.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return found
-
-
-def _settle_allocator() -> None:
-    """Brings glibc's malloc to where a training process has it: it keeps memory that large tensors have freed.
-
-    Until then it may get the memory of each gradient anew from the system, page by page, which can take longer than
-    what is measured here.
-    """
-    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(0)

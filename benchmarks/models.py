@@ -74,7 +74,7 @@ def loss_of(model: Model, batch: PairBatch, precision: str) -> Tensor:
         return cross_entropy(model.logits(batch), batch.labels)
 
 
-def timed(model: Model, batches: list, precision: str, *, training: bool) -> Call:
+def timed(model: Model, batches: list, precision: str, training: bool) -> Call:
     """Logits without gradients, or training steps: zero_grad, forward, cross entropy, backward, fused Adam for all."""
     optimizer = torch.optim.Adam(model.net.train(training).parameters(), lr=4e-4, fused=True)
 
@@ -92,18 +92,16 @@ def timed(model: Model, batches: list, precision: str, *, training: bool) -> Cal
     return call
 
 
-def variants(
-    found: dict[str, Model | str], kind: str, pairs: int, precision: str, *, training: bool
-) -> dict[str, Variant | str]:
-    """The models on ``kind``'s lengths, held to be equal before they are timed."""
-    batches = [batch.to(DEVICE) for batch in make_batches(kind, pairs, BATCHES)]
+def variants(found: dict[str, Model | str], pairs: int, precision: str, training: bool) -> dict[str, Variant | str]:
+    """The models, held to be equal before they are timed."""
+    batches = [batch.to(DEVICE) for batch in make_batches(pairs, BATCHES)]
     check = Check(batches[-1], precision, gradients=training)
 
     def variant(model: Model) -> Variant:
         def saves() -> int:
             return saved_bytes(lambda: loss_of(model, batches[-1], precision), model.net.parameters())
 
-        call = timed(model, batches, precision, training=training)
+        call = timed(model, batches, precision, training)
         return Variant(call, lambda: check(model), saves=saves if training else None)
 
     return {name: variant(model) if isinstance(model, Model) else model for name, model in found.items()}

@@ -18,7 +18,7 @@ from esim_fast.cli.options import Parser, UsageError
 RESULTS = Path(__file__).parent / "results"
 # The figures by their files: a title, and which groups are in each.
 FIGURES = {
-    "models.png": ("ESIM, times as fast as eager PyTorch", r"(training|inference), SNLI, (1|32|128|512) pairs, \w+"),
+    "models.png": ("ESIM, times as fast as eager PyTorch", r"(training|inference), \d+ pairs, \w+"),
     "ops.png": ("Ops, times as fast as eager PyTorch", r"(masked pool|local inference|bilstm), .*forward \+ backward"),
     "cross-encoders.png": ("ESIM beside cross-encoders, times as fast as eager ESIM", r"cross encoders, .*"),
 }
@@ -44,11 +44,7 @@ class Row(NamedTuple):
 
 
 def read(files: list[Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Runs on one machine as one, without the single rounds, and the lines of each group.
-
-    Raises:
-        UsageError: a file cannot be read, or holds something else, or is of another machine.
-    """
+    """Runs on one machine as one, without the single rounds, and the lines of each group; raises UsageError."""
     merged, groups = {}, {}
     for file in files:
         try:
@@ -113,9 +109,8 @@ def table(rows: list[Row]) -> list[str]:
         cells.append([row.variant, f"{1e3 * row.seconds:,.3f}", *info, str(row.rounds)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])])
-    return [
-        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in cells
-    ]
+    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in cells]
+    return [f"| {' | '.join(line)} |" for line in aligned]
 
 
 def draw(groups: dict[str, list[Row]], title: str, path: Path) -> None:
@@ -123,9 +118,8 @@ def draw(groups: dict[str, list[Row]], title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     sizes = [len(rows) for rows in groups.values()]
-    figure, axes = plt.subplots(
-        len(sizes), squeeze=False, figsize=(8, 0.32 * sum(sizes) + 0.75 * len(sizes)), height_ratios=sizes
-    )
+    height = 0.32 * sum(sizes) + 0.75 * len(sizes)
+    figure, axes = plt.subplots(len(sizes), squeeze=False, figsize=(8, height), height_ratios=sizes)
     for axis, (name, rows) in zip(axes[:, 0], groups.items(), strict=True):
         values = [row.info.get("times_as_fast", 0.0) for row in rows]
         colors = ["#1f6fb4" if row.variant.startswith("esim_fast") else "#b0b0b0" for row in rows]

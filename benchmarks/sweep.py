@@ -1,6 +1,6 @@
 """Times launch configurations of local inference's Triton kernels on a GPU, and prints lines for its launch tables.
 
-    python -m benchmarks.sweep [--kernels forward ...] [--minutes 20] [--json FILE] [--dry-run]
+    python -m benchmarks.sweep [--minutes 20] [--json FILE] [--dry-run]
 
 run in the repository's root. Candidates for an entry of esim_fast/ops/triton/local_inference.py's tables are the entry
 and its neighbors. Other processes compile them while some are timed. The JSON is written after each entry. --dry-run
@@ -37,19 +37,19 @@ KERNELS = tuple(dict.fromkeys(kernel for kernel, _ in MANY_TILES))
 WIDTH = 600  # of ESIM's BiLSTM
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 TILES = ((16, 16), (32, 16), (64, 32), (64, 16), (32, 32), (64, 64))  # those that hold most of SNLI's words first
-BLOCKS, REGISTERS = (16, 32, 64, 128, 256), (None, 224, 168, 128)
+BLOCKS = 16, 32, 64, 128, 256
 AXES = {"block_k": BLOCKS, "block_d": BLOCKS, "tile": BLOCKS[:3], "num_warps": (1, 2, 4, 8), "num_stages": (1, 2, 3, 4)}
+AXES["max_registers"] = None, 224, 168, 128
 H100 = (GPUTarget("cuda", 90, 32), 132, 227 * 1024)  # its multiprocessors, a program's shared memory in bytes
 COMPILING = 60  # seconds, after which a compiler is taken to hang
 SECONDS, ROUNDS = 0.6, 5  # for each candidate on a batch: at most, and at least
 TOKENS = 2**16  # in all copies of a batch: hundreds of MB, more than a GPU's cache holds
 GAIN = 0.02  # a smaller one may be luck
-SURVIVED = () if runtime.INTERPRETED else (Exception,)  # whatever Triton or the driver raises
 
 
-def cases(kernels: list[str]) -> list[tuple]:
+def cases() -> list[tuple]:
     """In order of worth: one tile first, in bf16."""
-    order = (*product(DTYPES, TILES, kernels), *product(DTYPES, [()], kernels))
+    order = (*product(DTYPES, TILES, KERNELS), *product(DTYPES, [()], KERNELS))
     found = [case for arithmetic, tile, kernel in order if (case := (kernel, arithmetic, *tile)) in PRESENT]
     return found[:2] if runtime.INTERPRETED else found
 
@@ -62,7 +62,7 @@ def batches(case: tuple) -> list[Batch]:
 def candidates(case: tuple) -> list[Config]:
     """The present entry, and those that are one step away from it."""
     present, found = PRESENT[case], []
-    for name, values in {**AXES, "max_registers": REGISTERS}.items():
+    for name, values in AXES.items():
         if (value := getattr(present, name)) in values:  # others say that the kernel does not block it
             at = values.index(value)
             found += [present._replace(**{name: other}) for other in values[max(0, at - 1) : at + 2]]
@@ -152,7 +152,7 @@ def measured(case: tuple, batch: Batch, refused: dict[Config, str]) -> dict[Conf
                 launch.start()
             own = [launch for launch in launches if launch.kernel.__name__ == case[0]]
             calls[config] = measure.recorded(lambda own=own: [launch.start() for launch in own])
-        except SURVIVED as error:
+        except Exception as error:  # whatever Triton or the driver raises
             refused[config] = f"{error!r:.120}"
     taken = {} if runtime.INTERPRETED else measure.in_turns(calls, SECONDS, ROUNDS, on_device=True)
     return {config: 1e6 * median(seconds) / copies for config, seconds in taken.items()}
@@ -178,7 +178,6 @@ def tried(case: tuple, compiling: dict, end: float) -> dict[str, object]:
 
 def main() -> None:
     parser = Parser(prog="python -m benchmarks.sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="default: all")
     parser.add_argument("--minutes", type=rate, default=20.0, help="after which no batch is begun; default: 20")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU")
@@ -186,9 +185,7 @@ def main() -> None:
     if options.dry_run and not runtime.INTERPRETED:  # which is asked when Triton is imported
         os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.sweep", *sys.argv[1:]])
-    if options.json and not os.access(options.json.resolve().parent, os.W_OK):
-        parser.error(f"--json: cannot write {options.json}")
-    end, gpu, chosen, records = time.monotonic() + 60 * options.minutes, H100, cases(options.kernels), []
+    end, gpu, chosen, records = time.monotonic() + 60 * options.minutes, H100, cases(), []
     if not options.dry_run:
         if runtime.INTERPRETED or measure.DEVICE.type != "cuda":
             parser.error("there is no NVIDIA GPU here, or TRITON_INTERPRET is set (--dry-run needs none)")

@@ -62,7 +62,7 @@ STATES = {
 
 def variants(sentences, precision, which):
     torch.manual_seed(0)
-    batches = [Embedded(x.p_lengths) for x in make_batches("SNLI", sentences, BATCHES)]
+    batches = [Embedded(x.p_lengths) for x in make_batches(sentences, BATCHES)]
     last = batches[-1]
     filled = Embedded(torch.full_like(last.lengths, int(last.lengths.max())))
     exact_lstm = nn.LSTM(WIDTH, HIDDEN, bidirectional=True, batch_first=True).to(DEVICE, torch.float64)

@@ -14,13 +14,13 @@ from torch import nn
 from benchmarks.baselines import PADDING, Coetaur0ESIM
 from benchmarks.conftest import Variant
 from benchmarks.corpus import VOCABULARY, draw_pairs
-from benchmarks.measure import DEVICE, FULL_SIZE
+from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU
 from esim_fast import ESIM, Classifier, training
 from esim_fast.config import autocast
 from esim_fast.data import Vocabulary
 
 SHARE = 56  # training pairs for each dev pair, as in SNLI
-PRECISIONS = ["fp32", *(["bf16"] if FULL_SIZE else [])]
+PRECISIONS = ["fp32", *(["bf16"] if ON_GPU else [])]
 
 
 def scored(net, pairs, indices):
@@ -33,7 +33,7 @@ def scored(net, pairs, indices):
 
 
 def variants(pairs, batch_size, precision):
-    train, dev = (draw_pairs("SNLI", size, np.random.default_rng(size)) for size in (pairs, 1 + pairs // SHARE))
+    train, dev = (draw_pairs(size, np.random.default_rng(size)) for size in (pairs, 1 + pairs // SHARE))
     vocabulary, labels = Vocabulary.build(dict.fromkeys(map(str, range(VOCABULARY - 2)), 1)), ["E", "N", "C"]
     torch.manual_seed(0)
     net, peer = (kind(300, 300, len(vocabulary), len(labels)).to(DEVICE) for kind in (ESIM, Coetaur0ESIM))

@@ -20,8 +20,7 @@ from benchmarks.measure import DEVICE, PRECISIONS
 from benchmarks.models import BATCHES, COMPILED, LABELS, OURS, PEERS, Model, logits_of, models, timed, variants
 
 ONNX = "ONNX Runtime"
-LARGER = [("SNLI", 512), ("SNLI", 1024), ("MultiNLI", 32)]
-SHAPES = [("SNLI", 1), ("SNLI", 32), ("SNLI", 128), *(pytest.param(*shape, marks=pytest.mark.full) for shape in LARGER)]
+PAIRS = [1, 32, 128, *(pytest.param(pairs, marks=pytest.mark.full) for pairs in (512, 1024))]
 
 # What a user may take instead of ESIM. The results are another model's, so that time alone is compared.
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
@@ -48,12 +47,12 @@ def in_onnx_runtime(model, precision):
 
 @pytest.mark.parametrize("variant", [*PEERS, *COMPILED, ONNX, *OURS])
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("kind", "pairs"), SHAPES)
-def test_inference(variant, kind, pairs, precision, full, race):
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_inference(variant, pairs, precision, full, race):
     def contenders():
         found = models(precision, full)
         found = found | {ONNX: in_onnx_runtime(found[EAGER], precision)}
-        return variants(found, kind, pairs, precision, training=False)
+        return variants(found, pairs, precision, training=False)
 
     race(variant, contenders)
 
@@ -78,7 +77,7 @@ def cross_encoder(sizes, pairs, precision, training):
     options = dict(zip(SIZES, sizes, strict=True)) | {"vocab_size": WORD_PIECES, "num_labels": LABELS}
     net = BertForSequenceClassification(BertConfig(**options, attn_implementation="sdpa")).to(DEVICE)
     model = Model(net, lambda batch: net(**batch.inputs).logits)
-    batches = [in_word_pieces(batch.to(DEVICE)) for batch in make_batches("SNLI", pairs, BATCHES)]
+    batches = [in_word_pieces(batch.to(DEVICE)) for batch in make_batches(pairs, BATCHES)]
 
     @torch.no_grad()
     def check():
@@ -86,7 +85,7 @@ def cross_encoder(sizes, pairs, precision, training):
         assert logits.shape == (pairs, LABELS)
         assert logits.isfinite().all()
 
-    return Variant(timed(model, batches, precision, training=training), check)
+    return Variant(timed(model, batches, precision, training), check)
 
 
 @pytest.mark.parametrize("variant", [EAGER, OURS[-1], *CROSS_ENCODERS])
@@ -98,6 +97,6 @@ def test_cross_encoders(variant, which, precision, pairs, race):
         training, found = which == "training step", models(precision, False)
         esim = {name: found[name] for name in (EAGER, OURS[-1])}
         others = {name: cross_encoder(sizes, pairs, precision, training) for name, sizes in CROSS_ENCODERS.items()}
-        return variants(esim, "SNLI", pairs, precision, training=training) | others
+        return variants(esim, pairs, precision, training) | others
 
     race(variant, contenders)

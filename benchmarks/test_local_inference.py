@@ -67,7 +67,7 @@ def variants(kind, pairs, precision, which):
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if kind == "SNLI":
-        lengths = [(x.p_lengths, x.h_lengths) for x in make_batches(kind, pairs, BATCHES)]
+        lengths = [(x.p_lengths, x.h_lengths) for x in make_batches(pairs, BATCHES)]
     else:
         longest = int(kind.split()[0])
         lengths = [torch.randint(longest // 2, longest + 1, (2, pairs)).unbind() for _ in range(BATCHES)]
