@@ -4,7 +4,7 @@ Two of them, in our own words: the notebook's, and that of coetaur0/ESIM, whose 
 other repositories have taken over. Module names are those of ``esim_fast.ESIM``: all load each other's state dicts.
 """
 
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 EAGER = "eager, as in the notebook"  # what the others are compared with
 PADDING = 1
 BiLSTM = partial(nn.LSTM, bidirectional=True, batch_first=True)
-
-
-@cache
-def compiled(function):
-    """The function under ``torch.compile``, for batches of any shape."""
-    return torch.compile(function, dynamic=True)
 
 
 def eager_pool(x: Tensor, mask: Tensor) -> Tensor:
@@ -64,8 +58,6 @@ def sdpa_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -
 
 
 class _Peer(nn.Module):
-    """What both have: the layers, by the names of ``esim_fast.ESIM``."""
-
     def __init__(self, hidden_size, embedding_dim, vocab_size, num_labels, dropout, classifier):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
@@ -162,7 +154,7 @@ def packed_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def sorted_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
-    """The same with the sorting done by hand: ``[B, L, D]`` with lengths on the CPU to ``[B, L, 2H]``."""
+    """The same with the sorting done by hand."""
     lengths, order = lengths.sort(descending=True)
     order = order.to(x.device)
     packed = pack_padded_sequence(x.index_select(0, order), lengths, batch_first=True)

@@ -2,10 +2,10 @@
 
 pytest-benchmark times one test after the other, and the machine drifts in between. Here the first test of a group
 checks all variants of the group and times them in turns (measure.py); each test then hands the rounds of its variant
-to ``benchmark.pedantic``, through a timer that plays them back. All that pytest-benchmark makes of rounds works as it
-documents it.
+to ``benchmark.pedantic``, through a timer that plays them back.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable
 from statistics import median
@@ -19,7 +19,16 @@ from benchmarks.report import Row, table
 # What pytest-benchmark would do with each call, where there are only rounds to be played back.
 REFUSED = tuple(
     f"--benchmark-{option}"  # and what begins with it, such as --benchmark-warmup-iterations
-    for option in ("min-time", "precision", "timer", "calibration-precision", "warmup", "cprofile", "disable-gc")
+    for option in (
+        "min-time",
+        "precision",
+        "confidence",
+        "timer",
+        "calibration-precision",
+        "warmup",
+        "cprofile",
+        "disable-gc",
+    )
 )
 _GROUP = pytest.StashKey["Group"]()
 _ROWS = pytest.StashKey[dict[str, list[Row]]]()
@@ -27,21 +36,13 @@ _tape: deque[float] = deque()
 
 
 class Variant(NamedTuple):
-    """One way to get a result.
+    """One way to get a result."""
 
-    Attributes:
-        call: what is timed.
-        check: raises AssertionError where the results are wrong, any other error where it does not run here.
-        moves: bytes that a call reads and writes at least.
-        multiplies: operations of a call's matrix products, a multiplication and an addition each, and their precision.
-        saves: counts the bytes that are kept for a backward pass; on a GPU the call's peak is measured instead.
-    """
-
-    call: measure.Call
-    check: Callable[[], None]
-    moves: int | None = None
-    multiplies: tuple[int, str] | None = None
-    saves: Callable[[], int] | None = None
+    call: measure.Call  # what is timed
+    check: Callable[[], None]  # raises AssertionError where results are wrong, other errors where it does not run
+    moves: int | None = None  # bytes that a call reads and writes at least
+    multiplies: tuple[int, str] | None = None  # operations of a call's matrix products, and their precision
+    saves: Callable[[], int] | None = None  # bytes kept for a backward pass; on a GPU the call's peak is measured
 
 
 class Group:
@@ -88,18 +89,15 @@ class Group:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup(
-        "esim_fast",
-        "esim_fast's benchmarks: variants of a group take turns, at least --benchmark-min-rounds times, until medians "
-        f"are known to {measure.KNOWN:.0%}, at most --benchmark-max-time seconds each. Refused, because calls are not "
-        f"timed by pytest-benchmark: {', '.join(REFUSED)}.",
-    )
-    group.addoption("--full", action="store_true", help="larger batches, and torch.compile of whole models throughout")
+    text = f"""more batches and compiling. Variants take turns, at least --benchmark-min-rounds times, till medians
+    are known well or for --benchmark-max-time seconds each, on a busy machine four times as long. Refused, because
+    pytest-benchmark itself times no call: {", ".join(REFUSED)}"""
+    parser.getgroup("esim_fast").addoption("--full", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: takes long; runs with --full, or on a GPU")
-    for argument in config.invocation_params.args:
+    for argument in (*config.invocation_params.args, *os.environ.get("PYTEST_ADDOPTS", "").split()):
         if argument.startswith(REFUSED):
             raise pytest.UsageError(f"{argument}: variants are timed in turns here, which this option cannot change")
 
@@ -108,7 +106,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=_tape.popleft))
         if item.get_closest_marker("full") and not (measure.FULL_SIZE or config.getoption("full")):
-            item.add_marker(pytest.mark.skip(reason="takes long: --full runs it"))
+            item.add_marker(pytest.mark.skip(reason="takes long: run with --full"))
 
 
 def group_of(item: pytest.Item) -> str:
@@ -120,16 +118,14 @@ def group_of(item: pytest.Item) -> str:
 
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether there is a GPU or time enough for everything."""
     return measure.FULL_SIZE or request.config.getoption("full")
 
 
 @pytest.fixture
 def race(request: pytest.FixtureRequest, benchmark) -> Callable:
-    """``race(variant, variants)`` times ``variant`` among all of ``variants()``, the first of which is the yardstick.
+    """``race(variant, variants)`` times ``variant`` among all of ``variants()``: each a Variant, or why it cannot run.
 
-    ``variants()`` has a :class:`Variant` by each name, or why it cannot run here. With ``on_device`` each is recorded
-    as a CUDA graph, and its replays are timed.
+    With ``on_device`` each is recorded as a CUDA graph, and its replays are timed.
     """
     stash, options, name = request.config.stash, request.config.option, group_of(request.node)
 
@@ -140,7 +136,7 @@ def race(request: pytest.FixtureRequest, benchmark) -> Callable:
             wanted = {item.callspec.params["variant"] for item in request.session.items if group_of(item) == name}
             group = stash[_GROUP] = Group(name, variants(), wanted, on_device)
         if variant in group.outcomes:
-            raise group.outcomes[variant]
+            raise group.outcomes.pop(variant)
         benchmark.group = name
         if benchmark.disabled:
             benchmark.pedantic(group.calls[variant])
@@ -150,10 +146,9 @@ def race(request: pytest.FixtureRequest, benchmark) -> Callable:
             group.samples = measure.in_turns(group.calls, seconds, rounds, on_device)
         taken = group.samples[variant]
         _tape.extend(moment for seconds in taken for moment in (0.0, seconds))
+        benchmark.extra_info |= (info := group.information(variant))
         benchmark.pedantic(lambda: None, rounds=len(taken))
-        benchmark.extra_info |= group.information(variant)
-        row = Row(variant, median(taken), len(taken), benchmark.extra_info)
-        stash.setdefault(_ROWS, {}).setdefault(name, []).append(row)
+        stash.setdefault(_ROWS, {}).setdefault(name, []).append(Row(variant, median(taken), len(taken), info))
 
     return run
 

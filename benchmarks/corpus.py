@@ -1,18 +1,16 @@
-"""Batches as SNLI would give them: its lengths, made-up words, the data loader's buckets.
+"""Batches like SNLI's, without the corpus: its lengths, the data loader's buckets, made-up words.
 
-The corpus is not needed. Words are drawn by Zipf's law over the full vocabulary, not evenly: the embedding's gradient
-gathers the few frequent words of a batch from many places, and its kernels feel that.
+Words are drawn by Zipf's law: the embedding's gradient gathers the few frequent ones of a batch from many places.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import esim_fast
-from esim_fast import data
+from esim_fast import data, pack_pairs
 from esim_fast.packed import PackedPairs
 
 VOCABULARY = 36_988  # SNLI's lower-cased words, with one row for padding and one for unknown words
@@ -34,15 +32,13 @@ class PairBatch:
     p_lengths: Tensor  # [B], on the CPU
     h_lengths: Tensor  # [B], on the CPU
     labels: Tensor  # [B]
-    pairs: PackedPairs
 
-    @classmethod
-    def of(cls, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor, labels: Tensor) -> "PairBatch":
-        return cls(p, h, p_lengths, h_lengths, labels, esim_fast.pack_pairs(p, h, p_lengths, h_lengths))
+    @cached_property
+    def pairs(self) -> PackedPairs:
+        return pack_pairs(self.p, self.h, self.p_lengths, self.h_lengths)
 
     def to(self, device: torch.device) -> "PairBatch":
-        moved = {name: getattr(self, name).to(device) for name in ("p", "h", "labels", "pairs")}
-        return replace(self, **moved)
+        return replace(self, p=self.p.to(device), h=self.h.to(device), labels=self.labels.to(device))
 
     def filled(self) -> "PairBatch":
         """The batch with words in place of its padding."""
@@ -53,7 +49,7 @@ class PairBatch:
             return torch.where(ids == PADDING, words, ids), torch.full((len(ids),), ids.shape[1])
 
         (p, p_lengths), (h, h_lengths) = fill(self.p), fill(self.h)
-        return PairBatch.of(p, h, p_lengths, h_lengths, self.labels)
+        return PairBatch(p, h, p_lengths, h_lengths, self.labels)
 
 
 def draw_lengths(pairs: int, random: np.random.Generator) -> np.ndarray:
@@ -78,10 +74,7 @@ def draw_pairs(pairs: int, random: np.random.Generator) -> data.EncodedPairs:
 
 @cache
 def make_batches(size: int, count: int) -> list[PairBatch]:
-    """``count`` batches of ``size`` pairs as the data loader cuts them.
-
-    Each is of one part of a sorted corpus; together their words and padding are close to the average of all.
-    """
+    """``count`` batches of ``size`` pairs as the data loader cuts them, with about its average words and padding."""
     random = np.random.default_rng(0)
     lengths = draw_lengths(_POOL * size, random)
     cut = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))].reshape(_POOL, size, 2)
@@ -96,13 +89,13 @@ def make_batches(size: int, count: int) -> list[PairBatch]:
 
     def batch(lengths: np.ndarray) -> PairBatch:
         labels = torch.from_numpy(random.integers(0, 3, size))
-        return PairBatch.of(*map(draw, lengths.T), *torch.from_numpy(lengths).unbind(1), labels)
+        return PairBatch(*map(draw, lengths.T), *torch.from_numpy(lengths).unbind(1), labels)
 
     return [batch(lengths) for lengths in cut[choices[np.argmin(sum(errors))]]]
 
 
 @cache
 def _zipf() -> np.ndarray:
-    """Cumulated probabilities of the words by rank, after Zipf and Mandelbrot."""
+    """Cumulative probabilities of the words by rank, after Zipf and Mandelbrot."""
     weights = 1 / (np.arange(VOCABULARY - 2) + 3.7)
     return weights.cumsum() / weights.sum()

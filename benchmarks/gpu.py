@@ -2,9 +2,8 @@
 
     python -m benchmarks.gpu [--minutes 30] [--out DIR] [--parts NAME ...] [--dry-run]
 
-run in the repository's root. An extension is built into DIR if the installed one has no code for this GPU. Each part is
-a process that leaves its log and JSON there; run.json says how it ended, and the exit code is 1 if one failed.
---dry-run, on a machine without a GPU, tries everything once, in small.
+Each part is a process that leaves its log and its JSON in DIR; run.json says how it ended. The exit code is 1 if one
+failed. --dry-run tries everything once, at a small size, without a GPU.
 """
 
 import os
@@ -53,9 +52,9 @@ def run(name: str, arguments: str, folder: Path, left: float) -> str:
     limit = left if name == "sweep" else min(left, LIMIT)  # the sweep is told
     if left < LEAST:
         return "not begun: the time was up"
-    values = {"json": folder / f"{name}.json", "minutes": max(0.5, left // 60 - 1)}
+    (json := folder / f"{name}.json").unlink(missing_ok=True)  # of a run before this one
+    values = {"json": json, "minutes": max(0.5, left // 60 - 1)}
     command = [sys.executable, "-m", *(argument.format(**values) for argument in arguments.split())]
-    values["json"].unlink(missing_ok=True)  # of a run before this one
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -70,7 +69,7 @@ def run(name: str, arguments: str, folder: Path, left: float) -> str:
                 os.killpg(process.pid, signal.SIGKILL)  # what is left of it
             process.wait()
     outcome = f"failed: exit code {process.returncode}" if process.returncode else "done"
-    return "left out: no compute-sanitizer that works" if (name, process.returncode) == ("sanitizer", 3) else outcome
+    return "left out: no working compute-sanitizer" if (name, process.returncode) == ("sanitizer", 3) else outcome
 
 
 def main() -> int:

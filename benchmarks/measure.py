@@ -1,8 +1,4 @@
-"""What is measured and how: seconds in turns, time on the device, bandwidth, product rate, memory.
-
-On a machine without a GPU ESIM_FAST_DRY_RUN=1 runs what is for GPUs alone on the CPU, in small; no figure means
-anything then.
-"""
+"""What is measured and how. Without a GPU, ESIM_FAST_DRY_RUN=1 tries what is for GPUs on the CPU, at a small size."""
 
 import os
 import time
@@ -24,10 +20,9 @@ FULL_SIZE = ON_GPU and not DRY_RUN
 PRECISIONS = ("fp32", "tf32", "bf16") if ON_GPU else ("fp32",)
 # A round is the fastest of CALLS calls in a row: the others were interrupted, or paid for what another variant left in
 # the caches. Calls that take longer than LONG_CALL seconds average over both, and are rounds themselves.
-CALLS = 5
-LONG_CALL = 0.1
+CALLS, LONG_CALL = 5, 0.05
 KNOWN = 0.02  # how well a median must be known, as a part of it
-REPLAYS = 5  # one behind the other, so that the GPU does not wait for the launch of all but the first
+REPLAYS = 5  # back to back, so that the GPU does not wait for the launch of all but the first
 
 Call = Callable[[], object]
 
@@ -35,8 +30,8 @@ Call = Callable[[], object]
 def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool = False) -> dict[str, list[float]]:
     """Seconds of each call, round by round; the calls take turns, and who begins a turn changes.
 
-    After a warm-up it ends when each median is known to KNOWN, at the earliest after ``least`` rounds and a third of
-    ``seconds`` for each call, at the latest after ``least`` rounds and ``seconds``.
+    It ends when medians are known to KNOWN, after ``least`` rounds and a third of ``seconds`` each at the earliest; or
+    after ``seconds`` each, or four times as many on a machine so busy that medians are not known to twice KNOWN.
     """
     if not calls:
         return {}
@@ -56,7 +51,8 @@ def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool
         passed = (time.perf_counter() - begin) / len(calls)
         if len(samples[names[0]]) < least or passed < seconds / 3:
             continue
-        if passed >= seconds or all(spread(taken) < KNOWN for taken in samples.values()):
+        worst = max(map(spread, samples.values()))
+        if worst < KNOWN or passed >= (seconds if worst < 2 * KNOWN else 4 * seconds):
             return samples
 
 
@@ -77,7 +73,7 @@ def seconds_of(call: Call) -> float:
 
 
 def seconds_of_replays(replay: Call) -> float:
-    """On the device, of one of several replays: what Python and launches take is not in it."""
+    """Seconds on the device per replay, without what Python and launches take."""
     if DEVICE.type != "cuda":
         return seconds_of(replay)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -151,9 +147,8 @@ def copy_bandwidth(moved: int, on_device: bool) -> float:
 @cache
 def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 1024) -> float:
     """Operations per second of a large product of random matrices, in "fp32", "tf32" or "bf16"."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, generator=generator, device=DEVICE).to(dtype) for _ in range(2))
+    a, b = torch.randn(2, size, size, device=DEVICE).to(dtype)
     with precision_set(precision):
         return 2 * size**3 / median(in_turns({"": recorded(partial(torch.mm, a, b))}, 0.3, 10, on_device=True)[""])
 
@@ -172,8 +167,8 @@ def precision_set(precision: str) -> Iterator[None]:
 
 
 def machine() -> dict[str, object]:
-    """Hardware and versions that figures belong to, beside what pytest-benchmark says of the machine."""
-    found: dict[str, object] = {"threads": torch.get_num_threads(), "compiler": esim_fast.build_info()["compiler"]}
+    """Hardware and versions that figures belong to, besides what pytest-benchmark says of the machine."""
+    found = {"threads": torch.get_num_threads(), "compiler": esim_fast.build_info()["compiler"]}
     for name in ("esim_fast", "torch", "triton", "onnxruntime", "transformers"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)

@@ -1,11 +1,12 @@
-"""Whole models by the ways to run them, all of the notebook's mathematics, and the rule by which they are equal.
+"""Whole models and the ways to run them, all with the notebook's mathematics, and the rule by which they are equal.
 
 In fp32 the logits, and the gradient of each parameter, differ from those in fp64 by at most 1e-5 of their norm. In TF32
 and bf16 autocast, where roundings decide between maxima, logits alone are held, to 16 units in the last place.
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -18,19 +19,15 @@ from benchmarks.corpus import VOCABULARY, PairBatch, make_batches
 from benchmarks.measure import DEVICE, Call, precision_set, saved_bytes
 from esim_fast import ESIM
 
-HIDDEN = WIDTH = 300
-LABELS = 3
-SIZES = HIDDEN, WIDTH, VOCABULARY, LABELS
+HIDDEN, WIDTH, _, LABELS = SIZES = 300, 300, VOCABULARY, 3
 PEERS = (EAGER, "coetaur0 style")
-COMPILED = tuple(f"torch.compile of {name.split(',')[0]}" for name in PEERS)
+COMPILED = ("torch.compile of eager", "torch.compile of coetaur0 style")
 OURS = ("esim_fast, ids alone", "esim_fast, with lengths", "esim_fast, packed batches")
 NAMES = (*PEERS, *COMPILED, *OURS)
 
 BATCHES = 2  # of bucketed length, which are timed together
 TOLERANCE = {"fp32": 1e-5, "tf32": 16 * 2**-10, "bf16": 16 * 2**-7}
-# Where two candidates for a maximum, or a unit and its ReLU's corner, are closer than this, rounding may decide between
-# them: several times the error of fp32.
-_TIE = 3e-7
+_TIE = 3e-7  # several times fp32's error: rounding decides between candidates for a maximum that are as close as this
 
 
 class Model(NamedTuple):
@@ -51,7 +48,7 @@ def models(precision: str, compiled: bool) -> dict[str, Model | str]:
     found: dict[str, Model | str] = {
         PEERS[0]: Model(notebook, lambda x: notebook(x.p, x.h), padded=True),
         PEERS[1]: Model(coetaur0, lambda x: coetaur0(x.p, x.h, x.p_lengths, x.h_lengths)),
-        **dict.fromkeys(COMPILED, "compiling it takes long: --full does it"),
+        **dict.fromkeys(COMPILED, "slow to compile: run with --full"),
         OURS[0]: Model(ours, lambda x: ours(x.p, x.h)),
         OURS[1]: Model(ours, lambda x: ours(x.p, x.h, x.p_lengths, x.h_lengths)),
         OURS[2]: Model(ours, lambda x: ours(x.pairs)),
@@ -93,25 +90,22 @@ def timed(model: Model, batches: list, precision: str, training: bool) -> Call:
 
 
 def variants(found: dict[str, Model | str], pairs: int, precision: str, training: bool) -> dict[str, Variant | str]:
-    """The models, held to be equal before they are timed."""
     batches = [batch.to(DEVICE) for batch in make_batches(pairs, BATCHES)]
     check = Check(batches[-1], precision, gradients=training)
 
     def variant(model: Model) -> Variant:
-        def saves() -> int:
-            return saved_bytes(lambda: loss_of(model, batches[-1], precision), model.net.parameters())
-
-        call = timed(model, batches, precision, training)
-        return Variant(call, lambda: check(model), saves=saves if training else None)
+        loss = partial(loss_of, model, batches[-1], precision)
+        saves = partial(saved_bytes, loss, list(model.net.parameters())) if training else None
+        return Variant(timed(model, batches, precision, training), partial(check, model), saves=saves)
 
     return {name: variant(model) if isinstance(model, Model) else model for name, model in found.items()}
 
 
 class Check:
-    """Holds models to the notebook's mathematics in fp64, padding kept out of the recurrence, with fresh weights.
+    """Holds models to the notebook's mathematics in fp64, padding kept out of the recurrence, without dropout.
 
-    A padded recurrence is another model wherever there is padding, so it is held to it on a batch of the same shape
-    with every sentence filled up to the padded length; the others on both. Gradients are without dropout.
+    A padded recurrence is another model wherever there is padding, so it is held to it on a batch whose sentences are
+    filled up to the padded length; the others on both.
     """
 
     def __init__(self, batch: PairBatch, precision: str, *, gradients: bool) -> None:
@@ -127,19 +121,16 @@ class Check:
             self.cases.append((x, decided, self._results(exact, x, decided)))
 
     def __call__(self, model: Model) -> None:
-        """Raises AssertionError where the model is wrong; leaves it with the fresh weights and no gradients."""
+        """Raises AssertionError where the model is wrong; leaves it with the fresh weights."""
         model.net.load_state_dict(self.weights)
-        dropouts = [module for module in model.net.modules() if isinstance(module, nn.Dropout)]
-        for module in dropouts:  # LSTMs stay in training mode: cuDNN has no gradients otherwise
-            module.eval()
-        with precision_set(self.precision):
+        with precision_set(self.precision), ExitStack() as after:
+            for module in model.net.modules():
+                if isinstance(module, nn.Dropout):  # LSTMs stay in training mode: cuDNN has no gradients otherwise
+                    after.callback(module.eval().train, model.net.training)
             for x, decided, exact in self.cases[:1] if model.padded else self.cases:
                 assert_equal(self._results(model, x, decided), exact, TOLERANCE[self.precision])
-        for module in dropouts:
-            module.train(model.net.training)
 
     def _results(self, model: Model, batch: PairBatch, decided: Tensor | None) -> dict[str, Tensor]:
-        """Logits, and the gradients of all parameters by name."""
         precision = "fp64" if model.net.embedding.weight.dtype == torch.float64 else self.precision
         if not self.gradients:
             with torch.no_grad():
@@ -152,10 +143,7 @@ class Check:
 
 @torch.no_grad()
 def _decided(exact_net: NotebookESIM, batch: PairBatch) -> Tensor:
-    """1 for each pair in which rounding decides no maximum and no unit; the other pairs' gradients do not count.
-
-    Where two tokens' states are as good as equal, rounding decides which of them gets all of the gradient.
-    """
+    """1 for each pair whose gradients count: rounding decides no maximum in it, and no unit of the classifier."""
     closest, pooled = [], []
     for composed, ids in zip(exact_net.compose(batch.p, batch.h), (batch.p, batch.h), strict=True):
         mask = (ids != PADDING)[:, :, None]

@@ -1,9 +1,7 @@
 """What ``pytest benchmarks/ --benchmark-json FILE`` measured as a page with tables and figures.
 
-    python -m benchmarks.report FILE ...
-
-run in the repository's root, makes a folder benchmarks/results/<hardware>-<date> with report.md, its figures and
-results.json: all that one machine's files hold, without the single rounds.
+``python -m benchmarks.report FILE ...`` makes a folder benchmarks/results/<hardware>-<date> with report.md, its figures
+and results.json: all that one machine's files hold, without the single rounds.
 """
 
 import json
@@ -80,7 +78,7 @@ def write(files: list[Path], folder: Path | None = None) -> Path:
     (folder / "results.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     drawn = []
     for file, (title, pattern) in FIGURES.items():
-        chosen = {name: rows for name, rows in groups.items() if re.fullmatch(pattern, name)}
+        chosen = {name: rows for name, rows in groups.items() if re.fullmatch(pattern, name) and rows[0].info}
         if chosen:
             draw(chosen, title, folder / file)
             drawn.append(file)
@@ -91,9 +89,8 @@ def write(files: list[Path], folder: Path | None = None) -> Path:
 def page(run: dict[str, Any], groups: dict[str, list[Row]], figures: list[str]) -> str:
     """The report in Markdown."""
     machine = run["machine_info"]
-    names = ("esim_fast", "torch", "triton", "onnxruntime", "transformers", "cuda")
+    names = ("esim_fast", "torch", "triton", "onnxruntime", "transformers", "cuda", "compiler", "python_version")
     versions = [f"{name} {machine[name]}" for name in names if name in machine]
-    versions += [f"Python {machine['python_version']}", machine["compiler"]]
     lines = [f"# {hardware(run)}, {run['datetime'][:10]}", "", ", ".join(versions), ""]
     lines += [line for file in figures for line in (f"![{FIGURES[file][0]}]({file})", "")]
     lines += [line for name, rows in groups.items() for line in (f"## {name}", "", *table(rows), "")]
@@ -120,6 +117,7 @@ def draw(groups: dict[str, list[Row]], title: str, path: Path) -> None:
     sizes = [len(rows) for rows in groups.values()]
     height = 0.32 * sum(sizes) + 0.75 * len(sizes)
     figure, axes = plt.subplots(len(sizes), squeeze=False, figsize=(8, height), height_ratios=sizes)
+    figure.set_layout_engine("constrained")
     for axis, (name, rows) in zip(axes[:, 0], groups.items(), strict=True):
         values = [row.info.get("times_as_fast", 0.0) for row in rows]
         colors = ["#1f6fb4" if row.variant.startswith("esim_fast") else "#b0b0b0" for row in rows]
@@ -130,16 +128,15 @@ def draw(groups: dict[str, list[Row]], title: str, path: Path) -> None:
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     parser = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what --benchmark-json wrote")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder, instead of benchmarks/results/…")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     try:
         print(write(options.files, options.output))
     except (OSError, UsageError) as error:

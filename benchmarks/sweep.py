@@ -2,9 +2,9 @@
 
     python -m benchmarks.sweep [--minutes 20] [--json FILE] [--dry-run]
 
-run in the repository's root. Candidates for an entry of esim_fast/ops/triton/local_inference.py's tables are the entry
-and its neighbors. Other processes compile them while some are timed. The JSON is written after each entry. --dry-run
-needs no GPU: for two entries it compiles the candidates for an H100, tries two in Triton's interpreter, and times none.
+Candidates for an entry of esim_fast/ops/triton/local_inference.py's tables are the entry and its neighbors. Other
+processes compile them while some are timed. --dry-run needs no GPU: it compiles the candidates for two entries for an
+H100, tries two in Triton's interpreter, and times none.
 """
 
 import os
@@ -42,9 +42,8 @@ AXES = {"block_k": BLOCKS, "block_d": BLOCKS, "tile": BLOCKS[:3], "num_warps": (
 AXES["max_registers"] = None, 224, 168, 128
 H100 = (GPUTarget("cuda", 90, 32), 132, 227 * 1024)  # its multiprocessors, a program's shared memory in bytes
 COMPILING = 60  # seconds, after which a compiler is taken to hang
-SECONDS, ROUNDS = 0.6, 5  # for each candidate on a batch: at most, and at least
+SECONDS, ROUNDS, GAIN = 0.6, 5, 0.02  # for a candidate on a batch at most, at least; a smaller gain may be luck
 TOKENS = 2**16  # in all copies of a batch: hundreds of MB, more than a GPU's cache holds
-GAIN = 0.02  # a smaller one may be luck
 
 
 def cases() -> list[tuple]:
@@ -76,10 +75,9 @@ def entry(case: tuple, config: Config) -> str:
 
 
 class Inputs:
-    """A batch of packed rows, the gradient of m where the case is of a backward pass, and memory for the result."""
+    """Packed rows, m's gradient where a case is of a backward pass, memory for the result; "meta" is for compiling."""
 
     def __init__(self, case: tuple, batch: Batch, device: str | torch.device) -> None:
-        """On the meta device without values, which is enough to compile."""
         torch.manual_seed(0)
         (pairs, *longest), like = batch, {"dtype": DTYPES[case[1]], "device": device}
         ids = [torch.ones(pairs, most, dtype=torch.int64) for most in longest]

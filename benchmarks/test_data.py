@@ -17,7 +17,6 @@ from esim_fast.streaming import predict_file
 
 
 def with_cache(alone, ours, check, new_folder):
-    """The peer; ours with an empty cache at each call; ours with a cache that the first call fills."""
     expected, kept = alone(), new_folder()
     calls = [lambda: ours(new_folder()), lambda: ours(kept)]
     return [Variant(alone, lambda: None), *(Variant(call, lambda call=call: check(call(), expected)) for call in calls)]

@@ -24,7 +24,6 @@ PRECISIONS = ["fp32", *(["bf16"] if ON_GPU else [])]
 
 
 def scored(net, pairs, indices):
-    """The peer's logits of a batch, which is put together and padded as a DataLoader does it, and labels."""
     batch = pairs[indices]
     sides = batch.pairs.rows(1)[:2]
     sentences = [batch.pairs.tokens[torch.from_numpy(side.offsets)].split(side.lengths.tolist()) for side in sides]
@@ -43,9 +42,10 @@ def variants(pairs, batch_size, precision):
     optimizer, random = torch.optim.Adam(peer.parameters(), lr=recipe.learning_rate), np.random.default_rng(0)
 
     def check():
-        some, tolerance = range(min(32, len(dev))), 1e-2 if DEVICE.type == "cuda" else 1e-5  # on a GPU in TF32
+        some = range(min(32, len(dev)))
         logits = net.eval()(dev[some].pairs.to(DEVICE)), scored(peer.eval(), dev, some)[0]
-        torch.testing.assert_close(*logits, rtol=0, atol=tolerance)
+        # A softmax by multiplication is imprecise, and on a GPU LSTMs are in TF32.
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-2 if DEVICE.type == "cuda" else 1e-4)
 
     def ours():
         with TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def variants(pairs, batch_size, precision):
                 loss_sum += loss.item()
                 correct += int((logits.argmax(1) == gold).sum())
 
-    return {"coetaur0 style": Variant(published, check), "esim_fast": Variant(ours, lambda: None)}
+    return {"coetaur0 style": Variant(published, check), "esim_fast": Variant(ours, check)}
 
 
 @pytest.mark.full

@@ -1,7 +1,6 @@
 """Whole ESIM without gradients against eager peers, the same compiled, and ONNX Runtime; and beside cross-encoders.
 
-300 units, SNLI's vocabulary, batches of bucketed length. Ids are on the device already; what a batch needs beside them
-is timed where a variant computes it, and packed batches are packed by the data loader.
+300 units, SNLI's vocabulary, batches of bucketed length, whose ids are on the device; packed ones are packed before.
 """
 
 from functools import cache
@@ -34,7 +33,7 @@ WORD_PIECES, FIRST_WORD, CLS, SEP = 30_522, 1000, 101, 102  # BERT's vocabulary;
 
 def in_onnx_runtime(model, precision):
     if precision != "fp32" or DEVICE.type != "cpu":
-        return "is for fp32 on a CPU here"
+        return "compared in fp32 on a CPU only"
 
     @cache  # made when the check has given the network its weights
     def session():
@@ -89,8 +88,8 @@ def cross_encoder(sizes, pairs, precision, training):
 
 
 @pytest.mark.parametrize("variant", [EAGER, OURS[-1], *CROSS_ENCODERS])
-@pytest.mark.parametrize("which", ["inference", "training step"])
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("which", ["inference", "training step"])
 @pytest.mark.parametrize("pairs", [32, pytest.param(128, marks=pytest.mark.full)])
 def test_cross_encoders(variant, which, precision, pairs, race):
     def contenders():
