@@ -31,7 +31,7 @@ def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool
     """Seconds of each call, round by round; the calls take turns, and who begins a turn changes.
 
     It ends when medians are known to KNOWN, after ``least`` rounds and a third of ``seconds`` each at the earliest; or
-    after ``seconds`` each, or four times as many on a machine so busy that medians are not known to twice KNOWN.
+    after ``seconds`` each, or four times as many if the machine is so busy that those of short calls are not well known.
     """
     if not calls:
         return {}
@@ -52,7 +52,7 @@ def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool
         if len(samples[names[0]]) < least or passed < seconds / 3:
             continue
         worst = max(map(spread, samples.values()))
-        if worst < KNOWN or passed >= (seconds if worst < 2 * KNOWN else 4 * seconds):
+        if worst < KNOWN or passed >= seconds * (4 if each == CALLS and worst > 2 * KNOWN else 1):
             return samples
 
 
