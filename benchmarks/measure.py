@@ -31,7 +31,7 @@ def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool
     """Seconds of each call, round by round; the calls take turns, and who begins a turn changes.
 
     It ends when medians are known to KNOWN, after ``least`` rounds and a third of ``seconds`` each at the earliest; or
-    after ``seconds`` each, or four times as many if the machine is so busy that those of short calls are not well known.
+    after ``seconds`` each, or four times as many on a machine so busy that those of short calls are unsure.
     """
     if not calls:
         return {}
