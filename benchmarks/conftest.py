@@ -158,7 +158,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> Non
 
 
 @pytest.hookimpl(trylast=True)  # below pytest-benchmark's own table
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     groups = config.stash.get(_ROWS, {})
     if groups:
         terminalreporter.section("how many times as fast as the first of each group, by medians")
