@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-import esim_fast
+from esim_fast import build_info
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DRY_RUN = os.environ.get("ESIM_FAST_DRY_RUN") == "1" and DEVICE.type == "cpu"
@@ -168,8 +168,8 @@ def precision_set(precision: str) -> Iterator[None]:
 
 def machine() -> dict[str, object]:
     """Hardware and versions that figures belong to, besides what pytest-benchmark says of the machine."""
-    found = {"threads": torch.get_num_threads(), "compiler": esim_fast.build_info()["compiler"]}
-    for name in ("esim_fast", "torch", "triton", "onnxruntime", "transformers"):
+    found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "compiler": build_info()["compiler"]}
+    for name in ("esim_fast", "triton", "onnxruntime", "transformers"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     if DEVICE.type == "cuda":
