@@ -9,40 +9,21 @@ import os
 from collections import deque
 from collections.abc import Callable
 from statistics import median
-from typing import NamedTuple
 
 import pytest
 
 from benchmarks import measure
+from benchmarks.measure import Variant
 from benchmarks.report import Row, table
 
 # What pytest-benchmark would do with each call, where there are only rounds to be played back.
 REFUSED = tuple(
     f"--benchmark-{option}"  # and what begins with it, such as --benchmark-warmup-iterations
-    for option in (
-        "min-time",
-        "precision",
-        "confidence",
-        "timer",
-        "calibration-precision",
-        "warmup",
-        "cprofile",
-        "disable-gc",
-    )
+    for option in ("min-time", "precision", "confidence", "timer", "calibration", "warmup", "cprofile", "disable-gc")
 )
 _GROUP = pytest.StashKey["Group"]()
 _ROWS = pytest.StashKey[dict[str, list[Row]]]()
 _tape: deque[float] = deque()
-
-
-class Variant(NamedTuple):
-    """One way to get a result."""
-
-    call: measure.Call  # what is timed
-    check: Callable[[], None]  # raises AssertionError where results are wrong, other errors where it does not run
-    moves: int | None = None  # bytes that a call reads and writes at least
-    multiplies: tuple[int, str] | None = None  # operations of a call's matrix products, and their precision
-    saves: Callable[[], int] | None = None  # bytes kept for a backward pass; on a GPU the call's peak is measured
 
 
 class Group:
@@ -89,9 +70,10 @@ class Group:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = f"""more batches and compiling. Variants take turns, at least --benchmark-min-rounds times, till medians
-    are known well or for --benchmark-max-time seconds each, on a busy machine four times as long. Refused, because
-    pytest-benchmark itself times no call: {", ".join(REFUSED)}"""
+    text = f"""larger batches, and torch.compile of whole models throughout. In all benchmarks variants take turns, at
+    least --benchmark-min-rounds times, until their medians are known well or for --benchmark-max-time seconds each (on
+    a busy machine up to four times as long). Options that begin with these are refused, because pytest-benchmark itself
+    times no call here: {", ".join(REFUSED)}"""
     parser.getgroup("esim_fast").addoption("--full", action="store_true", help=text)
 
 
@@ -105,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=_tape.popleft))
-        if item.get_closest_marker("full") and not (measure.FULL_SIZE or config.getoption("full")):
+        if item.get_closest_marker("full") and not _full(config):
             item.add_marker(pytest.mark.skip(reason="takes long: run with --full"))
 
 
@@ -118,7 +100,12 @@ def group_of(item: pytest.Item) -> str:
 
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
-    return measure.FULL_SIZE or request.config.getoption("full")
+    return _full(request.config)
+
+
+def _full(config: pytest.Config) -> bool:
+    """Whether there is a GPU or time enough for everything."""
+    return measure.FULL_SIZE or config.getoption("full")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +26,16 @@ KNOWN = 0.02  # how well a median must be known, as a part of it
 REPLAYS = 5  # back to back, so that the GPU does not wait for the launch of all but the first
 
 Call = Callable[[], object]
+
+
+class Variant(NamedTuple):
+    """One way to get a result."""
+
+    call: Call  # what is timed
+    check: Callable[[], None]  # raises AssertionError where results are wrong, other errors where it does not run
+    moves: int | None = None  # bytes that a call reads and writes at least
+    multiplies: tuple[int, str] | None = None  # operations of a call's matrix products, and their precision
+    saves: Callable[[], int] | None = None  # bytes kept for a backward pass; on a GPU the call's peak is measured
 
 
 def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool = False) -> dict[str, list[float]]:

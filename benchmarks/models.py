@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.baselines import EAGER, PADDING, Coetaur0ESIM, NotebookESIM
-from benchmarks.conftest import Variant
 from benchmarks.corpus import VOCABULARY, PairBatch, make_batches
-from benchmarks.measure import DEVICE, Call, precision_set, saved_bytes
+from benchmarks.measure import DEVICE, Call, Variant, precision_set, saved_bytes
 from esim_fast import ESIM
 
 HIDDEN, WIDTH, _, LABELS = SIZES = 300, 300, VOCABULARY, 3

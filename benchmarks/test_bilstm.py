@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.baselines import EAGER, packed_lstm
-from benchmarks.conftest import Variant
 from benchmarks.corpus import make_batches
-from benchmarks.measure import DEVICE, PRECISIONS, precision_set, saved_bytes
+from benchmarks.measure import DEVICE, PRECISIONS, Variant, precision_set, saved_bytes
 from benchmarks.models import HIDDEN, TOLERANCE, WIDTH, assert_equal
 from esim_fast.ops import bilstm
 

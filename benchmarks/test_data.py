@@ -9,8 +9,8 @@ import pytest
 import torch
 from nltk.tokenize import word_tokenize
 
-from benchmarks.conftest import Variant
 from benchmarks.corpus import VOCABULARY, draw_lengths
+from benchmarks.measure import Variant
 from esim_fast import ESIM, Classifier, data
 from esim_fast.data.preparing import ROWS  # that a process works on at a time
 from esim_fast.streaming import predict_file

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from benchmarks.baselines import PADDING, Coetaur0ESIM
-from benchmarks.conftest import Variant
 from benchmarks.corpus import VOCABULARY, draw_pairs
-from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU
+from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU, Variant
 from esim_fast import ESIM, Classifier, training
 from esim_fast.config import autocast
 from esim_fast.data import Vocabulary

@@ -13,9 +13,8 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.baselines import EAGER
-from benchmarks.conftest import Variant
 from benchmarks.corpus import make_batches
-from benchmarks.measure import DEVICE, PRECISIONS
+from benchmarks.measure import DEVICE, PRECISIONS, Variant
 from benchmarks.models import BATCHES, COMPILED, LABELS, OURS, PEERS, Model, logits_of, models, timed, variants
 
 ONNX = "ONNX Runtime"

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from benchmarks.baselines import EAGER, eager_local_inference, sdpa_local_inference
-from benchmarks.conftest import Variant
 from benchmarks.corpus import make_batches
-from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU, PRECISIONS, saved_bytes
+from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU, PRECISIONS, Variant, saved_bytes
 from benchmarks.models import assert_equal
 from esim_fast import Rows
 from esim_fast.ops import local_inference, local_inference_packed
@@ -43,7 +42,7 @@ class Batch:
         ]
 
     def tokens(self, sides):
-        """What belongs to tokens, one behind the other, of two padded sides or of packed rows."""
+        """What belongs to tokens, one after another, of two padded sides or of packed rows."""
         if len(sides) == 1:
             return sides[0]
         return torch.cat([side.detach()[mask] for side, mask in zip(sides, self.masks, strict=True)])

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from benchmarks.baselines import EAGER, eager_pool, segment_pool
-from benchmarks.conftest import Variant
-from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU, PRECISIONS, saved_bytes
+from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU, PRECISIONS, Variant, saved_bytes
 from esim_fast import Rows
 from esim_fast.ops import masked_pool
 

@@ -19,7 +19,7 @@ pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parents[2].resolve()
 RACE = """
 import time, pytest
-from benchmarks.conftest import Variant
+from benchmarks.measure import Variant
 
 def wrong():
     raise AssertionError("y is off by 0.5")
