@@ -49,8 +49,8 @@ sys.exit(gpu.main())
 
 
 def python(*arguments, cwd=ROOT):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    environment.pop("PYTEST_XDIST_WORKER", None)  # pytest-benchmark times nothing in workers
+    inherited = {name: os.environ[name] for name in os.environ if not name.startswith("PYTEST_")}  # not xdist's workers
+    environment = {**inherited, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
 
 

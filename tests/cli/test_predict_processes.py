@@ -1,7 +1,6 @@
 """``esim-fast predict`` as a process: what it does with its output, and the memory that it takes."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ PAIR = ("--premise", "睡觉", "--hypothesis", "Schläft")
 
 def close_stdout() -> None:
     """As a shell's >&- does."""
-    os.close(1)
+    sys.stdout.close()
     sys.stdout = None
 
 
