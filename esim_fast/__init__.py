@@ -1,11 +1,45 @@
-"""ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels."""
+"""ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels.
 
-from . import compat, ops, streaming
-from .classifier import Classifier
-from .extension import build_info
-from .layers import LocalInference, Pooling
-from .model import ESIM
-from .packed import PackedPairs, Rows, pack_pairs
+What is here is imported when it is first used, because torch takes seconds to import; the operators that others find as
+``torch.ops.esim_fast`` are registered then, or by ``import esim_fast.ops``.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import compat, ops, streaming
+    from . import data as data
+    from .classifier import Classifier
+    from .extension import build_info
+    from .layers import LocalInference, Pooling
+    from .model import ESIM
+    from .packed import PackedPairs, Rows, pack_pairs
+else:
+    from importlib import import_module
+
+    _HOMES = {
+        **{module: module for module in ("compat", "data", "ops", "streaming")},
+        "Classifier": "classifier",
+        "build_info": "extension",
+        "LocalInference": "layers",
+        "Pooling": "layers",
+        "ESIM": "model",
+        "PackedPairs": "packed",
+        "Rows": "packed",
+        "pack_pairs": "packed",
+    }
+
+    def __getattr__(name):  # noqa: ANN001
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f".{_HOMES[name]}", __name__)
+        if name not in globals():  # a module of this name is by now
+            globals()[name] = getattr(module, name)
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *_HOMES})
+
 
 __all__ = [
     "ESIM",

@@ -13,13 +13,12 @@ from torch import Tensor
 from .config import ESIMConfig, autocast, check_precision
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import ShouldStop, never
-from .data.tokenizing import name_of
 from .errors import DataError, first_line, kind_and_reason, naming
 from .explanation import Explanation
 from .files import load_safetensors, parse_json, replace_file, write_json
-from .model import ESIM
+from .model import ESIM, check_entries
 from .ops.backends import backends_of_ops
-from .state_dicts import check_entries
+from .tokenizing import name_of
 
 _MAX_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
 Json = TypeVar("Json", dict, list)

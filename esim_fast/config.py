@@ -1,10 +1,16 @@
-"""What a network is built from, and the floating-point formats that it runs in."""
+"""What a network is built from, and the floating-point formats that it runs in.
+
+The command line's parsers know of it, and do without torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 FROM_VARIANT = "variant"  # an activation that is the variant's
 # What a variant leaves open: the projection's and the classifier's activation, and whether embeddings and the inner
@@ -16,7 +22,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 _ACTIVATIONS = (None, "relu", "tanh")
 _SIZES = ("hidden_size", "embedding_dim", "vocab_size", "num_labels")
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}  # with torch's names of what autocast takes
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,22 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ValueError("precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU")
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of autocast for a precision; None if it goes without."""
+    import torch  # slow to import
+
+    name = PRECISIONS[precision]
+    return None if name is None else getattr(torch, name)
+
+
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """The context in which a network runs in a precision, with its parameters as they are.
 
     Raises:
         ValueError: as :func:`check_precision`.
     """
+    import torch  # slow to import
+
     check_precision(precision, device)
-    dtype = PRECISIONS[precision]
+    dtype = autocast_dtype(precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

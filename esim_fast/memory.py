@@ -3,8 +3,6 @@
 import os
 import re
 
-import torch
-
 from .errors import first_line
 
 _SHORT = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|not enough memory|_ALLOC_FAILED")
@@ -17,6 +15,8 @@ def short_of_memory(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return first_line(error) or "no memory left"
     if isinstance(error, RuntimeError):
+        import torch  # slow to import, and there if it is torch that says so
+
         if _ALLOCATION.search(str(error)):
             return "a tensor could not be allocated"
         if isinstance(error, torch.OutOfMemoryError) or _SHORT.search(first_line(error)):

@@ -9,12 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .config import ESIMConfig
-from .errors import one_line
-from .ops.checks import FLOATING
 
 # Ours and the notebook's                coetaur0/ESIM             AllenNLP
 _NAMES = """
@@ -113,29 +108,6 @@ def rename(state_dict: MutableMapping[str, Any], prefix: str = "", onto: str | N
             if ours is not None:
                 state_dict[f"{prefix if onto is None else onto}{ours}"] = state_dict.pop(f"{prefix}{name}")
     return source
-
-
-def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str = "notebook") -> None:
-    """Whether entries in our names are those expected, in shape and finite.
-
-    Args:
-        source: in whose names mistakes are reported, a key of :data:`NAMING_SCHEMES`.
-
-    Raises:
-        ValueError: one is missing, unexpected, misshapen, or holds something else than finite numbers.
-    """
-    scheme = NAMING_SCHEMES[source]
-    for name in sorted(expected.keys() | entries.keys()):
-        theirs = one_line(scheme.theirs(name))
-        if name not in expected:
-            raise ValueError(f"{theirs} is no part of an ESIM")
-        if name not in entries:
-            raise ValueError(f"{theirs} is missing")
-        found, shape = entries[name], list(expected[name].shape)
-        if list(found.shape) != shape:
-            raise ValueError(f"{theirs} has shape {list(found.shape)}, expected {shape}")
-        if found.dtype not in FLOATING or found.layout != torch.strided or found.is_meta or not found.isfinite().all():
-            raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
 
 
 def warn_of_differences(source: str, config: ESIMConfig) -> None:

@@ -15,11 +15,12 @@ from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from .classifier import Classifier
-from .data import TOKENIZERS, BadRow, CorpusFormat, EncodedPairs, Pair
+from .data import BadRow, CorpusFormat, EncodedPairs, Pair
 from .data.parallel import ShouldStop, never, processors
 from .data.preparing import BYTES, ROWS, in_parts
 from .data.reading import KNOWN_NAMES, DelimitedRows, Form, Record, RowParser, corpus_lines, open_corpus, parse_record
 from .errors import BadRowError, DataError, listed
+from .tokenizing import NOT_PLAIN, TOKENIZERS
 
 Written = TypeVar("Written")
 
@@ -177,11 +178,12 @@ def _answered(
     job: _Job[Written], records: Iterator[Record], as_they_come: bool
 ) -> Generator[Block[Written], None, None]:
     """All rows in their order."""
-    if job.model.tokenizer in TOKENIZERS:
-        job.model.encode("")  # has the tokenizer import what it needs, once for all processes
     if as_they_come:
         yield from map(job.answer, map(job.encode, _as_they_come(records)))
-    elif job.model.net.device.type == "cpu":  # one process for each core is faster than all cores at one batch
+        return
+    if job.model.tokenizer in TOKENIZERS:
+        job.model.encode(NOT_PLAIN)  # has the tokenizer import what it needs, once for all processes
+    if job.model.net.device.type == "cpu":  # one process for each core is faster than all cores at one batch
         yield from in_parts(job.encode_and_answer, records, processors())
     else:
         with closing(in_parts(job.encode, records, processors())) as parts:

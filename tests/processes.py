@@ -23,8 +23,9 @@ import pytest
 from esim_fast.cli import main
 
 SECONDS = 120  # no command here may take longer, or it waits for somebody who is gone
-# Modules that commands import later, torch._dynamo with the first optimizer.
-PRELOADED = [__name__, "tests.training.distributed_worker", "tests.training.interrupted_run", "torch._dynamo"]
+# Modules that commands import when they are run, torch._dynamo with the first optimizer.
+PRELOADED = [f"esim_fast.cli.{command}" for command in ("train", "evaluate", "predict", "explain", "convert", "data")]
+PRELOADED += [__name__, "tests.training.distributed_worker", "tests.training.interrupted_run", "torch._dynamo"]
 PRELOADED += ["matplotlib.backends.backend_agg", "nltk"]
 
 Found = TypeVar("Found")

@@ -1,9 +1,14 @@
-"""Modules import one another in one direction, and nothing of ours inside a function."""
+"""Modules import one another in one direction, nothing of ours inside a function, and torch when it is needed."""
 
 import ast
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
+
+import pytest
+
+import esim_fast
+from tests.processes import output_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -38,3 +43,17 @@ def test_functions_import_what_is_somebody_elses():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     ]
     assert [(module, node.name) for module, node in functions if [*imports(module, node)]] == []
+
+
+def test_the_package_gives_what_it_is_asked_for():
+    program = """
+import sys
+import esim_fast
+assert {*esim_fast.__all__} <= {*dir(esim_fast)} and "torch" not in sys.modules
+modules = esim_fast.ops.bilstm, esim_fast.compat.coetaur0, esim_fast.streaming.predict_file, esim_fast.data.batches
+from esim_fast import *
+print(*(name for name in esim_fast.__all__ if name not in globals()))
+"""
+    assert output_of(program) == "\n"
+    with pytest.raises(AttributeError, match=r"^module 'esim_fast' has no attribute 'LSTM'$"):
+        esim_fast.LSTM  # noqa: B018

@@ -2,41 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ..classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
 from ..compat import checkpoints
 from ..errors import DataError
 from ..files import check_kind
 from ..state_dicts import NAMING_SCHEMES, recognized
-from . import options as common
+from .options import say
 
 
-def add(commands: Any) -> None:
-    summary = "make a model of a checkpoint of the notebook, coetaur0/ESIM or AllenNLP"
-    command = common.add_command(commands, convert, summary)
-    sources = "a state dict or checkpoint of torch.save or safetensors, or a folder of AllenNLP's"
-    command.add_argument("source", metavar="SOURCE", help=sources)
-    command.add_argument("output", metavar="MODEL_DIR")
-    words = "words in the order of their ids, one a line, or as .json: a list, or ids by word; default: ids are words"
-    command.add_argument("--vocabulary", metavar="FILE", help=words)
-    command.add_argument(
-        "--labels", type=_labels, metavar="A,B,…", help="names of the outputs, in their order; default: their numbers"
-    )
-    command.add_argument(
-        "--from",
-        dest="source_of",
-        choices=(*NAMING_SCHEMES, "esim_fast"),
-        help="whose mathematics it is; default: that of those whose names the entries have. esim_fast: our own "
-        "network, whose names are the notebook's",
-    )
-    tokenizers = "how sentences are split; default: nltk, for coetaur0's coetaur0 or nltk-cased"
-    command.add_argument("--tokenizer", type=common.tokenizer, metavar="NAME", help=tokenizers)
-
-
-def convert(options: argparse.Namespace) -> None:
-    """Makes a model directory of a trained network of the notebook, of coetaur0/ESIM or of AllenNLP. Nothing in the
-    checkpoint is executed."""
+def run(options: argparse.Namespace) -> None:
     source, output = Path(options.source), Path(options.output)
     if any((output / name).exists() for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS)):
         raise DataError(f"{output}: already holds a model: choose another directory, or delete this one")
@@ -63,23 +38,15 @@ def convert(options: argparse.Namespace) -> None:
     model.save_pretrained(options.output)
     sizes = model.net.config
     named = recognized(state_dict) or "notebook"
-    common.say(
+    say(
         f"{options.output}: {sizes.vocab_size:,} words of {sizes.embedding_dim} numbers, hidden size "
         f"{sizes.hidden_size}, {sizes.num_labels} labels, tokenizer {model.tokenizer}, "
         f"from the names of {NAMING_SCHEMES[named].source}"
     )
     if words is None:
-        common.say("without --vocabulary, sentences are word ids with blanks between them")
+        say("without --vocabulary, sentences are word ids with blanks between them")
     if named == "notebook" and options.source_of is None:
-        common.say(
+        say(
             "taken for the notebook's mathematics (--from esim_fast: our own network). Its LSTMs ran across the batch: "
             "weights that were trained so have to be trained on, along the sentence, before they are of use"
         )
-
-
-def _labels(text: str) -> list[str]:
-    """An argparse type."""
-    labels = [label.strip() for label in text.split(",")]
-    if not all(labels) or len(set(labels)) < len(labels):
-        raise argparse.ArgumentTypeError(f"expected distinct labels with commas between, got {text!r}")
-    return labels

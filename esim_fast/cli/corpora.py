@@ -16,7 +16,8 @@ from ..data import CorpusFormat, EncodedPairs, PreparedCorpus, Vocabulary, read_
 from ..data.folders import find_corpus
 from ..data.reading import corpus_form, read_lines
 from ..errors import DataError
-from . import options as common
+from . import common
+from .options import UsageError, say
 
 _MOST_LABELS = 1000  # more are sentences in the wrong column
 _FEW_LABELS = 10  # need not recur
@@ -39,7 +40,7 @@ def find_files(options: argparse.Namespace) -> TrainingFiles:
     named = [option for option in ("train", "dev", "test") if getattr(options, option)]
     if options.data:
         if named:
-            raise common.UsageError(f"--data and --{named[0]} exclude each other")
+            raise UsageError(f"--data and --{named[0]} exclude each other")
         files = find_corpus(options.data)
         if files.test and not _has_labels(files.test, options):
             return TrainingFiles([files.train], files.dev, None, files.test)
@@ -49,7 +50,7 @@ def find_files(options: argparse.Namespace) -> TrainingFiles:
         return TrainingFiles([str(sample / "train.tsv")], str(sample / "dev.tsv"), None, None)
     for part in ("train", "dev"):
         if part not in named:
-            raise common.UsageError(f"--{named[0]} needs --{part} as well")
+            raise UsageError(f"--{named[0]} needs --{part} as well")
     return TrainingFiles(options.train, options.dev, options.test, None)
 
 
@@ -92,7 +93,7 @@ class TrainingData:
             counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
             dropped = f"; {corpus.unlabeled} more without a gold label dropped" if corpus.unlabeled else ""
             bad = f"; {common.bad_rows(corpus)} left out:" if corpus.bad_rows else ""
-            common.say(f"{corpus.path}: {corpus.labeled.sum()} pairs ({counts}){dropped}{bad}")
+            say(f"{corpus.path}: {corpus.labeled.sum()} pairs ({counts}){dropped}{bad}")
             common.list_bad_rows(corpus.path, corpus.bad_rows)
 
 

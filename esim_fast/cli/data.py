@@ -5,34 +5,23 @@ import re
 from collections import Counter
 from collections.abc import Container
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from ..data import PreparedCorpus, words_with_vector
 from ..errors import DataError
-from . import options as common
+from . import common
+from .options import say
 
 
-def add(commands: Any) -> None:
-    command = common.add_command(commands, data, "say what files of pairs hold")
-    command.add_argument("files", nargs="+", metavar="FILE", help=common.FILES)
-    common.add_reading(command)
-    common.add_tokenizer(command)
-    command.add_argument("--vectors", metavar="FILE", help="also say how many words have a vector here")
-    common.add_cache(command)
-
-
-def data(options: argparse.Namespace) -> int:
-    """Rows, labels, lengths and vocabulary of each file, of later ones also how much of it the first one knows. Rows
-    that cannot be read are listed on stderr; the exit code is 1 if there are any, 2 if a whole file cannot be read."""
+def run(options: argparse.Namespace) -> int:
     first: tuple[str, Counter[str]] | None = None
     code = 0
     for path in options.files:
         try:
             corpus = _prepare(path, options)
         except DataError as error:
-            common.say(f"esim-fast: {error}")
+            say(f"esim-fast: {error}")
             code = 2
             continue
         common.list_bad_rows(path, corpus.bad_rows)

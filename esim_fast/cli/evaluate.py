@@ -8,21 +8,10 @@ import torch
 
 from ..classifier import Classifier
 from ..data import EncodedPairs
-from . import options as common
+from . import common
 
 
-def add(commands: Any) -> None:
-    command = common.add_command(commands, evaluate, "score a model on labeled pairs")
-    command.add_argument("model", metavar="MODEL_DIR")
-    command.add_argument("file", metavar="FILE", help=common.FILES)
-    common.add_reading(command)
-    common.add_skipping(command)
-    common.add_model_use(command)
-    common.add_cache(command)
-
-
-def evaluate(options: argparse.Namespace) -> None:
-    """Accuracy, per-class figures and the confusion matrix, as one JSON object."""
+def run(options: argparse.Namespace) -> None:
     model = common.load_model(options)
     tokenizer, skip = options.tokenizer or model.tokenizer, options.skip_bad_rows
     corpus = common.prepared(options.file, options, tokenizer, skip_bad_rows=skip)

@@ -4,19 +4,13 @@ import argparse
 import math
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-import torch
-
-from ..classifier import Classifier
-from ..config import PRECISIONS, check_precision
-from ..data import TOKENIZERS, BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
+from ..config import PRECISIONS
 from ..errors import one_line
+from ..tokenizing import TOKENIZERS
 
-_LABELS = 20  # that are named
 FILES = ".jsonl, .csv or tab-separated, each also .gz, with the columns of SNLI, MultiNLI, QQP, LCQMC or --columns"
 
 
@@ -31,15 +25,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, instead of argparse's usage and line."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def add_command(
-    commands: Any, run: Callable[[argparse.Namespace], int | None], summary: str
-) -> argparse.ArgumentParser:
-    """The command that is named, described and run by a function."""
-    command = commands.add_parser(run.__name__, help=summary, description=run.__doc__)
-    command.set_defaults(run=run, parser=command)
-    return command
 
 
 def add_reading(command: argparse.ArgumentParser) -> None:
@@ -90,20 +75,6 @@ def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=choices, default="auto", help="default: %(default)s")
 
 
-def load_model(options: argparse.Namespace) -> Classifier:
-    device, precision = device_of(options.device), getattr(options, "precision", "fp32")
-    check_possible(precision, device)
-    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokenizer=options.tokenizer)
-
-
-def check_possible(precision: str, device: torch.device) -> None:
-    """Raises UsageError where the device does not have the precision."""
-    try:
-        check_precision(precision, device)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
-
-
 def text(value: str) -> str:
     """An argparse type: a sentence."""
     try:
@@ -113,29 +84,6 @@ def text(value: str) -> str:
     return value
 
 
-def corpus_format(options: argparse.Namespace) -> CorpusFormat:
-    return CorpusFormat(options.columns, options.quoted)
-
-
-def cache(options: argparse.Namespace) -> Path | None:
-    if options.no_cache:
-        return None
-    return Path(options.cache) if options.cache else default_cache()
-
-
-def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer, **how: Any) -> PreparedCorpus:
-    """A corpus as the options of :func:`add_reading` and :func:`add_cache` want it."""
-    return prepare(path, tokenizer, **{"corpus_format": corpus_format(options), "cache": cache(options), **how})
-
-
-def device_of(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    elif name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no usable GPU here")
-    return torch.device(name)
-
-
 def tokenizer(name: str) -> str:
     """An argparse type: the name of a tokenizer, or module:function, found from the current directory too."""
     if ":" in name:
@@ -143,22 +91,6 @@ def tokenizer(name: str) -> str:
     elif name not in TOKENIZERS:
         raise argparse.ArgumentTypeError(f"expected {', '.join(TOKENIZERS)} or module:function, got {name!r}")
     return name
-
-
-def bad_rows(corpus: PreparedCorpus) -> str:
-    return f"{len(corpus.bad_rows):,} bad row{'' if len(corpus.bad_rows) == 1 else 's'}"
-
-
-def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
-    """Labels and how often they occur, no more of them than a person reads."""
-    counts = Counter(corpus.label_counts()).most_common()
-    named, rest = [(one_line(label[:40]), count) for label, count in counts[:_LABELS]], counts[_LABELS:]
-    return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
-
-
-def list_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
-    for row in rows:
-        say(f"{path}:{row.line}: {row.reason}")
 
 
 def say(message: str) -> None:

@@ -16,31 +16,15 @@ from ..data import BadRow, Pair
 from ..data.reading import bounded_lines
 from ..errors import DataError
 from ..streaming import NOT_FINITE, Answer, predict_blocks
-from . import options as common
+from . import common
+from .options import UsageError, say
 
 
-def add(commands: Any) -> None:
-    command = common.add_command(commands, predict, "label pairs")
-    command.add_argument("model", metavar="MODEL_DIR")
-    command.add_argument(
-        "file", nargs="?", metavar="FILE", help="pairs, with or without labels; - reads stdin: tab-separated, or .jsonl"
-    )
-    command.add_argument("--premise", type=common.text, metavar="TEXT")
-    command.add_argument("--hypothesis", type=common.text, metavar="TEXT")
-    command.add_argument(
-        "--stop-at-bad-row", action="store_true", help="end there, instead of reporting the row and going on"
-    )
-    common.add_reading(command)
-    common.add_model_use(command)
-
-
-def predict(options: argparse.Namespace) -> None:
-    """Labels and probabilities as JSON lines, for one pair or a file of them, in its order. A row that cannot be read
-    is reported on stderr and left out; each answer says which line it is of."""
+def run(options: argparse.Namespace) -> None:
     if (options.premise is None) != (options.hypothesis is None):
-        raise common.UsageError("--premise and --hypothesis must be given together")
+        raise UsageError("--premise and --hypothesis must be given together")
     if (options.premise is None) == (options.file is None):
-        raise common.UsageError("give either a file (- for stdin) or --premise and --hypothesis")
+        raise UsageError("give either a file (- for stdin) or --premise and --hypothesis")
     model = common.load_model(options)
     write = _Lines(model.labels)
     if options.file is None:
@@ -73,7 +57,7 @@ def predict(options: argparse.Namespace) -> None:
             f"{name}: {left_out:,} bad rows, and {answered:,} that can be read: are the columns as expected?"
         )
     if left_out:
-        common.say(f"{name}: {left_out:,} bad row{'' if left_out == 1 else 's'} left out")
+        say(f"{name}: {left_out:,} bad row{'' if left_out == 1 else 's'} left out")
 
 
 class _Lines:
@@ -95,7 +79,7 @@ class _Lines:
 
 def _lines_of_stdin() -> Iterator[bytes]:
     if sys.stdin is None:
-        raise common.UsageError("stdin is closed")
+        raise UsageError("stdin is closed")
     try:  # a reader of its own: at exit, Python waits for nobody who still reads there
         file: Any = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     except (OSError, io.UnsupportedOperation):

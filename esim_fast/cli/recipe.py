@@ -4,8 +4,9 @@ import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..training import PRECISIONS, PRESETS, Recipe
-from . import options as common
+from ..config import PRECISIONS
+from ..recipe import PRESETS, Recipe
+from .options import amount, count, fraction, patience, rate, seed, share, size, steps
 
 # The bundled sample is a small world, and has a small model and a short recipe.
 _SAMPLE_RECIPE = Recipe(epochs=6, learning_rate=1e-3)
@@ -29,31 +30,31 @@ _SAMPLE_MODEL = ModelOptions(hidden_size=128, embedding_dim=100, dropout=0.2)
 
 # Options by the field of Recipe or ModelOptions that they set: name, type, metavar and help.
 _RECIPE = {
-    "epochs": ("--epochs", common.count, "N", "passes over the training pairs, at most"),
-    "patience": ("--patience", common.patience, "N", "epochs without a better dev accuracy that end a run; 0: none"),
-    "batch_size": ("--batch-size", common.count, "N", "pairs of a batch, of all processes together"),
-    "max_tokens": ("--max-tokens", common.count, "N", "tokens of a batch, of both sides together, instead of pairs"),
-    "accumulate": ("--accumulate", common.count, "N", "work through each batch in N parts, to save memory"),
-    "learning_rate": ("--lr", common.rate, "X", "Adam's learning rate"),
-    "warmup_steps": ("--warmup-steps", common.steps, "N", "steps over which the learning rate rises to that"),
-    "lr_decay": ("--lr-decay", common.share, "X", "factor of --lr after an epoch without a better dev accuracy"),
-    "weight_decay": ("--weight-decay", common.amount, "X", "of all weights but word vectors (AdamW)"),
-    "label_smoothing": ("--label-smoothing", common.fraction, "X", "share of each target that goes to all labels"),
+    "epochs": ("--epochs", count, "N", "passes over the training pairs, at most"),
+    "patience": ("--patience", patience, "N", "epochs without a better dev accuracy that end a run; 0: none"),
+    "batch_size": ("--batch-size", count, "N", "pairs of a batch, of all processes together"),
+    "max_tokens": ("--max-tokens", count, "N", "tokens of a batch, of both sides together, instead of pairs"),
+    "accumulate": ("--accumulate", count, "N", "work through each batch in N parts, to save memory"),
+    "learning_rate": ("--lr", rate, "X", "Adam's learning rate"),
+    "warmup_steps": ("--warmup-steps", steps, "N", "steps over which the learning rate rises to that"),
+    "lr_decay": ("--lr-decay", share, "X", "factor of --lr after an epoch without a better dev accuracy"),
+    "weight_decay": ("--weight-decay", amount, "X", "of all weights but word vectors (AdamW)"),
+    "label_smoothing": ("--label-smoothing", fraction, "X", "share of each target that goes to all labels"),
     "ema_decay": (
         "--ema-decay",
-        common.fraction,
+        fraction,
         "X",
         "decay of a moving average of the weights, which is then evaluated and saved; 0: none",
     ),
-    "max_grad_norm": ("--max-grad-norm", common.rate, "X", "largest norm of the gradient"),
-    "seed": ("--seed", common.seed, "N", "of initial weights, order and dropout"),
+    "max_grad_norm": ("--max-grad-norm", rate, "X", "largest norm of the gradient"),
+    "seed": ("--seed", seed, "N", "of initial weights, order and dropout"),
 }
 _MODEL = {
-    "hidden_size": ("--hidden-size", common.size, "N", "of each direction of the LSTMs"),
-    "embedding_dim": ("--embedding-dim", common.size, "N", "width of word vectors, without --vectors"),
-    "dropout": ("--dropout", common.fraction, "X", "on embeddings, after the projection and in the classifier"),
-    "embedding_dropout": ("--embedding-dropout", common.fraction, "X", "on embeddings, instead of --dropout"),
-    "forget_bias": ("--forget-bias", common.amount, "X", "of the LSTMs' forget gates, to begin with"),
+    "hidden_size": ("--hidden-size", size, "N", "of each direction of the LSTMs"),
+    "embedding_dim": ("--embedding-dim", size, "N", "width of word vectors, without --vectors"),
+    "dropout": ("--dropout", fraction, "X", "on embeddings, after the projection and in the classifier"),
+    "embedding_dropout": ("--embedding-dropout", fraction, "X", "on embeddings, instead of --dropout"),
+    "forget_bias": ("--forget-bias", amount, "X", "of the LSTMs' forget gates, to begin with"),
 }
 OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.items()} | {
     "precision": "--precision",
@@ -67,13 +68,13 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
     how = command.add_argument_group("recipe and model")
     help_text = "the recipe where no option says otherwise; default: paper (sample: its own); batch-N: for GPUs"
     how.add_argument("--preset", choices=tuple(PRESETS), help=help_text)
-    size = how.add_mutually_exclusive_group()
+    size_of_batch = how.add_mutually_exclusive_group()
     for defaults, sample, table in ((Recipe(), _SAMPLE_RECIPE, _RECIPE), (ModelOptions(), _SAMPLE_MODEL, _MODEL)):
         for field, (option, kind, metavar, text) in table.items():
             value, of_sample = getattr(defaults, field), getattr(sample, field)
             known = "" if value is None else f"; default: {value}"
             known += f" (sample: {of_sample})" if of_sample != value else ""
-            where = size if field in ("batch_size", "max_tokens") else how
+            where = size_of_batch if field in ("batch_size", "max_tokens") else how
             where.add_argument(
                 option, dest=field, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text + known
             )

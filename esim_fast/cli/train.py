@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,70 +19,42 @@ from tqdm import tqdm
 from ..classifier import Classifier
 from ..data import load_vectors
 from ..files import write_json
+from ..memory import short_of_memory
 from ..model import ESIM
 from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer, evaluate, initialize
 from ..training.directory import RunDirectory
-from ..training.distributed import joined, started_by_torchrun, this_worker
+from ..training.distributed import joined, lost_connection, started_by_torchrun, this_worker
 from ..training.trainer import OtherSettingsError
-from . import options as common
+from . import common
 from .corpora import TrainingData, TrainingFiles, find_files, read_files
-from .recipe import OPTION_NAMES, ModelOptions, add_recipe, recipe_of
+from .options import UsageError, say
+from .recipe import OPTION_NAMES, ModelOptions, recipe_of
 
 _SEEDS = "seeds.json"  # what came of several
 # What a run began with, where it is not an option's value.
 _DATA = {"pairs": "training or dev pairs", "words": "words", "vectors": "word vectors"}
 
 
-def add(commands: Any) -> None:
-    command = common.add_command(commands, train, "train a model")
-    command.add_argument(
-        "--train", nargs="+", metavar="FILE", help=f"training pairs: {common.FILES}; default: the bundled sample"
-    )
-    command.add_argument("--dev", metavar="FILE", help="pairs that choose the best epoch")
-    command.add_argument("--test", metavar="FILE", help="pairs to score the best model on, once, at the end")
-    command.add_argument(
-        "--data", metavar="DIR", help="a folder with train, dev and perhaps test files, such as snli_1.0; or hub:NAME"
-    )
-    common.add_reading(command)
-    common.add_skipping(command)
-    common.add_tokenizer(command)
-    command.add_argument("--vectors", metavar="FILE", help="word vectors: GloVe or word2vec, text or .bin, or .npz")
-    extending = (
-        "words of these files, pairs or plain text (of the dev and test files, if none is named), join the "
-        "vocabulary if they have a vector; no labels are read for that"
-    )
-    command.add_argument("--extend-vocabulary", nargs="*", metavar="FILE", help=extending)
-    common.add_cache(command)
-    command.add_argument("--output", metavar="DIR", default="esim-fast-model", help="default: %(default)s")
-    command.add_argument("--resume", action="store_true", help="go on where a run with the same options stopped")
-    number = partial(command.add_argument, type=common.count, metavar="N")
-    number("--checkpoint-steps", default=1000, help="steps between checkpoints within an epoch; default: %(default)s")
-    number("--seeds", help="train N models, with seeds from --seed on, in DIR/seed-…")
-    common.add_device(command)
-    add_recipe(command)
-
-
-def train(options: argparse.Namespace) -> int | None:
-    """Trains a model; the best one by dev accuracy is kept in the output directory."""
+def run(options: argparse.Namespace) -> int | None:
     if options.extend_vocabulary is not None and not options.vectors:
-        raise common.UsageError("--extend-vocabulary needs --vectors")
+        raise UsageError("--extend-vocabulary needs --vectors")
     files = find_files(options)
     recipe, model = recipe_of(options, sample=not (options.train or options.data))
     if options.vectors and hasattr(options, "embedding_dim"):
-        raise common.UsageError("--embedding-dim and --vectors exclude each other")
+        raise UsageError("--embedding-dim and --vectors exclude each other")
     device = common.device_of(options.device)
     common.check_possible(recipe.precision, device)
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:
         if recipe.seed + options.seeds > 2**63:
-            raise common.UsageError(f"--seeds {options.seeds}: the last seed would be above 2**63 - 1")
+            raise UsageError(f"--seeds {options.seeds}: the last seed would be above 2**63 - 1")
         if RunDirectory(output).checkpoint.exists():
-            raise common.UsageError(f"{output} holds a run of a single seed: --seeds needs a directory of its own")
+            raise UsageError(f"{output} holds a run of a single seed: --seeds needs a directory of its own")
         if not (output / _SEEDS).exists():
             RunDirectory(output).check(resume=False)
         elif not options.resume:
-            raise common.UsageError(f"{output} already holds runs: resume them (--resume), or choose another directory")
+            raise UsageError(f"{output} already holds runs: resume them (--resume), or choose another directory")
         runs = {seed: output / f"seed-{seed}" for seed in range(recipe.seed, recipe.seed + options.seeds)}
     for directory in runs.values():
         RunDirectory(directory).check(options.resume)
@@ -97,7 +68,7 @@ def train(options: argparse.Namespace) -> int | None:
             try:
                 device = stack.enter_context(joined(device))
             except ValueError as error:
-                raise common.UsageError(str(error)) from error
+                raise UsageError(str(error)) from error
             for seed, directory in runs.items():
                 plan = _Plan(options, files, data, replace(recipe, seed=seed), model, directory, device)
                 results.append(_train_one(plan, first=not results, should_stop=lambda: bool(caught)))
@@ -106,8 +77,13 @@ def train(options: argparse.Namespace) -> int | None:
     except KeyboardInterrupt:
         if this_worker().leads:
             there = "there" if this_worker().count == 1 else "the last checkpoint"
-            common.say(f"esim-fast: interrupted; the same command with --resume goes on from {there}")
+            say(f"esim-fast: interrupted; the same command with --resume goes on from {there}")
         return 128 + (caught[0] if caught else signal.SIGINT)
+    except RuntimeError as error:
+        if short_of_memory(error) is not None or not lost_connection(error):
+            raise
+        say("esim-fast: another process of this run has ended")
+        return 2
     return None
 
 
@@ -145,17 +121,17 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
         if first and worker.leads:
             data.describe()
             if plan.files.unlabeled:
-                common.say(f"{plan.files.unlabeled}: not used, because it has no labels")
+                say(f"{plan.files.unlabeled}: not used, because it has no labels")
             if found is not None:
                 new = len(classifier.vocabulary) - len(data.vocabulary)
                 those = f", {new} of them not in training" if data.more_words else ""
-                common.say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{those}")
+                say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{those}")
         if options.resume and worker.leads:
             progress = trainer.progress
             where = f"goes on with epoch {progress.epoch}, batch {progress.batch + 1}"
             if trainer.is_over:
                 where = f"is done after {len(progress.history)} epochs"
-            common.say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a run begins'}")
+            say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a run begins'}")
 
     try:
         trainer = Trainer(
@@ -178,7 +154,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             should_stop=should_stop,
         )
     except OtherSettingsError as error:
-        raise common.UsageError(f"{plan.directory}: {_other_settings(error)}") from error
+        raise UsageError(f"{plan.directory}: {_other_settings(error)}") from error
     try:
         history = trainer.run()
     except NotFiniteError as error:

@@ -16,9 +16,9 @@ from ..classifier import Classifier
 from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
 from ..errors import DataError, first_line, naming, one_line, reason_of
 from ..files import check_kind, load_safetensors, load_saved, parse_json
-from ..model import ESIM
+from ..model import ESIM, check_entries
 from ..ops.checks import FLOATING
-from ..state_dicts import NAMING_SCHEMES, check_entries, recognized, rename
+from ..state_dicts import NAMING_SCHEMES, recognized, rename
 
 _STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
 _TIED = 4  # names that numbers may have, as tied weights do

@@ -1,11 +1,11 @@
 """From a file of sentence pairs to batches of word ids: read, tokenize, look up, batch."""
 
 from ..errors import DataError
+from ..tokenizing import TOKENIZERS, Tokenizer, get_tokenizer
 from .batches import Batch, Batches, EncodedPairs, batches
 from .cache import default_cache
 from .preparing import PreparedCorpus, prepare
 from .reading import BadRow, CorpusFormat, Pair, read_pairs
-from .tokenizing import TOKENIZERS, Tokenizer, get_tokenizer
 from .vectors import PretrainedVectors, load_vectors, words_with_vector
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 

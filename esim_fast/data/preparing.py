@@ -23,12 +23,12 @@ import torch
 from tqdm import tqdm
 
 from ..errors import BadRowError, DataError, kind_and_reason, listed, one_line
+from ..tokenizing import NOT_PLAIN, TOKENIZERS, Tokenizer, get_tokenizer, name_of
 from .batches import EncodedPairs
 from .cache import Arrays, kept
 from .hub import fingerprint
 from .parallel import Result, ShouldStop, can_fork, map_in_processes, never, processors
 from .reading import KNOWN_NAMES, BadRow, CorpusFormat, Record, RowParser, corpus_lines, open_corpus, parse_record
-from .tokenizing import TOKENIZERS, Tokenizer, get_tokenizer, name_of
 from .vocabulary import UNSAVABLE, Vocabulary
 
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
@@ -180,7 +180,7 @@ def prepare(
 
     def read() -> Arrays:
         if tokenizer_name in TOKENIZERS:
-            tokenize("")  # has it import what it needs, once for all processes
+            tokenize(NOT_PLAIN)  # has it import what it needs, once for all processes
         records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled)
         work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
         with closing(in_parts(work, records, workers or processors())) as parts:

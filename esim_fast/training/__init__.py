@@ -9,10 +9,11 @@ From a script, with a :class:`esim_fast.Classifier` and pairs of :mod:`esim_fast
 For a loop of your own there are :func:`training_step` and :func:`evaluate`.
 """
 
+from ..config import PRECISIONS
+from ..recipe import PRESETS, Recipe
 from .checkpoint import Checkpoint
 from .initialization import initialize
 from .progress import EpochMetrics
-from .recipe import PRECISIONS, PRESETS, Recipe
 from .steps import Score, StepResult, evaluate, training_step
 from .trainer import NotFiniteError, Trainer
 

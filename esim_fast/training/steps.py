@@ -10,10 +10,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from ..classifier import scored_batches
+from ..config import autocast_dtype
 from ..data import Batch, EncodedPairs
 from ..model import ESIM
+from ..recipe import Recipe
 from .distributed import ALONE, Worker
-from .recipe import PRECISIONS, Recipe
 
 NO_TARGET = -100  # the label of a pair that has no say in the loss
 
@@ -41,7 +42,7 @@ def training_step(
         parts: one batch, on the network's device, or the parts of one; their gradients add up to the batch's.
         workers: processes that work on the batch, of whose gradients DistributedDataParallel takes the average.
     """
-    autocast_dtype, smoothing = PRECISIONS[recipe.precision], recipe.label_smoothing
+    dtype, smoothing = autocast_dtype(recipe.precision), recipe.label_smoothing
     optimizer.zero_grad()
     losses, correct = [], []
     for index, part in enumerate(parts):
@@ -49,7 +50,7 @@ def training_step(
         with contextlib.ExitStack() as stack:
             if isinstance(net, DistributedDataParallel) and index < len(parts) - 1:
                 stack.enter_context(net.no_sync())
-            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = net(part.pairs)
                 loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing, ignore_index=NO_TARGET)
             scaler.scale(loss * (workers / part.whole)).backward()

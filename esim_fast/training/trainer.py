@@ -20,13 +20,13 @@ from ..classifier import Classifier
 from ..data import Batch, EncodedPairs, batches
 from ..errors import DataError
 from ..memory import short_of_memory
+from ..recipe import Recipe
 from .averaging import MovingAverage
 from .checkpoint import Checkpoint, random_states, set_random_states
 from .curves import draw_curves
 from .directory import RunDirectory
 from .distributed import this_worker
 from .progress import EpochMetrics, Progress
-from .recipe import Recipe
 from .steps import NO_TARGET, Score, StepResult, evaluate, training_step
 
 _EVALUATED = 256  # pairs at a time, at most

@@ -1,5 +1,6 @@
 """Tokenizers: NLTK's answers, lower-cased afterwards."""
 
+import re
 import string
 from collections.abc import Iterator
 from itertools import islice
@@ -9,10 +10,10 @@ import nltk
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nltk.tokenize import word_tokenize
+from nltk.tokenize import NLTKWordTokenizer, word_tokenize
 
 from esim_fast.data import get_tokenizer, read_pairs
-from esim_fast.data.tokenizing import name_of
+from esim_fast.tokenizing import name_of
 from tests.data.files import assert_linear, refusal
 
 pieces = st.sampled_from(["a", "B", "5", " ", " ", ", ", ",", ".", "'", "cannot", "Gonna", "wanna", "more'n", "can't"])
@@ -59,6 +60,16 @@ def test_words_are_never_empty_and_hold_no_whitespace(name, text):
 @given(texts)
 def test_nltk_is_word_tokenize_lowered(text):
     assert get_tokenizer("nltk")(text) == [word.lower() for word in word_tokenize(text, preserve_line=True)]
+
+
+def test_all_contractions_of_nltks():
+    """Those of this release, of which plain sentences are split without NLTK."""
+    for rule in NLTKWordTokenizer.CONTRACTIONS2:
+        contraction = "".join(re.findall(r"\(([\w']+)\)", rule.pattern))
+        text = f"I {contraction} go."
+        words = word_tokenize(text, preserve_line=True)
+        assert len(words) == 5
+        assert get_tokenizer("nltk-cased")(text) == words
 
 
 def test_nltk_on_real_sentences(real_data):

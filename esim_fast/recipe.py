@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ..config import PRECISIONS, check_int, check_number
+from .config import PRECISIONS, check_int, check_number
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import DataError, kind_and_reason
+from .errors import DataError, kind_and_reason
 
 if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
@@ -20,8 +20,8 @@ Tokenizer: TypeAlias = Callable[[str], list[str]]
 def _treebank() -> NLTKWordTokenizer:
     """What word_tokenize(text, preserve_line=True) uses: Treebank's conventions, on the text as one sentence.
 
-    NLTK is imported when first needed: it brings in SciPy and scikit-learn where they are installed, a second that
-    nobody should wait for who only wants the network.
+    NLTK is imported when first needed: it brings in SciPy and scikit-learn where they are installed, seconds that
+    nobody should wait for who only wants the network, or has plain sentences.
     """
     from nltk.tokenize import NLTKWordTokenizer
 
@@ -29,14 +29,10 @@ def _treebank() -> NLTKWordTokenizer:
 
 
 # Nineteen in twenty of SNLI's sentences are words with commas between and a full stop at the end.  For these, all of
-# NLTK's rules but the contractions ("cannot" gives "can", "not") come to splitting off the punctuation.
+# NLTK's rules but some of the contractions ("cannot" gives "can", "not") come to splitting off the punctuation.
 _PLAIN = re.compile(r"[A-Za-z0-9 ]*(?:, [A-Za-z0-9 ]*)*(?:\. *)?")
-
-
-@cache
-def _contraction() -> re.Pattern[str]:
-    """What any of NLTK's rules for contracted words finds."""
-    return re.compile("|".join(rule.pattern.removeprefix("(?i)") for rule in _treebank().CONTRACTIONS2), re.IGNORECASE)
+_CONTRACTION = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)
+NOT_PLAIN = "'"  # a text for which a tokenizer imports all that it ever needs
 
 
 def _spaced(text: str) -> str | None:
@@ -44,7 +40,7 @@ def _spaced(text: str) -> str | None:
     if not _PLAIN.fullmatch(text):
         return None
     spaced = f" {text} ".replace(",", " ,").replace(".", " .")
-    return None if _contraction().search(spaced) else spaced
+    return None if _CONTRACTION.search(spaced) else spaced
 
 
 def _nltk_cased(text: str) -> list[str]:

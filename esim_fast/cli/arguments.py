@@ -1,0 +1,155 @@
+"""What the program and each command ask for. Nothing that is imported here imports torch, which takes seconds: whoever
+asks for help or mistypes does not wait for it."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+
+from ..state_dicts import NAMING_SCHEMES
+from .options import (
+    FILES,
+    Parser,
+    add_cache,
+    add_device,
+    add_loading,
+    add_model_use,
+    add_reading,
+    add_skipping,
+    add_tokenizer,
+    count,
+    text,
+    tokenizer,
+)
+from .recipe import add_recipe
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line says; ``command`` is the module here whose ``run`` does it."""
+    parser = Parser(prog="esim-fast", description="ESIM for sentence pairs.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('esim_fast')}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for add, summary in _COMMANDS.items():
+        command = commands.add_parser(add.__name__, help=summary, description=add.__doc__)
+        command.set_defaults(command=add.__name__, parser=command)
+        add(command)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # argparse itself would point to the help of the whole program
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
+
+
+def train(command: argparse.ArgumentParser) -> None:
+    """Trains a model; the best one by dev accuracy is kept in the output directory."""
+    command.add_argument(
+        "--train", nargs="+", metavar="FILE", help=f"training pairs: {FILES}; default: the bundled sample"
+    )
+    command.add_argument("--dev", metavar="FILE", help="pairs that choose the best epoch")
+    command.add_argument("--test", metavar="FILE", help="pairs to score the best model on, once, at the end")
+    command.add_argument(
+        "--data", metavar="DIR", help="a folder with train, dev and perhaps test files, such as snli_1.0; or hub:NAME"
+    )
+    add_reading(command)
+    add_skipping(command)
+    add_tokenizer(command)
+    command.add_argument("--vectors", metavar="FILE", help="word vectors: GloVe or word2vec, text or .bin, or .npz")
+    extending = (
+        "words of these files, pairs or plain text (of the dev and test files, if none is named), join the "
+        "vocabulary if they have a vector; no labels are read for that"
+    )
+    command.add_argument("--extend-vocabulary", nargs="*", metavar="FILE", help=extending)
+    add_cache(command)
+    command.add_argument("--output", metavar="DIR", default="esim-fast-model", help="default: %(default)s")
+    command.add_argument("--resume", action="store_true", help="go on where a run with the same options stopped")
+    number = partial(command.add_argument, type=count, metavar="N")
+    number("--checkpoint-steps", default=1000, help="steps between checkpoints within an epoch; default: %(default)s")
+    number("--seeds", help="train N models, with seeds from --seed on, in DIR/seed-…")
+    add_device(command)
+    add_recipe(command)
+
+
+def evaluate(command: argparse.ArgumentParser) -> None:
+    """Accuracy, per-class figures and the confusion matrix, as one JSON object."""
+    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("file", metavar="FILE", help=FILES)
+    add_reading(command)
+    add_skipping(command)
+    add_model_use(command)
+    add_cache(command)
+
+
+def predict(command: argparse.ArgumentParser) -> None:
+    """Labels and probabilities as JSON lines, for one pair or a file of them, in its order. A row that cannot be read
+    is reported on stderr and left out; each answer says which line it is of."""
+    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument(
+        "file", nargs="?", metavar="FILE", help="pairs, with or without labels; - reads stdin: tab-separated, or .jsonl"
+    )
+    command.add_argument("--premise", type=text, metavar="TEXT")
+    command.add_argument("--hypothesis", type=text, metavar="TEXT")
+    command.add_argument(
+        "--stop-at-bad-row", action="store_true", help="end there, instead of reporting the row and going on"
+    )
+    add_reading(command)
+    add_model_use(command)
+
+
+def explain(command: argparse.ArgumentParser) -> None:
+    """Draws the two attention maps of a pair: how much each word of the premise looks at each of the hypothesis, and
+    the other way round."""
+    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("--premise", type=text, metavar="TEXT", required=True)
+    command.add_argument("--hypothesis", type=text, metavar="TEXT", required=True)
+    forms = "a picture (.png), a page for a browser (.html) or the numbers (.json)"
+    command.add_argument("-o", "--output", metavar="FILE", required=True, help=forms)
+    add_loading(command)
+
+
+def convert(command: argparse.ArgumentParser) -> None:
+    """Makes a model directory of a trained network of the notebook, of coetaur0/ESIM or of AllenNLP. Nothing in the
+    checkpoint is executed."""
+    sources = "a state dict or checkpoint of torch.save or safetensors, or a folder of AllenNLP's"
+    command.add_argument("source", metavar="SOURCE", help=sources)
+    command.add_argument("output", metavar="MODEL_DIR")
+    words = "words in the order of their ids, one a line, or as .json: a list, or ids by word; default: ids are words"
+    command.add_argument("--vocabulary", metavar="FILE", help=words)
+    command.add_argument(
+        "--labels", type=_labels, metavar="A,B,…", help="names of the outputs, in their order; default: their numbers"
+    )
+    command.add_argument(
+        "--from",
+        dest="source_of",
+        choices=(*NAMING_SCHEMES, "esim_fast"),
+        help="whose mathematics it is; default: that of those whose names the entries have. esim_fast: our own "
+        "network, whose names are the notebook's",
+    )
+    tokenizers = "how sentences are split; default: nltk, for coetaur0's coetaur0 or nltk-cased"
+    command.add_argument("--tokenizer", type=tokenizer, metavar="NAME", help=tokenizers)
+
+
+def data(command: argparse.ArgumentParser) -> None:
+    """Rows, labels, lengths and vocabulary of each file, of later ones also how much of it the first one knows. Rows
+    that cannot be read are listed on stderr; the exit code is 1 if there are any, 2 if a whole file cannot be read."""
+    command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
+    add_reading(command)
+    add_tokenizer(command)
+    command.add_argument("--vectors", metavar="FILE", help="also say how many words have a vector here")
+    add_cache(command)
+
+
+_COMMANDS: dict[Callable[[argparse.ArgumentParser], None], str] = {
+    train: "train a model",
+    evaluate: "score a model on labeled pairs",
+    predict: "label pairs",
+    explain: "show which words look at which",
+    convert: "make a model of a checkpoint of the notebook, coetaur0/ESIM or AllenNLP",
+    data: "say what files of pairs hold",
+}
+
+
+def _labels(text: str) -> list[str]:
+    """An argparse type."""
+    labels = [label.strip() for label in text.split(",")]
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise argparse.ArgumentTypeError(f"expected distinct labels with commas between, got {text!r}")
+    return labels

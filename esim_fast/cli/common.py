@@ -1,0 +1,70 @@
+"""What several commands do."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..classifier import Classifier
+from ..config import check_precision
+from ..data import BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
+from ..errors import one_line
+from .options import UsageError, say
+
+_LABELS = 20  # that are named
+
+
+def load_model(options: argparse.Namespace) -> Classifier:
+    device, precision = device_of(options.device), getattr(options, "precision", "fp32")
+    check_possible(precision, device)
+    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokenizer=options.tokenizer)
+
+
+def check_possible(precision: str, device: torch.device) -> None:
+    """Raises UsageError where the device does not have the precision."""
+    try:
+        check_precision(precision, device)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+
+
+def corpus_format(options: argparse.Namespace) -> CorpusFormat:
+    return CorpusFormat(options.columns, options.quoted)
+
+
+def cache(options: argparse.Namespace) -> Path | None:
+    if options.no_cache:
+        return None
+    return Path(options.cache) if options.cache else default_cache()
+
+
+def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer, **how: Any) -> PreparedCorpus:
+    """A corpus as the options of :func:`esim_fast.cli.options.add_reading` and :func:`add_cache` want it."""
+    return prepare(path, tokenizer, **{"corpus_format": corpus_format(options), "cache": cache(options), **how})
+
+
+def device_of(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    elif name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no usable GPU here")
+    return torch.device(name)
+
+
+def bad_rows(corpus: PreparedCorpus) -> str:
+    return f"{len(corpus.bad_rows):,} bad row{'' if len(corpus.bad_rows) == 1 else 's'}"
+
+
+def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
+    """Labels and how often they occur, no more of them than a person reads."""
+    counts = Counter(corpus.label_counts()).most_common()
+    named, rest = [(one_line(label[:40]), count) for label, count in counts[:_LABELS]], counts[_LABELS:]
+    return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
+
+
+def list_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
+    for row in rows:
+        say(f"{path}:{row.line}: {row.reason}")
