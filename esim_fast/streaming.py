@@ -86,12 +86,14 @@ def predict_blocks(
     corpus_format: CorpusFormat = KNOWN_NAMES,
     batch_size: int = 256,
     on_bad_row: Callable[[BadRow], object] | None = None,
+    workers: int | None = None,
 ) -> Generator[Block[Written], None, None]:
     """Like :func:`predict_file`, but yields blocks of rows, and reports their bad rows after each block.
 
     Args:
         write: turns each :class:`Answer` into what the block holds; it may run in a worker process.
         name: what messages call ``source`` where it is not a path.
+        workers: processes; by default one for each processor that this process may use.
 
     Raises:
         DataError: as :func:`predict_file`.
@@ -111,7 +113,7 @@ def predict_blocks(
     if corpus_format.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
     job = _Job(model, parse, write, batch_size, stop_at_bad_row=on_bad_row is None)
-    with closing(_answered(job, records, as_they_come=not is_file)) as blocks:
+    with closing(_answered(job, records, not is_file, workers or processors())) as blocks:
         for block in blocks:
             yield block
             if on_bad_row is not None:
@@ -175,7 +177,7 @@ class _Job(Generic[Written]):
 
 
 def _answered(
-    job: _Job[Written], records: Iterator[Record], as_they_come: bool
+    job: _Job[Written], records: Iterator[Record], as_they_come: bool, workers: int
 ) -> Generator[Block[Written], None, None]:
     """All rows in their order."""
     if as_they_come:
@@ -184,9 +186,9 @@ def _answered(
     if job.model.tokenizer in TOKENIZERS:
         job.model.encode(NOT_PLAIN)  # has the tokenizer import what it needs, once for all processes
     if job.model.net.device.type == "cpu":  # one process for each core is faster than all cores at one batch
-        yield from in_parts(job.encode_and_answer, records, processors())
+        yield from in_parts(job.encode_and_answer, records, workers)
     else:
-        with closing(in_parts(job.encode, records, processors())) as parts:
+        with closing(in_parts(job.encode, records, workers)) as parts:
             yield from map(job.answer, parts)
 
 

@@ -17,6 +17,7 @@ from ..errors import DataError
 from ..memory import bound_caches, short_of_memory
 from .arguments import parse
 from .options import UsageError, say
+from .threads import choose_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _imported(name: str) -> Any:
     """The module of a command. It imports torch, which takes seconds, and so is not there before it is needed."""
     if "torch" not in sys.modules:
+        choose_threads()
         gc.disable()  # what modules make, stays: looking for garbage there takes a tenth of a second each time
         import_module(name)
         gc.freeze()

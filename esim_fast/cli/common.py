@@ -11,6 +11,7 @@ import torch
 from ..classifier import Classifier
 from ..config import check_precision
 from ..data import BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
+from ..data.parallel import processors
 from ..errors import one_line
 from .options import UsageError, say
 
@@ -18,7 +19,7 @@ _LABELS = 20  # that are named
 
 
 def load_model(options: argparse.Namespace) -> Classifier:
-    device, precision = device_of(options.device), getattr(options, "precision", "fp32")
+    device, precision = device_of(options), getattr(options, "precision", "fp32")
     check_possible(precision, device)
     return Classifier.from_pretrained(options.model, device=device, precision=precision, tokenizer=options.tokenizer)
 
@@ -43,10 +44,21 @@ def cache(options: argparse.Namespace) -> Path | None:
 
 def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer, **how: Any) -> PreparedCorpus:
     """A corpus as the options of :func:`esim_fast.cli.options.add_reading` and :func:`add_cache` want it."""
-    return prepare(path, tokenizer, **{"corpus_format": corpus_format(options), "cache": cache(options), **how})
+    given = {"corpus_format": corpus_format(options), "cache": cache(options), "workers": workers(options)}
+    return prepare(path, tokenizer, **{**given, **how})
 
 
-def device_of(name: str) -> torch.device:
+def workers(options: argparse.Namespace) -> int | None:
+    """How many processes may work on a file, if the options say how many threads there are."""
+    threads = getattr(options, "threads", None)  # a command that computes nothing does not ask for it
+    return None if threads is None else min(threads, processors())
+
+
+def device_of(options: argparse.Namespace) -> torch.device:
+    """The device that the options want, and from now on as many threads."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     elif name == "cuda" and not torch.cuda.is_available():

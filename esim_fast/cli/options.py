@@ -71,8 +71,11 @@ def add_loading(command: argparse.ArgumentParser) -> None:
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
+    """What computes."""
     choices = ("auto", "cpu", "cuda")
     command.add_argument("--device", choices=choices, default="auto", help="default: %(default)s")
+    how_many = "threads that compute; default: one for each core that this process may use"
+    command.add_argument("--threads", type=threads, metavar="N", help=how_many)
 
 
 def text(value: str) -> str:
@@ -114,6 +117,7 @@ def _number(kind: Callable[[str], Any], expected: str, accept: Callable[[Any], b
 
 
 count = _number(int, "an integer from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
+threads = _number(int, "an integer from 1 to 1024", lambda value: 1 <= value <= 1024)
 size = _number(int, "an integer from 1 to 65536", lambda value: 1 <= value <= 65_536)
 seed = _number(int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
 rate = _number(float, "a positive number", lambda value: 0 < value < math.inf)

@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
             common.list_bad_rows(name, [row])
 
     how: dict[str, Any] = {"corpus_format": common.corpus_format(options), "batch_size": options.batch_size}
+    how["workers"] = common.workers(options)
     on_bad_row = None if options.stop_at_bad_row else report
     blocks = predict_blocks(model, source, write.line_of, name=name, on_bad_row=on_bad_row, **how)
     with _progress(options.file) as bar, closing(blocks):

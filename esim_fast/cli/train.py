@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int | None:
     recipe, model = recipe_of(options, sample=not (options.train or options.data))
     if options.vectors and hasattr(options, "embedding_dim"):
         raise UsageError("--embedding-dim and --vectors exclude each other")
-    device = common.device_of(options.device)
+    device = common.device_of(options)
     common.check_possible(recipe.precision, device)
     output = Path(options.output)
     runs = {recipe.seed: output}

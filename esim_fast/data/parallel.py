@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from ..errors import DataError
+from ..processors import usable_processors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,8 +29,7 @@ _function: Callable[[Any], Any]  # what this worker is there for
 
 def processors() -> int:
     """How many processes may work for this one: one for each processor that it may use, up to ``_MOST``."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _MOST)
+    return min(usable_processors(), _MOST)
 
 
 def can_fork() -> bool:

@@ -145,7 +145,7 @@ def test_other_processes_give_the_same(model, tmp_path):
     rows = [(line, *pair) for line, pair in enumerate(pairs, start=1)]
     path = write_tsv(tmp_path / "many.tsv", [*pairs, ("only one",)], header=False)
 
-    def on_a_gpu(job, records, as_they_come):  # the others split and look up words, and the network is here
+    def on_a_gpu(job, records, as_they_come, workers):  # the others split and look up words, and the network is here
         yield from map(job.answer, in_parts(job.encode, records, 2))
 
     with mock.patch.object(streaming, "processors", return_value=1):
