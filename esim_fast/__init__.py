@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import compat, ops, streaming
-    from . import data as data
     from .classifier import Classifier
     from .extension import build_info
     from .layers import LocalInference, Pooling
@@ -17,8 +16,12 @@ if TYPE_CHECKING:
 else:
     from importlib import import_module
 
+    _MODULES = (
+        *("classifier", "compat", "config", "data", "errors", "explanation", "extension", "files"),
+        *("layers", "model", "ops", "packed", "state_dicts", "streaming"),
+    )
     _HOMES = {
-        **{module: module for module in ("compat", "data", "ops", "streaming")},
+        **{module: module for module in _MODULES},
         "Classifier": "classifier",
         "build_info": "extension",
         "LocalInference": "layers",

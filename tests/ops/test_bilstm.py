@@ -247,7 +247,7 @@ def test_parameters_in_the_place_of_others(backend, training, device):
 # Prints the largest error of the gates' functions in units in the last place: a program of its own, because the
 # processor is asked once.
 ON_ONE_PROCESSOR = """
-import torch, esim_fast
+import torch, esim_fast.ops
 x = torch.cat([torch.linspace(-110, 110, 40_001), torch.logspace(-30, 0, 4_000), -torch.logspace(-30, 0, 4_000)])
 gates = torch.stack([x, x, x, x], 1)
 other = gates.clone()
