@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import esim_fast
+import esim_fast.ops
 from benchmarks.baselines import NotebookESIM
 
 HIDDEN, WIDTH = 20, 12

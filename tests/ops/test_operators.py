@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import esim_fast  # noqa: F401 (the operators)
+import esim_fast.ops  # noqa: F401 (the operators)
 from tests.ops.layouts import packed_rows
 
 LENGTHS = [3, 0, 5]
