@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kGates = 4;            // input, forget, cell, output: as torch.nn.LSTM orders them
 constexpr int64_t kLeastRows = 6;    // of sentences in a group: fewer do not pay for reading the weights again
+constexpr int64_t kPart = 16;        // units in a part of packed weights: whole vectors of every processor
 
 // Row (t, r) of a packed tensor is token t of the r-th longest sentence.
 struct Steps {
@@ -49,10 +50,11 @@ struct Task {
   int64_t hidden;
   bool reverse;
   int64_t group, groups;
-  const float* weight;  // [4H, H]
-  float* gates;         // [N, 4H]: products with the input; then, in their place, the gates
+  const float* weight;  // packed; [4H, H] for the backward pass
+  float* gates;         // [N, 4H], gates_row apart: products with the input; then, if c is kept, in their place the gates
+  int64_t gates_row;
   float* y;             // [N, 2H], from this direction's half on
-  float* c;             // likewise
+  float* c;             // likewise, or null where nothing is kept for a backward pass
   // backward
   const float* grad_y;      // [N, 2H], from this direction's half on
   float* grad_gates;        // [N, 4H], before the gates' functions
@@ -82,17 +84,25 @@ ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_
   }
 }
 
-// Weights [4H, H] as [blocks, H, 4, lanes]: those of the four gates of a block of units side by side.
-template <int lanes>
-ESIM_INLINE std::vector<float> pack_gates(const float* weight, int64_t H) {
+// One direction's weights [4H, H] and a part of what they are packed into, [parts, H, 4, 16 units].
+struct Part {
+  const float* weight;
+  float* packed;
+  int64_t hidden, number;
+};
+
+// Packs as [blocks, H, 4, lanes]: the weights of the four gates of a block of units side by side, 0 where there is none.
+template <int lanes, int>
+ESIM_INLINE void pack(const Part& part) {
   constexpr int kWidth = kGates * lanes;
-  const int64_t blocks = (H + lanes - 1) / lanes;
-  std::vector<float> packed(blocks * H * kWidth);
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t units = std::min<int64_t>(lanes, H - block * lanes);
+  const int64_t H = part.hidden, first_unit = part.number * kPart, last_unit = std::min(H, first_unit + kPart);
+  float* packed = part.packed + part.number * H * kGates * kPart;
+  if (last_unit < first_unit + kPart) std::fill_n(packed, H * kGates * kPart, 0.0f);
+  for (int64_t unit = first_unit; unit < last_unit; unit += lanes, packed += H * kWidth) {
+    const int64_t units = std::min<int64_t>(lanes, last_unit - unit);
     for (int gate = 0; gate < kGates; ++gate) {
-      const float* from = weight + (gate * H + block * lanes) * H;
-      float* to = packed.data() + block * H * kWidth + gate * lanes;
+      const float* from = part.weight + (gate * H + unit) * H;
+      float* to = packed + gate * lanes;
       // In tiles, so that what is transposed stays in the cache.
       for (int64_t first = 0; first < H; first += lanes) {
         const int64_t last = std::min<int64_t>(first + lanes, H);
@@ -102,7 +112,6 @@ ESIM_INLINE std::vector<float> pack_gates(const float* weight, int64_t H) {
       }
     }
   }
-  return packed;
 }
 
 // A task's time steps in the order of the recurrence; in each, the units of one vector, and of those a tile of rows.
@@ -111,16 +120,21 @@ ESIM_INLINE void forward(const Task& task) {
   using V = Vector<float, lanes>;
   const int64_t H = task.hidden, blocks = (H + lanes - 1) / lanes;
   constexpr int kWidth = kGates * lanes;
-  const std::vector<float> packed = pack_gates<lanes>(task.weight, H);
+  std::vector<float> cells(task.sentences(0) * H);  // that the next step begins with
   for (int64_t n = 0; n < task.steps->count(); ++n) {
     const int64_t t = task.in_order(n), before = task.before(t);
     const int64_t count = task.sentences(t), known = std::min(count, task.sentences(before));
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t unit = block * lanes, units = std::min<int64_t>(lanes, H - unit);
-      const float* panel = packed.data() + block * H * kWidth;
+      const float* panel = task.weight + block * H * kWidth;
       for (int64_t i = 0; i < count; i += rows) {
         const int here = static_cast<int>(std::min<int64_t>(rows, count - i));
         const int with_state = static_cast<int>(std::clamp<int64_t>(known - i, 0, here));
+        // The product takes long enough for what is needed after it to arrive.
+        for (int r = 0; r < here; ++r) {
+          const float* gates = task.gates + task.row(t, i + r) * task.gates_row + unit + units - 1;
+          for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(gates + gate * H);
+        }
         float product[rows * kWidth];
         if (with_state > 0) {
           const float* h = task.y + task.row(before, i) * 2 * H;
@@ -128,22 +142,25 @@ ESIM_INLINE void forward(const Task& task) {
         }
         for (int r = 0; r < here; ++r) {
           const int64_t row = task.row(t, i + r);
-          float* gates = task.gates + row * kGates * H + unit;
+          float* gates = task.gates + row * task.gates_row + unit;
+          float* cell_state = cells.data() + (i + r) * H + unit;
           V x[kGates], c{};
           for (int gate = 0; gate < kGates; ++gate) x[gate] = load<V>(gates + gate * H, units);
           if (r < with_state) {
             for (int gate = 0; gate < kGates; ++gate) x[gate] += load<V>(product + r * kWidth + gate * lanes);
-            c = load<V>(task.c + task.row(before, i + r) * 2 * H + unit, units);
+            c = load<V>(cell_state, units);
           }
           const V input = sigmoid<lanes>(x[0]), forget = sigmoid<lanes>(x[1]);
           const V cell = hyperbolic_tangent<lanes>(x[2]), output = sigmoid<lanes>(x[3]);
           c = forget * c + input * cell;
+          store(cell_state, c, units);
+          store(task.y + row * 2 * H + unit, output * hyperbolic_tangent<lanes>(c), units);
+          if (!task.c) continue;
           store(gates, input, units);
           store(gates + H, forget, units);
           store(gates + 2 * H, cell, units);
           store(gates + 3 * H, output, units);
           store(task.c + row * 2 * H + unit, c, units);
-          store(task.y + row * 2 * H + unit, output * hyperbolic_tangent<lanes>(c), units);
         }
       }
     }
@@ -215,6 +232,7 @@ ESIM_INLINE void backward(const Task& task) {
   }
 }
 
+ESIM_FOR_EACH_PROCESSOR(pack_part, pack, Part)
 ESIM_FOR_EACH_PROCESSOR(forward_task, forward, Task)
 ESIM_FOR_EACH_PROCESSOR(backward_task, backward, Task)
 
@@ -245,24 +263,58 @@ void for_each_task(const Steps& steps, Task task, const F& run) {
   });
 }
 
+int64_t parts_of(int64_t hidden) { return hidden / kPart + (hidden % kPart != 0); }
+
+Tensor bilstm_pack_cpu(const Tensor& weight, const Tensor& weight_reverse) {
+  const int64_t H = hidden_size(weight), parts = parts_of(H);
+  for (const Tensor* w : {&weight, &weight_reverse}) check(*w, "a recurrent weight", {kGates * H, H});
+  Tensor packed = torch::stable::new_empty(weight, {2, parts, H, kGates * kPart});
+  float* const to = packed.mutable_data_ptr<float>();
+  const float* const weights[] = {weight.const_data_ptr<float>(), weight_reverse.const_data_ptr<float>()};
+  torch::stable::parallel_for(0, 2 * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t direction = n / parts;
+      pack_part(Part{weights[direction], to + direction * parts * H * kGates * kPart, H, n % parts});
+    }
+  });
+  return packed;
+}
+
+// gates: of both directions, their rows gates_row apart. Without c nothing is kept for a backward pass.
+Tensor run_forward(const Steps& steps, float* const (&gates)[2], int64_t gates_row, const Tensor& packed, Tensor* c) {
+  const int64_t H = packed.size(2);
+  Tensor y = torch::stable::new_empty(packed, {steps.rows, 2 * H});
+  for_each_task(steps, Task{.hidden = H}, [&](Task& task) {
+    task.weight = packed.const_data_ptr<float>() + task.reverse * packed.numel() / 2;
+    task.gates = gates[task.reverse];
+    task.gates_row = gates_row;
+    task.y = y.mutable_data_ptr<float>() + task.reverse * H;
+    task.c = c ? c->mutable_data_ptr<float>() + task.reverse * H : nullptr;
+    forward_task(task);
+  });
+  return y;
+}
+
 std::tuple<Tensor, Tensor> bilstm_cpu(Tensor gates, Tensor gates_reverse, const Tensor& weight,
                                       const Tensor& weight_reverse, const Tensor& batch_sizes) {
   const Steps steps(batch_sizes);
-  const int64_t H = hidden_size(weight);
-  for (const Tensor* w : {&weight, &weight_reverse}) check(*w, "a recurrent weight", {kGates * H, H});
+  const Tensor packed = bilstm_pack_cpu(weight, weight_reverse);
+  const int64_t H = packed.size(2);
   for (const Tensor* g : {&gates, &gates_reverse}) check(*g, "a direction's gates", {steps.rows, kGates * H});
-  Tensor y = torch::stable::new_empty(gates, {steps.rows, 2 * H});
   Tensor c = torch::stable::new_empty(gates, {steps.rows, 2 * H});
-  float* const gate_data[] = {gates.mutable_data_ptr<float>(), gates_reverse.mutable_data_ptr<float>()};
-  const float* const weights[] = {weight.const_data_ptr<float>(), weight_reverse.const_data_ptr<float>()};
-  for_each_task(steps, Task{.hidden = H}, [&](Task& task) {
-    task.weight = weights[task.reverse];
-    task.gates = gate_data[task.reverse];
-    task.y = y.mutable_data_ptr<float>() + task.reverse * H;
-    task.c = c.mutable_data_ptr<float>() + task.reverse * H;
-    forward_task(task);
-  });
-  return {y, c};
+  float* const data[] = {gates.mutable_data_ptr<float>(), gates_reverse.mutable_data_ptr<float>()};
+  return {run_forward(steps, data, kGates * H, packed, &c), c};
+}
+
+Tensor bilstm_states_cpu(const Tensor& gates, const Tensor& packed, const Tensor& batch_sizes) {
+  const Steps steps(batch_sizes);
+  const int64_t H = packed.dim() == 4 ? packed.size(2) : 0;
+  check(packed, "packed weights", {2, parts_of(H), H, kGates * kPart});
+  STD_TORCH_CHECK(H > 0, "esim_fast: packed weights must be those of bilstm_pack");
+  check(gates, "both directions' gates", {steps.rows, 2 * kGates * H});
+  // Only read, as there is no c.
+  float* const data = const_cast<float*>(gates.const_data_ptr<float>());
+  return run_forward(steps, {data, data + kGates * H}, 2 * kGates * H, packed, nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> bilstm_backward_cpu(const Tensor& grad_y, const Tensor& y, const Tensor& c,
@@ -299,5 +351,7 @@ std::tuple<Tensor, Tensor, Tensor> bilstm_backward_cpu(const Tensor& grad_y, con
 
 STABLE_TORCH_LIBRARY_IMPL(esim_fast, CPU, m) {
   m.impl("bilstm", TORCH_BOX(&esim_fast::bilstm_cpu));
+  m.impl("bilstm_pack", TORCH_BOX(&esim_fast::bilstm_pack_cpu));
+  m.impl("bilstm_states", TORCH_BOX(&esim_fast::bilstm_states_cpu));
   m.impl("bilstm_backward", TORCH_BOX(&esim_fast::bilstm_backward_cpu));
 }

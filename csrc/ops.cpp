@@ -56,6 +56,10 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
   m.def(
       "bilstm(Tensor(a!) gates, Tensor(b!) gates_reverse, Tensor weight, Tensor weight_reverse, Tensor batch_sizes) -> "
       "(Tensor, Tensor)");
+  // The same where nothing is kept for a backward pass: weights packed once, [2, H / 16 (rounded up), H, 64] in the order
+  // of the processor at hand; gates [N, 8H] of both directions side by side, which are only read. Returns y [N, 2H].
+  m.def("bilstm_pack(Tensor weight, Tensor weight_reverse) -> Tensor");
+  m.def("bilstm_states(Tensor gates, Tensor packed, Tensor batch_sizes) -> Tensor");
   // Returns the gradients of the products with the input, [N, 4H] for each direction, and the states that the steps
   // began with, [N, 2H].
   m.def(

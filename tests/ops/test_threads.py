@@ -38,8 +38,9 @@ def run_bilstm(batch, dtype):
     rows, hidden = int(sizes.sum()), 50
     gates = [drawn(rows, 4 * hidden, seed=seed) for seed in (3, 4)]
     weights = [drawn(4 * hidden, hidden, seed=seed) / 8 for seed in (5, 6)]
+    states = OPERATORS.bilstm_states(torch.cat(gates, 1), OPERATORS.bilstm_pack(*weights), sizes)
     y, c = OPERATORS.bilstm(*gates, *weights, sizes)
-    return [y, c, *gates, *OPERATORS.bilstm_backward(drawn(rows, 2 * hidden), y, c, *gates, *weights, sizes)]
+    return [states, y, c, *gates, *OPERATORS.bilstm_backward(drawn(rows, 2 * hidden), y, c, *gates, *weights, sizes)]
 
 
 def run_embedding_backward(batch, dtype):
