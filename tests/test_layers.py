@@ -153,6 +153,13 @@ class TestDropout:
 
 
 class TestLinear:
+    @pytest.fixture(scope="class", autouse=True, params=[False, True], ids=["oneDNN", "MKL"])
+    def products(self, request):
+        """Of either library, whichever is the faster one here."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("esim_fast.ops.products._MKL", request.param)
+            yield
+
     @settings(max_examples=40, deadline=None)
     @given(st.integers(0, 40), st.integers(1, 70), st.integers(1, 70))
     def test_is_torchs(self, rows, inputs, outputs):
@@ -162,6 +169,8 @@ class TestLinear:
         leaves = [x, *layer.parameters()]
         ours, wanted = layer(x), twin(layer, nn.Linear)(x)
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
         ours, wanted = (torch.autograd.grad(y, leaves, grad) for y in (ours, wanted))
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 

@@ -18,7 +18,8 @@ from ..packed import move
 from .backends import BACKENDS, choose
 from .checks import autocast_dtype
 from .derivatives import apply, first_derivative
-from .products import product, weight_gradient
+from .packing import packed
+from .products import can_order, onednn_product, ordered, product, weight_gradient
 from .triton import runtime
 
 _MANY_SENTENCES = 512
@@ -85,6 +86,8 @@ def bilstm(
         x = x.to(dtype)
         if backend == "triton":
             y = apply(_TritonBiLSTM, x, *weights, first_row, int(batch_sizes[0]), _precision())[0]
+        elif can_order(x, *weights):
+            y = _states(x, batch_sizes, weights)
         else:
             y = apply(_BiLSTM, x, batch_sizes, *weights)[0]
         return y.to(dtype)
@@ -128,6 +131,19 @@ def _is_plain_fp32(lstm: nn.Module) -> bool:
         return False
     hooks = lstm._forward_hooks, lstm._forward_pre_hooks, lstm._backward_hooks, lstm._backward_pre_hooks
     return lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0 and not any(hooks)
+
+
+def _states(x: Tensor, batch_sizes: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """y ``[N, 2H]`` alone, with what was made of the weights once."""
+    w_x, bias, w_h = packed(_pack, *weights)
+    gates = onednn_product(x, w_x, bias)
+    return torch.ops.esim_fast.bilstm_states(gates, w_h, batch_sizes)
+
+
+def _pack(w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
+    """For the product with the input, which is one for both directions, and for the recurrence."""
+    bias = torch.cat([b_ih + b_hh, b_ih_r + b_hh_r])
+    return ordered(torch.cat([w_ih, w_ih_r])), bias, torch.ops.esim_fast.bilstm_pack(w_hh, w_hh_r)
 
 
 def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, w_hh_r, x_needed):
@@ -181,6 +197,17 @@ class _BiLSTM(torch.autograd.Function):
 @torch.library.register_fake("esim_fast::bilstm")
 def _bilstm_fake(gates, gates_reverse, weight, *_):
     return tuple(gates.new_empty(len(gates), 2 * weight.shape[1]) for _ in range(2))
+
+
+@torch.library.register_fake("esim_fast::bilstm_pack")
+def _bilstm_pack_fake(weight, _):
+    H = weight.shape[1]
+    return weight.new_empty(2, -(-H // 16), H, 64)
+
+
+@torch.library.register_fake("esim_fast::bilstm_states")
+def _bilstm_states_fake(gates, *_):
+    return gates.new_empty(len(gates), gates.shape[1] // 4)
 
 
 @torch.library.register_fake("esim_fast::bilstm_backward")

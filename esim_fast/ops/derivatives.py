@@ -21,9 +21,14 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """
     if torch.compiler.is_compiling() or transforming():
         return function.apply(*arguments)
-    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
+    if recorded(*arguments):
         return _with_context(function).apply(*arguments)
     return function.forward(*arguments)
+
+
+def recorded(*arguments: Any) -> bool:
+    """Whether autograd records what is done with these, to differentiate it."""
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments)
 
 
 @cache

@@ -1,32 +1,69 @@
-"""Matrix products on the CPU by oneDNN, which PyTorch ships but asks for lower precisions only.
+"""Matrix products in fp32 on the CPU: MKL's, which PyTorch asks, or oneDNN's, which PyTorch ships but does not ask.
 
-PyTorch multiplies fp32 matrices with MKL, which keeps to AVX2 on processors that are not Intel's; oneDNN uses AVX-512
-there too. On an AMD EPYC (Zen 5, 2 cores, torch 2.13.0) it is 2.1 times as fast at the products of an LSTM and of the
-projection. It takes transposed operands as they are.
+MKL keeps to AVX2 on processors that are not Intel's; oneDNN uses AVX-512 there too. On an AMD EPYC (Zen 5, 2 cores,
+torch 2.13.0) it is 2.1 times as fast at the products of an LSTM and of the projection, and takes transposed operands as
+they are. On an Intel Xeon (Sapphire Rapids) MKL is as fast at these and 1.1 to 1.8 times as fast at their gradients.
+
+Weights that do not change are put in oneDNN's order once: on the Xeon a product with 24 rows then takes 0.7 times as
+long as without and 0.85 times as long as MKL's, and one with 2800 rows no longer than either.
 """
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .derivatives import apply
+from .derivatives import apply, recorded
+from .packing import can_keep, packed
+
+
+def _is_intel() -> bool:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            return "GenuineIntel" in file.read(4096)  # of the first core: a large machine takes long to describe all
+    except OSError:
+        return False
+
 
 _LEAST_ROWS = 4  # below, a product is limited by reading the weights, and MKL has less to do before it begins
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_MKL = torch.backends.mkl.is_available() and _is_intel()
 
 
-def _for_onednn(x: Tensor, weight: Tensor) -> bool:
+def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
     # A compiler chooses by itself, and takes weights from oneDNN only if they are constants.
     if torch.compiler.is_compiling() or not (_ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.enabled):
         return False
-    return x.dtype == weight.dtype == torch.float32 and min(len(x), len(weight)) >= _LEAST_ROWS
+    return x.dtype == weight.dtype == torch.float32
+
+
+def _is_large(x: Tensor, weight: Tensor) -> bool:
+    return min(x.shape[0], weight.shape[0]) >= _LEAST_ROWS
+
+
+def _for_onednn(x: Tensor, weight: Tensor) -> bool:
+    return not _MKL and _is_large(x, weight) and _onednn_takes(x, weight)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x [M, K] @ weight[N, K].T + bias [N]``, for which nothing is kept: autograd does not see it."""
-    if _for_onednn(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return functional.linear(x, weight, bias)
+    return onednn_product(x, weight, bias) if _for_onednn(x, weight) else functional.linear(x, weight, bias)
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As ``product``, always by oneDNN; the weight may be one that ``ordered`` returned."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def can_order(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether ``x`` may be multiplied with what ``ordered`` once made of parameters, of which the first is a weight."""
+    return _onednn_takes(x, parameters[0]) and can_keep(*parameters) and not recorded(x, *parameters)
+
+
+def ordered(weight: Tensor) -> Tensor:
+    """A weight ``[N, K]`` in the order in which oneDNN reads it fastest, for any number of rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -38,9 +75,11 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``torch.nn.functional.linear`` of ``x [M, K]``, with its gradients."""
-    if _for_onednn(x, weight) and not torch.is_autocast_enabled("cpu"):
-        return apply(_Linear, x, weight, bias)
-    return functional.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
+        return functional.linear(x, weight, bias)
+    if _is_large(x, weight) and can_order(x, weight, bias):
+        return onednn_product(x, packed(ordered, weight), bias)
+    return apply(_Linear, x, weight, bias) if _for_onednn(x, weight) else functional.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

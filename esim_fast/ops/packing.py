@@ -1,0 +1,94 @@
+"""What is made of parameters, kept with them for as long as they do not change.
+
+Weights that are only read, again and again, are best read in the order in which a kernel wants them. That takes as much
+memory again as they do.
+"""
+
+from collections.abc import Callable
+from math import gcd
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .checks import transforming
+
+_SAMPLED = 64  # elements of each parameter
+
+
+class _Kept(NamedTuple):
+    """An entry is replaced as a whole, so that threads need no lock: at worst each makes it once."""
+
+    make: Callable
+    parameters: list[ref]
+    state: list[tuple]
+    sampled: list[Tensor]  # views of the parameters, which also keep others from getting their memory
+    sample: Tensor
+    value: Any
+
+
+_kept = WeakIdKeyDictionary()  # by the first parameter
+
+
+def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
+    """``make(*parameters)``, of what was made before if no parameter has changed since: for what is not differentiated.
+
+    A change is noticed by the parameters' identities and memory, by PyTorch's count of changes in place and, for those
+    that it does not count (through ``.data``, a NumPy array or shared memory), by 64 elements spread over each
+    parameter. So only a change that is not counted, and of some elements, rows or columns alone, may be missed.
+
+    Args:
+        make: a function of a module, as it is compared by identity. What it returns must not refer to the parameters,
+            which it dies with.
+        parameters: kept are plain contiguous fp32 tensors on the CPU; all else is made anew in each call.
+    """
+    if not can_keep(*parameters):
+        return make(*parameters)
+    first = parameters[0]
+    state = [_state(parameter) for parameter in parameters]
+    kept = _kept.get(first)
+    if kept is not None and _is_current(kept, make, parameters, state):
+        return kept.value
+    sampled = [_spread(parameter) for parameter in parameters]
+    sample = torch.cat(sampled)  # before what is made: a change in the meantime is one since
+    value = make(*parameters)
+    _kept[first] = _Kept(make, [ref(parameter) for parameter in parameters], state, sampled, sample, value)
+    return value
+
+
+def can_keep(*parameters: Tensor) -> bool:
+    """Whether ``packed`` keeps what is made of these: neither a compiler nor a transform at work must see it made."""
+    # A mode sees every operation, to trace them for example, or has tensors without values.
+    unseen = not (torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming())
+    if not unseen or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(_is_plain(parameter) for parameter in parameters)
+
+
+def _is_plain(x: Tensor) -> bool:
+    if type(x) not in (nn.Parameter, Tensor) or x.dtype is not torch.float32 or x.layout is not torch.strided:
+        return False
+    return x.device.type == "cpu" and not x.is_inference() and x.is_contiguous() and x.dim() > 0 and x.numel() > 0
+
+
+def _state(x: Tensor) -> tuple:
+    return x._version, x.data_ptr(), x.shape
+
+
+def _is_current(kept: _Kept, make: Callable, parameters: tuple[Tensor, ...], state: list[tuple]) -> bool:
+    # In this order: what has been sampled is there as long as the parameters' memory is.
+    if kept.make is not make or kept.state != state:
+        return False
+    if any(known() is not parameter for known, parameter in zip(kept.parameters, parameters, strict=True)):
+        return False
+    return torch.equal(torch.cat(kept.sampled), kept.sample)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """A view of elements that lie evenly spread, in ever other columns; as integers, for NaN does not equal itself."""
+    step = max(x.numel() // _SAMPLED, 1)
+    while gcd(step, x.shape[-1]) > 1:
+        step -= 1
+    return x.view(torch.int32).as_strided((min(x.numel(), _SAMPLED),), (step,), x.storage_offset())

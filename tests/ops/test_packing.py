@@ -1,0 +1,291 @@
+"""What is made of parameters once: never used after these have changed, whoever changed them and how."""
+
+import copy
+import gc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize
+
+from esim_fast.layers import Linear
+from esim_fast.ops import bilstm, packing
+from esim_fast.ops.packing import packed
+
+BATCH_SIZES = torch.tensor([4, 3, 3, 1])
+
+
+class Net(nn.Module):
+    """All that keeps something: two entries."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(12, 20, bidirectional=True)
+        self.linear = Linear(40, 8)
+
+    def forward(self, x):
+        return self.linear(bilstm(self.lstm, x, BATCH_SIZES, backend="cpp"))
+
+
+def make_net():
+    """A network that has predicted, and input."""
+    net, x = Net(), torch.randn(11, 12)
+    predict(net, x)
+    return net, x
+
+
+@torch.no_grad()
+def predict(net, x):
+    return net(x)
+
+
+def step(optimizer):
+    """Gradients of 1, and a step."""
+
+    def change(net):
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer(net.parameters()).step()
+
+    return change
+
+
+@torch.no_grad()
+def in_place(net):
+    net.lstm.weight_hh_l0.mul_(0.5)
+
+
+@torch.inference_mode()
+def in_place_in_inference_mode(net):
+    net.lstm.weight_hh_l0.mul_(0.5)
+
+
+@torch.no_grad()
+def one_element(net):
+    net.linear.weight[3, 4] += 1
+
+
+def data_of_each(net):
+    for parameter in net.parameters():
+        parameter.data.mul_(0.5)
+
+
+def numpy_array(net):
+    array = net.lstm.weight_ih_l0_reverse.detach().numpy()
+    array *= 0.5
+
+
+def other_data(net):
+    for parameter in net.parameters():
+        parameter.data = parameter.data * 0.5
+
+
+def other_data_again(net):
+    for _ in range(5):  # memory that has become free is what the next one gets
+        other_data(net)
+
+
+def other_parameter(net):
+    net.lstm.weight_hh_l0_reverse = nn.Parameter(torch.ones(80, 20))
+
+
+@torch.no_grad()
+def same_memory_of_another(net):
+    net.lstm.weight_hh_l0_reverse[3, 4] += 1
+    other = nn.Parameter(net.lstm.weight_hh_l0_reverse.data)
+    other.add_(0)  # as many changes as the first one counted
+    net.lstm.weight_hh_l0_reverse = other
+
+
+def loaded(**options):
+    return lambda net: net.load_state_dict({name: x * 0.5 for name, x in net.state_dict().items()}, **options)
+
+
+def parametrized(net):
+    parametrize.register_parametrization(net.linear, "weight", nn.Softplus())
+
+
+def parametrized_and_changed(net):
+    parametrized(net)
+    predict(net, torch.randn(11, 12))
+    in_place(net)
+    net.linear.parametrizations.weight.original.data.mul_(0.5)
+
+
+CHANGES = {
+    "in place": in_place,
+    "in place in inference mode": in_place_in_inference_mode,
+    "one element": one_element,
+    "data": data_of_each,
+    "numpy": numpy_array,
+    "other data": other_data,
+    "other data again": other_data_again,
+    "other parameter": other_parameter,
+    "same memory of another": same_memory_of_another,
+    "load_state_dict": loaded(),
+    "load_state_dict, assigned": loaded(assign=True),
+    "to fp16 and back": lambda net: net.half().float(),
+    "fused Adam": step(lambda parameters: torch.optim.Adam(parameters, fused=True)),
+    "foreach Adam": step(lambda parameters: torch.optim.Adam(parameters, foreach=True)),
+    "foreach SGD": step(lambda parameters: torch.optim.SGD(parameters, 0.1, foreach=True)),
+    "for-loop SGD": step(lambda parameters: torch.optim.SGD(parameters, 0.1, foreach=False)),
+    "parametrized": parametrized,
+    "parametrized and changed": parametrized_and_changed,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_is_noticed(change):
+    net, x = make_net()
+    before = predict(net, x)
+    change(net)
+    after = predict(net, x)
+    assert torch.equal(after, predict(copy.deepcopy(net), x))  # of which nothing has been kept
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in Net().named_parameters()])
+def test_a_change_of_each_parameter_is_noticed(name):
+    for data in (False, True):
+        net, x = make_net()
+        parameter = net.get_parameter(name)
+        (parameter.data if data else parameter.detach()).add_(0.5)
+        assert torch.equal(predict(net, x), predict(copy.deepcopy(net), x))
+
+
+def test_parameters_in_the_place_of_others():
+    net, x = make_net()
+    other = copy.deepcopy(net)
+    other_data(other)
+    before = predict(net, x)
+    with torch.no_grad():
+        called = torch.func.functional_call(net, dict(other.named_parameters()), (x,))
+    assert torch.equal(called, predict(other, x))
+    assert torch.equal(predict(net, x), before)
+
+
+def test_what_autograd_records_is_not_made_of_what_is_kept():
+    net, x = Net(), torch.randn(11, 12)
+    with torch.inference_mode():  # what is made there serves outside, too
+        net(x)
+    wanted = predict(net, x)
+    ours = net(x)
+    torch.testing.assert_close(ours, wanted)
+    assert all(gradient.any() for gradient in torch.autograd.grad(ours.sum(), net.parameters()))
+    net.requires_grad_(False)
+    assert torch.equal(net(x), wanted)  # nothing to record
+    x.requires_grad_()
+    assert torch.autograd.grad(net(x).sum(), x)[0].any()
+
+
+class Maker:
+    """Counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *parameters):
+        self.calls += 1
+        return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+
+def test_made_once():
+    make, others = Maker(), Maker()
+    parameters = nn.Parameter(torch.randn(70, 300)), nn.Parameter(torch.full((3,), torch.nan))
+    values = [packed(make, *parameters) for _ in range(3)]
+    assert make.calls == 1
+    assert values[0] is values[1] is values[2]
+    before = len(packing._kept)
+    for n in range(100):
+        parameters[0].data.add_(1)
+        packed(make, *parameters)
+        assert make.calls == 2 + n
+    parameters[0].data = parameters[0].data.view(300, 70)
+    packed(make, *parameters)
+    assert make.calls == 102
+    packed(others, *parameters)
+    packed(make, *parameters[::-1])
+    assert others.calls == 1
+    assert len(packing._kept) == before + 1  # for the one that has become the first
+
+
+def test_nothing_outlives_its_parameters():
+    gc.collect()
+    before = len(packing._kept)
+    net, x = make_net()
+    for _ in range(3):
+        in_place(net)
+        predict(net, x)
+    assert len(packing._kept) == before + 2
+    copy.deepcopy(net)
+    gc.disable()
+    try:
+        del net
+        assert len(packing._kept) == before  # at once: there are no cycles
+    finally:
+        gc.enable()
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+with torch.inference_mode():
+    INFERENCE_TENSOR = torch.randn(8, 4)
+
+
+NOT_KEPT = {
+    "inference tensor": INFERENCE_TENSOR,
+    "subclass": torch.randn(8, 4).as_subclass(Subclass),
+    "strides": torch.randn(8, 4).t(),
+    "fp64": torch.randn(8, 4).double(),
+    "sparse": torch.randn(8, 4).to_sparse(),
+    "meta": torch.randn(8, 4, device="meta"),
+    "empty": torch.randn(0, 4),
+    "number": torch.tensor(1.0),
+}
+MODES = {
+    "fake mode": lambda: FakeTensorMode(allow_non_fake_inputs=True),
+    "forward": torch.autograd.forward_ad.dual_level,
+}
+
+
+@pytest.mark.parametrize(
+    ("x", "mode"),
+    [*((x, nullcontext) for x in NOT_KEPT.values()), *((torch.randn(8, 4), mode) for mode in MODES.values())],
+    ids=[*NOT_KEPT, *MODES],
+)
+def test_what_is_not_kept(x, mode):
+    calls = []
+    with mode():
+        for _ in range(2):
+            packed(lambda x: calls.append(x), x)
+    assert len(calls) == 2
+    assert x not in packing._kept
+
+
+def test_transforms_see_what_is_made():
+    weight = torch.randn(8, 4)
+    packed(double, weight)
+    seen = torch.func.vmap(lambda x: packed(double, weight) + x)(torch.zeros(3))
+    assert torch.equal(seen[0], 2 * weight)
+    _, tangent = torch.func.jvp(lambda x: packed(double, x), (weight,), (torch.ones_like(weight),))
+    assert torch.equal(tangent, torch.full_like(weight, 2))
+
+
+def double(x):
+    return 2 * x
+
+
+def test_several_threads():
+    net, x = Net(), torch.randn(11, 12)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            wanted = predict(copy.deepcopy(net), x)
+            results = pool.map(lambda _: predict(net, x), range(16))
+            assert all(torch.equal(result, wanted) for result in results)
+            in_place(net)
