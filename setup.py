@@ -96,7 +96,7 @@ def check_compiler() -> None:
 
 def extension() -> cpp_extension.CppExtension:
     check_compiler()
-    names = ("ops", "masked_pool_cpu", "bilstm_cpu", "embedding_cpu", "local_inference_cpu")
+    names = ("ops", "masked_pool_cpu", "bilstm_cpu", "int8_cpu", "embedding_cpu", "local_inference_cpu")
     sources = [f"csrc/{name}.cpp" for name in names]
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     nvcc_args: list[str] = []
@@ -127,7 +127,7 @@ def extension() -> cpp_extension.CppExtension:
         define_macros=macros,
         extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden", *facts], "nvcc": nvcc_args},
         extra_link_args=link_args,
-        depends=["csrc/rows.h", "csrc/masked_pool.h", "csrc/local_inference_cpu.h", "csrc/vectors.h"],
+        depends=["csrc/rows.h", "csrc/masked_pool.h", "csrc/local_inference_cpu.h", "csrc/vectors.h", "csrc/steps.h"],
         py_limited_api=True,
     )
 

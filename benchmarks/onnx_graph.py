@@ -4,12 +4,15 @@ Its threads spin within a call, without which one pair takes twice as long, and 
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
 from benchmarks.corpus import PairBatch
@@ -18,12 +21,19 @@ INPUTS = {"p": ["B", "Lp"], "h": ["B", "Lh"], "p_lengths": ["B"], "h_lengths": [
 _F = "infercomposition.composition.F"
 
 
-def onnx_session(net: nn.Module) -> Callable[[PairBatch], Tensor]:
-    """What gives the logits of a batch on the CPU, with the weights that ``net`` has now."""
+def onnx_session(net: nn.Module, int8: bool = False) -> Callable[[PairBatch], Tensor]:
+    """What gives the logits of a batch on the CPU, with the weights that ``net`` has now; or with LSTMs and products
+    quantized by ONNX Runtime's own tool, with one scale for a matrix: it has no LSTM with more."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(onnx_model(net).SerializeToString(), options, ["CPUExecutionProvider"])
+    model = onnx_model(net)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        if int8:
+            quantize_dynamic(model, path, op_types_to_quantize=["LSTM", "MatMul"])
+        content = path.read_bytes() if int8 else model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
 
     def logits(batch: PairBatch) -> Tensor:
         return torch.from_numpy(session.run(None, {name: getattr(batch, name).numpy() for name in INPUTS})[0])

@@ -16,8 +16,10 @@ from benchmarks.baselines import EAGER
 from benchmarks.corpus import make_batches
 from benchmarks.measure import DEVICE, PRECISIONS, Variant
 from benchmarks.models import BATCHES, COMPILED, LABELS, OURS, PEERS, Model, logits_of, models, timed, variants
+from esim_fast.ops import int8
+from esim_fast.quantized import quantized_logits
 
-ONNX = "ONNX Runtime"
+ONNX, ONNX_INT8, OURS_INT8 = "ONNX Runtime", "ONNX Runtime, int8 (not as exact)", "esim_fast, int8"
 PAIRS = [1, 32, 128, *(pytest.param(pairs, marks=pytest.mark.full) for pairs in (512, 1024))]
 
 # What a user may take instead of ESIM. The results are another model's, so that time alone is compared.
@@ -31,14 +33,14 @@ WORD_PIECES, FIRST_WORD, CLS, SEP = 30_522, 1000, 101, 102  # BERT's vocabulary;
 
 
 def in_onnx_runtime(model, precision):
-    if precision != "fp32" or DEVICE.type != "cpu":
-        return "compared in fp32 on a CPU only"
+    if precision not in ("fp32", "int8") or DEVICE.type != "cpu":
+        return "compared in fp32 and int8 on a CPU only"
 
     @cache  # made when the check has given the network its weights
     def session():
         from benchmarks.onnx_graph import onnx_session
 
-        return onnx_session(model.net)
+        return onnx_session(model.net, int8=precision == "int8")
 
     return Model(model.net, lambda batch: session()(batch))
 
@@ -51,6 +53,24 @@ def test_inference(variant, pairs, precision, full, race):
         found = models(precision, full)
         found = found | {ONNX: in_onnx_runtime(found[EAGER], precision)}
         return variants(found, pairs, precision, training=False)
+
+    race(variant, contenders)
+
+
+@pytest.mark.parametrize("variant", [EAGER, ONNX, OURS[-1], ONNX_INT8, OURS_INT8])
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_inference_in_int8(variant, pairs, race):
+    """All of them are held to int8's tolerance, but for ONNX Runtime's int8, whose logits are off by 10 %."""
+
+    def contenders():
+        if not int8.runs_on(DEVICE):
+            return dict.fromkeys([EAGER, ONNX, OURS[-1], ONNX_INT8, OURS_INT8], "needs a CPU with VNNI")
+        found = models("fp32", False)
+        eager, ours = found[EAGER], found[OURS[-1]]
+        quantized = Model(ours.net, lambda batch: quantized_logits(ours.net, batch.pairs))
+        exact = {EAGER: eager, ONNX: in_onnx_runtime(eager, "fp32"), OURS[-1]: ours, OURS_INT8: quantized}
+        loose = variants({ONNX_INT8: in_onnx_runtime(eager, "int8")}, pairs, "rough int8", training=False)
+        return variants(exact, pairs, "int8", training=False) | loose
 
     race(variant, contenders)
 

@@ -10,46 +10,17 @@
 #include <algorithm>
 #include <vector>
 
-#include "rows.h"
+#include "steps.h"
 #include "vectors.h"
 
 namespace esim_fast {
 namespace {
 
-constexpr int kGates = 4;            // input, forget, cell, output: as torch.nn.LSTM orders them
-constexpr int64_t kLeastRows = 6;    // of sentences in a group: fewer do not pay for reading the weights again
 constexpr int64_t kPart = 16;        // units in a part of packed weights: whole vectors of every processor
 
-// Row (t, r) of a packed tensor is token t of the r-th longest sentence.
-struct Steps {
-  std::vector<int64_t> size;   // how many sentences reach step t
-  std::vector<int64_t> first;  // row of (t, 0)
-  int64_t rows = 0;
-
-  explicit Steps(const Tensor& batch_sizes) {
-    STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long &&
-                        batch_sizes.is_contiguous() && batch_sizes.is_cpu() && batch_sizes.size(0) > 0,
-                    "esim_fast: batch_sizes must be a contiguous int64 tensor [T] on the CPU, with T > 0");
-    const int64_t* values = batch_sizes.const_data_ptr<int64_t>();
-    for (int64_t t = 0; t < batch_sizes.size(0); ++t) {
-      STD_TORCH_CHECK(values[t] > 0 && (t == 0 || values[t] <= values[t - 1]), "esim_fast: batch_sizes[", t, "] = ",
-                      values[t], ", expected positive numbers that never grow");
-      size.push_back(values[t]);
-      first.push_back(rows);
-      STD_TORCH_CHECK(!__builtin_add_overflow(rows, values[t], &rows), "esim_fast: batch_sizes[", t, "] = ", values[t],
-                      " makes more rows than can be counted");
-    }
-  }
-  int64_t count() const { return static_cast<int64_t>(size.size()); }
-};
-
-// What one task works on: a direction, and every `groups`-th sentence from `group` on. Sentences are sorted by length,
-// so dealing them out like cards gives each group as much to do.
-struct Task {
-  const Steps* steps;
+// A direction of a group of sentences.
+struct Task : Group {
   int64_t hidden;
-  bool reverse;
-  int64_t group, groups;
   const float* weight;  // packed; [4H, H] for the backward pass
   float* gates;         // [N, 4H], gates_row apart: products with the input; then, if c is kept, in their place the gates
   int64_t gates_row;
@@ -59,15 +30,6 @@ struct Task {
   const float* grad_y;      // [N, 2H], from this direction's half on
   float* grad_gates;        // [N, 4H], before the gates' functions
   float* previous;          // [N, 2H]: the state that each step began with, from this direction's half on
-
-  int64_t sentences(int64_t t) const {
-    if (t < 0 || t >= steps->count()) return 0;
-    return std::max<int64_t>(0, (steps->size[t] - group + groups - 1) / groups);
-  }
-  int64_t row(int64_t t, int64_t i) const { return steps->first[t] + group + groups * i; }
-  int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
-  // The t-th step in the order in which states are computed.
-  int64_t in_order(int64_t n) const { return reverse ? steps->count() - 1 - n : n; }
 };
 
 // product[r, v]: `count` rows of a, at most `rows`, by a block of packed weights.
@@ -248,21 +210,6 @@ int64_t hidden_size(const Tensor& weight) {
   return weight.size(0) / kGates;  // not the other size: four times that could overflow
 }
 
-template <typename F>
-void for_each_task(const Steps& steps, Task task, const F& run) {
-  const int64_t threads = torch::stable::get_num_threads();
-  task.steps = &steps;
-  task.groups = std::clamp<int64_t>((threads + 1) / 2, 1, (steps.size[0] + kLeastRows - 1) / kLeastRows);
-  torch::stable::parallel_for(0, 2 * task.groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      Task mine = task;
-      mine.group = n / 2;
-      mine.reverse = n % 2 == 1;
-      run(mine);
-    }
-  });
-}
-
 int64_t parts_of(int64_t hidden) { return hidden / kPart + (hidden % kPart != 0); }
 
 Tensor bilstm_pack_cpu(const Tensor& weight, const Tensor& weight_reverse) {
@@ -284,7 +231,8 @@ Tensor bilstm_pack_cpu(const Tensor& weight, const Tensor& weight_reverse) {
 Tensor run_forward(const Steps& steps, float* const (&gates)[2], int64_t gates_row, const Tensor& packed, Tensor* c) {
   const int64_t H = packed.size(2);
   Tensor y = torch::stable::new_empty(packed, {steps.rows, 2 * H});
-  for_each_task(steps, Task{.hidden = H}, [&](Task& task) {
+  for_each_group(steps, [&](const Group& group) {
+    Task task{group, H};
     task.weight = packed.const_data_ptr<float>() + task.reverse * packed.numel() / 2;
     task.gates = gates[task.reverse];
     task.gates_row = gates_row;
@@ -331,7 +279,8 @@ std::tuple<Tensor, Tensor, Tensor> bilstm_backward_cpu(const Tensor& grad_y, con
   Tensor previous = torch::stable::empty_like(y);
   const Tensor* const kept[] = {&gates, &gates_reverse};
   const float* const weights[] = {weight.const_data_ptr<float>(), weight_reverse.const_data_ptr<float>()};
-  for_each_task(steps, Task{.hidden = H}, [&](Task& task) {
+  for_each_group(steps, [&](const Group& group) {
+    Task task{group, H};
     const int64_t half = task.reverse * H;
     task.weight = weights[task.reverse];
     // Only read here: they are kept for as many backward passes as there are.

@@ -16,8 +16,6 @@ namespace {
 constexpr int64_t kVectors = 4;           // that a row's sums take at a time
 constexpr int64_t kLanes = 16;            // at most, in fp32
 
-constexpr int64_t up_to_multiple(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 template <typename T>
 constexpr int lanes_of(int fp32_lanes) {
   return fp32_lanes * sizeof(float) / sizeof(T);

@@ -66,6 +66,17 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
       "bilstm_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor gates_reverse, Tensor weight, "
       "Tensor weight_reverse, Tensor batch_sizes) -> (Tensor, Tensor, Tensor)");
 
+  // Lanes of the processor's vectors if it multiplies int8 (AVX512-VNNI: 16, AVX-VNNI: 8), else 0.
+  m.def("int8_lanes() -> int");
+  // x [N, D] as int8 [N, D] and what makes numbers of them again, a scale for each row [N].
+  m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
+  // The recurrence of a packed BiLSTM of H units, quantized. Units come in blocks of `lanes`: gates [N, 2, blocks, 4,
+  // lanes] are products with the input's integers, input_scale [N] theirs; bias, scale and offset [2, blocks, 4, lanes]
+  // belong to the rows of the weights [2, blocks, H / 4, 4, lanes, 4]. Returns y [N, 2H].
+  m.def(
+      "bilstm_int8(Tensor gates, Tensor input_scale, Tensor bias, Tensor weight, Tensor scale, Tensor offset, int H, "
+      "Tensor batch_sizes) -> Tensor");
+
   // Writes the dense gradient of word vectors into a table [V, D], from that of the vectors of tokens [N]; the row of
   // padding_idx stays zero.
   m.def("embedding_backward(Tensor(a!) table, Tensor grad_x, Tensor tokens, int? padding_idx) -> ()");

@@ -22,6 +22,8 @@ struct vector_of {
 template <typename T, int lanes>
 using Vector = typename vector_of<T, lanes>::type;
 
+constexpr int64_t up_to_multiple(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 // A vector in memory: no alignment is assumed, because rows of any width follow each other.
 template <typename V>
 struct __attribute__((packed, may_alias)) Unaligned {

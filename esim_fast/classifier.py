@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
@@ -10,14 +11,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .config import ESIMConfig, autocast, check_precision
+from .config import ESIMConfig, autocast
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import ShouldStop, never
 from .errors import DataError, first_line, kind_and_reason, naming
 from .explanation import Explanation
-from .files import load_safetensors, parse_json, replace_file, write_json
-from .model import ESIM, check_entries
+from .files import check_entries, load_safetensors, parse_json, replace_file, write_json
+from .model import ESIM
 from .ops.backends import backends_of_ops
+from .quantized import inference_precision, quantized_logits
 from .tokenizing import name_of
 
 _MAX_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
@@ -49,7 +51,8 @@ class Classifier:
         labels: names of the network's outputs, in their order.
         tokenizer: name of the tokenizer, see :func:`esim_fast.data.get_tokenizer`, or a function of yours.
         training: how the network was trained, as JSON has it; kept with the model, for those who come after.
-        precision: "fp32", or "bf16" or (on a GPU) "fp16" under autocast; an attribute that may be changed.
+        precision: "fp32"; "bf16" or (on a GPU) "fp16", under autocast; "int8", with the LSTMs and the projection
+            quantized, on CPUs with VNNI; or "auto", int8 where that can be had, else fp32. It may be changed later.
 
     Raises:
         ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokenizer or the precision
@@ -66,7 +69,7 @@ class Classifier:
         training: dict[str, Any] | None = None,
         precision: str = "fp32",
     ) -> None:
-        check_precision(precision, net.device)
+        inference_precision(precision, net.device)
         if len(vocabulary) != net.config.vocab_size:
             raise ValueError(f"the network has {net.config.vocab_size} words, the vocabulary {len(vocabulary)}")
         if len(labels) != net.config.num_labels:
@@ -218,7 +221,7 @@ class Classifier:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device}: torch finds no usable GPU here")
-        check_precision(precision, device)
+        inference_precision(precision, device)
         backends_of_ops(backend, device)
         directory = Path(directory)
         if not directory.is_dir():
@@ -245,11 +248,12 @@ class Classifier:
             # Sizes must not take memory before they are known to be those of the weights.
             with torch.device("meta"):
                 net = ESIM(**config, backend=backend)
-            model = cls(net, vocabulary, labels, tokenizer, training, precision)
+            model = cls(net, vocabulary, labels, tokenizer, training)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)
         net.to(device).eval()
+        model.precision = precision
         return model
 
 
@@ -263,14 +267,15 @@ def scored_batches(
         precision: as for :class:`Classifier`.
         options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
     """
-    was_training = net.training
+    precision, was_training = inference_precision(precision, net.device), net.training
+    logits_of = partial(quantized_logits, net) if precision == "int8" else net
     try:
         if was_training:
             net.eval()
         for batch in batches(pairs, batch_size, shuffle=False, pin_memory=net.device.type == "cuda", **options):
             if len(batch):
-                with autocast(precision, net.device):
-                    scores = net(batch.pairs.to(net.device))
+                with autocast("fp32" if precision == "int8" else precision, net.device):
+                    scores = logits_of(batch.pairs.to(net.device))
                 yield batch, scores.float().cpu()
     finally:
         if was_training:

@@ -6,6 +6,7 @@ The command line's parsers know of it, and do without torch, which takes seconds
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ _ACTIVATIONS = (None, "relu", "tanh")
 _SIZES = ("hidden_size", "embedding_dim", "vocab_size", "num_labels")
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}  # with torch's names of what autocast takes
+INFERENCE_PRECISIONS = (*PRECISIONS, "int8", "auto")  # auto: int8 where that can be had, else fp32
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,14 @@ def check_number(name: str, value: Any) -> float:
     return value
 
 
-def check_precision(precision: str, device: torch.device) -> None:
+def check_precision(precision: str, device: torch.device, known: Iterable[str] = PRECISIONS) -> None:
     """Checks that a network can run in a precision on a device.
 
     Raises:
         ValueError: the precision is unknown, or the device cannot do it.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if precision not in known:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, known))}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU: torch has no fp16 LSTM for the CPU")
 

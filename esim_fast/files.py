@@ -7,14 +7,17 @@ import pickletools
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from .errors import DataError, first_line, naming
+from .errors import DataError, first_line, naming, one_line
+from .ops.checks import FLOATING
+from .state_dicts import NAMING_SCHEMES
 
 _DEEPEST = 100  # lists and objects within one another
 
@@ -137,3 +140,26 @@ def _check_pickle(stream: IO[bytes]) -> None:
             return
     if found:
         raise pickle.UnpicklingError("expected tensors and plain values, got a bytearray")
+
+
+def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str = "notebook") -> None:
+    """Whether entries in our names are those expected, in shape and finite.
+
+    Args:
+        source: in whose names mistakes are reported, a key of :data:`esim_fast.state_dicts.NAMING_SCHEMES`.
+
+    Raises:
+        ValueError: one is missing, unexpected, misshapen, or holds something else than finite numbers.
+    """
+    scheme = NAMING_SCHEMES[source]
+    for name in sorted(expected.keys() | entries.keys()):
+        theirs = one_line(scheme.theirs(name))
+        if name not in expected:
+            raise ValueError(f"{theirs} is no part of an ESIM")
+        if name not in entries:
+            raise ValueError(f"{theirs} is missing")
+        found, shape = entries[name], list(expected[name].shape)
+        if list(found.shape) != shape:
+            raise ValueError(f"{theirs} has shape {list(found.shape)}, expected {shape}")
+        if found.dtype not in FLOATING or found.layout != torch.strided or found.is_meta or not found.isfinite().all():
+            raise ValueError(f"{theirs} holds something else than finite floating-point numbers")

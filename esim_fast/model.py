@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from . import ops, state_dicts
 from .config import FROM_VARIANT, ESIMConfig
-from .errors import one_line
 from .layers import Dropout, Embedding, Linear, Pooling, VariationalDropout
 from .ops import reference
 from .ops.backends import backends_of_ops
-from .ops.checks import FLOATING
 from .packed import PackedPairs, PairRows, check_tokens, pack_ids, spread, token_mask
 
 _ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {None: nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -237,9 +235,11 @@ class InferenceComposition(nn.Module):
 
     def forward(self, m: Tensor, pairs: PackedPairs, rows: PairRows) -> Tensor:
         """``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
-        y = self.composition(m, pairs)  # [N, 2H]
-        v = self.pooling(y, rows=rows.all)  # [2B, 4H]
-        v_p, v_h = v.chunk(2)
+        return self.pool(self.composition(m, pairs), rows)
+
+    def pool(self, y: Tensor, rows: PairRows) -> Tensor:
+        """``y [N, 2H]`` to ``[B, 8H]``."""
+        v_p, v_h = self.pooling(y, rows=rows.all).chunk(2)  # [B, 4H] each
         return torch.cat([v_p, v_h], dim=1)
 
 
@@ -277,29 +277,6 @@ class MLP(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         """``v [B, 8H]`` to logits ``[B, num_labels]``."""
         return self.mlp(v)
-
-
-def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str = "notebook") -> None:
-    """Whether entries in our names are those expected, in shape and finite.
-
-    Args:
-        source: in whose names mistakes are reported, a key of :data:`esim_fast.state_dicts.NAMING_SCHEMES`.
-
-    Raises:
-        ValueError: one is missing, unexpected, misshapen, or holds something else than finite numbers.
-    """
-    scheme = state_dicts.NAMING_SCHEMES[source]
-    for name in sorted(expected.keys() | entries.keys()):
-        theirs = one_line(scheme.theirs(name))
-        if name not in expected:
-            raise ValueError(f"{theirs} is no part of an ESIM")
-        if name not in entries:
-            raise ValueError(f"{theirs} is missing")
-        found, shape = entries[name], list(expected[name].shape)
-        if list(found.shape) != shape:
-            raise ValueError(f"{theirs} has shape {list(found.shape)}, expected {shape}")
-        if found.dtype not in FLOATING or found.layout != torch.strided or found.is_meta or not found.isfinite().all():
-            raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
 
 
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 import esim_fast
 from esim_fast import Classifier
 from esim_fast.data import DataError, EncodedPairs, Vocabulary
+from esim_fast.ops import int8
 
 PAIRS = [("A man sleeps.", "A person rests."), ("A man sleeps.", ""), ("", ""), ("Two dogs run", "A man rests")]
 
@@ -45,13 +46,35 @@ def test_precision(model, tmp_path):
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
-    with pytest.raises(ValueError, match=r"^precision must be one of 'fp32', 'bf16', 'fp16', got 'int8'$"):
-        Classifier.from_pretrained(tmp_path, precision="int8")
-    model.precision = "int8"
+    with pytest.raises(
+        ValueError, match=r"^precision must be one of 'fp32', 'bf16', 'fp16', 'int8', 'auto', got 'int4'$"
+    ):
+        Classifier.from_pretrained(tmp_path, precision="int4")
+    model.precision = "int4"
     with pytest.raises(ValueError, match=r"^precision must be one of"):
         model.predict(PAIRS)
     with pytest.raises(ValueError, match=r"^precision fp16 needs a GPU"):
         Classifier.from_pretrained(tmp_path, device="cpu", precision="fp16")
+
+
+def test_int8_or_a_clear_error_and_fp32(model, tmp_path, monkeypatch):
+    exact = model.predict(PAIRS).probabilities
+    model.save_pretrained(tmp_path)
+    if int8.LANES:
+        for precision in ("int8", "auto"):
+            rounded = Classifier.from_pretrained(tmp_path, device="cpu", precision=precision)
+            probabilities = rounded.predict(PAIRS).probabilities
+            assert not torch.equal(probabilities, exact)
+            torch.testing.assert_close(probabilities, exact, rtol=0.02, atol=0.005)
+            assert rounded.predict([]).labels == []
+        rounded.net.double()
+        with pytest.raises(ValueError, match=r"^precision int8 is made of .* float32, these are torch\.float64$"):
+            rounded.predict(PAIRS)
+    monkeypatch.setattr(int8, "LANES", 0)  # as on a processor without VNNI
+    with pytest.raises(ValueError, match=r"^precision int8 needs a CPU with AVX512-VNNI or AVX-VNNI$"):
+        Classifier.from_pretrained(tmp_path, device="cpu", precision="int8")
+    again = Classifier.from_pretrained(tmp_path, device="cpu", precision="auto")
+    assert torch.equal(again.predict(PAIRS).probabilities, exact)
 
 
 @pytest.mark.gpu

@@ -42,11 +42,11 @@ REPORT = re.compile(r"runtime error: .*|ERROR: AddressSanitizer: .*|Assertion '.
 QUICK = (
     *("ops/test_direct_calls.py", "ops/test_operators.py", "ops/test_row_addresses.py", "ops/test_masked_pool.py"),
     *("ops/test_masked_pool_cuda.py", "ops/test_local_inference.py", "ops/test_local_inference_integration.py"),
-    *("ops/test_bilstm.py", "test_packed.py", "test_layers.py"),
+    *("ops/test_bilstm.py", "ops/test_int8.py", "test_packed.py", "test_layers.py"),
 )
 FULL = (*QUICK, "test_model.py", "ops/test_threads.py", "ops/test_memory_safety.py")
 # masked_pool asks the processor alone.
-OTHER_PROCESSORS = ("ops/test_direct_calls.py", "ops/test_local_inference.py", "ops/test_bilstm.py")
+OTHER_PROCESSORS = ("ops/test_direct_calls.py", "ops/test_local_inference.py", "ops/test_bilstm.py", "ops/test_int8.py")
 # Not for sanitizers: what starts compilers, Triton's kernels, which are not in the extension, tests that start other
 # processes to be other processors or start afresh, 4 GiB of results, and an error that is made to be found.
 LEFT_OUT = (

@@ -2,17 +2,17 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..classifier import Classifier
-from ..config import check_precision
 from ..data import BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
 from ..data.parallel import processors
 from ..errors import one_line
+from ..quantized import inference_precision
 from .options import UsageError, say
 
 _LABELS = 20  # that are named
@@ -20,14 +20,14 @@ _LABELS = 20  # that are named
 
 def load_model(options: argparse.Namespace) -> Classifier:
     device, precision = device_of(options), getattr(options, "precision", "fp32")
-    check_possible(precision, device)
+    check_possible(inference_precision, precision, device)
     return Classifier.from_pretrained(options.model, device=device, precision=precision, tokenizer=options.tokenizer)
 
 
-def check_possible(precision: str, device: torch.device) -> None:
+def check_possible(check: Callable[[str, torch.device], object], precision: str, device: torch.device) -> None:
     """Raises UsageError where the device does not have the precision."""
     try:
-        check_precision(precision, device)
+        check(precision, device)
     except ValueError as error:
         raise UsageError(f"--{error}") from error
 

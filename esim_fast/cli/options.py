@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..config import PRECISIONS
+from ..config import INFERENCE_PRECISIONS
 from ..errors import one_line
 from ..tokenizing import TOKENIZERS
 
@@ -57,7 +57,10 @@ def add_model_use(command: argparse.ArgumentParser) -> None:
     """How a trained model is run on many pairs."""
     command.add_argument("--batch-size", type=count, default=256, metavar="N", help="default: %(default)s")
     command.add_argument(
-        "--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s; the others: autocast"
+        "--precision",
+        choices=INFERENCE_PRECISIONS,
+        default="fp32",
+        help="default: %(default)s; bf16, fp16: autocast; int8: quantized, on CPUs with VNNI; auto: int8 where it runs",
     )
     add_loading(command)
 

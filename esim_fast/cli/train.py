@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ..classifier import Classifier
+from ..config import check_precision
 from ..data import load_vectors
 from ..files import write_json
 from ..memory import short_of_memory
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int | None:
     if options.vectors and hasattr(options, "embedding_dim"):
         raise UsageError("--embedding-dim and --vectors exclude each other")
     device = common.device_of(options)
-    common.check_possible(recipe.precision, device)
+    common.check_possible(check_precision, recipe.precision, device)
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:

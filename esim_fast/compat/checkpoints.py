@@ -15,8 +15,8 @@ from torch import Tensor
 from ..classifier import Classifier
 from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
 from ..errors import DataError, first_line, naming, one_line, reason_of
-from ..files import check_kind, load_safetensors, load_saved, parse_json
-from ..model import ESIM, check_entries
+from ..files import check_entries, check_kind, load_safetensors, load_saved, parse_json
+from ..model import ESIM
 from ..ops.checks import FLOATING
 from ..state_dicts import NAMING_SCHEMES, recognized, rename
 

@@ -21,7 +21,6 @@ _SAMPLED = 64  # elements of each parameter
 class _Kept(NamedTuple):
     """An entry is replaced as a whole, so that threads need no lock: at worst each makes it once."""
 
-    make: Callable
     parameters: list[ref]
     state: list[tuple]
     sampled: list[Tensor]  # views of the parameters, which also keep others from getting their memory
@@ -29,7 +28,7 @@ class _Kept(NamedTuple):
     value: Any
 
 
-_kept = WeakIdKeyDictionary()  # by the first parameter
+_kept = WeakIdKeyDictionary()  # by the first parameter, and what was made of it by the function that did
 
 
 def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
@@ -40,7 +39,7 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
     parameter. So only a change that is not counted, and of some elements, rows or columns alone, may be missed.
 
     Args:
-        make: a function of a module, as it is compared by identity. What it returns must not refer to the parameters,
+        make: a function of a module, not made anew for each call. What it returns must not refer to the parameters,
             which it dies with.
         parameters: kept are plain contiguous fp32 tensors on the CPU; all else is made anew in each call.
     """
@@ -48,13 +47,14 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
         return make(*parameters)
     first = parameters[0]
     state = [_state(parameter) for parameter in parameters]
-    kept = _kept.get(first)
-    if kept is not None and _is_current(kept, make, parameters, state):
+    by_function = _kept.setdefault(first, {})
+    kept = by_function.get(make)
+    if kept is not None and _is_current(kept, parameters, state):
         return kept.value
     sampled = [_spread(parameter) for parameter in parameters]
     sample = torch.cat(sampled)  # before what is made: a change in the meantime is one since
     value = make(*parameters)
-    _kept[first] = _Kept(make, [ref(parameter) for parameter in parameters], state, sampled, sample, value)
+    by_function[make] = _Kept([ref(parameter) for parameter in parameters], state, sampled, sample, value)
     return value
 
 
@@ -77,9 +77,9 @@ def _state(x: Tensor) -> tuple:
     return x._version, x.data_ptr(), x.shape
 
 
-def _is_current(kept: _Kept, make: Callable, parameters: tuple[Tensor, ...], state: list[tuple]) -> bool:
+def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple]) -> bool:
     # In this order: what has been sampled is there as long as the parameters' memory is.
-    if kept.make is not make or kept.state != state:
+    if kept.state != state:
         return False
     if any(known() is not parameter for known, parameter in zip(kept.parameters, parameters, strict=True)):
         return False
@@ -87,7 +87,7 @@ def _is_current(kept: _Kept, make: Callable, parameters: tuple[Tensor, ...], sta
 
 
 def _spread(x: Tensor) -> Tensor:
-    """A view of elements that lie evenly spread, in ever other columns; as integers, for NaN does not equal itself."""
+    """A view of elements that lie evenly spread, in ever new columns; as integers, for NaN does not equal itself."""
     step = max(x.numel() // _SAMPLED, 1)
     while gcd(step, x.shape[-1]) > 1:
         step -= 1

@@ -7,7 +7,8 @@ influence, whatever it holds: outputs and gradients there are exactly zero.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ..packed import Rows
 
@@ -81,6 +82,49 @@ def masked_pool(
     first = torch.where(highest == float("-inf"), valid.to(torch.uint8).argmax(1)[:, None], first)
     maximum = padded.gather(1, first[:, None, :]).squeeze(1)
     return torch.cat([average, maximum], dim=1).to(x.dtype)
+
+
+def quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x [N, K]`` as int8 ``[N, K]`` and scale ``[N]``: ``x ≈ scale * int8``, with ``scale = max |x| / 127`` of a row.
+
+    A row of zeros, or of numbers that are hardly larger than fp32's smallest, is zeros. One that holds something else
+    than finite numbers is zeros with the scale NaN: all that is made of it is NaN.
+    """
+    if x.shape[1] == 0:
+        return x.to(torch.int8), x.new_zeros(len(x))
+    magnitude = x.abs().amax(1)
+    magnitude = torch.where(magnitude.isfinite(), magnitude, torch.nan)
+    factor = torch.where(magnitude > 127 * torch.finfo(torch.float32).tiny, 127 / magnitude, 0.0)[:, None]
+    return torch.where(factor > 0, (x * factor).round(), 0.0).to(torch.int8), magnitude / 127
+
+
+def int8_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x [N, K]`` by ``weight [M, K]``, both quantized by rows, plus ``bias [M]``: ``[N, M]`` in x's dtype."""
+    (q_x, scale_x), (q_w, scale_w) = quantized_rows(x), quantized_rows(weight)
+    sums = (q_x.double() @ q_w.double().t()).to(x.dtype)  # exact
+    return sums * scale_w * scale_x[:, None] + bias
+
+
+def int8_bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
+    """:func:`esim_fast.ops.bilstm` (equations 1 and 2) with inputs, states and weights quantized by rows wherever they
+    are multiplied: ``x [N, D]`` to ``[N, 2H]``."""
+    sizes, first = batch_sizes.tolist(), (batch_sizes.cumsum(0) - batch_sizes).tolist()
+    y = x.new_zeros(len(x), 2 * lstm.hidden_size)
+    for direction, half in zip(("", "_reverse"), y.chunk(2, dim=1), strict=True):
+        w_ih, w_hh, b_ih, b_hh = (
+            getattr(lstm, f"{name}_l0{direction}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        gates, nothing = int8_linear(x, w_ih, b_ih + b_hh), torch.zeros_like(b_hh)
+        h = c = x.new_zeros(0, lstm.hidden_size)
+        for t in reversed(range(len(sizes))) if direction else range(len(sizes)):
+            rows = slice(first[t], first[t] + sizes[t])
+            # Sentences that begin here have zeros for a state, those that have ended lose theirs.
+            h, c = (functional.pad(state, (0, 0, 0, sizes[t] - len(state))) for state in (h, c))
+            gates_t = gates[rows] + int8_linear(h, w_hh, nothing)
+            i, f, g, o = gates_t.chunk(4, dim=1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            half[rows] = h = o.sigmoid() * c.tanh()
+    return y
 
 
 def _enhanced(a: Tensor, b: Tensor, a_valid: Tensor, b_valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,3 +27,9 @@ def test_mistakes(model, corpus, tmp_path):
     assert "config.json is missing" in fails("evaluate", tmp_path, corpus)
     other = write_tsv(tmp_path / "other.tsv", [("paraphrase", "a", "b")])
     assert "other.tsv:2: expected a label among" in fails("evaluate", model, other)
+
+
+def test_precision(model, corpus):
+    exact, rounded = (json.loads(succeeds("evaluate", model, corpus, "--precision", name)) for name in ("fp32", "auto"))
+    assert rounded["confusion_matrix"] == exact["confusion_matrix"]
+    assert "invalid choice: 'int4'" in fails("evaluate", model, corpus, "--precision", "int4")

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-import esim_fast.ops  # noqa: F401 (defines the operators)
+from esim_fast.ops import int8  # importing the ops defines the operators
 from tests.ops.ops_in_workers import examples, run_ops
+from tests.ops.test_direct_calls import bilstm_int8_call
 
 OPERATORS = torch.ops.esim_fast
 MANY = [2, 3, 8, 64]  # of which the last are more than there are cores, sentences and columns to share out
@@ -43,6 +44,13 @@ def run_bilstm(batch, dtype):
     return [states, y, c, *gates, *OPERATORS.bilstm_backward(drawn(rows, 2 * hidden), y, c, *gates, *weights, sizes)]
 
 
+def run_int8(batch, dtype):
+    x = drawn(3 * batch, 9)
+    if not int8.LANES:
+        return OPERATORS.quantize_rows(x)
+    return [*OPERATORS.quantize_rows(x), OPERATORS.bilstm_int8(*bilstm_int8_call(torch.tensor([2 * batch, batch]), 7))]
+
+
 def run_embedding_backward(batch, dtype):
     table = torch.empty(9000, 300)  # more than one thread's share
     tokens = torch.arange(50 * batch) * 997 % 9000 // 3
@@ -50,7 +58,7 @@ def run_embedding_backward(batch, dtype):
     return [table]
 
 
-RUNS = [run_masked_pool, run_local_inference, run_bilstm, run_embedding_backward]
+RUNS = [run_masked_pool, run_local_inference, run_bilstm, run_int8, run_embedding_backward]
 
 
 def assert_same_bits(ours, wanted):

@@ -1,0 +1,118 @@
+"""Inference in int8: the kernels against plain PyTorch that quantizes alike, and both against fp64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from esim_fast.ops import int8, reference
+from tests.ops.test_bilstm import make
+from tests.processes import output_of
+
+pytestmark = pytest.mark.skipif(not int8.LANES, reason="this processor has no VNNI")
+OPERATORS = torch.ops.esim_fast
+LENGTHS = st.lists(st.integers(1, 12), min_size=4, max_size=20).map(lambda lengths: sorted(lengths, reverse=True))
+SIZES = st.sampled_from([1, 3, 16, 17, 63, 300])
+
+
+def rounding_of(x):
+    """What quantizing each element of ``x [N, K]`` changes at most."""
+    return x.abs().amax(1, keepdim=True) * (0.5 / 127)
+
+
+@given(
+    rows=st.integers(0, 9), width=st.integers(1, 70), scale=st.sampled_from([1e-30, 1.0, 1e38]), seed=st.integers(0, 99)
+)
+def test_rows_are_rounded_to_the_nearest(rows, width, scale, seed):
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3) * scale
+    q, scales = OPERATORS.quantize_rows(x)
+    wanted, wanted_scales = reference.quantized_rows(x)
+    assert torch.equal(scales, wanted_scales)
+    assert ((x.double() - q * scales[:, None].double()).abs() <= rounding_of(x).double() * (1 + 1e-5)).all()
+    assert (q.int() - wanted.int()).abs().sum() <= 1  # a tie
+
+
+def test_rows_of_zeros_and_rows_that_are_not_finite():
+    x = torch.tensor([[0.0, -0.0], [1e-38, -1e-39], [1.0, torch.nan], [-torch.inf, 1.0], [3.4e38, -1.7e38]])
+    for quantize in (OPERATORS.quantize_rows, reference.quantized_rows):
+        q, scale = quantize(x)
+        assert q.tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [127, -64]] or q[4, 1] == -63
+        assert scale.isnan().tolist() == [False, False, True, True, False]
+
+
+@given(rows=st.integers(0, 40), inputs=SIZES, outputs=SIZES, seed=st.integers(0, 99))
+def test_linear(rows, inputs, outputs, seed):
+    torch.manual_seed(seed)
+    layer, x = nn.Linear(inputs, outputs).requires_grad_(False), torch.randn(rows, inputs)
+    y = int8.linear(layer, x)
+    torch.testing.assert_close(
+        y, reference.int8_linear(x, layer.weight, layer.bias), rtol=1e-4, atol=2 * inputs / 127**2
+    )
+    exact = nn.functional.linear(*(value.double() for value in (x, layer.weight, layer.bias)))
+    off_x, off_w = rounding_of(x).expand_as(x), rounding_of(layer.weight).expand_as(layer.weight)
+    bound = off_x @ layer.weight.abs().t() + x.abs() @ off_w.t() + off_x @ off_w.t()
+    assert ((y - exact).abs() <= 1.001 * bound + 1e-6).all()
+
+
+def assert_quantized_alike(lstm, x, batch_sizes):
+    """A state that lies between two integers may be rounded up here and down there, which changes the gates after it by
+    a step of its scale: such are few, and of several sentences a small part."""
+    y, wanted = int8.bilstm(lstm, x, batch_sizes), reference.int8_bilstm(lstm, x, batch_sizes)
+    exact = lstm.double()(nn.utils.rnn.PackedSequence(x.double(), batch_sizes))[0].data
+    lstm.float()
+    quantization, off = (wanted - exact).norm(), (y - wanted).norm()
+    assert off <= 0.5 * quantization + 1e-6 * y.numel() ** 0.5, (off, quantization)
+    assert quantization <= 0.02 * y.numel() ** 0.5
+
+
+@given(lengths=LENGTHS, inputs=SIZES, hidden=st.sampled_from([16, 17, 63, 300]), seed=st.integers(0, 99))
+def test_bilstm(lengths, inputs, hidden, seed):
+    lstm, x, batch_sizes, _ = make(lengths, inputs, hidden, seed)
+    assert_quantized_alike(lstm.requires_grad_(False), x.detach(), batch_sizes)
+
+
+@pytest.mark.parametrize("hidden", [1, 3])
+def test_few_units(hidden):
+    lstm, x, batch_sizes, _ = make([7, 3, 3, 1], 4, hidden)
+    assert_quantized_alike(lstm.requires_grad_(False), x.detach(), batch_sizes)
+
+
+def test_empty_batches():
+    lstm = nn.LSTM(5, 7, bidirectional=True)
+    assert int8.bilstm(lstm, torch.empty(0, 5), torch.empty(0, dtype=torch.int64)).shape == (0, 14)
+    assert int8.linear(nn.Linear(5, 7), torch.empty(0, 5)).shape == (0, 7)
+
+
+@torch.no_grad()
+def test_huge_numbers_saturate_and_what_is_not_finite_stays_in_its_sentence():
+    lstm, x, batch_sizes, _ = make([5, 4, 4, 1], 20, 33)
+    y = int8.bilstm(lstm, x, batch_sizes)
+    second = [1, 5, 8, 11]  # rows of the second sentence
+    for value in (torch.nan, torch.inf, -torch.inf):
+        broken = x.clone()
+        broken[second[2], 3] = value
+        states = int8.bilstm(lstm, broken, batch_sizes)
+        isolated = states.isnan().any(1)
+        assert isolated[second].all()
+        assert torch.equal(states[~isolated], y[[row for row in range(len(x)) if row not in second]])
+    for scale in (1e30, 1e37, -1e37):
+        states = int8.bilstm(lstm, x * scale, batch_sizes)
+        assert (states.abs() <= 1).all()
+    lstm.weight_hh_l0.zero_()
+    assert_quantized_alike(lstm, x.detach(), batch_sizes)
+
+
+ON_ONE_PROCESSOR = """
+import torch; from esim_fast.ops import int8; from tests.ops import test_int8 as t
+print(int8.LANES)
+if int8.LANES:
+    lstm, x, batch_sizes, _ = t.make([9, 7, 7, 2, 2, 2, 1, 1], 12, 75)
+    t.assert_quantized_alike(lstm.requires_grad_(False), x.detach(), batch_sizes)
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_kind_of_processor(capability):
+    lanes = int(output_of(ON_ONE_PROCESSOR, ATEN_CPU_CAPABILITY=capability))
+    assert lanes in {"default": (0,), "avx2": (0, 8), "avx512": (0, 8, 16)}[capability]
