@@ -41,10 +41,8 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
     Args:
         make: a function of a module, not made anew for each call. What it returns must not refer to the parameters,
             which it dies with.
-        parameters: kept are plain contiguous fp32 tensors on the CPU; all else is made anew in each call.
+        parameters: those that ``can_keep`` takes.
     """
-    if not can_keep(*parameters):
-        return make(*parameters)
     first = parameters[0]
     state = [_state(parameter) for parameter in parameters]
     by_function = _kept.setdefault(first, {})
@@ -59,10 +57,15 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
 
 
 def can_keep(*parameters: Tensor) -> bool:
-    """Whether ``packed`` keeps what is made of these: neither a compiler nor a transform at work must see it made."""
+    """Whether ``packed`` takes these: plain contiguous fp32 tensors on the CPU, while nothing watches what is done with
+    them, as compilers and transforms do."""
     # A mode sees every operation, to trace them for example, or has tensors without values.
-    unseen = not (torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming())
-    if not unseen or torch._C._len_torch_dispatch_stack():
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or transforming()
+        or torch._C._len_torch_dispatch_stack()
+    ):
         return False
     return all(_is_plain(parameter) for parameter in parameters)
 
