@@ -51,8 +51,9 @@ class Classifier:
         labels: names of the network's outputs, in their order.
         tokenizer: name of the tokenizer, see :func:`esim_fast.data.get_tokenizer`, or a function of yours.
         training: how the network was trained, as JSON has it; kept with the model, for those who come after.
-        precision: "fp32"; "bf16" or (on a GPU) "fp16", under autocast; "int8", with the LSTMs and the projection
-            quantized, on CPUs with VNNI; or "auto", int8 where that can be had, else fp32. It may be changed later.
+        precision: "fp32"; "bf16" or (on a GPU) "fp16", under autocast; "int8", with both LSTMs and the large
+            linear layers quantized, on CPUs with VNNI; or "auto", int8 where that can be had, else fp32. It may be
+            changed later.
 
     Raises:
         ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokenizer or the precision

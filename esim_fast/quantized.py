@@ -1,4 +1,5 @@
-"""ESIM without gradients in int8, on CPUs with VNNI: both LSTMs and the projection are quantized, all else is fp32."""
+"""ESIM without gradients in int8, on CPUs with VNNI: both LSTMs, the projection and the classifier's hidden layer are
+quantized, all else is fp32."""
 
 import torch
 from torch import Tensor
@@ -46,4 +47,6 @@ def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
     composition = net.infercomposition.composition
     y = composition.activation(int8.linear(composition.F, m))  # [N, H]
     y = int8.bilstm(composition.lstm, y, pairs.batch_sizes)  # [N, 2H]
-    return net.linear(net.infercomposition.pool(y, rows))
+    v = net.infercomposition.pool(y, rows)  # [B, 8H]
+    _, hidden, (activation, _), output = net.linear.mlp
+    return output(activation(int8.linear(hidden, v)))

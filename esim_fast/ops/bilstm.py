@@ -19,7 +19,7 @@ from .backends import BACKENDS, choose
 from .checks import autocast_dtype
 from .derivatives import apply, first_derivative
 from .packing import packed
-from .products import can_order, onednn_product, ordered, product, weight_gradient
+from .products import can_order, for_weight_gradients, onednn_product, ordered, product, weight_gradient
 from .triton import runtime
 
 _MANY_SENTENCES = 512
@@ -153,7 +153,7 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
     )
     H = w_hh.shape[1]
     grad_x, gradients = None, []
-    x = x.t().contiguous().t()  # as the weights' gradients want it, once for both
+    x = for_weight_gradients(x)
     directions = (grad_gates, previous[:, :H], w_ih), (grad_gates_r, previous[:, H:], w_ih_r)
     for grad, before, weight in directions:
         grad_b = grad.sum(0)

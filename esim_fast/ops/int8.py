@@ -1,4 +1,4 @@
-"""Inference in int8 on CPUs with VNNI: the LSTMs and the projection with weights and activations of eight bits.
+"""Inference in int8 on CPUs with VNNI: LSTMs and linear layers with weights and activations of eight bits.
 
 Weights are quantized once for each row of theirs, activations for each token as they come, both symmetrically:
 ``x ≈ scale * q`` with integers ``q`` in -127..127 and ``scale = max |x| / 127`` of a row. Sums over products are exact;
@@ -6,13 +6,14 @@ gates, cells' states and everything between the layers are fp32. Products of all
 csrc/int8_cpu.cpp.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .packing import packed
+from .packing import can_keep, packed
 from .reference import quantized_rows
 
 # Lanes of the processor's vectors, 0 if it has no VNNI.
@@ -79,6 +80,10 @@ def _quantized_lstm(*parameters: Tensor) -> _LSTM:
     return _LSTM(_weight(weight.flatten(0, 3), scale.flatten()), torch.stack(biases), *parts)
 
 
+def _made(make: Callable[..., Any], *parameters: Tensor) -> Any:
+    return packed(make, *parameters) if can_keep(*parameters) else make(*parameters)
+
+
 def runs_on(device: torch.device) -> bool:
     """Whether there is inference in int8."""
     return device.type == "cpu" and LANES > 0
@@ -88,7 +93,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)`` with ``x [N, K]``, quantized: float32."""
     if len(x) == 0:
         return x.new_zeros(0, layer.out_features)
-    weight = packed(_quantized_linear, layer.weight)
+    weight = _made(_quantized_linear, layer.weight)
     q, scale = torch.ops.esim_fast.quantize_rows(x)
     return torch.addcmul(layer.bias, weight.product(q), scale[:, None])
 
@@ -99,7 +104,7 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
         return x.new_zeros(0, 2 * lstm.hidden_size)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     parameters = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
-    weights = packed(_quantized_lstm, *parameters)
+    weights = _made(_quantized_lstm, *parameters)
     q, scale = torch.ops.esim_fast.quantize_rows(x)
     gates = weights.input.product(q).view(len(x), *weights.bias.shape)
     return torch.ops.esim_fast.bilstm_int8(gates, scale, *weights[1:], lstm.hidden_size, batch_sizes)

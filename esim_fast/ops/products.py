@@ -66,8 +66,16 @@ def ordered(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
+def for_weight_gradients(x: Tensor) -> Tensor:
+    """``x``, laid out as several of ``weight_gradient`` are to read it."""
+    return x.t().contiguous().t() if _for_onednn(x.t(), x.t()) else x
+
+
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``grad [M, N].T @ x [M, K]``. oneDNN wants the first operand contiguous: the smaller one is copied for it."""
+    """``grad [M, N].T @ x [M, K]``."""
+    if not _for_onednn(grad.t(), x.t()):
+        return grad.t() @ x
+    # oneDNN wants the first operand contiguous: the smaller one is copied for it.
     if grad.shape[1] <= x.shape[1]:
         return product(grad.t(), x.t())
     return product(x.t(), grad.t()).t()
