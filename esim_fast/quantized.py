@@ -1,6 +1,8 @@
 """ESIM without gradients in int8, on CPUs with VNNI: both LSTMs, the projection and the classifier's hidden layer are
 quantized, all else is fp32."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -48,5 +50,5 @@ def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
     y = composition.activation(int8.linear(composition.F, m))  # [N, H]
     y = int8.bilstm(composition.lstm, y, pairs.batch_sizes)  # [N, 2H]
     v = net.infercomposition.pool(y, rows)  # [B, 8H]
-    _, hidden, (activation, _), output = net.linear.mlp
+    hidden, (activation, _), output = (cast(Any, layer) for layer in list(net.linear.mlp)[1:])
     return output(activation(int8.linear(hidden, v)))

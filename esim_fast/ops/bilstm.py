@@ -19,7 +19,7 @@ from .backends import BACKENDS, choose
 from .checks import autocast_dtype
 from .derivatives import apply, first_derivative
 from .packing import packed
-from .products import can_order, for_weight_gradients, onednn_product, ordered, product, weight_gradient
+from .products import can_order, for_weight_gradients, onednn_product, ordered, ordered_bf16, product, weight_gradient
 from .triton import runtime
 
 _MANY_SENTENCES = 512
@@ -135,8 +135,8 @@ def _is_plain_fp32(lstm: nn.Module) -> bool:
 
 def _states(x: Tensor, batch_sizes: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """y ``[N, 2H]`` alone, with what was made of the weights once."""
-    w_x, bias, w_h = packed(_pack, *weights)
-    gates = onednn_product(x, w_x, bias)
+    w_x, bias, w_h = packed(_pack_bf16 if x.dtype == torch.bfloat16 else _pack, *weights)
+    gates = onednn_product(x, w_x, bias).float()
     return torch.ops.esim_fast.bilstm_states(gates, w_h, batch_sizes)
 
 
@@ -144,6 +144,12 @@ def _pack(w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
     """For the product with the input, which is one for both directions, and for the recurrence."""
     bias = torch.cat([b_ih + b_hh, b_ih_r + b_hh_r])
     return ordered(torch.cat([w_ih, w_ih_r])), bias, torch.ops.esim_fast.bilstm_pack(w_hh, w_hh_r)
+
+
+def _pack_bf16(w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
+    """The same with the product in bf16."""
+    bias = torch.cat([b_ih + b_hh, b_ih_r + b_hh_r]).bfloat16()
+    return ordered_bf16(torch.cat([w_ih, w_ih_r])), bias, torch.ops.esim_fast.bilstm_pack(w_hh, w_hh_r)
 
 
 def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, w_hh_r, x_needed):

@@ -1,4 +1,4 @@
-"""Matrix products in fp32 on the CPU: MKL's, which PyTorch asks, or oneDNN's, which PyTorch ships but does not ask.
+"""Matrix products on the CPU: MKL's, which PyTorch asks, or oneDNN's, which PyTorch ships but does not ask.
 
 MKL keeps to AVX2 on processors that are not Intel's; oneDNN uses AVX-512 there too. On an AMD EPYC (Zen 5, 2 cores,
 torch 2.13.0) it is 2.1 times as fast at the products of an LSTM and of the projection, and takes transposed operands as
@@ -9,11 +9,13 @@ long as without and 0.85 times as long as MKL's, and one with 2800 rows no longe
 """
 
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .checks import autocast_dtype
 from .derivatives import apply, recorded
 from .packing import can_keep, packed
 
@@ -28,6 +30,7 @@ def _is_intel() -> bool:
 
 _LEAST_ROWS = 4  # below, a product is limited by reading the weights, and MKL has less to do before it begins
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _MKL = torch.backends.mkl.is_available() and _is_intel()
 
 
@@ -35,7 +38,7 @@ def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
     # A compiler chooses by itself, and takes weights from oneDNN only if they are constants.
     if torch.compiler.is_compiling() or not (_ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.enabled):
         return False
-    return x.dtype == weight.dtype == torch.float32
+    return weight.dtype == torch.float32 and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _BF16))
 
 
 def _is_large(x: Tensor, weight: Tensor) -> bool:
@@ -43,7 +46,7 @@ def _is_large(x: Tensor, weight: Tensor) -> bool:
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
-    return not _MKL and _is_large(x, weight) and _onednn_takes(x, weight)
+    return not _MKL and x.dtype == torch.float32 and _is_large(x, weight) and _onednn_takes(x, weight)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -66,6 +69,11 @@ def ordered(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
+def ordered_bf16(weight: Tensor) -> Tensor:
+    """The same in bf16."""
+    return ordered(weight.bfloat16())
+
+
 def for_weight_gradients(x: Tensor) -> Tensor:
     """``x``, laid out as several of ``weight_gradient`` are to read it."""
     return x.t().contiguous().t() if _for_onednn(x.t(), x.t()) else x
@@ -83,11 +91,25 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``torch.nn.functional.linear`` of ``x [M, K]``, with its gradients."""
-    if torch.is_autocast_enabled("cpu"):
-        return functional.linear(x, weight, bias)
-    if _is_large(x, weight) and can_order(x, weight, bias):
-        return onednn_product(x, packed(ordered, weight), bias)
-    return apply(_Linear, x, weight, bias) if _for_onednn(x, weight) else functional.linear(x, weight, bias)
+    dtype = autocast_dtype(x.device) or x.dtype
+    if _is_large(x, weight) and can_order(rounded := x.to(dtype), weight, bias):
+        order = ordered_bf16 if dtype == torch.bfloat16 else ordered
+        return onednn_product(rounded, packed(order, weight), bias.to(dtype))
+    use_onednn = _for_onednn(x, weight) and dtype == x.dtype
+    return apply(_Linear, x, weight, bias) if use_onednn else functional.linear(x, weight, bias)
+
+
+def bf16_is_slower() -> bool:
+    """Whether bf16 slows training down on this processor: one of its products, timed with the conversions it needs."""
+    x, weight = torch.randn(700, 300), torch.randn(1200, 300)
+
+    def seconds(dtype: torch.dtype) -> float:
+        begin = perf_counter()
+        functional.linear(x.to(dtype), weight.to(dtype)).float()
+        return perf_counter() - begin
+
+    times = {dtype: min(seconds(dtype) for _ in range(6)) for dtype in (torch.float32, torch.bfloat16)}
+    return times[torch.bfloat16] > times[torch.float32]
 
 
 class _Linear(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 
 from esim_fast.layers import Linear
-from esim_fast.ops import bilstm, packing
+from esim_fast.ops import bilstm, int8, packing, products
 from esim_fast.ops.packing import can_keep, packed
 
 BATCH_SIZES = torch.tensor([4, 3, 3, 1])
@@ -180,6 +180,33 @@ def test_what_autograd_records_is_not_made_of_what_is_kept():
     assert torch.equal(net(x), wanted)  # nothing to record
     x.requires_grad_()
     assert torch.autograd.grad(net(x).sum(), x)[0].any()
+
+
+@pytest.mark.skipif(not products._BF16, reason="oneDNN has no bf16 on this processor")
+def test_bf16_autocast():
+    net, x = make_net()
+    recorded = torch.autocast("cpu", torch.bfloat16)(net)(x)
+    predict_bf16 = torch.autocast("cpu", torch.bfloat16)(predict)
+    assert predict_bf16(net, x).dtype == torch.bfloat16
+    torch.testing.assert_close(predict_bf16(net, x), recorded, rtol=2**-6, atol=2**-8)
+    in_place(net)
+    assert torch.equal(predict_bf16(net, x), predict_bf16(copy.deepcopy(net), x))
+    assert torch.equal(predict(net, x), predict(copy.deepcopy(net), x))  # fp32 is kept beside it
+
+
+@pytest.mark.skipif(not int8.LANES, reason="this processor has no VNNI")
+@torch.no_grad()
+def test_int8():
+    net, x = make_net()
+
+    def quantized(net):
+        return int8.linear(net.linear, int8.bilstm(net.lstm, x, BATCH_SIZES))
+
+    before = quantized(net)
+    in_place(net)
+    other_data(net)
+    assert not torch.equal(quantized(net), before)
+    assert torch.equal(quantized(net), quantized(copy.deepcopy(net)))
 
 
 class Maker:
