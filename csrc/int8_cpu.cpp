@@ -13,6 +13,11 @@
 #include "steps.h"
 #include "vectors.h"
 
+// Compilers that know how to ask for VNNI, whose assemblers know the instruction.
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 11)
+#define ESIM_VNNI
+#endif
+
 namespace esim_fast {
 namespace {
 
@@ -23,14 +28,10 @@ constexpr int64_t kElementsPerTask = 1 << 16;
 
 // fp32 lanes of a vector of the processor at hand, or 0 if it has no VNNI.
 int64_t int8_lanes() {
-#if defined(__x86_64__)
+#if defined(ESIM_VNNI)
   const Processor best = processor();
-#if defined(__clang__) || __GNUC__ >= 8
   if (best == Processor::avx512 && __builtin_cpu_supports("avx512vnni")) return 16;
-#endif
-#if defined(__clang__) || __GNUC__ >= 11
   if (best != Processor::baseline && __builtin_cpu_supports("avxvnni")) return 8;
-#endif
 #endif
   return 0;
 }
@@ -39,7 +40,7 @@ int64_t int8_lanes() {
 template <int lanes>
 ESIM_INLINE Vector<int32_t, lanes> multiply_bytes(Vector<int32_t, lanes> sum, Vector<int32_t, lanes> a,
                                                   Vector<int32_t, lanes> b) {
-#if defined(__x86_64__)
+#if defined(ESIM_VNNI)
   // Spelled out, because intrinsics are refused in what is compiled for several processors.
   if constexpr (lanes == 16) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
@@ -218,7 +219,7 @@ ESIM_INLINE void recur(const Task& task) {
   }
 }
 
-#if defined(__x86_64__)
+#if defined(ESIM_VNNI)
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) void recur_avx512(const Task& task) {
   recur<16, 6>(task);
 }
@@ -277,7 +278,7 @@ Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor&
                     scale.const_data_ptr<float>() + place,
                     offset.const_data_ptr<int32_t>() + place,
                     states + group.reverse * H};
-#if defined(__x86_64__)
+#if defined(ESIM_VNNI)
     lanes == 16 ? recur_avx512(task) : recur_avx2(task);
 #endif
   });
