@@ -94,11 +94,26 @@ def check_compiler() -> None:
             )
 
 
+def vnni_macros() -> list[tuple[str, None]]:
+    """The instructions for int8 that the compiler and its assembler know: csrc/int8_cpu.cpp is compiled with these."""
+    forms = {
+        "ESIM_AVX512_VNNI": ("vpdpbusd %zmm0, %zmm0, %zmm0", "avx512vnni"),
+        "ESIM_AVX_VNNI": ("{vex} vpdpbusd %ymm0, %ymm0, %ymm0", "avxvnni"),
+    }
+    command = [*cpp_extension.get_cxx_compiler().split(), "-x", "c++", "-c", "-", "-o", os.devnull]
+    macros = []
+    for macro, (instruction, feature) in forms.items():
+        code = f'int f() {{ asm("{instruction}"); return __builtin_cpu_supports("{feature}"); }}'
+        if subprocess.run(command, input=code, text=True, capture_output=True).returncode == 0:
+            macros.append((macro, None))
+    return macros
+
+
 def extension() -> cpp_extension.CppExtension:
     check_compiler()
     names = ("ops", "masked_pool_cpu", "bilstm_cpu", "int8_cpu", "embedding_cpu", "local_inference_cpu")
     sources = [f"csrc/{name}.cpp" for name in names]
-    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), *vnni_macros()]
     nvcc_args: list[str] = []
     # In a CUDA build of torch, libtorch.so brings in the CUDA library: it must stay among the needed libraries even
     # though no symbol of it is used directly.

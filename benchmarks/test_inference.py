@@ -60,7 +60,7 @@ def test_inference(variant, pairs, precision, full, race):
 @pytest.mark.parametrize("variant", [EAGER, ONNX, OURS[-1], ONNX_INT8, OURS_INT8])
 @pytest.mark.parametrize("pairs", PAIRS)
 def test_inference_in_int8(variant, pairs, race):
-    """All of them are held to int8's tolerance, but for ONNX Runtime's int8, whose logits are off by 10 %."""
+    """All are held to int8's tolerance, but for ONNX Runtime's int8, which is less exact: a quarter of the norm."""
 
     def contenders():
         if not int8.runs_on(DEVICE):

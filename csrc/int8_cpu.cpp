@@ -13,11 +13,6 @@
 #include "steps.h"
 #include "vectors.h"
 
-// Compilers that know how to ask for VNNI, whose assemblers know the instruction.
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 11)
-#define ESIM_VNNI
-#endif
-
 namespace esim_fast {
 namespace {
 
@@ -25,28 +20,32 @@ constexpr int kTerms = 4;            // bytes that one instruction multiplies an
 constexpr float kMost = 127.0f;      // of the integers, which are symmetric: -128 is not used
 constexpr int kToUnsigned = 128;     // added to activations: the instruction takes them without a sign
 constexpr int64_t kElementsPerTask = 1 << 16;
+constexpr int64_t kMostUnits = 1 << 16;  // beyond, sums over products may not fit into 32 bits
 
-// fp32 lanes of a vector of the processor at hand, or 0 if it has no VNNI.
+// fp32 lanes of a vector of the processor at hand, or 0 if it has no VNNI. setup.py defines what the compiler knows.
 int64_t int8_lanes() {
-#if defined(ESIM_VNNI)
-  const Processor best = processor();
-  if (best == Processor::avx512 && __builtin_cpu_supports("avx512vnni")) return 16;
-  if (best != Processor::baseline && __builtin_cpu_supports("avxvnni")) return 8;
+  static const int64_t lanes = [] {
+#if defined(ESIM_AVX512_VNNI)
+    if (processor() == Processor::avx512 && __builtin_cpu_supports("avx512vnni")) return 16;
 #endif
-  return 0;
+#if defined(ESIM_AVX_VNNI)
+    if (processor() != Processor::baseline && __builtin_cpu_supports("avxvnni")) return 8;
+#endif
+    return 0;
+  }();
+  return lanes;
 }
 
-// sum[lane] + a[4 lane] * b[4 lane] + ... + a[4 lane + 3] * b[4 lane + 3], a without and b with a sign.
+// sum[lane] + a[4 lane] * b[4 lane] + ... + a[4 lane + 3] * b[4 lane + 3], with a unsigned and b signed.
 template <int lanes>
 ESIM_INLINE Vector<int32_t, lanes> multiply_bytes(Vector<int32_t, lanes> sum, Vector<int32_t, lanes> a,
                                                   Vector<int32_t, lanes> b) {
-#if defined(ESIM_VNNI)
   // Spelled out, because intrinsics are refused in what is compiled for several processors.
-  if constexpr (lanes == 16) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  } else {
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-  }
+#if defined(ESIM_AVX512_VNNI)
+  if constexpr (lanes == 16) asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#endif
+#if defined(ESIM_AVX_VNNI)
+  if constexpr (lanes == 8) asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #endif
   return sum;
 }
@@ -72,7 +71,7 @@ ESIM_INLINE float magnitude_of(const float* x, int64_t width) {
 }
 
 // What to multiply a row with, so that its integers reach from -127 to 127. Rows that are as small as fp32's smallest
-// numbers are zeros, and so is one that is not finite: its scale makes NaN of it.
+// numbers are zeros, and so is one that is not finite: its scale, NaN, makes the result NaN.
 ESIM_INLINE float factor_of(float magnitude) {
   return kMost * std::numeric_limits<float>::min() < magnitude && magnitude <= std::numeric_limits<float>::max()
              ? kMost / magnitude
@@ -152,7 +151,7 @@ ESIM_INLINE void multiply_rows(int32_t* product, int64_t count, const uint8_t* h
   }
 }
 
-// sigmoid(x) tanh(y) with one division, which takes as long as an exponential. Beyond 20, tanh is 1 in fp32.
+// sigmoid(x) tanh(y) with one division: each costs as much as an exponential. Beyond 20, tanh is 1 in fp32.
 template <int lanes>
 ESIM_INLINE Vector<float, lanes> sigmoid_by_tangent(const Vector<float, lanes>& x, const Vector<float, lanes>& y) {
   using V = Vector<float, lanes>;
@@ -177,7 +176,7 @@ ESIM_INLINE void recur(const Task& task) {
       const int64_t place = block * kWidth, unit = block * lanes, units = std::min<int64_t>(lanes, H - unit);
       for (int64_t i = 0; i < count; i += rows) {
         const int64_t here = std::min<int64_t>(rows, count - i), with_state = std::clamp<int64_t>(known - i, 0, here);
-        // They come from far, and meanwhile there is something to do.
+        // Prefetched while the product is computed.
         for (int64_t r = 0; r < here; ++r) {
           const float* gates = task.gates + task.row(t, i + r) * 2 * task.blocks * kWidth + place;
           for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(gates + gate * lanes);
@@ -219,10 +218,12 @@ ESIM_INLINE void recur(const Task& task) {
   }
 }
 
-#if defined(ESIM_VNNI)
+#if defined(ESIM_AVX512_VNNI)
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) void recur_avx512(const Task& task) {
   recur<16, 6>(task);
 }
+#endif
+#if defined(ESIM_AVX_VNNI)
 __attribute__((target("avx2,fma"))) void recur_avx2(const Task& task) { recur<8, 2>(task); }
 #endif
 
@@ -254,7 +255,7 @@ Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor&
                    const Tensor& scale, const Tensor& offset, int64_t H, const Tensor& batch_sizes) {
   const int64_t lanes = int8_lanes();
   STD_TORCH_CHECK(lanes, "esim_fast: int8 needs a processor with AVX512-VNNI or AVX-VNNI");
-  STD_TORCH_CHECK(0 < H && H <= (1 << 20), "esim_fast: ", H, " hidden units are not supported");
+  STD_TORCH_CHECK(0 < H && H <= kMostUnits, "esim_fast: ", H, " hidden units are not supported");
   const Steps steps(batch_sizes);
   const int64_t blocks = (H + lanes - 1) / lanes, terms = (H + kTerms - 1) / kTerms, N = steps.rows;
   check(gates, "gates", ScalarType::Float, {N, 2, blocks, kGates, lanes});
@@ -278,8 +279,11 @@ Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor&
                     scale.const_data_ptr<float>() + place,
                     offset.const_data_ptr<int32_t>() + place,
                     states + group.reverse * H};
-#if defined(ESIM_VNNI)
-    lanes == 16 ? recur_avx512(task) : recur_avx2(task);
+#if defined(ESIM_AVX512_VNNI)
+    if (lanes == 16) recur_avx512(task);
+#endif
+#if defined(ESIM_AVX_VNNI)
+    if (lanes == 8) recur_avx2(task);
 #endif
   });
   return y;

@@ -68,7 +68,7 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
 
   // Lanes of the processor's vectors if it multiplies int8 (AVX512-VNNI: 16, AVX-VNNI: 8), else 0.
   m.def("int8_lanes() -> int");
-  // x [N, D] as int8 [N, D] and what makes numbers of them again, a scale for each row [N].
+  // x [N, D] as int8 [N, D], and the scale of each row [N] that converts it back.
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
   // The recurrence of a packed BiLSTM of H units, quantized. Units come in blocks of `lanes`: gates [N, 2, blocks, 4,
   // lanes] are products with the input's integers, input_scale [N] theirs; bias, scale and offset [2, blocks, 4, lanes]

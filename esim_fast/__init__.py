@@ -36,7 +36,7 @@ else:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = import_module(f".{_HOMES[name]}", __name__)
-        if name not in globals():  # a module of this name is by now
+        if name not in globals():  # importing a module has set its name already
             globals()[name] = getattr(module, name)
         return globals()[name]
 

@@ -52,7 +52,7 @@ class Classifier:
         tokenizer: name of the tokenizer, see :func:`esim_fast.data.get_tokenizer`, or a function of yours.
         training: how the network was trained, as JSON has it; kept with the model, for those who come after.
         precision: "fp32"; "bf16" or (on a GPU) "fp16", under autocast; "int8", with both LSTMs and the large
-            linear layers quantized, on CPUs with VNNI; or "auto", int8 where that can be had, else fp32. It may be
+            linear layers quantized, on CPUs with VNNI; or "auto", int8 where supported, else fp32. It may be
             changed later.
 
     Raises:
@@ -268,7 +268,7 @@ def scored_batches(
         precision: as for :class:`Classifier`.
         options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
     """
-    precision, was_training = inference_precision(precision, net.device), net.training
+    precision, was_training = inference_precision(precision, net.device, net), net.training
     logits_of = partial(quantized_logits, net) if precision == "int8" else net
     try:
         if was_training:

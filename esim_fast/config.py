@@ -1,6 +1,6 @@
 """What a network is built from, and the floating-point formats that it runs in.
 
-The command line's parsers know of it, and do without torch, which takes seconds to import.
+The command line's parsers import this, so it must not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ACTIVATIONS = (None, "relu", "tanh")
 _SIZES = ("hidden_size", "embedding_dim", "vocab_size", "num_labels")
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}  # with torch's names of what autocast takes
-INFERENCE_PRECISIONS = (*PRECISIONS, "int8", "auto")  # auto: int8 where that can be had, else fp32
+INFERENCE_PRECISIONS = (*PRECISIONS, "int8", "auto")  # auto: int8 where supported, else fp32
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def check_precision(precision: str, device: torch.device, known: Iterable[str] =
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The dtype of autocast for a precision; None if it goes without."""
+    """The dtype of autocast for a precision; None if there is none."""
     import torch  # slow to import
 
     name = PRECISIONS[precision]

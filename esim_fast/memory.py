@@ -15,7 +15,7 @@ def short_of_memory(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return first_line(error) or "no memory left"
     if isinstance(error, RuntimeError):
-        import torch  # slow to import, and there if it is torch that says so
+        import torch  # slow to import, and already imported if torch raised the error
 
         if _ALLOCATION.search(str(error)):
             return "a tensor could not be allocated"

@@ -34,7 +34,7 @@ def usable_processors(process: str | os.PathLike[str] = "/proc/self") -> int:
 
 
 def _groups(process: Path) -> Iterator[Path]:
-    """Folders of the process's control groups that may limit its time, each with those that it is in."""
+    """Folders of the process's control groups that may limit its time, each followed by its parents."""
     paths = {}
     for controllers, path in _GROUP.findall(_text(process / "cgroup")):
         if not controllers or "cpu" in controllers.split(","):

@@ -4,28 +4,49 @@ quantized, all else is fp32."""
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import INFERENCE_PRECISIONS, check_precision
+from .layers import Linear
 from .model import ESIM
 from .ops import int8
 from .packed import PackedPairs, check_tokens
 
 
-def inference_precision(precision: str, device: torch.device) -> str:
-    """The precision that inference runs in on a device: "auto" is int8 where that can be had, else fp32.
+def inference_precision(precision: str, device: torch.device, net: ESIM | None = None) -> str:
+    """The precision that inference runs in on a device: "auto" is int8 where supported, else fp32.
+
+    Args:
+        net: the network, if it is there already: not every one can be quantized.
 
     Raises:
-        ValueError: the precision is unknown, or the device cannot do it.
+        ValueError: the precision is unknown, or the device or the network does not support it.
     """
     if precision not in ("int8", "auto"):
         check_precision(precision, device, known=INFERENCE_PRECISIONS)
         return precision
-    if int8.runs_on(device):
-        return "int8"
-    if precision == "auto":
-        return "fp32"
-    raise ValueError("precision int8 needs a CPU with AVX512-VNNI or AVX-VNNI")
+    problem = _why_not(device, net)
+    if problem and precision == "int8":
+        raise ValueError(f"precision int8 needs {problem}")
+    return "fp32" if problem else "int8"
+
+
+def _why_not(device: torch.device, net: ESIM | None) -> str | None:
+    """What is needed for int8, and missing."""
+    if device.type != "cpu":
+        return f"a CPU, and this model is to run on {device}"
+    if not int8.LANES:
+        return "a CPU with AVX512-VNNI or AVX-VNNI"
+    if net is None:
+        return None
+    parameters = [*net.encoder.parameters(), *net.infercomposition.parameters(), *net.linear.parameters()]
+    if others := {parameter.dtype for parameter in parameters} - {torch.float32}:
+        return f"parameters in float32, got {others.pop()}"
+    composition = net.infercomposition.composition
+    plain = type(net.encoder.lstm) is type(composition.lstm) is nn.LSTM and type(composition.F) is Linear
+    if not plain or any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        return "layers as they were made, without hooks and wrappers, which it would leave out"
+    return None
 
 
 @torch.no_grad()
@@ -35,20 +56,20 @@ def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
     Weights are quantized with the first call, and again once they have changed.
 
     Raises:
-        ValueError: the network's parameters are not fp32, or tokens are not below ``vocab_size``.
+        ValueError: the network cannot be quantized, or tokens are not below ``vocab_size``.
     """
-    if net.embedding.weight.dtype != torch.float32:
-        raise ValueError(f"precision int8 is made of parameters in float32, these are {net.embedding.weight.dtype}")
+    inference_precision("int8", net.device, net)
     if len(pairs) == 0:
         return net(pairs)
     check_tokens("tokens", pairs.tokens, net.embedding)
-    x = net.embedding(pairs.tokens)  # [N, embedding_dim]
-    x = int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)  # [N, 2H]
-    rows = pairs.rows(x.shape[1])
-    m = net.inference(x, rows)  # [N, 8H]
-    composition = net.infercomposition.composition
-    y = composition.activation(int8.linear(composition.F, m))  # [N, H]
-    y = int8.bilstm(composition.lstm, y, pairs.batch_sizes)  # [N, 2H]
-    v = net.infercomposition.pool(y, rows)  # [B, 8H]
-    hidden, (activation, _), output = (cast(Any, layer) for layer in list(net.linear.mlp)[1:])
-    return output(activation(int8.linear(hidden, v)))
+    with torch.autocast("cpu", enabled=False):
+        x = net.embedding(pairs.tokens)  # [N, embedding_dim]
+        x = int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)  # [N, 2H]
+        rows = pairs.rows(x.shape[1])
+        m = net.inference(x, rows)  # [N, 8H]
+        composition = net.infercomposition.composition
+        y = composition.activation(int8.linear(composition.F, m))  # [N, H]
+        y = int8.bilstm(composition.lstm, y, pairs.batch_sizes)  # [N, 2H]
+        v = net.infercomposition.pool(y, rows)  # [B, 8H]
+        hidden, (activation, _), output = (cast(Any, layer) for layer in list(net.linear.mlp)[1:])
+        return output(activation(int8.linear(hidden, v)))

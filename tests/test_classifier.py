@@ -67,8 +67,18 @@ def test_int8_or_a_clear_error_and_fp32(model, tmp_path, monkeypatch):
             assert not torch.equal(probabilities, exact)
             torch.testing.assert_close(probabilities, exact, rtol=0.02, atol=0.005)
             assert rounded.predict([]).labels == []
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(rounded.predict(PAIRS).probabilities, probabilities)
         rounded.net.double()
-        with pytest.raises(ValueError, match=r"^precision int8 is made of .* float32, these are torch\.float64$"):
+        rounded.precision = "int8"
+        with pytest.raises(ValueError, match=r"^precision int8 needs parameters in float32, got torch\.float64$"):
+            rounded.predict(PAIRS)
+        rounded.precision = "auto"
+        rounded.predict(PAIRS)  # in fp64, then
+        rounded.net.float().linear.register_forward_hook(lambda *_: None)
+        assert torch.equal(rounded.predict(PAIRS).probabilities, exact)
+        rounded.precision = "int8"
+        with pytest.raises(ValueError, match=r"^precision int8 needs layers as they were made, without hooks"):
             rounded.predict(PAIRS)
     monkeypatch.setattr(int8, "LANES", 0)  # as on a processor without VNNI
     with pytest.raises(ValueError, match=r"^precision int8 needs a CPU with AVX512-VNNI or AVX-VNNI$"):

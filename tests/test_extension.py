@@ -42,7 +42,7 @@ TRITON = {"bilstm_triton", "local_inference_packed_triton", "masked_pool"}
 @pytest.mark.parametrize(
     ("backend", "device", "kernels"),
     [
-        ("cpp", "cpu", {"bilstm", "local_inference_packed", "masked_pool"}),
+        ("cpp", "cpu", {"bilstm_pack", "bilstm_states", "local_inference_packed", "masked_pool"}),
         ("reference", "cpu", set()),
         pytest.param("triton", "cpu", TRITON, marks=pytest.mark.interpreter),
         pytest.param("triton", "cuda", TRITON, marks=pytest.mark.gpu),

@@ -56,10 +56,12 @@ def _imported(name: str) -> Any:
     """The module of a command. It imports torch, which takes seconds, and so is not there before it is needed."""
     if "torch" not in sys.modules:
         choose_threads()
-        gc.disable()  # what modules make, stays: looking for garbage there takes a tenth of a second each time
-        import_module(name)
-        gc.freeze()
-        gc.enable()
+        gc.disable()  # what imports make stays: looking for garbage in it takes a tenth of a second each time
+        try:
+            import_module(name)
+            gc.freeze()
+        finally:
+            gc.enable()
         atexit.register(gc.unfreeze)  # or some of them report a leak
     return import_module(name)
 

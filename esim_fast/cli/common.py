@@ -12,7 +12,6 @@ from ..classifier import Classifier
 from ..data import BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
 from ..data.parallel import processors
 from ..errors import one_line
-from ..ops import products
 from ..quantized import inference_precision
 from .options import UsageError, say
 
@@ -26,13 +25,11 @@ def load_model(options: argparse.Namespace) -> Classifier:
 
 
 def check_possible(check: Callable[[str, torch.device], object], precision: str, device: torch.device) -> None:
-    """Raises UsageError where the device does not have the precision; says where that is of no use."""
+    """Raises UsageError where the device does not have the precision."""
     try:
         check(precision, device)
     except ValueError as error:
         raise UsageError(f"--{error}") from error
-    if precision == "bf16" and device.type == "cpu" and products.bf16_is_slower():
-        say("--precision bf16: slower than fp32 on this processor")
 
 
 def corpus_format(options: argparse.Namespace) -> CorpusFormat:

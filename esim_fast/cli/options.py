@@ -60,7 +60,7 @@ def add_model_use(command: argparse.ArgumentParser) -> None:
         "--precision",
         choices=INFERENCE_PRECISIONS,
         default="fp32",
-        help="default: %(default)s; bf16, fp16: autocast; int8: quantized, on CPUs with VNNI; auto: int8 where it runs",
+        help="default: %(default)s; bf16, fp16: autocast; int8: quantized, on CPUs with VNNI; auto: int8 or fp32",
     )
     add_loading(command)
 
@@ -77,7 +77,7 @@ def add_device(command: argparse.ArgumentParser) -> None:
     """What computes."""
     choices = ("auto", "cpu", "cuda")
     command.add_argument("--device", choices=choices, default="auto", help="default: %(default)s")
-    how_many = "threads that compute; default: one for each core that this process may use"
+    how_many = "number of compute threads; default: one for each core that this process may use"
     command.add_argument("--threads", type=threads, metavar="N", help=how_many)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import hashlib
+import os
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from ..data import load_vectors
 from ..files import write_json
 from ..memory import short_of_memory
 from ..model import ESIM
+from ..ops import products
 from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer, evaluate, initialize
 from ..training.directory import RunDirectory
 from ..training.distributed import joined, lost_connection, started_by_torchrun, this_worker
@@ -45,6 +47,9 @@ def run(options: argparse.Namespace) -> int | None:
         raise UsageError("--embedding-dim and --vectors exclude each other")
     device = common.device_of(options)
     common.check_possible(check_precision, recipe.precision, device)
+    leads = os.environ.get("RANK", "0") == "0"
+    if recipe.precision == "bf16" and device.type == "cpu" and leads and products.bf16_is_slower():
+        say("esim-fast: --precision bf16 is slower than fp32 on this processor")
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:

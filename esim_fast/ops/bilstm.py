@@ -86,7 +86,7 @@ def bilstm(
         x = x.to(dtype)
         if backend == "triton":
             y = apply(_TritonBiLSTM, x, *weights, first_row, int(batch_sizes[0]), _precision())[0]
-        elif can_order(x, *weights):
+        elif can_order(x, *weights, dtype=x.dtype):
             y = _states(x, batch_sizes, weights)
         else:
             y = apply(_BiLSTM, x, batch_sizes, *weights)[0]
@@ -140,16 +140,16 @@ def _states(x: Tensor, batch_sizes: Tensor, weights: Sequence[Tensor]) -> Tensor
     return torch.ops.esim_fast.bilstm_states(gates, w_h, batch_sizes)
 
 
-def _pack(w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
+def _pack(w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, *, order=ordered):
     """For the product with the input, which is one for both directions, and for the recurrence."""
     bias = torch.cat([b_ih + b_hh, b_ih_r + b_hh_r])
-    return ordered(torch.cat([w_ih, w_ih_r])), bias, torch.ops.esim_fast.bilstm_pack(w_hh, w_hh_r)
+    return order(torch.cat([w_ih, w_ih_r])), bias, torch.ops.esim_fast.bilstm_pack(w_hh, w_hh_r)
 
 
-def _pack_bf16(w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
+def _pack_bf16(*weights):
     """The same with the product in bf16."""
-    bias = torch.cat([b_ih + b_hh, b_ih_r + b_hh_r]).bfloat16()
-    return ordered_bf16(torch.cat([w_ih, w_ih_r])), bias, torch.ops.esim_fast.bilstm_pack(w_hh, w_hh_r)
+    w_x, bias, w_h = _pack(*weights, order=ordered_bf16)
+    return w_x, bias.bfloat16(), w_h
 
 
 def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, w_hh_r, x_needed):

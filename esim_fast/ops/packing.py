@@ -1,7 +1,7 @@
-"""What is made of parameters, kept with them for as long as they do not change.
+"""Caches what is made of parameters, for as long as these do not change.
 
-Weights that are only read, again and again, are best read in the order in which a kernel wants them. That takes as much
-memory again as they do.
+Weights that are only read, again and again, are best read in the order in which a kernel wants them. The copy takes as
+much memory as they do, until they change and are used again or die.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _SAMPLED = 64  # elements of each parameter
 
 
 class _Kept(NamedTuple):
-    """An entry is replaced as a whole, so that threads need no lock: at worst each makes it once."""
+    """An entry is replaced as a whole, so that threads need no lock: at worst each thread makes it once."""
 
     parameters: list[ref]
     state: list[tuple]
@@ -32,7 +32,7 @@ _kept = WeakIdKeyDictionary()  # by the first parameter, and what was made of it
 
 
 def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
-    """``make(*parameters)``, of what was made before if no parameter has changed since: for what is not differentiated.
+    """``make(*parameters)``, or what it returned before if no parameter has changed since: for use without gradients.
 
     A change is noticed by the parameters' identities and memory, by PyTorch's count of changes in place and, for those
     that it does not count (through ``.data``, a NumPy array or shared memory), by 64 elements spread over each
@@ -50,7 +50,7 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
     if kept is not None and _is_current(kept, parameters, state):
         return kept.value
     sampled = [_spread(parameter) for parameter in parameters]
-    sample = torch.cat(sampled)  # before what is made: a change in the meantime is one since
+    sample = torch.cat(sampled)  # first, so that a change while it is made is noticed later
     value = make(*parameters)
     by_function[make] = _Kept([ref(parameter) for parameter in parameters], state, sampled, sample, value)
     return value
@@ -90,7 +90,7 @@ def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple])
 
 
 def _spread(x: Tensor) -> Tensor:
-    """A view of elements that lie evenly spread, in ever new columns; as integers, for NaN does not equal itself."""
+    """A view of elements evenly spread, in different columns; as integers, because NaN does not equal itself."""
     step = max(x.numel() // _SAMPLED, 1)
     while gcd(step, x.shape[-1]) > 1:
         step -= 1

@@ -1,11 +1,11 @@
-"""Matrix products on the CPU: MKL's, which PyTorch asks, or oneDNN's, which PyTorch ships but does not ask.
+"""Matrix products on the CPU: MKL's, which PyTorch uses, or oneDNN's, which PyTorch ships but does not use for fp32.
 
-MKL keeps to AVX2 on processors that are not Intel's; oneDNN uses AVX-512 there too. On an AMD EPYC (Zen 5, 2 cores,
+MKL uses only AVX2 on processors that are not Intel's; oneDNN uses AVX-512 there too. On an AMD EPYC (Zen 5, 2 cores,
 torch 2.13.0) it is 2.1 times as fast at the products of an LSTM and of the projection, and takes transposed operands as
 they are. On an Intel Xeon (Sapphire Rapids) MKL is as fast at these and 1.1 to 1.8 times as fast at their gradients.
 
 Weights that do not change are put in oneDNN's order once: on the Xeon a product with 24 rows then takes 0.7 times as
-long as without and 0.85 times as long as MKL's, and one with 2800 rows no longer than either.
+long as without and 0.85 times as long as MKL's, and one with 2800 rows as long as both.
 """
 
 from pathlib import Path
@@ -34,11 +34,11 @@ _BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _MKL = torch.backends.mkl.is_available() and _is_intel()
 
 
-def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
+def _onednn_takes(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     # A compiler chooses by itself, and takes weights from oneDNN only if they are constants.
     if torch.compiler.is_compiling() or not (_ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.enabled):
         return False
-    return weight.dtype == torch.float32 and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _BF16))
+    return weight.dtype == torch.float32 and (dtype == torch.float32 or (dtype == torch.bfloat16 and _BF16))
 
 
 def _is_large(x: Tensor, weight: Tensor) -> bool:
@@ -46,7 +46,7 @@ def _is_large(x: Tensor, weight: Tensor) -> bool:
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
-    return not _MKL and x.dtype == torch.float32 and _is_large(x, weight) and _onednn_takes(x, weight)
+    return not _MKL and x.dtype == torch.float32 and _is_large(x, weight) and _onednn_takes(x, weight, x.dtype)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,9 +59,10 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def can_order(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether ``x`` may be multiplied with what ``ordered`` once made of parameters, of which the first is a weight."""
-    return _onednn_takes(x, parameters[0]) and can_keep(*parameters) and not recorded(x, *parameters)
+def can_order(x: Tensor, *parameters: Tensor, dtype: torch.dtype) -> bool:
+    """Whether ``x`` may be multiplied in a dtype with what was once made of parameters, the first of them a weight, by
+    ``ordered`` or ``ordered_bf16``."""
+    return _onednn_takes(x, parameters[0], dtype) and can_keep(*parameters) and not recorded(x, *parameters)
 
 
 def ordered(weight: Tensor) -> Tensor:
@@ -91,11 +92,12 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``torch.nn.functional.linear`` of ``x [M, K]``, with its gradients."""
-    dtype = autocast_dtype(x.device) or x.dtype
-    if _is_large(x, weight) and can_order(rounded := x.to(dtype), weight, bias):
+    dtype = autocast_dtype(x.device) or torch.float32
+    fits = x.dtype in (torch.float32, dtype) and _is_large(x, weight)
+    if fits and can_order(x, weight, bias, dtype=dtype):
         order = ordered_bf16 if dtype == torch.bfloat16 else ordered
-        return onednn_product(rounded, packed(order, weight), bias.to(dtype))
-    use_onednn = _for_onednn(x, weight) and dtype == x.dtype
+        return onednn_product(x.to(dtype), packed(order, weight), bias.to(dtype))
+    use_onednn = dtype == torch.float32 and _for_onednn(x, weight)
     return apply(_Linear, x, weight, bias) if use_onednn else functional.linear(x, weight, bias)
 
 
@@ -105,7 +107,7 @@ def bf16_is_slower() -> bool:
 
     def seconds(dtype: torch.dtype) -> float:
         begin = perf_counter()
-        functional.linear(x.to(dtype), weight.to(dtype)).float()
+        product(x.to(dtype), weight.to(dtype)).float()
         return perf_counter() - begin
 
     times = {dtype: min(seconds(dtype) for _ in range(6)) for dtype in (torch.float32, torch.bfloat16)}

@@ -2,8 +2,7 @@
 
 import json
 
-from esim_fast.ops import products
-from tests.cli.commands import TRAIN, esim_fast, fails, succeeds, write_tsv
+from tests.cli.commands import TRAIN, fails, succeeds, write_tsv
 
 
 def test_report(model, corpus):
@@ -34,11 +33,3 @@ def test_precision(model, corpus):
     exact, rounded = (json.loads(succeeds("evaluate", model, corpus, "--precision", name)) for name in ("fp32", "auto"))
     assert rounded["confusion_matrix"] == exact["confusion_matrix"]
     assert "invalid choice: 'int4'" in fails("evaluate", model, corpus, "--precision", "int4")
-
-
-def test_bf16_where_it_is_slower(model, corpus, monkeypatch):
-    for slower in (True, False):
-        monkeypatch.setattr(products, "bf16_is_slower", lambda slower=slower: slower)
-        result = esim_fast("evaluate", model, corpus, "--precision", "bf16", "--device", "cpu")
-        assert result.returncode == 0
-        assert result.stderr.count("slower than fp32 on this processor") == slower

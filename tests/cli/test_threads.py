@@ -26,6 +26,7 @@ def test_what_the_user_has_set_stays(usable, given, chosen):
     with (
         mock.patch.object(threads, "usable_processors", return_value=usable),
         mock.patch.object(os, "cpu_count", return_value=8),
+        mock.patch.object(os, "sched_getaffinity", create=True, return_value=set(range(8))),
         mock.patch.dict(os.environ, given, clear=True),
     ):
         threads.choose_threads()

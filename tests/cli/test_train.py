@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from esim_fast.ops import products
 from tests.cli.commands import SMALL, esim_fast, fails, succeeds, training
 
 
@@ -24,6 +25,14 @@ def test_messages(corpus, tmp_path):
     assert "is done after 2 epochs\n" in esim_fast(*options, "--resume").stderr
     begun = esim_fast(*training(corpus, tmp_path / "n", "--resume"))
     assert "n: nothing to resume, so a run begins\n" in begun.stderr
+
+
+def test_bf16_where_it_is_slower(corpus, tmp_path, monkeypatch):
+    for slower in (True, False):
+        monkeypatch.setattr(products, "bf16_is_slower", lambda slower=slower: slower)
+        result = esim_fast(*training(corpus, tmp_path / str(slower), "--precision", "bf16", "--device", "cpu"))
+        assert result.returncode == 0
+        assert result.stderr.count("--precision bf16 is slower than fp32 on this processor\n") == slower
 
 
 def test_every_knob_is_an_option_and_written_down(corpus, tmp_path):

@@ -157,6 +157,8 @@ def test_wrong_arguments_of_every_kind(name):
     ],
 )
 def test_sizes_that_lie(name, changes, message):
+    if name not in CALLS:
+        pytest.skip("this processor has no VNNI")
     arguments = [changes.get(number, argument) for number, argument in enumerate(CALLS[name])]
     with pytest.raises(RuntimeError, match=message):
         call(name, arguments)

@@ -1,5 +1,7 @@
 """Inference in int8: the kernels against plain PyTorch that quantizes alike, and both against fp64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,7 +39,7 @@ def test_rows_of_zeros_and_rows_that_are_not_finite():
     x = torch.tensor([[0.0, -0.0], [1e-38, -1e-39], [1.0, torch.nan], [-torch.inf, 1.0], [3.4e38, -1.7e38]])
     for quantize in (OPERATORS.quantize_rows, reference.quantized_rows):
         q, scale = quantize(x)
-        assert q.tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [127, -64]] or q[4, 1] == -63
+        assert q.tolist() in [[[0, 0], [0, 0], [0, 0], [0, 0], [127, last]] for last in (-63, -64)]
         assert scale.isnan().tolist() == [False, False, True, True, False]
 
 
@@ -114,5 +116,8 @@ if int8.LANES:
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_kind_of_processor(capability):
-    lanes = int(output_of(ON_ONE_PROCESSOR, ATEN_CPU_CAPABILITY=capability))
-    assert lanes in {"default": (0,), "avx2": (0, 8), "avx512": (0, 8, 16)}[capability]
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 2)[1].split()
+    expected = 8 if capability != "default" and "avx_vnni" in flags else 0
+    if capability == "avx512" and "avx512_vnni" in flags:
+        expected = 16
+    assert int(output_of(ON_ONE_PROCESSOR, ATEN_CPU_CAPABILITY=capability)) == expected

@@ -221,6 +221,7 @@ class Maker:
 
 
 def test_made_once():
+    gc.collect()
     make, others = Maker(), Maker()
     parameters = nn.Parameter(torch.randn(70, 300)), nn.Parameter(torch.full((3,), torch.nan))
     values = [packed(make, *parameters) for _ in range(3)]

@@ -11,7 +11,8 @@ import torch
 
 from tests.processes import start
 
-ALLOWED = 16.0  # MiB after the first steps; without bounds for what oneDNN remembers, it would be 160 here
+# MiB after the first epoch and its evaluation. Without bounds for what oneDNN remembers, it would be 160 here.
+ALLOWED = 16.0
 
 
 def note_memory(file):
@@ -39,11 +40,11 @@ def test_memory_stays_flat(tmp_path):
         rows.append("\t".join([label, *sentences]) + "\n")
     path.write_text("".join(rows))
     files = ["--train", path, "--dev", path, "--output", tmp_path / "m"]
-    options = ["--hidden-size", 16, "--embedding-dim", 16, "--batch-size", 4, "--epochs", 2, "--patience", 0]
+    options = ["--hidden-size", 16, "--embedding-dim", 16, "--batch-size", 4, "--epochs", 3, "--patience", 0]
     prepare = functools.partial(note_memory, tmp_path / "notes")
     with start("train", *files, *options, "--ema-decay", 0.99, prepare=prepare) as command:
         code, _, stderr = command.finish()
     assert code == 0, stderr
     looks = [float(line) for line in (tmp_path / "notes").read_text().splitlines()]
-    assert len(looks) == 150
-    assert max(looks) - looks[30] <= ALLOWED, f"MiB after every tenth step: {looks[::10]}"
+    assert len(looks) == 225
+    assert max(looks) - looks[100] <= ALLOWED, f"MiB after every tenth step: {looks[::10]}"
