@@ -198,13 +198,6 @@ ESIM_FOR_EACH_PROCESSOR(pack_part, pack, Part)
 ESIM_FOR_EACH_PROCESSOR(forward_task, forward, Task)
 ESIM_FOR_EACH_PROCESSOR(backward_task, backward, Task)
 
-void check(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.scalar_type() == ScalarType::Float &&
-              tensor.is_contiguous() && tensor.is_cpu();
-  for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
-  STD_TORCH_CHECK(fits, "esim_fast: ", name, " must be a contiguous float32 tensor on the CPU, of the right shape");
-}
-
 int64_t hidden_size(const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) >= kGates, "esim_fast: recurrent weights must be [4H, H]");
   return weight.size(0) / kGates;  // not the other size: four times that could overflow

@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -84,22 +83,23 @@ ESIM_INLINE Vector<int32_t, lanes> rounded(const Vector<float, lanes>& x) {
   return (Vector<int32_t, lanes>)(x + 12582912.0f) - 0x4B400000;
 }
 
+// Writes the integers of a row, plus an offset, and returns their scale.
+template <int lanes, int offset, typename Integer>
+ESIM_INLINE float quantize_row(Integer* q, const float* x, int64_t width) {
+  using I = Vector<int32_t, lanes>;
+  const float magnitude = magnitude_of<lanes>(x, width), factor = factor_of(magnitude);
+  for (int64_t d = 0; d < width; d += lanes) {
+    const I integers = factor == 0.0f ? I{} : rounded<lanes>(load<Vector<float, lanes>>(x + d, width - d) * factor);
+    store(q + d, __builtin_convertvector(integers + offset, Vector<Integer, lanes>), width - d);
+  }
+  return magnitude / kMost;
+}
+
 template <int lanes, int>
 ESIM_INLINE void quantize(const Rows& rows) {
-  using V = Vector<float, lanes>;
   for (int64_t row = rows.first; row < rows.last; ++row) {
-    const float* x = rows.x + row * rows.width;
-    int8_t* q = rows.q + row * rows.width;
-    const float magnitude = magnitude_of<lanes>(x, rows.width), factor = factor_of(magnitude);
-    rows.scale[row] = magnitude / kMost;
-    if (factor == 0.0f) {
-      std::fill_n(q, rows.width, int8_t{0});
-      continue;
-    }
-    for (int64_t d = 0; d < rows.width; d += lanes) {
-      const auto integers = rounded<lanes>(load<V>(x + d, rows.width - d) * factor);
-      store(q + d, __builtin_convertvector(integers, Vector<int8_t, lanes>), rows.width - d);
-    }
+    const int64_t place = row * rows.width;
+    rows.scale[row] = quantize_row<lanes, 0>(rows.q + place, rows.x + place, rows.width);
   }
 }
 
@@ -207,13 +207,7 @@ ESIM_INLINE void recur(const Task& task) {
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      const float* y = task.y + task.row(t, i) * 2 * H;
-      const float magnitude = magnitude_of<lanes>(y, H), factor = factor_of(magnitude);
-      h_scale[i] = magnitude / kMost;
-      for (int64_t d = 0; d < H; d += lanes) {
-        const auto integers = factor == 0.0f ? I{} : rounded<lanes>(load<V>(y + d, H - d) * factor);
-        store(h.data() + i * padded + d, __builtin_convertvector(integers + kToUnsigned, Vector<uint8_t, lanes>), H - d);
-      }
+      h_scale[i] = quantize_row<lanes, kToUnsigned>(h.data() + i * padded, task.y + task.row(t, i) * 2 * H, H);
     }
   }
 }
@@ -244,13 +238,6 @@ std::tuple<Tensor, Tensor> quantize_rows(const Tensor& input) {
   return {q, scale};
 }
 
-void check(const Tensor& tensor, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.scalar_type() == type &&
-              tensor.is_contiguous() && tensor.is_cpu();
-  for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
-  STD_TORCH_CHECK(fits, "esim_fast: ", name, " must be contiguous, on the CPU, and of the right dtype and shape");
-}
-
 Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor& bias, const Tensor& weight,
                    const Tensor& scale, const Tensor& offset, int64_t H, const Tensor& batch_sizes) {
   const int64_t lanes = int8_lanes();
@@ -258,12 +245,12 @@ Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor&
   STD_TORCH_CHECK(0 < H && H <= kMostUnits, "esim_fast: ", H, " hidden units are not supported");
   const Steps steps(batch_sizes);
   const int64_t blocks = (H + lanes - 1) / lanes, terms = (H + kTerms - 1) / kTerms, N = steps.rows;
-  check(gates, "gates", ScalarType::Float, {N, 2, blocks, kGates, lanes});
-  check(input_scale, "input_scale", ScalarType::Float, {N});
-  check(bias, "bias", ScalarType::Float, {2, blocks, kGates, lanes});
-  check(weight, "weight", ScalarType::Char, {2, blocks, terms, kGates, lanes, kTerms});
-  check(scale, "scale", ScalarType::Float, {2, blocks, kGates, lanes});
-  check(offset, "offset", ScalarType::Int, {2, blocks, kGates, lanes});
+  check(gates, "gates", {N, 2, blocks, kGates, lanes});
+  check(input_scale, "input_scale", {N});
+  check(bias, "bias", {2, blocks, kGates, lanes});
+  check(weight, "weight", {2, blocks, terms, kGates, lanes, kTerms}, ScalarType::Char);
+  check(scale, "scale", {2, blocks, kGates, lanes});
+  check(offset, "offset", {2, blocks, kGates, lanes}, ScalarType::Int);
   Tensor y = torch::stable::new_empty(gates, {N, 2 * H});
   float* const states = y.mutable_data_ptr<float>();
   const int64_t width = blocks * kGates * lanes;

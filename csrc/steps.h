@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <vector>
 
 #include "rows.h"
@@ -53,6 +54,16 @@ struct Group {
   // The t-th step in the order in which states are computed.
   int64_t in_order(int64_t n) const { return reverse ? steps->count() - 1 - n : n; }
 };
+
+// Operators can be called directly: what a recurrence reads must be there.
+inline void check(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape,
+                  ScalarType type = ScalarType::Float) {
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.scalar_type() == type &&
+              tensor.is_contiguous() && tensor.is_cpu();
+  for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
+  const char* dtype = type == ScalarType::Float ? "float32" : type == ScalarType::Char ? "int8" : "int32";
+  STD_TORCH_CHECK(fits, "esim_fast: ", name, " must be a contiguous ", dtype, " tensor on the CPU, of the right shape");
+}
 
 // Calls run(group) for each direction of each group of sentences. Sentences do not depend on each other: a task runs
 // through all time steps without waiting for another.

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
@@ -19,6 +18,7 @@ from .explanation import Explanation
 from .files import check_entries, load_safetensors, parse_json, replace_file, write_json
 from .model import ESIM
 from .ops.backends import backends_of_ops
+from .packed import PackedPairs
 from .quantized import inference_precision, quantized_logits
 from .tokenizing import name_of
 
@@ -269,18 +269,22 @@ def scored_batches(
         options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
     """
     precision, was_training = inference_precision(precision, net.device, net), net.training
-    logits_of = partial(quantized_logits, net) if precision == "int8" else net
     try:
         if was_training:
             net.eval()
         for batch in batches(pairs, batch_size, shuffle=False, pin_memory=net.device.type == "cuda", **options):
             if len(batch):
-                with autocast("fp32" if precision == "int8" else precision, net.device):
-                    scores = logits_of(batch.pairs.to(net.device))
-                yield batch, scores.float().cpu()
+                yield batch, _logits(net, batch.pairs.to(net.device), precision).float().cpu()
     finally:
         if was_training:
             net.train()
+
+
+def _logits(net: ESIM, pairs: PackedPairs, precision: str) -> Tensor:
+    if precision == "int8":
+        return quantized_logits(net, pairs)
+    with autocast(precision, net.device):
+        return net(pairs)
 
 
 def _is_pair(value: Any) -> bool:

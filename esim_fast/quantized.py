@@ -4,12 +4,13 @@ quantized, all else is fp32."""
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import INFERENCE_PRECISIONS, check_precision
 from .layers import Linear
 from .model import ESIM
 from .ops import int8
+from .ops.bilstm import is_plain_fp32
 from .packed import PackedPairs, check_tokens
 
 
@@ -43,7 +44,8 @@ def _why_not(device: torch.device, net: ESIM | None) -> str | None:
     if others := {parameter.dtype for parameter in parameters} - {torch.float32}:
         return f"parameters in float32, got {others.pop()}"
     composition = net.infercomposition.composition
-    plain = type(net.encoder.lstm) is type(composition.lstm) is nn.LSTM and type(composition.F) is Linear
+    plain = is_plain_fp32(net.encoder.lstm) and is_plain_fp32(composition.lstm)
+    plain = plain and type(composition.F) is type(net.linear.mlp[1]) is Linear
     if not plain or any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return "layers as they were made, without hooks and wrappers, which it would leave out"
     return None
@@ -55,10 +57,12 @@ def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
 
     Weights are quantized with the first call, and again once they have changed.
 
+    Args:
+        net: one that :func:`inference_precision` has int8 for.
+
     Raises:
-        ValueError: the network cannot be quantized, or tokens are not below ``vocab_size``.
+        ValueError: tokens are not below ``vocab_size``.
     """
-    inference_precision("int8", net.device, net)
     if len(pairs) == 0:
         return net(pairs)
     check_tokens("tokens", pairs.tokens, net.embedding)

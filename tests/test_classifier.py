@@ -75,10 +75,15 @@ def test_int8_or_a_clear_error_and_fp32(model, tmp_path, monkeypatch):
             rounded.predict(PAIRS)
         rounded.precision = "auto"
         rounded.predict(PAIRS)  # in fp64, then
-        rounded.net.float().linear.register_forward_hook(lambda *_: None)
+        hook = rounded.net.float().linear.register_forward_hook(lambda *_: None)
         assert torch.equal(rounded.predict(PAIRS).probabilities, exact)
         rounded.precision = "int8"
         with pytest.raises(ValueError, match=r"^precision int8 needs layers as they were made, without hooks"):
+            rounded.predict(PAIRS)
+        hook.remove()
+        rounded.predict(PAIRS)
+        rounded.net.encoder.lstm = torch.nn.LSTM(5, 6, num_layers=2, bidirectional=True)  # of which one layer would run
+        with pytest.raises(ValueError, match=r"^precision int8 needs layers as they were made"):
             rounded.predict(PAIRS)
     monkeypatch.setattr(int8, "LANES", 0)  # as on a processor without VNNI
     with pytest.raises(ValueError, match=r"^precision int8 needs a CPU with AVX512-VNNI or AVX-VNNI$"):

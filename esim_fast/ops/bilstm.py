@@ -28,7 +28,7 @@ _MANY_SENTENCES = 512
 def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
     """Those that take such input, the best one first."""
     autocast = autocast_dtype(x.device) is not None
-    if not ((x.dtype == torch.float32 or autocast) and _is_plain_fp32(lstm)):
+    if not ((x.dtype == torch.float32 or autocast) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
     if x.is_cuda and not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
         # On an H100 cuDNN's many launches are hidden by then, and its products in fp32 are faster.
@@ -78,8 +78,7 @@ def bilstm(
     backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), x)
     if backend in ("cudnn", "reference"):
         return _torch_lstm(lstm, x, batch_sizes)
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    weights = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
+    weights = [weight for direction in lstm.all_weights for weight in direction]
     if backend == "triton" and first_row is None:
         first_row = move(batch_sizes.cumsum(0) - batch_sizes, x.device)
     with torch.autocast(x.device.type, enabled=False):
@@ -103,7 +102,7 @@ def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
 def _torch_lstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
     """``lstm`` itself, without cuDNN's limits on a GPU: fp16 under bf16 autocast, no gradients in evaluation mode."""
     device = x.device.type
-    if device == "cpu" or not _is_plain_fp32(lstm):
+    if device == "cpu" or not is_plain_fp32(lstm):
         return lstm(PackedSequence(x, batch_sizes))[0].data
     bf16 = autocast_dtype(x.device) == torch.bfloat16
     # Autocast has one lower precision for cuDNN's LSTMs, fp16, whatever it was asked for: gradients would underflow.
@@ -125,7 +124,7 @@ def _in_training_mode(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
     return torch.lstm(x, batch_sizes, (zeros, zeros), weights, True, 1, 0.0, True, True)[0]
 
 
-def _is_plain_fp32(lstm: nn.Module) -> bool:
+def is_plain_fp32(lstm: nn.Module) -> bool:
     """Whether all that ``lstm`` does is in its parameters: it may have been quantized, or given hooks."""
     if type(lstm) is not nn.LSTM or lstm.weight_ih_l0.dtype != torch.float32:
         return False

@@ -84,11 +84,6 @@ def _made(make: Callable[..., Any], *parameters: Tensor) -> Any:
     return packed(make, *parameters) if can_keep(*parameters) else make(*parameters)
 
 
-def runs_on(device: torch.device) -> bool:
-    """Whether there is inference in int8."""
-    return device.type == "cpu" and LANES > 0
-
-
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)`` with ``x [N, K]``, quantized: float32."""
     if len(x) == 0:
@@ -102,9 +97,7 @@ def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
     """As :func:`esim_fast.ops.bilstm`, quantized: float32 ``[N, 2H]``."""
     if len(x) == 0:
         return x.new_zeros(0, 2 * lstm.hidden_size)
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    parameters = [getattr(lstm, f"{name}_l0{direction}") for direction in ("", "_reverse") for name in names]
-    weights = _made(_quantized_lstm, *parameters)
+    weights = _made(_quantized_lstm, *(weight for direction in lstm.all_weights for weight in direction))
     q, scale = torch.ops.esim_fast.quantize_rows(x)
     gates = weights.input.product(q).view(len(x), *weights.bias.shape)
     return torch.ops.esim_fast.bilstm_int8(gates, scale, *weights[1:], lstm.hidden_size, batch_sizes)

@@ -2,10 +2,9 @@
 
 MKL uses only AVX2 on processors that are not Intel's; oneDNN uses AVX-512 there too. On an AMD EPYC (Zen 5, 2 cores,
 torch 2.13.0) it is 2.1 times as fast at the products of an LSTM and of the projection, and takes transposed operands as
-they are. On an Intel Xeon (Sapphire Rapids) MKL is as fast at these and 1.1 to 1.8 times as fast at their gradients.
+they are. On Intel's processors MKL is as fast at these and faster at their gradients.
 
-Weights that do not change are put in oneDNN's order once: on the Xeon a product with 24 rows then takes 0.7 times as
-long as without and 0.85 times as long as MKL's, and one with 2800 rows as long as both.
+Weights that do not change are put in oneDNN's order once: products of few rows, as of a single pair, are faster then.
 """
 
 from pathlib import Path

@@ -110,13 +110,11 @@ def int8_bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
     are multiplied: ``x [N, D]`` to ``[N, 2H]``."""
     sizes, first = batch_sizes.tolist(), (batch_sizes.cumsum(0) - batch_sizes).tolist()
     y = x.new_zeros(len(x), 2 * lstm.hidden_size)
-    for direction, half in zip(("", "_reverse"), y.chunk(2, dim=1), strict=True):
-        w_ih, w_hh, b_ih, b_hh = (
-            getattr(lstm, f"{name}_l0{direction}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
+    orders = range(len(sizes)), range(len(sizes))[::-1]  # of the steps, forward and backward
+    for (w_ih, w_hh, b_ih, b_hh), order, half in zip(lstm.all_weights, orders, y.chunk(2, dim=1), strict=True):
         gates, nothing = int8_linear(x, w_ih, b_ih + b_hh), torch.zeros_like(b_hh)
         h = c = x.new_zeros(0, lstm.hidden_size)
-        for t in reversed(range(len(sizes))) if direction else range(len(sizes)):
+        for t in order:
             rows = slice(first[t], first[t] + sizes[t])
             # Sentences that begin here have zeros for a state, those that have ended lose theirs.
             h, c = (functional.pad(state, (0, 0, 0, sizes[t] - len(state))) for state in (h, c))
