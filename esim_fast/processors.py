@@ -10,6 +10,11 @@ _GROUP = re.compile(r"^\d+:(.*?):(.*)$", re.MULTILINE)
 _MOUNT = re.compile(r"^(?:\S+ ){3}(\S+) (\S+) .* - (cgroup2?) ", re.MULTILINE)
 
 
+def bound_processors() -> int:
+    """How many processors this process is bound to, of all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_processors(process: str | os.PathLike[str] = "/proc/self") -> int:
     """The least of what the machine has, what this process is bound to and, in Linux, what its control groups grant.
 
@@ -18,9 +23,7 @@ def usable_processors(process: str | os.PathLike[str] = "/proc/self") -> int:
     Args:
         process: the folder in which the system describes it.
     """
-    counts = [os.cpu_count() or 1]
-    if hasattr(os, "sched_getaffinity"):
-        counts.append(len(os.sched_getaffinity(0)))
+    counts = [os.cpu_count() or 1, bound_processors()]
     for group in _groups(Path(process)):
         # A file in version 2, two in version 1; "max" or -1 is no limit.
         found = _text(group / "cpu.max") or f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"

@@ -43,10 +43,16 @@ def run(options: argparse.Namespace) -> None:
         with tqdm.external_write_mode(sys.stderr):
             common.list_bad_rows(name, [row])
 
-    how: dict[str, Any] = {"corpus_format": common.corpus_format(options), "batch_size": options.batch_size}
-    how["workers"] = common.workers(options)
-    on_bad_row = None if options.stop_at_bad_row else report
-    blocks = predict_blocks(model, source, write.line_of, name=name, on_bad_row=on_bad_row, **how)
+    blocks = predict_blocks(
+        model,
+        source,
+        write.line_of,
+        name=name,
+        corpus_format=common.corpus_format(options),
+        batch_size=options.batch_size,
+        on_bad_row=None if options.stop_at_bad_row else report,
+        workers=common.workers(options),
+    )
     with _progress(options.file) as bar, closing(blocks):
         for block in blocks:
             print("".join(block.answers), end="", flush=True)

@@ -2,7 +2,7 @@
 
 import os
 
-from ..processors import usable_processors
+from ..processors import bound_processors, usable_processors
 
 SPINS = 1000  # rounds in which a thread of libgomp looks for work before it sleeps; libgomp's default is 300,000
 
@@ -13,8 +13,10 @@ def choose_threads() -> None:
     torch itself starts a thread for each core that this process is bound to. It knows nothing of a container's CPU
     quota, nor that threads which spin while they wait slow everything down on a busy machine.
     """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if (usable := usable_processors()) < bound and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys():
+    if (usable := usable_processors()) < bound_processors() and not {
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+    } & os.environ.keys():
         os.environ["OMP_NUM_THREADS"] = str(usable)
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)

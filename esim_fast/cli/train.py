@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import hashlib
-import os
 import signal
 import sys
 import threading
@@ -47,9 +46,6 @@ def run(options: argparse.Namespace) -> int | None:
         raise UsageError("--embedding-dim and --vectors exclude each other")
     device = common.device_of(options)
     common.check_possible(check_precision, recipe.precision, device)
-    leads = os.environ.get("RANK", "0") == "0"
-    if recipe.precision == "bf16" and device.type == "cpu" and leads and products.bf16_is_slower():
-        say("esim-fast: --precision bf16 is slower than fp32 on this processor")
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:
@@ -125,6 +121,8 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
 
     def say_what_begins() -> None:  # only then: until there a mistake is the one line on stderr
         if first and worker.leads:
+            if recipe.precision == "bf16" and plan.device.type == "cpu" and products.bf16_is_slower():
+                say("esim-fast: --precision bf16 is slower than fp32 on this processor")
             data.describe()
             if plan.files.unlabeled:
                 say(f"{plan.files.unlabeled}: not used, because it has no labels")
