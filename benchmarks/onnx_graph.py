@@ -27,18 +27,20 @@ def onnx_session(net: nn.Module, int8: bool = False) -> Callable[[PairBatch], Te
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    model = onnx_model(net)
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        if int8:
-            quantize_dynamic(model, path, op_types_to_quantize=["LSTM", "MatMul"])
-        content = path.read_bytes() if int8 else model.SerializeToString()
+    content = (_quantized if int8 else ModelProto.SerializeToString)(onnx_model(net))
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
 
     def logits(batch: PairBatch) -> Tensor:
         return torch.from_numpy(session.run(None, {name: getattr(batch, name).numpy() for name in INPUTS})[0])
 
     return logits
+
+
+def _quantized(model: ModelProto) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        quantize_dynamic(model, path, op_types_to_quantize=["LSTM", "MatMul"])
+        return path.read_bytes()
 
 
 def onnx_model(net: nn.Module) -> ModelProto:

@@ -16,8 +16,7 @@ from benchmarks.baselines import EAGER
 from benchmarks.corpus import make_batches
 from benchmarks.measure import DEVICE, PRECISIONS, Variant
 from benchmarks.models import BATCHES, COMPILED, LABELS, OURS, PEERS, Model, logits_of, models, timed, variants
-from esim_fast.ops import int8
-from esim_fast.quantized import quantized_logits
+from esim_fast.quantized import inference_precision, quantized_logits
 
 ONNX, ONNX_INT8, OURS_INT8 = "ONNX Runtime", "ONNX Runtime, int8 (not as exact)", "esim_fast, int8"
 PAIRS = [1, 32, 128, *(pytest.param(pairs, marks=pytest.mark.full) for pairs in (512, 1024))]
@@ -45,32 +44,25 @@ def in_onnx_runtime(model, precision):
     return Model(model.net, lambda batch: session()(batch))
 
 
-@pytest.mark.parametrize("variant", [*PEERS, *COMPILED, ONNX, *OURS])
+def in_int8(eager, ours, pairs, precision):
+    """ONNX Runtime's is less exact, and held to a quarter of the logits' norm."""
+    if precision != "fp32" or inference_precision("auto", DEVICE) != "int8":
+        return dict.fromkeys((ONNX_INT8, OURS_INT8), "beside fp32, on a CPU with VNNI")
+    quantized = Model(ours.net, lambda batch: quantized_logits(ours.net, batch.pairs))
+    return variants({ONNX_INT8: in_onnx_runtime(eager, "int8")}, pairs, "rough int8", training=False) | variants(
+        {OURS_INT8: quantized}, pairs, "int8", training=False
+    )
+
+
+@pytest.mark.parametrize("variant", [*PEERS, *COMPILED, ONNX, *OURS, ONNX_INT8, OURS_INT8])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("pairs", PAIRS)
 def test_inference(variant, pairs, precision, full, race):
     def contenders():
         found = models(precision, full)
-        found = found | {ONNX: in_onnx_runtime(found[EAGER], precision)}
-        return variants(found, pairs, precision, training=False)
-
-    race(variant, contenders)
-
-
-@pytest.mark.parametrize("variant", [EAGER, ONNX, OURS[-1], ONNX_INT8, OURS_INT8])
-@pytest.mark.parametrize("pairs", PAIRS)
-def test_inference_in_int8(variant, pairs, race):
-    """All are held to int8's tolerance, but for ONNX Runtime's int8, which is less exact: a quarter of the norm."""
-
-    def contenders():
-        if not int8.runs_on(DEVICE):
-            return dict.fromkeys([EAGER, ONNX, OURS[-1], ONNX_INT8, OURS_INT8], "needs a CPU with VNNI")
-        found = models("fp32", False)
-        eager, ours = found[EAGER], found[OURS[-1]]
-        quantized = Model(ours.net, lambda batch: quantized_logits(ours.net, batch.pairs))
-        exact = {EAGER: eager, ONNX: in_onnx_runtime(eager, "fp32"), OURS[-1]: ours, OURS_INT8: quantized}
-        loose = variants({ONNX_INT8: in_onnx_runtime(eager, "int8")}, pairs, "rough int8", training=False)
-        return variants(exact, pairs, "int8", training=False) | loose
+        exact = found | {ONNX: in_onnx_runtime(found[EAGER], precision)}
+        quantized = in_int8(found[EAGER], found[OURS[-1]], pairs, precision)
+        return variants(exact, pairs, precision, training=False) | quantized
 
     race(variant, contenders)
 
