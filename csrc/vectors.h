@@ -93,6 +93,9 @@ ESIM_INLINE void multiply_add(V (&sum)[rows][vectors], const T* a, int64_t a_row
     V right[vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) right[v] = load<V>(b + v * lanes);
+    // What does not fit into the first-level cache would be waited for.
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(b + 8 * b_step + v * lanes);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const T left = a[r * a_row];

@@ -9,6 +9,7 @@ from math import gcd
 from typing import Any, NamedTuple
 from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -23,8 +24,8 @@ class _Kept(NamedTuple):
 
     parameters: list[ref]
     state: list[tuple]
-    sampled: list[Tensor]  # views of the parameters, which also keep others from getting their memory
-    sample: Tensor
+    sampled: list[np.ndarray]  # views of the parameters, which also keep others from getting their memory
+    sample: bytes
     value: Any
 
 
@@ -50,7 +51,7 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
     if kept is not None and _is_current(kept, parameters, state):
         return kept.value
     sampled = [_spread(parameter) for parameter in parameters]
-    sample = torch.cat(sampled)  # first, so that a change while it is made is noticed later
+    sample = _bytes_of(sampled)  # first, so that a change while it is made is noticed later
     value = make(*parameters)
     by_function[make] = _Kept([ref(parameter) for parameter in parameters], state, sampled, sample, value)
     return value
@@ -86,12 +87,16 @@ def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple])
         return False
     if any(known() is not parameter for known, parameter in zip(kept.parameters, parameters, strict=True)):
         return False
-    return torch.equal(torch.cat(kept.sampled), kept.sample)
+    return _bytes_of(kept.sampled) == kept.sample
 
 
-def _spread(x: Tensor) -> Tensor:
-    """A view of elements evenly spread, in different columns; as integers, because NaN does not equal itself."""
+def _bytes_of(sampled: list[np.ndarray]) -> bytes:
+    return np.concatenate(sampled).tobytes()  # NaN does not equal itself, its bytes do
+
+
+def _spread(x: Tensor) -> np.ndarray:
+    """A view of elements evenly spread, in different columns."""
     step = max(x.numel() // _SAMPLED, 1)
     while gcd(step, x.shape[-1]) > 1:
         step -= 1
-    return x.view(torch.int32).as_strided((min(x.numel(), _SAMPLED),), (step,), x.storage_offset())
+    return x.detach().as_strided((min(x.numel(), _SAMPLED),), (step,), x.storage_offset()).numpy()

@@ -58,7 +58,10 @@ def training_step(
         correct.append((logits.detach().argmax(1) == labels).sum())
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    # A CPU is not kept busy with multiplying by one; to know the norm of a GPU would be to wait for it.
+    if norm.device.type != "cpu" or not norm <= recipe.max_grad_norm:
+        nn.utils.clip_grads_with_norm_(parameters, recipe.max_grad_norm, norm)
     scaler.step(optimizer)
     scaler.update()
     return StepResult(cast(Tensor, sum(losses)), cast(Tensor, sum(correct)), norm)

@@ -1,0 +1,91 @@
+"""How waiting threads spin: a training step and a prediction of 32 pairs, on a quiet and a busy CPU.
+
+Each variant is a process of its own that esim-fast might be: libgomp reads its settings when it is loaded.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+from benchmarks.measure import DEVICE, Variant
+from esim_fast.processors import usable_processors
+
+SPINNING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+SETTINGS = {
+    "300,000 spins, libgomp's default": {"GOMP_SPINCOUNT": "300000"},
+    "100,000 spins": {"GOMP_SPINCOUNT": "100000"},
+    "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
+    "esim_fast: 1,000 spins": {},
+    "100 spins": {"GOMP_SPINCOUNT": "100"},
+    "asleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+BUSY = "while True: pass"
+# Answers each line with the loss of what it has done for it.
+WORKER = """
+import sys
+from esim_fast.cli.threads import choose_threads
+choose_threads()
+import torch
+from benchmarks.corpus import VOCABULARY, make_batches
+from esim_fast import ESIM, training
+torch.manual_seed(0)
+hidden, is_training = int(sys.argv[1]), sys.argv[2] == "training"
+net = ESIM(hidden, 300, VOCABULARY, 3, dropout=0.0).train(is_training)
+batch, optimizer = make_batches(32, 1)[0], torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
+for line in sys.stdin:
+    with torch.set_grad_enabled(is_training):
+        loss = torch.nn.functional.cross_entropy(net(batch.pairs), batch.labels)
+    if is_training:
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
+        optimizer.step()
+    print(loss.item(), flush=True)
+"""
+
+
+def started(stack: ExitStack, code: str, *arguments: str, **settings: str) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name not in SPINNING} | settings
+    command, pipe = [sys.executable, "-c", code, *arguments], subprocess.PIPE
+    process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
+    stack.callback(process.kill)
+    return process
+
+
+def answer(process: subprocess.Popen) -> float:
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.full
+@pytest.mark.skipif(DEVICE.type != "cpu" or usable_processors() < 2, reason="needs several threads of a CPU")
+@pytest.mark.parametrize("variant", SETTINGS)
+@pytest.mark.parametrize("hidden", [300, 128])
+@pytest.mark.parametrize("what", ["training", "inference"])
+@pytest.mark.parametrize("busy", [0, 1, 4])
+def test_threads(variant, busy, what, hidden, processes, race):
+    def variants():
+        processes.close()  # the group's before this one
+        for _ in range(busy):
+            started(processes, BUSY)
+        workers = {name: started(processes, WORKER, str(hidden), what, **own) for name, own in SETTINGS.items()}
+        expected = answer(next(iter(workers.values())))
+
+        def check(worker):
+            assert answer(worker) == pytest.approx(expected, abs=1e-3)
+
+        return {name: Variant(partial(answer, worker), partial(check, worker)) for name, worker in workers.items()}
+
+    race(variant, variants)
