@@ -19,9 +19,9 @@ ON_GPU = DEVICE.type == "cuda" or DRY_RUN
 FULL_SIZE = ON_GPU and not DRY_RUN
 
 PRECISIONS = ("fp32", "tf32", "bf16") if ON_GPU else ("fp32",)
-# A round is the fastest of several calls in a row, as many as LONG_CALL seconds hold, but 5 to 50: the others were
-# interrupted, or paid for what another variant left in the caches. Calls that take longer average over both, and are
-# rounds themselves.
+# A round is the fastest of several calls in a row: as many as fit into LONG_CALL seconds, at least 5 and at most 50.
+# The slower ones were interrupted, or had to refill the caches after another variant. Each call longer than LONG_CALL
+# is a round by itself.
 LONG_CALL = 0.05
 KNOWN = 0.02  # how well a median must be known, as a part of it
 REPLAYS = 5  # back to back, so that the GPU does not wait for the launch of all but the first
@@ -53,7 +53,7 @@ def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool
     clock = seconds_of_replays if on_device else seconds_of
     firsts = {name: clock(call) for name, call in calls.items()}  # compile, and choose algorithms
     longest = max(first if first > 10 else min(clock(calls[name]) for _ in range(2)) for name, first in firsts.items())
-    each = 1 if longest > LONG_CALL else min(max(5, int(LONG_CALL / longest)), 50)
+    each = 1 if longest > LONG_CALL else min(max(5, int(LONG_CALL / longest / (REPLAYS if on_device else 1))), 50)
     names, samples = list(calls), {name: [] for name in calls}
     begin = time.perf_counter()
     while True:

@@ -53,7 +53,7 @@ def read(files: list[Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
                 row = Row(found["params"]["variant"], float(stats["median"]), stats["rounds"], found["extra_info"])
                 groups.setdefault(found["group"], []).append(row)
             machines = hardware(run), hardware(merged or run)
-            merged = {**run, "benchmarks": merged.get("benchmarks", []) + run["benchmarks"]}
+            merged = {**run, **merged, "benchmarks": merged.get("benchmarks", []) + run["benchmarks"]}
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -40,7 +40,7 @@ ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_
     if (count < rows) return multiply_rows<rows - 1, vectors, V>(product, count, a, a_row, b, terms);
   }
   V sum[rows][vectors] = {};
-  multiply_add<rows, vectors>(sum, a, a_row, 1, b, width, terms);
+  multiply_add<rows, vectors, kAhead>(sum, a, a_row, 1, b, width, terms);
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < vectors; ++v) store(product + r * width + v * lanes, sum[r][v]);
   }

@@ -135,8 +135,9 @@ ESIM_INLINE void multiply_rows(int32_t* product, int64_t count, const uint8_t* h
     I right[kGates];
 #pragma GCC unroll 8
     for (int gate = 0; gate < kGates; ++gate) right[gate] = load<I>(weight + gate * lanes * kTerms);
+    // The address may lie behind the end: a prefetch never faults.
 #pragma GCC unroll 8
-    for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(weight + (8 * kGates + gate) * lanes * kTerms);
+    for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(weight + (kAhead * kGates + gate) * lanes * kTerms);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       int32_t bytes;

@@ -84,8 +84,9 @@ inline void finish_streams() {
 }
 
 // sum[r][v] += sum over k of a[r, k] * b[k, v]: the inner loop of a matrix product, its sums in registers.
-// a: rows a_row apart, terms a_step apart; b: terms b_step apart, each `vectors` vectors one behind the other.
-template <int rows, int vectors, typename V, typename T>
+// a: rows a_row apart, terms a_step apart; b: terms b_step apart, each `vectors` vectors one behind the other, and those
+// of `ahead` terms later prefetched: a b beyond the first-level cache would be waited for.
+template <int rows, int vectors, int ahead = 0, typename V, typename T>
 ESIM_INLINE void multiply_add(V (&sum)[rows][vectors], const T* a, int64_t a_row, int64_t a_step, const T* b,
                               int64_t b_step, int64_t terms) {
   constexpr int lanes = sizeof(V) / sizeof(T);
@@ -93,9 +94,10 @@ ESIM_INLINE void multiply_add(V (&sum)[rows][vectors], const T* a, int64_t a_row
     V right[vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) right[v] = load<V>(b + v * lanes);
-    // What does not fit into the first-level cache would be waited for.
+    if constexpr (ahead > 0) {  // the address may lie behind the end: a prefetch never faults
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) __builtin_prefetch(b + 8 * b_step + v * lanes);
+      for (int v = 0; v < vectors; ++v) __builtin_prefetch(b + ahead * b_step + v * lanes);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const T left = a[r * a_row];

@@ -82,7 +82,7 @@ def _state(x: Tensor) -> tuple:
 
 
 def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple]) -> bool:
-    # In this order: what has been sampled is there as long as the parameters' memory is.
+    # In this order: once a parameter's memory is elsewhere, the arrays may show what has been freed.
     if kept.state != state:
         return False
     if any(known() is not parameter for known, parameter in zip(kept.parameters, parameters, strict=True)):
@@ -91,7 +91,7 @@ def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple])
 
 
 def _bytes_of(sampled: list[np.ndarray]) -> bytes:
-    return np.concatenate(sampled).tobytes()  # NaN does not equal itself, its bytes do
+    return np.concatenate(sampled).tobytes()  # NaN is not equal to itself, but its bytes are
 
 
 def _spread(x: Tensor) -> np.ndarray:
@@ -99,4 +99,5 @@ def _spread(x: Tensor) -> np.ndarray:
     step = max(x.numel() // _SAMPLED, 1)
     while gcd(step, x.shape[-1]) > 1:
         step -= 1
-    return x.detach().as_strided((min(x.numel(), _SAMPLED),), (step,), x.storage_offset()).numpy()
+    view = x.detach().as_strided((min(x.numel(), _SAMPLED),), (step,), x.storage_offset())
+    return np.from_dlpack(view)  # view.numpy() would forbid to resize the memory, as sharded training does

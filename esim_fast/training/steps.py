@@ -59,7 +59,7 @@ def training_step(
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    # A CPU is not kept busy with multiplying by one; to know the norm of a GPU would be to wait for it.
+    # On a CPU, skip multiplying by one. On a GPU, reading the norm would make the CPU wait.
     if norm.device.type != "cpu" or not norm <= recipe.max_grad_norm:
         nn.utils.clip_grads_with_norm_(parameters, recipe.max_grad_norm, norm)
     scaler.step(optimizer)

@@ -308,3 +308,15 @@ def test_several_threads():
             results = pool.map(lambda _: predict(net, x), range(16))
             assert all(torch.equal(result, wanted) for result in results)
             in_place(net)
+
+
+def test_memory_can_be_resized():
+    """As sharded training frees weights that it can get back."""
+    net, x = make_net()
+    expected, weight = predict(net, x), net.linear.weight
+    values, storage = weight.detach().clone(), weight.untyped_storage()
+    size = storage.nbytes()
+    storage.resize_(0)
+    storage.resize_(size)
+    weight.data.copy_(values)
+    assert torch.equal(predict(net, x), expected)
