@@ -13,7 +13,7 @@
 namespace esim_fast {
 
 constexpr int kGates = 4;          // input, forget, cell, output: as torch.nn.LSTM orders them
-constexpr int kAhead = 8;          // terms of a product whose weights are prefetched
+constexpr int kAhead = 8;          // how many terms of a product ahead weights are prefetched
 constexpr int64_t kLeastRows = 6;  // of sentences in a group: fewer do not pay for reading the weights again
 
 // Row (t, r) of a packed tensor is token t of the r-th longest sentence.

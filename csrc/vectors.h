@@ -84,8 +84,8 @@ inline void finish_streams() {
 }
 
 // sum[r][v] += sum over k of a[r, k] * b[k, v]: the inner loop of a matrix product, its sums in registers.
-// a: rows a_row apart, terms a_step apart; b: terms b_step apart, each `vectors` vectors one behind the other, and those
-// of `ahead` terms later prefetched: a b beyond the first-level cache would be waited for.
+// a: rows a_row apart, terms a_step apart; b: terms b_step apart, each `vectors` vectors one behind the other.
+// Those `ahead` terms later are prefetched: the loop need not wait for a b that is larger than the first-level cache.
 template <int rows, int vectors, int ahead = 0, typename V, typename T>
 ESIM_INLINE void multiply_add(V (&sum)[rows][vectors], const T* a, int64_t a_row, int64_t a_step, const T* b,
                               int64_t b_step, int64_t terms) {

@@ -82,7 +82,7 @@ def _state(x: Tensor) -> tuple:
 
 
 def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple]) -> bool:
-    # In this order: once a parameter's memory is elsewhere, the arrays may show what has been freed.
+    # Addresses first: once a parameter's memory has moved, the arrays may point to memory that has been freed.
     if kept.state != state:
         return False
     if any(known() is not parameter for known, parameter in zip(kept.parameters, parameters, strict=True)):
@@ -100,4 +100,4 @@ def _spread(x: Tensor) -> np.ndarray:
     while gcd(step, x.shape[-1]) > 1:
         step -= 1
     view = x.detach().as_strided((min(x.numel(), _SAMPLED),), (step,), x.storage_offset())
-    return np.from_dlpack(view)  # view.numpy() would forbid to resize the memory, as sharded training does
+    return np.from_dlpack(view)  # after view.numpy() the memory could not be resized, as sharded training does
