@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data import BadRow, Pair
+from ..data.compression import compression_of
 from ..data.reading import bounded_lines
 from ..errors import DataError
 from ..streaming import NOT_FINITE, Answer, predict_blocks
@@ -98,5 +99,5 @@ def _progress(path: str) -> tqdm:
     """A bar for people who do not see the answers go by, in bytes that were read."""
     is_watched = sys.stderr is not None and sys.stderr.isatty() and not (sys.stdout and sys.stdout.isatty())
     # How many bytes there are to read is not known of stdin or a compressed file.
-    size = os.path.getsize(path) if Path(path).is_file() and not path.endswith(".gz") else None
+    size = os.path.getsize(path) if Path(path).is_file() and not compression_of(path) else None
     return tqdm(desc=path, total=size, unit="B", unit_scale=True, delay=1, leave=False, disable=not is_watched)

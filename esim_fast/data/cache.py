@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import DataError, first_line, naming
 from ..files import replace_file
+from .compression import compression_of
 
 Arrays = dict[str, Tensor]
 
@@ -61,7 +62,7 @@ def kept(
     """
     if cache is None or (content is None and not os.path.isfile(source)):  # a pipe can be read only once
         return make()
-    options = {**options, "gzip": str(source.endswith(".gz"))}  # that, too, is said by the name alone
+    options = {**options, "compression": compression_of(source)}  # that, too, is said by the name alone
     place = json.dumps({"source": os.path.realpath(source), **options}, sort_keys=True)
     stem = re.sub(r"\W", "-", Path(source).name.partition(".")[0], flags=re.ASCII)[:64]
     path = Path(cache) / f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.safetensors"

@@ -13,18 +13,17 @@ Only a line feed (optionally after a carriage return) ends a row: sentences from
 """
 
 import csv
-import gzip
 import json
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import chain
-from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from ..errors import BadRowError, DataError, listed, naming, reason_of
+from .compression import UNREADABLE, open_file, unpacked_name
 from .hub import dataset_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "jsonl"]
@@ -39,7 +38,6 @@ _NAMES = {
 _LEFT_OUT = ["label2", "label3", "label4", "label5"]  # columns of MultiNLI's header that its training rows lack
 _NO_LABEL = "-"  # what SNLI and MultiNLI write where the annotators did not agree
 _OTHER_FILES = {b"\x1f\x8b": "a gzip file? Its name should end in .gz", b"\xff\xfe": "UTF-16?", b"\xfe\xff": "UTF-16?"}
-UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a file raises, through gzip or not
 
 
 class Pair(NamedTuple):
@@ -194,7 +192,7 @@ def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
 
 def corpus_form(name: str) -> Form:
     """What a file of this name holds."""
-    ending = "jsonl" if name.startswith("hub:") else name.lower().removesuffix(".gz").rpartition(".")[2]
+    ending = "jsonl" if name.startswith("hub:") else unpacked_name(name).rpartition(".")[2]
     return "csv" if ending == "csv" else "jsonl" if ending == "jsonl" else "tsv"
 
 
@@ -216,7 +214,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 def read_raw_lines(name: str) -> Iterator[bytes]:
     """The same, but what goes wrong after the file was opened comes as Python raises it."""
     with naming(name):
-        file = open_file(name, "rb")
+        file = open_file(name)
     with file:
         yield from bounded_lines(file)
 
@@ -230,11 +228,6 @@ def bounded_lines(file: IO[bytes] | BufferedIOBase) -> Iterator[bytes]:
                 pass
         else:
             yield line
-
-
-def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb"]) -> BufferedIOBase:
-    """Open a file of bytes, through gzip where its name ends in ``.gz``."""
-    return cast(BufferedIOBase, gzip.open(path, mode) if os.fspath(path).endswith(".gz") else open(path, mode))
 
 
 class _Lines:

@@ -21,8 +21,8 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from ..errors import BadRowError, DataError, naming, reason_of
+from .compression import UNREADABLE, compression_of, open_file, unpacked_name
 from .parallel import ShouldStop, can_fork, map_in_processes, processors
-from .reading import UNREADABLE, open_file
 
 _WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
 _LONGEST_WORD = 2_000  # bytes
@@ -50,7 +50,7 @@ def form_of(name: str) -> str:
     """What a file of this name holds."""
     if name.endswith(".npz"):
         return "npz"
-    return "binary" if name.removesuffix(".gz").endswith(".bin") else "text"
+    return "binary" if unpacked_name(name).endswith(".bin") else "text"
 
 
 class _ScannedLines(NamedTuple):
@@ -113,9 +113,9 @@ def _beginning(block: bytes, name: str) -> tuple[int | None, int, int]:
 def _workers(name: str) -> int:
     """How many processes should read a file of text.
 
-    Only one can read a gzip file or a pipe, from the beginning, and on some systems what is opened as /dev/stdin.
+    Only one can read a compressed file or a pipe, from the beginning, and on some systems what is opened as /dev/stdin.
     """
-    if name.endswith(".gz") or name.startswith("/dev/") or not os.path.isfile(name):
+    if compression_of(name) or name.startswith("/dev/") or not os.path.isfile(name):
         return 1
     return min(processors(), os.path.getsize(name) // _RANGE)
 
@@ -238,7 +238,7 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
         BadRowError: it cannot be read any further.
     """
     with naming(name):
-        file = open_file(name, "rb")
+        file = open_file(name)
     with file:
         try:
             if begin:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import DataError
-from .reading import open_file, read_lines
+from .compression import create_file
+from .reading import read_lines
 
 UNKNOWN, UNKNOWN_ID = "<unk>", 0  # as in torchtext, so that its users' embedding matrices keep their rows
 PADDING, PADDING_ID = "<pad>", 1
@@ -91,7 +92,7 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one word a line, in the order of their ids: UTF-8, ended by line feeds."""
-        with open_file(path, "wb") as file:
+        with create_file(path) as file:
             file.write("".join(f"{word}\n" for word in self.words).encode())
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
