@@ -15,10 +15,12 @@ from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from .classifier import Classifier
-from .data import BadRow, CorpusFormat, EncodedPairs, Pair
+from .data import UNKNOWN_ID, BadRow, CorpusFormat, EncodedPairs, Pair
 from .data.parallel import ShouldStop, never, processors
+from .data.parsing import DelimitedRows
 from .data.preparing import BYTES, ROWS, in_parts
-from .data.reading import KNOWN_NAMES, DelimitedRows, Form, Record, RowParser, corpus_lines, open_corpus, parse_record
+from .data.reading import KNOWN_NAMES, Form, RowParser, corpus_lines, open_corpus, parse_record
+from .data.records import Record
 from .errors import BadRowError, DataError, listed
 from .tokenizing import NOT_PLAIN, TOKENIZERS
 
@@ -33,6 +35,7 @@ class Answer(NamedTuple):
     pair: Pair  # as it stands in the file, with its line
     label: str
     probabilities: list[float]  # in the order of Classifier.labels
+    unknown_words: tuple[int, int]  # how many of the premise and of the hypothesis the model does not know
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Block(Generic[Written]):
     bad_rows: list[BadRow]  # that were left out
     size: int  # bytes of all these rows
     stopped_by: BadRow | None  # the row at which reading stopped, if any
+    words: int = 0  # of the rows that were answered
+    unknown_words: int = 0
 
 
 def predict_file(
@@ -107,9 +112,9 @@ def predict_blocks(
         first = next(lines, b"")
         if not isinstance(first, bytes):
             raise TypeError(f"source must be a path or lines of bytes, got {type(first).__name__} first")
-        form = "jsonl" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
+        form = "json" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
         lines = chain([first] if first else [], lines)
-    records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=False)
+    records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=False, look_ahead=is_file)
     if corpus_format.columns is None and isinstance(parse, DelimitedRows):
         records = _checked(records, parse, name, model.labels)
     job = _Job(model, parse, write, batch_size, stop_at_bad_row=on_bad_row is None)
@@ -169,8 +174,11 @@ class _Job(Generic[Written]):
         if count < len(rows):
             stopped_by = BadRow(rows[count].pair.line, NOT_FINITE)
         labels = (self.model.labels[index] for index in probabilities[:count].argmax(1))
-        answers = map(Answer, (row.pair for row in rows), labels, probabilities[:count].tolist())
-        return Block(list(map(self.write, answers)), block.bad_rows, block.size, stopped_by)
+        unknown = [(row.premise.count(UNKNOWN_ID), row.hypothesis.count(UNKNOWN_ID)) for row in rows[:count]]
+        answers = map(Answer, (row.pair for row in rows), labels, probabilities[:count].tolist(), unknown)
+        words = sum(len(row.premise) + len(row.hypothesis) for row in rows[:count])
+        written = list(map(self.write, answers))
+        return Block(written, block.bad_rows, block.size, stopped_by, words, sum(map(sum, unknown)))
 
     def encode_and_answer(self, records: list[Record], should_stop: ShouldStop) -> Block[Written]:
         return self.answer(self.encode(records, should_stop), should_stop)

@@ -34,6 +34,8 @@ def test_a_file_and_its_lines_give_what_the_model_says(model, tmp_path):
         assert [answer.label for answer in answers] == labels
         for answer, expected in zip(answers, probabilities.tolist(), strict=True):
             assert answer.probabilities == pytest.approx(expected, abs=1e-6)
+            words = (answer.pair.premise.split(), answer.pair.hypothesis.split())
+            assert answer.unknown_words == tuple(sum(word not in model.vocabulary for word in side) for side in words)
     assert bad_rows == 2 * [BadRow(3, "expected 2 columns, got 1")]
 
 

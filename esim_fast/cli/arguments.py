@@ -12,6 +12,7 @@ from .options import (
     Parser,
     add_cache,
     add_device,
+    add_label_map,
     add_loading,
     add_model_use,
     add_reading,
@@ -50,6 +51,7 @@ def train(command: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR", help="a folder with train, dev and perhaps test files, such as snli_1.0; or hub:NAME"
     )
     add_reading(command)
+    add_label_map(command)
     add_skipping(command)
     add_tokenizer(command)
     command.add_argument("--vectors", metavar="FILE", help="word vectors: GloVe or word2vec, text or .bin, or .npz")
@@ -73,6 +75,7 @@ def evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL_DIR")
     command.add_argument("file", metavar="FILE", help=FILES)
     add_reading(command)
+    add_label_map(command)
     add_skipping(command)
     add_model_use(command)
     add_cache(command)
@@ -132,6 +135,7 @@ def data(command: argparse.ArgumentParser) -> None:
     that cannot be read are listed on stderr; the exit code is 1 if there are any, 2 if a whole file cannot be read."""
     command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
     add_reading(command)
+    add_label_map(command)
     add_tokenizer(command)
     command.add_argument("--vectors", metavar="FILE", help="also say how many words have a vector here")
     add_cache(command)

@@ -33,7 +33,8 @@ def check_possible(check: Callable[[str, torch.device], object], precision: str,
 
 
 def corpus_format(options: argparse.Namespace) -> CorpusFormat:
-    return CorpusFormat(options.columns, options.quoted)
+    label_map = getattr(options, "map_labels", {})  # which a command that needs no labels does not ask for
+    return CorpusFormat(options.columns, options.quoted, delimiter=options.delimiter, label_map=label_map)
 
 
 def cache(options: argparse.Namespace) -> Path | None:

@@ -3,24 +3,28 @@
 import argparse
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..data import CorpusFormat, EncodedPairs, PreparedCorpus, Vocabulary, read_pairs
 from ..data.folders import find_corpus
-from ..data.reading import corpus_form, read_lines
+from ..data.reading import corpus_form
+from ..data.records import read_lines
 from ..errors import DataError
 from . import common
 from .options import UsageError, say
 
 _MOST_LABELS = 1000  # more are sentences in the wrong column
 _FEW_LABELS = 10  # need not recur
+_FEW_SCORES = 5  # may be classes that have numbers for names
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 _PROBE = 100  # rows: a test file with no label among so many has none
 _HEADER_FROM = 100  # rows of a file from which on a label that only its first row has is a header's
 _MOST_PLACES = 8  # rows that are named
@@ -138,7 +142,10 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
 
 def _has_columns(path: str) -> bool:
     """Whether a file holds pairs, as all do but plain text or a list of words."""
-    return corpus_form(path) != "tsv" or not os.path.isfile(path) or b"\t" in next(read_lines(path), b"")
+    if corpus_form(path) != "tsv" or not os.path.isfile(path):
+        return True
+    first = next(read_lines(path), b"")
+    return b"\t" in first or first.startswith(b"{")
 
 
 def _labels(train: Sequence[PreparedCorpus]) -> list[str]:
@@ -150,10 +157,17 @@ def _labels(train: Sequence[PreparedCorpus]) -> list[str]:
     if not 2 <= len(labels) <= _MOST_LABELS:
         few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0][:40]!r}"
         raise DataError(f"{path}: expected 2 to {_MOST_LABELS} labels, got {few} {hint}")
+    _refuse_scores(path, labels)
     pairs = sum(int(corpus.labeled.sum()) for corpus in train)
     if len(labels) > max(_FEW_LABELS, pairs / 5):
         got = f"{len(labels)} for {pairs} pairs, such as {labels[0][:40]!r}"
         raise DataError(f"{path}: expected labels that recur, got {got} {hint}")
+    for label, other in pairwise(sorted(labels, key=str.casefold)):
+        if label.casefold() == other.casefold():
+            raise DataError(
+                f"{path}: expected labels that differ by more than case, got {label!r} and {other!r}: "
+                f"make one of them with --map-labels {label}={other}"
+            )
     lone = [label for label in labels if counts[label] == 1]
     for corpus in train:
         first = corpus.label_names[corpus.labels[0]] if corpus.labeled[0] else None
@@ -163,3 +177,15 @@ def _labels(train: Sequence[PreparedCorpus]) -> list[str]:
                 "if this row is a header, name its columns with --columns"
             )
     return labels
+
+
+def _refuse_scores(path: str, labels: Sequence[str]) -> None:
+    """Raises DataError for labels such as STS-B's, which say how alike two sentences are."""
+    if len(labels) <= _FEW_SCORES or not all(map(_NUMBER.fullmatch, labels)):
+        return
+    fractions = [label for label in labels if "." in label]
+    if fractions:
+        raise DataError(
+            f"{path}: expected classes, got {len(labels)} scores, such as {fractions[0][:40]}: round them to whole "
+            "numbers, or put them into bins, and train on these"
+        )

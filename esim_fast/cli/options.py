@@ -11,7 +11,10 @@ from ..config import INFERENCE_PRECISIONS
 from ..errors import one_line
 from ..tokenizing import TOKENIZERS
 
-FILES = ".jsonl, .csv or tab-separated, each also .gz, with the columns of SNLI, MultiNLI, QQP, LCQMC or --columns"
+FILES = (
+    ".jsonl, .json, .csv, .parquet or tab-separated, also compressed (.gz, .bz2, .xz, .zip), with the columns of a "
+    "known corpus (docs/corpora.md) or --columns"
+)
 
 
 class UsageError(Exception):
@@ -31,10 +34,17 @@ def add_reading(command: argparse.ArgumentParser) -> None:
     """How files of sentence pairs are read."""
     columns = (
         "columns (or keys) of premise, hypothesis and label: by name, or without a header by number from 1; "
-        "default: by the known names, or label, premise, hypothesis"
+        "default: by the known names, or as the rows look, with the label first or last"
     )
     command.add_argument("--columns", type=_columns, metavar="P,H[,L]", help=columns)
     command.add_argument("--quoted", action="store_true", help="fields of .tsv files may be in double quotes")
+    separator = 'what separates columns: a character, or "tab"; default: as the first lines of a file have it'
+    command.add_argument("--delimiter", type=delimiter, metavar="CHAR", help=separator)
+
+
+def add_label_map(command: argparse.ArgumentParser) -> None:
+    names = 'other names for labels of the files; several may become one; "-" leaves their pairs out'
+    command.add_argument("--map-labels", type=label_map, default={}, metavar="OLD=NEW,…", help=names)
 
 
 def add_skipping(command: argparse.ArgumentParser) -> None:
@@ -102,6 +112,25 @@ def tokenizer(name: str) -> str:
 def say(message: str) -> None:
     """A line on stderr."""
     print(one_line(message), file=sys.stderr)
+
+
+def delimiter(text: str) -> str:
+    """An argparse type: what separates columns."""
+    character = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}.get(text, text)
+    if len(character) != 1 or not character.isascii() or character.isalnum() or character in '"\r\n\0':
+        raise argparse.ArgumentTypeError(f"expected one character, no quote, letter or digit, or tab, got {text!r}")
+    return character
+
+
+def label_map(text: str) -> dict[str, str]:
+    """An argparse type: names of labels, and what is to be read instead."""
+    names: dict[str, str] = {}
+    for part in text.split(","):
+        old, _, new = map(str.strip, part.partition("="))
+        if not old or not new or old in names:
+            raise argparse.ArgumentTypeError(f"expected OLD=NEW,…, each OLD once, got {text!r}")
+        names[old] = new
+    return names
 
 
 def _number(kind: Callable[[str], Any], expected: str, accept: Callable[[Any], bool]) -> Callable[[str], Any]:

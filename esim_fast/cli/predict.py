@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data import BadRow, Pair
+from ..data import UNKNOWN_ID, BadRow, Pair
 from ..data.compression import compression_of
-from ..data.reading import bounded_lines
+from ..data.records import bounded_lines
 from ..errors import DataError
 from ..streaming import NOT_FINITE, Answer, predict_blocks
 from . import common
@@ -33,10 +33,13 @@ def run(options: argparse.Namespace) -> None:
         if not probabilities.isfinite().all():
             raise FloatingPointError(NOT_FINITE)
         pair = Pair(options.premise, options.hypothesis, None, 0)
-        print(write.line_of(Answer(pair, label, probabilities.tolist())), end="")
+        ids = [model.encode(sentence) for sentence in (options.premise, options.hypothesis)]
+        unknown = ids[0].count(UNKNOWN_ID), ids[1].count(UNKNOWN_ID)
+        print(write.line_of(Answer(pair, label, probabilities.tolist(), unknown)), end="")
+        _warn_of_unknown_words("the pair", sum(unknown), sum(map(len, ids)))
         return
     name, source = ("stdin", _lines_of_stdin()) if options.file == "-" else (options.file, options.file)
-    answered = left_out = 0
+    answered = left_out = words = unknown_words = 0
 
     def report(row: BadRow) -> None:
         nonlocal left_out
@@ -58,14 +61,21 @@ def run(options: argparse.Namespace) -> None:
         for block in blocks:
             print("".join(block.answers), end="", flush=True)
             answered += len(block.answers)
+            words, unknown_words = words + block.words, unknown_words + block.unknown_words
             bar.set_postfix_str(f"{answered:,} pairs", refresh=False)
             bar.update(block.size)
     if left_out > answered:
         raise DataError(
             f"{name}: {left_out:,} bad rows, and {answered:,} that can be read: are the columns as expected?"
         )
+    _warn_of_unknown_words(name, unknown_words, words)
     if left_out:
         say(f"{name}: {left_out:,} bad row{'' if left_out == 1 else 's'} left out")
+
+
+def _warn_of_unknown_words(name: str, unknown: int, words: int) -> None:
+    if unknown > words / 3:
+        say(f"{name}: the model does not know {unknown:,} of {words:,} words; its answers say little")
 
 
 class _Lines:
@@ -77,11 +87,12 @@ class _Lines:
         self._probabilities = ", ".join(f"{self._text(label).replace('%', '%%')}: %.6f" for label in labels)
 
     def line_of(self, answer: Answer) -> str:
-        (premise, hypothesis, _, number), label, probabilities = answer
+        (premise, hypothesis, _, number), label, probabilities, unknown = answer
         where = f'"line": {number}, ' if number else ""  # which a pair of the command line has not
         return (
             f'{{{where}"premise": {self._text(premise)}, "hypothesis": {self._text(hypothesis)}, '
-            f'"label": {self._labels[label]}, "probabilities": {{{self._probabilities % tuple(probabilities)}}}}}\n'
+            f'"label": {self._labels[label]}, "probabilities": {{{self._probabilities % tuple(probabilities)}}}, '
+            f'"unknown_words": {{"premise": {unknown[0]}, "hypothesis": {unknown[1]}}}}}\n'
         )
 
 

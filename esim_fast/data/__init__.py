@@ -4,8 +4,9 @@ from ..errors import DataError
 from ..tokenizing import TOKENIZERS, Tokenizer, get_tokenizer
 from .batches import Batch, Batches, EncodedPairs, batches
 from .cache import default_cache
+from .parsing import Pair
 from .preparing import PreparedCorpus, prepare
-from .reading import BadRow, CorpusFormat, Pair, read_pairs
+from .reading import BadRow, CorpusFormat, read_pairs
 from .vectors import PretrainedVectors, load_vectors, words_with_vector
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 

@@ -21,12 +21,12 @@ _BLOCK = 2**16  # compressed bytes that are read at once
 # How files begin that are not text, and what to do about them.
 _BEGINNINGS = {
     b"\x1f\x8b": "a gzip file: its name should end in .gz",
-    b"BZh": "a bzip2 file: its name should end in .bz2",
+    **{b"BZh%d1AY&SY" % level: "a bzip2 file: its name should end in .bz2" for level in range(1, 10)},
     b"\xfd7zXZ\0": "an xz file: its name should end in .xz",
     b"PK\x03\x04": "a zip archive: its name should end in .zip",
-    b"PAR1": "a Parquet file: its name should end in .parquet",
+    b"PAR1\x15": "a Parquet file: its name should end in .parquet",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive: unpack it first",
-    b"Rar!": "a RAR archive: unpack it first",
+    b"Rar!\x1a": "a RAR archive: unpack it first",
     b"\xff\xfe\0\0": "UTF-32: convert it with iconv -f UTF-32 -t UTF-8",
     b"\0\0\xfe\xff": "UTF-32: convert it with iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",

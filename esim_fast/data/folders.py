@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 from ..errors import DataError
 from .hub import find_splits
 
-_ENDINGS = tuple(ending + packed for ending in (".jsonl", ".tsv", ".csv", ".txt") for packed in ("", ".gz"))
+_ENDINGS = tuple(
+    ending + packed
+    for ending in (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet")
+    for packed in ("", ".gz", ".bz2", ".xz", ".zip")
+)
 # The names of official releases. MultiNLI publishes no labels of its test sets; its mismatched dev set is what people
 # report beside the matched one.
 _RELEASES = (
@@ -57,6 +61,12 @@ def find_corpus(folder: str | os.PathLike[str]) -> CorpusFiles:
         candidates = next(filter(None, by_form), [])  # those in the preferred form
         if len(candidates) > 1:
             raise DataError(f"{name}: which is the {part} file? {', '.join(candidates)}")
+        sides = [os.path.join(name, f"{side}.{part}") for side in ("s1", "s2", "labels")]
+        if not candidates and all(map(os.path.exists, sides)):
+            raise DataError(
+                f"{name}: sentences and labels are in files of their own: put them side by side, "
+                f"paste labels.{part} s1.{part} s2.{part} > {part}.tsv, and so on"
+            )
         if not candidates and part != "test":
             raise DataError(f"{name}: expected a file with {part} in its name and a corpus's ending")
         found[part] = os.path.join(name, candidates[0]) if candidates else None

@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face hub, or saved by its library: ``hub:NAME``, ``hub:NAME:CONFIGURATION``, ``…#SPLIT``.
+"""Data sets of the Hugging Face hub, or saved by its library: ``hub:NAME``, ``hub:NAME:CONFIGURATION``, ``…#SPLIT``;
+and Parquet, in which it keeps them.
 
 Needs the extra ``esim_fast[hub]``. Classes become their names, so that no order of theirs can change a label's meaning.
 """
@@ -7,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, kind_and_reason
+from ..errors import DataError, first_line, kind_and_reason, naming
+from .compression import open_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+_ROWS = 1000  # that are read at once
+_LARGEST_GROUP = 2**30  # bytes of rows that Parquet keeps together, and that must be read so
 _SPLITS = {
     "train": ("train",),
     "dev": ("validation", "dev", "validation_matched"),
@@ -43,10 +47,52 @@ def dataset_lines(name: str) -> Iterator[bytes]:
     rows = _split(name)
     classes = {column: feature.names for column, feature in rows.features.items() if isinstance(feature, ClassLabel)}
     columns = [column for column, feature in rows.features.items() if isinstance(feature, (ClassLabel, Value))]
-    for row in rows.select_columns(columns):
+    yield from _json_lines(rows.select_columns(columns), classes)
+
+
+def parquet_lines(name: str) -> Iterator[bytes]:
+    """The rows of a Parquet file as lines of JSON; of columns that hold neither text, numbers nor booleans, none.
+
+    Raises:
+        DataError: pyarrow is not installed, the file is none of Parquet, or its rows take more memory than they may.
+    """
+    try:
+        import pyarrow  # optional, and slow to import
+        from pyarrow import parquet, types
+    except ImportError as error:
+        raise DataError(f"{name}: needs pyarrow: pip install datasets") from error
+    try:
+        with naming(name):
+            source = open_file(name)
+        with source, parquet.ParquetFile(source) as file:
+            schema = file.schema_arrow
+            plain = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+            columns = [field.name for field in schema if any(is_plain(field.type) for is_plain in plain)]
+            classes = _classes_of(schema.metadata or {})
+            for group in range(file.num_row_groups):
+                if file.metadata.row_group(group).total_byte_size > _LARGEST_GROUP:
+                    raise DataError(f"{name}: expected row groups of at most {_LARGEST_GROUP} bytes, got a larger one")
+            for batch in file.iter_batches(_ROWS, columns=columns):
+                yield from _json_lines(batch.to_pylist(), classes)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{name}: expected a Parquet file, or this one is damaged: {first_line(error)}") from error
+
+
+def _classes_of(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of classes by column, as Hugging Face's library notes them in a Parquet file."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: list(map(str, kind["names"])) for name, kind in features.items() if "names" in kind}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _json_lines(rows: Iterable[dict[str, Any]], classes: dict[str, list[str]]) -> Iterator[bytes]:
+    for row in rows:
         for column, names in classes.items():
-            number = row[column]
-            row[column] = "-" if number is None or number < 0 else names[number]  # -1: no gold label
+            number = row.get(column)
+            if isinstance(number, int | None):
+                row[column] = "-" if number is None or not 0 <= number < len(names) else names[number]
         yield json.dumps(row, default=str).encode()
 
 

@@ -28,12 +28,13 @@ from .batches import EncodedPairs
 from .cache import Arrays, kept
 from .hub import fingerprint
 from .parallel import Result, ShouldStop, can_fork, map_in_processes, never, processors
-from .reading import KNOWN_NAMES, BadRow, CorpusFormat, Record, RowParser, corpus_lines, open_corpus, parse_record
+from .reading import KNOWN_NAMES, BadRow, CorpusFormat, RowParser, corpus_lines, open_corpus, parse_record
+from .records import Record
 from .vocabulary import UNSAVABLE, Vocabulary
 
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
 
-_FORMAT = "2"  # of what is kept; anything else is made anew
+_FORMAT = "3"  # of what is kept; anything else is made anew
 ROWS, BYTES = 2048, 2**22  # that are tokenized together, at most
 _PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
 _EXPECTED = {  # dtype and dimensions
@@ -181,7 +182,7 @@ def prepare(
     def read() -> Arrays:
         if tokenizer_name in TOKENIZERS:
             tokenize(NOT_PLAIN)  # has it import what it needs, once for all processes
-        records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled)
+        records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled, look_ahead=True)
         work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
         with closing(in_parts(work, records, workers or processors())) as parts:
             return _put_together(parts, name, tokenizer_name, skip_bad_rows)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import DataError
 from .compression import create_file
-from .reading import read_lines
+from .records import read_lines
 
 UNKNOWN, UNKNOWN_ID = "<unk>", 0  # as in torchtext, so that its users' embedding matrices keep their rows
 PADDING, PADDING_ID = "<pad>", 1

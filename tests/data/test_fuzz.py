@@ -20,7 +20,8 @@ PIECES += [b"null", b"\xff", b"\xef\xbb\xbf"]
 PIECES += [b"\\u0000", b"\\ud800", b"\xf0\x9f", b"\x85", b"[]", b"1e999", b"\x1c", b"\xe2\x80\xa8"]
 NAMES = ("label", "premise", "hypothesis")
 HEADERS = {form: "\t".join(NAMES).encode() + b"\n" for form in ("tsv", "quoted-tsv")}
-HEADERS |= {"csv": ",".join(NAMES).encode() + b"\n", "jsonl": b""}
+HEADERS |= {"csv": ",".join(NAMES).encode() + b"\n", "semicolons": ";".join(NAMES).encode() + b"\n", "json": b""}
+DELIMITERS = {"csv": ",", "semicolons": ";", "tsv": "\t", "quoted-tsv": "\t"}
 Row = tuple[str, str, str]
 
 
@@ -71,7 +72,7 @@ def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
         fields = text.split("\t") if form == "tsv" else [json.loads(text)[name] for name in NAMES]
     except (ValueError, KeyError, TypeError):  # not UTF-8, not JSON, a key is missing, no object
         return None
-    if form == "jsonl" and isinstance(fields[0], int):
+    if form == "json" and isinstance(fields[0], int):
         fields[0] = json.dumps(fields[0])
     if len(fields) != 3 or not all(isinstance(field, str) for field in fields):
         return None
@@ -83,8 +84,8 @@ def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
 
 def read(content: bytes, form: str) -> tuple[list[Pair], list[BadRow]]:
     bad: list[BadRow] = []
-    written: Form = "tsv" if form == "quoted-tsv" else form  # type: ignore[assignment]
-    corpus_format = CorpusFormat(quoted=form == "quoted-tsv")
+    written: Form = {"quoted-tsv": "tsv", "semicolons": "csv"}.get(form, form)  # type: ignore[assignment]
+    corpus_format = CorpusFormat(quoted=form == "quoted-tsv", delimiter=DELIMITERS.get(form))
     lines = io.BytesIO(content)
     pairs = list(parse_pairs(lines, "memory", corpus_format, form=written, labeled=True, on_bad_row=bad.append))
     return pairs, bad
@@ -96,19 +97,19 @@ def named_lines(bad: list[BadRow]) -> list[int]:
     return sorted(row.line + more for row in bad for more in range(several.get(row.line, 1)))
 
 
-@pytest.mark.parametrize("form", ["tsv", "jsonl"])
+@pytest.mark.parametrize("form", ["tsv", "json"])
 def test_a_row_a_line(form):
     draw = random.Random(form)
-    write = {"tsv": tsv, "jsonl": jsonl}[form]
+    write = {"tsv": tsv, "json": jsonl}[form]
     reported = 0
     for _ in range(FILES):
         content = HEADERS[form] + b"".join(damaged_rows(write, draw))
         lines = content.split(b"\n")
         while lines and not lines[-1].rstrip(b"\r"):
             del lines[-1]  # blank ones may end a file
-        first = 0 if form == "jsonl" else 1
+        first = 0 if form == "json" else 1
         expected = {number: expected_pair(line, form) for number, line in enumerate(lines[first:], start=first + 1)}
-        if form == "jsonl" and lines and lines[0].startswith(b"\xef\xbb\xbf"):
+        if form == "json" and lines and lines[0].startswith(b"\xef\xbb\xbf"):
             expected[1] = expected_pair(lines[0][3:], form)
         pairs, bad = read(content, form)
         assert {pair.line: pair[:3] for pair in pairs} == {n: pair for n, pair in expected.items() if pair}, content
@@ -121,11 +122,11 @@ def test_a_row_a_line(form):
     assert reported > FILES  # or nothing was damaged
 
 
-@pytest.mark.parametrize("form", ["csv", "quoted-tsv"])
+@pytest.mark.parametrize("form", ["csv", "quoted-tsv", "semicolons"])
 def test_rows_of_several_lines(form):
     """A damaged quote may hide the rows behind it, but they are named or plainly part of one that is."""
     draw = random.Random(form)
-    delimiter = "," if form == "csv" else "\t"
+    delimiter = DELIMITERS[form]
     write = quoted(delimiter)
     for _ in range(FILES):
         rows = [draw_row(draw) for _ in range(ROWS)]
@@ -163,6 +164,35 @@ def test_rows_of_several_lines(form):
             assert pair[:3] == as_read((label.strip(), premise, hypothesis)), content
 
 
+def test_damaged_arrays(tmp_path):
+    """Of a JSON array, the objects before the damage are read right, and whatever is left out is named."""
+    draw = random.Random(0)
+    path = tmp_path / "a.json"
+    reported = 0
+    for _ in range(FILES):
+        rows = [draw_row(draw) for _ in range(ROWS)]
+        objects = [json.dumps(dict(zip(NAMES, row, strict=True)), indent=draw.choice([None, 1])) for row in rows]
+        place = draw.randrange(ROWS)
+        begin = ("[" + ",\n".join(objects[:place])).encode()
+        rest = (
+            ("," if place else "") + objects[place] + "," * (place < ROWS - 1) + ",".join(objects[place + 1 :]) + "]"
+        ).encode()
+        path.write_bytes(begin + damage(rest, draw, PIECES))
+        bad: list[BadRow] = []
+        try:
+            pairs = list(read_pairs(path, on_bad_row=bad.append))
+        except DataError as error:  # the damage is in the first of the file's bytes, or leaves no row
+            assert str(error).startswith(str(path))  # noqa: PT017
+            continue
+        found = {pair.line: pair[:3] for pair in pairs}
+        # The damage may join the object before: what is between two objects says where they end.
+        for number in range(1, place):
+            assert found[number] == as_read(rows[number - 1]), path.read_bytes()
+        assert sorted([*found, *(row.line for row in bad)]) == list(range(1, len(found) + len(bad) + 1))
+        reported += len(bad)
+    assert reported > FILES / 3
+
+
 def test_damaged_archives(tmp_path):
     """Of a gzip file with damaged bytes, what is read is a beginning of what was written, and the rest is reported."""
     draw = random.Random(0)
@@ -188,11 +218,11 @@ def test_damaged_archives(tmp_path):
             assert [pair[:3] for pair in pairs] == expected[: len(pairs)]
 
 
-@pytest.mark.parametrize("form", ["tsv", "csv", "quoted-tsv"])
+@pytest.mark.parametrize("form", ["tsv", "csv", "quoted-tsv", "semicolons"])
 def test_damaged_headers(form):
     """Either the header is refused, or the rows behind it are read as if nothing had happened to it."""
     draw = random.Random(form)
-    write = tsv if form == "tsv" else quoted("," if form == "csv" else "\t")
+    write = tsv if form == "tsv" else quoted(DELIMITERS[form])
     refused = 0
     for _ in range(FILES):
         rows = [draw_row(draw) for _ in range(3)]
@@ -217,7 +247,8 @@ def test_prepared_corpora_hold_what_is_read(tmp_path, name, write):
     draw = random.Random(name)
     path = tmp_path / name
     for _ in range(30):
-        path.write_bytes(HEADERS[path.suffix[1:]] + b"".join(damaged_rows(write, draw)))
+        header = b"" if path.suffix == ".jsonl" else HEADERS[path.suffix[1:]]
+        path.write_bytes(header + b"".join(damaged_rows(write, draw)))
         bad: list[BadRow] = []
         pairs = [(p.split(), h.split(), label, line) for p, h, label, line in read_pairs(path, on_bad_row=bad.append)]
         corpus = prepare(path, str.split, skip_bad_rows=True, allow_empty=True)

@@ -4,9 +4,11 @@ Each takes what the library documents as its refusal, one line, and lets everyth
 """
 
 import atexit
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import shutil
@@ -300,12 +302,17 @@ def _seeds() -> dict[str, list[bytes]]:
         "pairs_csv": [b'label,premise,hypothesis\nneutral,"a, b","c\n""d"""\nneutral,a,b\n'],
         "pairs_jsonl": ["".join(json.dumps(record) + "\n" for record in records).encode()],
         "pairs_gz": [gzip.compress(table, mtime=0)],
+        "pairs_bz2": [bz2.compress(table)],
+        "pairs_xz": [lzma.compress(table)],
+        "pairs_zip": [zipped({"a.tsv": table}, zipfile.ZIP_DEFLATED)],
+        "pairs_json": [json.dumps(records).encode(), json.dumps(records, indent=1).encode()],
     }
 
 
 _MODEL_FILES = {"config": CONFIG, "labels": LABELS, "vocabulary": VOCABULARY, "weights": WEIGHTS}
 _VECTORS = {"text": ".txt", "gz": ".txt.gz", "binary": ".bin", "npz": ".npz"}
-_PAIRS = {"tsv": ".tsv", "csv": ".csv", "jsonl": ".jsonl", "gz": ".tsv.gz"}
+_PAIRS = {"tsv": ".tsv", "csv": ".csv", "jsonl": ".jsonl", "json": ".json"}
+_PAIRS |= {packed: f".tsv.{packed}" for packed in ("gz", "bz2", "xz", "zip")}
 TARGETS: dict[str, Callable[[bytes], None]] = {
     **{name: partial(part_of_a_model, file) for name, file in _MODEL_FILES.items()},
     "weights_header": weights_header,
