@@ -2,29 +2,57 @@
 
 import argparse
 import json
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 
-from ..classifier import Classifier
 from ..data import EncodedPairs
+from ..data.parsing import NO_LABELS
+from ..errors import listed
 from . import common
+from .options import UsageError, say
+
+_NAMED = 10  # labels
 
 
 def run(options: argparse.Namespace) -> None:
+    if NO_LABELS[0] in options.map_labels.values():
+        raise UsageError("--map-labels: - is no label that the model could give")
     model = common.load_model(options)
     tokenizer, skip = options.tokenizer or model.tokenizer, options.skip_bad_rows
     corpus = common.prepared(options.file, options, tokenizer, skip_bad_rows=skip)
-    if options.skip_bad_rows:
-        corpus = corpus.without_other_labels(model.labels)
     common.list_bad_rows(corpus.path, corpus.bad_rows)
-    pairs = corpus.encode(model.vocabulary, model.labels)
-    predicted = model.logits(pairs, batch_size=options.batch_size).argmax(1)
-    print(json.dumps(_report(model, pairs, predicted, corpus.unlabeled), ensure_ascii=False))
+    answers = [options.map_labels.get(label, label) for label in model.labels]
+    labels = list(dict.fromkeys(answers))
+    others = {label: count for label, count in corpus.label_counts().items() if label not in labels}
+    left_out = {"bad_rows": len(corpus.bad_rows), "other_labels": others}
+    if skip:
+        corpus = corpus.without_other_labels(labels)
+    pairs = corpus.encode(model.vocabulary, labels)
+    label_of_answer = torch.tensor([labels.index(answer) for answer in answers])
+    predicted = label_of_answer[model.logits(pairs, batch_size=options.batch_size).argmax(1)]
+    report = _report(labels, pairs, predicted, corpus.unlabeled, left_out)
+    _say_what_is_not_scored(corpus.path, report)
+    print(json.dumps(report, ensure_ascii=False))
 
 
-def _report(model: Classifier, pairs: EncodedPairs, predicted: torch.Tensor, dropped: int) -> dict[str, Any]:
-    labels, gold = model.labels, torch.from_numpy(pairs.labels)
+def _say_what_is_not_scored(path: str, report: dict[str, Any]) -> None:
+    others, absent = report["left_out"]["other_labels"], report["absent_labels"]
+    remedy = "; --map-labels OLD=NEW makes one label of several"
+    if others:
+        counts = ", ".join(f"{label} {count}" for label, count in islice(others.items(), _NAMED))
+        labels = listed(list(report["classes"]))
+        say(f"{path}: {sum(others.values())} pairs left out: expected a label among {labels}, got {counts}{remedy}")
+    if absent:
+        say(f"{path}: no pair has the label {listed(absent)}, which the model may answer all the same{remedy}")
+
+
+def _report(
+    labels: Sequence[str], pairs: EncodedPairs, predicted: torch.Tensor, dropped: int, left_out: dict[str, Any]
+) -> dict[str, Any]:
+    gold = torch.from_numpy(pairs.labels)
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)  # [gold, predicted]
     confusion.index_put_((gold, predicted), torch.ones_like(gold), accumulate=True)
     correct, support, answers = confusion.diag(), confusion.sum(1), confusion.sum(0)
@@ -38,6 +66,8 @@ def _report(model: Classifier, pairs: EncodedPairs, predicted: torch.Tensor, dro
         "accuracy": int(correct.sum()) / len(pairs),
         "pairs": len(pairs),
         "dropped": dropped,
+        "left_out": left_out,
+        "absent_labels": [label for label, figures in classes.items() if not figures["support"]],
         "classes": classes,
         "confusion_matrix": {
             label: dict(zip(labels, row, strict=True)) for label, row in zip(labels, confusion.tolist(), strict=True)

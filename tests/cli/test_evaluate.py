@@ -2,7 +2,9 @@
 
 import json
 
-from tests.cli.commands import TRAIN, fails, succeeds, write_tsv
+import pytest
+
+from tests.cli.commands import TRAIN, esim_fast, fails, succeeds, write_tsv
 
 
 def test_report(model, corpus):
@@ -33,3 +35,57 @@ def test_precision(model, corpus):
     exact, rounded = (json.loads(succeeds("evaluate", model, corpus, "--precision", name)) for name in ("fp32", "auto"))
     assert rounded["confusion_matrix"] == exact["confusion_matrix"]
     assert "invalid choice: 'int4'" in fails("evaluate", model, corpus, "--precision", "int4")
+
+
+def evaluated(*arguments: object) -> tuple[dict, str]:
+    result = esim_fast("evaluate", *arguments)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout), result.stderr
+
+
+def test_other_labels_are_counted(model, corpus, tmp_path):
+    rows = [*TRAIN, ("maybe", "a man", "b"), ("maybe", "c", "d"), ("never", "e", "f")]
+    other = write_tsv(tmp_path / "other.tsv", rows)
+    other.write_text(other.read_text() + "neutral\tonly one\n")
+    report, said = evaluated(model, other, "--skip-bad-rows")
+    assert report["left_out"] == {"bad_rows": 1, "other_labels": {"maybe": 2, "never": 1}}
+    assert {**report, "left_out": 0} == {**json.loads(succeeds("evaluate", model, corpus)), "left_out": 0}
+    message = "3 pairs left out: expected a label among contradiction, entailment, neutral, got maybe 2, never 1"
+    assert f"{other}: {message}; --map-labels OLD=NEW makes one label of several\n" in said
+    assert said.count("\n") == 2
+
+
+def test_labels_that_never_occur(model, tmp_path):
+    rows = write_tsv(tmp_path / "a.tsv", [row for row in TRAIN if row[0] == "entailment"])
+    report, said = evaluated(model, rows)
+    assert report["absent_labels"] == ["contradiction", "neutral"]
+    assert f"{rows}: no pair has the label contradiction, neutral, which the model may answer all the same; " in said
+
+
+def test_other_names_for_labels(model, corpus, tmp_path):
+    """Gold labels and answers alike: two labels that are one are no mistake any more."""
+    two = [("non" if label == "contradiction" else label, p, h) for label, p, h in TRAIN]
+    rows = write_tsv(tmp_path / "two.tsv", two)
+    options = ["--map-labels", "contradiction=non,neutral=non"]
+    report, said = evaluated(model, rows, *options)
+    whole = json.loads(succeeds("evaluate", model, corpus))["confusion_matrix"]
+    non = ("contradiction", "neutral")
+    assert report["confusion_matrix"] == {
+        "non": {
+            "non": sum(whole[gold][answer] for gold in non for answer in non),
+            "entailment": sum(whole[gold]["entailment"] for gold in non),
+        },
+        "entailment": {
+            "non": sum(whole["entailment"][answer] for answer in non),
+            "entailment": whole["entailment"]["entailment"],
+        },
+    }
+    assert said == ""
+    assert evaluated(model, corpus, *options)[0] == report
+    assert "expected a label among contradiction, entailment, neutral, got 'non'" in fails("evaluate", model, rows)
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "=b", "a=b,", "a=b,a=c", ""])
+def test_what_is_no_name_for_a_label(model, corpus, text):
+    assert f"expected OLD=NEW,…, each OLD once, got {text!r}" in fails("evaluate", model, corpus, "--map-labels", text)
+    assert "- is no label" in fails("evaluate", model, corpus, "--map-labels", "neutral=-")

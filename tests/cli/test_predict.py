@@ -80,6 +80,7 @@ def test_bad_rows_are_reported_and_left_out(model, tmp_path):
         assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 3, 5]
         reasons = {2: "expected 2 columns, got 1", 4: "not valid UTF-8 at byte 1", 6: "expected 2 columns, got 1"}
         lines = [f"{name}:{line}: {reason}" for line, reason in reasons.items()]
+        lines += [f"{name}: the model does not know 5 of 6 words; its answers say little"]
         assert result.stderr.splitlines() == [*lines, f"{name}: 3 bad rows left out"]
 
 
@@ -150,7 +151,8 @@ def test_other_processes_give_the_same(model, tmp_path):
 
     with mock.patch.object(streaming, "processors", return_value=1):
         alone = esim_fast("predict", model, path, "--device", "cpu")
-    assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{path}: 1 bad row left out\n"
+    unknown = f"{path}: the model does not know 53,995 of 80,995 words; its answers say little\n"
+    assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{unknown}{path}: 1 bad row left out\n"
     expected = [json.loads(line) for line in alone.stdout.splitlines()]
     assert [(answer["line"], answer["premise"], answer["hypothesis"]) for answer in expected] == rows
     _, probabilities = Classifier.from_pretrained(model).predict(pairs[2040:2060])
@@ -184,3 +186,23 @@ def test_a_closed_stdin(model):
     with mock.patch("sys.stdin", None), contextlib.redirect_stderr(io.StringIO()) as stderr:
         assert main(["predict", str(model), "-"]) == 2
     assert stderr.getvalue() == "esim-fast: stdin is closed\n"
+
+
+def test_words_that_the_model_does_not_know(model, tmp_path):
+    """Each answer counts those of each sentence; where more than a third are unknown, one line says so."""
+    known, unknown = ("A man is sleeping.", "A man runs."), ("Zorp blick snuv.", "A glorp runs")
+    counts = {known: {"premise": 0, "hypothesis": 0}, unknown: {"premise": 3, "hypothesis": 1}}
+    warnings = {(known, unknown): "", (unknown, known, unknown): "8 of 23", (unknown,): "4 of 7"}
+    for rows, share in warnings.items():
+        path = write_tsv(tmp_path / "a.tsv", rows, header=False)
+        result = esim_fast("predict", model, path)
+        assert [json.loads(line)["unknown_words"] for line in result.stdout.splitlines()] == [
+            counts[row] for row in rows
+        ]
+        said = f"{path}: the model does not know {share} words; its answers say little\n"
+        assert result.stderr == (said if share else "")
+        assert esim_fast("predict", model, "-", stdin=path.read_bytes()).stdout == result.stdout
+    result = esim_fast("predict", model, "--premise", unknown[0], "--hypothesis", unknown[1])
+    assert json.loads(result.stdout)["unknown_words"] == counts[unknown]
+    assert result.stderr == "the pair: the model does not know 4 of 7 words; its answers say little\n"
+    assert esim_fast("predict", model, "--premise", "", "--hypothesis", "").stderr == ""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import random
 import re
 import shlex
@@ -50,7 +51,9 @@ def test_bad_rows_are_listed_and_left_out(corpus, model, tmp_path):
         assert line in fails("evaluate", model, file)
         result = esim_fast("evaluate", model, file, "--skip-bad-rows")
         assert line in result.stderr
-        assert result.stdout == succeeds("evaluate", model, corpus)
+        report = json.loads(result.stdout)
+        left_out = {"bad_rows": 1, "other_labels": {}} if file == bad else {"bad_rows": 0, "other_labels": {"maybe": 1}}
+        assert report == json.loads(succeeds("evaluate", model, corpus)) | {"left_out": left_out}
     result = esim_fast("predict", model, bad)
     assert result.stdout == succeeds("predict", model, corpus)
     assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}: 1 bad row left out\n"
@@ -134,11 +137,14 @@ def test_a_tokenizer_of_ones_own(corpus, tmp_path, monkeypatch):
 
 
 def test_columns_that_stand_otherwise(model, tmp_path):
-    rotated = write_tsv(tmp_path / "a.tsv", [(p, h, label) for label, p, h in TRAIN] * 5, header=False)
+    rotated = write_tsv(tmp_path / "b.tsv", [(p, h, label) for label, p, h in TRAIN] * 5, header=False)
+    answers = [json.loads(line) for line in succeeds("predict", model, rotated).splitlines()]
+    assert [(answer["premise"], answer["hypothesis"]) for answer in answers] == [(p, h) for _, p, h in TRAIN] * 5
+    rotated = write_tsv(tmp_path / "a.tsv", [("paraphrase", p, h) for _, p, h in TRAIN] * 5, header=False)
     message = fails("predict", model, rotated)
     assert f"{rotated}:1: expected a label of the model (contradiction, entailment, neutral), a premise" in message
-    assert "got 'A man is sleeping.' first; if the columns stand otherwise, name them with --columns" in message
-    succeeds("predict", model, rotated, "--columns", "1,2")
+    assert "got 'paraphrase' first; if the columns stand otherwise, name them with --columns" in message
+    succeeds("predict", model, rotated, "--columns", "2,3")
 
 
 def test_a_folder_whose_test_file_has_no_labels(tmp_path):
@@ -211,8 +217,11 @@ def test_several_training_files(corpus, model, tmp_path):
         ([("entailment", "one", "two")], "expected 2 to 1000 labels, got only 'entailment'"),
         ([], "bad.tsv: expected sentence pairs, got none"),
         # Sentences where labels should be, or a header that nobody named.
-        ([(f"one {i}", f"two {i}", "0") for i in range(1001)], "expected 2 to 1000 labels, got 1001, such as 'one 0'"),
-        ([(f"{p} {i}", h, "x") for _, p, h in TRAIN for i in range(9)], "labels that recur, got 18 for 54 pairs, such"),
+        (
+            [(f"one {i}", f"two {i}", f"{i} a") for i in range(1001)],
+            "expected 2 to 1000 labels, got 1001, such as",
+        ),
+        ([(f"{p} {i}", f"{h} {i}", "x") for _, p, h in TRAIN for i in range(9)], "expected 2 to 1000 labels, got only"),
         ([("y", "one", "two")] + [("yes", "a", "b"), ("no", "c", "d")] * 60, ":1: no other row has the label 'y'"),
     ],
 )
@@ -222,3 +231,66 @@ def test_bad_corpora(corpus, tmp_path, rows, message):
     assert message in said
     assert len(rows) < 5 or re.search("name (them with --columns|its columns)", said)
     assert not (tmp_path / "m").exists()
+
+
+class TestLabels:
+    def train(self, tmp_path, labels, *options):
+        rows = "".join(f"A man {i}.\tHe {i}.\t{labels[i % len(labels)]}\n" for i in range(60))
+        path = tmp_path / "pairs.tsv"
+        path.write_text("premise\thypothesis\tlabel\n" + rows)
+        result = esim_fast("train", "--train", path, "--dev", path, *SMALL, "--output", tmp_path / "m", *options)
+        return result, path
+
+    @pytest.mark.parametrize("labels", [("0", "1", "-1"), ("0.0", "1.0", "-1.0"), ("no", "yes", "-")])
+    def test_no_gold_label(self, tmp_path, labels):
+        result, path = self.train(tmp_path, labels)
+        two = "no 20, yes 20" if "no" in labels else "0 20, 1 20"
+        assert result.returncode == 0, result.stderr
+        assert f"{path}: 40 pairs ({two}); 20 more without a gold label dropped\n" in result.stderr
+
+    @pytest.mark.parametrize("labels", [[f"{i / 8:.3f}" for i in range(40)], ["0.5", "1", "1.5", "2", "2.5", "3"]])
+    def test_scores_are_no_classes(self, tmp_path, labels):
+        result, path = self.train(tmp_path, labels)
+        assert result.returncode == 2
+        said = f"{path}: expected classes, got {len(labels)} scores, such as 0."
+        assert said in result.stderr
+        assert result.stderr.endswith("round them to whole numbers, or put them into bins, and train on these\n")
+
+    @pytest.mark.parametrize("labels", [("0", "0.5", "1"), ("0", "1", "2", "3", "4", "5"), ("1", "2.0", "3.00")])
+    def test_numbers_that_are_classes(self, tmp_path, labels):
+        assert self.train(tmp_path, labels)[0].returncode == 0
+
+    def test_names_that_differ_by_case(self, tmp_path):
+        labels = ("neutral", "Neutral", "contradictory")
+        result, path = self.train(tmp_path, labels)
+        assert result.returncode == 2
+        said = f"{path}: expected labels that differ by more than case, got 'Neutral' and 'neutral': make one of them"
+        assert result.stderr.startswith(f"esim-fast: {said} with --map-labels Neutral=neutral")
+        result, _ = self.train(tmp_path, labels, "--map-labels", "Neutral=neutral, contradictory=contradiction")
+        assert f"{path}: 60 pairs (contradiction 20, neutral 40)\n" in result.stderr
+        assert json.loads((tmp_path / "m" / "labels.json").read_text()) == ["contradiction", "neutral"]
+
+    def test_a_label_column_that_is_missing(self, tmp_path):
+        path = tmp_path / "pairs.tsv"
+        path.write_text("premise\thypothesis\tverdict\na b\tc\t1\n")
+        assert "name the columns with --columns" in fails("train", "--train", path, "--dev", path)
+
+
+@pytest.mark.parametrize("name", ["afqmc.json", "pairs.parquet", "pairs.tsv.xz", "pairs.csv"])
+def test_other_forms(corpus, model, tmp_path, name):
+    """Whatever they are packed in, the same pairs give the same model."""
+    path = tmp_path / name
+    records = [dict(zip(("label", "premise", "hypothesis"), row, strict=True)) for row in TRAIN]
+    if name == "afqmc.json":
+        path.write_text(json.dumps(records, indent=1))
+    elif name == "pairs.parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="the extra [hub] is not installed")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path)
+    elif name == "pairs.tsv.xz":
+        path.write_bytes(lzma.compress(corpus.read_bytes()))
+    else:
+        path.write_text(corpus.read_text().replace("\t", ";"))
+    succeeds(*training(path, tmp_path / "m"))
+    for part in ("model.safetensors", "vocabulary.txt", "labels.json"):
+        assert (tmp_path / "m" / part).read_bytes() == (model / part).read_bytes()
+    assert succeeds("evaluate", model, path) == succeeds("evaluate", model, corpus)
