@@ -102,6 +102,8 @@ def folder(tmp_path_factory):
     (folder / "glove.840B.300d.txt").write_text("".join(vectors))
     torch.manual_seed(0)
     torch.save({"epoch": 9, "model": Coetaur0(len(words) + 4, 8, 6).state_dict()}, folder / "best.pth.tar")
+    hans = "gold_label\tsentence1\tsentence2\nnon-entailment\tA man.\tA cat.\nentailment\tA man.\tA man.\n"
+    (folder / "heuristics_evaluation_set.txt").write_text(hans)
     special = ["_PAD_", "_OOV_", "_BOS_", "_EOS_"]
     (folder / "worddict.json").write_text(json.dumps({word: i for i, word in enumerate([*special, *words])}))
     return folder
