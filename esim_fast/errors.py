@@ -50,7 +50,7 @@ def kind_and_reason(error: Exception) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What the system says went wrong, without its number."""
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -54,7 +54,8 @@ def train(command: argparse.ArgumentParser) -> None:
     add_label_map(command)
     add_skipping(command)
     add_tokenizer(command)
-    command.add_argument("--vectors", metavar="FILE", help="word vectors: GloVe or word2vec, text or .bin, or .npz")
+    vectors = "word vectors: text of GloVe, word2vec or fastText, or .bin, each also .gz, .bz2, .xz or .zip; or .npz"
+    command.add_argument("--vectors", metavar="FILE", help=vectors)
     extending = (
         "words of these files, pairs or plain text (of the dev and test files, if none is named), join the "
         "vocabulary if they have a vector; no labels are read for that"
@@ -132,7 +133,8 @@ def convert(command: argparse.ArgumentParser) -> None:
 
 def data(command: argparse.ArgumentParser) -> None:
     """Rows, labels, lengths and vocabulary of each file, of later ones also how much of it the first one knows. Rows
-    that cannot be read are listed on stderr; the exit code is 1 if there are any, 2 if a whole file cannot be read."""
+    that cannot be read, also of the vectors, are listed on stderr; the exit code is 1 if there are any, 2 if a whole
+    file cannot be read."""
     command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
     add_reading(command)
     add_label_map(command)

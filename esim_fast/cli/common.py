@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..errors import one_line
 from ..quantized import inference_precision
 from .options import UsageError, say
 
+VECTOR_ROWS = 20  # that are named if they are bad
 _LABELS = 20  # that are named
 
 
@@ -67,8 +68,8 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return torch.device(name)
 
 
-def bad_rows(corpus: PreparedCorpus) -> str:
-    return f"{len(corpus.bad_rows):,} bad row{'' if len(corpus.bad_rows) == 1 else 's'}"
+def bad_rows(rows: Sequence[BadRow]) -> str:
+    return f"{len(rows):,} bad row{'' if len(rows) == 1 else 's'}"
 
 
 def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
@@ -78,6 +79,9 @@ def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
     return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
 
 
-def list_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
-    for row in rows:
+def list_bad_rows(path: str, rows: Sequence[BadRow], most: int | None = None) -> None:
+    """Names all of them, or the first ones and how many more there are."""
+    for row in rows[:most]:
         say(f"{path}:{row.line}: {row.reason}")
+    if len(rows) > len(rows[:most]):
+        say(f"{path}: and {len(rows) - len(rows[:most]):,} more")

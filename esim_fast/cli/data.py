@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..data import PreparedCorpus, words_with_vector
+from ..data import BadRow, PreparedCorpus, words_with_vector
 from ..errors import DataError
 from . import common
 from .options import say
@@ -16,6 +16,7 @@ from .options import say
 
 def run(options: argparse.Namespace) -> int:
     first: tuple[str, Counter[str]] | None = None
+    listed: set[BadRow] = set()  # of the vectors
     code = 0
     for path in options.files:
         try:
@@ -31,7 +32,11 @@ def run(options: argparse.Namespace) -> int:
         if first is not None:
             figures["known"] = f"{_coverage(words, first[1])} are in {first[0]}"
         if options.vectors:
-            found = words_with_vector(options.vectors, words, cache=common.cache(options))
+            bad: list[BadRow] = []
+            found = words_with_vector(options.vectors, words, cache=common.cache(options), on_bad_row=bad.append)
+            common.list_bad_rows(options.vectors, [row for row in bad if row not in listed], common.VECTOR_ROWS)
+            listed.update(bad)
+            code = max(code, 1 if bad else 0)
             figures["with a vector"] = _coverage(words, set(found))
         print(path if first is None else f"\n{path}")
         for name, figure in figures.items():
@@ -60,7 +65,7 @@ _CHINESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # and Japanese, which hav
 
 
 def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
-    bad = f", {common.bad_rows(corpus)}" if corpus.bad_rows else ""
+    bad = f", {common.bad_rows(corpus.bad_rows)}" if corpus.bad_rows else ""
     shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in common.labels_of(corpus)]
     figures = {
         "pairs": f"{len(corpus):,}, {corpus.unlabeled:,} without a gold label{bad}",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..classifier import Classifier
 from ..config import check_precision
-from ..data import load_vectors
+from ..data import BadRow, load_vectors
 from ..files import write_json
 from ..memory import short_of_memory
 from ..model import ESIM
@@ -114,7 +114,7 @@ class _Result:
 def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Result:
     """Trains one model, and says on stdout how good it is; of the ``first`` one, also what the data are."""
     options, data, recipe, worker = plan.options, plan.data, plan.recipe, this_worker()
-    classifier, found = _new_classifier(plan)
+    classifier, found, bad = _new_classifier(plan)
     train, dev = data.encode_train(classifier.vocabulary), data.dev.encode(classifier.vocabulary, data.labels)
     words = hashlib.sha256("\n".join(classifier.vocabulary.words).encode()).hexdigest()
     weight = classifier.net.embedding.weight
@@ -129,7 +129,9 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             if found is not None:
                 new = len(classifier.vocabulary) - len(data.vocabulary)
                 those = f", {new} of them not in training" if data.more_words else ""
-                say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{those}")
+                rest = f"{those}; {common.bad_rows(bad)} left out:" if bad else those
+                say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{rest}")
+                common.list_bad_rows(options.vectors, bad, common.VECTOR_ROWS)
         if options.resume and worker.leads:
             progress = trainer.progress
             where = f"goes on with epoch {progress.epoch}, batch {progress.batch + 1}"
@@ -176,14 +178,20 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
     return _Result(plan, best, test_accuracy)
 
 
-def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None]:
-    """A model to train, and how many of its words have a vector, if vectors are used."""
+def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
+    """A model to train, how many of its words have a vector, if vectors are used, and which of these are left out."""
     options, data, recipe = plan.options, plan.data, plan.recipe
     torch.manual_seed(recipe.seed)
     vocabulary, vectors, found, network = data.vocabulary, None, None, asdict(plan.model)
+    bad: list[BadRow] = []
     if options.vectors:
         vocabulary, vectors, found = load_vectors(
-            options.vectors, vocabulary, more_words=data.more_words, seed=recipe.seed, cache=common.cache(options)
+            options.vectors,
+            vocabulary,
+            more_words=data.more_words,
+            seed=recipe.seed,
+            cache=common.cache(options),
+            on_bad_row=bad.append if options.skip_bad_rows else None,
         )
         network["embedding_dim"] = vectors.shape[1]
     forget_bias = network.pop("forget_bias")
@@ -199,7 +207,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None]:
         "processes": this_worker().count,
         "versions": {"esim_fast": version("esim_fast"), "torch": torch.__version__},
     }
-    return Classifier(net.to(plan.device), vocabulary, data.labels, options.tokenizer, training), found
+    return Classifier(net.to(plan.device), vocabulary, data.labels, options.tokenizer, training), found, bad
 
 
 def _other_settings(error: OtherSettingsError) -> str:

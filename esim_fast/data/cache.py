@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -35,6 +36,16 @@ def default_cache() -> Path | None:
         return Path(os.environ["ESIM_FAST_CACHE"])
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(caches, "esim_fast") if os.path.isabs(caches) else None  # a user without a home
+
+
+def text_array(text: str) -> Tensor:
+    """A text, as an array among others."""
+    return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
+
+
+def text_of(array: Tensor) -> str:
+    """The text of such an array; ValueError if it is none."""
+    return array.numpy().tobytes().decode()
 
 
 def kept(

@@ -1,6 +1,7 @@
 """Opening what a file's name says is compressed: ``.gz``, ``.bz2``, ``.xz`` and ``.zip``, a piece at a time."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -8,15 +9,17 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from io import BufferedIOBase
 from typing import Any, cast
 
-from ..errors import DataError, listed
+from ..errors import DataError, listed, reason_of
 
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)  # what reading a file raises
 
 _XZ_MEMORY = 2**27  # bytes that its decoder may take; xz -9 needs half of that
 _ZIP_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_NO_ZIP = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OverflowError)  # what its directory can lead to
 _BLOCK = 2**16  # compressed bytes that are read at once
 # How files begin that are not text, and what to do about them.
 _BEGINNINGS = {
@@ -31,17 +34,23 @@ _BEGINNINGS = {
     b"\0\0\xfe\xff": "UTF-32: convert it with iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file: fetch that with git lfs pull",
 }
+_WEB_PAGES = (b"<!doctype", b"<html")
 
 
 def what_it_is(beginning: bytes) -> str | None:
-    """What a file is that begins like this and is no UTF-8, with the remedy; None if its beginning does not say."""
+    """What a file is that begins like this and is not what was expected, with the remedy; None if that does not say."""
+    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].lower().startswith(_WEB_PAGES):
+        return "a web page, not the file: download that again"
+    if beginning[257:262] == b"ustar":
+        return "a tar archive: unpack it first"
     return next((what for magic, what in _BEGINNINGS.items() if beginning.startswith(magic)), None)
 
 
 def compression_of(name: str) -> str:
     """How a file of this name is compressed: "gz", "bz2", "xz", "zip", or "" if it is not."""
-    ending = name.lower().rpartition(".")[2]
+    ending = os.path.splitext(name.lower())[1].removeprefix(".")
     return ending if ending in _OPENERS else ""
 
 
@@ -51,11 +60,11 @@ def unpacked_name(name: str) -> str:
     Of a zip archive that can be read, that is the name of its only part.
     """
     compression = compression_of(name)
-    if compression == "zip" and os.path.isfile(name) and zipfile.is_zipfile(name):
-        with zipfile.ZipFile(name) as archive:
+    if compression == "zip" and os.path.isfile(name):
+        with contextlib.suppress(OSError, *_NO_ZIP), zipfile.ZipFile(name) as archive:
             parts = _parts(archive)
-        if len(parts) == 1:
-            return parts[0].filename.lower()
+            if len(parts) == 1:
+                return parts[0].filename.lower()
     return name.lower().removesuffix(f".{compression}")
 
 
@@ -93,30 +102,28 @@ def _open_gzip(name: str) -> BufferedIOBase:
 
 
 def _open_bzip2(name: str) -> BufferedIOBase:
-    return cast(BufferedIOBase, bz2.open(name, "rb"))
+    return io.BufferedReader(_Streams(_open_plain(name), bz2.BZ2Decompressor))
 
 
 def _open_xz(name: str) -> BufferedIOBase:
-    return io.BufferedReader(_XZ(_open_plain(name)))
+    new_decoder = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+    return io.BufferedReader(_Streams(_open_plain(name), new_decoder))
 
 
 def _open_zip(name: str) -> BufferedIOBase:
-    file = _open_plain(name)
     try:
-        archive = zipfile.ZipFile(file)
-        parts = _parts(archive)
-        if len(parts) != 1:
-            names = listed([part.filename for part in parts]) or "none"
-            raise DataError(f"{name}: expected a zip archive of one file, got {names}: unpack it and name the file")
-        if parts[0].flag_bits & 1 or parts[0].compress_type not in _ZIP_COMPRESSIONS:
-            raise DataError(f"{name}: a zip archive with a password or of an unusual compression: unpack it first")
-        return cast(BufferedIOBase, archive.open(parts[0]))
-    except zipfile.BadZipFile as error:
-        file.close()
-        raise DataError(f"{name}: expected a zip archive, or this one is damaged: {error}") from error
+        with zipfile.ZipFile(name) as archive:
+            parts = _parts(archive)
+            if len(parts) != 1:
+                names = listed([part.filename for part in parts]) or "none"
+                raise DataError(f"{name}: expected a zip archive of one file, got {names}: unpack it and name the file")
+            if parts[0].flag_bits & 1 or parts[0].compress_type not in _ZIP_COMPRESSIONS:
+                raise DataError(f"{name}: a zip archive with a password or of an unusual compression: unpack it first")
+            return cast(BufferedIOBase, archive.open(parts[0]))  # which stays open
     except DataError:
-        file.close()
         raise
+    except _NO_ZIP as error:
+        raise DataError(f"{name}: expected a zip archive, or this one is damaged: {reason_of(error)}") from error
 
 
 _OPENERS: dict[str, Callable[[str], BufferedIOBase]] = {
@@ -132,16 +139,17 @@ def _parts(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return [part for part in archive.infolist() if not part.is_dir() and not part.filename.startswith("__MACOSX/")]
 
 
-class _XZ(io.RawIOBase):
-    """The bytes of an .xz file. Python's own reader takes as much memory as the file asks for, up to 4 GiB."""
+class _Streams(io.RawIOBase):
+    """The bytes of a .bz2 or .xz file, which is one compressed stream or several, one behind the other.
 
-    def __init__(self, file: BufferedIOBase) -> None:
+    Python's own readers take a damaged stream behind the first for the end of the file, and of .xz as much memory as
+    the file asks for, up to 4 GiB.
+    """
+
+    def __init__(self, file: BufferedIOBase, new_decoder: Callable[[], Any]) -> None:
         self._file = file
-        self._decoder = self._new_decoder()
-
-    @staticmethod
-    def _new_decoder() -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        self._new_decoder = new_decoder
+        self._decoder = new_decoder()
 
     def readable(self) -> bool:
         return True
@@ -149,21 +157,36 @@ class _XZ(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         with memoryview(buffer).cast("B") as view:
             while True:
-                if self._decoder.eof:  # another stream may follow, and fill bytes
-                    rest = (self._decoder.unused_data or self._file.read(_BLOCK)).lstrip(b"\0")
-                    if not rest:
+                given = b""
+                if self._decoder.eof:
+                    given = self._next_stream()
+                    if not given:
                         return 0
-                    self._decoder, given = self._new_decoder(), rest
+                    self._decoder = self._new_decoder()
                 elif self._decoder.needs_input:
                     given = self._file.read(_BLOCK)
                     if not given:
                         raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-                else:
-                    given = b""
-                found = self._decoder.decompress(given, len(view))
+                found = self._decode(given, len(view))
                 if found:
                     view[: len(found)] = found
                     return len(found)
+
+    def _next_stream(self) -> bytes:
+        """The first bytes of the stream behind this one, if there is any; zeros may be between them."""
+        rest = self._decoder.unused_data.lstrip(b"\0")
+        while not rest and (block := self._file.read(_BLOCK)):
+            rest = block.lstrip(b"\0")
+        return rest
+
+    def _decode(self, given: bytes, most: int) -> bytes:
+        try:
+            return self._decoder.decompress(given, most)
+        except lzma.LZMAError as error:
+            if "Memory usage limit" not in str(error):
+                raise
+            message = f"unpacking it takes more than {_XZ_MEMORY // 2**20} MiB of memory: do that first, with xz -d"
+            raise lzma.LZMAError(message) from error
 
     def close(self) -> None:
         self._file.close()

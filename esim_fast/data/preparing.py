@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..errors import BadRowError, DataError, kind_and_reason, listed, one_line
 from ..tokenizing import NOT_PLAIN, TOKENIZERS, Tokenizer, get_tokenizer, name_of
 from .batches import EncodedPairs
-from .cache import Arrays, kept
+from .cache import Arrays, kept, text_array, text_of
 from .hub import fingerprint
 from .parallel import Result, ShouldStop, can_fork, map_in_processes, never, processors
 from .reading import KNOWN_NAMES, BadRow, CorpusFormat, RowParser, corpus_lines, open_corpus, parse_record
@@ -209,8 +209,8 @@ def prepare(
 
 
 def _unpack(name: str, arrays: Arrays) -> PreparedCorpus:
-    words = arrays["words"].numpy().tobytes().decode()
-    label_names, bad_rows = (json.loads(arrays[part].numpy().tobytes()) for part in ("label_names", "bad_rows"))
+    words = text_of(arrays["words"])
+    label_names, bad_rows = (json.loads(text_of(arrays[part])) for part in ("label_names", "bad_rows"))
     return PreparedCorpus(
         path=name,
         **{part: arrays[part].numpy() for part in ("tokens", "ends", "labels", "lines")},
@@ -322,14 +322,10 @@ def _put_together(found: Iterable[_Tokenized], name: str, tokenizer: str, skip_b
         "ends": torch.from_numpy(np.cumsum(lengths, dtype=np.int64)),
         "labels": torch.from_numpy(labels),
         "lines": torch.from_numpy(lines),
-        "words": _bytes("\n".join(words)),
-        "label_names": _bytes(json.dumps(list(names))),
-        "bad_rows": _bytes(json.dumps(bad_rows)),
+        "words": text_array("\n".join(words)),
+        "label_names": text_array(json.dumps(list(names))),
+        "bad_rows": text_array(json.dumps(bad_rows)),
     }
-
-
-def _bytes(text: str) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
 
 
 def in_parts(

@@ -9,105 +9,150 @@ import io
 import math
 import os
 import re
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import chain, takewhile
-from typing import IO, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..errors import BadRowError, DataError, naming, reason_of
+from ..errors import BadRowError, DataError, naming, one_line, reason_of
 from .compression import UNREADABLE, compression_of, open_file, unpacked_name
+from .npz_vectors import LONGEST_WORD, WIDEST, npz_rows
 from .parallel import ShouldStop, can_fork, map_in_processes, processors
+from .reading import BadRow
+from .vector_kinds import BLANKS, fields_of, is_number, is_row, is_text, other_than_vectors
 
-_WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
-_LONGEST_WORD = 2_000  # bytes
+Row: TypeAlias = tuple[str, np.ndarray] | BadRow  # a word with its vector, or why there is none
+
 _LONGEST_LINE = 2**20  # bytes
-_LONGEST_HEADER = 100  # bytes
+_LONGEST_HEADER = 100  # bytes that are quoted
 _BLOCK = 2**18  # bytes that are read at once, and stay in a processor's cache
 _RANGE = 2**25  # bytes of a text that a process reads; of fewer than two ranges this one does
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_HEADER = re.compile(rb"(\d{1,18}) (\d{1,18})\s*")  # of word2vec's files: rows, and numbers in each
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# SystemError: of Python, for what numpy takes for a character and is none.
-_NO_NPZ = (EOFError, ValueError, RuntimeError, OverflowError, SystemError, zipfile.BadZipFile, zlib.error)
+_HEADER = re.compile(rb"(\d{1,18})[ \t](\d{1,18})\s*")  # of word2vec's files: rows, and numbers in each
 
 
-def wanted_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the wanted words of a file with their float32 or float16 vectors, in the file's order.
+def wanted_rows(name: str, wanted: Collection[str], most_bad: int) -> Generator[Row, None, None]:
+    """Yield the wanted words of a file with their float32 or float16 vectors, and what is bad, in the file's order.
+
+    Close it if it is not exhausted.
+
+    Rows of other words are checked in text alone, for being too short and for NUL bytes. Of an ``.npz`` or a binary
+    file, a bad row's ``line`` is the row, counted from 1.
+
+    Args:
+        most_bad: how many bad rows may be passed over; behind more of them, not all that there is need come.
 
     Raises:
-        DataError: the file cannot be read or is malformed.
+        DataError: the file cannot be read, or is not what its name says.
     """
-    return _READERS[form_of(name)](name, wanted)
+    form = form_of(name)
+    if form == "npz":
+        return npz_rows(name, wanted)
+    return _binary_rows(name, wanted) if form == "binary" else _text_rows(name, wanted, most_bad)
 
 
 def form_of(name: str) -> str:
     """What a file of this name holds."""
-    if name.endswith(".npz"):
+    if name.lower().endswith(".npz"):
         return "npz"
     return "binary" if unpacked_name(name).endswith(".bin") else "text"
+
+
+class _Layout(NamedTuple):
+    """How a file of text is written, as its first two lines say."""
+
+    rows: int | None  # how many it has, if its first line is a header
+    dimension: int
+    separator: bytes  # behind the word: a space, or a tab, which then may separate the numbers too
+    begin: int  # the byte at which the rows begin
 
 
 class _ScannedLines(NamedTuple):
     """What some lines hold."""
 
-    lines: int
+    lines: int  # without the blank ones at the end
+    blank: int  # lines at the end
     words: list[str]
     vectors: np.ndarray  # float32 [words, dimension]
-    problem: str | None  # what is wrong with the last of the lines
+    bad_rows: list[BadRow]  # with lines counted from 1 in these
+    end: str | None = None  # why nothing can be read behind them
 
 
-def _text_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the wanted words of a text file with their vectors."""
-    blocks = _line_blocks(_blocks(name))
-    try:
-        block = next(blocks, None)
-    except BadRowError as error:
-        raise DataError(f"{name}:1: {error}") from error
-    if block is None:
+def _text_rows(name: str, wanted: Collection[str], most_bad: int) -> Generator[Row, None, None]:
+    blocks = _blocks(name)
+    first = _first_blocks(blocks, name)
+    if not first:
         return
-    rows, dimension, begin = _beginning(block, name)
+    layout = _layout(b"".join(first), name)
     spellings = {spelling.encode(): spelling for spelling in wanted}
-    beginnings = {spelling.partition(b" ")[0] for spelling in spellings}
-    scan = partial(_scan, wanted=spellings, beginnings=beginnings, dimension=dimension)
+    beginnings = {spelling.partition(layout.separator)[0] for spelling in spellings}
+    scan = partial(_scan, wanted=spellings, beginnings=beginnings, layout=layout, most_bad=most_bad)
     workers = _workers(name)
     scanned: Generator[list[_ScannedLines], None, None]
     if workers > 1 and can_fork():
-        scanned = map_in_processes(partial(_scan_range, name=name, scan=scan), _ranges(name, begin), workers)
+        scanned = map_in_processes(partial(_scan_range, name=name, scan=scan), _ranges(name, layout.begin), workers)
     else:
-        scanned = ([lines] for lines in scan(chain([block[begin:]], blocks)))
-    number = header = 0 if rows is None else 1
+        scanned = ([lines] for lines in scan(_line_blocks(chain(first, blocks)), skipped=layout.begin))
+    number = header = 0 if layout.rows is None else 1  # lines so far
+    blank = 0  # lines behind those, which may end the file
     with closing(scanned):
         for found in chain.from_iterable(scanned):
             yield from zip(found.words, found.vectors, strict=True)
-            number += found.lines
-            if found.problem is not None:
-                raise DataError(f"{name}:{number}: {found.problem}")
-    if rows is not None and number - header != rows:
-        raise DataError(f"{name}: expected {rows} rows, as line 1 says, got {number - header}")
+            if found.lines:
+                for line in range(number + 1, number + blank + 1):
+                    yield BadRow(line, _too_few(b"", layout))
+                number, blank = number + blank, 0
+            yield from (BadRow(number + row.line, row.reason) for row in found.bad_rows)
+            number, blank = number + found.lines, blank + found.blank
+            if found.end is not None:
+                raise DataError(f"{name}:{number + blank + 1}: {found.end}")
+    count = number - header
+    if layout.rows is not None and count != layout.rows:
+        yield BadRow(number + 1, f"expected {layout.rows} rows, as line 1 says, but the file ends after {count}")
 
 
-def _beginning(block: bytes, name: str) -> tuple[int | None, int, int]:
-    """What the first line of a file of text says: how many rows the file has, None where that line is the first row
-    itself, how many numbers each has, and the byte at which the rows begin.
-    """
-    mark = len(_BYTE_ORDER_MARK) if block.startswith(_BYTE_ORDER_MARK) else 0
-    line_end = block.index(b"\n") + 1
-    line = block[mark:line_end].rstrip(b" \r\n")
+def _first_blocks(blocks: Iterator[bytes], name: str) -> list[bytes]:
+    """What a file begins with: its first two lines, if they are not too long."""
+    found: list[bytes] = []
+    lines = size = 0
+    try:
+        while lines < 2 and size <= _LONGEST_LINE and (block := next(blocks, b"")):
+            found.append(block)
+            lines, size = lines + block.count(b"\n"), size + len(block)
+    except BadRowError as error:
+        raise DataError(f"{name}:{lines + 1}: {error}") from error
+    return found
+
+
+def _layout(beginning: bytes, name: str) -> _Layout:
+    """How a file of text that begins like this is written; DataError if it is none, or of no vectors."""
+    mark = len(_BYTE_ORDER_MARK) if beginning.startswith(_BYTE_ORDER_MARK) else 0
+    line, line_feed, rest = beginning[mark:].partition(b"\n")
+    line_end = mark + len(line + line_feed)
+    line = line.rstrip(BLANKS)
+    header = _HEADER.fullmatch(line)
+    if not header and (what := other_than_vectors(beginning)) and (b"\0" in line or not is_number(fields_of(line)[-1])):
+        raise DataError(f"{name}: expected word vectors as text, got {what}")
+    if len(line) > _LONGEST_LINE:
+        raise DataError(f"{name}:1: {_too_long()}")
     if b"\0" in line:
         raise DataError(f"{name}:1: NUL byte")
-    header = _HEADER.fullmatch(line)
-    rows, dimension = map(int, header.groups()) if header else (None, line.count(b" "))
+    row = rest.partition(b"\n")[0].rstrip(BLANKS) if header else line
+    behind_tab = fields_of(row.partition(b"\t")[2])
+    has_tabs = all(map(is_number, behind_tab)) and (not header or len(behind_tab) == int(header[2]))
+    dimension = int(header[2]) if header else len(behind_tab) if has_tabs else line.count(b" ")
     if dimension < 1:
         raise DataError(f"{name}:1: expected a word and its vector")
-    if dimension > _WIDEST:
-        raise DataError(f"{name}:1: expected at most {_WIDEST} numbers in a row, got {dimension}")
-    return rows, dimension, line_end if header else mark
+    if dimension > WIDEST:
+        raise DataError(f"{name}:1: expected at most {WIDEST} numbers in a row, got {dimension}")
+    if header and not is_row(row, dimension) and not is_text(rest.partition(b" ")[2][: 4 * dimension]):
+        what = "word2vec's binary form: its name should end in .bin"
+        raise DataError(f"{name}: expected word vectors as text, got {what}")
+    separator = b"\t" if has_tabs else b" "
+    return _Layout(int(header[1]) if header else None, dimension, separator, line_end if header else mark)
 
 
 def _workers(name: str) -> int:
@@ -145,44 +190,95 @@ def _scan_range(
 
 
 def _scan(
-    blocks: Iterable[bytes], wanted: dict[bytes, str], beginnings: set[bytes], dimension: int
+    blocks: Iterable[bytes],
+    wanted: dict[bytes, str],
+    beginnings: set[bytes],
+    layout: _Layout,
+    most_bad: int,
+    skipped: int = 0,
 ) -> Iterator[_ScannedLines]:
-    """Look for the wanted words in blocks of lines; ``beginnings`` are theirs, up to the first space."""
+    """Look for the wanted words in blocks of lines, behind the bytes to be ``skipped``.
+
+    Args:
+        beginnings: those of the words, up to the first separator.
+        most_bad: the scan ends behind more bad rows than that.
+    """
+    bad = 0
     try:
         for block in blocks:
-            yield _scan_block(block, wanted, beginnings, dimension)
+            found = _scan_block(block[skipped:], wanted, beginnings, layout)
+            yield found
+            skipped, bad = 0, bad + len(found.bad_rows)
+            if bad > most_bad:
+                return
     except BadRowError as error:
-        yield _ScannedLines(1, [], np.empty((0, dimension), dtype=np.float32), str(error))
+        yield _ScannedLines(0, 0, [], np.empty((0, layout.dimension), dtype=np.float32), [], end=str(error))
 
 
-def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], dimension: int) -> _ScannedLines:
-    """What the lines of a block hold, up to the first that is not as it should be."""
-    words, vectors, problem = [], [], None
+def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], layout: _Layout) -> _ScannedLines:
+    words, vectors, bad_rows = [], [], []
+    _, dimension, separator, _ = layout
+    lines = block.rstrip(BLANKS)
+    blank = block.count(b"\n", len(lines)) - bool(lines)
     # Both are looked for in many lines at once: bytes.count() would take twice as long as all the rest.
-    is_space, has_nul = np.frombuffer(block, dtype=np.uint8) == ord(" "), b"\0" in block
+    codes, has_nul = np.frombuffer(lines, dtype=np.uint8), b"\0" in lines
+    is_separator = codes == ord(" ")
+    if separator == b"\t":
+        is_separator |= codes == ord("\t")
     number = end = 0
-    try:
-        for line in io.BytesIO(block):
-            number += 1
-            begin, end = end, end + len(line)
-            line = line.rstrip(b" \r\n")
-            count = np.count_nonzero(is_space[begin : begin + len(line)])
+    for line in io.BytesIO(lines):
+        number += 1
+        begin, end = end, end + len(line)
+        line = line.rstrip(BLANKS)
+        place = line.find(separator)
+        try:
             if has_nul and b"\0" in line:
                 raise BadRowError("NUL byte")
-            if count < dimension:
-                raise BadRowError(f"expected {dimension} numbers, got {count}")
-            if line[: line.find(b" ")] not in beginnings:
+            if place < 0 or np.count_nonzero(is_separator[begin + place : begin + len(line)]) < dimension:
+                raise BadRowError(_too_few(line, layout))
+            if line[:place] not in beginnings:
                 continue
-            # From the right: GloVe 840B has words with spaces inside, such as ". . .".
-            word, *fields = line.rsplit(b" ", dimension)
-            if b" " in word and _is_number(word.rpartition(b" ")[2]):
-                raise BadRowError(f"expected {dimension} numbers, got {count}")
+            word, fields = _split(line, layout)
             if word in wanted:
                 vectors.append(_parse(fields))
                 words.append(wanted[word])
-    except BadRowError as error:
-        problem = str(error)
-    return _ScannedLines(number, words, np.array(vectors, dtype=np.float32).reshape(len(words), dimension), problem)
+        except BadRowError as error:
+            bad_rows.append(BadRow(number, str(error)))
+    found = np.array(vectors, dtype=np.float32).reshape(len(words), dimension)
+    return _ScannedLines(number, blank, words, found, bad_rows)
+
+
+def _split(line: bytes, layout: _Layout) -> tuple[bytes, list[bytes]]:
+    """The word of a row, and its numbers as they are spelled."""
+    _, dimension, separator, _ = layout
+    if separator == b"\t":
+        word, _, numbers = line.partition(b"\t")
+        fields = fields_of(numbers)
+        if len(fields) != dimension:
+            raise BadRowError(f"expected {dimension} numbers, got {len(fields)}")
+    else:
+        # From the right: GloVe 840B has words with spaces inside, such as ". . .".
+        word, *fields = line.rsplit(b" ", dimension)
+        if b" " in word and is_number(word.rpartition(b" ")[2]):
+            raise BadRowError(f"expected {dimension} numbers, got {line.count(b' ')}")
+    return word, fields
+
+
+def _too_few(line: bytes, layout: _Layout) -> str:
+    """What is wrong with a row that is too short."""
+    if layout.separator == b"\t":
+        word, tab, numbers = line.partition(b"\t")
+        if word and not tab:
+            return "expected a tab behind the word, got none"
+        fields = fields_of(numbers) if tab else []
+    else:
+        word, *fields = line.split(b" ")
+    hint = "; is its word missing?" if is_number(word) and len(fields) == layout.dimension - 1 else ""
+    return f"expected {layout.dimension} numbers, got {len(fields)}{hint}"
+
+
+def _too_long() -> BadRowError:
+    return BadRowError(f"expected a line break within {_LONGEST_LINE} bytes, got none")
 
 
 def _parse(fields: list[bytes]) -> np.ndarray:
@@ -194,17 +290,8 @@ def _parse(fields: list[bytes]) -> np.ndarray:
             return vector
     except ValueError:
         pass
-    field = next(field for field in fields if not _is_number(field))
+    field = next(field for field in fields if not is_number(field))
     raise BadRowError(f"expected a finite number, got {field[:40].decode(errors='replace')!r}")
-
-
-def _is_number(field: bytes) -> bool:
-    """Whether a field is a number that float32 can hold, so neither NaN nor infinite."""
-    try:
-        with np.errstate(over="ignore"):
-            return math.isfinite(np.float32(float(field)))
-    except ValueError:
-        return False
 
 
 def _line_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -222,7 +309,7 @@ def _line_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
             continue
         block = b"".join(parts)
         if size > _LONGEST_LINE and block.find(b"\n", 0, _LONGEST_LINE + 1) < 0:
-            raise BadRowError(f"expected a line break within {_LONGEST_LINE} bytes, got none")
+            raise _too_long()
         end = block.rfind(b"\n") + 1
         yield block[:end]
         parts, size = [block[end:]], size - end
@@ -251,33 +338,37 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
             raise BadRowError(reason_of(error)) from error
 
 
-def _binary_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the wanted words of a file in word2vec's binary form with their vectors.
+def _binary_rows(name: str, wanted: Collection[str]) -> Generator[Row, None, None]:
+    """What :func:`wanted_rows` says, of a file in word2vec's binary form.
 
     It is a line "count dimension", then for each row the word, a space and float32 numbers, and from some writers a
     line feed.
     """
     spellings = {spelling.encode(): spelling for spelling in wanted}
     row = 0  # the last that was read, counted from 1
-    blocks = _located(_blocks(name), lambda: f"{name}: row {row + 1}")
-    buffer = b""
-    while len(buffer) < _LONGEST_HEADER and b"\n" not in buffer and (block := next(blocks, b"")):
-        buffer += block
-    first_line, line_feed, buffer = buffer.partition(b"\n")
+    blocks = _blocks(name)
+    following = _located(blocks, lambda: f"{name}: row {row + 1}")
+    beginning = b"".join(_first_blocks(blocks, name))
+    first_line, line_feed, buffer = beginning.partition(b"\n")
     header = _HEADER.fullmatch(first_line)
-    if not line_feed or not header:
+    what = None if header else other_than_vectors(beginning)
+    if is_row(buffer.partition(b"\n")[0], int(header[2])) if header else is_row(first_line):
+        what = "text: its name should end in .txt or .vec"
+    if what:
+        raise DataError(f"{name}: expected word2vec's binary form, got {what}")
+    if not header or not line_feed:
         start = first_line[:_LONGEST_HEADER].decode(errors="replace")
         raise DataError(f"{name}:1: expected the number of rows and of numbers in each, got {start!r}")
-    rows, dimension = map(int, header.groups())
-    if not 1 <= dimension <= _WIDEST:
-        raise DataError(f"{name}:1: expected 1 to {_WIDEST} numbers in a row, got {dimension}")
-    for block in chain([b""], blocks):
+    rows, dimension = int(header[1]), int(header[2])
+    if not 1 <= dimension <= WIDEST:
+        raise DataError(f"{name}:1: expected 1 to {WIDEST} numbers in a row, got {dimension}")
+    for block in chain([b""], following):
         buffer += block
         begin = 0
         while row < rows:
-            space = buffer.find(b" ", begin, begin + _LONGEST_WORD + 2)
-            if space < 0 and len(buffer) - begin > _LONGEST_WORD + 1:
-                raise DataError(f"{name}: row {row + 1}: expected a word of at most {_LONGEST_WORD} bytes")
+            space = buffer.find(b" ", begin, begin + LONGEST_WORD + 2)
+            if space < 0 and len(buffer) - begin > LONGEST_WORD + 1:
+                raise DataError(f"{name}: row {row + 1}: expected a word of at most {LONGEST_WORD} bytes")
             end = space + 1 + 4 * dimension
             if space < 0 or end > len(buffer):
                 break
@@ -285,15 +376,16 @@ def _binary_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.n
             word = buffer[begin:space].removeprefix(b"\n")
             if word in spellings:
                 vector = np.frombuffer(buffer, dtype="<f4", count=dimension, offset=space + 1)
-                if not np.isfinite(vector).all():
-                    raise DataError(f"{name}: row {row}: expected finite numbers, got others for {spellings[word]!r}")
-                yield spellings[word], vector
+                if np.isfinite(vector).all():
+                    yield spellings[word], vector
+                else:
+                    yield BadRow(row, one_line(f"expected finite numbers, got others for {spellings[word]!r}"))
             begin = end
         buffer = buffer[begin:]
         if row == rows and buffer not in (b"", b"\n"):
             raise DataError(f"{name}: expected {rows} rows, as line 1 says, got more")
     if row < rows:
-        raise DataError(f"{name}: row {row + 1}: expected {rows} rows, as line 1 says, but the file ends here")
+        yield BadRow(row + 1, f"expected {rows} rows, as line 1 says, but the file ends here")
 
 
 def _located(blocks: Iterable[bytes], where: Callable[[], str]) -> Iterator[bytes]:
@@ -302,105 +394,3 @@ def _located(blocks: Iterable[bytes], where: Callable[[], str]) -> Iterator[byte
         yield from blocks
     except BadRowError as error:
         raise DataError(f"{where()}: {error}") from error
-
-
-def _npz_rows(name: str, wanted: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the wanted words of an ``.npz`` archive with their vectors."""
-    try:
-        with naming(name), zipfile.ZipFile(name) as archive:
-            files = archive.namelist()
-            if files.count("words.npy") != 1 or files.count("vectors.npy") != 1:
-                keys = ", ".join(file.removesuffix(".npy") for file in files)
-                raise DataError(f"{name}: expected the arrays words and vectors, got {keys or 'none'}")
-            # Those that numpy has; others expand without bounds.
-            if any(archive.getinfo(file).compress_type not in _COMPRESSIONS for file in ("words.npy", "vectors.npy")):
-                raise ValueError("not as numpy compresses")
-            with archive.open("words.npy") as words_file, archive.open("vectors.npy") as vectors_file:
-                words, vectors = _StoredArray(words_file), _StoredArray(vectors_file)
-                _check_npz(words, vectors, name)
-                rows: dict[str, int] = {}  # the first of each word
-                for row, word in enumerate(chain.from_iterable(block.tolist() for block in words.blocks())):
-                    if word in wanted:
-                        rows.setdefault(word, row)
-                for word, vector in zip(rows, vectors.taken(list(rows.values())), strict=True):
-                    with np.errstate(over="ignore"):
-                        vector = vector.astype(np.float32)
-                    if not np.isfinite(vector).all():
-                        raise DataError(f"{name}: expected finite numbers, got others in the vector of {word!r}")
-                    yield word, vector
-    except DataError:
-        raise
-    except _NO_NPZ as error:
-        raise DataError(f"{name}: expected an .npz archive of plain arrays") from error
-
-
-class _StoredArray:
-    """An array in an archive, of which some rows at a time are read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        """Read what comes before the numbers, or raise a ValueError."""
-        if np.lib.format.read_magic(file) != (1, 0):  # the later ones are for arrays of records
-            raise ValueError("not a plain array")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Python 2 is no more
-                self.shape, is_fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
-        except Exception as error:  # numpy has a parser for headers, and each of its parts raises something else
-            raise ValueError("not a plain array") from error
-        if self.dtype.hasobject or not self.dtype.itemsize or min(self.shape, default=-1) < 0:
-            raise ValueError("not a plain array")
-        self.is_fortran = is_fortran and len(self.shape) > 1
-        self._file = file
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield all rows, some at a time, or raise a ValueError where they are not all there, or not all there is."""
-        count, *others = self.shape
-        yield from self._read(count, *others)
-        self._check_end()
-
-    def taken(self, places: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield the rows at these places, which rise; raises as :meth:`blocks` does."""
-        if not self.is_fortran:
-            wanted = set(places)
-            yield from (row for place, row in enumerate(chain.from_iterable(self.blocks())) if place in wanted)
-            return
-        count, width = self.shape
-        ordered, rows = np.array(places, dtype=np.int64), np.empty((len(places), width), dtype=self.dtype)
-        for column in rows.T:
-            begin = 0
-            for block in self._read(count):
-                here = slice(*np.searchsorted(ordered, (begin, begin + len(block))))
-                column[here] = block[ordered[here] - begin]
-                begin += len(block)
-        self._check_end()
-        yield from rows
-
-    def _read(self, count: int, *others: int) -> Iterator[np.ndarray]:
-        row_bytes = self.dtype.itemsize * math.prod(others)
-        at_once = max(1, _BLOCK // row_bytes)
-        for begin in range(0, count, at_once):
-            rows = min(at_once, count - begin)
-            yield np.frombuffer(self._file.read(rows * row_bytes), dtype=self.dtype).reshape(rows, *others)
-
-    def _check_end(self) -> None:
-        if self._file.read(1):
-            raise ValueError("more than the array")
-
-
-def _check_npz(words: _StoredArray, vectors: _StoredArray, name: str) -> None:
-    if (
-        words.dtype.kind != "U"
-        or words.dtype.itemsize > 4 * _LONGEST_WORD
-        or vectors.dtype not in (np.float16, np.float32, np.float64)
-        or len(vectors.shape) != 2
-        or words.shape != vectors.shape[:1]
-        or not 1 <= vectors.shape[1] <= _WIDEST
-    ):
-        raise DataError(
-            f"{name}: expected words [n] of text, of at most {_LONGEST_WORD} characters, "
-            f"and vectors [n, at most {_WIDEST}] of fp16, fp32 or fp64, "
-            f"got words {list(words.shape)} {words.dtype} and vectors {list(vectors.shape)} {vectors.dtype}"
-        )
-
-
-_READERS = {"npz": _npz_rows, "binary": _binary_rows, "text": _text_rows}

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.cli.commands import EXPECTED, esim_fast, fails, succeeds, write_tsv
+from tests.data.files import write
 
 
 def test_what_it_prints(corpus, tmp_path):
@@ -41,6 +42,34 @@ def test_bad_rows(corpus, tmp_path):
     result = esim_fast("data", bad)
     assert (result.returncode, result.stderr) == (1, f"{bad}:2: expected 3 columns, got 2\n")
     assert "  pairs          0, 0 without a gold label, 1 bad row\n" in result.stdout
+
+
+def test_bad_rows_of_vectors(corpus, tmp_path):
+    """Each is named once, whichever corpora would want it."""
+    vectors, dev = tmp_path / "glove.txt", write_tsv(tmp_path / "dev.tsv", [("neutral", "zebra", "A man")])
+    vectors.write_text("9 2\nman 1 2\nzebra x 4\nnone 1\nA 3 4\n")
+    lines = [f"{vectors}:4: expected 2 numbers, got 1"]
+    lines.append(f"{vectors}:6: expected 9 rows, as line 1 says, but the file ends after 4")
+    for _ in range(2):  # the second time from the cache
+        result = esim_fast("data", corpus, dev, corpus, "--vectors", vectors, "--cache", tmp_path / "cache")
+        assert result.returncode == 1
+        assert result.stderr.splitlines() == [*lines, f"{vectors}:3: expected a finite number, got 'x'"]
+        assert result.stdout.count("  with a vector  13.33% of the words, 23.53% of the text\n") == 2
+    vectors.write_text("man 1 2\n" + 30 * "of 1\n")
+    said = esim_fast("data", corpus, "--vectors", vectors).stderr.splitlines()
+    assert said == [
+        *(f"{vectors}:{line}: expected 2 numbers, got 1" for line in range(2, 22)),
+        f"{vectors}: and 10 more",
+    ]
+    vectors.write_text("man 1 2\nA 3 4\n\n")
+    assert esim_fast("data", corpus, "--vectors", vectors).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["v.txt", "v.vec.bz2", "v.txt.xz", "v.txt.gz", "glove.840B.300d.zip"])
+@pytest.mark.parametrize("rows", ["A 1 2\nman 3 4\n", "2 2\nA\t1 2\nman\t3 4\n", "A\t1\t2\nman\t3\t4\n\n"])
+def test_vectors_as_people_have_them(corpus, tmp_path, name, rows):
+    printed = succeeds("data", corpus, "--vectors", write(tmp_path, name, rows))
+    assert "  with a vector  13.33% of the words, 23.53% of the text\n" in printed
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(corpus, tmp_path):

@@ -59,6 +59,41 @@ def test_bad_rows_are_listed_and_left_out(corpus, model, tmp_path):
     assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}: 1 bad row left out\n"
 
 
+def test_bad_rows_of_vectors(corpus, tmp_path):
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("man 1 2\n0.5 0.5\nA x 4\ndogs 5 6\n\nnone 7\nwoman 8 9\n")
+    options = [*training(corpus, tmp_path / "m"), "--cache", tmp_path / "cache", "--vectors", vectors]
+    message = f"{vectors}:2: expected 2 numbers, got 1; is its word missing?"
+    assert fails(*options) == f"esim-fast: {message} (--skip-bad-rows or on_bad_row= leaves out such rows)"
+    assert not (tmp_path / "m").exists()
+    for output in "ab":  # the second time from the cache
+        result = esim_fast(*options, "--skip-bad-rows", "--output", tmp_path / output)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.splitlines()[2:7] == [
+            f"{vectors}: vectors for 2 of 14 words; 4 bad rows left out:",
+            message,
+            f"{vectors}:3: expected a finite number, got 'x'",
+            f"{vectors}:5: expected 2 numbers, got 0",
+            f"{vectors}:6: expected 2 numbers, got 1",
+        ]
+    vectors.write_text("man 1 2\ndogs 5 6\n")
+    result = esim_fast(*options, "--skip-bad-rows", "--output", tmp_path / "c")
+    assert f"{vectors}: vectors for 2 of 14 words\n" in result.stderr
+    assert len({(tmp_path / run / "model.safetensors").read_bytes() for run in "abc"}) == 1
+    # Truncated, and so many of them that nobody would read on.
+    vectors.write_text("5000 2\nman 1 2\n" + 1999 * "of 1\n")
+    listed = [f"{vectors}:{line}: expected 2 numbers, got 1" for line in range(3, 23)]
+    result = esim_fast(*options, "--skip-bad-rows", "--seeds", 2, "--output", tmp_path / "d")
+    first = f"{vectors}: vectors for 1 of 14 words; 2,000 bad rows left out:"
+    assert result.stderr.splitlines()[2:24] == [first, *listed, f"{vectors}: and 1,980 more"]
+    assert result.stderr.count("bad rows") == 1  # once for all seeds
+    vectors.write_text("2 2\nof 1\nnone 3 4\n")
+    message = (
+        f"{vectors}: expected vectors of the vocabulary's words, got none of 14 that can be read; line 2: expected"
+    )
+    assert message in fails(*options, "--skip-bad-rows", "--output", tmp_path / "e")
+
+
 def test_extending_the_vocabulary(corpus, tmp_path):
     dev = write_tsv(tmp_path / "dev.tsv", [*TRAIN, ("neutral", "A zebra sleeps.", "Nobody knows.")])
     more = write_tsv(tmp_path / "more.tsv", [("?", "A yak sings.", "A zebra sings.")])

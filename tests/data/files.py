@@ -1,10 +1,14 @@
 """Files for the tests of their readers, and what a reader says of a wrong one."""
 
+import bz2
 import gzip
 import io
+import lzma
+import os
 import random
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +22,25 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     """Writes a file, a compressed one if its name says so."""
     data = content.encode() if isinstance(content, str) else content
     path = folder / name
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(compressed(path.name, data))
     return path
+
+
+def compressed(name: str, data: bytes) -> bytes:
+    """Bytes as a file of this name should hold them."""
+    stem, ending = os.path.splitext(name.lower())
+    if ending == ".zip":
+        return zipped({stem: data}, zipfile.ZIP_DEFLATED)
+    return {".gz": gzip, ".bz2": bz2, ".xz": lzma}[ending].compress(data) if ending in (".gz", ".bz2", ".xz") else data
+
+
+def xz_with_dictionary(data: bytes, code: int) -> bytes:
+    """An .xz file whose decoder is told to take more memory than the data need: 1 GiB for a code of 36."""
+    content = lzma.compress(data)
+    header_end = 12 + 4 * content[12]  # of the first block's header, without its checksum
+    header = bytearray(content[12:header_end])
+    header[header.index(b"\x21\x01") + 2] = code
+    return content[:12] + header + zlib.crc32(header).to_bytes(4, "little") + content[header_end + 4 :]
 
 
 def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:

@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import pickle
+import re
 import shutil
 import struct
 import tempfile
@@ -163,10 +164,17 @@ def words(content: bytes, ending: str) -> None:
 
 
 def vectors(content: bytes, ending: str) -> None:
+    """Without bad rows, leaving them out changes nothing; with them, each is named."""
+    path, bad, whole = written(f"vectors{ending}", content), list[BadRow](), None
     with refusals():
-        found = load_vectors(written(f"vectors{ending}", content), Vocabulary(WORDS))
+        whole = load_vectors(path, Vocabulary(WORDS))
+    with refusals():
+        found = load_vectors(path, Vocabulary(WORDS), on_bad_row=bad.append)
         assert found.matrix.shape[0] == len(found.vocabulary)
         assert found.found
+        assert (whole is None) == bool(bad)
+        assert whole is None or whole.matrix.equal(found.matrix)
+    assert all(not any(map(controls, row.reason)) and len(row.reason) < 2000 for row in bad)
 
 
 def vectors_npz_members(content: bytes) -> None:
@@ -293,7 +301,11 @@ def _seeds() -> dict[str, list[bytes]]:
         "words_json": [json.dumps(WORDS).encode(), json.dumps({word: i for i, word in enumerate(WORDS)}).encode()],
         "words_lines": ["\n".join(WORDS).encode(), disguised],
         "vectors_text": [text, b"3 3\n" + text],
+        "vectors_tabs": [text.replace(b" ", b"\t"), b"3 3\n" + re.sub(rb"(?m)^(\w+) ", rb"\1\t", text)],
         "vectors_gz": [gzip.compress(text, mtime=0)],
+        "vectors_bz2": [bz2.compress(text)],
+        "vectors_xz": [lzma.compress(binary), lzma.compress(binary, check=lzma.CHECK_NONE)],
+        "vectors_zip": [zipped({"v.txt": text}), zipped({"v.bin": binary}, zipfile.ZIP_DEFLATED)],
         "vectors_binary": [binary, disguised],
         "vectors_npz": [arrays, transposed, disguised],
         "vectors_npz_members": [b"".join(_members(content).values()) for content in (arrays, transposed)],
@@ -310,7 +322,8 @@ def _seeds() -> dict[str, list[bytes]]:
 
 
 _MODEL_FILES = {"config": CONFIG, "labels": LABELS, "vocabulary": VOCABULARY, "weights": WEIGHTS}
-_VECTORS = {"text": ".txt", "gz": ".txt.gz", "binary": ".bin", "npz": ".npz"}
+_VECTORS = {"text": ".txt", "tabs": ".vec", "binary": ".bin", "npz": ".npz"}
+_VECTORS |= {"gz": ".txt.gz", "bz2": ".txt.bz2", "xz": ".bin.xz", "zip": ".zip"}
 _PAIRS = {"tsv": ".tsv", "csv": ".csv", "jsonl": ".jsonl", "json": ".json"}
 _PAIRS |= {packed: f".tsv.{packed}" for packed in ("gz", "bz2", "xz", "zip")}
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -167,8 +167,15 @@ class TestCache:
             lambda a: a.update(found=a["found"].to(torch.uint8)),
             lambda a: a.update(found=a["found"][:1].clone()),
             lambda a: a.pop("found"),
+            lambda a: a.pop("bad_rows"),
+            lambda a: a.update(bad_rows=torch.tensor(list(b'[["x", "y"]]'), dtype=torch.uint8)),
+            lambda a: a.update(bad_rows=torch.tensor(list(b'[[1, "a\\nb"]]'), dtype=torch.uint8)),
+            lambda a: a.update(bad_rows=torch.tensor(list(b"[[1, 2]]"), dtype=torch.uint8)),
+            lambda a: a.update(bad_rows=torch.tensor(list(b"[[1]]"), dtype=torch.uint8)),
+            lambda a: a.update(bad_rows=torch.tensor([255], dtype=torch.uint8)),
+            lambda a: a["bad_rows"].fill_(ord("[")),
         ],
-        ids=range(7),
+        ids=range(14),
     )
     def test_forged_vectors(self, tmp_path, change):
         (tmp_path / "v.txt").write_text("a 1 2 3\nman 4 5 6\n")

@@ -1,8 +1,10 @@
 """Files that somebody made to do harm, at the command line, by their memory, and as tools/fuzz.py has found them."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import random
@@ -20,7 +22,7 @@ import torch
 from esim_fast.classifier import CONFIG, WEIGHTS
 from esim_fast.errors import one_line
 from tests.cli.commands import fails, succeeds
-from tests.data.files import damage
+from tests.data.files import damage, xz_with_dictionary
 from tests.untrusted import fuzz_targets
 from tests.untrusted.fuzz_targets import TARGETS, Marker, refusals
 from tests.untrusted.hostile import DEEP, PARTS, in_npy, in_torch, save_model, unchanged, write_zip
@@ -147,6 +149,15 @@ def write_bombs(folder: Path) -> None:
         write_zip(folder / name, {"words.npy": words, "vectors.npy": vectors}, zipfile.ZIP_DEFLATED)
     for name in ("long-line.txt.gz", "long-line.tsv.gz"):
         (folder / name).write_bytes(gzip.compress(b"a" * (300 * MEBIBYTE), 1))
+    for ending, module in {"bz2": bz2, "xz": lzma}.items():
+        (folder / f"long-line.txt.{ending}").write_bytes(module.compress(b"a" * (10 * MEBIBYTE)) * 30)
+    write_zip(folder / "long-line.zip", {"v.txt": b"a" * (300 * MEBIBYTE)}, zipfile.ZIP_DEFLATED)
+    write_zip(folder / "one-row.zip", {"v.bin": b"1 10000\na " + bytes(300 * MEBIBYTE)}, zipfile.ZIP_DEFLATED)
+    first, short, blank = map(lzma.compress, (b"a 1\nman 2\n", b"a\n" * MEBIBYTE, b"\n" * MEBIBYTE))
+    (folder / "short-rows.txt.xz").write_bytes(first + short * 50)
+    (folder / "blank-lines.txt.xz").write_bytes(first + blank * 100 + first)
+    (folder / "blank-end.txt.xz").write_bytes(first + blank * 100)
+    (folder / "dictionary.txt.xz").write_bytes(xz_with_dictionary(b"a 1 2\nman 3 4\n" * 1000, 36))
     (folder / "rows.bin").write_bytes(b"999999999999999999 10000\na ")
     (folder / "header.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
     torch.save({"a": torch.zeros(50 * MEBIBYTE)}, folder / "stored.pt")
@@ -186,8 +197,10 @@ def most_taken():
 
 def read(path):
     name = path.name
-    if name.endswith((".npz", ".bin", ".txt.gz")):
-        load_vectors(path, vocabulary)
+    if name.endswith((".npz", ".bin", ".gz", ".bz2", ".xz", ".zip")) and ".tsv" not in name:
+        with contextlib.suppress(ValueError):
+            load_vectors(path, vocabulary)
+        load_vectors(path, vocabulary, on_bad_row=lambda row: None)
     elif name.endswith(".tsv.gz"):
         list(read_pairs(path))
     elif name.endswith(".json"):
@@ -223,12 +236,12 @@ def test_memory_and_time(model):
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     found = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
-    assert len(found) == len(list(folder.iterdir())) == 15
+    assert len(found) == len(list(folder.iterdir())) == 23
     for name, (mebibytes, seconds, said) in found.items():
         assert int(mebibytes) < 100, (name, found)
         assert float(seconds) < 60, (name, found)
         # A word that is there three million times, and then one vector: odd, but as good as any.
-        assert (said == "read") == (name in ("model", "one-word.npz")), (name, found)
+        assert (said == "read") == (name in ("model", "one-word.npz", "blank-end.txt.xz")), (name, found)
     print(done.stdout)
 
 
