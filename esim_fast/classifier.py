@@ -13,9 +13,10 @@ from torch import Tensor
 from .config import ESIMConfig, autocast
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import ShouldStop, never
-from .errors import DataError, first_line, kind_and_reason, naming
+from .errors import DataError, first_line, kind_and_reason, listed, naming, one_line
 from .explanation import Explanation
 from .files import check_entries, load_safetensors, parse_json, replace_file, write_json
+from .labels import LabelNames, label_names
 from .model import ESIM
 from .ops.backends import backends_of_ops
 from .packed import PackedPairs
@@ -48,7 +49,7 @@ class Classifier:
     Args:
         net: the network; it stays on its device.
         vocabulary: one word for each row of the network's embedding.
-        labels: names of the network's outputs, in their order.
+        labels: names of the network's outputs, in their order, or a dict of ids by name or of names by id.
         tokenizer: name of the tokenizer, see :func:`esim_fast.data.get_tokenizer`, or a function of yours.
         training: how the network was trained, as JSON has it; kept with the model, for those who come after.
         precision: "fp32"; "bf16" or (on a GPU) "fp16", under autocast; "int8", with both LSTMs and the large
@@ -56,6 +57,7 @@ class Classifier:
             changed later.
 
     Raises:
+        TypeError: labels are not strings, or in no order.
         ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokenizer or the precision
             is unknown or cannot be had on the network's device.
         DataError: the tokenizer cannot be imported.
@@ -65,7 +67,7 @@ class Classifier:
         self,
         net: ESIM,
         vocabulary: Vocabulary,
-        labels: Sequence[str],
+        labels: LabelNames,
         tokenizer: str | Tokenizer = "nltk",
         training: dict[str, Any] | None = None,
         precision: str = "fp32",
@@ -73,13 +75,13 @@ class Classifier:
         inference_precision(precision, net.device)
         if len(vocabulary) != net.config.vocab_size:
             raise ValueError(f"the network has {net.config.vocab_size} words, the vocabulary {len(vocabulary)}")
-        if len(labels) != net.config.num_labels:
-            raise ValueError(f"the network has {net.config.num_labels} labels, got {len(labels)}: {list(labels)}")
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"labels must be distinct, got {list(labels)}")
+        names = label_names(labels)
+        if len(names) != net.config.num_labels:
+            got = f"{len(names)}: {listed(names)}" if names else "none"
+            raise ValueError(one_line(f"the network has {net.config.num_labels} labels, got {got}"))
         if not isinstance(tokenizer, str) and not callable(tokenizer):
             raise TypeError(f"tokenizer must be a name or a function, got {tokenizer!r}")
-        self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, list(labels), tokenizer
+        self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, names, tokenizer
         self.training, self.precision = training, precision
         self._tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 

@@ -136,6 +136,16 @@ def test_save_and_load(model, tmp_path):
     model.save_pretrained(tmp_path / "model")  # replaces
 
 
+def test_labels_by_id(model, tmp_path):
+    expected = model.predict(PAIRS)
+    for labels in ({"neutral": 2, "contradiction": 0, "entailment": 1}, dict(enumerate(model.labels))):
+        again = Classifier(model.net, model.vocabulary, labels)
+        assert again.labels == model.labels
+        assert again.predict(PAIRS).labels == expected.labels
+        again.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "labels.json").read_text()) == model.labels
+
+
 def test_every_option_of_the_network_comes_back(tmp_path):
     options = {"padding_idx": 0, "dropout": 0.25, "variational_dropout": True, "freeze_embedding": True}
     options |= {"variant": "notebook", "projection_activation": "tanh", "classifier_activation": None}
@@ -149,8 +159,17 @@ def test_what_is_no_classifier(model, tmp_path):
         Classifier.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="the network has 9 words, the vocabulary 2"):
         Classifier(model.net, Vocabulary(["<unk>", "<pad>"]), model.labels)
-    with pytest.raises(ValueError, match="labels must be distinct"):
-        Classifier(model.net, model.vocabulary, ["a", "a", "b"])
+    for labels, message in (
+        (["a", "a", "b"], r"^labels must be distinct, got 'a' 2 times$"),
+        (["a", "b\n"], r"^the network has 3 labels, got 2: a, b\\n$"),
+        ({}, r"^the network has 3 labels, got none$"),
+        ([f"label {number}" for number in range(1000)], r"^the network has 3 labels, got 1000: label 0, .{190,} …$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Classifier(model.net, model.vocabulary, labels)
+    for labels in ({*model.labels}, "abc", None, [0, 1, 2]):
+        with pytest.raises(TypeError, match=r"^labels must be "):
+            Classifier(model.net, model.vocabulary, labels)
     with pytest.raises(TypeError, match="tokenizer must be a name or a function, got 5"):
         Classifier(model.net, model.vocabulary, model.labels, 5)
 

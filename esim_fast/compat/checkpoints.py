@@ -16,6 +16,7 @@ from ..classifier import Classifier
 from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
 from ..errors import DataError, first_line, naming, one_line, reason_of
 from ..files import check_entries, check_kind, load_safetensors, load_saved, parse_json
+from ..labels import LabelNames
 from ..model import ESIM
 from ..ops.checks import FLOATING
 from ..state_dicts import NAMING_SCHEMES, recognized, rename
@@ -101,7 +102,7 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
 def convert(
     state_dict: Mapping[str, Tensor],
     words: Sequence[str] | None = None,
-    labels: Sequence[str] | None = None,
+    labels: LabelNames | None = None,
     *,
     source: str | None = None,
     tokenizer: str | Tokenizer | None = None,
@@ -112,13 +113,14 @@ def convert(
         state_dict: the notebook's, coetaur0's or AllenNLP's, or that of an :class:`esim_fast.ESIM`.
         words: in the order of their ids, the special ones among them by the name that any of the three gives them;
             AllenNLP's list may begin with the unknown word, as its files do. None: ids are the words.
-        labels: names of the network's outputs, in their order. None: their numbers are.
+        labels: names of the network's outputs, as for :class:`Classifier`. None: their numbers are.
         source: whose mathematics it is, "notebook", "coetaur0", "allennlp" or "esim_fast" (the paper's); None: that of
             those whose names the entries have.
         tokenizer: how sentences are split; None: "nltk", for coetaur0's "coetaur0" if the words have ``_BOS_`` and
             ``_EOS_``, or else "nltk-cased"; "whitespace" if there are no words.
 
     Raises:
+        TypeError: labels are not strings, or in no order.
         ValueError: entries are missing, unexpected or misshapen; words or labels do not fit the network.
     """
     named = recognized(state_dict)

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import BadRowError, DataError, kind_and_reason, listed, one_line
+from ..labels import LabelNames, label_names
 from ..tokenizing import NOT_PLAIN, TOKENIZERS, Tokenizer, get_tokenizer, name_of
 from .batches import EncodedPairs
 from .cache import Arrays, kept, text_array, text_of
@@ -110,27 +111,34 @@ class PreparedCorpus:
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
-    def label_ids(self, labels: list[str]) -> np.ndarray:
+    def label_ids(self, labels: LabelNames) -> np.ndarray:
         """int64, the labels of the labeled pairs as places in ``labels``.
 
+        Args:
+            labels: names in the order of their ids, or a dict of ids by name or of names by id.
+
         Raises:
+            TypeError, ValueError: ``labels`` are something else.
             DataError: a pair's label is not among ``labels``.
         """
-        known = {label: index for index, label in enumerate(labels)}
+        names = label_names(labels)
+        known = {label: index for index, label in enumerate(names)}
         ids = np.array([known.get(name, -1) for name in self.label_names], dtype=np.int64)
-        for row in self._with_other_labels(labels)[:1]:
+        for row in self._with_other_labels(names)[:1]:
             raise DataError(f"{self.path}:{row.line}: {row.reason}")
         return ids[self.labels[self.labeled]]
 
-    def without_other_labels(self, labels: list[str]) -> "PreparedCorpus":
+    def without_other_labels(self, labels: LabelNames) -> "PreparedCorpus":
         """The same, with pairs of labels that are not among ``labels`` left out and listed as bad rows.
 
         Raises:
+            TypeError, ValueError: ``labels`` are none, as :meth:`label_ids` takes them.
             DataError: no pair is left.
         """
-        rows = self._with_other_labels(labels)
+        names = label_names(labels)
+        rows = self._with_other_labels(names)
         if len(rows) == self.labeled.sum():
-            raise DataError(f"{self.path}: expected labels among {listed(labels)}, got none of them")
+            raise DataError(f"{self.path}: expected labels among {listed(names)}, got none of them")
         wrong = np.isin(self.lines, [row.line for row in rows])
         return replace(self, labels=np.where(wrong, LEFT_OUT, self.labels), bad_rows=sorted([*self.bad_rows, *rows]))
 
@@ -142,7 +150,7 @@ class PreparedCorpus:
             for pair in np.flatnonzero(np.isin(self.labels, others))
         ]
 
-    def encode(self, vocabulary: Vocabulary, labels: list[str]) -> EncodedPairs:
+    def encode(self, vocabulary: Vocabulary, labels: LabelNames) -> EncodedPairs:
         """The labeled pairs as word ids and label ids; raises as :meth:`label_ids` does."""
         lengths = self.lengths[self.labeled]
         begins = self.ends.reshape(-1, 2)[self.labeled] - lengths

@@ -79,6 +79,26 @@ def test_encoding(tmp_path):
     assert said == f"{corpus.path}:4: expected a label among x, z, got 'y'"
 
 
+@pytest.mark.parametrize("labels", [("y", "x"), np.array(["y", "x"]), {"x": 1, "y": 0}, {"1": "x", "0": "y"}], ids=repr)
+def test_labels_by_id(tmp_path, labels):
+    corpus = prepare(write(tmp_path, TSV))
+    assert corpus.label_ids(labels).tolist() == corpus.encode(vocabulary_of(), labels).labels.tolist() == [1, 0]
+    assert same(corpus.without_other_labels(labels), corpus)
+    for ask in (corpus.label_ids, corpus.without_other_labels, lambda wrong: corpus.encode(vocabulary_of(), wrong)):
+        for wrong in ({*labels}, "xy", iter(["y", "x"]), [0, 1]):
+            with pytest.raises(TypeError, match=r"^labels must be "):
+                ask(wrong)
+
+
+def test_of_hundreds_of_labels_a_message_lists_some(tmp_path):
+    corpus, many = prepare(write(tmp_path, TSV)), [f"label {number}" for number in range(500)]
+    for ask in (corpus.label_ids, corpus.without_other_labels):
+        said = refusal(ask, many)
+        assert "label 0, label 1" in said
+        assert len(said) < len(corpus.path) + 300
+    assert len(corpus.without_other_labels(["x", *many]).bad_rows[0].reason) < 300
+
+
 def test_other_labels_can_be_left_out(tmp_path):
     corpus = prepare(write(tmp_path, TSV)).without_other_labels(["x", "z"])
     assert corpus.bad_rows == [BadRow(4, "expected a label among x, z, got 'y'")]

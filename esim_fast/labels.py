@@ -1,0 +1,59 @@
+"""Names of labels, in the forms in which people have them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from .errors import listed, one_line
+
+LabelNames: TypeAlias = Sequence[str] | Mapping[str, int] | Mapping[int, str] | Mapping[str, str]
+
+
+def label_names(labels: LabelNames) -> list[str]:
+    """Names in the order of their ids.
+
+    Args:
+        labels: the names in that order: a list, a tuple, an array of NumPy's or a column of pandas'. Or a dict, of ids
+            by name or of names by id; ids may be strings of digits, as in Hugging Face's ``id2label``.
+
+    Raises:
+        TypeError: this is something else, such as a set, which has no order, or a name is no string.
+        ValueError: a name is repeated, or the ids of a dict are not 0 to n - 1, each once.
+    """
+    names: list[Any]
+    if isinstance(labels, Mapping):
+        names = _in_order_of_ids(labels)
+    elif getattr(labels, "ndim", None) == 1 and hasattr(labels, "tolist"):  # NumPy's and pandas'
+        names = labels.tolist()
+    elif isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)):
+        names = list(labels)
+    else:
+        raise TypeError(f"labels must be a list of names in the order of their ids, got {type(labels).__name__}")
+    for name in names:
+        if not isinstance(name, str):
+            message = f"labels must be strings, got {name!r:.40}: give [str(label) for label in labels]"
+            raise TypeError(one_line(message))
+    for name, count in Counter(names).most_common(1):
+        if count > 1:
+            raise ValueError(f"labels must be distinct, got {name[:100]!r} {count} times")
+    return names
+
+
+def _in_order_of_ids(labels: Mapping[Any, Any]) -> list[str]:
+    if _are_strings(labels.values()):
+        pairs = [(str(number), name) for number, name in labels.items()]
+    elif _are_strings(labels):
+        pairs = [(str(number), name) for name, number in labels.items()]
+    else:
+        raise TypeError("labels given as a dict must be ids by name or names by id")
+    by_id, ids = dict(pairs), [str(number) for number in range(len(pairs))]
+    if by_id.keys() != set(ids):
+        got = listed([number for number, _ in pairs])
+        raise ValueError(
+            one_line(f"labels given as a dict must have the ids 0 to {len(ids) - 1}, each once, got {got}")
+        )
+    return [by_id[number] for number in ids]
+
+
+def _are_strings(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
