@@ -131,7 +131,8 @@ class ESIM(nn.Module):
         Args:
             p, h: token ids, int64 or int32, of premises ``[B, Lp]`` and hypotheses ``[B, Lh]``. Padding may stand
                 anywhere: it is removed, and the sentence is what remains. A sentence may be empty. Instead of both,
-                ``p`` may be the batch as :func:`esim_fast.pack_pairs` returns it.
+                ``p`` may be the batch as :func:`esim_fast.pack_pairs` returns it. Ids on the CPU, without lengths, that
+                look as if another id padded them, or as if they were ``[L, B]``, give a warning.
             p_lengths, h_lengths: integers ``[B]``, on the CPU if possible: the sentence lies within the first
                 ``lengths[b]`` ids. With lengths, nothing waits for ids on a GPU, and their padding must be at the end.
 

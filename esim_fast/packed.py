@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .traps import warn_of_traps
+
 
 class Extent(NamedTuple):
     """What the offsets of Rows span: the lowest, the highest, a divisor of all, and whether no two are the same."""
@@ -260,6 +262,8 @@ def pack_ids(
     p, h = _checked_ids("p", p, embedding), _checked_ids("h", h, embedding)
     if len(p) != len(h):
         raise ValueError(f"p and h must hold as many sentences, got {len(p)} and {len(h)}")
+    if p_lengths is None and h_lengths is None and padding_idx is not None and p.device.type == "cpu":
+        warn_of_traps(p, h, padding_idx)
     p, p_lengths = _left_align("p", p, p_lengths, padding_idx)
     h, h_lengths = _left_align("h", h, h_lengths, padding_idx)
     return pack_pairs(p, h, p_lengths, h_lengths)

@@ -1,0 +1,73 @@
+"""Mistakes with padded token ids that raise nothing, and only make results worse: a warning names the likely one.
+
+Every batch is looked at, so this has to be quick. And it must not cry wolf: sentences may end in "!!" or "哈哈哈".
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_OTHER_PADDING = (
+    "many sentences begin or end in several of the same id, which count as words: if it is their padding, say so with "
+    "ESIM(..., padding_idx=0), or whatever it is"
+)
+_TIME_MAJOR = (
+    "token ids look time-major, [length, batch], but ESIM takes [batch, length]: give p.T and h.T, or make them with "
+    "batch_first=True"
+)
+_FEW = 3  # rows that may look as if they were time-major by chance, with padding between their words
+
+
+def warn_of_traps(p: Tensor, h: Tensor, padding_idx: int) -> None:
+    """Looks at ``p [B, Lp]`` and ``h [B, Lh]`` on the CPU, given without lengths. A single pair gives nothing away."""
+    if len(p) < 2 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    sides = [ids.numpy() for ids in (p, h) if type(ids) is Tensor and ids.shape[1] > 1]
+    if _padded_with_another_id(sides, padding_idx):
+        _warn(_OTHER_PADDING)
+    elif _time_major(sides, padding_idx):
+        _warn(_TIME_MAJOR)
+
+
+def _padded_with_another_id(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
+    views = [view for ids in sides for view in (ids[:, ::-1], ids)]
+    doubled = [view[view[:, 0] == view[:, 1], 0] for view in views]  # ids that stand twice at the end of a row
+    if any((ids == padding_idx).any() for ids in doubled):
+        return False  # they are padded as they should be
+    return any(len(ids) > 1 and _is_padding(view, ids) for view, ids in zip(views, doubled, strict=True))
+
+
+def _is_padding(view: np.ndarray, doubled: np.ndarray) -> bool:
+    """Whether rows begin with an id that pads them: it stands nowhere else, and not as often in every row."""
+    candidate = np.sort(doubled)[len(doubled) // 2]
+    found = view == candidate
+    lengths = np.logical_and.accumulate(found, axis=1).sum(1)
+    runs = lengths[lengths > 1]
+    if candidate == 0:  # what most people pad with is suspected sooner
+        enough = len(runs) >= max(2, len(view) / 4)
+    else:
+        enough = len(runs) >= max(4, len(view) / 2) and runs.min() < runs.max()
+    return enough and lengths.sum() == found.sum() and bool((view != view[0]).any())
+
+
+def _time_major(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
+    """Whether all columns are words with padding behind them, and many rows are not, on neither end."""
+    scattered = 0
+    for ids in sides:
+        words = ids != padding_idx
+        if (words[1:] > words[:-1]).any():
+            return False
+        scattered += int(((words[:, 1:] != words[:, :-1]).sum(1) > 1).sum())
+    return len(sides) == 2 and len(sides[0]) > _FEW and scattered >= _FEW
+
+
+def _warn(message: str) -> None:
+    """Warns of the line of the user's that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("esim_fast", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
