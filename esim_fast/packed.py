@@ -147,7 +147,8 @@ class PairRows(NamedTuple):
     all: Rows
 
 
-@dataclass(frozen=True, eq=False)
+# Not frozen: Lightning copies the dataclasses in a batch and sets their fields, to change the dtype of tensors there.
+@dataclass(eq=False)
 class PackedPairs:
     """The 2B sentences of B pairs as one packed sequence of N rows: one LSTM call serves them all.
 

@@ -20,7 +20,7 @@ from .parallel import map_ahead
 _POOL = 100  # batches that are sorted together: enough for little padding, few enough to mix pairs between epochs
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, as PackedPairs
 class Batch:
     """B pairs as a model takes them: ``net(batch.pairs)``."""
 

@@ -1,5 +1,8 @@
 """Batches: every pair once, its own words, little padding."""
 
+import copy
+import dataclasses
+import pickle
 import re
 import threading
 import time
@@ -10,7 +13,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from esim_fast import ESIM
 from esim_fast.data import Batch, Batches, EncodedPairs, Vocabulary, batches, prepare
 from tests.data.files import vocabulary_of, write
 
@@ -255,3 +261,76 @@ def test_real_corpus(real_data):
     assert sum(map(len, found)) == 9842
     # Unbucketed batches of 32 hold more than twice as much padding as words.
     assert sum(map(padded_size, found)) < 1.35 * int(dataset.lengths.sum())
+
+
+def applied(function, data):
+    """``function`` on all tensors of a batch, as Lightning does it: on the fields of a copy, which are then set."""
+    if isinstance(data, torch.Tensor):
+        return function(data)
+    if not dataclasses.is_dataclass(data):
+        return data
+    values = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    result = copy.deepcopy(data, {id(value): value for value in values.values()})
+    for name, value in values.items():
+        setattr(result, name, applied(function, value))
+    return result
+
+
+@pytest.mark.parametrize("part", ["batch", "pairs"])
+def test_frameworks_go_through_the_tensors(part):
+    """With ``precision="64-true"`` Lightning makes floating-point tensors double, wherever they are in a batch."""
+    dataset, _ = random_pairs(20)
+    for batch in batches(dataset, 8, shuffle=False):
+        sent = batch if part == "batch" else batch.pairs
+        moved = applied(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor.clone(), sent)
+        assert type(moved) is type(sent)
+        assert len(moved) == len(sent)
+        pairs, expected = (moved.pairs, batch.pairs) if part == "batch" else (moved, batch.pairs)
+        assert pairs.tokens is not expected.tokens
+        for field in dataclasses.fields(pairs):
+            ours, theirs = getattr(pairs, field.name), getattr(expected, field.name)
+            assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+        if part == "batch":
+            assert torch.equal(moved.labels, batch.labels)
+            assert torch.equal(moved.indices, batch.indices)
+            assert moved.whole == batch.whole
+    assert applied(torch.clone, EncodedPairs([[2]], [[3]], None)[[0]]).labels is None
+
+
+@pytest.mark.parametrize("part", ["batch", "pairs"])
+def test_torchs_loader_hands_batches_over(part, monkeypatch):
+    dataset, _ = random_pairs(20)
+    made = [batch if part == "batch" else batch.pairs for batch in batches(dataset, 8, shuffle=False)]
+    for found, sent in zip(DataLoader(made, batch_size=None), made, strict=True):
+        assert found is sent
+        assert len(pickle.loads(pickle.dumps(found))) == len(sent)  # as from a worker process
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which needs a GPU
+    pinned = pin_memory(made[0])
+    assert type(pinned) is type(made[0])
+    assert pinned is not made[0]
+
+
+@pytest.mark.parametrize("precision", ["64-true", "32-true", "bf16-true"])
+def test_lightning_trains_on_batches(precision):
+    lightning = pytest.importorskip("pytorch_lightning")
+    dataset, _ = random_pairs(20)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = ESIM(4, 4, 1000, 3, dropout=0.0)
+
+        def training_step(self, batch, index):
+            return torch.nn.functional.cross_entropy(self.net(batch.pairs), batch.labels)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    module = Module()
+    before = module.net.linear.mlp[3].weight.detach().clone()
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=1, precision=precision, accelerator="cpu", **quiet)
+    trainer.fit(module, batches(dataset, 8, shuffle=True))
+    assert trainer.global_step == 3
+    after = module.net.linear.mlp[3].weight
+    assert not torch.equal(after, before.to(after.dtype))
