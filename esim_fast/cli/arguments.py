@@ -2,7 +2,8 @@
 asks for help or mistypes does not wait for it."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 
@@ -36,7 +37,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         add(command)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # argparse itself would point to the help of the whole program
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        hints = _hints(unknown, options.parser, {parser.prog: parser, **commands.choices})
+        options.parser.error("; ".join([f"unrecognized arguments: {' '.join(unknown)}", *hints]))
     return options
 
 
@@ -143,6 +145,8 @@ def data(command: argparse.ArgumentParser) -> None:
     add_cache(command)
 
 
+_DASHES = ("-", "–", "—")  # text that is copied may have long ones
+
 _COMMANDS: dict[Callable[[argparse.ArgumentParser], None], str] = {
     train: "train a model",
     evaluate: "score a model on labeled pairs",
@@ -151,6 +155,29 @@ _COMMANDS: dict[Callable[[argparse.ArgumentParser], None], str] = {
     convert: "make a model of a checkpoint of the notebook, coetaur0/ESIM or AllenNLP",
     data: "say what files of pairs hold",
 }
+
+
+def _hints(
+    unknown: Sequence[str], command: argparse.ArgumentParser, parsers: Mapping[str, argparse.ArgumentParser]
+) -> list[str]:
+    """What was meant by options that a command does not have: another command's, or those of its own that look alike.
+
+    An option also goes by the name of what it sets, such as --learning-rate for --lr.
+    """
+    known = {
+        name.lstrip("-").replace("_", "-"): action.option_strings[-1]
+        for action in command._actions
+        for name in (action.dest, *action.option_strings)
+        if action.option_strings
+    }
+    hints, meant = [], []
+    for argument in filter(lambda argument: argument.startswith(_DASHES), unknown):
+        option = argument.partition("=")[0]
+        if others := [name for name, parser in parsers.items() if option in parser._option_string_actions]:
+            hints.append(f"{option} is an option of {', '.join(others)}")
+        elif near := get_close_matches(option.lstrip("".join(_DASHES)).replace("_", "-").lower(), known, 1, 0.65):
+            meant.append(known[near[0]])
+    return [*hints, f"did you mean {', '.join(meant)}?"] if meant else hints
 
 
 def _labels(text: str) -> list[str]:

@@ -168,7 +168,8 @@ def test_a_run_that_ends_with_weights_that_are_no_numbers(corpus, tmp_path):
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
         (["--precision", "int8"], "argument --precision: invalid choice"),
         (["--unheard-of"], "unrecognized arguments: --unheard-of (see esim-fast train --help)"),
-        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),  # no guessing at abbreviations
+        # no guessing at abbreviations
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs? (see esim-fast train --help)"),
     ],
 )
 def test_mistakes(corpus, tmp_path, options, message):
