@@ -13,7 +13,7 @@ from torch import Tensor
 from .config import ESIMConfig, autocast
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import ShouldStop, never
-from .errors import DataError, first_line, kind_and_reason, listed, naming, one_line
+from .errors import DataError, first_line, listed, naming, one_line
 from .explanation import Explanation
 from .files import check_entries, load_safetensors, parse_json, replace_file, write_json
 from .labels import LabelNames, label_names
@@ -21,7 +21,7 @@ from .model import ESIM
 from .ops.backends import backends_of_ops
 from .packed import PackedPairs
 from .quantized import inference_precision, quantized_logits
-from .tokenizing import name_of
+from .tokenizing import TOKENIZERS, check_words, name_of, split
 
 _MAX_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
 Json = TypeVar("Json", dict, list)
@@ -124,16 +124,17 @@ class Classifier:
         """The word ids of a sentence.
 
         Raises:
-            DataError: the tokenizer, a function of the user's, raises something.
+            DataError: the tokenizer, a function of the user's, raises something or returns something else than words.
         """
         return self.vocabulary.encode(self.split(sentence))
 
     def split(self, sentence: str) -> list[str]:
         """The words of a sentence; raises as :meth:`encode` does."""
-        try:
-            return self._tokenize(sentence)
-        except Exception as error:
-            raise DataError(f"tokenizer {name_of(self.tokenizer)}: {kind_and_reason(error)}") from error
+        name = name_of(self.tokenizer)
+        words = split(sentence, self._tokenize, name)
+        if name not in TOKENIZERS:
+            check_words(words, sentence, name)
+        return words
 
     def logits(self, pairs: EncodedPairs, *, batch_size: int = 256, should_stop: ShouldStop = never) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +13,7 @@ from .errors import DataError, kind_and_reason
 if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
 
-Tokenizer: TypeAlias = Callable[[str], list[str]]
+Tokenizer: TypeAlias = Callable[[str], Iterable[str]]
 
 
 @cache
@@ -117,6 +117,35 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
                 "tokenizer nltk-punkt: expected NLTK's data punkt_tab; get it with: python -m nltk.downloader punkt_tab"
             ) from error
     return TOKENIZERS[name]
+
+
+def split(sentence: str, tokenize: Tokenizer, name: str) -> list[str]:
+    """What a tokenizer returns for a sentence, as a list; whether these are words is for :func:`check_words`.
+
+    Raises:
+        DataError: a tokenizer of the user's raises something, or returns what has no words in their order.
+    """
+    try:
+        found: Any = tokenize(sentence)
+        if isinstance(found, list):
+            return found
+        if isinstance(found, Iterable) and not isinstance(found, (str, bytes, Mapping, Set)):
+            return list(found)  # a generator may raise as well
+    except Exception as error:
+        raise DataError(f"tokenizer {name}: {kind_and_reason(error)}") from error
+    raise DataError(f"tokenizer {name}: expected a list of words, got {type(found).__name__} for {sentence[:40]!r}")
+
+
+def check_words(words: Iterable[Any], sentence: str, name: str) -> None:
+    """Looks at the words of a sentence.
+
+    Raises:
+        DataError: one of them is no string, or empty.
+    """
+    for word in words:
+        if not isinstance(word, str) or not word:
+            kind, got = ("", "an empty one") if isinstance(word, str) else (" that are strings", type(word).__name__)
+            raise DataError(f"tokenizer {name}: expected words{kind}, got {got} for {sentence[:40]!r}")
 
 
 def name_of(tokenizer: str | Tokenizer) -> str:

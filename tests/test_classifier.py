@@ -1,6 +1,7 @@
 """Classifier: raw text in, labels out; a directory that is written and read whole, or refused with its reason."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,6 +202,41 @@ class TestOwnTokenizer:
         (directory / "config.json").write_text(json.dumps(config))
         with pytest.raises(DataError, match=r"a tokenizer of somebody's own, evil:tokenize: give it as tokenizer="):
             Classifier.from_pretrained(directory)
+
+    @pytest.mark.parametrize(
+        ("returns", "message"),
+        [
+            (None, "expected a list of words, got NoneType"),
+            ("A B", "expected a list of words, got str"),
+            ({"A": 1}, "expected a list of words, got dict"),
+            (["A", ""], "expected words, got an empty one"),
+            (["A", 5], "expected words that are strings, got int"),
+            ([["A"]], "expected words that are strings, got list"),
+            (iter(["A", Path("B")]), f"expected words that are strings, got {type(Path()).__name__}"),
+        ],
+    )
+    def test_what_returns_no_words(self, model, returns, message):
+        def odd(text):
+            return returns
+
+        own = Classifier(model.net, model.vocabulary, model.labels, odd)
+        name = f"{__name__}:TestOwnTokenizer.test_what_returns_no_words.<locals>.odd"
+        sentence = "a sentence " * 9
+        with pytest.raises(DataError) as caught:
+            own.predict((sentence, "b"))
+        assert str(caught.value) == f"tokenizer {name}: {message} for {sentence[:40]!r}"
+
+    @pytest.mark.parametrize("kind", [list, tuple, iter])
+    def test_what_returns_words(self, model, kind):
+        own = Classifier(model.net, model.vocabulary, model.labels, lambda text: kind(text.split(" ")))
+        assert own.split("a dog\n rests") == ["a", "dog\n", "rests"]
+        assert own.encode("a dog\n rests") == [2, 0, 5]  # a line break makes a word unknown, no more
+        assert own.explain("a man", "a dog").hypothesis == ["a", "dog"]
+
+    def test_what_raises(self, model):
+        own = Classifier(model.net, model.vocabulary, model.labels, lambda text: (1 / 0 for _ in text))
+        with pytest.raises(DataError, match=r"<lambda>: ZeroDivisionError: division by zero$"):
+            own.encode("a")
 
     def test_another_name_than_the_one_it_was_trained_with(self, directory):
         with pytest.raises(DataError, match=r"was trained with the tokenizer .*:shout, not nltk$"):

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..errors import BadRowError, DataError, kind_and_reason, listed, one_line
+from ..errors import BadRowError, DataError, listed, one_line
 from ..labels import LabelNames, label_names
-from ..tokenizing import NOT_PLAIN, TOKENIZERS, Tokenizer, get_tokenizer, name_of
+from ..tokenizing import NOT_PLAIN, TOKENIZERS, Tokenizer, check_words, get_tokenizer, name_of, split
 from .batches import EncodedPairs
 from .cache import Arrays, kept, text_array, text_of
 from .hub import fingerprint
@@ -193,7 +193,7 @@ def prepare(
         records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled, look_ahead=True)
         work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
         with closing(in_parts(work, records, workers or processors())) as parts:
-            return _put_together(parts, name, tokenizer_name, skip_bad_rows)
+            return _put_together(parts, name, skip_bad_rows)
 
     options = {
         "format": _FORMAT,
@@ -269,10 +269,28 @@ class _Tokenized(NamedTuple):
     bad_rows: list[BadRow]
 
 
+class _Numbers(dict[str, int]):
+    """Words, numbered as they first occur: each is looked at then, and not every time that it comes again."""
+
+    def __missing__(self, word: str) -> int:
+        if not word or UNSAVABLE.search(word):
+            raise ValueError(f"expected words without line breaks, got {word[:100]!r}")
+        return self.setdefault(word, len(self))
+
+    def of(self, sentence: str, tokenize: Tokenizer, tokenizer: str) -> array:
+        """Of the words of a sentence; raises a DataError if the tokenizer finds something else."""
+        found = split(sentence, tokenize, tokenizer)
+        try:
+            return array("i", map(self.__getitem__, found))
+        except (TypeError, ValueError) as error:
+            check_words(found, sentence, tokenizer)
+            raise DataError(f"tokenizer {tokenizer}: {error} for {sentence[:40]!r}") from error
+
+
 def _tokenize_part(
     records: list[Record], should_stop: ShouldStop, *, parse: RowParser, tokenize: Tokenizer, name: str, tokenizer: str
 ) -> _Tokenized:
-    words: dict[str, int] = {}
+    words = _Numbers()
     names: dict[str, int] = {}
     known: dict[str, array] = {}  # SNLI has three hypotheses to a premise
     part = _Tokenized(array("i"), array("i"), array("i"), array("q"), [], [], [])
@@ -288,12 +306,9 @@ def _tokenize_part(
             tokens = known.get(sentence)
             if tokens is None:
                 try:
-                    found = tokenize(sentence)
-                    if isinstance(found, str):
-                        raise TypeError("expected a list of words, got a string")
-                    tokens = array("i", [words.setdefault(word, len(words)) for word in found])
-                except Exception as error:  # a function of the user's may raise anything
-                    raise DataError(f"{name}:{record.line}: tokenizer {tokenizer}: {kind_and_reason(error)}") from error
+                    tokens = words.of(sentence, tokenize, tokenizer)
+                except DataError as error:
+                    raise DataError(f"{name}:{record.line}: {error}") from error
                 known[sentence] = tokens
             part.tokens.extend(tokens)
             part.lengths.append(len(tokens))
@@ -302,7 +317,7 @@ def _tokenize_part(
     return part._replace(words=list(words), label_names=list(names))
 
 
-def _put_together(found: Iterable[_Tokenized], name: str, tokenizer: str, skip_bad_rows: bool) -> Arrays:
+def _put_together(found: Iterable[_Tokenized], name: str, skip_bad_rows: bool) -> Arrays:
     """The parts of a corpus as one, in their order: how it was cut and who worked on it changes nothing."""
     words: dict[str, int] = {}
     names: dict[str, int] = {}
@@ -313,9 +328,6 @@ def _put_together(found: Iterable[_Tokenized], name: str, tokenizer: str, skip_b
         for part in found:
             if part.bad_rows and not skip_bad_rows:
                 raise DataError(f"{name}:{part.bad_rows[0].line}: {part.bad_rows[0].reason}")
-            for word in part.words:
-                if not isinstance(word, str) or not word or UNSAVABLE.search(word):
-                    raise DataError(f"tokenizer {tokenizer}: expected words without line breaks, got {word!r}")
             places = np.array([words.setdefault(word, len(words)) for word in part.words], dtype=np.int32)
             ids = [names.setdefault(label, len(names)) for label in part.label_names]
             tokens, labels = places[np.asarray(part.tokens)], np.array([*ids, NO_LABEL], dtype=np.int32)

@@ -107,7 +107,8 @@ def test_a_file_that_ends_early(model, tmp_path):
 
 def test_a_tokenizer_that_fails(corpus, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "fussy.py").write_text("def split(text):\n    return text.split()[0:9 // ('bad' not in text)]\n")
+    code = "def split(text):\n    return None if 'none' in text else text.split()[0:9 // ('bad' not in text)]\n"
+    (tmp_path / "fussy.py").write_text(code)
     options, output = ("--tokenizer", "fussy:split"), tmp_path / "model"
     succeeds(*training(corpus, output, *options))
     result = esim_fast("predict", output, "-", *options, stdin="good one\tb\nshort\nbad one\tb\n")
@@ -118,6 +119,11 @@ def test_a_tokenizer_that_fails(corpus, tmp_path, monkeypatch):
     pair = "--premise", "bad", "--hypothesis", "b", *options
     assert fails("predict", output, *pair) == f"esim-fast: {message}"
     assert fails("explain", output, *pair, "-o", tmp_path / "a.json") == f"esim-fast: {message}"
+    rows = write_tsv(tmp_path / "rows.tsv", [*TRAIN, ("neutral", "good", "none")])
+    message = f"{rows}:{len(TRAIN) + 2}: tokenizer fussy:split: expected a list of words, got NoneType for 'none'"
+    for command in ("evaluate", "predict"):
+        result = esim_fast(command, output, rows, *options)
+        assert (result.returncode, result.stderr) == (2, f"esim-fast: {message}\n")
 
 
 def test_numbers_that_are_none(model, tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from unittest import mock
@@ -216,23 +217,52 @@ class TestOwnTokenizer:
         here, there = (prepare(path, lambda text: text.upper().split(), workers=workers) for workers in (1, 2))
         assert same(here, there)
 
+    @pytest.mark.parametrize("kind", [list, tuple, iter, np.array, lambda words: (word for word in words)])
+    def test_words_in_any_order_of_them(self, tmp_path, kind):
+        path = write(tmp_path, "x\ta b\tb c\ny\ta a\ta b\n")
+        assert same(prepare(path, lambda text: kind(text.split())), prepare(path, str.split))
+
     @pytest.mark.parametrize("workers", [1, 2])
     @pytest.mark.parametrize(
         ("returns", "message"),
         [
-            (None, "TypeError: 'NoneType' object is not iterable"),
-            ("a b", "TypeError: expected a list of words, got a string"),
-            ([["a"]], "TypeError: unhashable type: 'list'"),
-            (["a", 5], "expected words without line breaks, got 5"),
-            (["a", ""], "expected words without line breaks, got ''"),
+            (None, "expected a list of words, got NoneType"),
+            ("a b", "expected a list of words, got str"),
+            (b"a b", "expected a list of words, got bytes"),
+            ({"input_ids": [1, 2]}, "expected a list of words, got dict"),
+            ({"a", "b"}, "expected a list of words, got set"),
+            (7, "expected a list of words, got int"),
+            ([["a"]], "expected words that are strings, got list"),
+            (["a", 5], "expected words that are strings, got int"),
+            ([b"a"], "expected words that are strings, got bytes"),
+            ([Path("a")], f"expected words that are strings, got {type(Path()).__name__}"),
+            ([None], "expected words that are strings, got NoneType"),
+            (["a", ""], "expected words, got an empty one"),
+            ([""], "expected words, got an empty one"),
+            (("a", "b", ""), "expected words, got an empty one"),
             (["a\nb"], "expected words without line breaks, got 'a\\nb'"),
             (["\ud800"], "expected words without line breaks, got '\\ud800'"),
         ],
     )
     def test_mistakes(self, path, returns, message, workers):
-        said = refusal(prepare, path, lambda text: returns, workers=workers)
-        assert said.endswith(message)
-        assert "test_preparing:TestOwnTokenizer" in said
+        lines = path.read_text().splitlines()
+        sentence = lines[777].split("\t")[2]
+        said = refusal(prepare, path, lambda text: returns if text == sentence else text.split(), workers=workers)
+        name = f"{__name__}:TestOwnTokenizer.test_mistakes.<locals>.<lambda>"
+        assert said == f"{path}:778: tokenizer {name}: {message} for {sentence[:40]!r}"
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_it_raises(self, path, workers):
+        def tokenize(text: str) -> list[str]:
+            return text.split() if "n777" not in text else text / 2
+
+        def lazily(text: str) -> Iterator[str]:
+            yield from tokenize(text)
+
+        for function in (tokenize, lazily):
+            said = refusal(prepare, path, function, workers=workers)
+            name = f"{__name__}:TestOwnTokenizer.test_it_raises.<locals>.{function.__name__}"
+            assert said.startswith(f"{path}:778: tokenizer {name}: TypeError: unsupported operand")
 
 
 class TestProcesses:
