@@ -122,7 +122,8 @@ def test_compressed(tmp_path, name, pack):
     ],
 )
 def test_archives_of_several_files(tmp_path, members, message):
-    path = write(tmp_path, "a.zip", zipped(members))
+    path = tmp_path / "a.zip"
+    path.write_bytes(zipped(members))
     assert f"{path}: {message}" in refusal(read, path)
 
 
