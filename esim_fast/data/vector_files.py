@@ -218,8 +218,11 @@ def _scan(
 def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], layout: _Layout) -> _ScannedLines:
     words, vectors, bad_rows = [], [], []
     _, dimension, separator, _ = layout
-    lines = block.rstrip(BLANKS)
-    blank = block.count(b"\n", len(lines)) - bool(lines)
+    lines, last_line = block, block[block.rfind(b"\n", 0, -1) + 1 :]
+    blank = 0
+    if not last_line.rstrip(BLANKS):
+        lines = block.rstrip(BLANKS)
+        blank = block.count(b"\n", len(lines)) - bool(lines)
     # Both are looked for in many lines at once: bytes.count() would take twice as long as all the rest.
     codes, has_nul = np.frombuffer(lines, dtype=np.uint8), b"\0" in lines
     is_separator = codes == ord(" ")
@@ -300,19 +303,19 @@ def _line_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
     Raises:
         BadRowError: the next line is too long, or cannot be read.
     """
-    parts: list[bytes] = []  # that are not yielded yet; put together once, however small a compressed file's are
+    parts: list[bytes] = []  # of a line that is not complete
     size = 0
     for block in blocks:
-        parts.append(block)
         size += len(block)
-        if size <= _LONGEST_LINE and b"\n" not in block:
-            continue
-        block = b"".join(parts)
-        if size > _LONGEST_LINE and block.find(b"\n", 0, _LONGEST_LINE + 1) < 0:
-            raise _too_long()
         end = block.rfind(b"\n") + 1
-        yield block[:end]
-        parts, size = [block[end:]], size - end
+        if not end and size <= _LONGEST_LINE:
+            parts.append(block)
+            continue
+        lines = b"".join([*parts, memoryview(block)[:end]])  # the only copy
+        if size > _LONGEST_LINE and lines.find(b"\n", 0, _LONGEST_LINE + 1) < 0:
+            raise _too_long()
+        yield lines
+        parts, size = [block[end:]], len(block) - end
     if size:
         yield b"".join(parts) + b"\n"
 
