@@ -175,7 +175,7 @@ def _hints(
         option = argument.partition("=")[0]
         if others := [name for name, parser in parsers.items() if option in parser._option_string_actions]:
             hints.append(f"{option} is an option of {', '.join(others)}")
-        elif near := get_close_matches(option.lstrip("".join(_DASHES)).replace("_", "-").lower(), known, 1, 0.65):
+        elif near := get_close_matches(option.lstrip("-").replace("_", "-").lower(), known, 1, 0.65):
             meant.append(known[near[0]])
     return [*hints, f"did you mean {', '.join(meant)}?"] if meant else hints
 
