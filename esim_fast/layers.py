@@ -122,6 +122,11 @@ class VariationalDropout(Dropout):
         return input * kept.index_select(0, move(sentence, input.device))
 
 
+def drop(layer: nn.Module, x: Tensor, batch_sizes: Tensor) -> Tensor:
+    """``x [N, D]``, packed, after a layer for dropout, which may be one of PyTorch's in place of ours."""
+    return layer(x, batch_sizes) if isinstance(layer, Dropout) else layer(x)
+
+
 class Linear(nn.Linear):
     """``torch.nn.Linear``; on a CPU its fp32 products are oneDNN's (ops/products.py)."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import ops, state_dicts
 from .config import FROM_VARIANT, ESIMConfig
-from .layers import Dropout, Embedding, Linear, Pooling, VariationalDropout
+from .layers import Dropout, Embedding, Linear, Pooling, VariationalDropout, drop
 from .ops import reference
 from .ops.backends import backends_of_ops
 from .packed import PackedPairs, PairRows, check_tokens, pack_ids, spread, token_mask
@@ -29,8 +29,9 @@ class ESIM(nn.Module):
     The model of Chen et al. 2017 (https://aclanthology.org/P17-1152): embedding and BiLSTM (equations 1 and 2), local
     inference (11-15), projection and BiLSTM (16 and 17), average and max pooling (18-20), and a classifier.
 
-    ``load_state_dict`` also takes the state dicts of the course notebook's ESIM, of coetaur0/ESIM and of AllenNLP. It
-    warns if the options of this network differ from those that the weights were trained with.
+    ``load_state_dict`` also takes the state dicts of the course notebook's ESIM, of coetaur0/ESIM and of AllenNLP, also
+    where DataParallel, ``torch.compile``, Lightning or AveragedModel held the network. It warns if the options of this
+    network differ from those that the weights were trained with.
 
     Args:
         hidden_size: units of each direction of both LSTMs, and width of the projection.
@@ -114,10 +115,10 @@ class ESIM(nn.Module):
         """As :meth:`torch.nn.Module.load_state_dict`, for the state dicts of all networks that :class:`ESIM` names.
 
         Raises:
-            RuntimeError: entries are missing, unexpected or misshapen. The message has the names of ``state_dict``.
+            RuntimeError: entries are missing, unexpected or misshapen, or ``state_dict`` is a whole checkpoint. The
+                message has the names of ``state_dict``.
         """
-        names = state_dicts.NAMING_SCHEMES[state_dicts.recognized(state_dict) or "notebook"]
-        return names.loaded(partial(super().load_state_dict, state_dict, strict, assign))
+        return state_dicts.loaded(partial(super().load_state_dict, state_dict, strict, assign), state_dict, "notebook")
 
     def forward(
         self,
@@ -155,7 +156,7 @@ class ESIM(nn.Module):
 
     def encode(self, pairs: PackedPairs) -> Tensor:
         """Embedding and BiLSTM, equations 1 and 2: a row for each token of packed pairs, ``[N, 2H]``."""
-        x = self.embedding_dropout(self.embedding(pairs.tokens), pairs.batch_sizes)  # [N, embedding_dim]
+        x = drop(self.embedding_dropout, self.embedding(pairs.tokens), pairs.batch_sizes)  # [N, embedding_dim]
         return self.encoder(x, pairs)
 
     def attention(
@@ -249,7 +250,7 @@ class CompositionLayer(nn.Module):
 
     def __init__(self, config: ESIMConfig, dropout: Dropout, backend: str | None) -> None:
         super().__init__()
-        H = config.hidden_size
+        H = self.hidden_size = config.hidden_size
         self.backend = backend
         self.F = Linear(8 * H, H)
         self.activation = _ACTIVATIONS[config.projection_activation]()
@@ -258,7 +259,7 @@ class CompositionLayer(nn.Module):
 
     def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
         """``m [N, 8H]`` to ``[N, 2H]``."""
-        y = self.dropout(self.activation(self.F(m)), pairs.batch_sizes)  # [N, H]
+        y = drop(self.dropout, self.activation(self.F(m)), pairs.batch_sizes)  # [N, H]
         return ops.bilstm(self.lstm, y, pairs.batch_sizes, first_row=pairs.first_row, backend=self.backend)
 
 
@@ -275,6 +276,16 @@ class MLP(nn.Module):
             Linear(config.hidden_size, config.num_labels),
         )
 
+    @property
+    def dropout(self) -> nn.Module:
+        """The notebook's, before the hidden layer."""
+        return self.mlp[0]
+
+    @property
+    def activation(self) -> nn.Module:
+        """The notebook's, of the hidden layer."""
+        return cast(nn.Sequential, self.mlp[2])[0]
+
     def forward(self, v: Tensor) -> Tensor:
         """``v [B, 8H]`` to logits ``[B, num_labels]``."""
         return self.mlp(v)
@@ -282,6 +293,6 @@ class MLP(nn.Module):
 
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before a state dict is loaded: gives its entries our names."""
-    source = state_dicts.rename(state_dict, prefix)
+    source = state_dicts.rename(state_dict, prefix or None)
     if source not in (None, "notebook"):  # whose names ours are as well
         state_dicts.warn_of_differences(source, net.config)

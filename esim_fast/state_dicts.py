@@ -3,13 +3,17 @@
 ``esim_fast.ESIM`` has the notebook's names. The parameters within a module are PyTorch's own, the same for everybody.
 """
 
+import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from .config import ESIMConfig
+from .errors import one_line
 
 # Ours and the notebook's                coetaur0/ESIM             AllenNLP
 _NAMES = """
@@ -47,24 +51,11 @@ class NamingScheme:
         module, _, parameter = name.rpartition(".")
         return next((f"{theirs}.{parameter}" for theirs, ours in self.modules.items() if ours == module), name)
 
-    def in_their_words(self, message: str, prefix: str = "") -> str:
-        """A message with their names instead of ours, which begin with ``prefix``."""
-        for theirs, ours in self.modules.items():
-            message = re.sub(rf"(?<![\w.]){re.escape(prefix + ours)}\.", f"{theirs}.", message)
-        return message
-
-    def loaded(self, load: Callable[[], Any], prefix: str = "") -> Any:
-        """What ``load`` returns, a module's ``load_state_dict``; what it says of entries, in their names.
-
-        Raises:
-            RuntimeError: as ``load``.
-        """
-        try:
-            found = load()
-        except RuntimeError as error:
-            raise RuntimeError(self.in_their_words(str(error), prefix)) from error
-        found.missing_keys[:] = [self.in_their_words(name, prefix) for name in found.missing_keys]
-        return found
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Of their names of entries, with the prefix that a wrapper gives them."""
+        modules = "|".join(map(re.escape, self.modules))
+        return re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{modules})\.[^.]+", re.DOTALL)
 
 
 def _scheme(column: int, source: str, options: dict[str, Any]) -> NamingScheme:
@@ -79,35 +70,155 @@ NAMING_SCHEMES = {
     "coetaur0": _scheme(1, "coetaur0/ESIM", {**_PADDED, "classifier_activation": "tanh"}),
     "allennlp": _scheme(2, "AllenNLP", {**_PADDED, "classifier_activation": "relu"}),
 }
+# What checkpoints call the state dict in them, the likeliest first.
+STATES = ("model", "state_dict", "model_state_dict", "net", "model_state", "net_state_dict", "weights", "params")
+_DEEPEST = 4  # levels of a checkpoint in which state dicts are looked for
+_COUNTER = "n_averaged"
 _DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # for logits without dropout
+
+
+class Network(NamedTuple):
+    """A network among entries: whose names they have, and what wrappers have put before them."""
+
+    source: str  # a key of NAMING_SCHEMES
+    prefix: str
+
+    def ours(self, name: str) -> str | None:
+        """Our name of an entry, or None if it is none of the network's."""
+        inside = name.startswith(self.prefix)
+        return NAMING_SCHEMES[self.source].ours(name.removeprefix(self.prefix)) if inside else None
+
+    def in_their_words(self, message: str, own: str) -> str:
+        """A message with the names that the entries have instead of those that a module has, which are ``own``."""
+        theirs, modules = NAMING_SCHEMES[self.source], NAMING_SCHEMES[own].modules
+        pattern = rf"(?<![\w.])({'|'.join(map(re.escape, modules))})\."
+        return re.sub(pattern, lambda found: f"{self.prefix}{theirs.theirs(f'{modules[found[1]]}.')}", message)
+
+
+def find_network(names: Iterable[Any], prefix: str | None = None) -> Network | None:
+    """The network that most of these names are entries of; None if they are of none.
+
+    Args:
+        prefix: what its names begin with; None: anything, as DataParallel, Lightning and others wrap a network.
+
+    Raises:
+        ValueError: as many are entries of another network.
+    """
+    counts = Counter(found for name in names for found in _networks(name) if prefix in (None, found.prefix))
+    (network, most), (other, as_many) = (*counts.most_common(2), (None, 0), (None, 0))[:2]
+    if network and other and most == as_many and network.prefix != other.prefix:
+        begins = [json.dumps(found.prefix, ensure_ascii=False) for found in (network, other)]
+        raise ValueError(
+            one_line(
+                f"expected the entries of one network, got two, which begin with {' and '.join(begins)}: keep those of "
+                f"one, {{name: entry for name, entry in state_dict.items() if name.startswith({max(begins)})}}"
+            )
+        )
+    return network
+
+
+def _networks(name: Any) -> Iterator[Network]:
+    """What network an entry of this name may be of."""
+    for source, scheme in NAMING_SCHEMES.items():
+        if isinstance(name, str) and (found := scheme.pattern.fullmatch(name)):
+            yield Network(source, found["prefix"])
 
 
 def recognized(names: Iterable[str]) -> str | None:
     """Whose names these are, a key of :data:`NAMING_SCHEMES`; None if they are nobody's."""
-    names = list(names)
-    found = {key: sum(scheme.ours(name) is not None for name in names) for key, scheme in NAMING_SCHEMES.items()}
-    best = max(found, key=found.__getitem__)
-    return best if found[best] else None
+    network = find_network(names, "")
+    return network and network.source
 
 
-def rename(state_dict: MutableMapping[str, Any], prefix: str = "", onto: str | None = None) -> str | None:
-    """Gives the entries of a state dict our names, in place; entries of no known name stay as they are.
+def find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[tuple[str, ...]]:
+    """The keys that lead to the state dicts of an ESIM in a checkpoint, none to itself; the likeliest comes first."""
+    rank = {key: number for number, key in enumerate(STATES)}
+    found = [
+        path
+        for path, entries in _mappings_in(checkpoint)
+        if any(hasattr(value, "shape") and any(_networks(name)) for name, value in entries.items())
+    ]
+    return sorted(found, key=lambda path: (len(path), [rank.get(key, len(rank)) for key in path]))
+
+
+def _mappings_in(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """A checkpoint and the mappings in it, each once, with the keys that lead there."""
+    level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), checkpoint)]
+    seen = {id(checkpoint)}
+    for _ in range(_DEEPEST):
+        yield from level
+        outer, level = level, []
+        for path, entries in outer:
+            for key, value in entries.items():
+                if isinstance(key, str) and isinstance(value, Mapping) and id(value) not in seen:
+                    seen.add(id(value))
+                    level.append(((*path, key), value))
+
+
+def loaded(load: Callable[[], Any], state_dict: Any, own: str) -> Any:
+    """What ``load`` returns, a module's ``load_state_dict``; what it says of entries, in the names that they have.
 
     Args:
-        prefix: what the entries that count begin with.
-        onto: what they begin with afterwards; ``prefix``, if None.
+        own: whose names the module has, a key of :data:`NAMING_SCHEMES`.
+
+    Raises:
+        RuntimeError: as ``load``; or ``state_dict`` is a whole checkpoint, or that of two networks.
+    """
+    network = Network(own, "")
+    try:
+        if isinstance(state_dict, Mapping):
+            _check_no_checkpoint(state_dict)
+            network = find_network(state_dict) or network
+        found = load()
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    except RuntimeError as error:
+        raise RuntimeError(network.in_their_words(str(error), own)) from error
+    found.missing_keys[:] = [network.in_their_words(name, own) for name in found.missing_keys]
+    return found
+
+
+def _check_no_checkpoint(state_dict: Mapping[Any, Any]) -> None:
+    """Raises ValueError for a checkpoint, nothing of which would be loaded without ``strict``, and nothing said."""
+    paths = find_state_dicts(state_dict)
+    if paths and () not in paths:
+        calls = [f"load_state_dict(checkpoint{''.join(f'[{json.dumps(key)}]' for key in path)})" for path in paths]
+        raise ValueError(one_line(f"expected a state dict, got a checkpoint that holds one: {' or '.join(calls)}"))
+
+
+def rename(state_dict: MutableMapping[str, Any], prefix: str | None = "", into: str = "notebook") -> str | None:
+    """Gives the entries of a state dict other names, in place; entries of no known name stay as they are.
+
+    Args:
+        prefix: what the entries that count begin with, before and afterwards. None: whatever wrappers have put before
+            the names goes away, and so does the counter of ``torch.optim.swa_utils.AveragedModel``.
+        into: whose names they get, a key of :data:`NAMING_SCHEMES`.
 
     Returns:
         Whose names they had, a key of :data:`NAMING_SCHEMES`; None if they were nobody's.
+
+    Raises:
+        ValueError: two entries would get the same name.
     """
-    names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
-    source = recognized(names)
-    if source is not None:
-        for name in names:
-            ours = NAMING_SCHEMES[source].ours(name)
-            if ours is not None:
-                state_dict[f"{prefix if onto is None else onto}{ours}"] = state_dict.pop(f"{prefix}{name}")
-    return source
+    network = find_network(state_dict, prefix)
+    if network is None:
+        return None
+    for name in list(state_dict):
+        ours = network.ours(name)
+        if ours is not None:
+            renamed = f"{prefix or ''}{NAMING_SCHEMES[into].theirs(ours)}"
+            value = state_dict.pop(name)
+            if renamed in state_dict:
+                raise ValueError(one_line(f"expected one entry for {renamed}, got {name} as well"))
+            state_dict[renamed] = value
+        elif prefix is None and name.endswith(_COUNTER) and network.prefix.startswith(_averaged(name)):
+            del state_dict[name]
+    return network.source
+
+
+def _averaged(counter: str) -> str:
+    """What the names of a network begin with, of which AveragedModel counts the steps under this name."""
+    return f"{counter.removesuffix(_COUNTER)}module."
 
 
 def warn_of_differences(source: str, config: ESIMConfig) -> None:

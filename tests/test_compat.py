@@ -2,6 +2,7 @@
 
 import copy
 import json
+import operator
 import pickle
 import warnings
 
@@ -109,6 +110,55 @@ def test_networks_of_other_mathematics_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         net.load_state_dict(theirs("notebook").state_dict())  # the names are ours as well
+
+
+class TestTheNotebooksAttributes:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "device",
+            "embedding.weight",
+            "encoder.lstm.weight_ih_l0",
+            "inference",
+            "infercomposition.composition.F.weight",
+            "infercomposition.composition.dropout.p",
+            "infercomposition.composition.hidden_size",
+            "infercomposition.composition.lstm.bias_hh_l0_reverse",
+            "infercomposition.pooling",
+            "linear.activation",
+            "linear.dropout.p",
+            "linear.mlp.0",
+            "linear.mlp.1.weight",
+            "linear.mlp.2",
+            "linear.mlp.3.bias",
+        ],
+    )
+    @pytest.mark.parametrize("variant", ["paper", "notebook"])
+    def test_paths(self, path, variant):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, torch.device("cpu"), variant=variant)
+        assert operator.attrgetter(path)(net) is not None
+
+    def test_names_of_parameters(self):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS)
+        names = [name for name, _ in net.named_parameters()]
+        assert names == list(net.state_dict()) == list(Notebook(HIDDEN, WIDTH, WORDS, LABELS).state_dict())
+
+    def test_dropout_is_set_as_there(self):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variant="notebook", embedding_dropout=0.0)
+        net.infercomposition.composition.dropout.p = net.linear.dropout.p = 0.0
+        p, h = pair_batch(1)
+        assert torch.equal(net.train()(p, h), net.eval()(p, h))
+        assert isinstance(net.linear.activation, nn.ReLU)
+        assert net.infercomposition.composition.hidden_size == HIDDEN
+
+    @pytest.mark.parametrize("layer", [nn.Identity(), nn.Dropout(0.0)])
+    def test_dropout_may_be_pytorchs(self, layer):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variational_dropout=True, dropout=0.5)
+        expected = net.eval()(*pair_batch(1))
+        net.embedding_dropout = net.infercomposition.composition.dropout = layer
+        assert torch.equal(net.eval()(*pair_batch(1)), expected)
+        net.linear.dropout.p = net.linear.mlp[2][1].p = 0.0
+        torch.testing.assert_close(net.train()(*pair_batch(1)), expected)
 
 
 class TestTheNotebookAsItIs:

@@ -7,22 +7,36 @@ lengths may be 0; and nothing is sorted, padded or put back in each call.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .. import model, state_dicts
+from .. import model, ops, state_dicts
+from ..layers import drop
+from ..packed import PackedPairs, pack_ids
 from ..training.initialization import initialize
 
 _NAMES = state_dicts.NAMING_SCHEMES["coetaur0"]
-_INNER = "esim."  # what the names of our entries begin with here
+_LAYERS = {  # by our names: those with parameters, which the table of names has, and the others
+    **{ours: theirs for theirs, ours in _NAMES.modules.items()},
+    "embedding_dropout": "_rnn_dropout",
+    "inference": "_attention",
+    "infercomposition.composition.activation": "_projection.1",
+    "infercomposition.composition.dropout": "_rnn_dropout",
+    "linear.mlp.0": "_classification.0",
+    "linear.mlp.2.0": "_classification.2",
+    "linear.mlp.2.1": "_classification.3",
+}
 
 
 class ESIM(nn.Module):
     """:class:`esim_fast.ESIM` in place of ``esim.model.ESIM`` of coetaur0/ESIM.
 
-    ``state_dict()`` has their names; ``load_state_dict`` takes theirs, the notebook's and AllenNLP's.
+    Modules and parameters have their names there: ``_word_embedding``, ``_rnn_dropout``, ``_encoding._encoder``,
+    ``_attention``, ``_projection``, ``_composition._encoder`` and ``_classification``. What is put in their place, or
+    hooked to them, counts; they get the packed rows of all sentences, ``[N, D]``, where theirs get padded ones.
+    ``load_state_dict`` takes the state dicts that :class:`esim_fast.ESIM` takes.
 
     Args:
         vocab_size: rows of the embedding.
@@ -34,9 +48,6 @@ class ESIM(nn.Module):
             sentence.
         num_classes: classes.
         device: kept as an attribute for the training loop; ``.to(device)`` moves the model, as there.
-
-    Attributes:
-        esim: the :class:`esim_fast.ESIM` itself, with ``attention``, and for :class:`esim_fast.Classifier`.
 
     Raises:
         TypeError, ValueError: as :class:`esim_fast.ESIM`, or ``embeddings`` is not ``[vocab_size, embedding_dim]``.
@@ -55,17 +66,48 @@ class ESIM(nn.Module):
     ) -> None:
         super().__init__()
         options = {**_NAMES.options, "padding_idx": padding_idx, "dropout": dropout}
-        self.esim = model.ESIM(hidden_size, embedding_dim, vocab_size, num_classes, **options)
-        initialize(self.esim)
+        inner = model.ESIM(hidden_size, embedding_dim, vocab_size, num_classes, **options)
+        initialize(inner)
         if embeddings is not None:
             shape, expected = list(embeddings.shape), [vocab_size, embedding_dim]
             if shape != expected:
                 raise ValueError(f"embeddings must be {expected}, one row for each word, got {shape}")
-            self.esim.embedding.weight.data.copy_(embeddings)
+            inner.embedding.weight.data.copy_(embeddings)
         self.vocab_size, self.embedding_dim, self.hidden_size = vocab_size, embedding_dim, hidden_size
         self.num_classes, self.dropout, self.device = num_classes, dropout, device
-        self.register_load_state_dict_pre_hook(_give_our_names)
-        self.register_state_dict_post_hook(_give_their_names)
+        composition, layers = inner.infercomposition.composition, cast(Any, inner.linear.mlp)
+        self._word_embedding = inner.embedding
+        self._rnn_dropout = inner.embedding_dropout
+        self._encoding = _Encoder(inner.encoder.lstm)
+        self._attention = inner.inference
+        self._projection = nn.Sequential(composition.F, composition.activation)
+        self._composition = _Encoder(composition.lstm)
+        self._classification = nn.Sequential(layers[0], layers[1], *layers[2], layers[3])
+        self._inner = (inner,)  # in a tuple it is no module of this one, whose entries would be there twice
+        self.register_load_state_dict_pre_hook(_rename_entries)
+
+    @property
+    def esim(self) -> model.ESIM:
+        """The same layers as an :class:`esim_fast.ESIM`, for its ``attention`` and for :class:`esim_fast.Classifier`.
+
+        Layers are replaced in this module, not there. Hooks on them count there as well, others only here.
+
+        Raises:
+            TypeError: a module has been replaced by one of other layers.
+        """
+        for name, (kind, layers) in _CONTAINERS.items():
+            module = self.get_submodule(name)
+            if not isinstance(module, kind) or [child for child, _ in module.named_children()] != layers.split():
+                raise TypeError(f"{name} has been replaced: an esim_fast.ESIM has other layers there")
+        (inner,) = self._inner
+        for ours, theirs in _LAYERS.items():
+            inner.set_submodule(ours, self.get_submodule(theirs))
+        return inner
+
+    def train(self, mode: bool = True) -> "ESIM":
+        """As ``torch.nn.Module.train``, for :attr:`esim` as well."""
+        self._inner[0].train(mode)
+        return super().train(mode)
 
     def forward(
         self, premises: Tensor, premises_lengths: Tensor, hypotheses: Tensor, hypotheses_lengths: Tensor
@@ -83,26 +125,55 @@ class ESIM(nn.Module):
         Raises:
             TypeError, ValueError: as :meth:`esim_fast.ESIM.forward`.
         """
-        logits = self.esim(premises, hypotheses, premises_lengths, hypotheses_lengths)
+        padding_idx, embedding = self._inner[0].config.padding_idx, self._word_embedding
+        lengths = premises_lengths, hypotheses_lengths
+        pairs = pack_ids(premises, hypotheses, *lengths, padding_idx=padding_idx, embedding=embedding)
+        logits = self._classification(
+            self._pooled(pairs) if len(pairs) else embedding.weight.new_zeros(0, 8 * self.hidden_size)
+        )
         return logits, logits.softmax(-1)
+
+    def _pooled(self, pairs: PackedPairs) -> Tensor:
+        """``[B, 8H]``, what the classifier gets."""
+        x = drop(self._rnn_dropout, self._word_embedding(pairs.tokens), pairs.batch_sizes)  # [N, embedding_dim]
+        x = self._encoding(x, pairs)  # [N, 2H]
+        rows = pairs.rows(x.shape[1])
+        y = self._projection(self._attention(x, rows))  # [N, H]
+        y = self._composition(drop(self._rnn_dropout, y, pairs.batch_sizes), pairs)  # [N, 2H]
+        return torch.cat(ops.masked_pool(y, rows=rows.all).chunk(2), dim=1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As ``torch.nn.Module.load_state_dict``.
 
         Raises:
-            RuntimeError: entries are missing, unexpected or misshapen; they have the names that they have there.
+            RuntimeError: as :meth:`esim_fast.ESIM.load_state_dict`.
         """
-        names = state_dicts.NAMING_SCHEMES[state_dicts.recognized(state_dict) or "coetaur0"]
-        return names.loaded(partial(super().load_state_dict, state_dict, strict, assign), _INNER)
+        return state_dicts.loaded(partial(super().load_state_dict, state_dict, strict, assign), state_dict, "coetaur0")
 
 
-def _give_our_names(module: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    source = state_dicts.rename(state_dict, prefix, onto=f"{prefix}{_INNER}")
+class _Encoder(nn.Module):
+    """A BiLSTM over each sentence."""
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        self._encoder = lstm
+
+    def forward(self, x: Tensor, pairs: PackedPairs) -> Tensor:
+        """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
+        return ops.bilstm(self._encoder, x, pairs.batch_sizes, first_row=pairs.first_row)
+
+
+# The modules that have layers, and their names there.
+_CONTAINERS = {
+    "_encoding": (_Encoder, "_encoder"),
+    "_projection": (nn.Sequential, "0 1"),
+    "_composition": (_Encoder, "_encoder"),
+    "_classification": (nn.Sequential, "0 1 2 3 4"),
+}
+
+
+def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state dict is loaded: gives its entries coetaur0's names."""
+    source = state_dicts.rename(state_dict, prefix or None, into="coetaur0")
     if source is not None:
-        state_dicts.warn_of_differences(source, module.esim.config)
-
-
-def _give_their_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    inner = f"{prefix}{_INNER}"
-    for name in [name for name in state_dict if name.startswith(inner)]:
-        state_dict[f"{prefix}{_NAMES.theirs(name.removeprefix(inner))}"] = state_dict.pop(name)
+        state_dicts.warn_of_differences(source, net._inner[0].config)
