@@ -1,13 +1,15 @@
 """Files that are complete or not there, and reading what others have written."""
 
+import contextlib
 import json
 import os
 import pickle
 import pickletools
+import threading
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,8 +101,12 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise DataError(f"{path}: not a safetensors file: {first_line(error)}") from error
 
 
-def load_saved(file: IO[bytes]) -> Any:
+def load_saved(file: IO[bytes], *, leave_out: bool = False) -> Any:
     """What ``torch.save`` wrote to a file: tensors and plain values. Nothing is executed, or said on stderr.
+
+    Args:
+        leave_out: numpy's numbers and arrays, and other objects that people keep beside the weights, become objects
+            without content. Without it they are refused like all others.
 
     Raises:
         ValueError: its parts are larger than the file, compressed or one in another.
@@ -121,9 +127,40 @@ def load_saved(file: IO[bytes]) -> Any:
         for _ in range(4):
             _check_pickle(file)
     file.seek(0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _leaving_out() if leave_out else contextlib.nullcontext():
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+class _LeftOut:
+    """An object without its content. No code of its library runs: it could take as much memory as a file says."""
+
+    def __new__(cls, *_: Any) -> "_LeftOut":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    """In place of a ``defaultdict``, whose entries come after it."""
+    return {}
+
+
+# What people keep in checkpoints: best scores and curves, options, when and where.
+_OBJECTS = ["argparse.Namespace", "builtins.float", "builtins.int", "builtins.list", "numpy.dtype", "numpy.ndarray"]
+_OBJECTS += [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
+_OBJECTS += [f"datetime.{name}" for name in ("date", "datetime", "timedelta")]
+_OBJECTS += [f"{module}.{name}Path" for module in ("pathlib", "pathlib._local") for name in ("Posix", "Windows")]
+_SUBSTITUTES = [("collections.defaultdict", _empty), *((name, _LeftOut) for name in _OBJECTS)]
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _leaving_out() -> Iterator[None]:
+    """Has torch make substitutes of :data:`_OBJECTS`, in one thread at a time: what it allows, it allows everywhere."""
+    with _lock, torch.serialization.safe_globals([(make, name) for name, make in _SUBSTITUTES]):
+        yield
 
 
 def _check_pickle(stream: IO[bytes]) -> None:

@@ -3,9 +3,11 @@
 Nothing in a checkpoint is executed: what needs Python's unpickling is refused.
 """
 
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,19 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..data import PADDING, UNKNOWN, Tokenizer, Vocabulary
-from ..errors import DataError, first_line, naming, one_line, reason_of
+from ..errors import DataError, first_line, listed, naming, one_line, reason_of
 from ..files import check_entries, check_kind, load_safetensors, load_saved, parse_json
 from ..labels import LabelNames
 from ..model import ESIM
 from ..ops.checks import FLOATING
-from ..state_dicts import NAMING_SCHEMES, recognized, rename
+from ..state_dicts import NAMING_SCHEMES, STATES, find_network, find_state_dicts, recognized, rename
 
-_STATES = ("model", "state_dict", "model_state_dict", "net")  # what a checkpoint calls the state dict in it
 _TIED = 4  # names that numbers may have, as tied weights do
-_WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
+# Modules beside the layers of a network, by their names: a loss, which has the weights of classes, and metrics.
+_BESIDE = re.compile(
+    r"(.*_)?(criteri(on|a)|loss(es)?|cross_?entropy|(class|pos)_?weights?|metrics?|acc|accuracy|f1)([_\d].*)?",
+    re.IGNORECASE | re.DOTALL,
+)
 # The unknown word and the padding, as each source calls them, and as others do.
 _SPECIAL = {
     "notebook": (UNKNOWN, PADDING),
@@ -33,40 +38,34 @@ _SPECIAL = {
 }
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a file of ``torch.save`` or safetensors, by itself or in a checkpoint.
+def read_state_dict(path: str | os.PathLike[str], note: Callable[[str], object] = lambda _: None) -> dict[str, Tensor]:
+    """The state dict in a file of ``torch.save`` or safetensors, by itself or in a checkpoint, without wrappers' names.
+
+    Args:
+        note: gets a line about what else is there and was left out.
 
     Raises:
-        DataError: the file cannot be read, holds objects of Python, or no state dict.
+        DataError: the file cannot be read, holds objects of Python, no state dict, or that of two networks.
     """
     path = Path(path)
-    check_kind(path)
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_safetensors(path)
-        else:
-            with open(path, "rb") as file:
-                content = load_saved(file)
-    except DataError:
-        raise
-    except OSError as error:
-        if error.filename is None:  # in the middle of a file
-            raise DataError(f"{path}: a file of torch.save that is not whole") from error
-        raise DataError(f"{path}: {reason_of(error)}") from error
-    except Exception as error:  # there is no end to what a damaged file makes torch raise
-        if objects := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise DataError(
-                f"{path}: holds objects of Python ({objects[1]}), and reading them would run their code: "
-                "save net.state_dict() with torch.save instead, and convert that"
-            ) from error
-        raise DataError(f"{path}: expected a file of torch.save or safetensors, or this one is damaged") from error
+    content = _content(path)
+    found: list[tuple[str, ...]] = []
     if isinstance(content, Mapping):
-        entries: list[Any] = [content, *(content.get(name) for name in _STATES)]
-        for entry in filter(_is_state_dict, entries):
-            found = _unwrapped(entry)
-            _check_sizes(path, found)
-            return found
-    raise DataError(f"{path}: expected a state dict, or one as the entry {' or '.join(_STATES)}")
+        usual = [(), *((name,) for name in STATES)]  # for those of which nobody knows the names
+        found = find_state_dicts(content) or [keys for keys in usual if _is_state_dict(_entry(content, keys))][:1]
+    if not found:
+        raise DataError(f"{path}: expected a state dict, or one as the entry {' or '.join(STATES)}")
+    if len(found) > 1:
+        taken, *others = [f"entry {'.'.join(keys)}" if keys else "outermost" for keys in found]
+        note(f"holds several state dicts: took the {taken}, left out the {listed(others)}")
+    try:
+        entries, left_out = _network(_entry(content, found[0]))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    if left_out:
+        note(f"left out what is no part of the network: {listed(left_out)}")
+    _check_sizes(path, entries)
+    return entries
 
 
 def read_words(path: str | os.PathLike[str]) -> list[str]:
@@ -79,8 +78,12 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
     with naming(path):
         content = path.read_bytes()
     if content.startswith(b"\x80"):
+        as_json = path.with_suffix(".json")
+        source, target = (json.dumps(os.fspath(name), ensure_ascii=False) for name in (path, as_json))
+        code = f'import json, pickle; words = pickle.load(open({source}, "rb")); json.dump(words, open({target}, "w"))'
         raise DataError(
-            f"{path}: a pickle, and reading it would run its code: write the words with their ids as JSON instead"
+            f"{path}: a pickle, and reading it would run its code: if you trust it, run "
+            f"python -c {shlex.quote(code)} and give {as_json} instead"
         )
     try:
         text = content.decode().removeprefix("\ufeff")
@@ -147,16 +150,64 @@ def convert(
     return Classifier(net.eval(), vocabulary, labels, tokenizer)
 
 
+def _content(path: Path) -> Any:
+    check_kind(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path)
+        with open(path, "rb") as file:
+            return load_saved(file, leave_out=True)
+    except DataError:
+        raise
+    except OSError as error:
+        if error.filename is None:  # in the middle of a file
+            raise DataError(f"{path}: a file of torch.save that is not whole") from error
+        raise DataError(f"{path}: {reason_of(error)}") from error
+    except Exception as error:  # there is no end to what a damaged file makes torch raise
+        if objects := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise DataError(
+                f"{path}: holds objects of Python ({objects[1]}), and reading them would run their code: "
+                "save net.state_dict() with torch.save instead, and convert that"
+            ) from error
+        raise DataError(f"{path}: expected a file of torch.save or safetensors, or this one is damaged") from error
+
+
+def _entry(content: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
+def _network(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """The entries of the network among all, and the names of the others.
+
+    Raises:
+        ValueError: there are two networks, or an entry of the network is no tensor.
+    """
+    network = find_network(entries)
+    prefix = network.prefix if network else ""
+    found, left_out = {}, []
+    for name, entry in entries.items():
+        known = network and network.ours(str(name))
+        if known and not isinstance(entry, Tensor):
+            raise ValueError(f"{name} is no tensor: save net.state_dict() with torch.save, and convert that")
+        if known or (str(name).startswith(prefix) and not _is_beside(str(name).removeprefix(prefix), entry)):
+            found[str(name).removeprefix(prefix)] = entry
+        else:
+            left_out.append(str(name))
+    return found, left_out
+
+
+def _is_beside(name: str, entry: Any) -> bool:
+    """Whether an entry is clearly no weight of a layer that a network has beside those of an ESIM."""
+    counts = isinstance(entry, Tensor) and entry.dtype in (torch.int64, torch.int32, torch.bool)
+    return counts or not isinstance(entry, Tensor) or _BESIDE.fullmatch(name.partition(".")[0]) is not None
+
+
 def _is_state_dict(value: Any) -> bool:
     if not isinstance(value, Mapping) or not value:
         return False
     return all(isinstance(name, str) and isinstance(entry, Tensor) for name, entry in value.items())
-
-
-def _unwrapped(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    while wrapper := next((each for each in _WRAPPERS if all(name.startswith(each) for name in entries)), None):
-        entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
-    return dict(entries)
 
 
 def _check_sizes(path: Path, entries: Mapping[str, Tensor]) -> None:

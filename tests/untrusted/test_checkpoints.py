@@ -1,10 +1,13 @@
 """Checkpoints that somebody made to do harm: refused in a line, and never executed."""
 
+import argparse
 import io
 import os
 import tarfile
 import zipfile
+from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +78,44 @@ class TestCheckpoints:
         change(state)
         path = in_torch(state, tmp_path / "a.pt")
         refused(lambda: convert(read_state_dict(path)), message, ValueError)
+
+    def test_mappings_within_mappings(self, tmp_path, state):
+        """What is looked through for a state dict: no level twice, and none without end."""
+        level: dict[str, object] = {}
+        for _ in range(6):
+            level = {f"x{number}": level for number in range(400)}
+        path = in_torch(level, tmp_path / "a.pt")
+        refused(lambda: read_state_dict(path), "expected a state dict")
+        level["state"] = state
+        level["itself"] = level
+        path = in_torch(level, tmp_path / "a.pt")
+        assert read_state_dict(path).keys() == state.keys()
+
+    @pytest.mark.parametrize("name", ["a" * 10**6, "a." * 10**6, "embedding." * 10**5, "x_" * 10**6, "loss" * 10**6])
+    def test_long_names(self, tmp_path, state, name):
+        path = in_torch(
+            {f"{name}{end}": torch.zeros(3) for end in ("", ".weight", ".embedding.weight")}, tmp_path / "a.pt"
+        )
+        refused(lambda: convert(read_state_dict(path)), "", ValueError)
+        path = in_torch({**state, name: torch.zeros(3)}, tmp_path / "a.pt")
+        refused(lambda: convert(read_state_dict(path)), "is no part of an ESIM", ValueError)
+
+    def test_objects_beside_the_weights(self, tmp_path, state, bomb):
+        """Those that are left out hold none that would be executed."""
+
+        class Hidden:
+            def __reduce__(self) -> tuple[object, ...]:
+                return os.mkdir, (str(tmp_path / "executed"),)
+
+        for beside in (
+            Hidden(),
+            np.array([Hidden()], dtype=object),
+            argparse.Namespace(a=Hidden()),
+            defaultdict(list, a=Hidden()),
+            defaultdict(os.getpid),
+        ):
+            path = in_torch({"model": state, "beside": beside}, tmp_path / "a.pt")
+            refused(lambda path=path: read_state_dict(path), "holds objects of Python (")
 
     def test_something_else_than_a_file(self, tmp_path):
         os.mkfifo(tmp_path / "a.pt")
