@@ -114,7 +114,7 @@ def explain(command: argparse.ArgumentParser) -> None:
 def convert(command: argparse.ArgumentParser) -> None:
     """Makes a model directory of a trained network of the notebook, of coetaur0/ESIM or of AllenNLP. Nothing in the
     checkpoint is executed."""
-    sources = "a state dict or checkpoint of torch.save or safetensors, or a folder of AllenNLP's"
+    sources = "a state dict or checkpoint of torch.save or safetensors, or a folder or .tar.gz of AllenNLP's"
     command.add_argument("source", metavar="SOURCE", help=sources)
     command.add_argument("output", metavar="MODEL_DIR")
     words = "words in the order of their ids, one a line, or as .json: a list, or ids by word; default: ids are words"

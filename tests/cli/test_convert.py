@@ -1,7 +1,10 @@
 """``esim-fast convert``: checkpoints of other ESIMs become models."""
 
 import json
+import pickle
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,15 +42,87 @@ def test_nothing_but_a_checkpoint(state):
     assert set(answer["probabilities"]) == {"0", "1", "2"}
 
 
-def test_a_folder_of_allennlps(tmp_path):
+@pytest.fixture
+def run(tmp_path):
+    """What AllenNLP leaves of a training run."""
+    torch.manual_seed(0)
     (tmp_path / "run" / "vocabulary").mkdir(parents=True)
-    torch.save(AllenNLP(5, 4, 6).state_dict(), tmp_path / "run" / "weights.th")
+    torch.save({**AllenNLP(5, 4, 6).state_dict(), "_loss.weight": torch.ones(3)}, tmp_path / "run" / "weights.th")
     (tmp_path / "run" / "vocabulary" / "tokens.txt").write_text("@@UNKNOWN@@\na\nb\nc\n")
     (tmp_path / "run" / "vocabulary" / "labels.txt").write_text("entailment\nneutral\ncontradiction\n")
-    succeeds("convert", tmp_path / "run", tmp_path / "model")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    return tmp_path / "run"
+
+
+def test_a_folder_of_allennlps(run, tmp_path):
+    succeeds("convert", run, tmp_path / "model")
     found = Classifier.from_pretrained(tmp_path / "model")
     assert found.labels == ["entailment", "neutral", "contradiction"]
     assert found.vocabulary.words == ["<unk>", "<pad>", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "packing", "inside", "form"),
+    [
+        ("model.tar.gz", "gz", "", tarfile.GNU_FORMAT),
+        ("model.tgz", "gz", "./", tarfile.USTAR_FORMAT),
+        ("archive", "gz", "run/", tarfile.PAX_FORMAT),
+        ("model.tar", "", "./run/", tarfile.PAX_FORMAT),
+    ],
+)
+def test_an_archive_of_allennlps(run, tmp_path, name, packing, inside, form):
+    with tarfile.open(tmp_path / name, f"w:{packing}", format=form) as archive:
+        for part in ("config.json", "weights.th", "vocabulary"):
+            archive.add(run / part, f"{inside}{part}")
+    result = esim_fast("convert", tmp_path / name, tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith(f"{tmp_path / name}: left out what is no part of the network: _loss.wei")
+    succeeds("convert", run, tmp_path / "expected")
+    for part in (tmp_path / "expected").iterdir():
+        assert (tmp_path / "model" / part.name).read_bytes() == part.read_bytes()
+
+
+def test_archives_that_are_no_model(run, tmp_path):
+    for left_out, message in (
+        ("weights.th", ": expected a file, or a folder of AllenNLP's; this one has neither best.th nor weights.th"),
+        ("vocabulary/tokens.txt", "/vocabulary/tokens.txt: No such file or directory"),
+        ("vocabulary/labels.txt", "/vocabulary/labels.txt: No such file or directory"),
+    ):
+        (run / left_out).rename(tmp_path / "aside")
+        with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as archive:
+            archive.add(run, "")
+        (tmp_path / "aside").rename(run / left_out)
+        assert f"{tmp_path / 'model.tar.gz'}{message}" in fails(
+            "convert", tmp_path / "model.tar.gz", tmp_path / "model"
+        )
+    (tmp_path / "words.txt").write_text("a\nb\n")
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as archive:
+        archive.add(run, "")
+    message = fails("convert", tmp_path / "model.tar.gz", tmp_path / "model", "--vocabulary", tmp_path / "words.txt")
+    assert f"{tmp_path / 'model.tar.gz'}/weights.th with {tmp_path / 'words.txt'}: the network has 5 word" in message
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_as_people_have_it(state):
+    """Of Lightning, with an average, a loss and numbers of numpy's beside the network."""
+    net = torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(Coetaur0(12, 4, 6)))
+    entries = {**{f"esim.{name}": entry for name, entry in net.state_dict().items()}, "criterion.weight": torch.ones(3)}
+    content = {"epoch": 3, "best_score": np.float64(0.5), "callbacks": {}, "model_state": entries}
+    torch.save({**content, "ema": {**entries}}, state / "last.ckpt")
+    result = esim_fast("convert", state / "last.ckpt", state / "model", "--vocabulary", state / "worddict.json")
+    assert result.stderr.splitlines()[:2] == [
+        f"{state / 'last.ckpt'}: holds several state dicts: took the entry model_state, left out the entry ema",
+        f"{state / 'last.ckpt'}: left out what is no part of the network: esim.n_averaged, criterion.weight",
+    ]
+    found = Classifier.from_pretrained(state / "model").net
+    assert torch.equal(found.linear.mlp[3].bias, net.module.module._classification[4].bias)
+
+
+def test_a_pickled_dictionary_of_words(state):
+    (state / "worddict.pkl").write_bytes(pickle.dumps({"_PAD_": 0}))
+    message = fails("convert", state / "best.pth.tar", state / "model", "--vocabulary", state / "worddict.pkl")
+    assert f'pickle.load(open("{state / "worddict.pkl"}", "rb"))' in message
+    assert f"give {state / 'worddict.json'} instead" in message
 
 
 def test_the_notebooks_are_told_what_they_have(tmp_path):

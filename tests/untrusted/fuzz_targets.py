@@ -3,6 +3,7 @@
 Each takes what the library documents as its refusal, one line, and lets everything else through.
 """
 
+import argparse
 import atexit
 import bz2
 import gzip
@@ -14,6 +15,7 @@ import pickle
 import re
 import shutil
 import struct
+import tarfile
 import tempfile
 import unicodedata
 import warnings
@@ -30,11 +32,14 @@ import torch
 
 from esim_fast import ESIM, Classifier
 from esim_fast.classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
+from esim_fast.compat.archives import LABELS as LABELS_FILE
+from esim_fast.compat.archives import TOKENS, as_folder
 from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
 from esim_fast.data import BadRow, DataError, PreparedCorpus, Vocabulary, load_vectors, prepare, read_pairs
 from esim_fast.data.cache import _checksum
 from esim_fast.training.checkpoint import Checkpoint, random_states
 from tests.data.files import zipped
+from tests.sources import AllenNLP
 
 WORDS = ["<unk>", "<pad>", "a", "man", "sleeps"]
 # Pieces that chance would take long to find, for a fuzzer's dictionary.
@@ -145,6 +150,14 @@ def checkpoint_pickle(content: bytes) -> None:
     checkpoint(_with_pickle(_saved(model().net.state_dict()), content))
 
 
+def archive(content: bytes) -> None:
+    """A tar archive of AllenNLP's, packed or not."""
+    path = written("model.tar.gz", content)
+    with refusals(ValueError), as_folder(path) as source:
+        weights = path if source == path else source / "weights.th"
+        convert(read_state_dict(weights), read_words(source / TOKENS), read_words(source / LABELS_FILE))
+
+
 def last(content: bytes) -> None:
     """A run's own checkpoint, and a step from there."""
     net, optimizer = _trained()
@@ -236,6 +249,23 @@ def _saved(value: object) -> bytes:
     return file.getvalue()
 
 
+def allennlps_archive() -> bytes:
+    """What AllenNLP leaves of a training run, not packed yet."""
+    file = io.BytesIO()
+    words = "\n".join(["@@PADDING@@", "@@UNKNOWN@@", *WORDS[2:]]).encode()
+    members = {
+        "weights.th": _saved(AllenNLP(len(WORDS), 3, 2, 2).state_dict()),
+        TOKENS: words,
+        LABELS_FILE: b"yes\nno\n",
+    }
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
 def _trained() -> tuple[ESIM, torch.optim.Optimizer]:
     """A network after a step."""
     net = ESIM(2, 3, len(WORDS), 2)
@@ -281,6 +311,8 @@ def _seeds() -> dict[str, list[bytes]]:
     """Whole files, as the library or numpy writes them, and a pickle in disguise."""
     weights = (model_directory() / WEIGHTS).read_bytes()
     state = _saved(model().net.state_dict())
+    beside = {"best": np.float64(0.5), "curve": np.ones(2), "options": argparse.Namespace(lr=0.1)}
+    with_objects = _saved({"epoch": 3, **beside, "model": model().net.state_dict()})
     disguised = pickle.dumps(Marker(marker()), protocol=2)
     numbers = np.arange(9, dtype=np.float32).reshape(3, 3)
     text = b"a 1 2 3\nman 4 5 6\nthe 7 8 9\n"
@@ -293,8 +325,9 @@ def _seeds() -> dict[str, list[bytes]]:
         **{name: [(model_directory() / file).read_bytes()] for name, file in _MODEL_FILES.items()},
         "weights": [weights, disguised],
         "weights_header": [weights[8 : 8 + struct.unpack("<Q", weights[:8])[0]]],
-        "checkpoint": [state, disguised, _with_pickle(state, disguised)],
-        "checkpoint_pickle": [_pickle_in(state), disguised],
+        "archive": [allennlps_archive(), gzip.compress(allennlps_archive(), mtime=0), disguised],
+        "checkpoint": [state, with_objects, disguised, _with_pickle(state, disguised)],
+        "checkpoint_pickle": [_pickle_in(state), _pickle_in(with_objects), disguised],
         "checkpoint_safetensors": [weights, disguised],
         "last": [_last(), disguised],
         "last_pickle": [_pickle_in(_last()), disguised],
@@ -329,6 +362,7 @@ _PAIRS |= {packed: f".tsv.{packed}" for packed in ("gz", "bz2", "xz", "zip")}
 TARGETS: dict[str, Callable[[bytes], None]] = {
     **{name: partial(part_of_a_model, file) for name, file in _MODEL_FILES.items()},
     "weights_header": weights_header,
+    "archive": archive,
     "checkpoint": checkpoint,
     "checkpoint_pickle": checkpoint_pickle,
     "checkpoint_safetensors": partial(checkpoint, ending=".safetensors"),

@@ -11,6 +11,7 @@ import random
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -150,7 +151,11 @@ def write_bombs(folder: Path) -> None:
     for name in ("long-line.txt.gz", "long-line.tsv.gz"):
         (folder / name).write_bytes(gzip.compress(b"a" * (300 * MEBIBYTE), 1))
     for ending, module in {"bz2": bz2, "xz": lzma}.items():
-        (folder / f"long-line.txt.{ending}").write_bytes(module.compress(b"a" * (10 * MEBIBYTE)) * 30)
+        for form in ("txt", "tsv"):
+            (folder / f"long-line.{form}.{ending}").write_bytes(module.compress(b"a" * (10 * MEBIBYTE)) * 30)
+    write_zip(folder / "long-line.tsv.zip", {"a.tsv": b"a" * (300 * MEBIBYTE)}, zipfile.ZIP_DEFLATED)
+    (folder / "array.jsonl.gz").write_bytes(gzip.compress(b'[{"label": "' + b"a" * (300 * MEBIBYTE), 1))
+    (folder / "blanks.jsonl.gz").write_bytes(gzip.compress(b"[" + b" " * (300 * MEBIBYTE), 1))
     write_zip(folder / "long-line.zip", {"v.txt": b"a" * (300 * MEBIBYTE)}, zipfile.ZIP_DEFLATED)
     write_zip(folder / "one-row.zip", {"v.bin": b"1 10000\na " + bytes(300 * MEBIBYTE)}, zipfile.ZIP_DEFLATED)
     first, short, blank = map(lzma.compress, (b"a 1\nman 2\n", b"a\n" * MEBIBYTE, b"\n" * MEBIBYTE))
@@ -175,12 +180,39 @@ def write_bombs(folder: Path) -> None:
     shared = torch.zeros(10**6)
     torch.save({f"x{number}": shared for number in range(300)}, folder / "shared.pt")
     (folder / "deep.json").write_bytes(b"[" * 10**6)
+    # numpy.dtype("V1073741824"), of which numpy's scalar would have a GiB; and as many numbers in an array.
+    kind = b"cnumpy\ndtype\nX\x0b\x00\x00\x00V1073741824\x89\x88\x87R"
+    for name, made in (
+        ("scalar.pt", b"cnumpy.core.multiarray\nscalar\n" + kind + b"N\x86R"),
+        ("array.pt", b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\x00\x00\x00\x40\x85C\x01b\x87R"),
+    ):
+        pickled = b"\x80\x02}X\x01\x00\x00\x00a" + made + b"s."
+        write_zip(folder / name, {**members, next(name for name in members if name.endswith("data.pkl")): pickled})
+    write_tar_bombs(folder)
+
+
+def write_tar_bombs(folder: Path) -> None:
+    """Archives that expand to, or say, much more; in the last one a header of GNU's is the long name of a file."""
+    for name, member, kind in (
+        ("weights.tar.gz", "weights.th", tarfile.REGTYPE),
+        ("vocabulary.tar.gz", "vocabulary/tokens.txt", tarfile.REGTYPE),
+        ("other.tar.gz", "other", tarfile.REGTYPE),
+        ("pax.tar.gz", "pax", tarfile.XHDTYPE),
+        ("long-name.tar.gz", "name", tarfile.GNUTYPE_LONGNAME),
+    ):
+        header = tarfile.TarInfo(member)
+        header.size, header.type = 300 * MEBIBYTE, kind
+        with gzip.open(folder / name, "wb", 1) as file:
+            file.write(header.tobuf(tarfile.GNU_FORMAT))
+            for _ in range(300):
+                file.write(b"a" * MEBIBYTE)
 
 
 READ_BOMBS = r"""
 import contextlib, os, re, resource, sys, time
 from pathlib import Path
 from esim_fast import Classifier
+from esim_fast.compat.archives import as_folder
 from esim_fast.compat.checkpoints import convert, read_state_dict, read_words
 from esim_fast.data import Vocabulary, load_vectors, read_pairs
 from esim_fast.training.checkpoint import Checkpoint
@@ -197,12 +229,15 @@ def most_taken():
 
 def read(path):
     name = path.name
-    if name.endswith((".npz", ".bin", ".gz", ".bz2", ".xz", ".zip")) and ".tsv" not in name:
+    if ".tsv" in name or ".jsonl" in name or name.endswith(".parquet"):
+        list(read_pairs(path))
+    elif name.endswith(".tar.gz"):
+        with as_folder(path) as source:
+            convert(read_state_dict(source / "weights.th"))
+    elif name.endswith((".npz", ".bin", ".gz", ".bz2", ".xz", ".zip")):
         with contextlib.suppress(ValueError):
             load_vectors(path, vocabulary)
         load_vectors(path, vocabulary, on_bad_row=lambda row: None)
-    elif name.endswith(".tsv.gz"):
-        list(read_pairs(path))
     elif name.endswith(".json"):
         read_words(path)
     elif name == "model":
@@ -236,7 +271,7 @@ def test_memory_and_time(model):
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     found = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
-    assert len(found) == len(list(folder.iterdir())) == 23
+    assert len(found) == len(list(folder.iterdir())) == 35
     for name, (mebibytes, seconds, said) in found.items():
         assert int(mebibytes) < 100, (name, found)
         assert float(seconds) < 60, (name, found)
