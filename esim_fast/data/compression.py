@@ -136,7 +136,8 @@ _OPENERS: dict[str, Callable[[str], BufferedIOBase]] = {
 
 def _parts(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files of an archive, without the folders, and what macOS adds."""
-    return [part for part in archive.infolist() if not part.is_dir() and not part.filename.startswith("__MACOSX/")]
+    files = [part for part in archive.infolist() if not part.filename.endswith("/")]  # is_dir() wants a name
+    return [part for part in files if not part.filename.startswith("__MACOSX/")]
 
 
 class _Streams(io.RawIOBase):

@@ -11,7 +11,7 @@ import torch
 
 from esim_fast.data import BadRow, DataError, load_vectors, vector_files, words_with_vector
 from esim_fast.data import vectors as vectors_module
-from tests.data.files import refusal, vocabulary_of, write, zipped
+from tests.data.files import compressed, refusal, vocabulary_of, write, zipped
 from tests.data.vectors import NONE, REMEDY, ROWS, THREE, VOCABULARY, as_binary, as_text, saved, write_npz
 
 
@@ -317,7 +317,8 @@ def test_bad_rows_of_binary(tmp_path, name, content, message, found):
     [
         # Digits that the last number loses are not noticed, nor the line feed behind the last row.
         pytest.param("v.txt", f"3 3\n{ROWS}".encode(), 2, id="text"),
-        pytest.param("v.txt.gz", gzip.compress(f"3 3\n{ROWS}".encode()), 0, id="compressed text"),
+        *((name, compressed(name, f"3 3\n{ROWS}".encode()), 0) for name in ("v.txt.gz", "v.bz2", "v.vec.xz", "v.zip")),
+        *((name, compressed(name, as_binary(THREE)), 0) for name in ("v.bin.gz", "v.bin.bz2", "v.bin.xz", "v.bin.zip")),
         pytest.param("v.bin", as_binary(THREE), 0, id="gensim"),
         pytest.param("v.bin", as_binary(THREE, b"\n"), 1, id="word2vec"),
     ],
