@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from ..errors import DataError
 from .compression import create_file
@@ -30,8 +30,12 @@ class Vocabulary:
         """Take the full list of words, the special ones first.
 
         Raises:
+            TypeError: ``words`` have no order of ids: a dict, a set or a string.
             ValueError: the special words are not where they belong, or a word is repeated, empty or holds a line break.
         """
+        if isinstance(words, (str, bytes, Mapping, Set)):
+            hint = ": give sorted(words, key=words.get) for ids by word" if isinstance(words, Mapping) else ""
+            raise TypeError(f"words must be a list in the order of their ids, got {type(words).__name__}{hint}")
         self.words = list(words)
         for index, word in enumerate(self.words):
             reason = _why_invalid(index, word)

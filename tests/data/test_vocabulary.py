@@ -25,6 +25,12 @@ def test_build_orders_by_frequency_then_alphabet():
     assert Vocabulary.build({"a": 1}) != vocabulary_of("b")
 
 
+@pytest.mark.parametrize("words", [{"<unk>": 0, "<pad>": 1, "a": 2}, {"<unk>", "<pad>"}, "ab", {"<pad>": 1}.keys()])
+def test_words_without_an_order(words):
+    with pytest.raises(TypeError, match="^words must be a list in the order of their ids, got "):
+        Vocabulary(words)
+
+
 def test_encode():
     vocabulary = vocabulary_of("a", "b")
     assert len(vocabulary) == 4
