@@ -27,7 +27,7 @@ def test_build_orders_by_frequency_then_alphabet():
 
 @pytest.mark.parametrize("words", [{"<unk>": 0, "<pad>": 1, "a": 2}, {"<unk>", "<pad>"}, "ab", {"<pad>": 1}.keys()])
 def test_words_without_an_order(words):
-    with pytest.raises(TypeError, match="^words must be a list in the order of their ids, got "):
+    with pytest.raises(TypeError, match=r"^words must be a list in the order of their ids, got "):
         Vocabulary(words)
 
 
