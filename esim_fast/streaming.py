@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 from .classifier import Classifier
 from .data import UNKNOWN_ID, BadRow, CorpusFormat, EncodedPairs, Pair
 from .data.parallel import ShouldStop, never, processors
-from .data.parsing import DelimitedRows
+from .data.parsing import DelimitedRows, label_name
 from .data.preparing import BYTES, ROWS, in_parts
 from .data.reading import KNOWN_NAMES, Form, RowParser, corpus_lines, open_corpus, parse_record
 from .data.records import Record
@@ -252,7 +252,7 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels: Sequence[str]) -> Iterator[Record]:
-    """Three columns without a header are taken for label, premise, hypothesis: are they?"""
+    """Of three columns without a header one was taken for the label: is it?"""
     first = next(records, None)
     if first is None:
         return iter(())
@@ -261,9 +261,9 @@ def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels:
             label = parse_record(first, parse).label
         except BadRowError:
             label = None
-        if label is not None and label not in labels:
+        if label is not None and label not in {label_name(name, {}) for name in labels}:
             raise DataError(
-                f"{name}:1: expected a label of the model ({listed(labels)}), a premise and a hypothesis, "
-                f"got {label[:40]!r} first; if the columns stand otherwise, name them with --columns"
+                f"{name}:1: column {parse.columns.places['label'] + 1} was taken for the label: expected one of the "
+                f"model's ({listed(labels)}), got {label[:40]!r}; if it is another column, name them with --columns"
             )
     return chain([first], records)

@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from ..classifier import Classifier
 from ..data import BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
 from ..data.parallel import processors
+from ..data.parsing import NO_LABELS
 from ..errors import one_line
 from ..quantized import inference_precision
 from .options import UsageError, say
@@ -36,6 +37,13 @@ def check_possible(check: Callable[[str, torch.device], object], precision: str,
 def corpus_format(options: argparse.Namespace) -> CorpusFormat:
     label_map = getattr(options, "map_labels", {})  # which a command that needs no labels does not ask for
     return CorpusFormat(options.columns, options.quoted, delimiter=options.delimiter, label_map=label_map)
+
+
+def check_label_map(options: argparse.Namespace, names: Collection[str]) -> None:
+    """Raises UsageError for an OLD of --map-labels that no pair and no answer has, by the names that there are now."""
+    for old, new in options.map_labels.items():
+        if new not in (*names, NO_LABELS[0]):
+            raise UsageError(f"--map-labels {old}={new}: no pair has the label {old}")
 
 
 def cache(options: argparse.Namespace) -> Path | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data import CorpusFormat, EncodedPairs, PreparedCorpus, Vocabulary, read_pairs
 from ..data.folders import find_corpus
-from ..data.reading import corpus_form
+from ..data.reading import corpus_form, is_object
 from ..data.records import read_lines
 from ..errors import DataError
 from . import common
@@ -25,6 +25,7 @@ _MOST_LABELS = 1000  # more are sentences in the wrong column
 _FEW_LABELS = 10  # need not recur
 _FEW_SCORES = 5  # may be classes that have numbers for names
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+_MANY_UNLABELED = 0.2  # of all pairs: then the -1 among class numbers may be a class itself
 _PROBE = 100  # rows: a test file with no label among so many has none
 _HEADER_FROM = 100  # rows of a file from which on a label that only its first row has is a header's
 _MOST_PLACES = 8  # rows that are named
@@ -114,7 +115,9 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
     train = [read(path) for path in files.train]
     dev = read(files.dev)
     test = read(files.test) if files.test else None
-    labels = _labels(train)
+    labels = _labels(train, is_minus_one_clear="-1" in options.map_labels)
+    every = [*train, dev, *([test] if test else [])]
+    common.check_label_map(options, {name for corpus in every for name in corpus.label_names})
     if options.skip_bad_rows:
         dev = dev.without_other_labels(labels)
         test = test and test.without_other_labels(labels)
@@ -145,15 +148,15 @@ def _has_columns(path: str) -> bool:
     if corpus_form(path) != "tsv" or not os.path.isfile(path):
         return True
     first = next(read_lines(path), b"")
-    return b"\t" in first or first.startswith(b"{")
+    return b"\t" in first or is_object(first)
 
 
-def _labels(train: Sequence[PreparedCorpus]) -> list[str]:
+def _labels(train: Sequence[PreparedCorpus], is_minus_one_clear: bool) -> list[str]:
     """The labels of the training corpora, in the order of their ids."""
     counts = sum((Counter(corpus.label_counts()) for corpus in train), Counter())
     labels = sorted(counts)
     path = ", ".join(corpus.path for corpus in train)
-    hint = "(columns are label, premise, hypothesis; if they stand otherwise, name them with --columns)"
+    hint = "(is the label in another column? Then name the columns with --columns)"
     if not 2 <= len(labels) <= _MOST_LABELS:
         few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0][:40]!r}"
         raise DataError(f"{path}: expected 2 to {_MOST_LABELS} labels, got {few} {hint}")
@@ -162,6 +165,12 @@ def _labels(train: Sequence[PreparedCorpus]) -> list[str]:
     if len(labels) > max(_FEW_LABELS, pairs / 5):
         got = f"{len(labels)} for {pairs} pairs, such as {labels[0][:40]!r}"
         raise DataError(f"{path}: expected labels that recur, got {got} {hint}")
+    unlabeled = sum(corpus.unlabeled for corpus in train)
+    if not is_minus_one_clear and all(map(str.isdecimal, labels)) and unlabeled > _MANY_UNLABELED * (unlabeled + pairs):
+        raise DataError(
+            f"{path}: {unlabeled} of {unlabeled + pairs} pairs have no gold label: if -1 is a class, name it, "
+            "--map-labels=-1=NAME; if not, say so, --map-labels=-1=-"
+        )
     for label, other in pairwise(sorted(labels, key=str.casefold)):
         if label.casefold() == other.casefold():
             raise DataError(

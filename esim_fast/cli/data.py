@@ -57,7 +57,10 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
     try:
         corpus = read(labeled=True)
     except DataError:
-        return read(labeled=False)
+        corpus = read(labeled=False)
+        if corpus.labeled.any():  # it has labels, and something else is wrong
+            raise
+        return corpus
     return corpus if len(corpus) else read(labeled=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..data import EncodedPairs
-from ..data.parsing import NO_LABELS
+from ..data.parsing import NO_LABELS, label_name
 from ..errors import listed
 from . import common
 from .options import UsageError, say
@@ -19,13 +19,15 @@ _NAMED = 10  # labels
 
 def run(options: argparse.Namespace) -> None:
     if NO_LABELS[0] in options.map_labels.values():
-        raise UsageError("--map-labels: - is no label that the model could give")
+        raise UsageError("--map-labels: the model cannot predict -")
     model = common.load_model(options)
     tokenizer, skip = options.tokenizer or model.tokenizer, options.skip_bad_rows
     corpus = common.prepared(options.file, options, tokenizer, skip_bad_rows=skip)
     common.list_bad_rows(corpus.path, corpus.bad_rows)
-    answers = [options.map_labels.get(label, label) for label in model.labels]
+    # The names of gold labels have gone the same way.
+    answers = [label_name(label, options.map_labels) for label in model.labels]
     labels = list(dict.fromkeys(answers))
+    common.check_label_map(options, {*labels, *corpus.label_names})
     others = {label: count for label, count in corpus.label_counts().items() if label not in labels}
     left_out = {"bad_rows": len(corpus.bad_rows), "other_labels": others}
     if skip:
@@ -46,7 +48,7 @@ def _say_what_is_not_scored(path: str, report: dict[str, Any]) -> None:
         labels = listed(list(report["classes"]))
         say(f"{path}: {sum(others.values())} pairs left out: expected a label among {labels}, got {counts}{remedy}")
     if absent:
-        say(f"{path}: no pair has the label {listed(absent)}, which the model may answer all the same{remedy}")
+        say(f"{path}: no pair has the label {listed(absent)}, although the model can predict it{remedy}")
 
 
 def _report(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..config import INFERENCE_PRECISIONS
+from ..delimiters import is_delimiter
 from ..errors import one_line
 from ..tokenizing import TOKENIZERS
 
@@ -43,7 +44,7 @@ def add_reading(command: argparse.ArgumentParser) -> None:
 
 
 def add_label_map(command: argparse.ArgumentParser) -> None:
-    names = 'other names for labels of the files; several may become one; "-" leaves their pairs out'
+    names = "rename labels of the files, before anything else; several OLD may get the same NEW"
     command.add_argument("--map-labels", type=label_map, default={}, metavar="OLD=NEW,…", help=names)
 
 
@@ -117,7 +118,7 @@ def say(message: str) -> None:
 def delimiter(text: str) -> str:
     """An argparse type: what separates columns."""
     character = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}.get(text, text)
-    if len(character) != 1 or not character.isascii() or character.isalnum() or character in '"\r\n\0':
+    if not is_delimiter(character):
         raise argparse.ArgumentTypeError(f"expected one character, no quote, letter or digit, or tab, got {text!r}")
     return character
 

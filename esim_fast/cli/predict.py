@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _warn_of_unknown_words(name: str, unknown: int, words: int) -> None:
     if unknown > words / 3:
-        say(f"{name}: the model does not know {unknown:,} of {words:,} words; its answers say little")
+        say(f"{name}: the model does not know {unknown:,} of {words:,} words; do not rely on its answers")
 
 
 class _Lines:

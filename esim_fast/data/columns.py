@@ -21,7 +21,8 @@ NAMES = {
         *("entailment_label", "entailment_judgment", "quality"),  # SICK (in two forms), MRPC
     ),
 }
-_SPLITS = ("split", "semeval_set")  # columns that say whether a row is for training, dev or test
+SPLITS = ("split", "semeval_set")  # columns that may say what part a row is for
+PARTS = ("train", "dev", "valid", "validation", "val", "trial", "test")
 _LEFT_OUT = ["label2", "label3", "label4", "label5"]  # columns of MultiNLI's header that its training rows lack
 _LAST_LABELS = re.compile("label[1-5]")  # annotators' labels, which stand before the gold one in GLUE
 _KNOWN_LABELS = {
@@ -31,7 +32,9 @@ _KNOWN_LABELS = {
     *("yes", "no", "true", "false", "-", "-1"),
 }
 _SHORT_NUMBER = re.compile(r"\d{1,2}(\.0+)?")
-_LONGEST_LABEL = 100  # characters
+_LONGEST_NAME = 30  # characters, of a column
+_HANZI = re.compile("[\u4e00-\u9fff]")
+_SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 _FEW_ROWS = 10  # say little of what a column holds
 _DELIMITERS = ("\t", ";", "|", ",")
 
@@ -70,23 +73,34 @@ def split_row(text: str, delimiter: str | None) -> list[str]:
 
 
 def detected_delimiter(lines: Sequence[str], usual: str) -> str:
-    """What separates the columns of a file's first lines, if it is not the ``usual`` character after all."""
-    widths = {delimiter: [_width(line, delimiter) for line in lines] for delimiter in _DELIMITERS}
-    if len(lines) < 2 or _are_columns(widths[usual], least=3):
-        return usual
+    """What separates the columns of a file's first lines, if it is not the ``usual`` character, a tab or a comma.
+
+    Raises:
+        BadRowError: it could be one or another.
+    """
     # Sentences hold commas and semicolons as well: a delimiter gives every line as many columns.
-    is_unused = set(widths[usual]) == {1}
-    others = [delimiter for delimiter in _DELIMITERS if delimiter != usual and (is_unused or delimiter != ",")]
-    found = [delimiter for delimiter in others if _are_columns(widths[delimiter], least=2 if is_unused else 3)]
-    return max(found, key=lambda delimiter: widths[delimiter][0], default=usual)
+    lines = list(filter(str.strip, lines))
+    widths = {delimiter: {_width(line, delimiter) for line in lines} for delimiter in _DELIMITERS}
+    if len(lines) < 2 or (usual == "\t" and widths["\t"] != {1} and len(widths["\t"]) == 1):
+        return usual
+    least = 2 if widths[usual] == {1} else 3
+    found = [delimiter for delimiter in _DELIMITERS if len(widths[delimiter]) == 1 and min(widths[delimiter]) >= least]
+    if usual == "\t" and "," in found and not _has_known_names(lines[0].split(",")):
+        found.remove(",")  # sentences without columns
+    if "\t" in found:  # which no sentence holds
+        return "\t"
+    if len(found) > 1:
+        raise BadRowError(f"columns could be separated by {' or '.join(found)}: say which with --delimiter")
+    return found[0] if found else usual
 
 
 def _width(line: str, delimiter: str) -> int:
     return re.sub('"(?:[^"]|"")*"', "", line).count(delimiter) + 1
 
 
-def _are_columns(widths: Sequence[int], least: int) -> bool:
-    return len(set(widths)) == 1 and widths[0] >= least
+def _has_known_names(fields: Sequence[str]) -> bool:
+    lower = {field.strip().strip('"').lower() for field in fields}
+    return sum(not lower.isdisjoint(names) for names in NAMES.values()) >= 2
 
 
 def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, labeled: bool) -> Columns:
@@ -102,6 +116,9 @@ def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, la
     """
     fields = [field.strip() for field in rows[0]]
     lower = [field.lower() for field in fields]
+    twice = next((name for names in NAMES.values() for name in names if lower.count(name) > 1), None)
+    if twice is not None and wanted is None:
+        raise BadRowError(f"two columns are called {twice}: say which is meant with --columns, by number")
     named = {role: next((lower.index(name) for name in names if name in lower), None) for role, names in NAMES.items()}
     known = {role: column for role, column in named.items() if column is not None}
     required = tuple(NAMES) if labeled else ("premise", "hypothesis")
@@ -132,13 +149,13 @@ def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, la
     else:
         return _without_header(rows, labeled)
     header = list(rows[0])
-    split = next((lower.index(name) for name in _SPLITS if name in lower), None) if labeled else None
+    split = next((lower.index(name) for name in SPLITS if name in lower), None) if labeled else None
     if fields[-len(_LEFT_OUT) :] == _LEFT_OUT:
         return Columns(places, (len(fields), len(fields) - len(_LEFT_OUT)), header, split)
     if places.get("label") == len(fields) - 1:
         # GLUE's SNLI: the gold label stands last, behind that of one annotator or those of five.
         given = sum(_LAST_LABELS.fullmatch(name) is not None for name in fields)
-        if given:
+        if given and "sentence1_binary_parse" in lower:
             others = (len(fields) - given + count for count in (1, 5) if count != given)
             return Columns({**places, "label": -1}, (len(fields), *others), header, split)
     return Columns(places, (len(fields),), header, split)
@@ -152,7 +169,7 @@ def _without_header(rows: Sequence[Sequence[str]], labeled: bool) -> Columns:
         expected = f"{'3' if labeled else '2 or 3'} columns, a header with known names, or --columns"
         hint = ""
         if count == 1:
-            hint = " (is there another delimiter, for --delimiter? Or a sentence a line: paste puts files side by side)"
+            hint = " (another delimiter? Give it with --delimiter. One sentence per line? Join the files with paste)"
         raise BadRowError(f"expected {expected}, got {count}: {listed(rows[0])}{hint}")
     label = _label_column([row for row in rows[1:] if len(row) == count])  # the first one may be a header
     _refuse_unknown_header(rows, label)
@@ -164,47 +181,64 @@ def _label_column(rows: Sequence[Sequence[str]]) -> int:
     """Which of three columns holds labels: 0 or 2. Where the rows do not say, the first one does."""
     if not rows:
         return 0
-    columns = list(zip(*rows, strict=True))
-    likeness = [_likeness_to_labels([value.strip() for value in column]) for column in columns]
-    best = max(likeness)
-    found = [place for place in range(3) if likeness[place] == best]
-    if best == 0 or (len(rows) < _FEW_ROWS and 0 in found):
+    columns = [[value.strip() for value in column] for column in zip(*rows, strict=True)]
+    first, middle, last = likeness = list(map(_likeness_to_labels, columns))
+    if first > max(middle, last) or (len(rows) < _FEW_ROWS and first and first >= last):
         return 0
-    if len(found) > 1:
-        numbers = " and ".join(str(place + 1) for place in found)
-        raise BadRowError(
-            f"columns {numbers} both look like labels, with values such as "
-            f"{', '.join(repr(columns[place][0][:40]) for place in found)}: "
-            "name the columns with --columns (2,3,1: label first; 1,2,3: label last)"
-        )
-    if found == [1]:
-        raise BadRowError("column 2 looks like the label: name the columns with --columns 1,3,2")
-    return found[0]
+    if first == 0:
+        begins_with_sentences = any(map(_is_sentence, columns[0]))
+        if last > middle and (begins_with_sentences or len(rows) >= _FEW_ROWS):
+            return 2
+        if middle > last:
+            raise BadRowError("column 2 looks like the label: name the columns with --columns 1,3,2")
+        if not last and not (begins_with_sentences and not any(map(_is_sentence, columns[2]))):
+            return 0
+    found = [place for place in range(3) if place == 0 or likeness[place] or not any(likeness)]
+    numbers = _joined([str(place + 1) for place in found], "and")
+    values = ", ".join(repr(columns[place][0][:40]) for place in found)
+    raise BadRowError(
+        f"it is not clear which column is the label: columns {numbers} could be, with values such as {values}: "
+        "name the columns with --columns (2,3,1: label first; 1,2,3: label last)"
+    )
 
 
 def _likeness_to_labels(values: Sequence[str]) -> int:
     """How much a column looks like one of labels: which have few values, and short ones that recur."""
-    known = sum(value.lower() in _KNOWN_LABELS or _SHORT_NUMBER.fullmatch(value) is not None for value in values)
-    if known >= 0.9 * len(values):
+    if sum(map(_is_known_label, values)) >= 0.9 * len(values):
         return 3
     different = set(values)
     if len(values) < _FEW_ROWS or len(different) > min(len(values) / 2, max(10, len(values) / 5)):
         return 0
-    if any(len(value) > _LONGEST_LABEL for value in different):
+    if any(map(_is_sentence, different)):
         return 0
     return 1 if any(" " in value for value in different) else 2
+
+
+def _is_known_label(value: str) -> bool:
+    return value.lower() in _KNOWN_LABELS or _SHORT_NUMBER.fullmatch(value) is not None
+
+
+def _is_sentence(value: str) -> bool:
+    """Whether a value is longer than labels are, or ends as sentences do."""
+    return value.count(" ") > 2 or len(_HANZI.findall(value)) > 5 or value.endswith(_SENTENCE_ENDS)
 
 
 def _refuse_unknown_header(rows: Sequence[Sequence[str]], label: int) -> None:
     """A label that only the first row has, while all others are known or recur, is the name of a column."""
     first, *others = (row[label].strip() for row in rows if len(row) == len(rows[0]))
-    recur = all(_likeness_to_labels([other]) == 3 or others.count(other) > 1 for other in set(others))
-    if len(others) > 1 and recur and first not in others and _likeness_to_labels([first]) == 0:
+    recur = all(_is_known_label(other) or others.count(other) > 1 for other in set(others))
+    names = all(len(value) <= _LONGEST_NAME and not _is_sentence(value) for value in rows[0])
+    if names and len(others) > 1 and recur and first not in others and not _is_known_label(first):
         raise BadRowError(
-            f"no other row has the label {first[:40]!r}; if this row is a header, name its columns with --columns"
+            f"no other row has the label {first[:40]!r}: if this row is a header, name its columns with --columns; "
+            "if it is a pair, give their numbers"
         )
 
 
 def either(names: Sequence[str]) -> str:
     """Names as one says them: "a, b or c"."""
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return _joined(names, "or")
+
+
+def _joined(names: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join(filter(None, (", ".join(names[:-1]), names[-1])))

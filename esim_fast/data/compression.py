@@ -26,8 +26,11 @@ _BEGINNINGS = {
     b"\x1f\x8b": "a gzip file: its name should end in .gz",
     **{b"BZh%d1AY&SY" % level: "a bzip2 file: its name should end in .bz2" for level in range(1, 10)},
     b"\xfd7zXZ\0": "an xz file: its name should end in .xz",
+    b"\x28\xb5\x2f\xfd": "a zstd file: unpack it first",
+    b"ARROW1": "an Arrow file: write it as .parquet, or as .csv",
+    b"\xd0\xcf\x11\xe0": "a file of Excel or Word: save it as .csv",
     b"PK\x03\x04": "a zip archive: its name should end in .zip",
-    b"PAR1\x15": "a Parquet file: its name should end in .parquet",
+    b"PAR1\x15": "a Parquet file: it must not be compressed, and its name should end in .parquet",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive: unpack it first",
     b"Rar!\x1a": "a RAR archive: unpack it first",
     b"\xff\xfe\0\0": "UTF-32: convert it with iconv -f UTF-32 -t UTF-8",
@@ -41,10 +44,12 @@ _WEB_PAGES = (b"<!doctype", b"<html")
 
 def what_it_is(beginning: bytes) -> str | None:
     """What a file is that begins like this and is not what was expected, with the remedy; None if that does not say."""
-    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].lower().startswith(_WEB_PAGES):
-        return "a web page, not the file: download that again"
-    if beginning[257:262] == b"ustar":
+    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].lower().startswith(_WEB_PAGES) and b"\t" not in beginning:
+        return "a web page, not the file: download it again"
+    if beginning[257:265] in (b"ustar\x0000", b"ustar  \0"):
         return "a tar archive: unpack it first"
+    if beginning.startswith(b"PK\x03\x04") and b"[Content_Types].xml" in beginning[:100]:
+        return "a file of Excel or Word: save it as .csv"
     return next((what for magic, what in _BEGINNINGS.items() if beginning.startswith(magic)), None)
 
 
@@ -186,7 +191,7 @@ class _Streams(io.RawIOBase):
         except lzma.LZMAError as error:
             if "Memory usage limit" not in str(error):
                 raise
-            message = f"unpacking it takes more than {_XZ_MEMORY // 2**20} MiB of memory: do that first, with xz -d"
+            message = f"unpacking it takes more than {_XZ_MEMORY // 2**20} MiB of memory: unpack it first with xz -d"
             raise lzma.LZMAError(message) from error
 
     def close(self) -> None:

@@ -10,9 +10,9 @@ from .hub import find_splits
 
 _ENDINGS = tuple(
     ending + packed
-    for ending in (".jsonl", ".json", ".tsv", ".csv", ".txt", ".parquet")
+    for ending in (".jsonl", ".tsv", ".csv", ".txt", ".json")
     for packed in ("", ".gz", ".bz2", ".xz", ".zip")
-)
+) + (".parquet",)
 # The names of official releases. MultiNLI publishes no labels of its test sets; its mismatched dev set is what people
 # report beside the matched one.
 _RELEASES = (

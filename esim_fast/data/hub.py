@@ -17,7 +17,7 @@ from .compression import open_file
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-_ROWS = 1000  # that are read at once
+_ROWS, _ROWS_AT_ONCE = 1000, 16  # that are decoded together, and made objects of Python
 _LARGEST_GROUP = 2**30  # bytes of rows that Parquet keeps together, and that must be read so
 _SPLITS = {
     "train": ("train",),
@@ -60,22 +60,26 @@ def parquet_lines(name: str) -> Iterator[bytes]:
         import pyarrow  # optional, and slow to import
         from pyarrow import parquet, types
     except ImportError as error:
-        raise DataError(f"{name}: needs pyarrow: pip install datasets") from error
+        raise DataError(f"{name}: needs pyarrow: pip install pyarrow") from error
     try:
         with naming(name):
             source = open_file(name)
-        with source, parquet.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            plain = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-            columns = [field.name for field in schema if any(is_plain(field.type) for is_plain in plain)]
+        schema = parquet.read_schema(source)
+        text = (types.is_string, types.is_large_string, types.is_dictionary)
+        strings = [field.name for field in schema if any(is_kind(field.type) for is_kind in text)]
+        # A string that many rows share must not take its size in each of them.
+        with source, parquet.ParquetFile(source, read_dictionary=strings) as file:
+            plain = (*text, types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+            columns = [field.name for field in schema if any(is_kind(field.type) for is_kind in plain)]
             classes = _classes_of(schema.metadata or {})
             for group in range(file.num_row_groups):
                 if file.metadata.row_group(group).total_byte_size > _LARGEST_GROUP:
                     raise DataError(f"{name}: expected row groups of at most {_LARGEST_GROUP} bytes, got a larger one")
             for batch in file.iter_batches(_ROWS, columns=columns):
-                yield from _json_lines(batch.to_pylist(), classes)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name}: expected a Parquet file, or this one is damaged: {first_line(error)}") from error
+                for begin in range(0, len(batch), _ROWS_AT_ONCE):
+                    yield from _json_lines(batch.slice(begin, _ROWS_AT_ONCE).to_pylist(), classes)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: not a Parquet file, or a damaged one: {first_line(error)}") from error
 
 
 def _classes_of(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import BadRowError, listed
-from .columns import NAMES, Columns, either, split_row
+from .columns import NAMES, SPLITS, Columns, either, split_row
 from .compression import what_it_is
 
 NO_LABELS = ("-", "-1")  # where the annotators did not agree: of SNLI and MultiNLI, of Hugging Face's data sets
 _WHOLE_NUMBER = re.compile(r"(-?\d+)\.0+")
-_HANZI = re.compile("[\u4e00-\u9fff]")
+_HANZI = re.compile("[\u4e00-\u9fff]{3}")  # three in a row, which are no letters with accents
 _PREMISES, _HYPOTHESES = frozenset(NAMES["premise"]), frozenset(NAMES["hypothesis"])
 
 
@@ -43,11 +43,11 @@ class DelimitedRows:
             raise BadRowError(f"expected {columns.widths[0]} columns, got {len(fields)}{hint}")
         premise, hypothesis = fields[places["premise"]], fields[places["hypothesis"]]
         if (premise in _PREMISES and hypothesis in _HYPOTHESES) or fields == columns.header:
-            raise BadRowError("expected a pair, got a header once more: are these two files, one behind the other?")
-        if columns.split is not None:
+            raise BadRowError("expected a pair, got the header again: were two files joined?")
+        if self.part is not None and columns.split is not None:
             _check_part(fields[columns.split], self.part)
-        label = fields[places["label"]] if "label" in places else None
-        return Pair(premise, hypothesis, None if label is None else _checked_label(label, self.label_map), line)
+        label = gold_label(fields[places["label"]], self.label_map) if "label" in places else None
+        return Pair(premise, hypothesis, label, line)
 
 
 class JsonRows:
@@ -63,9 +63,9 @@ class JsonRows:
         record = parse_object(content)
         premise, hypothesis = (self._text(record, role) for role in ("premise", "hypothesis"))
         if self.part is not None:
-            _check_part(str(record.get("split")), self.part)
+            _check_part(part_of(record), self.part)
         has_label = self.labeled or any(record.get(key) is not None for key in self.keys.get("label", ()))
-        label = _checked_label(self._text(record, "label"), self.label_map) if has_label else None
+        label = gold_label(self._text(record, "label"), self.label_map) if has_label else None
         return Pair(premise, hypothesis, label, line)
 
     def _text(self, record: dict[str, Any], role: str) -> str:
@@ -75,17 +75,28 @@ class JsonRows:
             names = either(self.keys[role][:4])
             raise BadRowError(f"expected a key {names}, got {listed(list(record)) or 'none'}{hint}")
         value = record[key]
-        if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty field, in a table
-            return ""
-        if isinstance(value, int | float):  # a class by number, or true and false; a sentence that is a number
-            return json.dumps(value)
         if not isinstance(value, str):
-            raise BadRowError(f"{key}: expected a string, got {type(value).__name__}")
+            return _written(value, key, role)
         try:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no file of ours could hold
             raise BadRowError(f"{key}: not valid Unicode at character {error.start + 1}") from error
         return value
+
+
+def _written(value: Any, key: str, role: str) -> str:
+    """A value that is no string, as a table has it: null is an empty field."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, int | float) and (role == "label" or not isinstance(value, bool)):
+        return json.dumps(value)
+    hint = " (of pandas? Write it with orient='records')" if isinstance(value, dict) else ""
+    raise BadRowError(f"{key}: expected a string, got {type(value).__name__}{hint}")
+
+
+def part_of(record: Mapping[str, Any]) -> str | None:
+    """The part of a corpus that an object is for, if it says so."""
+    return next((str(value) for name, value in record.items() if name.lower() in SPLITS), None)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -119,26 +130,35 @@ def decode(content: bytes) -> str:
 def _encoding_hint(content: bytes) -> str:
     what = what_it_is(content)
     if what is None:
-        text = content.decode("gb18030", errors="replace")
-        if "\ufffd" not in text and _HANZI.search(text):
-            what = "GBK? Convert it with iconv -f GB18030 -t UTF-8"
-    return f" ({what})" if what else ""
+        chinese = _HANZI.search(content.decode("gb18030", errors="replace"))
+        what = "GBK? Convert it with iconv -f GB18030 -t UTF-8"
+        if not chinese:
+            what = "another encoding? If it is Windows-1252, convert it with iconv -f CP1252 -t UTF-8"
+    return f" ({what})"
 
 
-def _checked_label(label: str, label_map: Mapping[str, str]) -> str | None:
+def gold_label(label: str, label_map: Mapping[str, str]) -> str | None:
+    """The name of a label as it stands in a file, None for what means that there is no gold label.
+
+    Raises:
+        BadRowError: it is empty.
+    """
     label = label.strip()  # blanks around it would make another label of it, which nobody sees
-    if not label:
+    if not label or label == "nan":
         raise BadRowError("empty label")
+    name = label_name(label, label_map)
+    return None if name in NO_LABELS else name
+
+
+def label_name(label: str, label_map: Mapping[str, str]) -> str:
+    """What a label is called: as the map says, if it does, and a class by number without a fraction of zeros."""
+    if label in label_map:
+        return label_map[label]
     if "." in label and (number := _WHOLE_NUMBER.fullmatch(label)):  # pandas writes classes so, if one is missing
         label = number[1]
-    if label in label_map:
-        label = label_map[label]
-        return None if label == NO_LABELS[0] else label
-    return None if label in NO_LABELS else label
+    return label_map.get(label, label)
 
 
-def _check_part(part: str, first: str | None) -> None:
+def _check_part(part: str | None, first: str) -> None:
     if part != first:
-        raise BadRowError(
-            f"expected a row for {first}, as the first one is, got one for {part}: write a file for each part"
-        )
+        raise BadRowError(f"this row is for {part}, but the first row is for {first}: write a file for each part")

@@ -16,16 +16,18 @@ Rows are counted by lines; those of an array or of Parquet one by one.
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Literal, NamedTuple, TypeAlias
 
+from ..delimiters import is_delimiter
 from ..errors import BadRowError, DataError
-from .columns import NAMES, detected_delimiter, find_columns, split_row
+from .columns import NAMES, PARTS, detected_delimiter, find_columns, split_row
 from .compression import UNREADABLE, unpacked_name, what_it_is
 from .hub import dataset_lines, parquet_lines
-from .parsing import DelimitedRows, JsonRows, Pair, decode, parse_object, parse_sentence
+from .parsing import DelimitedRows, JsonRows, Pair, decode, parse_object, parse_sentence, part_of
 from .records import BYTE_ORDER_MARK, Record, numbered, read_json, read_raw_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "json"]
@@ -68,9 +70,10 @@ class CorpusFormat:
             raise TypeError(f"columns must be a sequence of names or numbers, got {self.columns!r}")
         if self.columns is not None:
             object.__setattr__(self, "columns", tuple(map(str, self.columns)))
-        mark = self.delimiter
-        if mark is not None and (len(mark) != 1 or not mark.isascii() or mark.isalnum() or mark in '"\r\n\0'):
-            raise ValueError(f"delimiter must be an ASCII character, no quote, letter or digit, got {mark!r}")
+        object.__setattr__(self, "label_map", dict(self.label_map))
+        if self.delimiter is not None and (not isinstance(self.delimiter, str) or not is_delimiter(self.delimiter)):
+            got = f"got {self.delimiter!r}"
+            raise ValueError(f"delimiter must be an ASCII character, no quote, letter or digit, {got}")
 
 
 KNOWN_NAMES = CorpusFormat()
@@ -159,11 +162,14 @@ def open_corpus(
         raise DataError(f"{name}: expected text in UTF-8, got {what}")
     if corpus_format.text:
         return numbered(lines, None, text=True), parse_sentence
-    if form == "json" or (begun and _is_object(begun[0])):  # as SciTail has it, in a file named .txt
+    if form == "json" or (begun and is_object(begun[0])):  # as SciTail has it, in a file named .txt
         sample, records = _sample(numbered(lines, None), look_ahead)
         parse: RowParser = _json_rows(sample, corpus_format, labeled)
     else:
-        delimiter = _delimiter(begun, corpus_format, form)
+        try:
+            delimiter = _delimiter(begun, corpus_format, form)
+        except BadRowError as error:
+            raise DataError(f"{name}: {error}") from error
         sample, records = _sample(numbered(lines, delimiter), look_ahead)
         if not sample:
             return records, parse_sentence
@@ -201,7 +207,7 @@ def _no_text(line: bytes) -> str | None:
     return what
 
 
-def _is_object(line: bytes) -> bool:
+def is_object(line: bytes) -> bool:
     """Whether a line is a JSON object."""
     if not line.removeprefix(BYTE_ORDER_MARK).startswith(b"{"):
         return False
@@ -237,8 +243,12 @@ def _json_rows(sample: Sequence[Record], corpus_format: CorpusFormat, labeled: b
     part = None
     if labeled and sample:
         with contextlib.suppress(BadRowError):
-            part = parse_object(sample[0].content).get("split")
-    return JsonRows(corpus_format.columns, labeled, corpus_format.label_map, None if part is None else str(part))
+            part = _known_part(part_of(parse_object(sample[0].content)))
+    return JsonRows(corpus_format.columns, labeled, corpus_format.label_map, part)
+
+
+def _known_part(part: str | None) -> str | None:
+    return part if part is not None and part.strip().lower() in PARTS else None
 
 
 def _delimited_rows(
@@ -255,9 +265,11 @@ def _delimited_rows(
         columns = find_columns(rows, corpus_format.columns, labeled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
+    if delimiter is None and len(rows) > 1 and all(re.fullmatch('".*"', value, re.DOTALL) for value in chain(*rows)):
+        raise DataError(f"{name}:{first.line}: all fields are in double quotes: give --quoted")
     part = None
     if columns.split is not None:
-        part = next((row[columns.split] for row in rows[1:] if len(row) in columns.widths), None)
+        part = _known_part(next((row[columns.split] for row in rows[1:] if len(row) in columns.widths), None))
     return DelimitedRows(columns, delimiter, corpus_format.label_map, part)
 
 

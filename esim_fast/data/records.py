@@ -119,7 +119,9 @@ def _elements(blocks: Iterable[bytes]) -> Iterator[bytes]:
                 raise MalformedFileError("expected the end of the file after its array")
             return
         elif place < len(text) and (before or text[place] != "{"):
-            raise MalformedFileError(f"expected {before or 'an object'} in the array, got {text[place]!a}")
+            raise MalformedFileError(
+                f"expected {repr(before) if before else 'an object'} in the array, got {text[place]!a}"
+            )
         else:
             more = next(texts, None)
             if more is None:
@@ -193,8 +195,8 @@ def numbered(lines: Iterable[bytes], delimiter: str | None, *, text: bool = Fals
 
 
 def _is_of_carriage_returns(line: bytes) -> bool:
-    """Whether the first line of a file is in truth many, as of a Macintosh of old: a lone one may hold some."""
-    return not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r\n")
+    """Whether the lines of a file end in CR alone, as on the classic Mac: then its first line is all of it."""
+    return b"\n" not in line and b"\r" in line.rstrip(b"\r")
 
 
 def _rest_of_row(line: bytes, source: _Lines, delimiter: bytes) -> list[bytes] | None:

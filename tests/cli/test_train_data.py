@@ -177,8 +177,8 @@ def test_columns_that_stand_otherwise(model, tmp_path):
     assert [(answer["premise"], answer["hypothesis"]) for answer in answers] == [(p, h) for _, p, h in TRAIN] * 5
     rotated = write_tsv(tmp_path / "a.tsv", [("paraphrase", p, h) for _, p, h in TRAIN] * 5, header=False)
     message = fails("predict", model, rotated)
-    assert f"{rotated}:1: expected a label of the model (contradiction, entailment, neutral), a premise" in message
-    assert "got 'paraphrase' first; if the columns stand otherwise, name them with --columns" in message
+    assert f"{rotated}:1: column 1 was taken for the label: expected one of the model's (contradiction, " in message
+    assert "got 'paraphrase'; if it is another column, name them with --columns" in message
     succeeds("predict", model, rotated, "--columns", "2,3")
 
 
@@ -264,7 +264,7 @@ def test_bad_corpora(corpus, tmp_path, rows, message):
     bad = write_tsv(tmp_path / "bad.tsv", rows, header=len(rows) < 5)
     said = fails(*training(corpus, tmp_path / "m"), "--train", bad)
     assert message in said
-    assert len(rows) < 5 or re.search("name (them with --columns|its columns)", said)
+    assert len(rows) < 5 or re.search("name (the columns with --columns|its columns)", said)
     assert not (tmp_path / "m").exists()
 
 
@@ -278,10 +278,26 @@ class TestLabels:
 
     @pytest.mark.parametrize("labels", [("0", "1", "-1"), ("0.0", "1.0", "-1.0"), ("no", "yes", "-")])
     def test_no_gold_label(self, tmp_path, labels):
-        result, path = self.train(tmp_path, labels)
-        two = "no 20, yes 20" if "no" in labels else "0 20, 1 20"
+        result, path = self.train(tmp_path, labels[:2] * 4 + labels)
         assert result.returncode == 0, result.stderr
-        assert f"{path}: 40 pairs ({two}); 20 more without a gold label dropped\n" in result.stderr
+        assert f"{path}: 55 pairs (" in result.stderr
+        assert "); 5 more without a gold label dropped\n" in result.stderr
+
+    def test_minus_one_that_may_be_a_class(self, tmp_path):
+        result, path = self.train(tmp_path, ("-1", "0", "1"))
+        assert (
+            f"{path}: 20 of 60 pairs have no gold label: if -1 is a class, name it, --map-labels=-1=" in result.stderr
+        )
+        result, _ = self.train(tmp_path, ("-1", "0", "1"), "--map-labels=-1=against,1.0=for")
+        assert "no pair has the label 1.0" in result.stderr or result.returncode == 0
+        result, _ = self.train(tmp_path, ("-1", "0", "1"), "--map-labels=-1=against")
+        assert f"{path}: 60 pairs (0 20, 1 20, against 20)\n" in result.stderr
+        result, _ = self.train(tmp_path, ("-1", "0", "1"), "--map-labels=-1=-", "--output", tmp_path / "n")
+        assert f"{path}: 40 pairs (0 20, 1 20); 20 more without a gold label dropped\n" in result.stderr
+
+    def test_names_that_no_label_has(self, tmp_path):
+        result, _ = self.train(tmp_path, ("0", "1"), "--map-labels", "0=no,7=seven")
+        assert result.stderr == "esim-fast: --map-labels 7=seven: no pair has the label 7\n"
 
     @pytest.mark.parametrize("labels", [[f"{i / 8:.3f}" for i in range(40)], ["0.5", "1", "1.5", "2", "2.5", "3"]])
     def test_scores_are_no_classes(self, tmp_path, labels):

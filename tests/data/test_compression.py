@@ -109,7 +109,7 @@ def test_what_xz_may_take(tmp_path):
         (tmp_path / "v.xz").write_bytes(xz_with_dictionary(TEXT[:4000], code))
         with pytest.raises(lzma.LZMAError) as caught:
             read(tmp_path / "v.xz")
-        assert str(caught.value) == "unpacking it takes more than 128 MiB of memory: do that first, with xz -d"
+        assert str(caught.value) == "unpacking it takes more than 128 MiB of memory: unpack it first with xz -d"
 
 
 class TestZip:
@@ -197,7 +197,7 @@ def test_compression_of(name, expected):
         (zipped({"a": b""}), "a zip archive: its name should end in .zip"),
         ("the".encode("utf-16"), "UTF-16: convert it with iconv -f UTF-16 -t UTF-8"),
         ("the".encode("utf-32"), "UTF-32: convert it with iconv -f UTF-32 -t UTF-8"),
-        (b" \r\n<HtMl>", "a web page, not the file: download that again"),
+        (b" \r\n<HtMl>", "a web page, not the file: download it again"),
         (bytes(257) + b"ustar\x0000", "a tar archive: unpack it first"),
     ],
 )

@@ -52,7 +52,7 @@ def test_json_lines_in_a_file_named_txt(tmp_path, mark):
         (json.dumps(RECORDS)[:-1], ":31: the file ends within its array, or is no valid JSON from here on"),
         (json.dumps(RECORDS)[:-9], ":30: the file ends within its array, or is no valid JSON from here on"),
         (json.dumps(RECORDS) + "[", ":31: expected the end of the file after its array"),
-        (json.dumps(RECORDS[:2]).replace("}, {", "} {"), ":2: expected , in the array, got '{'"),
+        (json.dumps(RECORDS[:2]).replace("}, {", "} {"), ":2: expected ',' in the array, got '{'"),
         ('[{"a": ' + "[" * 200_000, ":1: not valid JSON: "),
         ('[{"a": ' + "9" * 5000 + "}]", ":1: not valid JSON: "),
         ('[{"a": "' + "x" * 1_200_000 + '"}]', ":1: not valid JSON, or an object of more than 1000000 bytes"),
@@ -137,7 +137,7 @@ def test_archives_of_several_files(tmp_path, members, message):
         ("a.tsv", bz2.compress(LINES.encode()), "a bzip2 file: its name should end in .bz2"),
         ("a.jsonl", lzma.compress(LINES.encode()), "an xz file: its name should end in .xz"),
         ("a.txt", zipped({"a": b"b"}), "a zip archive: its name should end in .zip"),
-        ("a.csv", b"PAR1\x15\x04\x15", "a Parquet file: its name should end in .parquet"),
+        ("a.csv", b"PAR1\x15\x04\x15", "a Parquet file: it must not be compressed, and"),
     ],
 )
 def test_what_is_no_text(tmp_path, name, content, what):
@@ -156,6 +156,20 @@ def test_lines_that_end_in_carriage_returns_alone(tmp_path, name, header):
     expected = f"{path}:1: lines end in carriage returns alone: convert them with tr '\\r' '\\n'"
     assert refusal(read, path) == expected
     assert refusal(lambda: prepare(path, skip_bad_rows=True, allow_empty=True)) == expected
+
+
+def test_an_array_with_carriage_returns(tmp_path):
+    content = json.dumps(RECORDS, indent=1).replace("\n", "\r\n")
+    assert read(write(tmp_path, "a.json", content)) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "hint"),
+    [("naïf", "latin-1", "CP1252"), ("He doesn’t go", "cp1252", "CP1252"), ("他在睡觉", "gbk", "GB18030")],
+)
+def test_encodings_that_are_guessed(tmp_path, text, encoding, hint):
+    path = write(tmp_path, "a.tsv", b"label\tpremise\thypothesis\n0\t" + text.encode(encoding) + b"\tb\n")
+    assert f"iconv -f {hint} -t UTF-8)" in refusal(read, path)
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
@@ -209,6 +223,12 @@ SNLI = ["index", "captionID", "pairID", "sentence1_binary_parse", "sentence2_bin
 SNLI += ["sentence2_parse", "sentence1", "sentence2"]
 
 
+def test_other_labels_before_the_last_column(tmp_path):
+    header = "sentence1\tsentence2\tlabel1\tlabel2\tlabel\n"
+    path = write(tmp_path, "a.tsv", header + "A\tB\tx\ty\n")
+    assert refusal(read, path) == f"{path}:2: expected 5 columns, got 4"
+
+
 @pytest.mark.parametrize("given", [1, 5])
 def test_gold_labels_behind_those_of_annotators(tmp_path, given):
     header = "\t".join([*SNLI, *(f"label{i + 1}" for i in range(given)), "gold_label"])
@@ -245,15 +265,35 @@ class TestParquet:
         for odd in (b"", b"[]", b'{"info": 1}', b'{"info": {"features": {"label": {"names": 3}}}}'):
             assert [pair.label for pair in read(self.write(path, {b"huggingface": odd}))] == ["0", None, "1"]
 
+    def test_columns_of_pandas(self, tmp_path):
+        pyarrow = self.pyarrow
+        label = pyarrow.array(["no", "yes", "no"]).dictionary_encode()
+        path = self.write(tmp_path / "a.parquet", label=label)
+        assert [pair.label for pair in read(path)] == ["no", "yes", "no"]
+
+    def test_strings_that_many_rows_share(self, tmp_path):
+        rows = 1000
+        path = tmp_path / "a.parquet"
+        columns = {"premise": ["a" * 200_000] * rows, "hypothesis": ["b"] * rows, "label": ["0", "1"] * (rows // 2)}
+        from pyarrow import parquet
+
+        parquet.write_table(self.pyarrow.table(columns), path)
+        assert path.stat().st_size < 10**6
+        tracemalloc.start()
+        assert sum(1 for _ in read_pairs(path)) == rows
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * 10**8
+
     def test_mistakes(self, tmp_path, monkeypatch):
         path = self.write(tmp_path / "a.parquet")
         whole = path.read_bytes()
         for content in (b"", b"PAR1" * 3, whole[:-10], whole[:40] + bytes(40) + whole[80:]):
             path.write_bytes(content)
-            assert refusal(read, path).startswith(f"{path}: expected a Parquet file, or this one is damaged: ")
+            assert refusal(read, path).startswith(f"{path}: not a Parquet file, or a damaged one: ")
         assert refusal(read, tmp_path / "none.parquet") == f"{tmp_path / 'none.parquet'}: No such file or directory"
         path.write_bytes(whole)
         monkeypatch.setattr("esim_fast.data.hub._LARGEST_GROUP", 10)
         assert "expected row groups of at most 10 bytes" in refusal(read, path)
         monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-        assert refusal(read, path) == f"{path}: needs pyarrow: pip install datasets"
+        assert refusal(read, path) == f"{path}: needs pyarrow: pip install pyarrow"

@@ -137,7 +137,7 @@ def json_of(**keys: object) -> str:
         ("a.tsv", b"\0\0\0", ": expected text in UTF-8, got NUL characters: UTF-16 without its mark? Convert it with…"),
         ("a.tsv", GOOD + "x\t" + "a" * LONGEST_LINE + "\tb\n", ":2: expected at most 1000000 bytes in a row, got…"),
         ("a.tsv", "x" * 5 * LONGEST_LINE, ":1: expected at most 1000000 bytes in a row, got…"),
-        ("a.tsv", GOOD.encode() + b"x\ta\xff\tb\n", ":2: not valid UTF-8 at byte 4"),
+        ("a.tsv", GOOD.encode() + b"x\ta\xff\tb\n", ":2: not valid UTF-8 at byte 4…"),
         (
             "a.tsv",
             GOOD.encode("utf-16"),
@@ -163,7 +163,11 @@ def json_of(**keys: object) -> str:
         ("a.jsonl", '{"a\\nb\\u001b": 1}', f":1: expected a key {FIRST}, got a\\nb\\x1b{KEYS}"),
         ("a.jsonl", json.dumps({"x" * 900_000: 1}), ":1: expected a key …"),
         ("a.jsonl", json_of(label=[0.5]), ":1: label: expected a string, got list"),
-        ("a.jsonl", json_of(label="x", premise={}), ":1: premise: expected a string, got dict"),
+        (
+            "a.jsonl",
+            json_of(label="x", premise={}),
+            ":1: premise: expected a string, got dict (of pandas?…",
+        ),
         ("a.jsonl", json_of(label=None), ":1: empty label"),
         ("a.jsonl", json_of(label=""), ":1: empty label"),
         ("a.jsonl", json_of(label="x", hypothesis="b\ud83d"), ":1: hypothesis: not valid Unicode at character 2"),
@@ -187,7 +191,7 @@ def test_bad_file(tmp_path, name, content, message):
     [
         (
             "a\n",
-            TSV3.replace("3 columns", "2 or 3 columns") + " 1: a (is there another delimiter, for --delimiter? Or …",
+            TSV3.replace("3 columns", "2 or 3 columns") + " 1: a (another delimiter? Give…",
         ),
         ("a\tb\nx\ta\tb\n", ":2: expected 2 columns, got 3"),
         ("x\ta\tb\na\tb\n", ":2: expected 3 columns, got 2"),

@@ -56,7 +56,7 @@ OTHERS = {
     "xz.txt": (lzma.compress(as_text(THREE)), "an xz file: its name should end in .xz"),
     "zip.txt": (zipped({"v.txt": as_text(THREE)}), "a zip archive: its name should end in .zip"),
     "twice.txt.gz": (gzip.compress(as_text(THREE)), "a gzip file"),
-    "page.txt": (b"\n <!DOCTYPE html>\n<html><p>404 1 2</p></html>\n", "a web page, not the file: download that again"),
+    "page.txt": (b"\n <!DOCTYPE html>\n<html><p>404 1 2</p></html>\n", "a web page, not the file: download it again"),
     "page.vec": (b"\xef\xbb\xbf<HTML lang=en>404</HTML>", "a web page, not the file"),
     "page.bin": (b"<!doctype html>", "a web page, not the file"),
     "lfs.txt": (POINTER, "a pointer of Git LFS, not the file: fetch that with git lfs pull"),
