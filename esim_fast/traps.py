@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 _OTHER_PADDING = (
-    "many sentences begin or end in several of the same id, which count as words: if it is their padding, say so with "
-    "ESIM(..., padding_idx=0), or whatever it is"
+    "many sentences begin or end with one id repeated, which counts as words: if it is their padding, give it, as in "
+    "ESIM(..., padding_idx=0)"
 )
 _TIME_MAJOR = (
     "token ids look time-major, [length, batch], but ESIM takes [batch, length]: give p.T and h.T, or make them with "
@@ -35,9 +35,9 @@ def warn_of_traps(p: Tensor, h: Tensor, padding_idx: int) -> None:
 
 def _padded_with_another_id(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
     views = [view for ids in sides for view in (ids[:, ::-1], ids)]
-    doubled = [view[view[:, 0] == view[:, 1], 0] for view in views]  # ids that stand twice at the end of a row
-    if any((ids == padding_idx).any() for ids in doubled):
+    if any((view[:, 0] == padding_idx).any() for view in views):
         return False  # they are padded as they should be
+    doubled = [view[view[:, 0] == view[:, 1], 0] for view in views]  # ids that stand twice at the end of a row
     return any(len(ids) > 1 and _is_padding(view, ids) for view, ids in zip(views, doubled, strict=True))
 
 

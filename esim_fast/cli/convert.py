@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     if named == "notebook" and options.source_of is None:
         say(
             "taken for the notebook's mathematics (--from esim_fast: our own network). Its LSTMs ran across the batch: "
-            "weights that were trained so have to be trained on, along the sentence, before they are of use"
+            "such weights must be trained further, along the sentence, before they are useful"
         )
 
 

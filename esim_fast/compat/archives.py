@@ -97,7 +97,7 @@ def _unpack(path: Path, folder: Path) -> None:
             while stream.read(_PIECE):  # behind the end, gzip's checksum
                 pass
         except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
-            raise DataError(f"{path}: expected a tar archive, or this one is damaged: {first_line(error)}") from error
+            raise DataError(f"{path}: not a tar archive, or a damaged one: {first_line(error)}") from error
 
 
 def _copy(stream: IO[bytes], size: int, to: IO[bytes] | None = None) -> None:

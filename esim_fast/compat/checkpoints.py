@@ -169,7 +169,7 @@ def _content(path: Path) -> Any:
                 f"{path}: holds objects of Python ({objects[1]}), and reading them would run their code: "
                 "save net.state_dict() with torch.save instead, and convert that"
             ) from error
-        raise DataError(f"{path}: expected a file of torch.save or safetensors, or this one is damaged") from error
+        raise DataError(f"{path}: not a file of torch.save or safetensors, or a damaged one") from error
 
 
 def _entry(content: Any, keys: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Opening what a file's name says is compressed: ``.gz``, ``.bz2``, ``.xz`` and ``.zip``, a piece at a time."""
+"""Opens files, and unpacks those whose names say so (``.gz``, ``.bz2``, ``.xz``, ``.zip``), a piece at a time."""
 
 import bz2
 import contextlib
@@ -128,7 +128,7 @@ def _open_zip(name: str) -> BufferedIOBase:
     except DataError:
         raise
     except _NO_ZIP as error:
-        raise DataError(f"{name}: expected a zip archive, or this one is damaged: {reason_of(error)}") from error
+        raise DataError(f"{name}: not a zip archive, or a damaged one: {reason_of(error)}") from error
 
 
 _OPENERS: dict[str, Callable[[str], BufferedIOBase]] = {

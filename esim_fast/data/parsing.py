@@ -133,7 +133,7 @@ def _encoding_hint(content: bytes) -> str:
         chinese = _HANZI.search(content.decode("gb18030", errors="replace"))
         what = "GBK? Convert it with iconv -f GB18030 -t UTF-8"
         if not chinese:
-            what = "another encoding? If it is Windows-1252, convert it with iconv -f CP1252 -t UTF-8"
+            what = "Windows-1252? Convert it with iconv -f CP1252 -t UTF-8"
     return f" ({what})"
 
 

@@ -157,7 +157,7 @@ def _bad_rows(arrays: Arrays) -> list[BadRow]:
 
 
 def _refusal(name: str, row: BadRow, before: int = 0) -> DataError:
-    remedy = " (--skip-bad-rows or on_bad_row= leaves out such rows)"
+    remedy = " (to leave out such rows: --skip-bad-rows or on_bad_row=)"
     more = f", and {before:,} rows before it are bad as well" if before else remedy
     return DataError(f"{name}:{row.line}: {row.reason}{more}")
 

@@ -78,9 +78,13 @@ def test_bad_rows_are_reported_and_left_out(model, tmp_path):
         result = esim_fast("predict", model, source, stdin=path.read_bytes())
         assert result.returncode == 0
         assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 3, 5]
-        reasons = {2: "expected 2 columns, got 1", 4: "not valid UTF-8 at byte 1", 6: "expected 2 columns, got 1"}
+        reasons = {
+            2: "expected 2 columns, got 1",
+            4: "not valid UTF-8 at byte 1 (Windows-1252? Convert it with iconv -f CP1252 -t UTF-8)",
+            6: "expected 2 columns, got 1",
+        }
         lines = [f"{name}:{line}: {reason}" for line, reason in reasons.items()]
-        lines += [f"{name}: the model does not know 5 of 6 words; its answers say little"]
+        lines += [f"{name}: the model does not know 5 of 6 words; do not rely on its answers"]
         assert result.stderr.splitlines() == [*lines, f"{name}: 3 bad rows left out"]
 
 
@@ -157,7 +161,7 @@ def test_other_processes_give_the_same(model, tmp_path):
 
     with mock.patch.object(streaming, "processors", return_value=1):
         alone = esim_fast("predict", model, path, "--device", "cpu")
-    unknown = f"{path}: the model does not know 53,995 of 80,995 words; its answers say little\n"
+    unknown = f"{path}: the model does not know 53,995 of 80,995 words; do not rely on its answers\n"
     assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{unknown}{path}: 1 bad row left out\n"
     expected = [json.loads(line) for line in alone.stdout.splitlines()]
     assert [(answer["line"], answer["premise"], answer["hypothesis"]) for answer in expected] == rows
@@ -181,7 +185,7 @@ def test_other_processes_give_the_same(model, tmp_path):
         (["f.tsv", *PAIR], "give either a file"),
         (["no.tsv"], "no.tsv: No such file"),
         (["-", "--batch-size", "0"], "expected an integer from 1"),
-        (["-"], "expected a label of the model (contradiction, entailment, neutral), a premise and a hypothesis"),
+        (["-"], "column 1 was taken for the label: expected one of the model's (contradiction, entailment, neutral)"),
     ],
 )
 def test_mistakes(model, options, message):
@@ -205,10 +209,10 @@ def test_words_that_the_model_does_not_know(model, tmp_path):
         assert [json.loads(line)["unknown_words"] for line in result.stdout.splitlines()] == [
             counts[row] for row in rows
         ]
-        said = f"{path}: the model does not know {share} words; its answers say little\n"
+        said = f"{path}: the model does not know {share} words; do not rely on its answers\n"
         assert result.stderr == (said if share else "")
         assert esim_fast("predict", model, "-", stdin=path.read_bytes()).stdout == result.stdout
     result = esim_fast("predict", model, "--premise", unknown[0], "--hypothesis", unknown[1])
     assert json.loads(result.stdout)["unknown_words"] == counts[unknown]
-    assert result.stderr == "the pair: the model does not know 4 of 7 words; its answers say little\n"
+    assert result.stderr == "the pair: the model does not know 4 of 7 words; do not rely on its answers\n"
     assert esim_fast("predict", model, "--premise", "", "--hypothesis", "").stderr == ""

@@ -125,10 +125,10 @@ class TestContent:
         within_weights = len(whole) if packed else len(parts["weights.th"])
         for place in range(2 if packed else 512, within_weights, 97):
             path.write_bytes(whole[:place])
-            refused(lambda: files_of(path), f"{path}: expected a tar archive, or this one is damaged: ")
+            refused(lambda: files_of(path), f"{path}: not a tar archive, or a damaged one: ")
             assert f"{path}: " in fails("convert", path, tmp_path / "m")
         path.write_bytes(b"\x1f\x8b" + os.urandom(600))
-        refused(lambda: files_of(path), f"{path}: expected a tar archive, or this one is damaged: ")
+        refused(lambda: files_of(path), f"{path}: not a tar archive, or a damaged one: ")
 
     def test_something_else_than_an_archive(self, tmp_path):
         path = tmp_path / "a.tar.gz"
