@@ -1,6 +1,7 @@
 """What several commands do."""
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .options import UsageError, say
 
 VECTOR_ROWS = 20  # that are named if they are bad
 _LABELS = 20  # that are named
+_CHINESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # and Japanese, which have no blanks between words either
 
 
 def load_model(options: argparse.Namespace) -> Classifier:
@@ -39,10 +41,11 @@ def corpus_format(options: argparse.Namespace) -> CorpusFormat:
     return CorpusFormat(options.columns, options.quoted, delimiter=options.delimiter, label_map=label_map)
 
 
-def check_label_map(options: argparse.Namespace, names: Collection[str]) -> None:
-    """Raises UsageError for an OLD of --map-labels that no pair and no answer has, by the names that there are now."""
+def check_label_map(options: argparse.Namespace, names: Collection[str], dropped: int) -> None:
+    """Raises UsageError for an OLD of --map-labels that no pair and no answer has, by the names that there are now, and
+    how many pairs have none."""
     for old, new in options.map_labels.items():
-        if new not in (*names, NO_LABELS[0]):
+        if new not in names and (new != NO_LABELS[0] or not dropped):
             raise UsageError(f"--map-labels {old}={new}: no pair has the label {old}")
 
 
@@ -82,9 +85,16 @@ def bad_rows(rows: Sequence[BadRow]) -> str:
 
 def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
     """Labels and how often they occur, no more of them than a person reads."""
-    counts = Counter(corpus.label_counts()).most_common()
+    counts = (+Counter(corpus.label_counts())).most_common()
     named, rest = [(one_line(label[:40]), count) for label, count in counts[:_LABELS]], counts[_LABELS:]
     return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
+
+
+def look(corpus: PreparedCorpus) -> str | None:
+    """What to look at, if sentences seem to be split in the wrong way."""
+    if not corpus.lengths.size or corpus.lengths.mean() >= 1.5 or not any(map(_CHINESE.search, corpus.words[:1000])):
+        return None
+    return "sentences are single words: Chinese or Japanese wants --tokenizer characters"
 
 
 def list_bad_rows(path: str, rows: Sequence[BadRow], most: int | None = None) -> None:

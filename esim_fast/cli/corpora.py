@@ -100,6 +100,8 @@ class TrainingData:
             bad = f"; {common.bad_rows(corpus.bad_rows)} left out:" if corpus.bad_rows else ""
             say(f"{corpus.path}: {corpus.labeled.sum()} pairs ({counts}){dropped}{bad}")
             common.list_bad_rows(corpus.path, corpus.bad_rows)
+            if hint := common.look(corpus):
+                say(f"{corpus.path}: {hint}")
 
 
 def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingData:
@@ -117,7 +119,8 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
     test = read(files.test) if files.test else None
     labels = _labels(train, is_minus_one_clear="-1" in options.map_labels)
     every = [*train, dev, *([test] if test else [])]
-    common.check_label_map(options, {name for corpus in every for name in corpus.label_names})
+    names = {name for corpus in every for name in corpus.label_names}
+    common.check_label_map(options, names, sum(corpus.unlabeled for corpus in every))
     if options.skip_bad_rows:
         dev = dev.without_other_labels(labels)
         test = test and test.without_other_labels(labels)

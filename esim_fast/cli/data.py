@@ -1,10 +1,8 @@
 """``esim-fast data``: what a corpus holds."""
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Container
-from itertools import islice
 
 import numpy as np
 
@@ -64,9 +62,6 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
     return corpus if len(corpus) else read(labeled=False)
 
 
-_CHINESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # and Japanese, which have no blanks between words either
-
-
 def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
     bad = f", {common.bad_rows(corpus.bad_rows)}" if corpus.bad_rows else ""
     shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in common.labels_of(corpus)]
@@ -81,8 +76,8 @@ def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
         spread = f"half of them at most {middle}, 99 % at most {most}, the longest {lengths.max()}"
         figures[name] = f"{lengths.mean():.1f} words on average, {spread}{empty}"
     figures["vocabulary"] = f"{len(words):,} different words of {words.total():,}"
-    if corpus.lengths.size and (corpus.lengths.mean() < 1.5) and any(map(_CHINESE.search, islice(words, 1000))):
-        figures["look"] = "sentences are single words: Chinese or Japanese wants --tokenizer characters"
+    if hint := common.look(corpus):
+        figures["look"] = hint
     return figures
 
 

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     # The names of gold labels have gone the same way.
     answers = [label_name(label, options.map_labels) for label in model.labels]
     labels = list(dict.fromkeys(answers))
-    common.check_label_map(options, {*labels, *corpus.label_names})
+    common.check_label_map(options, {*labels, *corpus.label_names}, corpus.unlabeled)
     others = {label: count for label, count in corpus.label_counts().items() if label not in labels}
     left_out = {"bad_rows": len(corpus.bad_rows), "other_labels": others}
     if skip:

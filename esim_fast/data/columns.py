@@ -168,7 +168,9 @@ def _without_header(rows: Sequence[Sequence[str]], labeled: bool) -> Columns:
     if count != 3:
         expected = f"{'3' if labeled else '2 or 3'} columns, a header with known names, or --columns"
         hint = ""
-        if count == 1:
+        if count == 1 and rows[0][0].startswith("sep="):
+            hint = " (Excel's mark of a delimiter: remove this line)"
+        elif count == 1:
             hint = " (another delimiter? Give it with --delimiter. One sentence per line? Join the files with paste)"
         raise BadRowError(f"expected {expected}, got {count}: {listed(rows[0])}{hint}")
     label = _label_column([row for row in rows[1:] if len(row) == count])  # the first one may be a header
@@ -183,7 +185,8 @@ def _label_column(rows: Sequence[Sequence[str]]) -> int:
         return 0
     columns = [[value.strip() for value in column] for column in zip(*rows, strict=True)]
     first, middle, last = likeness = list(map(_likeness_to_labels, columns))
-    if first > max(middle, last) or (len(rows) < _FEW_ROWS and first and first >= last):
+    others = max(middle, last)
+    if first and (others == 0 or (first == 3 and (others < 3 or len(rows) < _FEW_ROWS))):
         return 0
     if first == 0:
         begins_with_sentences = any(map(_is_sentence, columns[0]))
@@ -191,7 +194,7 @@ def _label_column(rows: Sequence[Sequence[str]]) -> int:
             return 2
         if middle > last:
             raise BadRowError("column 2 looks like the label: name the columns with --columns 1,3,2")
-        if not last and not (begins_with_sentences and not any(map(_is_sentence, columns[2]))):
+        if others == 0 and not begins_with_sentences:
             return 0
     found = [place for place in range(3) if place == 0 or likeness[place] or not any(likeness)]
     numbers = _joined([str(place + 1) for place in found], "and")

@@ -33,10 +33,10 @@ _BEGINNINGS = {
     b"PAR1\x15": "a Parquet file: it must not be compressed, and its name should end in .parquet",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive: unpack it first",
     b"Rar!\x1a": "a RAR archive: unpack it first",
-    b"\xff\xfe\0\0": "UTF-32: convert it with iconv -f UTF-32 -t UTF-8",
-    b"\0\0\xfe\xff": "UTF-32: convert it with iconv -f UTF-32 -t UTF-8",
-    b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
-    b"\xfe\xff": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+    b"\xff\xfe\0\0": "UTF-32: convert it: iconv -f UTF-32 -t UTF-8 OLD > NEW",
+    b"\0\0\xfe\xff": "UTF-32: convert it: iconv -f UTF-32 -t UTF-8 OLD > NEW",
+    b"\xff\xfe": "UTF-16: convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+    b"\xfe\xff": "UTF-16: convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
     b"version https://git-lfs": "a pointer of Git LFS, not the file: fetch that with git lfs pull",
 }
 _WEB_PAGES = (b"<!doctype", b"<html")

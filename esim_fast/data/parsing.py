@@ -1,5 +1,6 @@
 """From a row's bytes to a pair of sentences, or to what is wrong with the row."""
 
+import contextlib
 import json
 import math
 import re
@@ -13,7 +14,6 @@ from .compression import what_it_is
 
 NO_LABELS = ("-", "-1")  # where the annotators did not agree: of SNLI and MultiNLI, of Hugging Face's data sets
 _WHOLE_NUMBER = re.compile(r"(-?\d+)\.0+")
-_HANZI = re.compile("[\u4e00-\u9fff]{3}")  # three in a row, which are no letters with accents
 _PREMISES, _HYPOTHESES = frozenset(NAMES["premise"]), frozenset(NAMES["hypothesis"])
 
 
@@ -32,6 +32,7 @@ class DelimitedRows:
 
     columns: Columns
     delimiter: str | None
+    labeled: bool
     label_map: Mapping[str, str] = field(default_factory=dict)
     part: str | None = None  # what the first row is for, where a column says it
 
@@ -46,7 +47,9 @@ class DelimitedRows:
             raise BadRowError("expected a pair, got the header again: were two files joined?")
         if self.part is not None and columns.split is not None:
             _check_part(fields[columns.split], self.part)
-        label = gold_label(fields[places["label"]], self.label_map) if "label" in places else None
+        label = None
+        if "label" in places and (self.labeled or not _is_blank(fields[places["label"]])):
+            label = gold_label(fields[places["label"]], self.label_map)
         return Pair(premise, hypothesis, label, line)
 
 
@@ -64,8 +67,12 @@ class JsonRows:
         premise, hypothesis = (self._text(record, role) for role in ("premise", "hypothesis"))
         if self.part is not None:
             _check_part(part_of(record), self.part)
-        has_label = self.labeled or any(record.get(key) is not None for key in self.keys.get("label", ()))
-        label = gold_label(self._text(record, "label"), self.label_map) if has_label else None
+        if self.labeled:
+            return Pair(premise, hypothesis, gold_label(self._text(record, "label"), self.label_map), line)
+        label = None
+        with contextlib.suppress(BadRowError):  # nobody needs it
+            if "label" in self.keys:
+                label = gold_label(self._text(record, "label"), self.label_map)
         return Pair(premise, hypothesis, label, line)
 
     def _text(self, record: dict[str, Any], role: str) -> str:
@@ -130,10 +137,7 @@ def decode(content: bytes) -> str:
 def _encoding_hint(content: bytes) -> str:
     what = what_it_is(content)
     if what is None:
-        chinese = _HANZI.search(content.decode("gb18030", errors="replace"))
-        what = "GBK? Convert it with iconv -f GB18030 -t UTF-8"
-        if not chinese:
-            what = "Windows-1252? Convert it with iconv -f CP1252 -t UTF-8"
+        what = "convert it: iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, -f CP1252 if it is Western European"
     return f" ({what})"
 
 
@@ -144,10 +148,15 @@ def gold_label(label: str, label_map: Mapping[str, str]) -> str | None:
         BadRowError: it is empty.
     """
     label = label.strip()  # blanks around it would make another label of it, which nobody sees
-    if not label or label == "nan":
+    if _is_blank(label):
         raise BadRowError("empty label")
     name = label_name(label, label_map)
     return None if name in NO_LABELS else name
+
+
+def _is_blank(label: str) -> bool:
+    """Whether a table has no label here."""
+    return label.strip().lower() in ("", "nan")
 
 
 def label_name(label: str, label_map: Mapping[str, str]) -> str:

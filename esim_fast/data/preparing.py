@@ -145,8 +145,9 @@ class PreparedCorpus:
     def _with_other_labels(self, labels: list[str]) -> list[BadRow]:
         others = [place for place, name in enumerate(self.label_names) if name not in labels]
         expected = f"expected a label among {listed(labels)}, got"
+        remedy = " (another name for one? --map-labels OLD=NEW renames it)"
         return [
-            BadRow(int(self.lines[pair]), f"{expected} {self.label_names[self.labels[pair]]!r}")
+            BadRow(int(self.lines[pair]), f"{expected} {self.label_names[self.labels[pair]]!r}{remedy}")
             for pair in np.flatnonzero(np.isin(self.labels, others))
         ]
 
@@ -297,6 +298,8 @@ def _tokenize_part(
     for record in records:
         if should_stop():
             raise KeyboardInterrupt
+        if record.is_end:  # no bad row: all that may follow is lost
+            raise DataError(f"{name}:{record.line}: {record.problem}")
         try:
             pair = parse_record(record, parse)
         except BadRowError as error:

@@ -203,7 +203,7 @@ def _no_text(line: bytes) -> str | None:
     """What a file is, with the remedy, if its first line says that it is no text in UTF-8."""
     what = what_it_is(line)
     if what is None and line.count(b"\0") > len(line) / 3:
-        return "NUL characters: UTF-16 without its mark? Convert it with iconv -f UTF-16LE -t UTF-8"
+        return "NUL characters: UTF-16 without its mark? Convert it: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
     return what
 
 
@@ -262,15 +262,19 @@ def _delimited_rows(
         for record in others:
             with contextlib.suppress(BadRowError):
                 rows.append(split_row(decode(record.content), delimiter))
+        if (
+            delimiter is None
+            and len(rows) > 1
+            and all(re.fullmatch('".*"', value, re.DOTALL) for value in chain(*rows))
+        ):
+            raise BadRowError("all fields are in double quotes: give --quoted")
         columns = find_columns(rows, corpus_format.columns, labeled)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
-    if delimiter is None and len(rows) > 1 and all(re.fullmatch('".*"', value, re.DOTALL) for value in chain(*rows)):
-        raise DataError(f"{name}:{first.line}: all fields are in double quotes: give --quoted")
     part = None
     if columns.split is not None:
         part = _known_part(next((row[columns.split] for row in rows[1:] if len(row) in columns.widths), None))
-    return DelimitedRows(columns, delimiter, corpus_format.label_map, part)
+    return DelimitedRows(columns, delimiter, labeled, corpus_format.label_map, part)
 
 
 def _refuse_other_kinds(sample: Sequence[Record], parse: RowParser, name: str) -> None:

@@ -170,7 +170,7 @@ def numbered(lines: Iterable[bytes], delimiter: str | None, *, text: bool = Fals
             line = line.removeprefix(BYTE_ORDER_MARK)
             if _is_of_carriage_returns(line):
                 yield Record(
-                    1, b"", "lines end in carriage returns alone: convert them with tr '\\r' '\\n'", is_end=True
+                    1, b"", "lines end in carriage returns alone: convert them: tr '\\r' '\\n' < OLD > NEW", is_end=True
                 )
                 return
         if not line.rstrip(b"\r\n"):

@@ -86,7 +86,7 @@ HINT = "sentences are single words: Chinese or Japanese wants --tokenizer charac
     ("rows", "options", "line"),
     [
         ([("a b", "c")], [], "  labels         none\n"),
-        ([(f"sentence {i}" * 20, f"a {i}.", f"b {i}.") for i in range(50)], [], ", 30 others 30 (60.0%)\n"),
+        ([(f"label-{i}" * 20, f"a {i}.", f"b {i}.") for i in range(50)], [], ", 30 others 30 (60.0%)\n"),
         ([("1", "a man", "b")], ["--vectors", "glove.txt"], "  with a vector  0.00% of the words, 0.00% of the text\n"),
         ([("1", "男人在睡觉", "他睡着了")], [], HINT),
     ],

@@ -16,6 +16,7 @@ from esim_fast.cli import main
 from esim_fast.data.preparing import in_parts
 from tests.cli.commands import TRAIN, esim_fast, fails, succeeds, training, write_tsv
 
+CONVERT = " (convert it: iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, -f CP1252 if it is Western European)"
 PAIR = "--premise", "A man sleeps.", "--hypothesis", "A man runs."
 
 
@@ -80,7 +81,7 @@ def test_bad_rows_are_reported_and_left_out(model, tmp_path):
         assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 3, 5]
         reasons = {
             2: "expected 2 columns, got 1",
-            4: "not valid UTF-8 at byte 1 (Windows-1252? Convert it with iconv -f CP1252 -t UTF-8)",
+            4: "not valid UTF-8 at byte 1" + CONVERT,
             6: "expected 2 columns, got 1",
         }
         lines = [f"{name}:{line}: {reason}" for line, reason in reasons.items()]

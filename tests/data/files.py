@@ -31,7 +31,9 @@ def compressed(name: str, data: bytes) -> bytes:
     stem, ending = os.path.splitext(name.lower())
     if ending == ".zip":
         return zipped({stem: data}, zipfile.ZIP_DEFLATED)
-    return {".gz": gzip, ".bz2": bz2, ".xz": lzma}[ending].compress(data) if ending in (".gz", ".bz2", ".xz") else data
+    if ending == ".gz":
+        return gzip.compress(data, mtime=0)  # tests have the content in their names
+    return {".bz2": bz2, ".xz": lzma}[ending].compress(data) if ending in (".bz2", ".xz") else data
 
 
 def xz_with_dictionary(data: bytes, code: int) -> bytes:
@@ -47,7 +49,7 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", compression, compresslevel=1) as archive:
         for name, member in members.items():
-            archive.writestr(name, member)
+            archive.writestr(zipfile.ZipInfo(name), member, compression, 1)  # of no time: tests are named by it
     return content.getvalue()
 
 

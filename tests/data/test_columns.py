@@ -203,6 +203,28 @@ def test_a_first_label_that_is_there_once(tmp_path, labels):
     assert len(read(write(tmp_path, "a.tsv", table(rows)))) == len(rows)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(("password", "payment")[i % 2], f"answer {i}", ("very good", "good", "bad")[i % 3]) for i in range(60)],
+        [(QUESTIONS[i % 2], f"Number {i}.", ("It is right.", "It is wrong.")[i % 3 // 2]) for i in range(60)],
+    ],
+)
+def test_few_premises_and_labels_of_ones_own(tmp_path, rows):
+    assert UNCLEAR in refusal(read, write(tmp_path, "a.tsv", table(rows)))
+
+
+@pytest.mark.parametrize("first", ['"label"\t"premise"\t"hypothesis"\n', '"y"\t"q1"\t"q2"\n'])
+def test_a_quoted_header(tmp_path, first):
+    path = write(tmp_path, "a.tsv", first + '"1"\t"a b"\t"c"\n' * 3)
+    assert refusal(read, path) == f"{path}:1: all fields are in double quotes: give --quoted"
+
+
+def test_excels_mark_of_a_delimiter(tmp_path):
+    path = write(tmp_path, "a.csv", "sep=;\nlabel;premise;hypothesis\n1;a;b\n")
+    assert "got 1: sep=; (Excel's mark of a delimiter: remove this line)" in refusal(read, path)
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.txt"])
 def test_quoted_fields_in_a_table_of_tabs(tmp_path, name):
     path = write(tmp_path, name, '"1"\t"a b"\t"c"\n"0"\t"d"\t"e"\n')

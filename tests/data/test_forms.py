@@ -130,9 +130,9 @@ def test_archives_of_several_files(tmp_path, members, message):
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("a.tsv", "neutral\ta\tb\n".encode("utf-16"), "UTF-16: convert it with iconv -f UTF-16 -t UTF-8"),
+        ("a.tsv", "neutral\ta\tb\n".encode("utf-16"), "UTF-16: convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
         ("a.tsv", "neutral\ta\tb\n".encode("utf-16-be"), "NUL characters: UTF-16 without its mark?"),
-        ("a.jsonl", LINES.encode("utf-32"), "UTF-32: convert it with iconv -f UTF-32 -t UTF-8"),
+        ("a.jsonl", LINES.encode("utf-32"), "UTF-32: convert it: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
         ("a.csv", b"\xfe\xff" + "neutral,a,b\n".encode("utf-16-be"), "UTF-16: convert it"),
         ("a.tsv", bz2.compress(LINES.encode()), "a bzip2 file: its name should end in .bz2"),
         ("a.jsonl", lzma.compress(LINES.encode()), "an xz file: its name should end in .xz"),
@@ -153,7 +153,7 @@ def test_lines_that_end_in_carriage_returns_alone(tmp_path, name, header):
     if name == "a.csv":
         content = content.replace("\t", ",")
     path = write(tmp_path, name, content)
-    expected = f"{path}:1: lines end in carriage returns alone: convert them with tr '\\r' '\\n'"
+    expected = f"{path}:1: lines end in carriage returns alone: convert them: tr '\\r' '\\n' < OLD > NEW"
     assert refusal(read, path) == expected
     assert refusal(lambda: prepare(path, skip_bad_rows=True, allow_empty=True)) == expected
 
@@ -169,7 +169,7 @@ def test_an_array_with_carriage_returns(tmp_path):
 )
 def test_encodings_that_are_guessed(tmp_path, text, encoding, hint):
     path = write(tmp_path, "a.tsv", b"label\tpremise\thypothesis\n0\t" + text.encode(encoding) + b"\tb\n")
-    assert f"iconv -f {hint} -t UTF-8)" in refusal(read, path)
+    assert f"-f {hint}" in refusal(read, path)
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
@@ -185,7 +185,7 @@ def test_a_file_of_another_kind_gives_one_message(tmp_path, name):
         assert f"{path}:1: expected a key sentence1" in said
         assert "--columns (40 of the first 40 rows cannot be read)" in said
     else:
-        assert "(GBK? Convert it with iconv -f GB18030 -t UTF-8)" in said
+        assert "(convert it: iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, " in said
     # A few of them are rows like any other.
     header = "" if name == "a.jsonl" else gbk.replace(keys[0], "label").replace(keys[1], "premise")
     write(tmp_path, name, header.replace(keys[2], "hypothesis").encode() + text.encode("gbk") * 4)
@@ -209,6 +209,20 @@ def test_a_file_of_another_kind_gives_one_message(tmp_path, name):
 def test_labels_and_sentences_that_are_numbers_or_missing(tmp_path, name, content, labeled):
     found = [pair[:3] for pair in read(write(tmp_path, name, content), labeled=labeled)]
     assert found == [("a", "b", None), ("c", "d", "0"), ("e", "", "1"), ("5", "h", None)]
+
+
+@pytest.mark.parametrize("label", ["", "nan", "NaN", " "])
+def test_labels_that_are_missing(tmp_path, label):
+    """An error where they are needed; a pair like any other where they are not."""
+    for name, content in (
+        ("a.csv", f"label,premise,hypothesis\n{label},a,b\n"),
+        ("a.tsv", f"{label}\ta\tb\n"),
+        ("a.jsonl", json.dumps({"label": label, "premise": "a", "hypothesis": "b"}) + "\n"),
+        ("b.jsonl", '{"label": null, "premise": "a", "hypothesis": "b"}\n'),
+    ):
+        path = write(tmp_path, name, content)
+        assert refusal(read, path).endswith(": empty label")
+        assert [pair[:3] for pair in read(path, labeled=False)] == [("a", "b", None)]
 
 
 def test_names_for_labels(tmp_path):

@@ -1,6 +1,9 @@
 """Prepared corpora: the tokenizer's words, the file's labels and lines, whoever worked on them and whenever."""
 
+import bz2
+import gzip
 import json
+import lzma
 import multiprocessing
 import os
 import random
@@ -23,6 +26,9 @@ from tests.data.files import write as write_file
 from tests.processes import children, fork, wait_for
 
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
+
+
+OTHER_LABEL = "expected a label among x, z, got 'y' (another name for one? --map-labels OLD=NEW renames it)"
 
 
 def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
@@ -77,7 +83,7 @@ def test_encoding(tmp_path):
     assert dataset.lengths.tolist() == [[4, 1], [2, 3]]
     assert dataset[[0]].pairs.tokens.tolist() == [3, 2, 2, 0, 4]  # a b(hypothesis) b c .: time-major
     said = refusal(corpus.encode, vocabulary_of(), ["x", "z"])
-    assert said == f"{corpus.path}:4: expected a label among x, z, got 'y'"
+    assert said == f"{corpus.path}:4: {OTHER_LABEL}"
 
 
 @pytest.mark.parametrize("labels", [("y", "x"), np.array(["y", "x"]), {"x": 1, "y": 0}, {"1": "x", "0": "y"}], ids=repr)
@@ -102,7 +108,7 @@ def test_of_hundreds_of_labels_a_message_lists_some(tmp_path):
 
 def test_other_labels_can_be_left_out(tmp_path):
     corpus = prepare(write(tmp_path, TSV)).without_other_labels(["x", "z"])
-    assert corpus.bad_rows == [BadRow(4, "expected a label among x, z, got 'y'")]
+    assert corpus.bad_rows == [BadRow(4, OTHER_LABEL)]
     dataset = corpus.encode(vocabulary_of(), ["z", "x"])
     assert dataset.labels.tolist() == [1]
     assert corpus.label_counts() == {"x": 1, "y": 0}
@@ -383,3 +389,14 @@ def test_both_forms_of_snli_hold_the_same_examples(real_data):
     corpora = (prepare(real_data / "snli" / name) for name in ("dev.tsv.gz", "snli_1.0_dev.jsonl.gz"))
     tsv, jsonl = ([pair[:3] for pair in pairs_of(corpus) if pair[2]] for corpus in corpora)
     assert tsv == jsonl
+
+
+@pytest.mark.parametrize("skip_bad_rows", [True, False])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_file_that_is_cut_off_is_no_bad_row(tmp_path, pack, skip_bad_rows):
+    """Whatever is left out, all pairs behind the cut must not be lost so."""
+    ending = {gzip: "gz", bz2: "bz2", lzma: "xz"}[sys.modules[pack.__module__.replace("_bz2", "bz2")]]
+    path = tmp_path / f"a.tsv.{ending}"
+    whole = pack("".join(f"x\t{i * 7919 % 10007}\t{i}\n" for i in range(50_000)).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "Compressed file ended before" in refusal(prepare, path, "whitespace", skip_bad_rows=skip_bad_rows)
