@@ -392,11 +392,10 @@ def test_both_forms_of_snli_hold_the_same_examples(real_data):
 
 
 @pytest.mark.parametrize("skip_bad_rows", [True, False])
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_a_file_that_is_cut_off_is_no_bad_row(tmp_path, pack, skip_bad_rows):
+@pytest.mark.parametrize(("ending", "module"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
+def test_a_file_that_is_cut_off_is_no_bad_row(tmp_path, ending, module, skip_bad_rows):
     """Whatever is left out, all pairs behind the cut must not be lost so."""
-    ending = {gzip: "gz", bz2: "bz2", lzma: "xz"}[sys.modules[pack.__module__.replace("_bz2", "bz2")]]
     path = tmp_path / f"a.tsv.{ending}"
-    whole = pack("".join(f"x\t{i * 7919 % 10007}\t{i}\n" for i in range(50_000)).encode())
+    whole = module.compress("".join(f"x\t{i * 7919 % 10007}\t{i}\n" for i in range(50_000)).encode())
     path.write_bytes(whole[: len(whole) // 2])
     assert "Compressed file ended before" in refusal(prepare, path, "whitespace", skip_bad_rows=skip_bad_rows)
