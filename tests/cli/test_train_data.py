@@ -342,3 +342,11 @@ def test_other_forms(corpus, model, tmp_path, name):
     for part in ("model.safetensors", "vocabulary.txt", "labels.json"):
         assert (tmp_path / "m" / part).read_bytes() == (model / part).read_bytes()
     assert succeeds("evaluate", model, path) == succeeds("evaluate", model, corpus)
+
+
+def test_chinese_without_its_tokenizer(tmp_path):
+    rows = [(label, "男人在睡觉", f"他睡着了{i}") for i, label in enumerate(("no", "yes") * 3)]
+    path = write_tsv(tmp_path / "a.tsv", rows)
+    hint = f"{path}: sentences are single words: Chinese or Japanese wants --tokenizer characters\n"
+    assert esim_fast(*training(path, tmp_path / "m")).stderr.count(hint) == 2
+    assert hint not in esim_fast(*training(path, tmp_path / "n", "--tokenizer", "characters")).stderr
