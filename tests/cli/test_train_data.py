@@ -321,7 +321,8 @@ class TestLabels:
     def test_a_label_column_that_is_missing(self, tmp_path):
         path = tmp_path / "pairs.tsv"
         path.write_text("premise\thypothesis\tverdict\na b\tc\t1\n")
-        assert "name the columns with --columns" in fails("train", "--train", path, "--dev", path)
+        options = ["--train", path, "--dev", path, "--output", tmp_path / "m"]
+        assert "name the columns with --columns" in fails("train", *options)
 
 
 @pytest.mark.parametrize("name", ["afqmc.json", "pairs.parquet", "pairs.tsv.xz", "pairs.csv"])
