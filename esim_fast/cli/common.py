@@ -79,8 +79,8 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return torch.device(name)
 
 
-def bad_rows(rows: Sequence[BadRow]) -> str:
-    return f"{len(rows):,} bad row{'' if len(rows) == 1 else 's'}"
+def bad_rows(count: int) -> str:
+    return f"{count:,} bad row{'' if count == 1 else 's'}"
 
 
 def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
@@ -90,8 +90,8 @@ def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
     return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
 
 
-def look(corpus: PreparedCorpus) -> str | None:
-    """What to look at, if sentences seem to be split in the wrong way."""
+def tokenizer_hint(corpus: PreparedCorpus) -> str | None:
+    """What to say if sentences seem to want another tokenizer."""
     if not corpus.lengths.size or corpus.lengths.mean() >= 1.5 or not any(map(_CHINESE.search, corpus.words[:1000])):
         return None
     return "sentences are single words: Chinese or Japanese wants --tokenizer characters"

@@ -97,10 +97,10 @@ class TrainingData:
         for corpus in filter(None, (*self.train, self.dev, self.test)):
             counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
             dropped = f"; {corpus.unlabeled} more without a gold label dropped" if corpus.unlabeled else ""
-            bad = f"; {common.bad_rows(corpus.bad_rows)} left out:" if corpus.bad_rows else ""
+            bad = f"; {common.bad_rows(len(corpus.bad_rows))} left out:" if corpus.bad_rows else ""
             say(f"{corpus.path}: {corpus.labeled.sum()} pairs ({counts}){dropped}{bad}")
             common.list_bad_rows(corpus.path, corpus.bad_rows)
-            if hint := common.look(corpus):
+            if hint := common.tokenizer_hint(corpus):
                 say(f"{corpus.path}: {hint}")
 
 

@@ -63,7 +63,7 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
 
 
 def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
-    bad = f", {common.bad_rows(corpus.bad_rows)}" if corpus.bad_rows else ""
+    bad = f", {common.bad_rows(len(corpus.bad_rows))}" if corpus.bad_rows else ""
     shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in common.labels_of(corpus)]
     figures = {
         "pairs": f"{len(corpus):,}, {corpus.unlabeled:,} without a gold label{bad}",
@@ -76,7 +76,7 @@ def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
         spread = f"half of them at most {middle}, 99 % at most {most}, the longest {lengths.max()}"
         figures[name] = f"{lengths.mean():.1f} words on average, {spread}{empty}"
     figures["vocabulary"] = f"{len(words):,} different words of {words.total():,}"
-    if hint := common.look(corpus):
+    if hint := common.tokenizer_hint(corpus):
         figures["look"] = hint
     return figures
 

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         )
     _warn_of_unknown_words(name, unknown_words, words)
     if left_out:
-        say(f"{name}: {left_out:,} bad row{'' if left_out == 1 else 's'} left out")
+        say(f"{name}: {common.bad_rows(left_out)} left out")
 
 
 def _warn_of_unknown_words(name: str, unknown: int, words: int) -> None:

@@ -129,7 +129,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             if found is not None:
                 new = len(classifier.vocabulary) - len(data.vocabulary)
                 those = f", {new} of them not in training" if data.more_words else ""
-                rest = f"{those}; {common.bad_rows(bad)} left out:" if bad else those
+                rest = f"{those}; {common.bad_rows(len(bad))} left out:" if bad else those
                 say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{rest}")
                 common.list_bad_rows(options.vectors, bad, common.VECTOR_ROWS)
         if options.resume and worker.leads:

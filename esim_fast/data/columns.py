@@ -85,7 +85,7 @@ def detected_delimiter(lines: Sequence[str], usual: str) -> str:
         return usual
     least = 2 if widths[usual] == {1} else 3
     found = [delimiter for delimiter in _DELIMITERS if len(widths[delimiter]) == 1 and min(widths[delimiter]) >= least]
-    if usual == "\t" and "," in found and not _has_known_names(lines[0].split(",")):
+    if usual == "\t" and "," in found and len(_known_columns(lines[0].replace('"', "").split(","))) < 2:
         found.remove(",")  # sentences without columns
     if "\t" in found:  # which no sentence holds
         return "\t"
@@ -98,9 +98,11 @@ def _width(line: str, delimiter: str) -> int:
     return re.sub('"(?:[^"]|"")*"', "", line).count(delimiter) + 1
 
 
-def _has_known_names(fields: Sequence[str]) -> bool:
-    lower = {field.strip().strip('"').lower() for field in fields}
-    return sum(not lower.isdisjoint(names) for names in NAMES.values()) >= 2
+def _known_columns(fields: Sequence[str]) -> dict[str, int]:
+    """The columns of a header that have a known name, by what it stands for."""
+    lower = [field.strip().lower() for field in fields]
+    named = {role: next((lower.index(name) for name in names if name in lower), None) for role, names in NAMES.items()}
+    return {role: column for role, column in named.items() if column is not None}
 
 
 def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, labeled: bool) -> Columns:
@@ -119,10 +121,8 @@ def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, la
     twice = next((name for names in NAMES.values() for name in names if lower.count(name) > 1), None)
     if twice is not None and wanted is None:
         raise BadRowError(f"two columns are called {twice}: say which is meant with --columns, by number")
-    named = {role: next((lower.index(name) for name in names if name in lower), None) for role, names in NAMES.items()}
-    known = {role: column for role, column in named.items() if column is not None}
+    known = _known_columns(fields)
     required = tuple(NAMES) if labeled else ("premise", "hypothesis")
-    is_header = len(known) >= 2
     if wanted is not None and all(map(str.isdecimal, wanted)):
         places = {role: int(number) - 1 for role, number in zip(NAMES, wanted, strict=False)}
         places = {role: place for role, place in places.items() if role in required or place < len(fields)}
@@ -138,7 +138,7 @@ def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, la
             if name not in fields and role in required:
                 raise BadRowError(f"expected a column {name} in the header, got {listed(fields)}")
         places = {role: fields.index(name) for role, name in names.items() if name in fields}
-    elif is_header or ("label" in known and len(fields) >= len(NAMES)):
+    elif len(known) >= 2 or ("label" in known and len(fields) >= len(NAMES)):
         for role in required:
             if role not in known:
                 raise BadRowError(

@@ -15,10 +15,11 @@ from typing import Any, cast
 
 from ..errors import DataError, listed, reason_of
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)  # what reading a file raises
 
 _XZ_MEMORY = 2**27  # bytes that its decoder may take; xz -9 needs half of that
-_ZIP_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+ZIP_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _NO_ZIP = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OverflowError)  # what its directory can lead to
 _BLOCK = 2**16  # compressed bytes that are read at once
 # How files begin that are not text, and what to do about them.
@@ -44,7 +45,7 @@ _WEB_PAGES = (b"<!doctype", b"<html")
 
 def what_it_is(beginning: bytes) -> str | None:
     """What a file is that begins like this and is not what was expected, with the remedy; None if that does not say."""
-    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].lower().startswith(_WEB_PAGES) and b"\t" not in beginning:
+    if beginning.removeprefix(BYTE_ORDER_MARK).lstrip()[:9].lower().startswith(_WEB_PAGES) and b"\t" not in beginning:
         return "a web page, not the file: download it again"
     if beginning[257:265] in (b"ustar\x0000", b"ustar  \0"):
         return "a tar archive: unpack it first"
@@ -122,7 +123,7 @@ def _open_zip(name: str) -> BufferedIOBase:
             if len(parts) != 1:
                 names = listed([part.filename for part in parts]) or "none"
                 raise DataError(f"{name}: expected a zip archive of one file, got {names}: unpack it and name the file")
-            if parts[0].flag_bits & 1 or parts[0].compress_type not in _ZIP_COMPRESSIONS:
+            if parts[0].flag_bits & 1 or parts[0].compress_type not in ZIP_COMPRESSIONS:
                 raise DataError(f"{name}: a zip archive with a password or of an unusual compression: unpack it first")
             return cast(BufferedIOBase, archive.open(parts[0]))  # which stays open
     except DataError:

@@ -64,13 +64,16 @@ def parquet_lines(name: str) -> Iterator[bytes]:
     try:
         with naming(name):
             source = open_file(name)
-        schema = parquet.read_schema(source)
-        text = (types.is_string, types.is_large_string, types.is_dictionary)
-        strings = [field.name for field in schema if any(is_kind(field.type) for is_kind in text)]
-        # A string that many rows share must not take its size in each of them.
-        with source, parquet.ParquetFile(source, read_dictionary=strings) as file:
+        with source:
+            schema = parquet.read_schema(source)
+            text = (types.is_string, types.is_large_string, types.is_dictionary)
             plain = (*text, types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-            columns = [field.name for field in schema if any(is_kind(field.type) for is_kind in plain)]
+            strings, columns = (
+                [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
+                for kinds in (text, plain)
+            )
+            # A string that many rows share must not take its size in each of them.
+            file = parquet.ParquetFile(source, read_dictionary=strings)
             classes = _classes_of(schema.metadata or {})
             for group in range(file.num_row_groups):
                 if file.metadata.row_group(group).total_byte_size > _LARGEST_GROUP:

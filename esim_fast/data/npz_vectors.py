@@ -11,12 +11,12 @@ from typing import IO
 import numpy as np
 
 from ..errors import DataError, naming, one_line
+from .compression import ZIP_COMPRESSIONS
 from .reading import BadRow
 
 WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
 LONGEST_WORD = 2_000  # characters, or bytes
 _BLOCK = 2**18  # bytes that are read at once
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # SystemError: of Python, for what numpy takes for a character and is none.
 _NO_NPZ = (EOFError, ValueError, RuntimeError, OverflowError, SystemError, zipfile.BadZipFile, zlib.error)
 
@@ -34,7 +34,9 @@ def npz_rows(name: str, wanted: Collection[str]) -> Generator[tuple[str, np.ndar
                 keys = ", ".join(file.removesuffix(".npy") for file in files)
                 raise DataError(f"{name}: expected the arrays words and vectors, got {keys or 'none'}")
             # Those that numpy has; others expand without bounds.
-            if any(archive.getinfo(file).compress_type not in _COMPRESSIONS for file in ("words.npy", "vectors.npy")):
+            if any(
+                archive.getinfo(file).compress_type not in ZIP_COMPRESSIONS for file in ("words.npy", "vectors.npy")
+            ):
                 raise ValueError("not as numpy compresses")
             with archive.open("words.npy") as words_file, archive.open("vectors.npy") as vectors_file:
                 words, vectors = _StoredArray(words_file), _StoredArray(vectors_file)

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import BadRowError, listed
@@ -33,8 +33,8 @@ class DelimitedRows:
     columns: Columns
     delimiter: str | None
     labeled: bool
-    label_map: Mapping[str, str] = field(default_factory=dict)
-    part: str | None = None  # what the first row is for, where a column says it
+    label_map: Mapping[str, str]
+    part: str | None  # what the first row is for, where a column says it
 
     def __call__(self, content: bytes, line: int) -> Pair:
         fields, columns, places = split_row(decode(content), self.delimiter), self.columns, self.columns.places
@@ -57,7 +57,7 @@ class JsonRows:
     """Parses the rows of a file that holds JSON objects."""
 
     def __init__(
-        self, columns: Sequence[str] | None, labeled: bool, label_map: Mapping[str, str], part: str | None = None
+        self, columns: Sequence[str] | None, labeled: bool, label_map: Mapping[str, str], part: str | None
     ) -> None:
         self.keys = NAMES if columns is None else {role: (key,) for role, key in zip(NAMES, columns, strict=False)}
         self.labeled, self.label_map, self.part = labeled, label_map, part

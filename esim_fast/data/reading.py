@@ -25,10 +25,10 @@ from typing import Literal, NamedTuple, TypeAlias
 from ..delimiters import is_delimiter
 from ..errors import BadRowError, DataError
 from .columns import NAMES, PARTS, detected_delimiter, find_columns, split_row
-from .compression import UNREADABLE, unpacked_name, what_it_is
+from .compression import BYTE_ORDER_MARK, UNREADABLE, unpacked_name, what_it_is
 from .hub import dataset_lines, parquet_lines
 from .parsing import DelimitedRows, JsonRows, Pair, decode, parse_object, parse_sentence, part_of
-from .records import BYTE_ORDER_MARK, Record, numbered, read_json, read_raw_lines
+from .records import Record, numbered, read_json, read_raw_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "json"]
 
@@ -262,11 +262,8 @@ def _delimited_rows(
         for record in others:
             with contextlib.suppress(BadRowError):
                 rows.append(split_row(decode(record.content), delimiter))
-        if (
-            delimiter is None
-            and len(rows) > 1
-            and all(re.fullmatch('".*"', value, re.DOTALL) for value in chain(*rows))
-        ):
+        is_quoted = all(re.fullmatch('".*"', value, re.DOTALL) for value in chain(*rows))
+        if delimiter is None and len(rows) > 1 and is_quoted:
             raise BadRowError("all fields are in double quotes: give --quoted")
         columns = find_columns(rows, corpus_format.columns, labeled)
     except BadRowError as error:

@@ -14,10 +14,9 @@ from itertools import chain
 from typing import IO, NamedTuple
 
 from ..errors import DataError, naming, reason_of
-from .compression import UNREADABLE, open_file
+from .compression import BYTE_ORDER_MARK, UNREADABLE, open_file
 
 LONGEST_LINE = 1_000_000  # bytes; whatever is longer is no sentence pair and must not fill the memory
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 2**16  # bytes of an array that are read at once
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _MOST_LINES = 50  # of a row with line breaks inside quotes: more, and a quote was forgotten

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ..errors import BadRowError, DataError, naming, one_line, reason_of
-from .compression import UNREADABLE, compression_of, open_file, unpacked_name
+from .compression import BYTE_ORDER_MARK, UNREADABLE, compression_of, open_file, unpacked_name
 from .npz_vectors import LONGEST_WORD, WIDEST, npz_rows
 from .parallel import ShouldStop, can_fork, map_in_processes, processors
 from .reading import BadRow
@@ -30,7 +30,6 @@ _LONGEST_LINE = 2**20  # bytes
 _LONGEST_HEADER = 100  # bytes that are quoted
 _BLOCK = 2**18  # bytes that are read at once, and stay in a processor's cache
 _RANGE = 2**25  # bytes of a text that a process reads; of fewer than two ranges this one does
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADER = re.compile(rb"(\d{1,18})[ \t](\d{1,18})\s*")  # of word2vec's files: rows, and numbers in each
 
 
@@ -129,7 +128,7 @@ def _first_blocks(blocks: Iterator[bytes], name: str) -> list[bytes]:
 
 def _layout(beginning: bytes, name: str) -> _Layout:
     """How a file of text that begins like this is written; DataError if it is none, or of no vectors."""
-    mark = len(_BYTE_ORDER_MARK) if beginning.startswith(_BYTE_ORDER_MARK) else 0
+    mark = len(BYTE_ORDER_MARK) if beginning.startswith(BYTE_ORDER_MARK) else 0
     line, line_feed, rest = beginning[mark:].partition(b"\n")
     line_end = mark + len(line + line_feed)
     line = line.rstrip(BLANKS)
