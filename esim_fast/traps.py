@@ -23,7 +23,7 @@ _FEW = 3  # rows that may look as if they were time-major by chance, with paddin
 
 
 def warn_of_traps(p: Tensor, h: Tensor, padding_idx: int) -> None:
-    """Looks at ``p [B, Lp]`` and ``h [B, Lh]`` on the CPU, given without lengths. A single pair gives nothing away."""
+    """Looks at ``p [B, Lp]`` and ``h [B, Lh]`` on the CPU, given without lengths. One pair is not enough to tell."""
     if len(p) < 2 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
     sides = [ids.numpy() for ids in (p, h) if type(ids) is Tensor and ids.shape[1] > 1]

@@ -42,8 +42,12 @@ def corpus_format(options: argparse.Namespace) -> CorpusFormat:
 
 
 def check_label_map(options: argparse.Namespace, names: Collection[str], dropped: int) -> None:
-    """Raises UsageError for an OLD of --map-labels that no pair and no answer has, by the names that there are now, and
-    how many pairs have none."""
+    """Raises UsageError for an OLD of --map-labels that nothing was called.
+
+    Args:
+        names: of all labels, after they were renamed.
+        dropped: how many pairs have no gold label.
+    """
     for old, new in options.map_labels.items():
         if new not in names and (new != NO_LABELS[0] or not dropped):
             raise UsageError(f"--map-labels {old}={new}: no pair has the label {old}")

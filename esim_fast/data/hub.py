@@ -51,10 +51,10 @@ def dataset_lines(name: str) -> Iterator[bytes]:
 
 
 def parquet_lines(name: str) -> Iterator[bytes]:
-    """The rows of a Parquet file as lines of JSON; of columns that hold neither text, numbers nor booleans, none.
+    """The rows of a Parquet file as lines of JSON. Columns of anything but text, numbers and booleans are left out.
 
     Raises:
-        DataError: pyarrow is not installed, the file is none of Parquet, or its rows take more memory than they may.
+        DataError: pyarrow is not installed, the file is not Parquet, or its rows take more memory than they may.
     """
     try:
         import pyarrow  # optional, and slow to import

@@ -132,7 +132,7 @@ class PreparedCorpus:
         """The same, with pairs of labels that are not among ``labels`` left out and listed as bad rows.
 
         Raises:
-            TypeError, ValueError: ``labels`` are none, as :meth:`label_ids` takes them.
+            TypeError, ValueError: ``labels`` are not what :meth:`label_ids` takes.
             DataError: no pair is left.
         """
         names = label_names(labels)

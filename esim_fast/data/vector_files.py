@@ -42,7 +42,7 @@ def wanted_rows(name: str, wanted: Collection[str], most_bad: int) -> Generator[
     file, a bad row's ``line`` is the row, counted from 1.
 
     Args:
-        most_bad: how many bad rows may be passed over; behind more of them, not all that there is need come.
+        most_bad: how many bad rows may be passed over; after more of them, reading may stop early.
 
     Raises:
         DataError: the file cannot be read, or is not what its name says.
