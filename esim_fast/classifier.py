@@ -1,5 +1,6 @@
 """A trained model as people use it: raw text in, labels out."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
@@ -10,13 +11,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .config import ESIMConfig, autocast
+from .config import ESIMConfig, autocast, check_number
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import ShouldStop, never
 from .errors import DataError, first_line, listed, naming, one_line
 from .explanation import Explanation
 from .files import check_entries, load_safetensors, parse_json, replace_file, write_json
-from .labels import LabelNames, label_names
+from .labels import LabelNames, label_names, positive_label
 from .model import ESIM
 from .ops.backends import backends_of_ops
 from .packed import PackedPairs
@@ -46,20 +47,31 @@ class Predictions(NamedTuple):
 class Classifier:
     """An ESIM with the vocabulary, the labels and the tokenizer that it was trained with.
 
+    A network with one output is a regression model: it gives each pair a score, and no label.
+
     Args:
         net: the network; it stays on its device.
         vocabulary: one word for each row of the network's embedding.
-        labels: names of the network's outputs, in their order, or a dict of ids by name or of names by id.
+        labels: names of the network's outputs, in their order, or a dict of ids by name or of names by id. A regression
+            model has one, the score's.
         tokenizer: name of the tokenizer, see :func:`esim_fast.data.get_tokenizer`, or a function of yours.
         training: how the network was trained, as JSON has it; kept with the model, for those who come after.
         precision: "fp32"; "bf16" or (on a GPU) "fp16", under autocast; "int8", with both LSTMs and the large
             linear layers quantized, on CPUs with VNNI; or "auto", int8 where supported, else fp32. It may be
             changed later.
+        temperature: logits are divided by it before the softmax, which makes probabilities less (above 1) or more
+            certain (Guo et al. 2017).
+        threshold: with two labels, the positive one is given from this probability on. None: the likelier label.
+
+    Attributes:
+        positive: of two labels, the index of the one that ``threshold`` is for: ``entailment``, else ``1``, else the
+            second one. None if there are more labels, or one.
 
     Raises:
-        TypeError: labels are not strings, or in no order.
-        ValueError: vocabulary or labels do not fit the network, a label is repeated, or the tokenizer or the precision
-            is unknown or cannot be had on the network's device.
+        TypeError: labels are not strings, or in no order; temperature or threshold is no number.
+        ValueError: vocabulary or labels do not fit the network, a label is repeated, the temperature is not positive,
+            the threshold lies outside 0..1 or is for other than two labels, or the tokenizer or the precision is
+            unknown or cannot be had on the network's device.
         DataError: the tokenizer cannot be imported.
     """
 
@@ -71,6 +83,9 @@ class Classifier:
         tokenizer: str | Tokenizer = "nltk",
         training: dict[str, Any] | None = None,
         precision: str = "fp32",
+        *,
+        temperature: float = 1.0,
+        threshold: float | None = None,
     ) -> None:
         inference_precision(precision, net.device)
         if len(vocabulary) != net.config.vocab_size:
@@ -83,17 +98,31 @@ class Classifier:
             raise TypeError(f"tokenizer must be a name or a function, got {tokenizer!r}")
         self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, names, tokenizer
         self.training, self.precision = training, precision
+        self.positive = names.index(positive_label(names) or names[1]) if len(names) == 2 else None
+        if not 0 < check_number("temperature", temperature) < math.inf:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if threshold is not None:
+            if not 0 <= check_number("threshold", threshold) <= 1:
+                raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+            if self.positive is None:
+                raise ValueError(f"a threshold is for two labels, and the network has {len(names)}")
+        self.temperature, self.threshold = temperature, threshold
         self._tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
-    @overload
-    def predict(self, pairs: tuple[str, str], *, batch_size: int = 256) -> Prediction: ...
+    @property
+    def task(self) -> str:
+        """ "regression" for a network with one output, else "classification"."""
+        return "regression" if len(self.labels) == 1 else "classification"
 
     @overload
-    def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions: ...
+    def predict(self, pairs: tuple[str, str], *, batch_size: int = 256) -> Prediction | float: ...
+
+    @overload
+    def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions | Tensor: ...
 
     def predict(
         self, pairs: tuple[str, str] | Iterable[tuple[str, str]], *, batch_size: int = 256
-    ) -> Prediction | Predictions:
+    ) -> Prediction | Predictions | Tensor | float:
         """Labels and probabilities of (premise, hypothesis) pairs of raw text, or of a single pair.
 
         Args:
@@ -102,7 +131,8 @@ class Classifier:
 
         Returns:
             (labels, probabilities) of n pairs: a list of n names, and float32 ``[n, number of labels]`` with columns in
-            the order of ``self.labels``. Of one pair (label, probabilities): a name, and ``[number of labels]``.
+            the order of ``self.labels``. Of one pair (label, probabilities): a name, and ``[number of labels]``. A
+            regression model gives scores instead: float32 ``[n]``, or of one pair a float.
 
         Raises:
             TypeError: an entry is not a pair of strings.
@@ -110,15 +140,30 @@ class Classifier:
         if isinstance(pairs, str):
             raise TypeError(f"expected (premise, hypothesis) pairs, or one of them, got the string {pairs[:40]!r}")
         if _is_pair(pairs):
-            (label,), (probabilities,) = self.predict([cast(tuple[str, str], pairs)])
-            return Prediction(label, probabilities)
+            answers = self.predict([cast(tuple[str, str], pairs)])
+            if isinstance(answers, Tensor):
+                return answers.item()
+            return Prediction(answers.labels[0], answers.probabilities[0])
         pairs = list(cast(Iterable[tuple[str, str]], pairs))
         for index, pair in enumerate(pairs):
             if not _is_pair(pair):
                 raise TypeError(f"pairs[{index}] must be a (premise, hypothesis) pair of strings, got {pair!r}")
         premises, hypotheses = ([self.encode(pair[side]) for pair in pairs] for side in (0, 1))
-        probabilities = self.logits(EncodedPairs(premises, hypotheses, None), batch_size=batch_size).softmax(1)
-        return Predictions([self.labels[index] for index in probabilities.argmax(1)], probabilities)
+        logits = self.logits(EncodedPairs(premises, hypotheses, None), batch_size=batch_size)
+        if self.task == "regression":
+            return logits[:, 0]
+        probabilities = self.probabilities(logits)
+        return Predictions([self.labels[index] for index in self.decide(probabilities)], probabilities)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each label: logits ``[n, number of labels]`` after temperature and softmax, in the same dtype."""
+        return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """Which label is given: the likeliest, or as the threshold says; int64 ``[n]``, indices of ``self.labels``."""
+        if self.threshold is None or self.positive is None:
+            return probabilities.argmax(1)
+        return torch.where(probabilities[:, self.positive] >= self.threshold, self.positive, 1 - self.positive)
 
     def encode(self, sentence: str) -> list[int]:
         """The word ids of a sentence.
@@ -168,8 +213,11 @@ class Classifier:
                 alpha, beta = (weights[0].float().cpu() for weights in self.net.attention(*ids))
         finally:
             self.net.train(was_training)
-        label, probabilities = self.predict((premise, hypothesis))
-        by_label = dict(zip(self.labels, probabilities.tolist(), strict=True))
+        answer = self.predict((premise, hypothesis))
+        if isinstance(answer, Prediction):
+            label, by_label = answer.label, dict(zip(self.labels, answer.probabilities.tolist(), strict=True))
+        else:
+            label, by_label = f"{self.labels[0]} {answer:.4g}", {}
         unknown = {word for sentence in words.values() for word in sentence if word not in self.vocabulary}
         return Explanation(**words, alpha=alpha, beta=beta, label=label, probabilities=by_label, unknown=unknown)
 
@@ -193,6 +241,10 @@ class Classifier:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"model": "ESIM", **asdict(self.net.config), "tokenizer": name_of(self.tokenizer)}
+        if self.temperature != 1:
+            config["temperature"] = self.temperature
+        if self.threshold is not None:
+            config["threshold"] = self.threshold
         if self.training is not None:
             config["training"] = self.training
         write_json(directory / CONFIG, config)
@@ -243,6 +295,7 @@ class Classifier:
             raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
         tokenizer = _agreed_tokenizer(directory / CONFIG, config.pop("tokenizer", "nltk"), tokenizer)
         training = config.pop("training", None)
+        decision = {name: config.pop(name) for name in ("temperature", "threshold") if name in config}
         for name in sorted(config.keys() ^ {field.name for field in fields(ESIMConfig)}):
             raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
         for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
@@ -252,7 +305,7 @@ class Classifier:
             # Sizes must not take memory before they are known to be those of the weights.
             with torch.device("meta"):
                 net = ESIM(**config, backend=backend)
-            model = cls(net, vocabulary, labels, tokenizer, training)
+            model = cls(net, vocabulary, labels, tokenizer, training, **decision)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)

@@ -39,6 +39,11 @@ def label_names(labels: LabelNames) -> list[str]:
     return names
 
 
+def positive_label(labels: Sequence[str]) -> str | None:
+    """The label that says that a pair belongs together, if its name tells: ``entailment``, else ``1``."""
+    return next((name for name in ("entailment", "1") if name in labels), None)
+
+
 def _in_order_of_ids(labels: Mapping[Any, Any]) -> list[str]:
     if _are_strings(labels.values()):
         pairs = [(str(number), name) for number, name in labels.items()]

@@ -33,8 +33,8 @@ class Answer(NamedTuple):
     """What the model says of a row."""
 
     pair: Pair  # as it stands in the file, with its line
-    label: str
-    probabilities: list[float]  # in the order of Classifier.labels
+    label: str  # of a regression model: the score's name
+    probabilities: list[float]  # in the order of Classifier.labels; of a regression model the score alone
     unknown_words: tuple[int, int]  # how many of the premise and of the hypothesis the model does not know
 
 
@@ -169,11 +169,11 @@ class _Job(Generic[Written]):
         rows, stopped_by = block.answers, block.stopped_by
         encoded = EncodedPairs([row.premise for row in rows], [row.hypothesis for row in rows], None)
         logits = self.model.logits(encoded, batch_size=self.batch_size, should_stop=should_stop)
-        probabilities = logits.softmax(1)
+        probabilities = logits if self.model.task == "regression" else self.model.probabilities(logits)
         count = int(probabilities.isfinite().all(1).cumprod(0).sum())  # rows before the first that is not
         if count < len(rows):
             stopped_by = BadRow(rows[count].pair.line, NOT_FINITE)
-        labels = (self.model.labels[index] for index in probabilities[:count].argmax(1))
+        labels = (self.model.labels[index] for index in self.model.decide(probabilities[:count]))
         unknown = [(row.premise.count(UNKNOWN_ID), row.hypothesis.count(UNKNOWN_ID)) for row in rows[:count]]
         answers = map(Answer, (row.pair for row in rows), labels, probabilities[:count].tolist(), unknown)
         words = sum(len(row.premise) + len(row.hypothesis) for row in rows[:count])

@@ -241,3 +241,56 @@ class TestOwnTokenizer:
     def test_another_name_than_the_one_it_was_trained_with(self, directory):
         with pytest.raises(DataError, match=r"was trained with the tokenizer .*:shout, not nltk$"):
             Classifier.from_pretrained(directory, tokenizer="nltk")
+
+
+def regression_model():
+    torch.manual_seed(0)
+    words = ["<unk>", "<pad>", "a", "man", "person", "rests", "sleeps", ".", "dogs"]
+    return Classifier(esim_fast.ESIM(6, 5, len(words), 1).eval(), Vocabulary(words), ["score"])
+
+
+def test_regression(tmp_path):
+    model = regression_model()
+    assert model.task == "regression"
+    scores = model.predict(PAIRS)
+    pairs = EncodedPairs(*([model.encode(pair[side]) for pair in PAIRS] for side in (0, 1)), None)
+    assert torch.equal(scores, model.logits(pairs)[:, 0])
+    assert model.predict(PAIRS[0]) == pytest.approx(scores[0].item(), abs=1e-6)
+    explanation = model.explain(*PAIRS[0])
+    assert (explanation.label, explanation.probabilities) == (f"score {model.predict(PAIRS[0]):.4g}", {})
+    explanation.save(tmp_path / "map.html")
+    model.save_pretrained(tmp_path)
+    assert torch.equal(Classifier.from_pretrained(tmp_path, device="cpu").predict(PAIRS), scores)
+
+
+@pytest.mark.parametrize(("labels", "positive"), [(["0", "1"], 1), (["entailment", "no"], 0), (["a", "b"], 1)])
+def test_threshold_and_temperature(tmp_path, labels, positive):
+    torch.manual_seed(0)
+    words = ["<unk>", "<pad>", "a", "man", "person", "rests", "sleeps", ".", "dogs"]
+    net = esim_fast.ESIM(6, 5, len(words), 2).eval()
+    model = Classifier(net, Vocabulary(words), labels)
+    assert model.positive == positive
+    logits = model.logits(EncodedPairs([[2], [3]], [[4], []], None))
+    model.temperature = 0.01
+    expected = (logits.double() / 0.01).softmax(1).float()
+    torch.testing.assert_close(model.probabilities(logits), expected)
+    middle = 0.5 * sum(model.predict(PAIRS).probabilities[:2, positive].tolist())
+    model.threshold = middle
+    given, probabilities = model.predict(PAIRS)
+    assert given == [labels[positive if row[positive] >= middle else 1 - positive] for row in probabilities]
+    assert len(set(given)) == 2
+    model.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path, device="cpu")
+    assert (again.temperature, again.threshold) == (0.01, middle)
+    assert again.predict(PAIRS).labels == given
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name, value, message in [
+        ("temperature", 0, "temperature must be positive, got 0"),
+        ("temperature", "1", "temperature must be a number, got '1'"),
+        ("threshold", 1.5, "threshold must lie between 0 and 1, got 1.5"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+        with pytest.raises(DataError, match=f"config.json: {message}$"):
+            Classifier.from_pretrained(tmp_path, device="cpu")
+    with pytest.raises(ValueError, match=r"^a threshold is for two labels, and the network has 3$"):
+        Classifier(esim_fast.ESIM(6, 5, len(words), 3), Vocabulary(words), ["a", "b", "c"], threshold=0.5)

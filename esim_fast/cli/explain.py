@@ -27,4 +27,5 @@ def run(options: argparse.Namespace) -> None:
         ) from error
     for warning in caught:
         say(f"esim-fast: {options.output}: {warning.message}")
-    say(f"{options.output}: {explanation.label} ({explanation.probabilities[explanation.label]:.1%})")
+    probability = explanation.probabilities.get(explanation.label)  # a regression model has none
+    say(f"{options.output}: {explanation.label}" + ("" if probability is None else f" ({probability:.1%})"))

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,13 +30,15 @@ def run(options: argparse.Namespace) -> None:
     model = common.load_model(options)
     write = _Lines(model.labels)
     if options.file is None:
-        label, probabilities = model.predict((options.premise, options.hypothesis))
-        if not probabilities.isfinite().all():
+        answer = model.predict((options.premise, options.hypothesis))
+        # A regression model gives a score.
+        label, figures = (answer[0], answer[1].tolist()) if isinstance(answer, tuple) else (model.labels[0], [answer])
+        if not all(map(math.isfinite, figures)):
             raise FloatingPointError(NOT_FINITE)
         pair = Pair(options.premise, options.hypothesis, None, 0)
         ids = [model.encode(sentence) for sentence in (options.premise, options.hypothesis)]
         unknown = ids[0].count(UNKNOWN_ID), ids[1].count(UNKNOWN_ID)
-        print(write.line_of(Answer(pair, label, probabilities.tolist(), unknown)), end="")
+        print(write.line_of(Answer(pair, label, figures, unknown)), end="")
         _warn_of_unknown_words("the pair", sum(unknown), sum(map(len, ids)))
         return
     name, source = ("stdin", _lines_of_stdin()) if options.file == "-" else (options.file, options.file)
@@ -83,15 +86,19 @@ class _Lines:
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._text = json.JSONEncoder(ensure_ascii=False).encode
-        self._labels = {label: self._text(label) for label in labels}
-        self._probabilities = ", ".join(f"{self._text(label).replace('%', '%%')}: %.6f" for label in labels)
+        names = {label: self._text(label).replace("%", "%%") for label in labels}
+        figures = ", ".join(f"{name}: %.6f" for name in names.values())
+        self._figures = {
+            label: figures if len(labels) == 1 else f'"label": {name}, "probabilities": {{{figures}}}'
+            for label, name in names.items()
+        }
 
     def line_of(self, answer: Answer) -> str:
-        (premise, hypothesis, _, number), label, probabilities, unknown = answer
+        (premise, hypothesis, _, number), label, figures, unknown = answer
         where = f'"line": {number}, ' if number else ""  # which a pair of the command line has not
         return (
             f'{{{where}"premise": {self._text(premise)}, "hypothesis": {self._text(hypothesis)}, '
-            f'"label": {self._labels[label]}, "probabilities": {{{self._probabilities % tuple(probabilities)}}}, '
+            f"{self._figures[label] % tuple(figures)}, "
             f'"unknown_words": {{"premise": {unknown[0]}, "hypothesis": {unknown[1]}}}}}\n'
         )
 

@@ -25,7 +25,7 @@ class Batch:
     """B pairs as a model takes them: ``net(batch.pairs)``."""
 
     pairs: PackedPairs
-    labels: torch.Tensor | None  # [B] int64
+    labels: torch.Tensor | None  # [B] int64, or float32 for scores
     indices: torch.Tensor  # [B] int64, on the CPU: where in the dataset each pair stands
     whole: int  # pairs of the batch that this is a part of: B, if it is not divided
 
@@ -51,15 +51,18 @@ class EncodedPairs(Dataset[Batch]):
 
     Args:
         premises, hypotheses: n sequences of word ids each.
-        labels: n label ids, or None.
+        labels: n label ids, or n scores, which are floats; or None.
 
     Attributes:
         lengths: int64 ``[n, 2]``, words of each premise and hypothesis.
-        labels: int64 ``[n]``, or None.
+        labels: int64 ``[n]``, or float32 ``[n]`` for scores, or None.
     """
 
     def __init__(
-        self, premises: Sequence[Sequence[int]], hypotheses: Sequence[Sequence[int]], labels: Sequence[int] | None
+        self,
+        premises: Sequence[Sequence[int]],
+        hypotheses: Sequence[Sequence[int]],
+        labels: Sequence[float] | None,
     ) -> None:
         sentences = [*premises, *hypotheses]
         lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
@@ -68,7 +71,7 @@ class EncodedPairs(Dataset[Batch]):
         self._tokens = torch.from_numpy(ids)
         self._ids: torch.Tensor | None = None  # tokens are ids themselves
         self._begins, self.lengths = begins.reshape(2, -1).T, lengths.reshape(2, -1).T
-        self.labels = None if labels is None else np.array(labels, dtype=np.int64)
+        self.labels = None if labels is None else _ids_or_scores(labels)
 
     @classmethod
     def of_tokens(
@@ -80,7 +83,7 @@ class EncodedPairs(Dataset[Batch]):
             tokens: int32 ``[number of tokens]``, places in ``ids``.
             ids: int64 ``[distinct words]``, the id of each word.
             begins, lengths: int64 ``[n, 2]``, where in ``tokens`` each premise and hypothesis lies.
-            labels: int64 ``[n]``.
+            labels: int64 ``[n]``, or float32 ``[n]`` for scores.
         """
         pairs = cls.__new__(cls)
         pairs._tokens, pairs._ids = torch.from_numpy(tokens), torch.from_numpy(ids)
@@ -118,6 +121,11 @@ class EncodedPairs(Dataset[Batch]):
             pairs = replace(pairs, tokens=self._ids[pairs.tokens])
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
         return Batch(pairs, labels, torch.from_numpy(indices), whole=len(indices))
+
+
+def _ids_or_scores(labels: Sequence[float]) -> np.ndarray:
+    array = np.array(labels)
+    return array.astype(np.float32 if array.dtype.kind == "f" and len(array) else np.int64)
 
 
 def batches(

@@ -25,8 +25,8 @@ class Explanation:
             (equation 12).
         beta: float32 ``[Lp, Lh]``, how much each word of the hypothesis looks at each of the premise; columns sum to
             one (equation 13).
-        label: what the model says.
-        probabilities: of each label.
+        label: what the model says; a regression model, its score.
+        probabilities: of each label; a regression model has none.
         unknown: words that are not in the vocabulary: the model treats them all as one unknown word.
     """
 

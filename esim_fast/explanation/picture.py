@@ -44,7 +44,7 @@ def draw(
     with matplotlib.rc_context({"font.family": families, "font.size": 40 * cell, "axes.unicode_minus": False}):
         figure = Figure(figsize=(max(width, 6.0), height), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
-        said = f"{_plain(label)} ({probabilities[label]:.1%})"
+        said = f"{_plain(label)} ({probabilities[label]:.1%})" if probabilities else _plain(label)
         if unknown:
             said += "; gray words are unknown to the model"
         above = {"xycoords": "axes fraction", "xytext": (0, 40), "textcoords": "offset points"}

@@ -217,3 +217,16 @@ def test_words_that_the_model_does_not_know(model, tmp_path):
     assert json.loads(result.stdout)["unknown_words"] == counts[unknown]
     assert result.stderr == "the pair: the model does not know 4 of 7 words; do not rely on its answers\n"
     assert esim_fast("predict", model, "--premise", "", "--hypothesis", "").stderr == ""
+
+
+def test_a_regression_model_gives_scores(corpus, tmp_path):
+    from tests.test_classifier import regression_model
+
+    model = regression_model()
+    model.save_pretrained(tmp_path)
+    lines = [json.loads(line) for line in succeeds("predict", tmp_path, corpus, "--device", "cpu").splitlines()]
+    assert lines[0].keys() == {"line", "premise", "hypothesis", "score", "unknown_words"}
+    for line in lines:
+        assert line["score"] == pytest.approx(model.predict((line["premise"], line["hypothesis"])), abs=2e-6)
+    pair = ("--premise", lines[0]["premise"], "--hypothesis", lines[0]["hypothesis"])
+    assert json.loads(succeeds("predict", tmp_path, *pair, "--device", "cpu"))["score"] == lines[0]["score"]
