@@ -2,10 +2,11 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import BadRowError, listed
+from .scores import is_score
 
 NAMES = {
     "premise": (
@@ -19,6 +20,14 @@ NAMES = {
     "label": (
         *("gold_label", "label", "is_duplicate"),
         *("entailment_label", "entailment_judgment", "quality"),  # SICK (in two forms), MRPC
+    ),
+}
+# Where scores are wanted, which stand beside the labels in SICK.
+SCORE_NAMES = {
+    **NAMES,
+    "label": (
+        *("score", "relatedness_score"),  # STS-B, SICK
+        *("similarity_score", "similarity", "label", "gold_label"),  # label: STS-B on the Hugging Face hub
     ),
 }
 SPLITS = ("split", "semeval_set")  # columns that may say what part a row is for
@@ -98,30 +107,36 @@ def _width(line: str, delimiter: str) -> int:
     return re.sub('"(?:[^"]|"")*"', "", line).count(delimiter) + 1
 
 
-def _known_columns(fields: Sequence[str]) -> dict[str, int]:
+def _known_columns(fields: Sequence[str], known_names: Mapping[str, Sequence[str]] = NAMES) -> dict[str, int]:
     """The columns of a header that have a known name, by what it stands for."""
     lower = [field.strip().lower() for field in fields]
-    named = {role: next((lower.index(name) for name in names if name in lower), None) for role, names in NAMES.items()}
+    named = {
+        role: next((lower.index(name) for name in names if name in lower), None) for role, names in known_names.items()
+    }
     return {role: column for role, column in named.items() if column is not None}
 
 
-def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, labeled: bool) -> Columns:
+def find_columns(
+    rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, labeled: bool, scores: bool = False
+) -> Columns:
     """What the first rows of a file say of its columns.
 
     Args:
         rows: fields, of one row at least.
         wanted: names or numbers of columns that the user gives, as in ``CorpusFormat.columns``.
         labeled: whether there must be labels.
+        scores: whether labels are scores.
 
     Raises:
         BadRowError: the first row is not as it should be, or the rows leave open which column is which.
     """
     fields = [field.strip() for field in rows[0]]
     lower = [field.lower() for field in fields]
-    twice = next((name for names in NAMES.values() for name in names if lower.count(name) > 1), None)
+    known_names = SCORE_NAMES if scores else NAMES
+    twice = next((name for names in known_names.values() for name in names if lower.count(name) > 1), None)
     if twice is not None and wanted is None:
         raise BadRowError(f"two columns are called {twice}: say which is meant with --columns, by number")
-    known = _known_columns(fields)
+    known = _known_columns(fields, known_names)
     required = tuple(NAMES) if labeled else ("premise", "hypothesis")
     if wanted is not None and all(map(str.isdecimal, wanted)):
         places = {role: int(number) - 1 for role, number in zip(NAMES, wanted, strict=False)}
@@ -141,13 +156,15 @@ def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, la
     elif len(known) >= 2 or ("label" in known and len(fields) >= len(NAMES)):
         for role in required:
             if role not in known:
+                has_scores = role == "label" and "label" in _known_columns(fields, SCORE_NAMES)
+                hint = " (to learn scores: --task regression)" if has_scores else ""
                 raise BadRowError(
-                    f"expected a column {either(NAMES[role][:4])} in the header, got {listed(fields)}: "
-                    "name the columns with --columns"
+                    f"expected a column {either(known_names[role][:4])} in the header, got {listed(fields)}: "
+                    f"name the columns with --columns{hint}"
                 )
         places = known
     else:
-        return _without_header(rows, labeled)
+        return _without_header(rows, labeled, scores)
     header = list(rows[0])
     split = next((lower.index(name) for name in SPLITS if name in lower), None) if labeled else None
     if fields[-len(_LEFT_OUT) :] == _LEFT_OUT:
@@ -161,7 +178,7 @@ def find_columns(rows: Sequence[Sequence[str]], wanted: Sequence[str] | None, la
     return Columns(places, (len(fields),), header, split)
 
 
-def _without_header(rows: Sequence[Sequence[str]], labeled: bool) -> Columns:
+def _without_header(rows: Sequence[Sequence[str]], labeled: bool, scores: bool) -> Columns:
     count = len(rows[0])
     if count == 2 and not labeled:
         return Columns({"premise": 0, "hypothesis": 1}, (2,))
@@ -173,23 +190,23 @@ def _without_header(rows: Sequence[Sequence[str]], labeled: bool) -> Columns:
         elif count == 1:
             hint = " (another delimiter? Give it with --delimiter. One sentence per line? Join the files with paste)"
         raise BadRowError(f"expected {expected}, got {count}: {listed(rows[0])}{hint}")
-    label = _label_column([row for row in rows[1:] if len(row) == count])  # the first one may be a header
-    _refuse_unknown_header(rows, label)
+    label = _label_column([row for row in rows[1:] if len(row) == count], scores)  # the first one may be a header
+    _refuse_unknown_header(rows, label, scores)
     places = {0: (1, 2, 0), 2: (0, 1, 2)}[label]
     return Columns(dict(zip(NAMES, places, strict=True)), (3,))
 
 
-def _label_column(rows: Sequence[Sequence[str]]) -> int:
+def _label_column(rows: Sequence[Sequence[str]], scores: bool) -> int:
     """Which of three columns holds labels: 0 or 2. Where the rows do not say, the first one does."""
     if not rows:
         return 0
     columns = [[value.strip() for value in column] for column in zip(*rows, strict=True)]
-    first, middle, last = likeness = list(map(_likeness_to_labels, columns))
+    first, middle, last = likeness = list(map(_likeness_to_scores if scores else _likeness_to_labels, columns))
     others = max(middle, last)
     if first and (others == 0 or (first == 3 and (others < 3 or len(rows) < _FEW_ROWS))):
         return 0
     if first == 0:
-        begins_with_sentences = any(map(_is_sentence, columns[0]))
+        begins_with_sentences = scores or any(map(_is_sentence, columns[0]))  # or no numbers at least
         if last > middle and (begins_with_sentences or len(rows) >= _FEW_ROWS):
             return 2
         if middle > last:
@@ -217,6 +234,10 @@ def _likeness_to_labels(values: Sequence[str]) -> int:
     return 1 if any(" " in value for value in different) else 2
 
 
+def _likeness_to_scores(values: Sequence[str]) -> int:
+    return 3 if sum(map(is_score, values)) >= 0.9 * len(values) else 0
+
+
 def _is_known_label(value: str) -> bool:
     return value.lower() in _KNOWN_LABELS or _SHORT_NUMBER.fullmatch(value) is not None
 
@@ -226,12 +247,13 @@ def _is_sentence(value: str) -> bool:
     return value.count(" ") > 2 or len(_HANZI.findall(value)) > 5 or value.endswith(_SENTENCE_ENDS)
 
 
-def _refuse_unknown_header(rows: Sequence[Sequence[str]], label: int) -> None:
+def _refuse_unknown_header(rows: Sequence[Sequence[str]], label: int, scores: bool) -> None:
     """A label that only the first row has, while all others are known or recur, is the name of a column."""
     first, *others = (row[label].strip() for row in rows if len(row) == len(rows[0]))
-    recur = all(_is_known_label(other) or others.count(other) > 1 for other in set(others))
+    is_known = is_score if scores else _is_known_label
+    recur = all(is_known(other) or others.count(other) > 1 for other in set(others))
     names = all(len(value) <= _LONGEST_NAME and not _is_sentence(value) for value in rows[0])
-    if names and len(others) > 1 and recur and first not in others and not _is_known_label(first):
+    if names and len(others) > 1 and recur and first not in others and not is_known(first):
         raise BadRowError(
             f"no other row has the label {first[:40]!r}: if this row is a header, name its columns with --columns; "
             "if it is a pair, give their numbers"

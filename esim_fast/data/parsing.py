@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import BadRowError, listed
-from .columns import NAMES, SPLITS, Columns, either, split_row
+from .columns import NAMES, SCORE_NAMES, SPLITS, Columns, either, split_row
 from .compression import what_it_is
+from .scores import is_score, score_of
 
 NO_LABELS = ("-", "-1")  # where the annotators did not agree: of SNLI and MultiNLI, of Hugging Face's data sets
 _WHOLE_NUMBER = re.compile(r"(-?\d+)\.0+")
@@ -35,6 +36,7 @@ class DelimitedRows:
     labeled: bool
     label_map: Mapping[str, str]
     part: str | None  # what the first row is for, where a column says it
+    scores: bool  # whether labels are scores
 
     def __call__(self, content: bytes, line: int) -> Pair:
         fields, columns, places = split_row(decode(content), self.delimiter), self.columns, self.columns.places
@@ -50,6 +52,8 @@ class DelimitedRows:
         label = None
         if "label" in places and (self.labeled or not _is_blank(fields[places["label"]])):
             label = gold_label(fields[places["label"]], self.label_map)
+        if self.scores and label is not None:
+            label = _score(label, self.labeled)
         return Pair(premise, hypothesis, label, line)
 
 
@@ -57,29 +61,39 @@ class JsonRows:
     """Parses the rows of a file that holds JSON objects."""
 
     def __init__(
-        self, columns: Sequence[str] | None, labeled: bool, label_map: Mapping[str, str], part: str | None
+        self,
+        columns: Sequence[str] | None,
+        labeled: bool,
+        label_map: Mapping[str, str],
+        part: str | None,
+        scores: bool = False,
     ) -> None:
-        self.keys = NAMES if columns is None else {role: (key,) for role, key in zip(NAMES, columns, strict=False)}
-        self.labeled, self.label_map, self.part = labeled, label_map, part
+        self.keys = SCORE_NAMES if scores else NAMES
+        if columns is not None:
+            self.keys = {role: (key,) for role, key in zip(NAMES, columns, strict=False)}
+        self.hint = ": name the keys with --columns" if columns is None else ""
+        self.labeled, self.label_map, self.part, self.scores = labeled, label_map, part, scores
 
     def __call__(self, content: bytes, line: int) -> Pair:
         record = parse_object(content)
         premise, hypothesis = (self._text(record, role) for role in ("premise", "hypothesis"))
         if self.part is not None:
             _check_part(part_of(record), self.part)
-        if self.labeled:
-            return Pair(premise, hypothesis, gold_label(self._text(record, "label"), self.label_map), line)
         label = None
-        with contextlib.suppress(BadRowError):  # nobody needs it
-            if "label" in self.keys:
+        # Where no label is needed, one that cannot be read is none.
+        with contextlib.nullcontext() if self.labeled else contextlib.suppress(BadRowError):
+            if self.labeled or "label" in self.keys:
                 label = gold_label(self._text(record, "label"), self.label_map)
+            if self.scores and label is not None:
+                label = _score(label, self.labeled)
         return Pair(premise, hypothesis, label, line)
 
     def _text(self, record: dict[str, Any], role: str) -> str:
         key = next((key for key in self.keys[role] if key in record), None)
         if key is None:
-            hint = ": name the keys with --columns" if self.keys is NAMES else ""
-            names = either(self.keys[role][:4])
+            names, hint = either(self.keys[role][:4]), self.hint
+            if role == "label" and self.keys is NAMES and not record.keys().isdisjoint(SCORE_NAMES["label"]):
+                hint += " (to learn scores: --task regression)"
             raise BadRowError(f"expected a key {names}, got {listed(list(record)) or 'none'}{hint}")
         value = record[key]
         if not isinstance(value, str):
@@ -152,6 +166,13 @@ def gold_label(label: str, label_map: Mapping[str, str]) -> str | None:
         raise BadRowError("empty label")
     name = label_name(label, label_map)
     return None if name in NO_LABELS else name
+
+
+def _score(label: str, labeled: bool) -> str | None:
+    """A label that has to be a score; where none is needed, None for one that is no number."""
+    if labeled:
+        score_of(label)
+    return label if is_score(label) else None
 
 
 def _is_blank(label: str) -> bool:

@@ -31,6 +31,7 @@ from .hub import fingerprint
 from .parallel import Result, ShouldStop, can_fork, map_in_processes, never, processors
 from .reading import KNOWN_NAMES, BadRow, CorpusFormat, RowParser, corpus_lines, open_corpus, parse_record
 from .records import Record
+from .scores import score_of
 from .vocabulary import UNSAVABLE, Vocabulary
 
 NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
@@ -151,12 +152,39 @@ class PreparedCorpus:
             for pair in np.flatnonzero(np.isin(self.labels, others))
         ]
 
+    def scores(self) -> np.ndarray:
+        """float32, the labels of the labeled pairs as numbers.
+
+        Raises:
+            DataError: a label is no number; or a pair has no gold label where -1, which means that, may be a score.
+        """
+        numbers = np.empty(len(self.label_names), dtype=np.float32)
+        for place, name in enumerate(self.label_names):
+            try:
+                numbers[place] = score_of(name)
+            except BadRowError as error:
+                line = self.lines[np.flatnonzero(self.labels == place)[0]]
+                raise DataError(f"{self.path}:{line}: {error}") from error
+        if self.unlabeled and (numbers < 0).any():
+            raise DataError(
+                f"{self.path}: {self.unlabeled} pairs have no gold score (- or -1), but some scores are negative: "
+                "if -1 is a score, say so, --map-labels=-1=-1e0; if not, leave these pairs out"
+            )
+        return numbers[self.labels[self.labeled]]
+
     def encode(self, vocabulary: Vocabulary, labels: LabelNames) -> EncodedPairs:
         """The labeled pairs as word ids and label ids; raises as :meth:`label_ids` does."""
+        return self._encode(vocabulary, self.label_ids(labels))
+
+    def encode_scores(self, vocabulary: Vocabulary) -> EncodedPairs:
+        """The labeled pairs as word ids and scores; raises as :meth:`scores` does."""
+        return self._encode(vocabulary, self.scores())
+
+    def _encode(self, vocabulary: Vocabulary, labels: np.ndarray) -> EncodedPairs:
         lengths = self.lengths[self.labeled]
         begins = self.ends.reshape(-1, 2)[self.labeled] - lengths
         ids = np.array(vocabulary.encode(self.words), dtype=np.int64)
-        return EncodedPairs.of_tokens(self.tokens, ids, begins, lengths, self.label_ids(labels))
+        return EncodedPairs.of_tokens(self.tokens, ids, begins, lengths, labels)
 
 
 def prepare(

@@ -57,6 +57,7 @@ class CorpusFormat:
         delimiter: what separates columns, one ASCII character. None: a tab, or a comma in ``.csv``, unless the first
             lines say otherwise.
         label_map: other names for labels, by the names in the file; "-" stands for no gold label.
+        scores: whether labels are scores, as in STS-B, whose columns have other names; they must be numbers then.
     """
 
     columns: tuple[str, ...] | None = None
@@ -64,6 +65,7 @@ class CorpusFormat:
     text: bool = False
     delimiter: str | None = None
     label_map: Mapping[str, str] = field(default_factory=dict, hash=False)
+    scores: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str):
@@ -244,7 +246,7 @@ def _json_rows(sample: Sequence[Record], corpus_format: CorpusFormat, labeled: b
     if labeled and sample:
         with contextlib.suppress(BadRowError):
             part = _known_part(part_of(parse_object(sample[0].content)))
-    return JsonRows(corpus_format.columns, labeled, corpus_format.label_map, part)
+    return JsonRows(corpus_format.columns, labeled, corpus_format.label_map, part, corpus_format.scores)
 
 
 def _known_part(part: str | None) -> str | None:
@@ -265,13 +267,13 @@ def _delimited_rows(
         is_quoted = all(re.fullmatch('".*"', value, re.DOTALL) for value in chain(*rows))
         if delimiter is None and len(rows) > 1 and is_quoted:
             raise BadRowError("all fields are in double quotes: give --quoted")
-        columns = find_columns(rows, corpus_format.columns, labeled)
+        columns = find_columns(rows, corpus_format.columns, labeled, corpus_format.scores)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
     part = None
     if columns.split is not None:
         part = _known_part(next((row[columns.split] for row in rows[1:] if len(row) in columns.widths), None))
-    return DelimitedRows(columns, delimiter, labeled, corpus_format.label_map, part)
+    return DelimitedRows(columns, delimiter, labeled, corpus_format.label_map, part, corpus_format.scores)
 
 
 def _refuse_other_kinds(sample: Sequence[Record], parse: RowParser, name: str) -> None:

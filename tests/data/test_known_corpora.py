@@ -114,6 +114,28 @@ CORPORA = {
     "paws-x-zh-train.tsv": (f"id\tsentence1\tsentence2\tlabel\n1\t{P}\t{H}\t1\n", ["1"]),
 }
 
+STSB = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
+SCORED = {
+    # GLUE's, Hugging Face's as GLUE has it and as sentence-transformers has it; SICK's scores beside its labels.
+    "glue-stsb-train.tsv": (
+        f"{STSB}\tscore\n0\tmain-captions\tMSRvid\t2012test\t0001\tnone\tnone\t{P}\t{H}\t5.000\n"
+        f"1\tmain-captions\tMSRvid\t2012test\t0004\tnone\tnone\t{P}\t{H}\t3.800\n",
+        ["5", "3.800"],
+    ),
+    "glue-stsb-hub.jsonl": (
+        json_lines(
+            {"sentence1": P, "sentence2": H, "label": 3.799999952316284, "idx": 1},
+            {"sentence1": P, "sentence2": H, "label": -1.0, "idx": 2},
+        ),
+        ["3.799999952316284", None],
+    ),
+    "sentence-transformers-stsb.jsonl": (json_lines({"sentence1": P, "sentence2": H, "score": 0.76}), ["0.76"]),
+    "SICK_train.txt": (CORPORA["SICK_train.txt"][0], ["4.5"]),
+    "SICK.txt": (CORPORA["SICK.txt"][0], ["4.5"]),
+    "scores-last.tsv": (f"{P}\t{H}\t3.75\n{P}\t{H}\t2\n", ["3.75", "2"]),
+    "scores-first.tsv": (f"3.75\t{P}\t{H}\n.5\t{P}\t{H}\n", ["3.75", ".5"]),
+}
+
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_read_as_they_are(tmp_path, name):
@@ -123,6 +145,15 @@ def test_read_as_they_are(tmp_path, name):
     assert pairs[0][:2] == (P, H)
     # A test file has no labels, or no column of them.
     assert next(iter(read_pairs(tmp_path / name, labeled=False)))[:2] == (P, H)
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_are_read_as_they_are(tmp_path, name):
+    content, labels = SCORED[name]
+    pairs = list(read_pairs(write(tmp_path, name, content), CorpusFormat(scores=True)))
+    assert [pair.label for pair in pairs] == labels
+    assert pairs[0][:2] == (P, H)
+    assert next(iter(read_pairs(tmp_path / name, CorpusFormat(scores=True), labeled=False)))[:2] == (P, H)
 
 
 def test_quoted_paws(tmp_path):
@@ -135,5 +166,5 @@ def test_quoted_paws(tmp_path):
 def test_the_documentation_names_them():
     page = (Path(__file__).parents[2] / "docs" / "corpora.md").read_text(encoding="utf-8")
     english = ("SNLI", "MultiNLI", "QNLI", "RTE", "MRPC", "QQP", "PAWS", "SICK", "SciTail", "HANS", "ANLI")
-    for corpus in (*english, "XNLI", "LCQMC", "BQ", "AFQMC", "OCNLI", "CMNLI", "PAWS-X"):
+    for corpus in (*english, "STS-B", "SICK relatedness", "XNLI", "LCQMC", "BQ", "AFQMC", "OCNLI", "CMNLI", "PAWS-X"):
         assert f"\n| {corpus} |" in page, corpus
