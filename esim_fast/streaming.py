@@ -114,8 +114,9 @@ def predict_blocks(
             raise TypeError(f"source must be a path or lines of bytes, got {type(first).__name__} first")
         form = "json" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
         lines = chain([first] if first else [], lines)
+    corpus_format = replace(corpus_format, scores=model.task == "regression")
     records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=False, look_ahead=is_file)
-    if corpus_format.columns is None and isinstance(parse, DelimitedRows):
+    if corpus_format.columns is None and isinstance(parse, DelimitedRows) and not parse.scores:
         records = _checked(records, parse, name, model.labels)
     job = _Job(model, parse, write, batch_size, stop_at_bad_row=on_bad_row is None)
     with closing(_answered(job, records, not is_file, workers or processors())) as blocks:

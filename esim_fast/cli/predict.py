@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class _Lines:
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._text = json.JSONEncoder(ensure_ascii=False).encode
+        self._gold: Callable[[str], object] = float if len(labels) == 1 else str  # of a regression model: a score
         names = {label: self._text(label).replace("%", "%%") for label in labels}
         figures = ", ".join(f"{name}: %.6f" for name in names.values())
         self._figures = {
@@ -94,11 +95,14 @@ class _Lines:
         }
 
     def line_of(self, answer: Answer) -> str:
-        (premise, hypothesis, _, number), label, figures, unknown = answer
+        (premise, hypothesis, gold, number, name), label, figures, unknown = answer
         where = f'"line": {number}, ' if number else ""  # which a pair of the command line has not
+        if name is not None:
+            where += f'"id": {self._text(name)}, '
+        said = "" if gold is None else f'"gold": {self._text(self._gold(gold))}, '
         return (
             f'{{{where}"premise": {self._text(premise)}, "hypothesis": {self._text(hypothesis)}, '
-            f"{self._figures[label] % tuple(figures)}, "
+            f"{said}{self._figures[label] % tuple(figures)}, "
             f'"unknown_words": {{"premise": {unknown[0]}, "hypothesis": {unknown[1]}}}}}\n'
         )
 

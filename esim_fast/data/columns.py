@@ -30,6 +30,8 @@ SCORE_NAMES = {
         *("similarity_score", "similarity", "label", "gold_label"),  # label: STS-B on the Hugging Face hub
     ),
 }
+# Of what tells a row from others: SNLI, SICK, sentence-transformers, ANLI, Quora, Hugging Face's data sets, GLUE.
+IDS = ("pairid", "pair_id", "guid", "uid", "id", "idx", "index")
 SPLITS = ("split", "semeval_set")  # columns that may say what part a row is for
 PARTS = ("train", "dev", "valid", "validation", "val", "trial", "test")
 _LEFT_OUT = ["label2", "label3", "label4", "label5"]  # columns of MultiNLI's header that its training rows lack
@@ -57,12 +59,14 @@ class Columns:
         widths: how many columns a row may have.
         header: the names of the columns, if the first row has them.
         split: the place of a column that says what a row is for.
+        id: the place of a column that has a known name for ids.
     """
 
     places: dict[str, int]
     widths: tuple[int, ...]
     header: list[str] | None = None
     split: int | None = None
+    id: int | None = None
 
 
 def split_row(text: str, delimiter: str | None) -> list[str]:
@@ -167,15 +171,17 @@ def find_columns(
         return _without_header(rows, labeled, scores)
     header = list(rows[0])
     split = next((lower.index(name) for name in SPLITS if name in lower), None) if labeled else None
+    ids = (lower.index(name) for name in IDS if lower.count(name) == 1)
+    id_place = next((place for place in ids if place not in places.values()), None)
     if fields[-len(_LEFT_OUT) :] == _LEFT_OUT:
-        return Columns(places, (len(fields), len(fields) - len(_LEFT_OUT)), header, split)
+        return Columns(places, (len(fields), len(fields) - len(_LEFT_OUT)), header, split, id_place)
     if places.get("label") == len(fields) - 1:
         # GLUE's SNLI: the gold label stands last, behind that of one annotator or those of five.
         given = sum(_LAST_LABELS.fullmatch(name) is not None for name in fields)
         if given and "sentence1_binary_parse" in lower:
             others = (len(fields) - given + count for count in (1, 5) if count != given)
-            return Columns({**places, "label": -1}, (len(fields), *others), header, split)
-    return Columns(places, (len(fields),), header, split)
+            return Columns({**places, "label": -1}, (len(fields), *others), header, split, id_place)
+    return Columns(places, (len(fields),), header, split, id_place)
 
 
 def _without_header(rows: Sequence[Sequence[str]], labeled: bool, scores: bool) -> Columns:

@@ -4,27 +4,32 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import BadRowError, listed
-from .columns import NAMES, SCORE_NAMES, SPLITS, Columns, either, split_row
+from .columns import IDS, NAMES, SCORE_NAMES, SPLITS, Columns, either, split_row
 from .compression import what_it_is
 from .scores import is_score, score_of
 
 NO_LABELS = ("-", "-1")  # where the annotators did not agree: of SNLI and MultiNLI, of Hugging Face's data sets
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which JSON can spell and no file of ours could hold
 _WHOLE_NUMBER = re.compile(r"(-?\d+)\.0+")
 _PREMISES, _HYPOTHESES = frozenset(NAMES["premise"]), frozenset(NAMES["hypothesis"])
 
 
 class Pair(NamedTuple):
-    """Two sentences and how they relate; ``label`` is None where nobody said, ``line`` counts from 1 in its file."""
+    """Two sentences and how they relate; ``label`` is None where nobody said, ``line`` counts from 1 in its file.
+
+    ``id`` is what the file calls the row, if it has a column or key of a known name for that.
+    """
 
     premise: str
     hypothesis: str
     label: str | None
     line: int
+    id: str | float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class DelimitedRows:
             label = gold_label(fields[places["label"]], self.label_map)
         if self.scores and label is not None:
             label = _score(label, self.labeled)
-        return Pair(premise, hypothesis, label, line)
+        return Pair(premise, hypothesis, label, line, None if columns.id is None else fields[columns.id] or None)
 
 
 class JsonRows:
@@ -67,12 +72,14 @@ class JsonRows:
         label_map: Mapping[str, str],
         part: str | None,
         scores: bool = False,
+        id_key: str | None = None,
     ) -> None:
         self.keys = SCORE_NAMES if scores else NAMES
         if columns is not None:
             self.keys = {role: (key,) for role, key in zip(NAMES, columns, strict=False)}
         self.hint = ": name the keys with --columns" if columns is None else ""
         self.labeled, self.label_map, self.part, self.scores = labeled, label_map, part, scores
+        self.id_key = id_key
 
     def __call__(self, content: bytes, line: int) -> Pair:
         record = parse_object(content)
@@ -86,7 +93,7 @@ class JsonRows:
                 label = gold_label(self._text(record, "label"), self.label_map)
             if self.scores and label is not None:
                 label = _score(label, self.labeled)
-        return Pair(premise, hypothesis, label, line)
+        return Pair(premise, hypothesis, label, line, None if self.id_key is None else _id(record.get(self.id_key)))
 
     def _text(self, record: dict[str, Any], role: str) -> str:
         key = next((key for key in self.keys[role] if key in record), None)
@@ -113,6 +120,20 @@ def _written(value: Any, key: str, role: str) -> str:
         return json.dumps(value)
     hint = " (of pandas? Write it with orient='records')" if isinstance(value, dict) else ""
     raise BadRowError(f"{key}: expected a string, got {type(value).__name__}{hint}")
+
+
+def id_key(record: Mapping[str, Any], others: Collection[str]) -> str | None:
+    """The key of a known name for ids that an object has; none of ``others``."""
+    keys = {key.lower(): key for key in record if key not in others}
+    return next((keys[name] for name in IDS if name in keys), None)
+
+
+def _id(value: Any) -> str | float | None:
+    """A string or a number as it stands in an object; whatever else is no id."""
+    if isinstance(value, str):
+        return None if _HALF_PAIR.search(value) else value or None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def part_of(record: Mapping[str, Any]) -> str | None:

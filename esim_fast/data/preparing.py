@@ -153,12 +153,12 @@ class PreparedCorpus:
         ]
 
     def scores(self) -> np.ndarray:
-        """float32, the labels of the labeled pairs as numbers.
+        """float64, the labels of the labeled pairs as numbers.
 
         Raises:
             DataError: a label is no number; or a pair has no gold label where -1, which means that, may be a score.
         """
-        numbers = np.empty(len(self.label_names), dtype=np.float32)
+        numbers = np.empty(len(self.label_names), dtype=np.float64)
         for place, name in enumerate(self.label_names):
             try:
                 numbers[place] = score_of(name)
@@ -177,8 +177,8 @@ class PreparedCorpus:
         return self._encode(vocabulary, self.label_ids(labels))
 
     def encode_scores(self, vocabulary: Vocabulary) -> EncodedPairs:
-        """The labeled pairs as word ids and scores; raises as :meth:`scores` does."""
-        return self._encode(vocabulary, self.scores())
+        """The labeled pairs as word ids and scores in float32; raises as :meth:`scores` does."""
+        return self._encode(vocabulary, self.scores().astype(np.float32))
 
     def _encode(self, vocabulary: Vocabulary, labels: np.ndarray) -> EncodedPairs:
         lengths = self.lengths[self.labeled]

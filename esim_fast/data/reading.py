@@ -20,14 +20,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ..delimiters import is_delimiter
 from ..errors import BadRowError, DataError
 from .columns import NAMES, PARTS, detected_delimiter, find_columns, split_row
 from .compression import BYTE_ORDER_MARK, UNREADABLE, unpacked_name, what_it_is
 from .hub import dataset_lines, parquet_lines
-from .parsing import DelimitedRows, JsonRows, Pair, decode, parse_object, parse_sentence, part_of
+from .parsing import DelimitedRows, JsonRows, Pair, decode, id_key, parse_object, parse_sentence, part_of
 from .records import Record, numbered, read_json, read_raw_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "json"]
@@ -242,11 +242,13 @@ def _delimiter(lines: Sequence[bytes], corpus_format: CorpusFormat, form: Form) 
 
 
 def _json_rows(sample: Sequence[Record], corpus_format: CorpusFormat, labeled: bool) -> JsonRows:
-    part = None
-    if labeled and sample:
+    first: dict[str, Any] = {}
+    if sample:
         with contextlib.suppress(BadRowError):
-            part = _known_part(part_of(parse_object(sample[0].content)))
-    return JsonRows(corpus_format.columns, labeled, corpus_format.label_map, part, corpus_format.scores)
+            first = parse_object(sample[0].content)
+    part = _known_part(part_of(first)) if labeled else None
+    ids = id_key(first, corpus_format.columns or ())
+    return JsonRows(corpus_format.columns, labeled, corpus_format.label_map, part, corpus_format.scores, ids)
 
 
 def _known_part(part: str | None) -> str | None:

@@ -37,6 +37,8 @@ def test_files_and_stdin_give_the_same(model, corpus, tmp_path):
         return [line.pop("line") for line in lines], lines
 
     numbers, expected = answers(corpus)
+    gold = [answer.pop("gold", "-") for answer in expected]
+    assert gold == [label for label, *_ in TRAIN]
     assert numbers == [2, 3, 4, 5, 6, 7]  # the first is the header
     from_one = ([1, 2, 3, 4, 5, 6], expected)
     bare = write_tsv(tmp_path / "bare.tsv", [row[1:] for row in TRAIN], header=False)
@@ -61,6 +63,26 @@ def test_what_is_printed_is_what_json_makes_of_it(model, tmp_path):
         assert (answer["premise"], answer["hypothesis"]) == (premise, hypothesis)
         assert answer["label"] in ("contradiction", "entailment", "neutral")
         assert line.startswith(json.dumps({"line": answer["line"], "premise": premise}, ensure_ascii=False)[:-1])
+
+
+def test_gold_labels_and_ids_are_kept(model, tmp_path):
+    rows = [("one, 1", "entailment"), ("", "neutral"), ('"3"', "-"), ("四", ""), ("100%s", "another")]
+    table = "".join(f"{name}\ta man\tb\t{label}\n" for name, label in rows)
+    path = tmp_path / "a.tsv"
+    path.write_text(f"pairID\tsentence1\tsentence2\tgold_label\n{table}", encoding="utf-8")
+    keys = ("line", "id", "gold")
+    found = [{key: answer[key] for key in keys if key in answer} for answer in printed("predict", model, path)]
+    assert found == [
+        {"line": 2, "id": "one, 1", "gold": "entailment"},
+        {"line": 3, "gold": "neutral"},
+        {"line": 4, "id": '"3"'},
+        {"line": 5, "id": "四"},
+        {"line": 6, "id": "100%s", "gold": "another"},
+    ]
+    assert printed("predict", model, "-", stdin=path.read_bytes()) == printed("predict", model, path)
+    objects = "".join(json.dumps({"idx": i, "premise": "a", "hypothesis": "b", "label": "x"}) + "\n" for i in (7, 8.5))
+    answers = printed("predict", model, "-", stdin=objects)
+    assert [(answer["id"], answer["gold"]) for answer in answers] == [(7, "x"), (8.5, "x")]
 
 
 def test_precision(model):
@@ -225,7 +247,13 @@ def test_a_regression_model_gives_scores(corpus, tmp_path):
     model = regression_model()
     model.save_pretrained(tmp_path)
     lines = [json.loads(line) for line in succeeds("predict", tmp_path, corpus, "--device", "cpu").splitlines()]
-    assert lines[0].keys() == {"line", "premise", "hypothesis", "score", "unknown_words"}
+    assert lines[0].keys() == {"line", "premise", "hypothesis", "score", "unknown_words"}  # names are no gold scores
+    scores = "score\tlabel\tsentence1\tsentence2\n3.750\tx\ta\tb\n"
+    (answer,) = map(json.loads, succeeds("predict", tmp_path, "-", stdin=scores).splitlines())
+    assert answer["gold"] == 3.75
+    bare = write_tsv(tmp_path / "bare.tsv", [("a man", "a man", "2.5")], header=False)
+    answer = json.loads(succeeds("predict", tmp_path, bare, "--columns", "1,2,3"))
+    assert (answer["gold"], answer["line"]) == (2.5, 1)
     for line in lines:
         assert line["score"] == pytest.approx(model.predict((line["premise"], line["hypothesis"])), abs=2e-6)
     pair = ("--premise", lines[0]["premise"], "--hypothesis", lines[0]["hypothesis"])

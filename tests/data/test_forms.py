@@ -15,7 +15,7 @@ from tests.data.files import refusal, write, zipped
 
 RECORDS = [{"sentence1": f"a man {i}", "sentence2": "he", "label": str(i % 2)} for i in range(30)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
-PAIRS = [(f"a man {i}", "he", str(i % 2), i + 1) for i in range(30)]
+PAIRS = [Pair(f"a man {i}", "he", str(i % 2), i + 1) for i in range(30)]
 
 
 def read(path: Path, **options) -> list[Pair]:
@@ -267,7 +267,7 @@ class TestParquet:
 
     def test_rows(self, tmp_path):
         path = self.write(tmp_path / "a.parquet", tokens=[["a"], [], None], when=[b"", b"x", None])
-        assert read(path) == [("a b", "c", "0", 1), ("", "d", None, 2), ("e", "", "1", 3)]
+        assert read(path) == [Pair("a b", "c", "0", 1), Pair("", "d", None, 2), Pair("e", "", "1", 3)]
         corpus = prepare(path, "whitespace", cache=tmp_path / "cache")
         assert (corpus.label_names, corpus.unlabeled, corpus.lines.tolist()) == (["0", "1"], 1, [1, 2, 3])
 

@@ -56,7 +56,45 @@ def test_tab_separated(tmp_path, name, content):
     ],
 )
 def test_header(tmp_path, header, row):
-    assert list(read_pairs(write(tmp_path, "a.tsv", f"{header}\n{row}\n"))) == [ROWS[0]._replace(line=2)]
+    found = ROWS[0]._replace(line=2, id="7" if "id" in header else None)
+    assert list(read_pairs(write(tmp_path, "a.tsv", f"{header}\n{row}\n"))) == [found]
+
+
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n\tc\td\t0\n", ["0", None]),  # GLUE
+        ("pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n6\ta\tb\t4.7\tNEUTRAL\n", ["6"]),
+        ("label\tpremise\thypothesis\tid\tpairID\nx\ta\tb\t1\t2-x\n", ["2-x"]),
+        (OFFICIAL.replace("label5", "x") + "x\t(a)\t(b)\ta\tb\t34.jpg#1r1n\t1\t2\t3\t4\t5\n", ["34.jpg#1r1n"]),
+        ("id\tid\tlabel\tpremise\thypothesis\n1\t2\tx\ta\tb\n", [None]),  # which one?
+        ("id\tlabel\tpremise\thypothesis2\n", None),
+        ("7\ta\tb\n8\tc\td\n", [None, None]),  # never guessed
+        ('{"premise": "a", "hypothesis": "b", "idx": 0}\n{"premise": "a", "hypothesis": "b", "idx": "é"}', [0, "é"]),
+        ('{"premise": "a", "hypothesis": "b", "pairID": "1-é"}\n{"premise": "a", "hypothesis": "b"}', ["1-é", None]),
+        *(
+            (f'{{"id": {value}, "premise": "a", "hypothesis": "b", "label": "x"}}', [None])
+            for value in ("null", "[1]", '{"a": 1}', "true", '""', "NaN", "Infinity", '"\\ud83d"')
+        ),
+    ],
+)
+def test_ids(tmp_path, content, ids):
+    path = write(tmp_path, "a.txt", content)
+    if ids is None:
+        refusal(lambda: list(read_pairs(path, labeled=False)))
+    else:
+        assert [pair.id for pair in read_pairs(path, labeled=False)] == ids
+
+
+def test_columns_that_are_named_are_no_ids(tmp_path):
+    path = write(tmp_path, "a.tsv", "id\tindex\tother\nx\ty\tz\n")
+    for wanted, found in (
+        (("id", "other"), ("x", "z", None, 2, "y")),
+        (("id", "other", "index"), ("x", "z", "y", 2, None)),
+    ):
+        assert next(read_pairs(path, CorpusFormat(wanted), labeled=False)) == found
+    path = write(tmp_path, "a.jsonl", json_of(id="x", index="y", other="z"))
+    assert next(read_pairs(path, CorpusFormat(("id", "other")), labeled=False)) == ("x", "z", None, 1, "y")
 
 
 def test_quotes_and_unicode_line_ends_are_ordinary_characters(tmp_path):
@@ -72,7 +110,8 @@ def test_quotes_and_unicode_line_ends_are_ordinary_characters(tmp_path):
 def test_json_lines(tmp_path, name, keys):
     other = {"pairID": 7, "label": "x", "premise": "x"}  # where there are others, they are not what is read
     rows = [other | dict(zip(keys, (row.label, row.premise, row.hypothesis), strict=True)) for row in ROWS]
-    assert list(read_pairs(write(tmp_path, name, "\n".join(map(json.dumps, rows)) + "\n\n"))) == ROWS
+    found = list(read_pairs(write(tmp_path, name, "\n".join(map(json.dumps, rows)) + "\n\n")))
+    assert found == [row._replace(id=7) for row in ROWS]
 
 
 @pytest.mark.parametrize("labeled", [True, False])
