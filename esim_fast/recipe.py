@@ -1,11 +1,15 @@
 """How to train: the paper's recipe, and others for large batches."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
+from typing import Any
 
 from .config import PRECISIONS, check_int, check_number
+
+BEST_BY = ("accuracy", "macro-f1", "auc", "loss", "pearson", "spearman")  # or f1:LABEL
+_LATER = ("class_weights", "best_by")  # of later versions: recipes without them look as they always have
 
 
 @dataclass(frozen=True)
@@ -16,19 +20,24 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training pairs, at most.
-        patience: so many epochs without a better dev accuracy end the run; None: all epochs are run.
+        patience: so many epochs without a better figure on dev (``best_by``) end the run; None: all epochs are run.
         batch_size: pairs of a batch, of all processes together.
         max_tokens: tokens of a batch, whose number of pairs is then as it comes.
         accumulate: parts that a batch is divided into, one after the other, where memory is short.
         learning_rate: of Adam.
         warmup_steps: steps over which the learning rate rises to that.
-        lr_decay: the learning rate is multiplied by it after each epoch without a better dev accuracy.
+        lr_decay: the learning rate is multiplied by it after each epoch without a better figure on dev.
         weight_decay: of all parameters but word vectors, decoupled (AdamW).
         label_smoothing: share of each target that goes to all labels alike.
         ema_decay: decay a step of the moving average of the weights, which is what is evaluated and saved; 0 for none.
         max_grad_norm: largest norm of the gradient.
         seed: of the order of the pairs and of dropout.
         precision: "fp32", or "bf16" or "fp16" under autocast.
+        class_weights: how much the pairs of each label count in training: weights by label, 1 for those that are not
+            named; or "balanced": pairs / (labels * pairs of that label), so that all labels count alike. The loss of a
+            batch is the weighted sum divided by the number of its pairs, however it is divided.
+        best_by: the figure on dev that chooses the best epoch: "accuracy", "macro-f1", "f1:LABEL", "auc" or "loss", in
+            regression "spearman", "pearson" or "loss". None: accuracy, in regression Spearman's correlation.
 
     Raises:
         TypeError: a value is no number.
@@ -49,6 +58,8 @@ class Recipe:
     max_grad_norm: float = 10.0
     seed: int = 0
     precision: str = "fp32"
+    class_weights: str | Mapping[str, float] | None = field(default=None, hash=False)
+    best_by: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size", "max_tokens", "accumulate", "warmup_steps", "seed"):
@@ -69,23 +80,36 @@ class Recipe:
                 raise ValueError(f"{name} must be 0 or more and below 1, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if isinstance(self.class_weights, Mapping):
+            object.__setattr__(self, "class_weights", dict(self.class_weights))
+            for label, weight in self.class_weights.items():
+                if not 0 < check_number(f"class_weights[{label!r}]", weight) < math.inf:
+                    raise ValueError(f"class_weights[{label!r}] must be positive, got {weight}")
+        elif self.class_weights not in (None, "balanced"):
+            raise ValueError(f'class_weights must be "balanced" or weights by label, got {self.class_weights!r}')
+        if self.best_by not in (None, *BEST_BY) and not str(self.best_by).startswith("f1:"):
+            raise ValueError(f"best_by must be one of {', '.join(BEST_BY)} or f1:LABEL, got {self.best_by!r}")
 
-    def rate(self, step: int, accuracies: Sequence[float]) -> float:
-        """The learning rate of a step, counted from 0, after epochs of these dev accuracies."""
-        rate = self.learning_rate * self.lr_decay ** sum(not better for better in _improvements(accuracies))
+    def as_dict(self) -> dict[str, Any]:
+        """By name, as JSON has it; ``class_weights`` and ``best_by`` only where they are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _LATER}
+
+    def rate(self, step: int, figures: Sequence[float]) -> float:
+        """The learning rate of a step, counted from 0, after epochs of these figures on dev, higher for better."""
+        rate = self.learning_rate * self.lr_decay ** sum(not better for better in _improvements(figures))
         return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
 
-    def is_over(self, accuracies: Sequence[float]) -> bool:
-        """Whether a run with epochs of these dev accuracies has come to its end."""
-        if len(accuracies) >= self.epochs:
+    def is_over(self, figures: Sequence[float]) -> bool:
+        """Whether a run with epochs of these figures on dev has come to its end."""
+        if len(figures) >= self.epochs:
             return True
-        return self.patience is not None and not any(_improvements(accuracies)[-self.patience :] or [True])
+        return self.patience is not None and not any(_improvements(figures)[-self.patience :] or [True])
 
 
-def _improvements(accuracies: Sequence[float]) -> list[bool]:
+def _improvements(figures: Sequence[float]) -> list[bool]:
     """Of each epoch: whether it is better than all before it."""
-    best = accumulate(accuracies, max, initial=-math.inf)
-    return [accuracy > before for accuracy, before in zip(accuracies, best, strict=False)]
+    best = accumulate(figures, max, initial=-math.inf)
+    return [figure > before for figure, before in zip(figures, best, strict=False)]
 
 
 # By name, for `--preset`. Adam's rate grows with the root of the batch, and rises to that over the first steps.

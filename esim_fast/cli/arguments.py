@@ -21,6 +21,7 @@ from .options import (
     add_tokenizer,
     count,
     text,
+    threshold,
     tokenizer,
 )
 from .recipe import add_recipe
@@ -43,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def train(command: argparse.ArgumentParser) -> None:
-    """Trains a model; the best one by dev accuracy is kept in the output directory."""
+    """Trains a model; the best one by dev accuracy (--best-by) is kept in the output directory."""
     command.add_argument(
         "--train", nargs="+", metavar="FILE", help=f"training pairs: {FILES}; default: the bundled sample"
     )
@@ -52,6 +53,8 @@ def train(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", metavar="DIR", help="a folder with train, dev and perhaps test files, such as snli_1.0; or hub:NAME"
     )
+    tasks = "what the labels are: classes, or scores (regression), as of STS-B; default: %(default)s"
+    command.add_argument("--task", choices=("classification", "regression"), default="classification", help=tasks)
     add_reading(command)
     add_label_map(command)
     add_skipping(command)
@@ -69,6 +72,11 @@ def train(command: argparse.ArgumentParser) -> None:
     number = partial(command.add_argument, type=count, metavar="N")
     number("--checkpoint-steps", default=1000, help="steps between checkpoints within an epoch; default: %(default)s")
     number("--seeds", help="train N models, with seeds from --seed on, in DIR/seed-…")
+    scaling = "choose a temperature on dev, so that probabilities say how often the best model is right"
+    command.add_argument("--calibrate", action="store_true", help=scaling)
+    cutting = "of two labels, give the positive one (entailment, 1 or the second) from the probability X on, or from "
+    cutting += "that with the best F1 or accuracy on dev"
+    command.add_argument("--threshold", type=threshold, metavar="f1|accuracy|X", help=cutting)
     add_device(command)
     add_recipe(command)
 

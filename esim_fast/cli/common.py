@@ -38,7 +38,10 @@ def check_possible(check: Callable[[str, torch.device], object], precision: str,
 
 def corpus_format(options: argparse.Namespace) -> CorpusFormat:
     label_map = getattr(options, "map_labels", {})  # which a command that needs no labels does not ask for
-    return CorpusFormat(options.columns, options.quoted, delimiter=options.delimiter, label_map=label_map)
+    scores = getattr(options, "task", None) == "regression"
+    return CorpusFormat(
+        options.columns, options.quoted, delimiter=options.delimiter, label_map=label_map, scores=scores
+    )
 
 
 def check_label_map(options: argparse.Namespace, names: Collection[str], dropped: int) -> None:

@@ -26,6 +26,7 @@ _FEW_LABELS = 10  # need not recur
 _FEW_SCORES = 5  # may be classes that have numbers for names
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 _MANY_UNLABELED = 0.2  # of all pairs: then the -1 among class numbers may be a class itself
+_SCORE = ["score"]  # the one label of a regression model
 _PROBE = 100  # rows: a test file with no label among so many has none
 _HEADER_FROM = 100  # rows of a file from which on a label that only its first row has is a header's
 _MOST_PLACES = 8  # rows that are named
@@ -73,12 +74,24 @@ class TrainingData:
     test: PreparedCorpus | None
     vocabulary: Vocabulary  # of the training pairs
     more_words: list[str]  # that join it if they have a vector
-    labels: list[str]
+    labels: list[str]  # of scores, a single one
     digest: str  # of the training and dev pairs
+
+    @property
+    def has_scores(self) -> bool:
+        return self.labels == _SCORE
 
     def encode_train(self, vocabulary: Vocabulary) -> EncodedPairs:
         """The training pairs of all files, one file after the other."""
-        return EncodedPairs.concatenated([corpus.encode(vocabulary, self.labels) for corpus in self.train])
+        return EncodedPairs.concatenated([self.encode(corpus, vocabulary) for corpus in self.train])
+
+    def encode(self, corpus: PreparedCorpus, vocabulary: Vocabulary) -> EncodedPairs:
+        """One of these corpora."""
+        return corpus.encode_scores(vocabulary) if self.has_scores else corpus.encode(vocabulary, self.labels)
+
+    def mean_score(self) -> float:
+        """Of the training pairs."""
+        return float(np.concatenate([corpus.scores() for corpus in self.train]).mean(dtype=float))
 
     def places(self, indices: Sequence[int]) -> str:
         """Where the training pairs of these indices stand: file and lines."""
@@ -95,7 +108,11 @@ class TrainingData:
     def describe(self) -> None:
         """Says what was read, on stderr."""
         for corpus in filter(None, (*self.train, self.dev, self.test)):
-            counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
+            if self.has_scores:
+                scores = corpus.scores()
+                counts = f"scores from {scores.min():g} to {scores.max():g}, {scores.mean(dtype=float):.2f} on average"
+            else:
+                counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
             dropped = f"; {corpus.unlabeled} more without a gold label dropped" if corpus.unlabeled else ""
             bad = f"; {common.bad_rows(len(corpus.bad_rows))} left out:" if corpus.bad_rows else ""
             say(f"{corpus.path}: {corpus.labeled.sum()} pairs ({counts}){dropped}{bad}")
@@ -117,11 +134,15 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
     train = [read(path) for path in files.train]
     dev = read(files.dev)
     test = read(files.test) if files.test else None
-    labels = _labels(train, is_minus_one_clear="-1" in options.map_labels)
     every = [*train, dev, *([test] if test else [])]
+    if options.task == "regression":
+        labels = _SCORE
+        _check_scores(train, every)
+    else:
+        labels = _labels(train, is_minus_one_clear="-1" in options.map_labels)
     names = {name for corpus in every for name in corpus.label_names}
     common.check_label_map(options, names, sum(corpus.unlabeled for corpus in every))
-    if options.skip_bad_rows:
+    if options.skip_bad_rows and labels != _SCORE:
         dev = dev.without_other_labels(labels)
         test = test and test.without_other_labels(labels)
     more: list[PreparedCorpus | None] = []
@@ -160,10 +181,10 @@ def _labels(train: Sequence[PreparedCorpus], is_minus_one_clear: bool) -> list[s
     labels = sorted(counts)
     path = ", ".join(corpus.path for corpus in train)
     hint = "(is the label in another column? Then name the columns with --columns)"
+    _refuse_scores(path, labels)
     if not 2 <= len(labels) <= _MOST_LABELS:
         few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0][:40]!r}"
         raise DataError(f"{path}: expected 2 to {_MOST_LABELS} labels, got {few} {hint}")
-    _refuse_scores(path, labels)
     pairs = sum(int(corpus.labeled.sum()) for corpus in train)
     if len(labels) > max(_FEW_LABELS, pairs / 5):
         got = f"{len(labels)} for {pairs} pairs, such as {labels[0][:40]!r}"
@@ -198,6 +219,16 @@ def _refuse_scores(path: str, labels: Sequence[str]) -> None:
     fractions = [label for label in labels if "." in label]
     if fractions:
         raise DataError(
-            f"{path}: expected classes, got {len(labels)} scores, such as {fractions[0][:40]}: round them to whole "
-            "numbers, or put them into bins, and train on these"
+            f"{path}: expected classes, got {len(labels)} scores, such as {fractions[0][:40]}: learn them with "
+            "--task regression, or put them into bins"
         )
+
+
+def _check_scores(train: Sequence[PreparedCorpus], every: Sequence[PreparedCorpus]) -> None:
+    """Raises DataError for scores that are none, or from which nothing can be learned."""
+    for corpus in every:
+        corpus.scores()
+    scores = np.concatenate([corpus.scores() for corpus in train])
+    if scores.min() == scores.max():
+        paths = ", ".join(corpus.path for corpus in train)
+        raise DataError(f"{paths}: expected scores that differ, got only {scores[0]:g}")

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from ..config import INFERENCE_PRECISIONS
 from ..delimiters import is_delimiter
 from ..errors import one_line
+from ..recipe import BEST_BY
 from ..tokenizing import TOKENIZERS
 
 FILES = (
@@ -157,12 +158,38 @@ rate = _number(float, "a positive number", lambda value: 0 < value < math.inf)
 amount = _number(float, "a number from 0", lambda value: 0 <= value < math.inf)
 fraction = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
 share = _number(float, "a number above 0, at most 1", lambda value: 0 < value <= 1)
+_probability = _number(float, "f1, accuracy or a number from 0 to 1", lambda value: 0 <= value <= 1)
 steps = _number(int, "an integer from 0 to 1000000", lambda value: 0 <= value <= 1_000_000)
 
 
 def patience(text: str) -> int | None:
     """An argparse type: a number of epochs, of which 0 means that there is no limit."""
     return steps(text) or None
+
+
+def best_by(text: str) -> str:
+    """An argparse type: a figure, or the F1 of a label."""
+    if text not in BEST_BY and not (text.startswith("f1:") and text[3:]):
+        raise argparse.ArgumentTypeError(f"expected {', '.join(BEST_BY)} or f1:LABEL, got {text!r}")
+    return text
+
+
+def class_weights(text: str) -> str | dict[str, float]:
+    """An argparse type: "balanced", or weights by label."""
+    if text == "balanced":
+        return text
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        label, _, weight = map(str.strip, part.rpartition("="))
+        if not label or label in weights:
+            raise argparse.ArgumentTypeError(f"expected balanced, or LABEL=WEIGHT,…, each LABEL once, got {text!r}")
+        weights[label] = rate(weight)
+    return weights
+
+
+def threshold(text: str) -> str | float:
+    """An argparse type: what to choose a threshold by, or the threshold."""
+    return text if text in ("f1", "accuracy") else _probability(text)
 
 
 def _columns(text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import PRECISIONS
 from ..recipe import PRESETS, Recipe
-from .options import amount, count, fraction, patience, rate, seed, share, size, steps
+from .options import amount, best_by, class_weights, count, fraction, patience, rate, seed, share, size, steps
 
 # The bundled sample is a small world, and has a small model and a short recipe.
 _SAMPLE_RECIPE = Recipe(epochs=6, learning_rate=1e-3)
@@ -31,13 +31,18 @@ _SAMPLE_MODEL = ModelOptions(hidden_size=128, embedding_dim=100, dropout=0.2)
 # Options by the field of Recipe or ModelOptions that they set: name, type, metavar and help.
 _RECIPE = {
     "epochs": ("--epochs", count, "N", "passes over the training pairs, at most"),
-    "patience": ("--patience", patience, "N", "epochs without a better dev accuracy that end a run; 0: none"),
+    "patience": (
+        "--patience",
+        patience,
+        "N",
+        "epochs without a better dev accuracy (--best-by) that end a run; 0: none",
+    ),
     "batch_size": ("--batch-size", count, "N", "pairs of a batch, of all processes together"),
     "max_tokens": ("--max-tokens", count, "N", "tokens of a batch, of both sides together, instead of pairs"),
     "accumulate": ("--accumulate", count, "N", "work through each batch in N parts, to save memory"),
     "learning_rate": ("--lr", rate, "X", "Adam's learning rate"),
     "warmup_steps": ("--warmup-steps", steps, "N", "steps over which the learning rate rises to that"),
-    "lr_decay": ("--lr-decay", share, "X", "factor of --lr after an epoch without a better dev accuracy"),
+    "lr_decay": ("--lr-decay", share, "X", "factor of --lr after an epoch without a better dev accuracy (--best-by)"),
     "weight_decay": ("--weight-decay", amount, "X", "of all weights but word vectors (AdamW)"),
     "label_smoothing": ("--label-smoothing", fraction, "X", "share of each target that goes to all labels"),
     "ema_decay": (
@@ -48,6 +53,19 @@ _RECIPE = {
     ),
     "max_grad_norm": ("--max-grad-norm", rate, "X", "largest norm of the gradient"),
     "seed": ("--seed", seed, "N", "of initial weights, order and dropout"),
+    "class_weights": (
+        "--class-weights",
+        class_weights,
+        "balanced|LABEL=W,…",
+        "how much each label counts in training; balanced: rare ones more, so that all count alike",
+    ),
+    "best_by": (
+        "--best-by",
+        best_by,
+        "FIGURE",
+        "what chooses the best epoch on dev: accuracy (default), macro-f1, f1:LABEL, auc or loss; of scores, spearman "
+        "(default), pearson or loss",
+    ),
 }
 _MODEL = {
     "hidden_size": ("--hidden-size", size, "N", "of each direction of the LSTMs"),
@@ -60,6 +78,7 @@ OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.i
     "precision": "--precision",
     "freeze_embedding": "--freeze-embedding",
     "tokenizer": "--tokenizer",
+    "task": "--task",
 }
 
 

@@ -19,15 +19,17 @@ from tqdm import tqdm
 from ..classifier import Classifier
 from ..config import check_precision
 from ..data import BadRow, load_vectors
+from ..errors import DataError
 from ..files import write_json
 from ..memory import short_of_memory
 from ..model import ESIM
 from ..ops import products
-from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer, evaluate, initialize
+from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer, initialize
 from ..training.directory import RunDirectory
 from ..training.distributed import joined, lost_connection, started_by_torchrun, this_worker
+from ..training.figures import Figure, assess
 from ..training.trainer import OtherSettingsError
-from . import common
+from . import common, decisions
 from .corpora import TrainingData, TrainingFiles, find_files, read_files
 from .options import UsageError, say
 from .recipe import OPTION_NAMES, ModelOptions, recipe_of
@@ -61,6 +63,7 @@ def run(options: argparse.Namespace) -> int | None:
     for directory in runs.values():
         RunDirectory(directory).check(options.resume)
     data = read_files(files, options)
+    decisions.check(options, data)
     results: list[_Result] = []
     caught: list[int] = []
     try:
@@ -108,14 +111,21 @@ class _Result:
 
     plan: _Plan
     best: EpochMetrics
-    test_accuracy: float | None
+    figure: Figure  # by which it is the best
+    test: dict[str, Any] | None  # figures on the test pairs
+
+    def value(self, part: str) -> float | None:
+        """The figure on dev or on the test pairs, if there are any."""
+        if part == "dev":
+            return getattr(self.best, f"dev_{self.figure.field}")
+        return None if self.test is None else self.test[self.figure.field]
 
 
 def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Result:
     """Trains one model, and says on stdout how good it is; of the ``first`` one, also what the data are."""
     options, data, recipe, worker = plan.options, plan.data, plan.recipe, this_worker()
     classifier, found, bad = _new_classifier(plan)
-    train, dev = data.encode_train(classifier.vocabulary), data.dev.encode(classifier.vocabulary, data.labels)
+    train, dev = data.encode_train(classifier.vocabulary), data.encode(data.dev, classifier.vocabulary)
     words = hashlib.sha256("\n".join(classifier.vocabulary.words).encode()).hexdigest()
     weight = classifier.net.embedding.weight
 
@@ -147,6 +157,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             recipe,
             plan.directory,
             settings={
+                "task": options.task if data.has_scores else None,
                 "tokenizer": options.tokenizer,
                 "pairs": data.digest,
                 "words": words,
@@ -156,26 +167,40 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             resume=options.resume,
             checkpoint_steps=options.checkpoint_steps,
             on_begin=say_what_begins,
-            on_epoch=lambda metrics: _say_epoch(metrics, recipe, several=bool(options.seeds)),
+            on_epoch=lambda metrics: _say_epoch(metrics, recipe, trainer.figure, several=bool(options.seeds)),
             should_stop=should_stop,
         )
     except OtherSettingsError as error:
         raise UsageError(f"{plan.directory}: {_other_settings(error)}") from error
+    except DataError:
+        raise
+    except ValueError as error:  # the recipe does not fit the data
+        name, _, reason = str(error).partition(": ")
+        places = {"train": ", ".join(corpus.path for corpus in data.train), "dev": data.dev.path}
+        raise UsageError(f"{ {**places, **OPTION_NAMES}.get(name, name) }: {reason}") from error
     try:
         history = trainer.run()
     except NotFiniteError as error:
         where = f"; its pairs are {data.places(error.indices)}" if error.indices else ""
         raise NotFiniteError(f"{error}{where}; the last checkpoint is kept", error.indices) from error
-    best, test_accuracy = cast(EpochMetrics, trainer.progress.best), None
+    best, figure, decided = cast(EpochMetrics, trainer.best), trainer.figure, list[str]()
+    if options.calibrate or options.threshold is not None:
+        if worker.leads:
+            best_model = Classifier.from_pretrained(plan.directory, device=plan.device, tokenizer=options.tokenizer)
+            decided = decisions.decide(best_model, dev, options)
+            best_model.save_description(plan.directory)
+        worker.wait()
+    test = None
     if data.test is not None:
         best_model = Classifier.from_pretrained(plan.directory, device=plan.device, tokenizer=options.tokenizer)
-        test = data.test.encode(best_model.vocabulary, data.labels)
-        test_accuracy = evaluate(best_model.net, test, worker=worker).accuracy
+        test = assess(figure, best_model, data.encode(data.test, best_model.vocabulary), worker=worker)
+    result = _Result(plan, best, figure, test)
     if worker.leads:
-        if test_accuracy is not None:
-            write_json(plan.directory / "test.json", {"file": plan.files.test, "accuracy": test_accuracy})
-        _summarize(plan, history, best, test_accuracy, len(train))
-    return _Result(plan, best, test_accuracy)
+        if test is not None:
+            shown = {name: test[name] for name in figure.shown(test)}
+            write_json(plan.directory / "test.json", {"file": plan.files.test, **shown})
+        _summarize(result, history, decided, len(train))
+    return result
 
 
 def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
@@ -196,11 +221,11 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
         network["embedding_dim"] = vectors.shape[1]
     forget_bias = network.pop("forget_bias")
     net = ESIM(**network, vocab_size=len(vocabulary), num_labels=len(data.labels))
-    initialize(net, forget_bias=forget_bias)
+    initialize(net, forget_bias=forget_bias, output_bias=data.mean_score() if data.has_scores else 0.0)
     if vectors is not None:
         net.embedding.weight.data.copy_(vectors)
     training = {
-        "recipe": asdict(recipe),
+        "recipe": recipe.as_dict(),
         "forget_bias": forget_bias,
         "files": {**plan.files._asdict(), "vectors": options.vectors, "extend_vocabulary": options.extend_vocabulary},
         "device": torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else plan.device.type,
@@ -214,30 +239,36 @@ def _other_settings(error: OtherSettingsError) -> str:
     if error.name in _DATA:
         return f"this run began with other {_DATA[error.name]}"
     option = OPTION_NAMES[error.name]
+    if error.before is None:
+        return f"this run began without {option}: resume it so"
     if isinstance(error.before, bool):
         return f"this run began {'with' if error.before else 'without'} {option}: resume it so"
     return f"this run began with {option} {error.before}, not {error.now}: resume it with that"
 
 
-def _say_epoch(metrics: EpochMetrics, recipe: Recipe, several: bool) -> None:
+def _say_epoch(metrics: EpochMetrics, recipe: Recipe, figure: Figure, several: bool) -> None:
     seed = f"seed {recipe.seed}, " if several else ""
+    accuracy = "" if metrics.train_accuracy is None else f", train accuracy {metrics.train_accuracy:.2%}"
+    measured = {name.removeprefix("dev_"): value for name, value in asdict(metrics).items()}
+    on_dev = "".join(f", dev {text}" for text in figure.texts(measured))
     tqdm.write(
-        f"{seed}epoch {metrics.epoch}/{recipe.epochs}: train loss {metrics.train_loss:.4f}, train accuracy "
-        f"{metrics.train_accuracy:.2%}, dev accuracy {metrics.dev_accuracy:.2%}, {metrics.seconds:.1f} s",
+        f"{seed}epoch {metrics.epoch}/{recipe.epochs}: train loss {metrics.train_loss:.4f}{accuracy}{on_dev}, "
+        f"{metrics.seconds:.1f} s",
         file=sys.stderr,
     )
 
 
-def _summarize(
-    plan: _Plan, history: Sequence[EpochMetrics], best: EpochMetrics, test_accuracy: float | None, pairs: int
-) -> None:
+def _summarize(result: _Result, history: Sequence[EpochMetrics], decided: Sequence[str], pairs: int) -> None:
     """The result of a run, on stdout."""
+    plan, best, figure = result.plan, result.best, result.figure
     seconds = sum(metrics.seconds for metrics in history)
-    patience = f"; {plan.recipe.patience} without a better dev accuracy ended the run (--patience)"
+    patience = f"; {plan.recipe.patience} without a better dev {figure.name} ended the run (--patience)"
     stopped = patience if len(history) < plan.recipe.epochs else ""
-    print(f"dev accuracy {best.dev_accuracy:.2%}; the model is in {plan.directory}")
-    if test_accuracy is not None:
-        print(f"test accuracy {test_accuracy:.2%}")
+    print(f"dev {figure.text(result.value('dev'))}; the model is in {plan.directory}")
+    for line in decided:
+        print(line)
+    if result.test is not None:
+        print(f"test {', '.join(figure.texts(result.test))}")
     paths = RunDirectory(plan.directory)
     no_curves = 'not drawn, for lack of matplotlib: pip install "matplotlib>=3.8"'
     lines = {
@@ -254,15 +285,17 @@ def _summarize(
 
 def _summarize_seeds(output: Path, results: Sequence[_Result], tokenizer: str) -> None:
     """The result of several runs, on stdout and in ``seeds.json``; the best model goes where one run's would."""
-    best = max(results, key=lambda result: result.best.dev_accuracy)
+    figure = results[0].figure
+    best = max(results, key=lambda result: figure.rank(result.value("dev")))
     summary: dict[str, Any] = {}
     for part in ("dev", "test"):
-        accuracies = (result.best.dev_accuracy if part == "dev" else result.test_accuracy for result in results)
-        values = [accuracy for accuracy in accuracies if accuracy is not None]
+        values = [value for value in (result.value(part) for result in results) if value is not None]
         if values:
-            deviation = stdev(values) if len(values) > 1 else 0.0
-            summary[part] = {"mean": mean(values), "standard_deviation": deviation, "accuracies": values}
-            print(f"{part} accuracy {mean(values):.2%} ± {deviation:.2%} (standard deviation) of {len(values)} seeds")
+            deviation, form = stdev(values) if len(values) > 1 else 0.0, figure.form
+            name = "accuracies" if figure.field == "accuracy" else figure.field
+            summary[part] = {"mean": mean(values), "standard_deviation": deviation, name: values}
+            spread = f"{mean(values):{form}} ± {deviation:{form}} (standard deviation)"
+            print(f"{part} {figure.name} {spread} of {len(values)} seeds")
     summary["seeds"] = [result.plan.recipe.seed for result in results]
     # First, so that a run that ends before the model is there can be resumed.
     write_json(output / _SEEDS, summary)

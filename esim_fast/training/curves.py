@@ -4,34 +4,58 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import replace_file
+from .figures import Figure
 from .progress import EpochMetrics
 
-_TRAIN, _DEV, _GRAY = "#8a8f98", "#1f6fb4", "#5a5f66"
+_TRAIN, _DEV, _SECOND, _GRAY = "#8a8f98", "#1f6fb4", "#c2571a", "#5a5f66"
+_ON_TRAIN = "training, with dropout"
+# Panels, and in each the lines that are drawn of what was measured: attribute, color and name.
+_PANELS = {
+    "loss": (("train_loss", _TRAIN, _ON_TRAIN), ("dev_loss", _DEV, "dev")),
+    "accuracy": (("train_accuracy", _TRAIN, _ON_TRAIN), ("dev_accuracy", _DEV, "dev")),
+    "F1": (("dev_macro_f1", _DEV, "dev"), ("dev_f1", _DEV, "dev")),
+    "AUC": (("dev_auc", _DEV, "dev"),),
+    "correlation": (("dev_spearman", _DEV, "Spearman, dev"), ("dev_pearson", _SECOND, "Pearson, dev")),
+}
+_IN_PERCENT = ("accuracy", "F1")
 
 
-def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, path: Path) -> None:
-    """Draws loss and accuracy by epoch, on training and dev pairs, if matplotlib is there; ``best`` is marked."""
+def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, figure: Figure, path: Path) -> None:
+    """Draws what was measured by epoch, on training and dev pairs, if matplotlib is there; ``best`` is marked.
+
+    Args:
+        figure: by which it is the best.
+    """
     try:
-        from matplotlib.figure import Figure  # a second to import, and needed for nothing else
+        from matplotlib.figure import Figure as Picture  # a second to import, and needed for nothing else
         from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError:
         return
+    measured = {name for metrics in history for name in metrics.as_dict()}
+    panels = {title: [line for line in lines if line[0] in measured] for title, lines in _PANELS.items()}
+    panels = {title: lines for title, lines in panels.items() if lines}
     epochs = [metrics.epoch for metrics in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        for part, color, label in (("train", _TRAIN, "training, with dropout"), ("dev", _DEV, "dev")):
-            values = [getattr(metrics, f"{part}_{name}") for metrics in history]
-            axes.plot(epochs, values, color=color, marker="o", markersize=3.5, label=label)
+    picture = Picture(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    # A panel of accuracies is there in any case where labels are learned, and says what the best epoch's is.
+    marked = f"dev_{figure.field}" if figure.field != "loss" else "dev_accuracy"
+    for axes, (title, lines) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, color, label in lines:
+            axes.plot(epochs, [getattr(m, name) for m in history], color=color, marker="o", markersize=3.5, label=label)
         axes.axvline(best.epoch, color=_GRAY, linewidth=0.8, linestyle=":")
-        axes.set_title(name, loc="left")
+        axes.set_title(figure.name if title == "F1" else title, loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-    accuracy.annotate(f"{best.dev_accuracy:.2%}", (best.epoch, best.dev_accuracy), **above, color=_DEV)
-    accuracy.margins(y=0.15)
-    loss.legend(frameon=False)
-    replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=130))
+        if title in _IN_PERCENT:
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if title in ("loss", "correlation"):
+            axes.legend(frameon=False)
+        else:
+            axes.margins(y=0.15)
+        value = getattr(best, marked)
+        if value is not None and marked in [name for name, *_ in lines]:
+            above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+            text = format(value, ".2%" if title in _IN_PERCENT else figure.form)
+            axes.annotate(text, (best.epoch, value), **above, color=_DEV)
+    replace_file(path, lambda partial: picture.savefig(partial, format="png", dpi=130))

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from ..classifier import WEIGHTS, Classifier
@@ -20,7 +19,7 @@ class RunDirectory:
       :meth:`esim_fast.Classifier.from_pretrained`; ``config.json`` also says how it is trained;
     * ``last/``: the model of the last epoch, the same files;
     * ``metrics.jsonl``: an object for each epoch;
-    * ``curves.png``: loss and accuracy by epoch, where matplotlib is installed;
+    * ``curves.png``: loss and accuracy (of scores, correlation) by epoch, where matplotlib is installed;
     * ``checkpoint/last.pt``: what the run needs to go on.
 
     Each file is replaced only by a complete one.
@@ -71,5 +70,5 @@ class RunDirectory:
         self._write_metrics(history)
 
     def _write_metrics(self, history: Sequence[EpochMetrics]) -> None:
-        lines = "".join(json.dumps(asdict(metrics), allow_nan=False) + "\n" for metrics in history)
+        lines = "".join(json.dumps(metrics.as_dict(), allow_nan=False) + "\n" for metrics in history)
         replace_file(self.metrics, lambda partial: partial.write_text(lines, encoding="utf-8"))

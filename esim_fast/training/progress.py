@@ -1,20 +1,37 @@
 """How far a run has come, and what it has measured."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from .figures import Figure
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One line of ``metrics.jsonl``; accuracies are fractions of one, training figures are taken with dropout."""
+    """One line of ``metrics.jsonl``; accuracies are fractions of one, training figures are taken with dropout.
+
+    Losses are mean cross entropies, in regression mean squared errors; label smoothing and class weights are in that of
+    training alone. What was not measured, or is not defined, is None here and left out there.
+    """
 
     epoch: int
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None  # of scores there is none
     dev_loss: float
-    dev_accuracy: float
+    dev_accuracy: float | None
     learning_rate: float
     seconds: float
+    # Where the recipe chooses the best epoch by it.
+    dev_macro_f1: float | None = None
+    dev_f1: float | None = None  # of one label
+    dev_auc: float | None = None
+    # Of scores.
+    dev_pearson: float | None = None
+    dev_spearman: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was measured, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass
@@ -40,14 +57,16 @@ class Progress:
                 value = getattr(part, each.name)
                 if each.type in (int, float) and not (type(value) is each.type and 0 <= value < 2**63):
                     raise ValueError(f"{each.name} = {value!r}")
+                if each.type == float | None and not (value is None or (type(value) is float and -1 <= value <= 1)):
+                    raise ValueError(f"{each.name} = {value!r}")
         return progress
 
-    @property
-    def accuracies(self) -> list[float]:
-        """On dev, of the epochs that are done."""
-        return [metrics.dev_accuracy for metrics in self.history]
+    def ranks(self, figure: Figure) -> list[float]:
+        """A figure on dev, of the epochs that are done: higher is better."""
+        return [figure.rank(getattr(metrics, f"dev_{figure.field}")) for metrics in self.history]
 
-    @property
-    def best(self) -> EpochMetrics | None:
-        """The epoch with the best dev accuracy; of several, that with the lowest dev loss."""
-        return max(self.history, key=lambda metrics: (metrics.dev_accuracy, -metrics.dev_loss), default=None)
+    def best(self, figure: Figure) -> EpochMetrics | None:
+        """The epoch that is best by a figure on dev; of several, that with the lowest dev loss."""
+        ranked = zip(self.ranks(figure), self.history, strict=True)
+        _, best = max(ranked, key=lambda epoch: (epoch[0], -epoch[1].dev_loss), default=(None, None))
+        return best

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ..classifier import Classifier
 from ..data import Batch, EncodedPairs, batches
@@ -22,19 +20,20 @@ from ..errors import DataError
 from ..memory import short_of_memory
 from ..recipe import Recipe
 from .averaging import MovingAverage
+from .bar import progress_bar
 from .checkpoint import Checkpoint, random_states, set_random_states
 from .curves import draw_curves
 from .directory import RunDirectory
 from .distributed import this_worker
+from .figures import Figure, assess, check_dev, figure_of
+from .losses import check_targets, class_weights, no_target
 from .progress import EpochMetrics, Progress
-from .steps import NO_TARGET, Score, StepResult, evaluate, training_step
+from .steps import StepResult, training_step
 
 _EVALUATED = 256  # pairs at a time, at most
 _PREFETCH = 4  # batches; while a GPU computes
 _RATE_HINT = "a lower learning rate (--lr) may help"
 _MEMORY_HINT = "smaller batches (--batch-size, --max-tokens) or more parts of them (--accumulate) take less"
-_LOG_SECONDS = 60.0  # between two lines about progress, where stderr is a file
-_LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
 _GPU_STEPS = 20  # between looks at what they measured: looking makes a GPU wait
 
 
@@ -70,7 +69,8 @@ class Trainer:
     Args:
         model: what is trained, in place, on its device. In a process group, one process for each worker, with equal
             weights.
-        train, dev: labeled pairs, in the model's word ids.
+        train, dev: labeled pairs, in the model's word ids. A network with one output learns scores (regression), which
+            are floats; others learn labels, which are ids.
         recipe: how.
         directory: of what the run leaves behind, see :class:`esim_fast.training.directory.RunDirectory`.
         settings: what else a checkpoint has to agree in, such as a digest of the data.
@@ -82,7 +82,8 @@ class Trainer:
             KeyboardInterrupt. Several processes must all be told so after the same step.
 
     Raises:
-        ValueError: there are no pairs, or pairs without labels; ``checkpoint_steps`` is not positive.
+        ValueError: there are no pairs, or their labels are not what the network learns; the recipe does not fit them;
+            dev does not define what is to choose the best epoch; ``checkpoint_steps`` is not positive.
         DataError: the checkpoint is damaged, or of another run.
         FileExistsError: the directory holds a model, and ``resume`` is not set.
         OSError: the directory or its checkpoint cannot be read.
@@ -104,18 +105,22 @@ class Trainer:
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         for name, pairs in (("train", train), ("dev", dev)):
-            if not len(pairs) or pairs.labels is None:
-                raise ValueError(f"{name}: expected labeled pairs, got {'none' if not len(pairs) else 'no labels'}")
+            check_targets(name, pairs, model)
         if checkpoint_steps < 1:
             raise ValueError(f"checkpoint_steps must be positive, got {checkpoint_steps}")
         self.train, self.dev, self.recipe = train, dev, recipe
+        self.figure: Figure = figure_of(recipe.best_by, model.labels)  # by which epochs are compared
+        check_dev(self.figure, model, dev)
+        self.class_weights = class_weights(recipe, model, train)
         self.checkpoint_steps = checkpoint_steps
         self.on_begin, self.on_epoch, self.should_stop = on_begin, on_epoch, should_stop
         self.directory = RunDirectory(directory)
         self.worker = this_worker()
-        self.net, self.device = model.net, model.net.device
+        self.net, self.device, self.is_regression = model.net, model.net.device, model.task == "regression"
         # The number of epochs may change between a run and its continuation.
         self.settings = {**asdict(recipe), **(settings or {})}
+        if self.figure == figure_of(None, model.labels):  # however it is asked for
+            self.settings["best_by"] = None
         del self.settings["epochs"], self.settings["patience"]
 
         parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -131,7 +136,7 @@ class Trainer:
         self.look_every = _GPU_STEPS if self.device.type == "cuda" else 1  # steps
         # What is evaluated and saved.
         self.model = copy.copy(model)
-        self.model.training = {"recipe": asdict(recipe), **(model.training or {})}
+        self.model.training = {"recipe": recipe.as_dict(), **(model.training or {})}
         if self.average is not None:
             self.model.net = self.average.net
 
@@ -148,7 +153,12 @@ class Trainer:
     @property
     def is_over(self) -> bool:
         """Whether all epochs are done, or the last ones brought nothing."""
-        return self.recipe.is_over(self.progress.accuracies)
+        return self.recipe.is_over(self.progress.ranks(self.figure))
+
+    @property
+    def best(self) -> EpochMetrics | None:
+        """What the best epoch so far measured, whose model is kept."""
+        return self.progress.best(self.figure)
 
     def run(self) -> list[EpochMetrics]:
         """Trains to the end, and leaves the best model, the last one, metrics and curves in the directory.
@@ -185,9 +195,8 @@ class Trainer:
         return self.progress.history
 
     def _draw_curves(self) -> None:
-        best = self.progress.best
-        if self.worker.leads and best is not None:
-            draw_curves(self.progress.history, best, self.directory.curves)
+        if self.worker.leads and self.best is not None:
+            draw_curves(self.progress.history, self.best, self.figure, self.directory.curves)
 
     def _train_epoch(self) -> None:
         """Goes through what is left of the epoch in hand."""
@@ -210,7 +219,8 @@ class Trainer:
         self.steps_of_epoch = progress.batch + left
         unseen: list[tuple[StepResult, list[Tensor]]] = []  # steps that nobody has looked at, and their pairs
         begin = time.perf_counter()
-        with self._bar() as bar:
+        title = f"epoch {progress.epoch}/{recipe.epochs}"
+        with progress_bar(title, progress.batch, self.steps_of_epoch, disable=not self.worker.leads) as bar:
             for done, parts in enumerate(zip(*[iter(loader)] * recipe.accumulate, strict=True), start=1):
                 unseen.append((self._step(parts), [part.indices for part in parts]))
                 progress.batch += 1
@@ -222,7 +232,8 @@ class Trainer:
                     self._look(unseen)
                     unseen.clear()
                     loss, accuracy = (total / max(1, progress.seen) for total in (progress.loss_sum, progress.correct))
-                    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.2%}", refresh=False)
+                    said = "" if self.is_regression else f", accuracy {accuracy:.2%}"
+                    bar.set_postfix_str(f"loss {loss:.4f}{said}", refresh=False)
                 if saving and (stopping or done < left):
                     progress.seconds += time.perf_counter() - begin
                     begin = time.perf_counter()
@@ -234,7 +245,7 @@ class Trainer:
     def _step(self, parts: Sequence[Batch]) -> StepResult:
         """One training step on (this process's share of) a batch."""
         progress = self.progress
-        rate = self.recipe.rate(progress.steps, progress.accuracies)
+        rate = self.recipe.rate(progress.steps, progress.ranks(self.figure))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.worker.count > 1:  # gradients are exchanged of all parameters, so that each part has to have some
@@ -243,7 +254,9 @@ class Trainer:
             parts = [part for part in parts if len(part)]
         with _naming_what_is_too_large(lambda: self._name(parts)):
             moved = [part.to(self.device) for part in parts]
-            result = training_step(self.parallel, moved, self.optimizer, self.scaler, self.recipe, self.worker.count)
+            result = training_step(
+                self.parallel, moved, self.optimizer, self.scaler, self.recipe, self.worker.count, self.class_weights
+            )
         if self.average is not None:
             self.average.update(self.net, progress.steps + 1, self.steps_of_epoch)
         return result
@@ -251,7 +264,8 @@ class Trainer:
     def _with_words(self, part: Batch) -> Batch:
         """A part without words, and a pair that has some, but counts for nothing."""
         extended = self.train[[*part.indices.tolist(), int(self.train.lengths.sum(1).argmax())]]
-        labels = torch.cat([cast(Tensor, part.labels), torch.tensor([NO_TARGET])])
+        labels = cast(Tensor, part.labels)
+        labels = torch.cat([labels, no_target(labels)])
         return replace(extended, labels=labels, whole=part.whole)
 
     def _look(self, unseen: list[tuple[StepResult, list[Tensor]]]) -> None:
@@ -274,39 +288,39 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Evaluates, and keeps what the epoch has brought."""
         begin = time.perf_counter()
-        progress, accuracies = self.progress, self.progress.accuracies
+        progress, ranks = self.progress, self.progress.ranks(self.figure)
         loss_sum, correct = self._settle()
-        score = self._evaluate()
+        on_dev = self._assess()
         progress.seconds += time.perf_counter() - begin
         metrics = EpochMetrics(
             epoch=progress.epoch,
             train_loss=loss_sum / len(self.train),
-            train_accuracy=correct / len(self.train),
-            dev_loss=score.loss,
-            dev_accuracy=score.accuracy,
-            learning_rate=self.recipe.rate(progress.steps - 1, accuracies),
+            train_accuracy=None if self.is_regression else correct / len(self.train),
+            learning_rate=self.recipe.rate(progress.steps - 1, ranks),
             seconds=round(progress.seconds, 3),
+            **{f"dev_{name}": value for name, value in on_dev.items()},
         )
         progress.history.append(metrics)
         progress.epoch += 1
         progress.batch = progress.correct = progress.seen = 0
         progress.loss_sum = progress.seconds = 0.0
         if self.worker.leads:
-            self.directory.keep(self.model, progress.history, best=metrics is progress.best)
+            self.directory.keep(self.model, progress.history, best=metrics is self.best)
             if self.on_epoch is not None:
                 self.on_epoch(metrics)
         # Last, so that an epoch whose results were not all kept is run again.
         self._save_checkpoint()
 
-    def _evaluate(self) -> Score:
+    def _assess(self) -> dict[str, Any]:
         """On the dev pairs, in batches that take no more memory than training does."""
-        recipe, net = self.recipe, self.model.net
+        recipe = self.recipe
         size = None if recipe.max_tokens else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
         with _naming_what_is_too_large(lambda: f"epoch {self.progress.epoch}, evaluation on dev"):
-            score = evaluate(net, self.dev, batch_size=size, max_tokens=recipe.max_tokens, worker=self.worker)
-        if not math.isfinite(score.loss):
-            raise NotFiniteError(f"epoch {self.progress.epoch}: the loss on dev is {score.loss}; {_RATE_HINT}", [])
-        return score
+            sizes = {"batch_size": size, "max_tokens": recipe.max_tokens}
+            found = assess(self.figure, self.model, self.dev, worker=self.worker, **sizes)
+        if not math.isfinite(found["loss"]):
+            raise NotFiniteError(f"epoch {self.progress.epoch}: the loss on dev is {found['loss']}; {_RATE_HINT}", [])
+        return found
 
     def _settle(self) -> tuple[float, int]:
         """Leaves the sums of all workers with the one that leads; returns those of loss and correct answers to all."""
@@ -357,22 +371,6 @@ class Trainer:
             f"{words} words, sentences of up to {longest})"
         )
 
-    def _bar(self) -> tqdm:
-        how: dict[str, Any]
-        if sys.stderr.isatty():
-            how = {"dynamic_ncols": True, "mininterval": 0.2}
-        else:
-            how = {"file": _Log(), "mininterval": _LOG_SECONDS, "delay": _LOG_SECONDS, "bar_format": _LOG_LINE}
-        return tqdm(
-            desc=f"epoch {self.progress.epoch}/{self.recipe.epochs}",
-            initial=self.progress.batch,
-            total=self.steps_of_epoch,
-            unit="batch",
-            leave=False,
-            disable=not self.worker.leads,
-            **how,
-        )
-
 
 @contextlib.contextmanager
 def _naming_what_is_too_large(what: Callable[[], str]) -> Iterator[None]:
@@ -384,14 +382,3 @@ def _naming_what_is_too_large(what: Callable[[], str]) -> Iterator[None]:
         if reason is None:
             raise
         raise MemoryError(f"{what()}: {reason}; {_MEMORY_HINT}") from error
-
-
-class _Log:
-    """A file for a progress bar that is no terminal's: each state that it writes becomes a line."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            print(text.strip(), file=sys.stderr)
-
-    def flush(self) -> None:
-        sys.stderr.flush()

@@ -42,7 +42,7 @@ class TestRun:
         assert [metrics.epoch for metrics in history] == list(range(1, 13))
         assert max(accuracies) > 0.95
         equals = [metrics for metrics in history if metrics.dev_accuracy == max(accuracies)]
-        assert trainer.progress.best is min(equals, key=lambda metrics: metrics.dev_loss)
+        assert trainer.best is min(equals, key=lambda metrics: metrics.dev_loss)
         assert len(equals) > 1  # or the loss decided nothing
         assert history[-1].train_loss < history[0].train_loss
         for directory, expected in ((tmp_path, max(accuracies)), (tmp_path / "last", accuracies[-1])):
@@ -59,8 +59,8 @@ class TestRun:
         assert {path.name for path in tmp_path.iterdir()} == model_files | beside
         assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["last.pt"]
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-        assert lines == [dataclasses.asdict(metrics) for metrics in history]
-        written = {"recipe": dataclasses.asdict(Recipe(epochs=2)), "why": "a test"}
+        assert lines == [metrics.as_dict() for metrics in history]
+        written = {"recipe": Recipe(epochs=2).as_dict(), "why": "a test"}
         assert Classifier.from_pretrained(tmp_path).training == written
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -81,7 +81,7 @@ class TestRun:
         assert not (tmp_path / "curves.png").exists()
 
     def test_a_log_file_gets_whole_lines(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("esim_fast.training.trainer._LOG_SECONDS", 0.0)
+        monkeypatch.setattr("esim_fast.training.bar._LOG_SECONDS", 0.0)
         new_trainer(Recipe(epochs=1, batch_size=8), tmp_path).run()
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) > 2
@@ -301,7 +301,7 @@ class TestRecipe:
         trainer = new_trainer(Recipe(epochs=16, learning_rate=1e-2, seed=1, precision=precision), tmp_path, model)
         trainer.run()
         # After 8 epochs one seed in twelve has not begun to learn, in fp32 and in bf16; after 16 all of them have.
-        assert trainer.progress.best.dev_accuracy > 0.9
+        assert trainer.best.dev_accuracy > 0.9
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),

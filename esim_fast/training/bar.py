@@ -1,0 +1,30 @@
+"""The progress bar of an epoch, which becomes lines where nobody watches it."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_LOG_SECONDS = 60.0  # between two lines about progress, where stderr is a file
+_LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
+
+
+def progress_bar(description: str, done: int, total: int, disable: bool) -> tqdm:
+    """A bar of batches, of which some are done."""
+    how: dict[str, Any]
+    if sys.stderr.isatty():
+        how = {"dynamic_ncols": True, "mininterval": 0.2}
+    else:
+        how = {"file": _Log(), "mininterval": _LOG_SECONDS, "delay": _LOG_SECONDS, "bar_format": _LOG_LINE}
+    return tqdm(desc=description, initial=done, total=total, unit="batch", leave=False, disable=disable, **how)
+
+
+class _Log:
+    """A file for a progress bar that is no terminal's: each state that it writes becomes a line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

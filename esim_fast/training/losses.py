@@ -1,0 +1,91 @@
+"""What training lowers: cross entropy of labels, which may have weights, and squared error of scores."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..classifier import Classifier
+from ..data import EncodedPairs
+from ..errors import listed
+from ..recipe import Recipe
+
+_NO_LABEL = -100
+
+
+def summed_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+    """The loss of pairs, summed over them: a scalar.
+
+    Args:
+        logits: ``[B, number of labels]``, in regression ``[B, 1]``.
+        targets: int64 ``[B]`` labels, or float32 ``[B]`` scores; a pair of :func:`no_target` counts for nothing.
+        smoothing: share of each label that goes to all alike.
+        class_weights: float32 ``[number of labels]``.
+    """
+    if targets.is_floating_point():
+        errors = torch.where(targets.isnan(), 0.0, logits[:, 0].float() - targets)
+        return errors.square().sum()
+    return cross_entropy(
+        logits, targets, class_weights, reduction="sum", label_smoothing=smoothing, ignore_index=_NO_LABEL
+    )
+
+
+def correct_answers(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many pairs get their label: a scalar; 0 of scores, which are never quite right."""
+    if targets.is_floating_point():
+        return targets.new_zeros((), dtype=torch.int64)
+    return (logits.argmax(1) == targets).sum()
+
+
+def no_target(targets: Tensor) -> Tensor:
+    """A target ``[1]`` like ``targets`` of a pair that has no say in the loss."""
+    return targets.new_full((1,), math.nan if targets.is_floating_point() else _NO_LABEL)
+
+
+def check_targets(name: str, pairs: EncodedPairs, model: Classifier) -> None:
+    """Raises ValueError for pairs that a model cannot learn from, or be measured on.
+
+    Args:
+        name: what messages call the pairs.
+    """
+    targets = pairs.labels
+    if not len(pairs) or targets is None:
+        raise ValueError(f"{name}: expected labeled pairs, got {'none' if not len(pairs) else 'no labels'}")
+    if model.task == "regression":
+        if targets.dtype.kind != "f":
+            raise ValueError(f"{name}: the network has one output and learns scores: expected floats, got ids")
+        if not np.isfinite(targets).all():
+            index = int(np.flatnonzero(~np.isfinite(targets))[0])
+            raise ValueError(f"{name}: expected finite scores, got {targets[index]} at index {index}")
+    elif targets.dtype.kind == "f":
+        count = len(model.labels)
+        raise ValueError(f"{name}: the network has {count} outputs: expected ids of labels, got scores (one output)")
+    elif not 0 <= targets.min() <= targets.max() < len(model.labels):
+        raise ValueError(f"{name}: expected ids of labels from 0 to {len(model.labels) - 1}, got {targets.max()}")
+
+
+def class_weights(recipe: Recipe, model: Classifier, train: EncodedPairs) -> Tensor | None:
+    """The weights of labels that a recipe asks for: float32 ``[number of labels]``, on the model's device.
+
+    Raises:
+        ValueError: the recipe names a label that the model has not, or wants of scores what only labels can have.
+    """
+    if model.task == "regression":
+        for name in ("class_weights", "label_smoothing"):
+            if getattr(recipe, name):
+                raise ValueError(f"{name}: scores have no classes")
+        return None
+    wanted = recipe.class_weights
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):  # "balanced"
+        counts = np.bincount(np.asarray(train.labels), minlength=len(model.labels))
+        weights = (len(train) / (len(model.labels) * np.maximum(1, counts))).tolist()
+    else:
+        for label in wanted:
+            if label not in model.labels:
+                raise ValueError(f"class_weights: there is no label {label!r}, only {listed(model.labels)}")
+        weights = [wanted.get(label, 1.0) for label in model.labels]
+    return torch.tensor(weights, dtype=torch.float32, device=model.net.device)
