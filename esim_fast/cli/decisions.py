@@ -4,6 +4,7 @@ import argparse
 
 from ..classifier import Classifier
 from ..data import EncodedPairs
+from ..labels import positive_label
 from ..training import calibrate, choose_threshold
 from .corpora import TrainingData
 from .options import UsageError
@@ -18,6 +19,9 @@ def check(options: argparse.Namespace, data: TrainingData) -> None:
     if len(data.labels) != 2:
         what = "scores have no probabilities" if data.has_scores else f"there are {len(data.labels)}"
         raise UsageError(f"--threshold is for two labels: {what}")
+    positive = positive_label(data.labels) or data.labels[1]
+    if options.threshold == "f1" and not data.dev.label_counts().get(positive):
+        raise UsageError(f"--threshold f1: no pair of {data.dev.path} has the label {positive}")
 
 
 def decide(model: Classifier, dev: EncodedPairs, options: argparse.Namespace) -> list[str]:

@@ -18,7 +18,7 @@ def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0)
 
     Args:
         forget_bias: of the forget gates.
-        output_bias: of the last layer. Regression learns much faster from the mean of the training scores on.
+        output_bias: of the last layer. In regression the mean of the training scores is a good one.
     """
     for module in net.modules():
         if isinstance(module, nn.Linear):
