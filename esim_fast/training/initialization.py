@@ -18,7 +18,8 @@ def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0)
 
     Args:
         forget_bias: of the forget gates.
-        output_bias: of the last layer. In regression the mean of the training scores is a good one.
+        output_bias: of the last layer. For regression take the mean of the training scores:
+            from 0 on the network may learn it and nothing else.
     """
     for module in net.modules():
         if isinstance(module, nn.Linear):

@@ -90,5 +90,6 @@ def best_threshold(is_positive: np.ndarray, probabilities: np.ndarray, best: str
         figures = found + (len(order) - positive) - (counts - found)
     middles = (above + below) / 2
     thresholds = np.where(middles > below, middles, above)  # neighbors among float32's numbers have none between
+    thresholds[(below < 0.5) & (above >= 0.5)] = 0.5
     good = thresholds[figures == figures.max()]
     return float(good[np.abs(good - 0.5).argmin()])
