@@ -239,11 +239,14 @@ def _other_settings(error: OtherSettingsError) -> str:
     if error.name in _DATA:
         return f"this run began with other {_DATA[error.name]}"
     option = OPTION_NAMES[error.name]
-    if error.before is None:
-        return f"this run began without {option}: resume it so"
-    if isinstance(error.before, bool):
+    if error.before is None or isinstance(error.before, bool):
         return f"this run began {'with' if error.before else 'without'} {option}: resume it so"
-    return f"this run began with {option} {error.before}, not {error.now}: resume it with that"
+    before, now = (
+        ",".join(f"{label}={weight:g}" for label, weight in value.items()) if isinstance(value, dict) else value
+        for value in (error.before, error.now)
+    )
+    instead = "" if now is None else f", not {now}"
+    return f"this run began with {option} {before}{instead}: resume it with that"
 
 
 def _say_epoch(metrics: EpochMetrics, recipe: Recipe, figure: Figure, several: bool) -> None:

@@ -302,7 +302,7 @@ class TestLabels:
         assert result.returncode == 2
         said = f"{path}: expected classes, got {len(labels)} scores, such as 0."
         assert said in result.stderr
-        assert result.stderr.endswith("round them to whole numbers, or put them into bins, and train on these\n")
+        assert result.stderr.endswith("learn them with --task regression, or put them into bins\n")
 
     @pytest.mark.parametrize("labels", [("0", "0.5", "1"), ("0", "1", "2", "3", "4", "5"), ("1", "2.0", "3.00")])
     def test_numbers_that_are_classes(self, tmp_path, labels):
