@@ -250,7 +250,9 @@ def test_prepared_corpora_hold_what_is_read(tmp_path, name, write):
         header = b"" if path.suffix == ".jsonl" else HEADERS[path.suffix[1:]]
         path.write_bytes(header + b"".join(damaged_rows(write, draw)))
         bad: list[BadRow] = []
-        pairs = [(p.split(), h.split(), label, line) for p, h, label, line in read_pairs(path, on_bad_row=bad.append)]
+        pairs = [
+            (p.split(), h.split(), label, line) for p, h, label, line, _ in read_pairs(path, on_bad_row=bad.append)
+        ]
         corpus = prepare(path, str.split, skip_bad_rows=True, allow_empty=True)
         assert corpus.bad_rows == bad
         assert pairs_of(corpus) == pairs
