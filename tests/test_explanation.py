@@ -66,7 +66,7 @@ class TestPage:
         assert len(text) < 20_000
 
     def test_words_are_text_whatever_they_are(self, tmp_path):
-        words = ["</script>", "<script>alert(1)</script>", "<!--", "{{explanation}}", "$&", "\u2028", CHINESE]
+        words = ["</script>", "<script>alert(1)</script>", "<!--", "{{content}}", "$&", "\u2028", CHINESE]
         long_explanation(words, words).save(tmp_path / "map.html")
         text = (tmp_path / "map.html").read_text(encoding="utf-8")
         assert self.embedded(text)["premise"] == words

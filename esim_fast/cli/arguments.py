@@ -82,9 +82,18 @@ def train(command: argparse.ArgumentParser) -> None:
 
 
 def evaluate(command: argparse.ArgumentParser) -> None:
-    """Accuracy, per-class figures and the confusion matrix, as one JSON object."""
+    """Accuracy, F1, calibration, figures of each class and the confusion matrix, or a regression model's correlations,
+    as one JSON object (docs/evaluation.md)."""
     command.add_argument("model", metavar="MODEL_DIR")
     command.add_argument("file", metavar="FILE", help=FILES)
+    ranking = (
+        "also MAP, MRR and recall@k: the pairs of each premise are a query's candidates, and those whose label is "
+        "entailment or 1 (whose score is above 0) the relevant ones"
+    )
+    command.add_argument("--ranking", action="store_true", help=ranking)
+    wrong = "write the wrong pairs, the most confident answers first: a page for a browser (.html), or .jsonl"
+    command.add_argument("--errors", metavar="FILE", help=wrong)
+    command.add_argument("--confusion", metavar="FILE", help="draw the confusion matrix (.png)")
     add_reading(command)
     add_label_map(command)
     add_skipping(command)

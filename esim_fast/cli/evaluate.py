@@ -2,15 +2,26 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..data import EncodedPairs
+from ..classifier import Classifier
+from ..data import CorpusFormat, EncodedPairs, Pair, PreparedCorpus, read_pairs
 from ..data.parsing import NO_LABELS, label_name
-from ..errors import listed
+from ..data.scores import is_score
+from ..errors import DataError, listed
+from ..evaluation import confusion, errors
+from ..evaluation.figures import Answers, Scores, positive_of
+from ..files import replace_file
+from ..streaming import NOT_FINITE
 from . import common
 from .options import UsageError, say
 
@@ -20,24 +31,149 @@ _NAMED = 10  # labels
 def run(options: argparse.Namespace) -> None:
     if NO_LABELS[0] in options.map_labels.values():
         raise UsageError("--map-labels: the model cannot predict -")
+    _check_output(options.errors, "--errors", errors.FORMS, options.file)
+    _check_output(options.confusion, "--confusion", (".png",), options.file)
     model = common.load_model(options)
+    is_regression = model.task == "regression"
+    # The names of gold labels go the same way.
+    names = [label_name(label, options.map_labels) for label in model.labels]
+    labels = list(dict.fromkeys(names))
+    _check_possible(options, labels, is_regression)
+    corpus_format = replace(common.corpus_format(options), scores=is_regression)
     tokenizer, skip = options.tokenizer or model.tokenizer, options.skip_bad_rows
-    corpus = common.prepared(options.file, options, tokenizer, skip_bad_rows=skip)
+    corpus = common.prepared(options.file, options, tokenizer, corpus_format=corpus_format, skip_bad_rows=skip)
     common.list_bad_rows(corpus.path, corpus.bad_rows)
-    # The names of gold labels have gone the same way.
-    answers = [label_name(label, options.map_labels) for label in model.labels]
-    labels = list(dict.fromkeys(answers))
-    common.check_label_map(options, {*labels, *corpus.label_names}, corpus.unlabeled)
-    others = {label: count for label, count in corpus.label_counts().items() if label not in labels}
-    left_out = {"bad_rows": len(corpus.bad_rows), "other_labels": others}
-    if skip:
-        corpus = corpus.without_other_labels(labels)
-    pairs = corpus.encode(model.vocabulary, labels)
-    label_of_answer = torch.tensor([labels.index(answer) for answer in answers])
-    predicted = label_of_answer[model.logits(pairs, batch_size=options.batch_size).argmax(1)]
-    report = _report(labels, pairs, predicted, corpus.unlabeled, left_out)
-    _say_what_is_not_scored(corpus.path, report)
+    known = set(corpus.label_names) if is_regression else {*labels, *corpus.label_names}
+    common.check_label_map(options, known, corpus.unlabeled)
+    left_out: dict[str, Any] = {"bad_rows": len(corpus.bad_rows)}
+    answers: Answers | Scores
+    if is_regression:
+        answers = Scores(corpus.scores(), _logits(model, corpus.encode_scores(model.vocabulary), options)[:, 0].numpy())
+    else:
+        _refuse_scores(corpus, labels, options.model)
+        left_out["other_labels"] = {label: n for label, n in corpus.label_counts().items() if label not in labels}
+        if skip:
+            corpus = corpus.without_other_labels(labels)
+        answers = _answers(model, names, corpus.encode(model.vocabulary, labels), options)
+    report = answers.figures()
+    if options.ranking:
+        report["ranking"] = answers.ranking(_queries(corpus))
+    report.update(pairs=len(answers.gold), dropped=corpus.unlabeled, left_out=left_out)
+    if isinstance(answers, Answers):
+        classes = answers.classes()
+        report["absent_labels"] = [label for label, figures in classes.items() if not figures["support"]]
+        report["classes"] = classes
+        rows = zip(labels, answers.confusion().tolist(), strict=True)
+        report["confusion_matrix"] = {label: dict(zip(labels, row, strict=True)) for label, row in rows}
+        _say_what_is_not_scored(corpus.path, report)
+    if options.errors:
+        _write_errors(options, answers, corpus, corpus_format, model)
+    if options.confusion and isinstance(answers, Answers):
+        _draw_confusion(options.confusion, answers)
     print(json.dumps(report, ensure_ascii=False))
+
+
+def _check_output(name: str | None, option: str, endings: Sequence[str], source: str) -> None:
+    """Raises UsageError for a file that could not be written, before an hour's work is lost."""
+    if name is None:
+        return
+    path = Path(name)
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"{option} {name}: expected a name that ends in {' or '.join(endings)}")
+    if path.is_dir():
+        raise UsageError(f"{option} {name}: expected a file, got a directory")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {name}: no such directory: {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{option} {name}: {path.parent} cannot be written to")
+    if path.exists() and os.path.exists(source) and path.samefile(source):
+        raise UsageError(f"{option} {name}: that is the file of pairs, which would be overwritten")
+    if option == "--confusion":
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            raise UsageError(f'{option} needs matplotlib: pip install "esim_fast[plot]"') from error
+
+
+def _check_possible(options: argparse.Namespace, labels: list[str], is_regression: bool) -> None:
+    """Raises UsageError for what this model does not have."""
+    if is_regression and options.confusion:
+        raise UsageError("--confusion: this is a regression model, which gives scores and no labels")
+    if options.ranking and not is_regression and positive_of(labels) is None:
+        raise UsageError(
+            f"--ranking: which label means relevant? Expected entailment or 1, got {listed(labels)}: "
+            "rename it with --map-labels OLD=1"
+        )
+
+
+def _refuse_scores(corpus: PreparedCorpus, labels: Sequence[str], model: str) -> None:
+    """Raises DataError for a file of scores, of which each one would be said to be a wrong label."""
+    scores = [name for name in corpus.label_names if name not in labels and "." in name]
+    if scores and all(map(is_score, corpus.label_names)):
+        raise DataError(
+            f"{corpus.path}: expected a label among {listed(labels)}, got scores such as {scores[0]}: {model} is a "
+            "model of classes; for scores train one with --task regression"
+        )
+
+
+def _logits(model: Classifier, pairs: EncodedPairs, options: argparse.Namespace) -> torch.Tensor:
+    """In float64, so that no two probabilities are rounded to the same number."""
+    logits = model.logits(pairs, batch_size=options.batch_size).double()
+    if not logits.isfinite().all():
+        raise FloatingPointError(NOT_FINITE)
+    return logits
+
+
+def _answers(model: Classifier, names: list[str], pairs: EncodedPairs, options: argparse.Namespace) -> Answers:
+    """``names`` are those of the model's labels, of which several may be the same: it is one label then."""
+    labels = list(dict.fromkeys(names))
+    place = torch.tensor([labels.index(name) for name in names])
+    logits = _logits(model, pairs, options)
+    given = place[model.decide(model.probabilities(logits.float()))]  # as predict does
+    probabilities = torch.zeros(len(logits), len(labels), dtype=torch.float64)
+    probabilities.index_add_(1, place, model.probabilities(logits))
+    assert pairs.labels is not None
+    return Answers(labels, pairs.labels, given.numpy(), probabilities.numpy())
+
+
+def _queries(corpus: PreparedCorpus) -> np.ndarray:
+    """int64, the number of each labeled pair's premise: one for premises of the same words."""
+    numbers: dict[bytes, int] = {}
+    begins = corpus.ends.reshape(-1, 2) - corpus.lengths
+    premises = zip(begins[corpus.labeled, 0], corpus.lengths[corpus.labeled, 0], strict=True)
+    return np.array([numbers.setdefault(corpus.tokens[b : b + n].tobytes(), len(numbers)) for b, n in premises])
+
+
+def _write_errors(
+    options: argparse.Namespace,
+    answers: Answers | Scores,
+    corpus: PreparedCorpus,
+    corpus_format: CorpusFormat,
+    model: Classifier,
+) -> None:
+    order = errors.worst_first(answers)
+    lines = corpus.lines[corpus.labeled]
+    pairs = _pairs_at({int(lines[index]): int(index) for index in order}, corpus.path, corpus_format)
+    errors.save(Path(options.errors), answers, pairs, model, os.path.basename(corpus.path))
+    what = "pairs" if isinstance(answers, Scores) else "wrong pairs"
+    say(f"{options.errors}: {len(order):,} {what}")
+
+
+def _pairs_at(places: Mapping[int, int], path: str, corpus_format: CorpusFormat) -> dict[int, Pair]:
+    """The pairs of some lines, which are the keys, as they stand in the file; what is prepared holds only words."""
+    rows = read_pairs(path, corpus_format, on_bad_row=lambda row: None)
+    found = {places[pair.line]: pair for pair in rows if pair.line in places}
+    if len(found) < len(places):
+        raise DataError(f"{path}: the file was changed meanwhile")
+    return found
+
+
+def _draw_confusion(name: str, answers: Answers) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        replace_file(Path(name), lambda partial: confusion.draw(partial, answers.labels, answers.confusion()))
+    for warning in caught:
+        say(f"esim-fast: {name}: {warning.message}")
 
 
 def _say_what_is_not_scored(path: str, report: dict[str, Any]) -> None:
@@ -49,29 +185,3 @@ def _say_what_is_not_scored(path: str, report: dict[str, Any]) -> None:
         say(f"{path}: {sum(others.values())} pairs left out: expected a label among {labels}, got {counts}{remedy}")
     if absent:
         say(f"{path}: no pair has the label {listed(absent)}, although the model can predict it{remedy}")
-
-
-def _report(
-    labels: Sequence[str], pairs: EncodedPairs, predicted: torch.Tensor, dropped: int, left_out: dict[str, Any]
-) -> dict[str, Any]:
-    gold = torch.from_numpy(pairs.labels)
-    confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)  # [gold, predicted]
-    confusion.index_put_((gold, predicted), torch.ones_like(gold), accumulate=True)
-    correct, support, answers = confusion.diag(), confusion.sum(1), confusion.sum(0)
-    classes = {}
-    for i, label in enumerate(labels):
-        precision = int(correct[i]) / max(1, int(answers[i]))
-        recall = int(correct[i]) / max(1, int(support[i]))
-        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        classes[label] = {"precision": precision, "recall": recall, "f1": f1, "support": int(support[i])}
-    return {
-        "accuracy": int(correct.sum()) / len(pairs),
-        "pairs": len(pairs),
-        "dropped": dropped,
-        "left_out": left_out,
-        "absent_labels": [label for label, figures in classes.items() if not figures["support"]],
-        "classes": classes,
-        "confusion_matrix": {
-            label: dict(zip(labels, row, strict=True)) for label, row in zip(labels, confusion.tolist(), strict=True)
-        },
-    }

@@ -11,15 +11,16 @@ from .scores import is_score
 NAMES = {
     "premise": (
         *("sentence1", "premise", "question1", "text_a"),
-        *("sentence_a", "#1 string", "context", "question"),  # SICK, MRPC, ANLI, QNLI
+        *("sentence_a", "#1 string", "context", "question", "query"),  # SICK, MRPC, ANLI, QNLI, ranking
     ),
     "hypothesis": (
         *("sentence2", "hypothesis", "question2", "text_b"),
         *("sentence_b", "#2 string", "hypo", "sentence"),  # SICK, MRPC, XNLI's translations, QNLI
+        *("candidate", "passage"),  # ranking
     ),
     "label": (
         *("gold_label", "label", "is_duplicate"),
-        *("entailment_label", "entailment_judgment", "quality"),  # SICK (in two forms), MRPC
+        *("entailment_label", "entailment_judgment", "quality", "relevant"),  # SICK (in two forms), MRPC, ranking
     ),
 }
 # Where scores are wanted, which stand beside the labels in SICK.
@@ -157,7 +158,7 @@ def find_columns(
             if name not in fields and role in required:
                 raise BadRowError(f"expected a column {name} in the header, got {listed(fields)}")
         places = {role: fields.index(name) for role, name in names.items() if name in fields}
-    elif len(known) >= 2 or ("label" in known and len(fields) >= len(NAMES)):
+    elif len(known) >= 2 or ("label" in known and len(fields) >= len(NAMES) and lower[known["label"]] != "relevant"):
         for role in required:
             if role not in known:
                 has_scores = role == "label" and "label" in _known_columns(fields, SCORE_NAMES)

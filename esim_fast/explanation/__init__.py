@@ -63,11 +63,24 @@ class Explanation:
         if path.suffix.lower() == ".png":
             replace_file(path, lambda partial: picture.draw(partial, **vars(self)))
             return
-        text = json.dumps(self.as_dict(), ensure_ascii=False)
-        if path.suffix.lower() == ".html":  # one file, which loads nothing; words are text to it, whatever they are
-            page = (resources.files(__package__) / "page.html").read_text(encoding="utf-8")
-            text = page.replace("{{explanation}}", text.replace("<", r"\u003c"))
-        replace_file(path, lambda partial: partial.write_text(f"{text}\n", encoding="utf-8"))
+        if path.suffix.lower() == ".html":
+            text = page_of((resources.files(__package__) / "page.html").read_text(encoding="utf-8"), self.as_dict())
+        else:
+            text = json.dumps(self.as_dict(), ensure_ascii=False) + "\n"
+        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def page_of(template: str, content: dict[str, Any]) -> str:
+    """A page of what draws attention maps and ``content`` as JSON: one file, which loads nothing.
+
+    Words are text to it, whatever they are.
+    """
+    for name in ("maps.css", "maps.js"):
+        template = template.replace(
+            f"{{{{{name}}}}}", (resources.files(__package__) / name).read_text(encoding="utf-8")
+        )
+    # Last, because nothing in it is to be replaced.
+    return template.replace("{{content}}", json.dumps(content, ensure_ascii=False).replace("<", r"\u003c"))
 
 
 def check_form(path: str | os.PathLike[str]) -> None:

@@ -37,14 +37,14 @@ def draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    families = _families({*"".join([*premise, *hypothesis, label])})
+    families = fonts_for({*"".join([*premise, *hypothesis, label])})
     cell = min(_CELL, _LONGEST / max(len(premise), 2 * len(hypothesis)))
-    names = 0.45 * cell * max(len(_plain(word)) for word in [*premise, *hypothesis])  # roughly, beside the cells
+    names = 0.45 * cell * max(len(plain(word)) for word in [*premise, *hypothesis])  # roughly, beside the cells
     width, height = 2 * (cell * len(hypothesis) + names) + 1.5, cell * len(premise) + names + 1.2
     with matplotlib.rc_context({"font.family": families, "font.size": 40 * cell, "axes.unicode_minus": False}):
         figure = Figure(figsize=(max(width, 6.0), height), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
-        said = f"{_plain(label)} ({probabilities[label]:.1%})" if probabilities else _plain(label)
+        said = f"{plain(label)} ({probabilities[label]:.1%})" if probabilities else plain(label)
         if unknown:
             said += "; gray words are unknown to the model"
         above = {"xycoords": "axes fraction", "xytext": (0, 40), "textcoords": "offset points"}
@@ -65,7 +65,7 @@ def _draw_map(
     image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
     axes.set_title(title, fontsize=10)
     for axis, words in ((axes.xaxis, across), (axes.yaxis, down)):
-        axis.set_ticks(range(len(words)), [_plain(word) for word in words])
+        axis.set_ticks(range(len(words)), [plain(word) for word in words])
         for label, word in zip(axis.get_ticklabels(), words, strict=True):
             if word in unknown:
                 label.set_color("0.5")
@@ -80,12 +80,12 @@ def _draw_map(
     return image
 
 
-def _plain(word: str) -> str:
+def plain(word: str) -> str:
     """A word as matplotlib should show it: not too long, and a dollar sign is no mathematics."""
     return (word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD - 1]}…").replace("$", r"\$")
 
 
-def _families(characters: set[str]) -> list[str]:
+def fonts_for(characters: set[str]) -> list[str]:
     """Fonts that have these characters between them: matplotlib's own first, then installed ones, as for Chinese."""
     from matplotlib import font_manager, ft2font  # here for the same reason
 

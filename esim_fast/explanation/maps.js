@@ -1,0 +1,61 @@
+"use strict";
+const content = JSON.parse(document.getElementById("content").textContent);
+
+function add(parent, tag, text = "", attributes = {}) {
+  const element = parent.appendChild(document.createElement(tag));
+  element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+// A bar for each probability.
+function addBars(list, probabilities) {
+  for (const [label, value] of probabilities) {
+    add(list, "dt", label);
+    add(add(list, "dd", "", { class: "bar" }), "i").style.width = 100 * value + "%";
+    add(list, "dd", (100 * value).toFixed(1) + " %");
+  }
+}
+
+// Both attention maps of a pair; what is pointed at is said in another element.
+function addMaps(parent, pair, pointed) {
+  const unknown = new Set(pair.unknown);
+
+  function heading(row, word, scope) {
+    return add(row, "th", word, { scope, ...(unknown.has(word) ? { class: "unknown", title: "unknown to the model" } : {}) });
+  }
+
+  function addMap(title, rule, weights, describe) {
+    const section = add(parent, "section");
+    add(add(section, "h2", title + " "), "span", rule);
+    const table = add(section, "table", "", { class: "map" });
+    const top = add(table, "tr");
+    add(top, "td", "", { class: "corner" });
+    const columns = pair.hypothesis.map(word => heading(top, word, "col"));
+    const few = pair.premise.length * pair.hypothesis.length <= 240;
+    weights.forEach((row, i) => {
+      const line = add(table, "tr");
+      const name = heading(line, pair.premise[i], "row");
+      row.forEach((weight, j) => {
+        const text = few && weight >= 0.005 ? weight.toFixed(2).replace(/^0/, "") : "";
+        const cell = add(line, "td", text, { tabindex: -1, "aria-label": describe(i, j, weight) });
+        cell.style.setProperty("--w", weight);
+        cell.classList.toggle("strong", weight > 0.55);
+        const point = () => {
+          parent.querySelectorAll(".pointed").forEach(th => th.classList.remove("pointed"));
+          name.classList.add("pointed");
+          columns[j].classList.add("pointed");
+          pointed.textContent = describe(i, j, weight);
+        };
+        cell.addEventListener("pointerenter", point);
+        cell.addEventListener("focus", point);
+      });
+    });
+  }
+
+  const words = (i, j) => [`“${pair.premise[i]}”`, `“${pair.hypothesis[j]}”`];
+  addMap("Premise to hypothesis", "rows sum to 1", pair.alpha,
+    (i, j, w) => `${words(i, j).join(" looks at ")}: ${w.toFixed(3)}`);
+  addMap("Hypothesis to premise", "columns sum to 1", pair.beta,
+    (i, j, w) => `${words(i, j).reverse().join(" looks at ")}: ${w.toFixed(3)}`);
+}
