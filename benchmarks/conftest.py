@@ -66,6 +66,8 @@ class Group:
             info["peak_bytes"] = measure.peak_bytes(found.call)
         elif found.saves:
             info["saved_bytes"] = found.saves()
+        if found.file_bytes:
+            info["file_bytes"] = found.file_bytes()
         return info
 
 

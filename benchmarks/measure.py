@@ -37,6 +37,7 @@ class Variant(NamedTuple):
     moves: int | None = None  # bytes that a call reads and writes at least
     multiplies: tuple[int, str] | None = None  # operations of a call's matrix products, and their precision
     saves: Callable[[], int] | None = None  # bytes kept for a backward pass; on a GPU the call's peak is measured
+    file_bytes: Callable[[], int] | None = None  # of the file that the model is in
 
 
 def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool = False) -> dict[str, list[float]]:

@@ -25,6 +25,7 @@ COLUMNS = (
     ("times_as_fast", "times as fast", 1, ",.2f"),
     ("peak_bytes", "peak memory, MB", 1e-6, ",.1f"),
     ("saved_bytes", "kept for backward, MB", 1e-6, ",.1f"),
+    ("file_bytes", "file, MB", 1e-6, ",.1f"),
     ("bytes_per_second", "GB/s", 1e-9, ",.1f"),
     ("share_of_copy", "of a copy's rate", 1, ".0%"),
     ("operations_per_second", "GFLOP/s", 1e-9, ",.0f"),

@@ -7,7 +7,7 @@ What is here is imported when it is first used, because torch takes seconds to i
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import compat, ops, streaming
+    from . import compat, export, ops, streaming
     from .classifier import Classifier
     from .extension import build_info
     from .layers import LocalInference, Pooling
@@ -17,7 +17,7 @@ else:
     from importlib import import_module
 
     _MODULES = (
-        *("classifier", "compat", "config", "data", "errors", "explanation", "extension", "files"),
+        *("classifier", "compat", "config", "data", "errors", "explanation", "export", "extension", "files"),
         *("layers", "model", "ops", "packed", "state_dicts", "streaming"),
     )
     _HOMES = {
@@ -53,6 +53,7 @@ __all__ = [
     "Rows",
     "build_info",
     "compat",
+    "export",
     "ops",
     "pack_pairs",
     "streaming",

@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import ESIMConfig, autocast, check_number
 from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
 from .data.parallel import ShouldStop, never
-from .errors import DataError, first_line, listed, naming, one_line
+from .errors import DataError, OwnTokenizerError, first_line, listed, naming, one_line
 from .explanation import Explanation
 from .files import check_entries, load_safetensors, parse_json, replace_file, write_json
 from .labels import LabelNames, label_names, positive_label
@@ -356,7 +356,7 @@ def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | No
     if isinstance(given, str) and given != trained_with:
         raise DataError(f"{path}: the model was trained with the tokenizer {trained_with}, not {given}")
     if given is None and ":" in trained_with:
-        raise DataError(
+        raise OwnTokenizerError(
             f"{path}: the model was trained with a tokenizer of somebody's own, {trained_with}: "
             "give it as tokenizer= or --tokenizer to have it imported and run"
         )

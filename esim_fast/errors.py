@@ -17,6 +17,10 @@ class DataError(ValueError):
         super().__init__(one_line(message))
 
 
+class OwnTokenizerError(DataError):
+    """A model was trained with a tokenizer of somebody's own, which is not imported unless it is asked for."""
+
+
 class BadRowError(Exception):
     """What is wrong with one row, in a line; whoever knows its file and line makes a DataError of it."""
 

@@ -29,20 +29,41 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     That holds when the process is killed and when the machine stops: content reaches the disk before its name does.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    replace_files({path: write})
+
+
+def replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Writes files that belong together as :func:`replace_file` does one: all are complete before one is replaced.
+
+    When the process is killed between them, the later ones are not there, rather than old beside new.
+    """
+    partials = {path: path.with_name(f"{path.name}.partial") for path in writers}
     try:
-        partial.unlink(missing_ok=True)  # it may be a link, to a file of somebody's
-        write(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        for path, partial in partials.items():
+            with _naming(path, partial):
+                partial.unlink(missing_ok=True)  # it may be a link, to a file of somebody's
+                writers[path](partial)
+                with open(partial, "rb+") as file:
+                    os.fsync(file.fileno())
+        for path in list(writers)[1:]:
+            path.unlink(missing_ok=True)
+        for path, partial in partials.items():
+            with _naming(path, partial):
+                os.replace(partial, path)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path, partial: Path) -> Iterator[None]:
+    """Has an OSError name the file that was meant: nobody knows the other name, and a full disk does not say whose."""
+    try:
+        yield
     except OSError as error:
-        # A full disk does not say whose; nobody knows the other name.
         if error.errno is not None and error.filename in (None, str(partial)):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

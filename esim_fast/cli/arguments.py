@@ -150,6 +150,16 @@ def convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokenizer", type=tokenizer, metavar="NAME", help=tokenizers)
 
 
+def export(command: argparse.ArgumentParser) -> None:
+    """Writes a model for ONNX Runtime, and beside it a JSON file with its vocabulary, labels and tokenizer, once ONNX
+    Runtime has given the same logits. See docs/export.md."""
+    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("output", metavar="FILE", help="a name that ends in .onnx; the other file's is FILE.json")
+    command.add_argument("--int8", action="store_true", help="quantized: smaller and faster, and less exact")
+    words = "it takes words, and looks them up itself; default: ids of words"
+    command.add_argument("--words", action="store_true", help=words)
+
+
 def data(command: argparse.ArgumentParser) -> None:
     """Rows, labels, lengths and vocabulary of each file, of later ones also how much of it the first one knows. Rows
     that cannot be read, also of the vectors, are listed on stderr; the exit code is 1 if there are any, 2 if a whole
@@ -170,6 +180,7 @@ _COMMANDS: dict[Callable[[argparse.ArgumentParser], None], str] = {
     predict: "label pairs",
     explain: "show which words look at which",
     convert: "make a model of a checkpoint of the notebook, coetaur0/ESIM or AllenNLP",
+    export: "write a model for ONNX Runtime",
     data: "say what files of pairs hold",
 }
 

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.commands import fails, succeeds
 from tests.processes import output_of
 
-COMMANDS = "train", "evaluate", "predict", "explain", "convert", "data"
+COMMANDS = "train", "evaluate", "predict", "explain", "convert", "export", "data"
 
 
 def test_version_and_help():
