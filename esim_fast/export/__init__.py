@@ -68,7 +68,7 @@ def to_onnx(
     path = Path(path)
     net = model.net if isinstance(model, Classifier) else model
     if not isinstance(net, ESIM):
-        raise TypeError(f"model must be a Classifier or an ESIM, got {type(model).__name__}")
+        raise TypeError(f"model must be an esim_fast.Classifier or an esim_fast.ESIM, got {type(model)}")
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"{path}: expected a name that ends in .onnx")
     beside = path.with_name(f"{path.name}.json")
