@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, overload
@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .config import ESIMConfig, autocast, check_number
-from .data import Batch, EncodedPairs, Tokenizer, Vocabulary, batches, get_tokenizer
+from .config import ESIMConfig, check_number
+from .data import EncodedPairs, Tokenizer, Vocabulary, get_tokenizer
 from .data.parallel import ShouldStop, never
 from .errors import DataError, OwnTokenizerError, first_line, listed, naming, one_line
 from .explanation import Explanation
@@ -20,11 +20,10 @@ from .files import check_entries, load_safetensors, parse_json, replace_file, wr
 from .labels import LabelNames, label_names, positive_label
 from .model import ESIM
 from .ops.backends import backends_of_ops
-from .packed import PackedPairs
-from .quantized import inference_precision, quantized_logits
+from .quantized import inference_precision
+from .scoring import evaluating, scored_pairs
 from .tokenizing import TOKENIZERS, check_words, name_of, split
 
-_MAX_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
 Json = TypeVar("Json", dict, list)
 
 WEIGHTS, CONFIG, VOCABULARY, LABELS = "model.safetensors", "config.json", "vocabulary.txt", "labels.json"
@@ -188,9 +187,8 @@ class Classifier:
             KeyboardInterrupt: ``should_stop()`` said so after a batch.
         """
         result = torch.empty(len(pairs), len(self.labels))
-        scored = scored_batches(self.net, pairs, batch_size, max_tokens=_MAX_TOKENS, precision=self.precision)
-        for batch, scores in scored:
-            result[batch.indices] = scores
+        for indices, scores in scored_pairs(self.net, pairs, batch_size, precision=self.precision):
+            result[indices] = scores
             if should_stop():
                 raise KeyboardInterrupt
         return result
@@ -206,13 +204,8 @@ class Classifier:
             if not sentence:
                 raise ValueError(f"the {name} has no words: there is nothing to look at")
         ids = [torch.tensor([self.vocabulary.encode(sentence)], device=self.net.device) for sentence in words.values()]
-        was_training = self.net.training
-        self.net.eval()
-        try:
-            with torch.no_grad():
-                alpha, beta = (weights[0].float().cpu() for weights in self.net.attention(*ids))
-        finally:
-            self.net.train(was_training)
+        with evaluating(self.net), torch.no_grad():
+            alpha, beta = (weights[0].float().cpu() for weights in self.net.attention(*ids))
         answer = self.predict((premise, hypothesis))
         if isinstance(answer, Prediction):
             label, by_label = answer.label, dict(zip(self.labels, answer.probabilities.tolist(), strict=True))
@@ -312,35 +305,6 @@ class Classifier:
         net.to(device).eval()
         model.precision = precision
         return model
-
-
-@torch.no_grad()
-def scored_batches(
-    net: ESIM, pairs: EncodedPairs, batch_size: int | None, *, precision: str = "fp32", **options: Any
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches of pairs with their raw scores, without dropout: float32 ``[B, number of labels]`` on the CPU.
-
-    Args:
-        precision: as for :class:`Classifier`.
-        options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
-    """
-    precision, was_training = inference_precision(precision, net.device, net), net.training
-    try:
-        if was_training:
-            net.eval()
-        for batch in batches(pairs, batch_size, shuffle=False, pin_memory=net.device.type == "cuda", **options):
-            if len(batch):
-                yield batch, _logits(net, batch.pairs.to(net.device), precision).float().cpu()
-    finally:
-        if was_training:
-            net.train()
-
-
-def _logits(net: ESIM, pairs: PackedPairs, precision: str) -> Tensor:
-    if precision == "int8":
-        return quantized_logits(net, pairs)
-    with autocast(precision, net.device):
-        return net(pairs)
 
 
 def _is_pair(value: Any) -> bool:

@@ -259,7 +259,11 @@ class CompositionLayer(nn.Module):
 
     def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
         """``m [N, 8H]`` to ``[N, 2H]``."""
-        y = drop(self.dropout, self.activation(self.F(m)), pairs.batch_sizes)  # [N, H]
+        return self.compose(self.F(m), pairs)
+
+    def compose(self, y: Tensor, pairs: PackedPairs) -> Tensor:
+        """What follows the projection: ``y [N, H]`` to ``[N, 2H]``."""
+        y = drop(self.dropout, self.activation(y), pairs.batch_sizes)
         return ops.bilstm(self.lstm, y, pairs.batch_sizes, first_row=pairs.first_row, backend=self.backend)
 
 

@@ -46,9 +46,14 @@ def _why_not(device: torch.device, net: ESIM | None) -> str | None:
     composition = net.infercomposition.composition
     plain = is_plain_fp32(net.encoder.lstm) and is_plain_fp32(composition.lstm)
     plain = plain and type(composition.F) is type(net.linear.mlp[1]) is Linear
-    if not plain or any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+    if not plain or has_hooks(net):
         return "layers as they were made, without hooks and wrappers, which it would leave out"
     return None
+
+
+def has_hooks(net: ESIM) -> bool:
+    """Whether somebody watches or changes what the network or a layer is given or returns."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 @torch.no_grad()
@@ -66,9 +71,21 @@ def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
     if len(pairs) == 0:
         return net(pairs)
     check_tokens("tokens", pairs.tokens, net.embedding)
+    return quantized_comparison(net, quantized_encoding(net, pairs), pairs)
+
+
+@torch.no_grad()
+def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
+    """What ``net.encode(pairs)`` computes, in int8 and without dropout: float32 ``[N, 2H]``."""
     with torch.autocast("cpu", enabled=False):
         x = net.embedding(pairs.tokens)  # [N, embedding_dim]
-        x = int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)  # [N, 2H]
+        return int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)
+
+
+@torch.no_grad()
+def quantized_comparison(net: ESIM, x: Tensor, pairs: PackedPairs) -> Tensor:
+    """The rest of it, of the encoded rows ``x [N, 2H]`` of pairs: float32 ``[B, num_labels]``."""
+    with torch.autocast("cpu", enabled=False):
         rows = pairs.rows(x.shape[1])
         m = net.inference(x, rows)  # [N, 8H]
         composition = net.infercomposition.composition

@@ -54,6 +54,7 @@ class EncodedPairs(Dataset[Batch]):
         labels: n label ids, or n scores, which are floats; or None.
 
     Attributes:
+        tokens, ids, begins: as :meth:`of_tokens` takes them.
         lengths: int64 ``[n, 2]``, words of each premise and hypothesis.
         labels: int64 ``[n]``, or float32 ``[n]`` for scores, or None.
     """
@@ -68,26 +69,31 @@ class EncodedPairs(Dataset[Batch]):
         lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
         ids = np.fromiter(chain.from_iterable(sentences), dtype=np.int64, count=int(lengths.sum()))
         begins = np.cumsum(lengths) - lengths
-        self._tokens = torch.from_numpy(ids)
-        self._ids: torch.Tensor | None = None  # tokens are ids themselves
-        self._begins, self.lengths = begins.reshape(2, -1).T, lengths.reshape(2, -1).T
+        self.tokens = torch.from_numpy(ids)
+        self.ids: torch.Tensor | None = None
+        self.begins, self.lengths = begins.reshape(2, -1).T, lengths.reshape(2, -1).T
         self.labels = None if labels is None else _ids_or_scores(labels)
 
     @classmethod
     def of_tokens(
-        cls, tokens: np.ndarray, ids: np.ndarray, begins: np.ndarray, lengths: np.ndarray, labels: np.ndarray
+        cls,
+        tokens: np.ndarray,
+        ids: np.ndarray | None,
+        begins: np.ndarray,
+        lengths: np.ndarray,
+        labels: np.ndarray | None = None,
     ) -> "EncodedPairs":
         """Pairs whose words are numbered in their own way; no copy is made of them.
 
         Args:
-            tokens: int32 ``[number of tokens]``, places in ``ids``.
-            ids: int64 ``[distinct words]``, the id of each word.
+            tokens: int32 or int64 ``[number of tokens]``, places in ``ids``.
+            ids: int64 ``[distinct words]``, the id of each word; None where tokens are ids themselves.
             begins, lengths: int64 ``[n, 2]``, where in ``tokens`` each premise and hypothesis lies.
-            labels: int64 ``[n]``, or float32 ``[n]`` for scores.
+            labels: int64 ``[n]``, or float32 ``[n]`` for scores, or None.
         """
         pairs = cls.__new__(cls)
-        pairs._tokens, pairs._ids = torch.from_numpy(tokens), torch.from_numpy(ids)
-        pairs._begins, pairs.lengths, pairs.labels = begins, lengths, labels
+        pairs.tokens, pairs.ids = torch.from_numpy(tokens), None if ids is None else torch.from_numpy(ids)
+        pairs.begins, pairs.lengths, pairs.labels = begins, lengths, labels
         return pairs
 
     @classmethod
@@ -101,11 +107,11 @@ class EncodedPairs(Dataset[Batch]):
             raise ValueError("expected pairs, all of them with labels or all without")
         if len(parts) == 1:
             return parts[0]
-        first_tokens = np.cumsum([0, *(len(part._tokens) for part in parts[:-1])])
-        ids = [part._tokens if part._ids is None else part._ids[part._tokens] for part in parts]
+        first_tokens = np.cumsum([0, *(len(part.tokens) for part in parts[:-1])])
+        ids = [part.tokens if part.ids is None else part.ids[part.tokens] for part in parts]
         pairs = cls.__new__(cls)
-        pairs._tokens, pairs._ids = torch.cat(ids), None
-        pairs._begins = np.concatenate([part._begins + first for part, first in zip(parts, first_tokens, strict=True)])
+        pairs.tokens, pairs.ids = torch.cat(ids), None
+        pairs.begins = np.concatenate([part.begins + first for part, first in zip(parts, first_tokens, strict=True)])
         pairs.lengths = np.concatenate([part.lengths for part in parts])
         pairs.labels = None if parts[0].labels is None else np.concatenate([part.labels for part in parts])
         return pairs
@@ -115,10 +121,10 @@ class EncodedPairs(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         indices = np.asarray(indices, dtype=np.int64)
-        begins, lengths = (torch.from_numpy(part[indices].T.copy()) for part in (self._begins, self.lengths))
-        pairs = pack_flat(self._tokens, *begins, *lengths)
-        if self._ids is not None:
-            pairs = replace(pairs, tokens=self._ids[pairs.tokens])
+        begins, lengths = (torch.from_numpy(part[indices].T.copy()) for part in (self.begins, self.lengths))
+        pairs = pack_flat(self.tokens, *begins, *lengths)
+        if self.ids is not None:
+            pairs = replace(pairs, tokens=self.ids[pairs.tokens])
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
         return Batch(pairs, labels, torch.from_numpy(indices), whole=len(indices))
 

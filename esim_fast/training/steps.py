@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..classifier import scored_batches
 from ..config import autocast_dtype
 from ..data import Batch, EncodedPairs
 from ..model import ESIM
 from ..recipe import Recipe
+from ..scoring import scored_batches
 from .distributed import ALONE, Worker
 from .losses import correct_answers, summed_loss
 

@@ -1,0 +1,168 @@
+"""A network over many encoded pairs, without gradients and dropout.
+
+Embedding and first BiLSTM (equations 1 and 2) see sentences alone, so a sentence in several pairs need be encoded only
+once. What follows sees pairs, which get copies of the encoded words.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .config import autocast
+from .data import Batch, EncodedPairs, batches
+from .data.distinct import SharedSentences, shared_sentences
+from .layers import Linear
+from .model import ESIM
+from .ops.checks import autocast_dtype
+from .packed import PackedPairs, check_tokens
+from .quantized import has_hooks, inference_precision, quantized_comparison, quantized_encoding, quantized_logits
+
+_MOST_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
+# On a CPU results of 32 MB and more take longer: malloc has their memory from the system, which clears it each time.
+_MOST_BYTES = 2**25 - 2**20
+_KEPT_TOKENS = 2**15  # of distinct sentences, that are encoded at a time: 120 MB with 300 units
+_LEAST_REPEATED = 0.15  # of all tokens, so that sharing them pays
+
+
+@contextmanager
+def evaluating(net: ESIM) -> Iterator[None]:
+    """The network in evaluation mode; afterwards it is in the mode that it was in."""
+    was_training = net.training
+    try:
+        if was_training:
+            net.eval()
+        yield
+    finally:
+        if was_training:
+            net.train()
+
+
+@torch.no_grad()
+def scored_batches(
+    net: ESIM, pairs: EncodedPairs, batch_size: int | None, *, precision: str = "fp32", **options: Any
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of pairs with their raw scores, without dropout: float32 ``[B, number of labels]`` on the CPU.
+
+    Args:
+        precision: as for :class:`esim_fast.Classifier`.
+        options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
+    """
+    precision = inference_precision(precision, net.device, net)
+    with evaluating(net):
+        for batch in batches(pairs, batch_size, shuffle=False, pin_memory=net.device.type == "cuda", **options):
+            if len(batch):
+                yield batch, _logits(net, batch.pairs.to(net.device), precision).float().cpu()
+
+
+def scored_pairs(
+    net: ESIM, pairs: EncodedPairs, batch_size: int, *, precision: str = "fp32"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Raw scores as of :func:`scored_batches`, with the indices of their pairs; sentences are shared where that pays.
+
+    Scores differ from those of whole pairs by rounding.
+    """
+    parts = list(shared_sentences(pairs, _KEPT_TOKENS))
+    if sum(part.words for part in parts) > (1 - _LEAST_REPEATED) * pairs.lengths.sum():
+        yield from _scored_whole(net, pairs, batch_size, precision)
+        return
+    first = 0
+    for part in parts:
+        for indices, scores in scored_shared(net, part, batch_size, precision=precision):
+            yield first + indices, scores
+        first += len(part.members)
+
+
+@torch.no_grad()
+def scored_shared(
+    net: ESIM, shared: SharedSentences, batch_size: int, *, precision: str = "fp32"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of pairs that share sentences, each of which is encoded once; all encoded words are kept meanwhile.
+
+    There are no gradients, as in all inference here. A network with hooks, or a forward pass of its own, gets whole
+    pairs.
+    """
+    if has_hooks(net) or type(net).forward is not ESIM.forward:
+        yield from _scored_whole(net, shared.pairs(shared.word_ids()), batch_size, precision)
+        return
+    precision = inference_precision(precision, net.device, net)
+    how: dict[str, Any] = {"shuffle": False, "pin_memory": net.device.type == "cuda", "max_tokens": _most_tokens(net)}
+    with evaluating(net):
+        compare = _Comparison(net, _encoded(net, shared, precision, how), precision)
+        for batch in batches(shared.pairs(), batch_size, **how):
+            yield batch.indices, compare(batch.pairs.to(net.device)).float().cpu()
+
+
+def _scored_whole(net: ESIM, pairs: EncodedPairs, batch_size: int, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch, scores in scored_batches(net, pairs, batch_size, max_tokens=_most_tokens(net), precision=precision):
+        yield batch.indices, scores
+
+
+def _most_tokens(net: ESIM) -> int:
+    """Of a batch. The widest results have 8 numbers for each unit and token."""
+    if net.device.type != "cpu":
+        return _MOST_TOKENS
+    return max(1, min(_MOST_TOKENS, _MOST_BYTES // (32 * net.config.hidden_size)))
+
+
+def _logits(net: ESIM, pairs: PackedPairs, precision: str) -> Tensor:
+    if precision == "int8":
+        return quantized_logits(net, pairs)
+    with autocast(precision, net.device):
+        return net(pairs)
+
+
+def _encoded(net: ESIM, shared: SharedSentences, precision: str, how: dict[str, Any]) -> Tensor:
+    """The encoded words of all sentences, one sentence behind the other: ``[R, 2H]``."""
+    words = shared.word_ids().to(net.device)
+    check_tokens("tokens", words, net.embedding)
+    places, rows = [], []
+    for batch in batches(shared.sentences(), **how):
+        sentences = batch.pairs.to(net.device)
+        places.append(sentences.tokens)
+        rows.append(_encode(net, replace(sentences, tokens=words[sentences.tokens]), precision))
+    encoded = torch.cat(rows)
+    return torch.empty_like(encoded).index_copy_(0, torch.cat(places), encoded)
+
+
+def _encode(net: ESIM, sentences: PackedPairs, precision: str) -> Tensor:
+    if precision == "int8":
+        return quantized_encoding(net, sentences)
+    with autocast(precision, net.device):
+        return net.encode(sentences)
+
+
+class _Comparison:
+    """What the network makes of pairs of encoded sentences: equations 11 to 20, and the classifier.
+
+    In fp32 the projection F (equation 16) of m = [a, ã, a - ã, a ⊙ ã] is computed as (F1 + F3) a + (F2 - F3) ã +
+    F4 (a ⊙ ã): the first part depends on the word alone, so it is there before sentences are paired.
+    """
+
+    def __init__(self, net: ESIM, encoded: Tensor, precision: str) -> None:
+        self._net, self._encoded, self._precision = net, encoded, precision
+        self._composition = composition = net.infercomposition.composition
+        self._in_parts = precision == "fp32" and type(composition.F) is Linear and autocast_dtype(net.device) is None
+        if self._in_parts:
+            of_word, of_aligned, of_difference, of_product = composition.F.weight.chunk(4, dim=1)  # [H, 2H] each
+            self._projected = functional.linear(encoded, of_word + of_difference, composition.F.bias)  # [R, H]
+            self._of_aligned, self._of_product = (of_aligned - of_difference).t(), of_product.contiguous().t()
+
+    def __call__(self, pairs: PackedPairs) -> Tensor:
+        """Logits ``[B, num_labels]`` of pairs with places among the encoded words instead of word ids."""
+        net, x = self._net, self._encoded.index_select(0, pairs.tokens)  # [N, 2H]
+        if self._precision == "int8":
+            return quantized_comparison(net, x, pairs)
+        rows = pairs.rows(x.shape[1])
+        with autocast(self._precision, net.device):
+            m = net.inference(x, rows)  # [N, 8H]
+            if not self._in_parts:
+                return net.linear(net.infercomposition(m, pairs, rows))
+            _, aligned, _, product = m.chunk(4, dim=1)
+            y = self._projected.index_select(0, pairs.tokens)  # [N, H]
+            y.addmm_(aligned, self._of_aligned).addmm_(product, self._of_product)
+            return net.linear(net.infercomposition.pool(self._composition.compose(y, pairs), rows))
