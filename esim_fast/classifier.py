@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .config import ESIMConfig, check_number
+from .config import ESIMConfig, check_int, check_number
 from .data import EncodedPairs, Tokenizer, Vocabulary, get_tokenizer
 from .data.parallel import ShouldStop, never
 from .errors import DataError, OwnTokenizerError, first_line, listed, naming, one_line
@@ -21,6 +21,7 @@ from .labels import LabelNames, label_names, positive_label
 from .model import ESIM
 from .ops.backends import backends_of_ops
 from .quantized import inference_precision
+from .ranking import best_candidates, output_of, strings
 from .scoring import evaluating, scored_pairs
 from .tokenizing import TOKENIZERS, check_words, name_of, split
 
@@ -153,6 +154,77 @@ class Classifier:
             return logits[:, 0]
         probabilities = self.probabilities(logits)
         return Predictions([self.labels[index] for index in self.decide(probabilities)], probabilities)
+
+    @overload
+    def rank(
+        self,
+        query: str,
+        candidates: Iterable[str],
+        top_k: int | None = 10,
+        label: str | None = None,
+        *,
+        return_documents: bool = False,
+        batch_size: int = 256,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def rank(
+        self,
+        query: list[str] | tuple[str, ...],
+        candidates: Iterable[str],
+        top_k: int | None = 10,
+        label: str | None = None,
+        *,
+        return_documents: bool = False,
+        batch_size: int = 256,
+    ) -> list[list[dict[str, Any]]]: ...
+
+    def rank(
+        self,
+        query: str | list[str] | tuple[str, ...],
+        candidates: Iterable[str],
+        top_k: int | None = 10,
+        label: str | None = None,
+        *,
+        return_documents: bool = False,
+        batch_size: int = 256,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """The candidates that go best with a query, as sentence-transformers' ``CrossEncoder.rank`` gives them.
+
+        The query is the premise and each candidate a hypothesis. A sentence is encoded once for all its pairs, without
+        gradients.
+
+        Args:
+            query: a sentence, or a list of them.
+            candidates: sentences, which are read once, some thousand at a time. With ``top_k`` they need not fit into
+                memory.
+            top_k: how many are returned at most; None is all.
+            label: the label by whose probability they are ranked; None is ``entailment``, else ``1``. A regression
+                model ranks by its score.
+            return_documents: whether the result holds the candidates' texts.
+            batch_size: pairs that the network gets at a time at most.
+
+        Returns:
+            ``{"corpus_id": place among the candidates, "score": …}`` of each, and ``"text"`` with ``return_documents``.
+            The best one comes first, and of equal ones the earlier one. For a list of queries a list of such lists.
+
+        Raises:
+            TypeError: query or candidates are not strings, or ``top_k`` is no integer.
+            ValueError: there are no candidates, ``top_k`` is not positive, or the model has no such label or none that
+                is called ``entailment`` or ``1``.
+            DataError: as :meth:`encode`.
+            FloatingPointError: the network gives something else than finite numbers.
+        """
+        if top_k is not None:
+            check_int("top_k", top_k, 1, "an int or None")
+        output = output_of(self, label)
+        queries = [query] if isinstance(query, str) else list(strings("query", query))
+        documents = enumerate(strings("candidates", candidates))
+        found = best_candidates(self, queries, documents, top_k=top_k, output=output, batch_size=batch_size)
+        results = [[one.as_dict(with_text=return_documents) for one in of_query] for of_query in found]
+        if not all(results):
+            raise ValueError("expected candidates, got none")
+        return results[0] if isinstance(query, str) else results
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of each label: logits ``[n, number of labels]`` after temperature and softmax, in the same dtype."""

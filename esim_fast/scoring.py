@@ -22,6 +22,8 @@ from .ops.checks import autocast_dtype
 from .packed import PackedPairs, check_tokens
 from .quantized import has_hooks, inference_precision, quantized_comparison, quantized_encoding, quantized_logits
 
+NOT_FINITE = "the network gives something else than finite numbers"
+
 _MOST_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
 # On a CPU results of 32 MB and more take longer: malloc has their memory from the system, which clears it each time.
 _MOST_BYTES = 2**25 - 2**20

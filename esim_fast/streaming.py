@@ -22,11 +22,10 @@ from .data.preparing import BYTES, ROWS, in_parts
 from .data.reading import KNOWN_NAMES, Form, RowParser, corpus_lines, open_corpus, parse_record
 from .data.records import Record
 from .errors import BadRowError, DataError, listed
+from .scoring import NOT_FINITE
 from .tokenizing import NOT_PLAIN, TOKENIZERS
 
 Written = TypeVar("Written")
-
-NOT_FINITE = "the network gives something else than finite numbers"
 
 
 class Answer(NamedTuple):

@@ -20,6 +20,7 @@ from .options import (
     add_skipping,
     add_tokenizer,
     count,
+    steps,
     text,
     threshold,
     tokenizer,
@@ -117,6 +118,21 @@ def predict(command: argparse.ArgumentParser) -> None:
     add_model_use(command)
 
 
+def rank(command: argparse.ArgumentParser) -> None:
+    """The candidates that go best with a query, the best one first, as JSON lines. The query is the premise, each
+    candidate a hypothesis."""
+    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("--query", type=text, metavar="TEXT")
+    sentences = "a sentence a line, also compressed (.gz, .bz2, .xz, .zip); - reads stdin"
+    command.add_argument("--queries", metavar="FILE", help=f"many of them: {sentences}")
+    command.add_argument("--candidates", metavar="FILE", required=True, help=sentences)
+    how_many = "candidates of each query, 0 for all; default: %(default)s"
+    command.add_argument("--top-k", type=steps, default=10, metavar="N", help=how_many)
+    label = "the label by whose probability they are ranked; default: entailment, else 1"
+    command.add_argument("--label", metavar="NAME", help=label)
+    add_model_use(command)
+
+
 def explain(command: argparse.ArgumentParser) -> None:
     """Draws the two attention maps of a pair: how much each word of the premise looks at each of the hypothesis, and
     the other way round."""
@@ -178,6 +194,7 @@ _COMMANDS: dict[Callable[[argparse.ArgumentParser], None], str] = {
     train: "train a model",
     evaluate: "score a model on labeled pairs",
     predict: "label pairs",
+    rank: "find the candidates that go best with a query",
     explain: "show which words look at which",
     convert: "make a model of a checkpoint of the notebook, coetaur0/ESIM or AllenNLP",
     export: "write a model for ONNX Runtime",

@@ -1,9 +1,12 @@
 """What several commands do."""
 
 import argparse
+import io
+import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from ..classifier import Classifier
 from ..data import BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
 from ..data.parallel import processors
 from ..data.parsing import NO_LABELS
+from ..data.records import bounded_lines
 from ..errors import one_line
 from ..quantized import inference_precision
 from .options import UsageError, say
@@ -66,6 +70,17 @@ def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer,
     """A corpus as the options of :func:`esim_fast.cli.options.add_reading` and :func:`add_cache` want it."""
     given = {"corpus_format": corpus_format(options), "cache": cache(options), "workers": workers(options)}
     return prepare(path, tokenizer, **{**given, **how})
+
+
+def lines_of_stdin() -> Iterator[bytes]:
+    """As :func:`esim_fast.data.records.bounded_lines` yields them."""
+    if sys.stdin is None:
+        raise UsageError("stdin is closed")
+    try:  # a reader of its own: at exit, Python waits for nobody who still reads there
+        file: Any = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    except (OSError, io.UnsupportedOperation):
+        file = sys.stdin.buffer
+    return bounded_lines(file)
 
 
 def workers(options: argparse.Namespace) -> int | None:

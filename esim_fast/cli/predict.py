@@ -1,23 +1,21 @@
 """``esim-fast predict``: label pairs, one or millions of them, in constant memory."""
 
 import argparse
-import io
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from ..data import UNKNOWN_ID, BadRow, Pair
 from ..data.compression import compression_of
-from ..data.records import bounded_lines
 from ..errors import DataError
-from ..streaming import NOT_FINITE, Answer, predict_blocks
+from ..scoring import NOT_FINITE
+from ..streaming import Answer, predict_blocks
 from . import common
 from .options import UsageError, say
 
@@ -41,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
         print(write.line_of(Answer(pair, label, figures, unknown)), end="")
         _warn_of_unknown_words("the pair", sum(unknown), sum(map(len, ids)))
         return
-    name, source = ("stdin", _lines_of_stdin()) if options.file == "-" else (options.file, options.file)
+    name, source = ("stdin", common.lines_of_stdin()) if options.file == "-" else (options.file, options.file)
     answered = left_out = words = unknown_words = 0
 
     def report(row: BadRow) -> None:
@@ -105,16 +103,6 @@ class _Lines:
             f"{said}{self._figures[label] % tuple(figures)}, "
             f'"unknown_words": {{"premise": {unknown[0]}, "hypothesis": {unknown[1]}}}}}\n'
         )
-
-
-def _lines_of_stdin() -> Iterator[bytes]:
-    if sys.stdin is None:
-        raise UsageError("stdin is closed")
-    try:  # a reader of its own: at exit, Python waits for nobody who still reads there
-        file: Any = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    except (OSError, io.UnsupportedOperation):
-        file = sys.stdin.buffer
-    return bounded_lines(file)
 
 
 def _progress(path: str) -> tqdm:

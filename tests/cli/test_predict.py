@@ -167,7 +167,7 @@ def test_numbers_that_are_none(model, tmp_path):
 
 def test_long_rows_take_turns(model, tmp_path):
     """Rows of many words come to the network in small batches."""
-    path = write_tsv(tmp_path / "long.tsv", [("man " * 20_000, "man")] * 3, header=False)
+    path = write_tsv(tmp_path / "long.tsv", [("man " * (20_000 + i), "man") for i in range(3)], header=False)
     sizes, forward = [], ESIM.forward
     with mock.patch.object(ESIM, "forward", lambda net, pairs: sizes.append(len(pairs)) or forward(net, pairs)):
         assert len(printed("predict", model, path, "--device", "cpu")) == 3
