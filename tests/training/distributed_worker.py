@@ -4,12 +4,20 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from esim_fast.data import EncodedPairs
 from esim_fast.training import Recipe, evaluate
 from esim_fast.training.distributed import joined, this_worker
-from tests.training.training_tasks import new_model, new_trainer, pairs
+from tests.training.training_tasks import (
+    new_model,
+    new_regression,
+    new_regression_trainer,
+    new_trainer,
+    pairs,
+    scored_pairs,
+)
 
 SIZES = [1, 2, 3, 5, 256, 257, 1023]
 STEPS = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, ema_decay=0.9)
@@ -31,6 +39,24 @@ def scores():
     """On data sets that do not divide."""
     net = new_model(seed=3).net
     return [list(evaluate(net, pairs(size, size), worker=this_worker())) for size in SIZES]
+
+
+def uneven_scores():
+    """The same pairs with scores."""
+    found = uneven_pairs()
+    found.labels = (found.labels * 2 + np.arange(len(found)) % 3).astype(np.float32)
+    return found
+
+
+def other_figures(directory):
+    """Of scores, and of weighted labels: what takes the answers of all processes."""
+    train, dev = uneven_scores(), scored_pairs(41, 2)
+    model = new_regression(dropout=0.0)
+    history = new_regression_trainer(STEPS, directory / "scores", model, train, dev).run()
+    values = [[m.train_loss, m.dev_loss, m.dev_pearson, m.dev_spearman] for m in history]
+    recipe = replace(STEPS, class_weights="balanced", best_by="auc")
+    history = new_trainer(recipe, directory / "auc", new_model(dropout=0.0), uneven_pairs(), pairs(41, 2)).run()
+    return [*values, *([m.train_loss, m.dev_loss, m.dev_accuracy, m.dev_auc] for m in history)]
 
 
 def interrupted(directory):
@@ -63,5 +89,6 @@ def main(folder, place):
             "scores": scores(),
             "steps": {parts: steps(folder / f"steps-{parts}", parts) for parts in (1, 2)},
             "interrupted": interrupted(folder),
+            "figures": other_figures(folder / "figures"),
         }
         (folder / f"result-{this_worker().rank}.json").write_text(json.dumps(result))

@@ -16,7 +16,7 @@ from esim_fast.data import batches
 from tests.cli.commands import succeeds
 from tests.processes import SECONDS, fork, places, start
 from tests.training import distributed_worker
-from tests.training.distributed_worker import SIZES, scores, steps
+from tests.training.distributed_worker import SIZES, other_figures, scores, steps
 from tests.training.training_tasks import pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +66,14 @@ def test_several_processes_take_the_steps_of_one(outcome, alone, parts):
         assert measured[1::2] == expected[1::2]  # accuracies: of as many pairs
     for directory in ("", "last"):
         assert_close_weights(folder / f"steps-{parts}" / directory, expected_folder / directory)
+
+
+def test_figures_are_of_the_answers_of_all(outcome, tmp_path):
+    expected = other_figures(tmp_path)
+    for measured, values in zip(outcome[1]["figures"], expected, strict=True):
+        assert measured == pytest.approx(values, abs=1e-4)
+    for name in ("scores", "auc"):
+        assert_close_weights(outcome[0] / "figures" / name, tmp_path / name)
 
 
 def test_evaluation_counts_every_pair_once(outcome):
@@ -120,6 +128,23 @@ class TestCommand:
         assert accuracies[0] == accuracies[1] != []
         assert_close_weights(tmp_path / "two", tmp_path / "one")
         assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["processes"] == 2
+
+    def test_it_decides_on_dev(self, corpus, tmp_path):
+        """One process chooses temperature and threshold, and all test with them."""
+        options = ["train", "--train", corpus, "--dev", corpus, "--test", corpus, "--hidden-size", "8", "--dropout", 0]
+        options += ["--epochs", 1, "--embedding-dim", 6, "--calibrate", "--threshold", "f1", "--best-by", "macro-f1"]
+        with ExitStack() as stack:
+            command = [*options, "--output", tmp_path / "two"]
+            commands = [stack.enter_context(start(*command, environment=place)) for place in places(2)]
+            (code, stdout, _), (other, nothing, _) = [command.finish() for command in commands]
+        assert (code, other, nothing) == (0, 0, "")
+        alone = succeeds(*options, "--output", tmp_path / "one")
+        decided = [re.findall("^(?:calibrated|yes from|test) .*", text, re.M) for text in (stdout, alone)]
+        assert decided[0] == decided[1]
+        assert len(decided[0]) == 3
+        kept = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("two", "one")]
+        for name in ("temperature", "threshold"):
+            assert kept[0].get(name) == pytest.approx(kept[1].get(name), abs=1e-3)
 
     def test_a_mistake_is_said(self, tmp_path):
         files = ["--train", "no.tsv", "--dev", "no.tsv", "--output", tmp_path / "m"]
