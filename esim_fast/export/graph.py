@@ -134,12 +134,8 @@ def _not_empty(graph: Graph, x: str, dimensions: int) -> str:
 
 def _looked_up(graph: Graph, side: str, words: Sequence[str]) -> str:
     """The special words are none of a text, as for :class:`esim_fast.data.Vocabulary`."""
-    ids: dict[str, Any] = {
-        "keys_strings": words[2:],
-        "values_int64s": range(2, len(words)),
-        "default_int64": UNKNOWN_ID,
-    }
-    return graph.node("LabelEncoder", side, domain="ai.onnx.ml", **ids)
+    table: dict[str, Any] = {"keys_strings": words[2:], "values_int64s": range(2, len(words))}
+    return graph.node("LabelEncoder", side, domain="ai.onnx.ml", default_int64=UNKNOWN_ID, **table)
 
 
 def _aligned(graph: Graph, p: _Sentence, h: _Sentence) -> tuple[str, str]:
