@@ -113,6 +113,8 @@ def test_calibration_error_of_certain_answers():
     probabilities = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.5, 0.5]])
     assert metrics.expected_calibration_error([0, 0, 0, 1], probabilities) == close(0.25)
     assert metrics.expected_calibration_error([0, 1, 0, 1], probabilities) == 0
+    # A confidence between two bins is in the lower one.
+    assert metrics.expected_calibration_error([0, 1], [[0.5, 0.5], [0.75, 0.25]], bins=2) == close(0.625)
 
 
 @seeds
