@@ -2,15 +2,18 @@
 asks for help or mistypes does not wait for it."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 
 from ..state_dicts import NAMING_SCHEMES
+from .config_file import given_options, set_defaults
 from .options import (
     FILES,
     Parser,
+    UsageError,
     add_cache,
     add_device,
     add_label_map,
@@ -20,6 +23,7 @@ from .options import (
     add_skipping,
     add_tokenizer,
     count,
+    logs,
     steps,
     text,
     threshold,
@@ -41,6 +45,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown:  # argparse itself would point to the help of the whole program
         hints = _hints(unknown, options.parser, {parser.prog: parser, **commands.choices})
         options.parser.error("; ".join([f"unrecognized arguments: {' '.join(unknown)}", *hints]))
+    if getattr(options, "config", None) is not None:
+        given = given_options(options.parser, sys.argv[1:] if arguments is None else arguments)
+        try:
+            set_defaults(options.parser, options.config, options, given)
+        except UsageError as error:
+            options.parser.error(str(error))
+        return parser.parse_args(arguments)
     return options
 
 
@@ -78,6 +89,11 @@ def train(command: argparse.ArgumentParser) -> None:
     cutting = "of two labels, give the positive one (entailment, 1 or the second) from the probability X on, or from "
     cutting += "that with the best F1 or accuracy on dev"
     command.add_argument("--threshold", type=threshold, metavar="f1|accuracy|X", help=cutting)
+    number("--limit", help="for a trial: read the first N pairs of each file, and no more")
+    places = "also write the curves to csv, tensorboard or wandb, or several: csv,tensorboard"
+    command.add_argument("--log", type=logs, action="extend", default=[], metavar="NAME,…", help=places)
+    values = "options from a .json or .yaml file, such as the config.json of a run; those given here come first"
+    command.add_argument("--config", metavar="FILE", help=values)
     add_device(command)
     add_recipe(command)
 

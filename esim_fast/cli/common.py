@@ -69,6 +69,7 @@ def cache(options: argparse.Namespace) -> Path | None:
 def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer, **how: Any) -> PreparedCorpus:
     """A corpus as the options of :func:`esim_fast.cli.options.add_reading` and :func:`add_cache` want it."""
     given = {"corpus_format": corpus_format(options), "cache": cache(options), "workers": workers(options)}
+    given["limit"] = getattr(options, "limit", None)
     return prepare(path, tokenizer, **{**given, **how})
 
 

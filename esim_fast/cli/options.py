@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from ..config import INFERENCE_PRECISIONS
@@ -12,6 +13,8 @@ from ..delimiters import is_delimiter
 from ..errors import one_line
 from ..recipe import BEST_BY
 from ..tokenizing import TOKENIZERS
+
+LOGS = ("csv", "tensorboard", "wandb")  # where the curves of a run may go
 
 FILES = (
     ".jsonl, .json, .csv, .parquet or tab-separated, also compressed (.gz, .bz2, .xz, .zip), with the columns of a "
@@ -109,6 +112,18 @@ def tokenizer(name: str) -> str:
     elif name not in TOKENIZERS:
         raise argparse.ArgumentTypeError(f"expected {', '.join(TOKENIZERS)} or module:function, got {name!r}")
     return name
+
+
+def logs(text: str) -> list[str]:
+    """An argparse type: where the curves of a run go, whose libraries are there."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in LOGS:
+            raise argparse.ArgumentTypeError(f"expected {', '.join(LOGS)}, or several of them, got {text!r}")
+        spec = None if name == "csv" else find_spec(name)
+        if name != "csv" and (spec is None or spec.origin is None):  # a folder of this name is no library
+            raise argparse.ArgumentTypeError(f'{name} is not installed: pip install "esim_fast[{name}]"')
+    return names
 
 
 def say(message: str) -> None:

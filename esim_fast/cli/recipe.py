@@ -79,6 +79,7 @@ OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.i
     "freeze_embedding": "--freeze-embedding",
     "tokenizer": "--tokenizer",
     "task": "--task",
+    "limit": "--limit",
 }
 
 
@@ -109,6 +110,15 @@ def recipe_of(options: argparse.Namespace, sample: bool) -> tuple[Recipe, ModelO
     recipe = PRESETS[options.preset or "paper"] if options.preset or not sample else _SAMPLE_RECIPE
     model = _SAMPLE_MODEL if sample else _PRESET_MODELS.get(options.preset, ModelOptions())
     return _given(recipe, options), _given(model, options)
+
+
+def preset_fields(preset: str) -> set[str]:
+    """What a preset sets otherwise than the defaults do."""
+    pairs: tuple[tuple[Any, Any], ...] = (
+        (PRESETS[preset], Recipe()),
+        (_PRESET_MODELS.get(preset, ModelOptions()), ModelOptions()),
+    )
+    return {name for ours, usual in pairs for name, value in vars(ours).items() if value != getattr(usual, name)}
 
 
 def _given(defaults: Any, options: argparse.Namespace) -> Any:

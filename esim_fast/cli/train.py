@@ -28,12 +28,18 @@ from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer, initialize
 from ..training.directory import RunDirectory
 from ..training.distributed import joined, lost_connection, started_by_torchrun, this_worker
 from ..training.figures import Figure, assess
+from ..training.loggers import RunLog
 from ..training.trainer import OtherSettingsError
 from . import common, decisions
 from .corpora import TrainingData, TrainingFiles, find_files, read_files
 from .options import UsageError, say
 from .recipe import OPTION_NAMES, ModelOptions, recipe_of
 
+# Options that are kept with a model, where they are not as usual, so that --config makes the same one of them again.
+_WRITTEN_DOWN: dict[str, Any] = {
+    **{"columns": None, "quoted": False, "delimiter": None, "map_labels": {}, "skip_bad_rows": False, "limit": None},
+    **{"task": "classification", "calibrate": False, "threshold": None},
+}
 _SEEDS = "seeds.json"  # what came of several
 # What a run began with, where it is not an option's value.
 _DATA = {"pairs": "training or dev pairs", "words": "words", "vectors": "word vectors"}
@@ -128,11 +134,20 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
     train, dev = data.encode_train(classifier.vocabulary), data.encode(data.dev, classifier.vocabulary)
     words = hashlib.sha256("\n".join(classifier.vocabulary.words).encode()).hexdigest()
     weight = classifier.net.embedding.weight
+    log = RunLog(options.log if worker.leads else [], plan.directory, _say_beside_bars)
+
+    def begin() -> None:
+        if not trainer.is_over:
+            config = {**recipe.as_dict(), **asdict(plan.model), "tokenizer": options.tokenizer, **plan.files._asdict()}
+            log.begin({**config, "vectors": options.vectors}, trainer.progress, trainer.resumed)
+        say_what_begins()
 
     def say_what_begins() -> None:  # only then: until there a mistake is the one line on stderr
         if first and worker.leads:
             if recipe.precision == "bf16" and plan.device.type == "cpu" and products.bf16_is_slower():
                 say("esim-fast: --precision bf16 is slower than fp32 on this processor")
+            if options.limit:
+                say(f"--limit {options.limit}: no more than the first {options.limit:,} pairs of each file are read")
             data.describe()
             if plan.files.unlabeled:
                 say(f"{plan.files.unlabeled}: not used, because it has no labels")
@@ -149,6 +164,10 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
                 where = f"is done after {len(progress.history)} epochs"
             say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a run begins'}")
 
+    def on_epoch(metrics: EpochMetrics) -> None:
+        log.epoch(metrics, trainer.progress.steps)
+        _say_epoch(metrics, recipe, trainer.figure, several=bool(options.seeds))
+
     try:
         trainer = Trainer(
             classifier,
@@ -159,6 +178,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             settings={
                 "task": options.task if data.has_scores else None,
                 "tokenizer": options.tokenizer,
+                "limit": options.limit,
                 "pairs": data.digest,
                 "words": words,
                 "vectors": hashlib.sha256(weight.detach().cpu().numpy().data).hexdigest() if options.vectors else None,
@@ -166,8 +186,9 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             },
             resume=options.resume,
             checkpoint_steps=options.checkpoint_steps,
-            on_begin=say_what_begins,
-            on_epoch=lambda metrics: _say_epoch(metrics, recipe, trainer.figure, several=bool(options.seeds)),
+            on_begin=begin,
+            on_epoch=on_epoch,
+            on_step=log.step if log.names else None,
             should_stop=should_stop,
         )
     except OtherSettingsError as error:
@@ -179,7 +200,8 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
         places = {"train": ", ".join(corpus.path for corpus in data.train), "dev": data.dev.path}
         raise UsageError(f"{ {**places, **OPTION_NAMES}.get(name, name) }: {reason}") from error
     try:
-        history = trainer.run()
+        with log:
+            history = trainer.run()
     except NotFiniteError as error:
         where = f"; its pairs are {data.places(error.indices)}" if error.indices else ""
         raise NotFiniteError(f"{error}{where}; the last checkpoint is kept", error.indices) from error
@@ -219,6 +241,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
             on_bad_row=bad.append if options.skip_bad_rows else None,
         )
         network["embedding_dim"] = vectors.shape[1]
+    given = {name: getattr(options, name) for name, usual in _WRITTEN_DOWN.items() if getattr(options, name) != usual}
     forget_bias = network.pop("forget_bias")
     net = ESIM(**network, vocab_size=len(vocabulary), num_labels=len(data.labels))
     initialize(net, forget_bias=forget_bias, output_bias=data.mean_score() if data.has_scores else 0.0)
@@ -228,6 +251,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
         "recipe": recipe.as_dict(),
         "forget_bias": forget_bias,
         "files": {**plan.files._asdict(), "vectors": options.vectors, "extend_vocabulary": options.extend_vocabulary},
+        **({"options": given} if given else {}),
         "device": torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else plan.device.type,
         "processes": this_worker().count,
         "versions": {"esim_fast": version("esim_fast"), "torch": torch.__version__},
@@ -247,6 +271,11 @@ def _other_settings(error: OtherSettingsError) -> str:
     )
     instead = "" if now is None else f", not {now}"
     return f"this run began with {option} {before}{instead}: resume it with that"
+
+
+def _say_beside_bars(message: str) -> None:
+    with tqdm.external_write_mode(sys.stderr):
+        say(message)
 
 
 def _say_epoch(metrics: EpochMetrics, recipe: Recipe, figure: Figure, several: bool) -> None:

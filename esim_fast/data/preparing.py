@@ -195,6 +195,7 @@ def prepare(
     labeled: bool = True,
     skip_bad_rows: bool = False,
     allow_empty: bool = False,
+    limit: int | None = None,
     cache: str | os.PathLike[str] | None = None,
     workers: int | None = None,
 ) -> PreparedCorpus:
@@ -205,6 +206,7 @@ def prepare(
         corpus_format, labeled: as for :func:`read_pairs`.
         skip_bad_rows: leave out what cannot be read, and list it in ``bad_rows``.
         allow_empty: whether a corpus without any pair is fine.
+        limit: read no more than that many rows, from the beginning.
         cache: the folder to keep the result in, such as :func:`default_cache`; nothing is kept of what a function of
             yours returned, or NLTK's Punkt data, because nobody can say whether it would come out the same again.
         workers: processes that tokenize; by default one for each processor that this process may use.
@@ -220,6 +222,7 @@ def prepare(
         if tokenizer_name in TOKENIZERS:
             tokenize(NOT_PLAIN)  # has it import what it needs, once for all processes
         records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled, look_ahead=True)
+        records = islice(records, limit)
         work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
         with closing(in_parts(work, records, workers or processors())) as parts:
             return _put_together(parts, name, skip_bad_rows)
@@ -230,6 +233,7 @@ def prepare(
         "tokenizer": f"{tokenizer_name}, nltk {version('nltk')}",
         "corpus_format": json.dumps(asdict(corpus_format)),
         "labeled": str(labeled),
+        **({} if limit is None else {"limit": str(limit)}),
     }
     content = fingerprint(name) if name.startswith("hub:") else None
     place = cache if tokenizer_name in _LASTING else None

@@ -1,7 +1,7 @@
 """How far a run has come, and what it has measured."""
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from .figures import Figure
 
@@ -32,6 +32,16 @@ class EpochMetrics:
     def as_dict(self) -> dict[str, Any]:
         """What was measured, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class StepMetrics(NamedTuple):
+    """What one training step measured, with dropout; of several processes, by the one that leads."""
+
+    step: int  # of the run, counted from 1
+    pairs: int
+    loss_sum: float  # over these pairs
+    learning_rate: float
+    gradient_norm: float  # before clipping, of the whole batch
 
 
 @dataclass

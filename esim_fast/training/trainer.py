@@ -27,7 +27,7 @@ from .directory import RunDirectory
 from .distributed import this_worker
 from .figures import Figure, assess, check_dev, figure_of
 from .losses import check_targets, class_weights, no_target
-from .progress import EpochMetrics, Progress
+from .progress import EpochMetrics, Progress, StepMetrics
 from .steps import StepResult, training_step
 
 _EVALUATED = 256  # pairs at a time, at most
@@ -78,6 +78,7 @@ class Trainer:
         checkpoint_steps: steps of an epoch after which a checkpoint is written; one is at the end of each epoch, too.
         on_begin: called by :meth:`run` when the directory could be written to, before the first step.
         on_epoch: called with what was measured, after an epoch is done and before its checkpoint is written.
+        on_step: called with what each step has measured, some steps later on a GPU.
         should_stop: asked after each step; if it says so, a checkpoint is written and the run ends with
             KeyboardInterrupt. Several processes must all be told so after the same step.
 
@@ -102,6 +103,7 @@ class Trainer:
         checkpoint_steps: int = 1000,
         on_begin: Callable[[], object] | None = None,
         on_epoch: Callable[[EpochMetrics], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         for name, pairs in (("train", train), ("dev", dev)):
@@ -113,7 +115,7 @@ class Trainer:
         check_dev(self.figure, model, dev)
         self.class_weights = class_weights(recipe, model, train)
         self.checkpoint_steps = checkpoint_steps
-        self.on_begin, self.on_epoch, self.should_stop = on_begin, on_epoch, should_stop
+        self.on_begin, self.on_epoch, self.on_step, self.should_stop = on_begin, on_epoch, on_step, should_stop
         self.directory = RunDirectory(directory)
         self.worker = this_worker()
         self.net, self.device, self.is_regression = model.net, model.net.device, model.task == "regression"
@@ -284,6 +286,10 @@ class Trainer:
             progress.loss_sum += loss
             progress.correct += int(correct)
             progress.seen += sum(map(len, indices))
+            if self.on_step is not None and self.worker.leads:
+                step = progress.steps - progress.batch + batch
+                rate = self.optimizer.param_groups[0]["lr"]
+                self.on_step(StepMetrics(step, sum(map(len, indices)), loss, rate, norm))
 
     def _end_epoch(self) -> None:
         """Evaluates, and keeps what the epoch has brought."""
