@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, overload
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast, overload
 import safetensors.torch
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .config import ESIMConfig, check_int, check_number
 from .data import EncodedPairs, Tokenizer, Vocabulary, get_tokenizer
@@ -114,20 +116,48 @@ class Classifier:
         """ "regression" for a network with one output, else "classification"."""
         return "regression" if len(self.labels) == 1 else "classification"
 
-    @overload
-    def predict(self, pairs: tuple[str, str], *, batch_size: int = 256) -> Prediction | float: ...
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.net.device
+
+    def to(self, device: torch.device | str) -> "Classifier":
+        """Moves the network to a device, and returns this model.
+
+        Raises:
+            ValueError: there is no such device here, or it cannot run the model's precision or backend; nothing is
+                moved then.
+        """
+        device = _usable(device)
+        inference_precision(self.precision, device)
+        for backend in {getattr(module, "backend", None) for module in self.net.modules()}:
+            backends_of_ops(backend, device)
+        self.net.to(device)
+        return self
 
     @overload
-    def predict(self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256) -> Predictions | Tensor: ...
+    def predict(
+        self, pairs: tuple[str, str], *, batch_size: int = 256, show_progress_bar: bool | None = None
+    ) -> Prediction | float: ...
+
+    @overload
+    def predict(
+        self, pairs: Iterable[tuple[str, str]], *, batch_size: int = 256, show_progress_bar: bool | None = None
+    ) -> Predictions | Tensor: ...
 
     def predict(
-        self, pairs: tuple[str, str] | Iterable[tuple[str, str]], *, batch_size: int = 256
+        self,
+        pairs: tuple[str, str] | Iterable[tuple[str, str]],
+        *,
+        batch_size: int = 256,
+        show_progress_bar: bool | None = None,
     ) -> Prediction | Predictions | Tensor | float:
         """Labels and probabilities of (premise, hypothesis) pairs of raw text, or of a single pair.
 
         Args:
             pairs: any number of pairs, or one.
             batch_size: pairs that the network gets at a time; those of similar length go together.
+            show_progress_bar: on stderr. None: where that is a terminal, if it takes longer than a second.
 
         Returns:
             (labels, probabilities) of n pairs: a list of n names, and float32 ``[n, number of labels]`` with columns in
@@ -148,8 +178,10 @@ class Classifier:
         for index, pair in enumerate(pairs):
             if not _is_pair(pair):
                 raise TypeError(f"pairs[{index}] must be a (premise, hypothesis) pair of strings, got {pair!r}")
-        premises, hypotheses = ([self.encode(pair[side]) for pair in pairs] for side in (0, 1))
-        logits = self.logits(EncodedPairs(premises, hypotheses, None), batch_size=batch_size)
+        with _bar(len(pairs), show_progress_bar) as bar:
+            premises, hypotheses = ([self.encode(pair[side]) for pair in pairs] for side in (0, 1))
+            encoded = EncodedPairs(premises, hypotheses, None)
+            logits = self.logits(encoded, batch_size=batch_size, on_scored=bar.update)
         if self.task == "regression":
             return logits[:, 0]
         probabilities = self.probabilities(logits)
@@ -252,8 +284,18 @@ class Classifier:
             check_words(words, sentence, name)
         return words
 
-    def logits(self, pairs: EncodedPairs, *, batch_size: int = 256, should_stop: ShouldStop = never) -> Tensor:
+    def logits(
+        self,
+        pairs: EncodedPairs,
+        *,
+        batch_size: int = 256,
+        should_stop: ShouldStop = never,
+        on_scored: Callable[[int], object] = lambda count: None,
+    ) -> Tensor:
         """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU.
+
+        Args:
+            on_scored: called with how many pairs were scored, after each batch.
 
         Raises:
             KeyboardInterrupt: ``should_stop()`` said so after a batch.
@@ -261,6 +303,7 @@ class Classifier:
         result = torch.empty(len(pairs), len(self.labels))
         for indices, scores in scored_pairs(self.net, pairs, batch_size, precision=self.precision):
             result[indices] = scores
+            on_scored(len(indices))
             if should_stop():
                 raise KeyboardInterrupt
         return result
@@ -339,9 +382,7 @@ class Classifier:
             DataError: a part is missing, malformed, or does not fit the others; the message names the file.
             ValueError: there is no such device here, or it cannot run the precision or the backend.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device}: torch finds no usable GPU here")
+        device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         inference_precision(precision, device)
         backends_of_ops(backend, device)
         directory = Path(directory)
@@ -377,6 +418,26 @@ class Classifier:
         net.to(device).eval()
         model.precision = precision
         return model
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """A device that is there, or a ValueError."""
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r}: {first_line(error)}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch finds no usable GPU here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: torch finds {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def _bar(count: int, shown: bool | None) -> tqdm:
+    """For pairs that are scored; None shows it where somebody may look, if there is time to."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    disable = not (is_terminal if shown is None else shown)
+    return tqdm(total=count, unit="pair", delay=1 if shown is None else 0, leave=False, disable=disable)
 
 
 def _is_pair(value: Any) -> bool:

@@ -1,6 +1,9 @@
 """Classifier: raw text in, labels out; a directory that is written and read whole, or refused with its reason."""
 
+import io
+import itertools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,77 @@ def test_predict_one_pair(model, pair):
     assert [label] == expected.labels
     assert torch.equal(probabilities, expected.probabilities[0])
     assert len(model.predict([PAIRS[0], PAIRS[1]]).labels) == 2  # two pairs are no pair of sentences
+
+
+def test_device(model):
+    assert model.device == model.net.device == torch.device("cpu")
+    assert model.to("cpu") is model
+    assert model.to(torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "torch finds no usable GPU here"), ("gpu", "Expected one of cpu"), ("cuda:-2", "Invalid device string")],
+)
+def test_devices_that_there_are_not(model, tmp_path, device, message):
+    model.save_pretrained(tmp_path)
+    for refuse in (model.to, lambda device: Classifier.from_pretrained(tmp_path, device=device)):
+        with pytest.raises(ValueError, match=message):
+            refuse(device)
+    assert model.device == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_to_a_gpu_and_back(model):
+    expected = model.predict(PAIRS).probabilities
+    assert model.to("cuda").device.type == "cuda"
+    torch.testing.assert_close(model.predict(PAIRS).probabilities, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match=r"^device cuda:99: torch finds \d+ GPUs here$"):
+        model.to("cuda:99")
+    assert torch.equal(model.to("cpu").predict(PAIRS).probabilities, expected)
+    model.precision = "fp16"  # which CPUs have not
+    model.to("cuda")
+    with pytest.raises(ValueError, match=r"^precision fp16 needs a GPU"):
+        model.to("cpu")
+    assert model.device.type == "cuda"
+
+
+def test_a_device_must_have_what_the_model_runs_in(model):
+    model.precision = "fp16"
+    with pytest.raises(ValueError, match=r"^precision fp16 needs a GPU"):
+        model.to("cpu")
+    model.precision = "fp32"
+    model.net.encoder.backend = "cudnn"
+    with pytest.raises(ValueError, match=r"^backend='cudnn' can run no op on cpu"):
+        model.to("cpu")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("shown", [True, None, False])
+@pytest.mark.parametrize("stderr", [Terminal, io.StringIO])
+@pytest.mark.parametrize("slow", [True, False])
+def test_progress_bar(model, monkeypatch, shown, stderr, slow):
+    monkeypatch.setattr("sys.stderr", stderr())
+    clock = itertools.count(0, 0.4 if slow else 1e-6)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    labels = model.predict(PAIRS * 3, batch_size=2, show_progress_bar=shown).labels
+    assert labels == model.predict(PAIRS).labels * 3
+    text = sys.stderr.getvalue()
+    if shown or (shown is None and slow and stderr is Terminal):
+        assert "/12 [" in text
+        if slow:
+            assert "12/12" in text
+    else:
+        assert text == ""
+
+
+def test_no_stderr(model, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert len(model.predict(PAIRS).labels) == 4
 
 
 def test_precision(model, tmp_path):

@@ -31,7 +31,13 @@ def run(options: argparse.Namespace) -> int:
             figures["known"] = f"{_coverage(words, first[1])} are in {first[0]}"
         if options.vectors:
             bad: list[BadRow] = []
-            found = words_with_vector(options.vectors, words, cache=common.cache(options), on_bad_row=bad.append)
+            found = words_with_vector(
+                options.vectors,
+                words,
+                cache=common.cache(options),
+                on_bad_row=bad.append,
+                show_progress_bar=common.is_watched(),
+            )
             common.list_bad_rows(options.vectors, [row for row in bad if row not in listed], common.VECTOR_ROWS)
             listed.update(bad)
             code = max(code, 1 if bad else 0)

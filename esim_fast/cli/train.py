@@ -239,6 +239,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
             seed=recipe.seed,
             cache=common.cache(options),
             on_bad_row=bad.append if options.skip_bad_rows else None,
+            show_progress_bar=this_worker().leads and common.is_watched(),
         )
         network["embedding_dim"] = vectors.shape[1]
     given = {name: getattr(options, name) for name, usual in _WRITTEN_DOWN.items() if getattr(options, name) != usual}

@@ -4,15 +4,17 @@ import math
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from itertools import chain
-from typing import IO
+from typing import IO, TypeAlias
 
 import numpy as np
 
 from ..errors import DataError, naming, one_line
 from .compression import ZIP_COMPRESSIONS
 from .reading import BadRow
+
+OnRead: TypeAlias = Callable[[int], object]  # gets a number of bytes
 
 WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
 LONGEST_WORD = 2_000  # characters, or bytes
@@ -21,8 +23,13 @@ _BLOCK = 2**18  # bytes that are read at once
 _NO_NPZ = (EOFError, ValueError, RuntimeError, OverflowError, SystemError, zipfile.BadZipFile, zlib.error)
 
 
-def npz_rows(name: str, wanted: Collection[str]) -> Generator[tuple[str, np.ndarray] | BadRow, None, None]:
+def npz_rows(
+    name: str, wanted: Collection[str], on_read: OnRead
+) -> Generator[tuple[str, np.ndarray] | BadRow, None, None]:
     """Yield the wanted words of an ``.npz`` archive with their vectors, or why a row cannot be used.
+
+    Args:
+        on_read: called with how many unpacked bytes were read, some at a time.
 
     Raises:
         DataError: the file cannot be read or is no such archive.
@@ -39,7 +46,7 @@ def npz_rows(name: str, wanted: Collection[str]) -> Generator[tuple[str, np.ndar
             ):
                 raise ValueError("not as numpy compresses")
             with archive.open("words.npy") as words_file, archive.open("vectors.npy") as vectors_file:
-                words, vectors = _StoredArray(words_file), _StoredArray(vectors_file)
+                words, vectors = _StoredArray(words_file, on_read), _StoredArray(vectors_file, on_read)
                 _check_npz(words, vectors, name)
                 rows: dict[str, int] = {}  # the first of each word
                 for row, word in enumerate(chain.from_iterable(block.tolist() for block in words.blocks())):
@@ -61,7 +68,7 @@ def npz_rows(name: str, wanted: Collection[str]) -> Generator[tuple[str, np.ndar
 class _StoredArray:
     """An array in an archive, of which some rows at a time are read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], on_read: OnRead) -> None:
         """Read what comes before the numbers, or raise a ValueError."""
         if np.lib.format.read_magic(file) != (1, 0):  # the later ones are for arrays of records
             raise ValueError("not a plain array")
@@ -74,7 +81,7 @@ class _StoredArray:
         if self.dtype.hasobject or not self.dtype.itemsize or min(self.shape, default=-1) < 0:
             raise ValueError("not a plain array")
         self.is_fortran = is_fortran and len(self.shape) > 1
-        self._file = file
+        self._file, self._on_read = file, on_read
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all rows, some at a time, or raise a ValueError where they are not all there, or not all there is."""
@@ -104,7 +111,9 @@ class _StoredArray:
         at_once = max(1, _BLOCK // row_bytes)
         for begin in range(0, count, at_once):
             rows = min(at_once, count - begin)
-            yield np.frombuffer(self._file.read(rows * row_bytes), dtype=self.dtype).reshape(rows, *others)
+            content = self._file.read(rows * row_bytes)
+            self._on_read(len(content))
+            yield np.frombuffer(content, dtype=self.dtype).reshape(rows, *others)
 
     def _check_end(self) -> None:
         if self._file.read(1):

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import BadRowError, DataError, naming, one_line, reason_of
 from .compression import BYTE_ORDER_MARK, UNREADABLE, compression_of, open_file, unpacked_name
-from .npz_vectors import LONGEST_WORD, WIDEST, npz_rows
+from .npz_vectors import LONGEST_WORD, WIDEST, OnRead, npz_rows
 from .parallel import ShouldStop, can_fork, map_in_processes, processors
 from .reading import BadRow
 from .vector_kinds import BLANKS, fields_of, is_number, is_row, is_text, other_than_vectors
@@ -33,7 +33,9 @@ _RANGE = 2**25  # bytes of a text that a process reads; of fewer than two ranges
 _HEADER = re.compile(rb"(\d{1,18})[ \t](\d{1,18})\s*")  # of word2vec's files: rows, and numbers in each
 
 
-def wanted_rows(name: str, wanted: Collection[str], most_bad: int) -> Generator[Row, None, None]:
+def wanted_rows(
+    name: str, wanted: Collection[str], most_bad: int, on_read: OnRead = lambda size: None
+) -> Generator[Row, None, None]:
     """Yield the wanted words of a file with their float32 or float16 vectors, and what is bad, in the file's order.
 
     Close it if it is not exhausted.
@@ -43,14 +45,15 @@ def wanted_rows(name: str, wanted: Collection[str], most_bad: int) -> Generator[
 
     Args:
         most_bad: how many bad rows may be passed over; after more of them, reading may stop early.
+        on_read: called with how many (unpacked) bytes were read, some at a time.
 
     Raises:
         DataError: the file cannot be read, or is not what its name says.
     """
     form = form_of(name)
     if form == "npz":
-        return npz_rows(name, wanted)
-    return _binary_rows(name, wanted) if form == "binary" else _text_rows(name, wanted, most_bad)
+        return npz_rows(name, wanted, on_read)
+    return _binary_rows(name, wanted, on_read) if form == "binary" else _text_rows(name, wanted, most_bad, on_read)
 
 
 def form_of(name: str) -> str:
@@ -77,10 +80,11 @@ class _ScannedLines(NamedTuple):
     words: list[str]
     vectors: np.ndarray  # float32 [words, dimension]
     bad_rows: list[BadRow]  # with lines counted from 1 in these
+    size: int = 0  # bytes of all these lines
     end: str | None = None  # why nothing can be read behind them
 
 
-def _text_rows(name: str, wanted: Collection[str], most_bad: int) -> Generator[Row, None, None]:
+def _text_rows(name: str, wanted: Collection[str], most_bad: int, on_read: OnRead) -> Generator[Row, None, None]:
     blocks = _blocks(name)
     first = _first_blocks(blocks, name)
     if not first:
@@ -99,6 +103,7 @@ def _text_rows(name: str, wanted: Collection[str], most_bad: int) -> Generator[R
     blank = 0  # lines behind those, which may end the file
     with closing(scanned):
         for found in chain.from_iterable(scanned):
+            on_read(found.size)
             yield from zip(found.words, found.vectors, strict=True)
             if found.lines:
                 for line in range(number + 1, number + blank + 1):
@@ -247,7 +252,7 @@ def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], 
         except BadRowError as error:
             bad_rows.append(BadRow(number, str(error)))
     found = np.array(vectors, dtype=np.float32).reshape(len(words), dimension)
-    return _ScannedLines(number, blank, words, found, bad_rows)
+    return _ScannedLines(number, blank, words, found, bad_rows, size=len(block))
 
 
 def _split(line: bytes, layout: _Layout) -> tuple[bytes, list[bytes]]:
@@ -340,7 +345,7 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
             raise BadRowError(reason_of(error)) from error
 
 
-def _binary_rows(name: str, wanted: Collection[str]) -> Generator[Row, None, None]:
+def _binary_rows(name: str, wanted: Collection[str], on_read: OnRead) -> Generator[Row, None, None]:
     """What :func:`wanted_rows` says, of a file in word2vec's binary form.
 
     It is a line "count dimension", then for each row the word, a space and float32 numbers, and from some writers a
@@ -364,7 +369,9 @@ def _binary_rows(name: str, wanted: Collection[str]) -> Generator[Row, None, Non
     rows, dimension = int(header[1]), int(header[2])
     if not 1 <= dimension <= WIDEST:
         raise DataError(f"{name}:1: expected 1 to {WIDEST} numbers in a row, got {dimension}")
+    on_read(len(beginning))
     for block in chain([b""], following):
+        on_read(len(block))
         buffer += block
         begin = 0
         while row < rows:

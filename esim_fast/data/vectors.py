@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import DataError, one_line
 from .cache import Arrays, kept, text_array, text_of
+from .compression import compression_of
 from .reading import BadRow
 from .vector_files import form_of, wanted_rows
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
@@ -45,6 +47,7 @@ def load_vectors(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     on_bad_row: Callable[[BadRow], object] | None = None,
+    show_progress_bar: bool = False,
 ) -> PretrainedVectors:
     """Read the vectors of a vocabulary's words.
 
@@ -68,12 +71,13 @@ def load_vectors(
         cache: folder that keeps the rows found for the next time; None keeps nothing.
         on_bad_row: called for each row that cannot be read, which is then left out; what its first line promises in
             vain counts as one. ``line`` is the row in ``.bin`` and ``.npz`` files. With None such a row is an error.
+        show_progress_bar: show on stderr how much of the file is read, where that takes longer than a second.
 
     Raises:
         DataError: the file cannot be read, is malformed or has none of the words.
     """
     asked = vocabulary.extended(more_words)
-    arrays = _found_rows(path, asked, cache, on_bad_row)
+    arrays = _found_rows(path, asked, cache, on_bad_row, show_progress_bar)
     if not arrays["found"].any():
         got = f"none of {len(asked) - 2}"
         for row in _bad_rows(arrays)[:1]:
@@ -92,10 +96,11 @@ def words_with_vector(
     *,
     cache: str | os.PathLike[str] | None = None,
     on_bad_row: Callable[[BadRow], object] | None = None,
+    show_progress_bar: bool = False,
 ) -> list[str]:
     """Those of some words for which a file has a vector, as :func:`load_vectors` looks for them."""
     asked = Vocabulary([UNKNOWN, PADDING]).extended(words)
-    return list(compress(asked.words, _found_rows(path, asked, cache, on_bad_row)["found"]))
+    return list(compress(asked.words, _found_rows(path, asked, cache, on_bad_row, show_progress_bar)["found"]))
 
 
 def _fill(matrix: Tensor, found: Tensor, seed: int) -> None:
@@ -115,6 +120,7 @@ def _found_rows(
     vocabulary: Vocabulary,
     cache: str | os.PathLike[str] | None,
     on_bad_row: Callable[[BadRow], object] | None,
+    show_progress_bar: bool,
 ) -> Arrays:
     """The ``rows`` of a vocabulary's words, float32 [words, dimension], zero where they were not ``found``, bool
     [words]; and the ``bad_rows``, as JSON.
@@ -126,7 +132,8 @@ def _found_rows(
         "cases": "exact, lower, capitalized, upper",
         "words": hashlib.sha256("\n".join(vocabulary.words).encode()).hexdigest(),
     }
-    read = partial(_read_rows, name, vocabulary, most_bad=0 if on_bad_row is None else _MOST_BAD_ROWS)
+    most_bad = 0 if on_bad_row is None else _MOST_BAD_ROWS
+    read = partial(_read_rows, name, vocabulary, most_bad=most_bad, show_progress_bar=show_progress_bar)
     arrays = kept(cache, name, options, read, fits=partial(_fit, count=len(vocabulary)))
     for row in _bad_rows(arrays):
         if on_bad_row is None:
@@ -162,12 +169,12 @@ def _refusal(name: str, row: BadRow, before: int = 0) -> DataError:
     return DataError(f"{name}:{row.line}: {row.reason}{more}")
 
 
-def _read_rows(name: str, vocabulary: Vocabulary, most_bad: int) -> Arrays:
+def _read_rows(name: str, vocabulary: Vocabulary, most_bad: int, show_progress_bar: bool) -> Arrays:
     wanted = _spellings(vocabulary)
     preference = np.full(len(vocabulary), len(_CASES))  # of the spelling found so far
     table = None
     bad_rows: list[BadRow] = []
-    with closing(wanted_rows(name, wanted, most_bad)) as rows:
+    with _bar(name, show_progress_bar) as bar, closing(wanted_rows(name, wanted, most_bad, bar.update)) as rows:
         for found in rows:
             if isinstance(found, BadRow):
                 bad_rows.append(found)
@@ -188,6 +195,13 @@ def _read_rows(name: str, vocabulary: Vocabulary, most_bad: int) -> Arrays:
         "found": torch.from_numpy(preference < len(_CASES)),
         "bad_rows": text_array(json.dumps(bad_rows)),
     }
+
+
+def _bar(name: str, shown: bool) -> tqdm:
+    """Counts the bytes that are read; how many there are is not known of a file that is packed."""
+    is_plain = os.path.isfile(name) and form_of(name) != "npz" and not compression_of(name)
+    size = os.path.getsize(name) if is_plain else None
+    return tqdm(desc=name, total=size, unit="B", unit_scale=True, delay=1, leave=False, disable=not shown)
 
 
 def _spellings(vocabulary: Vocabulary) -> dict[str, list[tuple[int, int]]]:

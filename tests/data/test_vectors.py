@@ -2,7 +2,9 @@
 
 import os
 import threading
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -364,6 +366,35 @@ def test_real_vectors(real_data):
     _, vectors, found = load_vectors(path, vocabulary_of(*reversed(words)))
     assert found == 8007
     np.testing.assert_array_equal(vectors[2:], expected[::-1])
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("name", ["v.txt", "v.txt.gz", "v.bin", "v.npz"])
+def test_progress(tmp_path, monkeypatch, name):
+    """A bar counts the bytes that are read, of as many as there are."""
+    shown = []
+
+    def bar(desc, total, disable, **_):
+        read = []
+        shown.append((desc, total, disable, read))
+        return nullcontext(SimpleNamespace(update=read.append))
+
+    monkeypatch.setattr(vectors_module, "tqdm", bar)
+    words, vectors = np.array([f"word{i}" for i in range(40)]), np.ones((40, 5), np.float32)
+    path = tmp_path / name
+    if name == "v.npz":
+        np.savez(path, words=words, vectors=vectors)
+        size = words.nbytes + vectors.nbytes
+    else:
+        rows = list(zip(words.tolist(), vectors, strict=True))
+        write(tmp_path, name, as_binary(rows, b"\n") if name == "v.bin" else as_text(rows))
+        size = len(as_binary(rows, b"\n")) if name == "v.bin" else len(as_text(rows))
+    for watched in (True, False):
+        assert load_vectors(path, vocabulary_of("word7"), show_progress_bar=watched).found == 1
+    assert words_with_vector(path, ["word3"], show_progress_bar=True) == ["word3"]
+    total = path.stat().st_size if name in ("v.txt", "v.bin") else None
+    assert [bar[:3] for bar in shown] == [(str(path), total, disabled) for disabled in (False, True, False)]
+    assert [sum(read) for *_, read in shown] == [size] * 3
 
 
 def test_words_with_vector(tmp_path):
