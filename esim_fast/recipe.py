@@ -120,3 +120,19 @@ PRESETS = {
     "batch-512": Recipe(batch_size=512, learning_rate=1.6e-3, warmup_steps=400),
     "batch-1024": Recipe(batch_size=1024, learning_rate=2.3e-3, warmup_steps=400),
 }
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is left open of the network, but for the sizes that the data give."""
+
+    hidden_size: int = 300
+    embedding_dim: int = 300  # without vectors
+    dropout: float = 0.5
+    embedding_dropout: float | None = None
+    freeze_embedding: bool = False
+    forget_bias: float = 1.0
+
+
+# Of tens of thousands of pairs, dropping half of each word leaves too little to learn from.
+PRESET_MODELS = {"small-data": ModelOptions(embedding_dropout=0.2)}

@@ -1,31 +1,17 @@
 """The options of ``esim-fast train`` that say how to train."""
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..config import PRECISIONS
-from ..recipe import PRESETS, Recipe
+from ..recipe import PRESET_MODELS, PRESETS, ModelOptions, Recipe
 from .options import amount, best_by, class_weights, count, fraction, patience, rate, seed, share, size, steps
 
 # The bundled sample is a small world, and has a small model and a short recipe.
 _SAMPLE_RECIPE = Recipe(epochs=6, learning_rate=1e-3)
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """What is left open of the network, but for the sizes that the data give."""
-
-    hidden_size: int = 300
-    embedding_dim: int = 300  # without vectors
-    dropout: float = 0.5
-    embedding_dropout: float | None = None
-    freeze_embedding: bool = False
-    forget_bias: float = 1.0
-
-
-# Of tens of thousands of pairs, dropping half of each word leaves too little to learn from.
-_PRESET_MODELS = {"small-data": ModelOptions(embedding_dropout=0.2)}
 _SAMPLE_MODEL = ModelOptions(hidden_size=128, embedding_dim=100, dropout=0.2)
 
 # Options by the field of Recipe or ModelOptions that they set: name, type, metavar and help.
@@ -108,7 +94,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 def recipe_of(options: argparse.Namespace, sample: bool) -> tuple[Recipe, ModelOptions]:
     """What the command line asks for; on the bundled ``sample``, with its own defaults."""
     recipe = PRESETS[options.preset or "paper"] if options.preset or not sample else _SAMPLE_RECIPE
-    model = _SAMPLE_MODEL if sample else _PRESET_MODELS.get(options.preset, ModelOptions())
+    model = _SAMPLE_MODEL if sample else PRESET_MODELS.get(options.preset, ModelOptions())
     return _given(recipe, options), _given(model, options)
 
 
@@ -116,7 +102,7 @@ def preset_fields(preset: str) -> set[str]:
     """What a preset sets otherwise than the defaults do."""
     pairs: tuple[tuple[Any, Any], ...] = (
         (PRESETS[preset], Recipe()),
-        (_PRESET_MODELS.get(preset, ModelOptions()), ModelOptions()),
+        (PRESET_MODELS.get(preset, ModelOptions()), ModelOptions()),
     )
     return {name for ours, usual in pairs for name, value in vars(ours).items() if value != getattr(usual, name)}
 

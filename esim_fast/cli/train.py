@@ -22,18 +22,19 @@ from ..data import BadRow, load_vectors
 from ..errors import DataError
 from ..files import write_json
 from ..memory import short_of_memory
-from ..model import ESIM
 from ..ops import products
-from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer, initialize
+from ..recipe import ModelOptions
+from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer
 from ..training.directory import RunDirectory
 from ..training.distributed import joined, lost_connection, started_by_torchrun, this_worker
 from ..training.figures import Figure, assess
+from ..training.initialization import new_network
 from ..training.loggers import RunLog
 from ..training.trainer import OtherSettingsError
 from . import common, decisions
 from .corpora import TrainingData, TrainingFiles, find_files, read_files
 from .options import UsageError, say
-from .recipe import OPTION_NAMES, ModelOptions, recipe_of
+from .recipe import OPTION_NAMES, recipe_of
 
 # Options that are kept with a model, where they are not as usual, so that --config makes the same one of them again.
 _WRITTEN_DOWN: dict[str, Any] = {
@@ -229,7 +230,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
     """A model to train, how many of its words have a vector, if vectors are used, and which of these are left out."""
     options, data, recipe = plan.options, plan.data, plan.recipe
     torch.manual_seed(recipe.seed)
-    vocabulary, vectors, found, network = data.vocabulary, None, None, asdict(plan.model)
+    vocabulary, vectors, found = data.vocabulary, None, None
     bad: list[BadRow] = []
     if options.vectors:
         vocabulary, vectors, found = load_vectors(
@@ -241,16 +242,12 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
             on_bad_row=bad.append if options.skip_bad_rows else None,
             show_progress_bar=this_worker().leads and common.is_watched(),
         )
-        network["embedding_dim"] = vectors.shape[1]
     given = {name: getattr(options, name) for name, usual in _WRITTEN_DOWN.items() if getattr(options, name) != usual}
-    forget_bias = network.pop("forget_bias")
-    net = ESIM(**network, vocab_size=len(vocabulary), num_labels=len(data.labels))
-    initialize(net, forget_bias=forget_bias, output_bias=data.mean_score() if data.has_scores else 0.0)
-    if vectors is not None:
-        net.embedding.weight.data.copy_(vectors)
+    bias = data.mean_score() if data.has_scores else 0.0
+    net = new_network(plan.model, len(vocabulary), len(data.labels), vectors=vectors, output_bias=bias)
     training = {
         "recipe": recipe.as_dict(),
-        "forget_bias": forget_bias,
+        "forget_bias": plan.model.forget_bias,
         "files": {**plan.files._asdict(), "vectors": options.vectors, "extend_vocabulary": options.extend_vocabulary},
         **({"options": given} if given else {}),
         "device": torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else plan.device.type,

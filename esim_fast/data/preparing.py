@@ -219,13 +219,9 @@ def prepare(
     lines, form = corpus_lines(name)
 
     def read() -> Arrays:
-        if tokenizer_name in TOKENIZERS:
-            tokenize(NOT_PLAIN)  # has it import what it needs, once for all processes
         records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled, look_ahead=True)
         records = islice(records, limit)
-        work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
-        with closing(in_parts(work, records, workers or processors())) as parts:
-            return _put_together(parts, name, skip_bad_rows)
+        return _tokenize(records, parse, tokenize, tokenizer_name, name, skip_bad_rows, workers)
 
     options = {
         "format": _FORMAT,
@@ -247,6 +243,38 @@ def prepare(
             got += f" that can be read; line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}"
         raise DataError(f"{name}: expected sentence pairs, got {got}")
     return corpus
+
+
+def prepare_lines(
+    lines: Iterable[bytes], name: str, tokenizer: str | Tokenizer, corpus_format: CorpusFormat
+) -> PreparedCorpus:
+    """The same for labeled pairs that are in no file, as a JSON object a line; nothing is kept.
+
+    Raises:
+        DataError: a row is malformed, or no pair has a label.
+    """
+    tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    records, parse = open_corpus(lines, name, corpus_format, form="json", labeled=True, look_ahead=True)
+    corpus = _unpack(name, _tokenize(records, parse, tokenize, name_of(tokenizer), name, False, None))
+    if not corpus.labeled.any():
+        raise DataError(f"{name}: expected labeled pairs, got {len(corpus)} without a gold label")
+    return corpus
+
+
+def _tokenize(
+    records: Iterator[Record],
+    parse: RowParser,
+    tokenize: Tokenizer,
+    tokenizer_name: str,
+    name: str,
+    skip_bad_rows: bool,
+    workers: int | None,
+) -> Arrays:
+    if tokenizer_name in TOKENIZERS:
+        tokenize(NOT_PLAIN)  # has it import what it needs, once for all processes
+    work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
+    with closing(in_parts(work, records, workers or processors())) as parts:
+        return _put_together(parts, name, skip_bad_rows)
 
 
 def _unpack(name: str, arrays: Arrays) -> PreparedCorpus:

@@ -1,12 +1,14 @@
 """Weights to begin with."""
 
+from dataclasses import asdict
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import init
 
 from ..model import ESIM
+from ..recipe import ModelOptions
 
 
 @torch.no_grad()
@@ -36,3 +38,24 @@ def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0)
                     for gate in gates:
                         (init.orthogonal_ if name.startswith("weight_hh") else init.xavier_uniform_)(gate)
     init.constant_(cast(nn.Linear, net.linear.mlp[-1]).bias, output_bias)
+
+
+def new_network(
+    options: ModelOptions, words: int, labels: int, *, vectors: Tensor | None = None, output_bias: float = 0.0
+) -> ESIM:
+    """A network to train, with the weights that :func:`initialize` gives it.
+
+    Args:
+        words, labels: how many.
+        vectors: of the words, float32 ``[words, dimension]``; None: random ones, as wide as the options say.
+        output_bias: as for :func:`initialize`.
+    """
+    sizes = asdict(options)
+    forget_bias = sizes.pop("forget_bias")
+    if vectors is not None:
+        sizes["embedding_dim"] = vectors.shape[1]
+    net = ESIM(**sizes, vocab_size=words, num_labels=labels)
+    initialize(net, forget_bias=forget_bias, output_bias=output_bias)
+    if vectors is not None:
+        net.embedding.weight.data.copy_(vectors)
+    return net
