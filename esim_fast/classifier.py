@@ -115,6 +115,7 @@ class Classifier:
             raise TypeError(f"tokenizer must be a name or a function, got {tokenizer!r}")
         self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, names, tokenizer
         self.training, self.precision = training, precision
+        self.directory: Path | None = None  # that it was read from
         self.positive = names.index(positive_label(names) or names[1]) if len(names) == 2 else None
         if not 0 < check_number("temperature", temperature) < math.inf:
             raise ValueError(f"temperature must be positive, got {temperature}")
@@ -442,26 +443,31 @@ class Classifier:
         precision: str = "fp32",
         backend: str | None = None,
         tokenizer: str | Tokenizer | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> "Classifier":
         """Reads what :meth:`save_pretrained` wrote; nothing in the directory is executed.
 
         Args:
+            directory: of the model; or, where there is none of this name, ``"user/name"`` of a model on the Hugging
+                Face hub (with the extra ``esim_fast[hub]``), of which four files are fetched and kept in its cache.
             device: where the network runs; None is the GPU where torch finds one, else the CPU.
             precision: as for :class:`Classifier`.
             backend: as for :class:`esim_fast.ESIM`.
             tokenizer: the function, or ``"module:function"``, that the model was trained with, if it was one of yours:
                 what a directory names is not imported before you have said so.
+            revision: a branch, a tag or a commit of a model on the hub.
+            token: of the hub, for a private model; None is the one that its library knows.
 
         Raises:
-            DataError: a part is missing, malformed, or does not fit the others; the message names the file.
+            DataError: a part is missing, malformed, or does not fit the others; the message names the file. Or the hub
+                has no such model, or cannot be reached.
             ValueError: there is no such device here, or it cannot run the precision or the backend.
         """
         device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         inference_precision(precision, device)
         backends_of_ops(backend, device)
-        directory = Path(directory)
-        if not directory.is_dir():
-            raise DataError(f"{directory}: no such model directory")
+        directory = _local(os.fspath(directory), revision, token)
         for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS):
             if not (directory / name).is_file():
                 raise DataError(f"{directory}: no model, {name} is missing")
@@ -490,8 +496,49 @@ class Classifier:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         _load_weights(net, directory / WEIGHTS)
         net.to(device).eval()
-        model.precision = precision
+        model.precision, model.directory = precision, directory
         return model
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Puts the model on the Hugging Face hub (with the extra ``esim_fast[hub]``), with a card written from what is
+        known of it; a card that is there already stays. Of the files that it was trained on only the names are shown.
+
+        Args:
+            name: ``"user/name"``; it is made if it is not there.
+            private: whether nobody else sees it; None: as the user's settings are, or as it is.
+            token: that may write there; None is the one that the hub's library knows.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: this is no such name.
+            DataError: the hub cannot be reached or refuses; or the model is there already, and not as ``private`` says.
+        """
+        return _sharing().push(self, name, private=private, token=token, commit_message=commit_message)
+
+
+def _local(name: str, revision: str | None, token: str | bool | None) -> Path:
+    """The directory of a model; one of the hub is fetched."""
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"revision {revision}: {name} is a directory here, and no model of the hub")
+        return Path(name)
+    if not _sharing().is_hub_name(name):
+        raise DataError(f"{name}: no such model directory")
+    return _sharing().fetch(name, revision, token)
+
+
+def _sharing() -> Any:
+    """The module that knows the hub; it imports this one."""
+    return import_module(".sharing", __package__)
 
 
 def usable_device(device: torch.device | str) -> torch.device:

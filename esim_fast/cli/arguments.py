@@ -12,6 +12,7 @@ from ..state_dicts import NAMING_SCHEMES
 from .config_file import given_options, set_defaults
 from .options import (
     FILES,
+    MODEL,
     Parser,
     UsageError,
     add_cache,
@@ -101,7 +102,7 @@ def train(command: argparse.ArgumentParser) -> None:
 def evaluate(command: argparse.ArgumentParser) -> None:
     """Accuracy, F1, calibration, figures of each class and the confusion matrix, or a regression model's correlations,
     as one JSON object (docs/evaluation.md)."""
-    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("model", metavar="MODEL_DIR", help=MODEL)
     command.add_argument("file", metavar="FILE", help=FILES)
     ranking = (
         "also MAP, MRR and recall@k: the pairs of each premise are a query's candidates, and those whose label is "
@@ -121,7 +122,7 @@ def evaluate(command: argparse.ArgumentParser) -> None:
 def predict(command: argparse.ArgumentParser) -> None:
     """Labels and probabilities as JSON lines, for one pair or a file of them, in its order. A row that cannot be read
     is reported on stderr and left out; each answer says which line it is of."""
-    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("model", metavar="MODEL_DIR", help=MODEL)
     command.add_argument(
         "file", nargs="?", metavar="FILE", help="pairs, with or without labels; - reads stdin: tab-separated, or .jsonl"
     )
@@ -152,7 +153,7 @@ def rank(command: argparse.ArgumentParser) -> None:
 def explain(command: argparse.ArgumentParser) -> None:
     """Draws the two attention maps of a pair: how much each word of the premise looks at each of the hypothesis, and
     the other way round."""
-    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("model", metavar="MODEL_DIR", help=MODEL)
     command.add_argument("--premise", type=text, metavar="TEXT", required=True)
     command.add_argument("--hypothesis", type=text, metavar="TEXT", required=True)
     forms = "a picture (.png), a page for a browser (.html) or the numbers (.json)"

@@ -14,6 +14,7 @@ from ..errors import one_line
 from ..recipe import BEST_BY
 from ..tokenizing import TOKENIZERS
 
+MODEL = "the directory of a model, or user/name of one on the Hugging Face hub"
 LOGS = ("csv", "tensorboard", "wandb")  # where the curves of a run may go
 
 FILES = (
