@@ -186,7 +186,7 @@ def convert(command: argparse.ArgumentParser) -> None:
 def export(command: argparse.ArgumentParser) -> None:
     """Writes a model for ONNX Runtime, and beside it a JSON file with its vocabulary, labels and tokenizer, once ONNX
     Runtime has given the same logits. See docs/export.md."""
-    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("model", metavar="MODEL_DIR", help=MODEL)
     command.add_argument("output", metavar="FILE", help="a name that ends in .onnx; the other file's is FILE.json")
     command.add_argument("--int8", action="store_true", help="quantized: smaller and faster, and less exact")
     words = "it takes words, and looks them up itself; default: ids of words"
