@@ -1,0 +1,56 @@
+"""The code of docs/watching.md and docs/python.md runs as it is written."""
+
+import csv
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from esim_fast import Classifier
+from tests.cli.commands import TRAIN, succeeds, write_tsv
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def blocks(page):
+    return re.findall(r"^```([\w ]*)\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = TRAIN[:5] * 8
+    for name in ("train.tsv", "dev.tsv"):
+        write_tsv(tmp_path / name, rows)
+    with open(tmp_path / "train.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("label", "premise", "hypothesis"), *rows])
+    return tmp_path
+
+
+def test_watching(folder):
+    for library in ("tensorboard", "yaml"):
+        pytest.importorskip(library)
+    for language, code in blocks("watching.md"):
+        if language == "yaml":
+            Path(re.match("# (.*)\n", code)[1]).write_text(code)
+        for line in code.splitlines() if language == "bash" else ():
+            assert line.startswith("esim-fast train ")
+            succeeds(*shlex.split(line)[1:], "--hidden-size", 8, "--embedding-dim", 8, "--device", "cpu")
+    assert list((folder / "model" / "tensorboard").iterdir())
+    for directory in ("model", "from-file"):
+        assert (folder / directory / "steps.csv").exists()
+    models = [Classifier.from_pretrained(folder / name, device="cpu") for name in ("from-file", "again")]
+    first, again = (model.training["recipe"] for model in models)
+    assert again == {**first, "seed": 1}
+    assert (first["epochs"], first["learning_rate"], first["ema_decay"]) == (1, 0.002, 0.999)
+
+
+def test_python(folder):
+    pytest.importorskip("pandas")
+    names = {}
+    for language, code in blocks("python.md"):
+        if language == "python":
+            exec(compile(code, code, "exec"), names)
+    assert names["history"].model is names["model"]
+    assert Classifier.from_pretrained(folder / "fitted").labels == ["contradiction", "entailment", "neutral"]
