@@ -201,7 +201,7 @@ def test_limit(corpus, tmp_path):
     other = training(corpus, tmp_path / "m", "--resume", "--limit", 3)
     assert fails(*other).endswith("m: this run began with --limit 4, not 3: resume it with that")
     without = training(corpus, tmp_path / "m", "--resume")
-    assert fails(*without).endswith("m: this run began with --limit 4, not None: resume it with that")
+    assert fails(*without).endswith("m: this run began with --limit 4: resume it with that")
     succeeds(*training(corpus, tmp_path / "all"))
     limited = training(corpus, tmp_path / "all", "--resume", "--limit", 4)
     assert fails(*limited).endswith("all: this run began without --limit: resume it so")
