@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from heapq import heappush, heappushpop
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -12,14 +12,27 @@ from torch import Tensor
 from .data.distinct import SharedSentences
 from .errors import listed, one_line
 from .labels import positive_label
+from .model import ESIM
 from .scoring import NOT_FINITE, scored_shared
-
-if TYPE_CHECKING:
-    from .classifier import Classifier
 
 # What is worked on together: every query of a part with every candidate of a part.
 _CANDIDATES, _PAIRS = 2048, 2**15
 _WORDS = 2**14  # of either part
+
+
+class Model(Protocol):
+    """What is needed of a :class:`esim_fast.Classifier`."""
+
+    net: ESIM
+    labels: list[str]
+    precision: str
+
+    @property
+    def task(self) -> str: ...
+
+    def encode(self, sentence: str) -> list[int]: ...
+
+    def probabilities(self, logits: Tensor) -> Tensor: ...
 
 
 class Candidate(NamedTuple):
@@ -54,7 +67,7 @@ def strings(name: str, sentences: Iterable[str]) -> Iterator[str]:
         yield sentence
 
 
-def output_of(model: "Classifier", label: str | None) -> int:
+def output_of(model: Model, label: str | None) -> int:
     """Which output of the network ranks: that of a label, or a regression model's only one.
 
     Args:
@@ -75,7 +88,7 @@ def output_of(model: "Classifier", label: str | None) -> int:
 
 
 def best_candidates(
-    model: "Classifier",
+    model: Model,
     queries: Sequence[str],
     candidates: Iterable[tuple[int, str]],
     *,
@@ -120,7 +133,7 @@ def _parts(sentences: Iterable[_Sentence], most: int) -> Iterator[list[_Sentence
 
 
 def _scores(
-    model: "Classifier", queries: list[_Sentence], candidates: list[_Sentence], output: int, batch_size: int
+    model: Model, queries: list[_Sentence], candidates: list[_Sentence], output: int, batch_size: int
 ) -> Tensor:
     """float32 ``[number of queries, number of candidates]``."""
     distinct = {sentence.text: sentence.ids for sentence in (*queries, *candidates)}
