@@ -4,34 +4,30 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
-from importlib import import_module
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import safetensors.torch
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import ESIMConfig, check_int, check_number
+from .config import check_int, check_number, usable_device
 from .data import EncodedPairs, Tokenizer, Vocabulary, get_tokenizer
 from .data.parallel import ShouldStop, never
-from .errors import DataError, OwnTokenizerError, first_line, listed, naming, one_line
+from .errors import DataError, first_line, listed, one_line
 from .explanation import Explanation
-from .files import check_entries, load_safetensors, parse_json, replace_file, write_json
+from .files import replace_file, write_json
 from .labels import LabelNames, label_names, positive_label
 from .model import ESIM
 from .ops.backends import backends_of_ops
+from .pretrained import CONFIG, LABELS, VOCABULARY, WEIGHTS, directory_of, read_model
 from .quantized import inference_precision
 from .ranking import best_candidates, output_of, strings
 from .scoring import evaluating, scored_pairs
 from .tokenizing import TOKENIZERS, check_words, name_of, split
 from .trainable import Trainable
-
-Json = TypeVar("Json", dict, list)
-
-WEIGHTS, CONFIG, VOCABULARY, LABELS = "model.safetensors", "config.json", "vocabulary.txt", "labels.json"
 
 
 class Prediction(NamedTuple):
@@ -395,66 +391,15 @@ class Classifier(Trainable):
         device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         inference_precision(precision, device)
         backends_of_ops(backend, device)
-        directory = _local(os.fspath(directory), revision, token)
-        for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS):
-            if not (directory / name).is_file():
-                raise DataError(f"{directory}: no model, {name} is missing")
-
-        config = _read_json(directory / CONFIG, dict)
-        labels = _read_json(directory / LABELS, list)
-        if not all(isinstance(label, str) for label in labels):
-            raise DataError(f"{directory / LABELS}: expected a list of strings")
-        vocabulary = Vocabulary.load(directory / VOCABULARY)
-        if config.pop("model", None) != "ESIM":
-            raise DataError(f"{directory / CONFIG}: expected the configuration of an ESIM")
-        tokenizer = _agreed_tokenizer(directory / CONFIG, config.pop("tokenizer", "nltk"), tokenizer)
-        training = config.pop("training", None)
-        decision = {name: config.pop(name) for name in ("temperature", "threshold") if name in config}
-        for name in sorted(config.keys() ^ {field.name for field in fields(ESIMConfig)}):
-            raise DataError(f"{directory / CONFIG}: {name} is {'unknown' if name in config else 'missing'}")
-        for name, key, part in ((VOCABULARY, "vocab_size", vocabulary), (LABELS, "num_labels", labels)):
-            if config[key] != len(part):
-                raise DataError(f"{directory / name}: {len(part)} entries, but {key} is {config[key]} in {CONFIG}")
+        directory = directory_of(os.fspath(directory), revision, token)
+        parts = read_model(directory, backend, tokenizer)
         try:
-            # Sizes must not take memory before they are known to be those of the weights.
-            with torch.device("meta"):
-                net = ESIM(**config, backend=backend)
-            model = cls(net, vocabulary, labels, tokenizer, training, **decision)
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            model = cls(**parts._asdict())
+        except (TypeError, ValueError) as error:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
-        _load_weights(net, directory / WEIGHTS)
-        net.to(device).eval()
+        model.net.to(device).eval()
         model.precision, model.directory = precision, directory
         return model
-
-
-def _local(name: str, revision: str | None, token: str | bool | None) -> Path:
-    """The directory of a model; one of the hub is fetched."""
-    if Path(name).is_dir():
-        if revision is not None:
-            raise ValueError(f"revision {revision}: {name} is a directory here, and no model of the hub")
-        return Path(name)
-    if not _sharing().is_hub_name(name):
-        raise DataError(f"{name}: no such model directory")
-    return _sharing().fetch(name, revision, token)
-
-
-def _sharing() -> Any:
-    """The module that knows the hub; it imports this one."""
-    return import_module(".sharing", __package__)
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """A device that is there, or a ValueError."""
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r}: {first_line(error)}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch finds no usable GPU here")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device}: torch finds {torch.cuda.device_count()} GPUs here")
-    return device
 
 
 def _bar(count: int, shown: bool | None) -> tqdm:
@@ -468,41 +413,3 @@ def _is_pair(value: Any) -> bool:
     """Whether this is a (premise, hypothesis) pair; an iterator is none."""
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
     return is_sequence and len(value) == 2 and all(isinstance(sentence, str) for sentence in value)
-
-
-def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | None) -> str | Tokenizer:
-    """What to tokenize with; a name in a file alone makes nothing be imported."""
-    if not isinstance(trained_with, str):
-        raise DataError(f"{path}: expected a tokenizer's name, got {trained_with!r}")
-    if isinstance(given, str) and given != trained_with:
-        raise DataError(f"{path}: the model was trained with the tokenizer {trained_with}, not {given}")
-    if given is None and ":" in trained_with:
-        raise OwnTokenizerError(
-            f"{path}: the model was trained with a tokenizer of somebody's own, {trained_with}: "
-            "give it as tokenizer= or --tokenizer to have it imported and run"
-        )
-    return trained_with if given is None else given
-
-
-def _read_json(path: Path, expected: type[Json]) -> Json:
-    with naming(path):
-        try:
-            value = parse_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, expected):
-        raise DataError(f"{path}: expected a JSON {'object' if expected is dict else 'array'}")
-    return value
-
-
-def _load_weights(net: ESIM, path: Path) -> None:
-    weights = load_safetensors(path)
-    try:
-        check_entries(weights, net.state_dict())
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
-    first = next(iter(weights.values())).dtype
-    for name, tensor in weights.items():
-        if tensor.dtype != first:
-            raise DataError(f"{path}: expected tensors of one dtype, got {first} and, {name}, {tensor.dtype}")
-    net.load_state_dict(weights, assign=True)

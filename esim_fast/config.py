@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+from .errors import first_line
+
 FROM_VARIANT = "variant"  # an activation that is the variant's
 # What a variant leaves open: the projection's and the classifier's activation, and whether embeddings and the inner
 # layer of the classifier have dropout. "notebook" is the notebook's mathematics with its recurrence put right.
@@ -138,3 +140,18 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     check_precision(precision, device)
     dtype = autocast_dtype(precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device that is there, or a ValueError."""
+    import torch  # slow to import
+
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r}: {first_line(error)}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch finds no usable GPU here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: torch finds {torch.cuda.device_count()} GPUs here")
+    return device

@@ -3,17 +3,17 @@
 import argparse
 from pathlib import Path
 
-from ..classifier import CONFIG, LABELS, VOCABULARY, WEIGHTS
 from ..compat import archives, checkpoints
 from ..errors import DataError
 from ..files import check_kind
+from ..pretrained import CONFIG, MODEL_FILES
 from ..state_dicts import NAMING_SCHEMES, recognized
 from .options import say
 
 
 def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
-    if any((output / name).exists() for name in (CONFIG, LABELS, VOCABULARY, WEIGHTS)):
+    if any((output / name).exists() for name in MODEL_FILES):
         raise DataError(f"{output}: already holds a model: choose another directory, or delete this one")
     notes: list[str] = []  # for the case that it succeeds
     with archives.as_folder(Path(options.source)) as source:

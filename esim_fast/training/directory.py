@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..classifier import WEIGHTS, Classifier
+from ..classifier import Classifier
 from ..files import replace_file
+from ..pretrained import WEIGHTS
 from .checkpoint import Checkpoint
 from .progress import EpochMetrics
 

@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import torch
 
-from ..classifier import WEIGHTS, Classifier, usable_device
-from ..config import check_precision
+from ..classifier import Classifier
+from ..config import check_precision, usable_device
 from ..data import PreparedCorpus, Tokenizer, Vocabulary, default_cache, load_vectors
 from ..data.tables import LabeledPairs, labeled_pairs
 from ..errors import one_line
 from ..files import load_safetensors
+from ..pretrained import WEIGHTS
 from ..recipe import PRESET_MODELS, PRESETS, ModelOptions, Recipe
 from .initialization import new_network
 from .progress import EpochMetrics
