@@ -145,7 +145,7 @@ def test_int8(path):
     assert small.size < exact.size / 3
     batch = random_batch(np.random.default_rng(4), net.config, 50, 20)
     (logits,), expected = session(small.path).run(None, inputs(*batch)), exact_logits(net, batch)
-    assert 0 < np.linalg.norm(logits - expected) < 0.05 * np.linalg.norm(expected)
+    assert 0 < np.linalg.norm(logits - expected) < 0.1 * np.linalg.norm(expected)
     for pairs, longest in ((1, 0), (0, 3)):
         batch = random_batch(np.random.default_rng(5), net.config, pairs, longest)
         assert session(small.path).run(None, inputs(*batch))[0].shape == (pairs, 3)
