@@ -28,7 +28,7 @@ _MOST_TOKENS = 2**15  # that the network gets at a time: long sentences must not
 # On a CPU results of 32 MB and more take longer: malloc has their memory from the system, which clears it each time.
 _MOST_BYTES = 2**25 - 2**20
 _KEPT_TOKENS = 2**15  # of distinct sentences, that are encoded at a time: 120 MB with 300 units
-_LEAST_REPEATED = 0.15  # of all tokens, so that sharing them pays
+_LEAST_REPEATED = 0.2  # of all tokens: with fewer, sharing gains no more than it takes
 
 
 @contextmanager
