@@ -145,24 +145,32 @@ class TestBestBy:
     @pytest.mark.parametrize("best_by", ["macro-f1", "f1:swapped", "f1:same", "auc", "loss"])
     def test_the_figure_is_scikit_learns_and_its_epoch_is_kept(self, tmp_path, best_by):
         metrics_of = pytest.importorskip("sklearn.metrics")
-        dev = rare(80, 2)
-        recipe = Recipe(epochs=4, patience=None, learning_rate=1e-2, batch_size=16, best_by=best_by)
-        trainer = new_trainer(recipe, tmp_path, train=rare(160, 1), dev=dev)
+        dev, logits = rare(80, 2), []
+        dev.labels[40:] = 1 - dev.labels[40:]  # so that figures do not just rise
+        options = {"patience": None, "learning_rate": 1e-2, "lr_decay": 1.0, "batch_size": 16}
+        recipe = Recipe(epochs=5, best_by=best_by, class_weights="balanced", **options)
+
+        def keep(_):
+            logits.append(trainer.model.logits(dev).double())
+
+        trainer = new_trainer(recipe, tmp_path, train=rare(160, 1), dev=dev, on_epoch=keep)
         history = trainer.run()
         key = {"macro-f1": "dev_macro_f1", "auc": "dev_auc", "loss": "dev_loss"}.get(best_by, "dev_f1")
+        expected = {
+            "macro-f1": lambda x: metrics_of.f1_score(dev.labels, x.argmax(1), average="macro", zero_division=0),
+            "f1:swapped": lambda x: metrics_of.f1_score(dev.labels, x.argmax(1), pos_label=1, zero_division=0),
+            "f1:same": lambda x: metrics_of.f1_score(dev.labels, x.argmax(1), pos_label=0, zero_division=0),
+            "auc": lambda x: metrics_of.roc_auc_score(dev.labels, x.softmax(1)[:, 1]),
+            "loss": lambda x: metrics_of.log_loss(dev.labels, x.softmax(1)),
+        }[best_by]
         values = [getattr(metrics, key) for metrics in history]
-        assert getattr(trainer.best, key) == (min if best_by == "loss" else max)(values)
-        for directory, metrics in ((tmp_path, trainer.best), (tmp_path / "last", history[-1])):
-            logits = Classifier.from_pretrained(directory).logits(dev).double()
-            answers, probability = logits.argmax(1).numpy(), logits.softmax(1)[:, 1].numpy()
-            expected = {
-                "macro-f1": lambda a=answers: metrics_of.f1_score(dev.labels, a, average="macro", zero_division=0),
-                "f1:swapped": lambda a=answers: metrics_of.f1_score(dev.labels, a, pos_label=1, zero_division=0),
-                "f1:same": lambda a=answers: metrics_of.f1_score(dev.labels, a, pos_label=0, zero_division=0),
-                "auc": lambda p=probability: metrics_of.roc_auc_score(dev.labels, p),
-                "loss": lambda p=logits: metrics_of.log_loss(dev.labels, p.softmax(1).numpy()),
-            }[best_by]()
-            assert getattr(metrics, key) == pytest.approx(expected, abs=1e-6 if best_by == "loss" else 1e-9)
+        assert values == pytest.approx([expected(x) for x in logits], abs=1e-6 if best_by == "loss" else 1e-9)
+        best = values.index((min if best_by == "loss" else max)(values))
+        assert trainer.best == history[best]
+        assert best < 4  # or the last model would do
+        for directory, epoch in (("", best), ("last", 4)):
+            found = Classifier.from_pretrained(tmp_path / directory).logits(dev).double()
+            assert torch.equal(found, logits[epoch])
         line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
         assert {name for name in line if name.startswith("dev")} == {"dev_loss", "dev_accuracy", key}
 
