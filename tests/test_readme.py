@@ -98,6 +98,12 @@ def folder(tmp_path_factory):
         columns = ("gold_label", "sentence1", "sentence2")
         lines = [json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows(count)]
         (folder / "snli_1.0" / f"snli_1.0_{part}.jsonl").write_text("".join(lines))
+    for name in ("train", "dev"):
+        lines = ["label,premise,hypothesis", *(",".join(f'"{field}"' for field in row) for row in rows(40))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    scores = [f"{rng.uniform(0, 5):.2f}\t{sentence()}\t{sentence()}\n" for _ in range(40)]
+    (folder / "scored.tsv").write_text("score\tsentence1\tsentence2\n" + "".join(scores))
+    (folder / "sentences.txt").write_text("".join(f"{sentence()}\n" for _ in range(9)))
     vectors = [f"{word} {' '.join(f'{rng.gauss(0, 1):.4f}' for _ in range(300))}\n" for word in words]
     (folder / "glove.840B.300d.txt").write_text("".join(vectors))
     torch.manual_seed(0)
@@ -171,11 +177,14 @@ def test_every_block_runs(folder, monkeypatch):
             exec(compile(block.code, block.code, "exec"), names)
     assert ran["bash"] >= 7
     assert ran["python"] >= 9
-    for name in ("converted", "model", "copy", "from-script"):
+    for name in ("converted", "model", "copy", "fitted", "balanced", "scorer", "trial"):
         esim_fast.Classifier.from_pretrained(folder / name)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 9
     assert names["logits"].shape[1] == 3
     assert len(names["history"]) > 1
+    assert [entry.keys() for entry in names["ranked"]] == [{"corpus_id", "score"}] * 2
+    for name in ("errors.html", "confusion.png", "model.onnx", "model.onnx.json", "trial/metrics.csv"):
+        assert (folder / name).stat().st_size
     assert (folder / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
