@@ -1,4 +1,4 @@
-"""PyTorch's layers, faster on a CPU in fp32: embedding, dropout and projection; and the ops in place of the notebook's
+"""PyTorch's layers, faster on a CPU in fp32: embedding, dropout and linear ones; and the ops in place of the notebook's
 layers."""
 
 import contextlib
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import ops
-from .ops.checks import transforming
+from .ops.checks import constant_when_compiled, transforming
 from .ops.derivatives import apply
 from .ops.products import linear
-from .packed import Rows, move
+from .packed import PackedPairs, Rows, move
+from .padded import PaddedPairs
 
 
 class Embedding(nn.Embedding):
@@ -96,10 +98,11 @@ class Dropout(nn.Dropout):
     """``torch.nn.Dropout``; on a CPU it draws 16 bits for each element instead of a random float, which is what takes
     the time: probabilities are multiples of 2**-16."""
 
-    def forward(self, input: Tensor, batch_sizes: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, pairs: PackedPairs | PaddedPairs | None = None) -> Tensor:
+        if torch.compiler.is_compiling():  # which has its own fast way
+            return super().forward(input)
         drop = round(self.p * 2**16)
-        eager = not torch.compiler.is_compiling()  # a compiler has its own fast way
-        if not (self.training and eager and input.device.type == "cpu" and 0 < drop < 2**16) or self.inplace:
+        if not (self.training and input.device.type == "cpu" and 0 < drop < 2**16) or self.inplace:
             return super().forward(input)
         words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
         bits = words.view(torch.int16)[: input.numel()].view(input.shape)
@@ -109,12 +112,16 @@ class Dropout(nn.Dropout):
 class VariationalDropout(Dropout):
     """Dropout that drops the same elements of all words of a sentence (Gal & Ghahramani 2016)."""
 
-    def forward(self, input: Tensor, batch_sizes: Tensor | None = None) -> Tensor:
-        """``input [N, D]``, packed, with ``batch_sizes [T]`` on the CPU: how many sentences reach each time step."""
-        if batch_sizes is None:
-            raise TypeError("variational dropout needs batch_sizes, to know the sentences")
-        if not (self.training and self.p and len(batch_sizes)):
+    def forward(self, input: Tensor, pairs: PackedPairs | PaddedPairs | None = None) -> Tensor:
+        """``input [N, D]``, the rows of these pairs."""
+        if pairs is None:
+            raise TypeError("variational dropout needs the pairs, to know the sentences")
+        if not (self.training and self.p and input.shape[0]):
             return input
+        if isinstance(pairs, PaddedPairs):
+            kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
+            return input * kept.repeat(pairs.steps, 1)
+        batch_sizes = pairs.batch_sizes
         kept = super().forward(input.new_ones(int(batch_sizes[0]), input.shape[1]))
         # Row (t, r) is of the r-th longest sentence.
         first_row = (batch_sizes.cumsum(0) - batch_sizes).repeat_interleave(batch_sizes)
@@ -122,17 +129,68 @@ class VariationalDropout(Dropout):
         return input * kept.index_select(0, move(sentence, input.device))
 
 
-def drop(layer: nn.Module, x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """``x [N, D]``, packed, after a layer for dropout, which may be one of PyTorch's in place of ours."""
-    return layer(x, batch_sizes) if isinstance(layer, Dropout) else layer(x)
+def drop(layer: nn.Module, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
+    """``x [N, D]`` after a layer for dropout, which may be one of PyTorch's in place of ours."""
+    return layer(x, pairs) if isinstance(layer, Dropout) else layer(x)
 
 
-class Linear(nn.Linear):
-    """``torch.nn.Linear``; on a CPU its fp32 products are oneDNN's (ops/products.py)."""
+def bilstm(
+    owner: nn.Module, name: str, x: Tensor, pairs: PackedPairs | PaddedPairs, backend: str | None = None
+) -> Tensor:
+    """:func:`esim_fast.ops.bilstm` of ``x [N, D]`` by the module ``name`` of ``owner``."""
+    if torch.compiler.is_compiling():
+        before = _compiler_takes_lstms(True)
+        lstm = getattr(owner, name)
+        _compiler_takes_lstms(before)
+    else:
+        lstm = getattr(owner, name)
+    padding = pairs.padding if isinstance(pairs, PaddedPairs) else None
+    return ops.bilstm(lstm, x, pairs.batch_sizes, first_row=pairs.first_row, padding=padding, backend=backend)
+
+
+@constant_when_compiled
+def _compiler_takes_lstms(takes: bool) -> bool:
+    """Sets whether ``torch.compile`` goes on where it meets an ``nn.LSTM``, of which the operators only want the
+    parameters. Returns what was set before."""
+    from torch._dynamo import config  # here, because it takes a second, and compilers have imported it
+
+    before, config.allow_rnn = config.allow_rnn, takes
+    return before
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``; where the layer is ``torch.nn.Linear`` and nothing else, its fp32 products on a CPU are oneDNN's
+    (ops/products.py).
+
+    No subclass does this, because tools that replace layers, such as ``quantize_dynamic``, look for ``nn.Linear``.
+    """
+    if torch.compiler.is_compiling() or type(layer) is not nn.Linear or is_hooked(layer):
+        return layer(x)
+    if _has_any_global_hook() or "forward" in vars(layer):  # one of its own
+        return layer(x)
+    if x.dim() != 2 or layer.bias is None or transforming():
+        return layer(x)
+    return linear(x, layer.weight, layer.bias)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether somebody looks at what goes through this layer, or changes it."""
+    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
+
+
+class Sequential(nn.Sequential):
+    """``torch.nn.Sequential``, whose linear layers are those of :func:`project`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = input.dim() == 2 and self.bias is not None and not transforming()
-        return linear(input, self.weight, self.bias) if plain else super().forward(input)
+        for layer in self:
+            input = project(layer, input)
+        return input
+
+
+def side_by_side(v: Tensor) -> Tensor:
+    """``v [2B, W]``, premises first, to ``[B, 2W]``: premise and hypothesis of each pair in one row."""
+    pairs = v.shape[0] // 2
+    return torch.cat([v[:pairs], v[pairs:]], dim=1)
 
 
 class LocalInference(nn.Module):

@@ -12,10 +12,23 @@ from torch import Tensor, nn
 
 from . import ops, state_dicts
 from .config import FROM_VARIANT, ESIMConfig
-from .layers import Dropout, Embedding, Linear, Pooling, VariationalDropout, drop
+from .inputs import check_tokens, look_up, pack_ids, refuse_torchscript, spread, token_mask
+from .layers import (
+    Dropout,
+    Embedding,
+    Pooling,
+    Sequential,
+    VariationalDropout,
+    bilstm,
+    drop,
+    is_hooked,
+    project,
+    side_by_side,
+)
 from .ops import reference
 from .ops.backends import backends_of_ops
-from .packed import PackedPairs, PairRows, check_tokens, pack_ids, spread, token_mask
+from .packed import PackedPairs, PairRows
+from .padded import PaddedPairs
 
 _ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {None: nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -122,12 +135,17 @@ class ESIM(nn.Module):
 
     def forward(
         self,
-        p: Tensor | PackedPairs,
+        p: Tensor | PackedPairs | None = None,
         h: Tensor | None = None,
         p_lengths: Tensor | Sequence[int] | None = None,
         h_lengths: Tensor | Sequence[int] | None = None,
+        *,
+        embedded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Logits of a batch of pairs.
+
+        Where the embedding has hooks, it is called with padded ids, ``[B, Lp + Lh]``, and not with packed ones ``[N]``:
+        tools that explain a network by its layers need a row for each pair.
 
         Args:
             p, h: token ids, int64 or int32, of premises ``[B, Lp]`` and hypotheses ``[B, Lh]``. Padding may stand
@@ -136,28 +154,36 @@ class ESIM(nn.Module):
                 look as if another id padded them, or as if they were ``[L, B]``, give a warning.
             p_lengths, h_lengths: integers ``[B]``, on the CPU if possible: the sentence lies within the first
                 ``lengths[b]`` ids. With lengths, nothing waits for ids on a GPU, and their padding must be at the end.
+            embedded: word vectors ``[B, Lp, E]`` and ``[B, Lh, E]`` in the dtype of the parameters, E is
+                ``embedding_dim``, in place of those of the embedding: from another model, or to have gradients with
+                respect to them (zero at padding). Dropout is applied to them as to the embedding's. ``p`` and ``h``
+                then only say where padding is, whatever vocabulary they are of; with lengths they may be left out.
 
         Returns:
             Logits ``[B, num_labels]``, in the dtype of the parameters, or autocast's under autocast.
 
         Raises:
-            TypeError: ids or lengths are not integers.
+            TypeError: ids or lengths are not integers, ``embedded`` has another dtype, or ``torch.jit.trace`` is at
+                work.
             ValueError: shapes or devices disagree, lengths lie outside 0..L, or ids on the CPU are not below
                 ``vocab_size``.
         """
-        pairs = self._pack(p, h, p_lengths, h_lengths)
-        if len(pairs) == 0:
+        pairs = self._pack(p, h, p_lengths, h_lengths, embedded)
+        if isinstance(p, Tensor) and h is not None and embedded is None and is_hooked(self.embedding):
+            embedded = self.embedding(torch.cat([p, h], dim=1)).split([p.shape[1], h.shape[1]], dim=1)
+            pairs = self._pack(p, h, p_lengths, h_lengths, embedded)
+        if pairs.pairs == 0:
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.input_size))
-        x = self.encode(pairs)  # [N, 2H], a row for each token of the batch
+        x = self.encode(pairs, embedded)  # [N, 2H], a row for each token of the batch
         rows = pairs.rows(x.shape[1])
         m = self.inference(x, rows)  # [N, 8H]
         v = self.infercomposition(m, pairs, rows)  # [B, 8H]
         return self.linear(v)
 
-    def encode(self, pairs: PackedPairs) -> Tensor:
+    def encode(self, pairs: PackedPairs | PaddedPairs, embedded: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Embedding and BiLSTM, equations 1 and 2: a row for each token of packed pairs, ``[N, 2H]``."""
-        x = drop(self.embedding_dropout, self.embedding(pairs.tokens), pairs.batch_sizes)  # [N, embedding_dim]
-        return self.encoder(x, pairs)
+        x = self.embedding(pairs.tokens) if embedded is None else look_up(embedded, pairs.tokens)  # [N, embedding_dim]
+        return self.encoder(drop(self.embedding_dropout, x, pairs), pairs)
 
     def attention(
         self,
@@ -193,10 +219,16 @@ class ESIM(nn.Module):
         alpha, beta = (spread(spread(weight, p_mask, 1), h_mask, 2) for weight in weights)
         return alpha, beta
 
-    def _pack(self, p: Tensor | PackedPairs, h: Tensor | None, p_lengths: Any, h_lengths: Any) -> PackedPairs:
+    # What torch.jit.script asks of a module before it compiles it.
+    __prepare_scriptable__ = refuse_torchscript
+
+    def _pack(
+        self, p: Tensor | PackedPairs | None, h: Tensor | None, p_lengths: Any, h_lengths: Any, embedded: Any = None
+    ) -> PackedPairs | PaddedPairs:
         if not isinstance(p, PackedPairs):
-            return pack_ids(p, h, p_lengths, h_lengths, padding_idx=self.config.padding_idx, embedding=self.embedding)
-        if h is not None or p_lengths is not None or h_lengths is not None:
+            options = {"padding_idx": self.config.padding_idx, "embedding": self.embedding, "embedded": embedded}
+            return pack_ids(p, h, p_lengths, h_lengths, **options)
+        if any(given is not None for given in (h, p_lengths, h_lengths, embedded)):
             raise TypeError("packed pairs are the whole batch: give them alone")
         check_tokens("tokens", p.tokens, self.embedding)
         return p
@@ -210,9 +242,9 @@ class InputEncoding(nn.Module):
         self.backend = backend
         self.lstm = nn.LSTM(input_size, hidden_size, bidirectional=True)
 
-    def forward(self, x: Tensor, pairs: PackedPairs) -> Tensor:
+    def forward(self, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
-        return ops.bilstm(self.lstm, x, pairs.batch_sizes, first_row=pairs.first_row, backend=self.backend)
+        return bilstm(self, "lstm", x, pairs, self.backend)
 
 
 class PackedLocalInference(nn.Module):
@@ -235,14 +267,13 @@ class InferenceComposition(nn.Module):
         self.composition = CompositionLayer(config, dropout, backends["bilstm"])
         self.pooling = Pooling(backends["masked_pool"])
 
-    def forward(self, m: Tensor, pairs: PackedPairs, rows: PairRows) -> Tensor:
+    def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs, rows: PairRows) -> Tensor:
         """``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
         return self.pool(self.composition(m, pairs), rows)
 
     def pool(self, y: Tensor, rows: PairRows) -> Tensor:
         """``y [N, 2H]`` to ``[B, 8H]``."""
-        v_p, v_h = self.pooling(y, rows=rows.all).chunk(2)  # [B, 4H] each
-        return torch.cat([v_p, v_h], dim=1)
+        return side_by_side(self.pooling(y, rows=rows.all))
 
 
 class CompositionLayer(nn.Module):
@@ -252,19 +283,19 @@ class CompositionLayer(nn.Module):
         super().__init__()
         H = self.hidden_size = config.hidden_size
         self.backend = backend
-        self.F = Linear(8 * H, H)
+        self.F = nn.Linear(8 * H, H)
         self.activation = _ACTIVATIONS[config.projection_activation]()
         self.dropout = dropout
         self.lstm = nn.LSTM(H, H, bidirectional=True)
 
-    def forward(self, m: Tensor, pairs: PackedPairs) -> Tensor:
+    def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """``m [N, 8H]`` to ``[N, 2H]``."""
-        return self.compose(self.F(m), pairs)
+        return self.compose(project(self.F, m), pairs)
 
-    def compose(self, y: Tensor, pairs: PackedPairs) -> Tensor:
+    def compose(self, y: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """What follows the projection: ``y [N, H]`` to ``[N, 2H]``."""
-        y = drop(self.dropout, self.activation(y), pairs.batch_sizes)
-        return ops.bilstm(self.lstm, y, pairs.batch_sizes, first_row=pairs.first_row, backend=self.backend)
+        y = drop(self.dropout, self.activation(y), pairs)
+        return bilstm(self, "lstm", y, pairs, self.backend)
 
 
 class MLP(nn.Module):
@@ -273,11 +304,11 @@ class MLP(nn.Module):
     def __init__(self, config: ESIMConfig) -> None:
         super().__init__()
         self.input_size = 8 * config.hidden_size
-        self.mlp = nn.Sequential(
+        self.mlp = Sequential(
             Dropout(config.dropout),
-            Linear(self.input_size, config.hidden_size),
+            nn.Linear(self.input_size, config.hidden_size),
             nn.Sequential(_ACTIVATIONS[config.classifier_activation](), Dropout(config.feedforward_dropout)),
-            Linear(config.hidden_size, config.num_labels),
+            nn.Linear(config.hidden_size, config.num_labels),
         )
 
     @property

@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from .traps import warn_of_traps
+from torch import Tensor
 
 
 class Extent(NamedTuple):
@@ -68,13 +66,13 @@ class Rows:
         if self.start.shape != self.lengths.shape:
             raise ValueError(
                 f"Rows.start and Rows.lengths must have one entry for each sequence, "
-                f"got {len(self.start)} and {len(self.lengths)}"
+                f"got {self.start.shape[0]} and {self.lengths.shape[0]}"
             )
-        if not isinstance(self.max_length, int):
+        if not isinstance(self.max_length, int | torch.SymInt):  # torch.export's, of any batch
             raise TypeError(f"Rows.max_length must be an int, got {type(self.max_length).__name__}")
         if not isinstance(self.tokens, int | None):
             raise TypeError(f"Rows.tokens must be an int or None, got {type(self.tokens).__name__}")
-        if not 0 <= self.max_length <= len(self.step):
+        if not 0 <= self.max_length <= self.step.shape[0]:
             raise ValueError(
                 f"Rows.max_length = {self.max_length} must lie between 0 and the {len(self.step)} entries of Rows.step"
             )
@@ -234,103 +232,6 @@ def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longes
                 f"{name}[{int((lengths == wrong).nonzero()[0])}] = {wrong}, expected 0 to {longest} (the padded length)"
             )
     return lengths
-
-
-def pack_ids(
-    p: Tensor,
-    h: Tensor | None,
-    p_lengths: Tensor | Sequence[int] | None,
-    h_lengths: Tensor | Sequence[int] | None,
-    *,
-    padding_idx: int | None,
-    embedding: nn.Embedding,
-) -> PackedPairs:
-    """Packs padded token ids as users have them: with padding anywhere, and with lengths or without.
-
-    Ids on a GPU are read back only where no lengths are given; with lengths, the first ``lengths[b]`` ids there are the
-    sentence.
-
-    Args:
-        p, h: int64 or int32 ``[B, Lp]`` and ``[B, Lh]``.
-        p_lengths, h_lengths: integers ``[B]``: the sentence lies within the first ``lengths[b]`` ids.
-        padding_idx: the id that is never part of a sentence; None if there is no such id.
-        embedding: what the ids are rows of: on the same device and, where that can be read, below ``num_embeddings``.
-
-    Raises:
-        TypeError: ids or lengths are not integers.
-        ValueError: shapes or devices disagree, lengths lie outside 0..L, or ids are no rows of the embedding.
-    """
-    p, h = _checked_ids("p", p, embedding), _checked_ids("h", h, embedding)
-    if len(p) != len(h):
-        raise ValueError(f"p and h must hold as many sentences, got {len(p)} and {len(h)}")
-    if p_lengths is None and h_lengths is None and padding_idx is not None and p.device.type == "cpu":
-        warn_of_traps(p, h, padding_idx)
-    p, p_lengths = _left_align("p", p, p_lengths, padding_idx)
-    h, h_lengths = _left_align("h", h, h_lengths, padding_idx)
-    return pack_pairs(p, h, p_lengths, h_lengths)
-
-
-def token_mask(name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None, padding_idx: int | None) -> Tensor:
-    """Which of ``ids [B, L]``, as :func:`pack_ids` takes them, are words of their sentence: boolean ``[B, L]``."""
-    mask = torch.ones_like(ids, dtype=torch.bool) if padding_idx is None else ids != padding_idx
-    if lengths is not None:
-        lengths = check_lengths(f"{name}_lengths", lengths, *ids.shape).to(ids.device)
-        mask &= torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    return mask
-
-
-def spread(weights: Tensor, mask: Tensor, dim: int) -> Tensor:
-    """Moves the weights of a sentence's words along ``dim`` to where ``mask [B, L]`` says that the words stand."""
-    position = (mask.cumsum(1) - 1).clamp(min=0)  # which word of its sentence stands here
-    shape = [len(mask), 1, 1]
-    shape[dim] = mask.shape[1]
-    size = list(weights.shape)
-    size[dim] = mask.shape[1]
-    if weights.shape[dim] == 0:  # every sentence is empty
-        return weights.new_zeros(size)
-    return weights.gather(dim, position.view(shape).expand(size)) * mask.view(shape)
-
-
-def check_tokens(name: str, ids: Tensor, embedding: nn.Embedding) -> None:
-    """Ids must be on the device of the embedding and, where that can be read, be rows of it."""
-    if ids.device != embedding.weight.device:
-        raise ValueError(f"{name} is on {ids.device}, but the model on {embedding.weight.device}")
-    if ids.device.type == "cpu" and ids.numel():
-        low, high = (int(value) for value in ids.aminmax())
-        words = embedding.num_embeddings
-        if low < 0 or high >= words:
-            wrong = low if low < 0 else high
-            place = (ids == wrong).nonzero()[0].tolist()
-            raise ValueError(f"{name}{place} = {wrong} is no token id: the vocabulary has {words} words")
-
-
-def _checked_ids(name: str, ids: Tensor | None, embedding: nn.Embedding) -> Tensor:
-    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"{name} must be a tensor of token ids, int64 or int32, got {found}")
-    if ids.dim() != 2:
-        raise ValueError(f"{name} must be [batch, length], got shape {list(ids.shape)}")
-    check_tokens(name, ids, embedding)
-    return ids
-
-
-def _left_align(
-    name: str, ids: Tensor, lengths: Tensor | Sequence[int] | None, padding_idx: int | None
-) -> tuple[Tensor, Tensor]:
-    """Moves padding behind the sentence: what remains of ``ids [B, L]`` without it is the sentence.
-
-    Returns:
-        ids ``[B, L]`` and int64 lengths ``[B]`` on the CPU.
-    """
-    if lengths is not None:  # lengths on a GPU have to come here anyway
-        lengths = lengths.cpu() if isinstance(lengths, Tensor) else lengths
-        if ids.device.type != "cpu" or padding_idx is None:
-            return ids, check_lengths(f"{name}_lengths", lengths, *ids.shape)
-    mask = token_mask(name, ids, lengths, padding_idx)
-    counts = mask.sum(1)
-    if not torch.equal(mask, torch.arange(ids.shape[1], device=ids.device) < counts[:, None]):
-        ids = ids.gather(1, mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True))
-    return ids, counts.cpu()
 
 
 def pack_pairs(

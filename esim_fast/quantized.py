@@ -4,14 +4,14 @@ quantized, all else is fp32."""
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import INFERENCE_PRECISIONS, check_precision
-from .layers import Linear
+from .inputs import check_tokens
 from .model import ESIM
 from .ops import int8
 from .ops.bilstm import is_plain_fp32
-from .packed import PackedPairs, check_tokens
+from .packed import PackedPairs
 
 
 def inference_precision(precision: str, device: torch.device, net: ESIM | None = None) -> str:
@@ -45,7 +45,7 @@ def _why_not(device: torch.device, net: ESIM | None) -> str | None:
         return f"parameters in float32, got {others.pop()}"
     composition = net.infercomposition.composition
     plain = is_plain_fp32(net.encoder.lstm) and is_plain_fp32(composition.lstm)
-    plain = plain and type(composition.F) is type(net.linear.mlp[1]) is Linear
+    plain = plain and type(composition.F) is type(net.linear.mlp[1]) is nn.Linear
     if not plain or has_hooks(net):
         return "layers as they were made, without hooks and wrappers, which it would leave out"
     return None

@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import autocast
 from .data import Batch, EncodedPairs, batches
 from .data.distinct import SharedSentences, shared_sentences
-from .layers import Linear
+from .inputs import check_tokens
 from .model import ESIM
 from .ops.checks import autocast_dtype
-from .packed import PackedPairs, check_tokens
+from .packed import PackedPairs
 from .quantized import has_hooks, inference_precision, quantized_comparison, quantized_encoding, quantized_logits
 
 NOT_FINITE = "the network gives something else than finite numbers"
@@ -148,7 +148,7 @@ class _Comparison:
     def __init__(self, net: ESIM, encoded: Tensor, precision: str) -> None:
         self._net, self._encoded, self._precision = net, encoded, precision
         self._composition = composition = net.infercomposition.composition
-        self._in_parts = precision == "fp32" and type(composition.F) is Linear and autocast_dtype(net.device) is None
+        self._in_parts = precision == "fp32" and type(composition.F) is nn.Linear and autocast_dtype(net.device) is None
         if self._in_parts:
             of_word, of_aligned, of_difference, of_product = composition.F.weight.chunk(4, dim=1)  # [H, 2H] each
             self._projected = functional.linear(encoded, of_word + of_difference, composition.F.bias)  # [R, H]

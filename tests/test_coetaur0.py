@@ -56,7 +56,7 @@ class TestModules:
         assert isinstance(net._rnn_dropout, nn.Dropout)
         assert isinstance(net._encoding._encoder, nn.LSTM)
         assert isinstance(net._composition._encoder, nn.LSTM)
-        assert [type(net._projection[place]) for place in (0, 1)] == [esim_fast.layers.Linear, nn.ReLU]
+        assert [type(net._projection[place]) for place in (0, 1)] == [nn.Linear, nn.ReLU]
         assert isinstance(net._attention, nn.Module)
         assert isinstance(net._classification[1], nn.Linear)
         assert isinstance(net._classification[4], nn.Linear)

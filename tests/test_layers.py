@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 
 from esim_fast import ops
-from esim_fast.layers import Dropout, Embedding, Linear
+from esim_fast.layers import Dropout, Embedding, Sequential, project
 from esim_fast.ops.products import product
 
 
@@ -107,14 +109,15 @@ class TestElsewhere:
             assert Dropout(0.5)(torch.ones(3, device="cpu")).device.type == "cpu"
 
     def test_torch_func_and_forward_mode_without_it(self):
-        layer, x = Linear(6, 5), torch.randn(2, 8, 6)
-        torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
-        torch.testing.assert_close(torch.func.jvp(layer, (x[0],), (x[1],))[1], x[1] @ layer.weight.t())
+        layer, x = nn.Linear(6, 5), torch.randn(2, 8, 6)
+        linear = partial(project, layer)
+        torch.testing.assert_close(torch.func.vmap(linear)(x), layer(x))
+        torch.testing.assert_close(torch.func.jvp(linear, (x[0],), (x[1],))[1], x[1] @ layer.weight.t())
         words = Embedding(9, 4)
         tokens = torch.tensor([[1, 2], [3, 4]])
         torch.testing.assert_close(torch.func.vmap(words)(tokens), words.weight[tokens])
         with forward_ad.dual_level(), torch.no_grad():
-            result = forward_ad.unpack_dual(layer(forward_ad.make_dual(*x)))
+            result = forward_ad.unpack_dual(linear(forward_ad.make_dual(*x)))
             torch.testing.assert_close(result.tangent, x[1] @ layer.weight.t())
             a, b = forward_ad.make_dual(torch.randn(1, 3, 6), torch.randn(1, 3, 6)), torch.randn(1, 2, 6)
             with pytest.raises(RuntimeError, match=r"jvp|forward"):
@@ -152,7 +155,7 @@ class TestDropout:
         assert Dropout(0.5)(x[:0]).shape == (0, 3)
 
 
-class TestLinear:
+class TestProject:
     @pytest.fixture(scope="class", autouse=True, params=[False, True], ids=["oneDNN", "MKL"])
     def products(self, request):
         """Of either library, whichever is the faster one here."""
@@ -163,34 +166,73 @@ class TestLinear:
     @settings(max_examples=40, deadline=None)
     @given(st.integers(0, 40), st.integers(1, 70), st.integers(1, 70))
     def test_is_torchs(self, rows, inputs, outputs):
-        layer = Linear(inputs, outputs)
+        layer = nn.Linear(inputs, outputs)
         x = torch.randn(rows, inputs, requires_grad=True)
         grad = torch.randn(rows, outputs)
         leaves = [x, *layer.parameters()]
-        ours, wanted = layer(x), twin(layer, nn.Linear)(x)
+        ours, wanted = project(layer, x), layer(x)
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
         with torch.no_grad():
-            torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(project(layer, x), wanted, rtol=1e-5, atol=1e-5)
         ours, wanted = (torch.autograd.grad(y, leaves, grad) for y in (ours, wanted))
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
     def test_second_derivative(self):
-        layer, x = Linear(6, 5), torch.randn(8, 6, requires_grad=True)
+        layer, x = nn.Linear(6, 5), torch.randn(8, 6, requires_grad=True)
         results = []
-        for y in (layer(x), twin(layer, nn.Linear)(x)):
+        for y in (project(layer, x), layer(x)):
             (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
             results.append(torch.autograd.grad(grad.square().sum(), layer.weight)[0])
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
 
     def test_other_dtypes_and_shapes(self, monkeypatch):
-        layer, x = Linear(6, 5), torch.randn(2, 8, 6)
-        torch.testing.assert_close(layer(x), twin(layer, nn.Linear)(x))
+        layer, x = nn.Linear(6, 5), torch.randn(2, 8, 6)
+        torch.testing.assert_close(project(layer, x), layer(x))
         with torch.autocast("cpu", torch.bfloat16):
-            assert layer(x[0]).dtype == torch.bfloat16
+            assert project(layer, x[0]).dtype == torch.bfloat16
         with_onednn = product(x[0], layer.weight)
         monkeypatch.setattr("esim_fast.ops.products._ONEDNN", False)
         torch.testing.assert_close(product(x[0], layer.weight), with_onednn)
-        assert layer.double()(x[0].double()).dtype == torch.float64
-        layer, x = Linear(6, 5, bias=False), torch.randn(8, 6, requires_grad=True)
-        (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-        torch.testing.assert_close(grad, 2 * layer(x) @ layer.weight)
+        assert project(layer.double(), x[0].double()).dtype == torch.float64
+        layer, x = nn.Linear(6, 5, bias=False), torch.randn(8, 6, requires_grad=True)
+        (grad,) = torch.autograd.grad(project(layer, x).square().sum(), x, create_graph=True)
+        torch.testing.assert_close(grad, 2 * project(layer, x) @ layer.weight)
+
+    def test_what_else_a_layer_does_counts(self):
+        """Hooks, parametrizations, another forward, and layers of other classes."""
+        x = torch.randn(8, 6)
+
+        def replaced(change):
+            layer = nn.Linear(6, 5)
+            wanted = layer(x) * 2
+            change(layer)
+            torch.testing.assert_close(Sequential(layer, nn.Identity())(x), wanted)
+
+        def doubled_forward(layer):
+            forward = layer.forward
+            layer.forward = lambda input: forward(input) * 2
+
+        class Doubled(nn.Linear):
+            def forward(self, input):
+                return super().forward(input) * 2
+
+        class DoubledParameter(nn.Module):
+            def forward(self, parameter):
+                return parameter * 2
+
+        def parametrized(layer):
+            for name in ("weight", "bias"):
+                parametrize.register_parametrization(layer, name, DoubledParameter())
+
+        replaced(lambda layer: layer.register_forward_hook(lambda _module, _input, output: output * 2))
+        replaced(lambda layer: setattr(layer, "__class__", Doubled))
+        replaced(doubled_forward)
+        replaced(parametrized)
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, _input, output: output * 2 if isinstance(module, nn.Linear) else None
+        )
+        try:
+            layer = nn.Linear(6, 5)
+            assert torch.equal(project(layer, x), layer(x))
+        finally:
+            handle.remove()

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from esim_fast import Rows
+from esim_fast.inputs import _left_align
 from esim_fast.ops import local_inference, masked_pool
-from esim_fast.packed import _left_align, pack_pairs
+from esim_fast.packed import pack_pairs
 
 
 @settings(max_examples=100, deadline=None)
@@ -67,12 +68,12 @@ def test_moves_from_pinned_memory_as_it_is():
 
 def test_padding_goes_behind_the_sentence():
     ids = torch.tensor([[5, 6, 1, 1], [1, 7, 1, 8], [1, 1, 1, 1], [2, 3, 4, 5]])
-    aligned, lengths = _left_align("p", ids, None, 1)
+    aligned, lengths = _left_align("p", ids, ids, None, 1)
     assert lengths.tolist() == [2, 2, 0, 4]
     assert [row[:n].tolist() for row, n in zip(aligned, lengths, strict=True)] == [[5, 6], [7, 8], [], [2, 3, 4, 5]]
-    _, lengths = _left_align("p", ids, torch.tensor([1, 2, 4, 3]), 1)
+    _, lengths = _left_align("p", ids, ids, torch.tensor([1, 2, 4, 3]), 1)
     assert lengths.tolist() == [1, 1, 0, 3]
-    aligned, lengths = _left_align("p", ids, None, None)
+    aligned, lengths = _left_align("p", ids, ids, None, None)
     assert aligned is ids
     assert lengths.tolist() == [4, 4, 4, 4]
 

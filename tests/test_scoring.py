@@ -5,11 +5,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from esim_fast import ESIM, scoring
 from esim_fast.data import EncodedPairs
 from esim_fast.data.distinct import SharedSentences, shared_sentences
-from esim_fast.layers import Linear
 from esim_fast.ops import int8
 from esim_fast.scoring import scored_batches, scored_pairs, scored_shared
 
@@ -144,7 +144,7 @@ def test_there_are_no_gradients_and_the_mode_stays():
     assert net.training
 
 
-class Doubled(Linear):
+class Doubled(nn.Linear):
     def forward(self, input):
         return 2 * super().forward(input)
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import model, ops, state_dicts
-from ..layers import drop
-from ..packed import PackedPairs, pack_ids
+from ..inputs import pack_ids, refuse_torchscript
+from ..layers import Sequential, bilstm, drop, side_by_side
+from ..packed import PackedPairs
+from ..padded import PaddedPairs
 from ..training.initialization import initialize
 
 _NAMES = state_dicts.NAMING_SCHEMES["coetaur0"]
@@ -80,9 +82,9 @@ class ESIM(nn.Module):
         self._rnn_dropout = inner.embedding_dropout
         self._encoding = _Encoder(inner.encoder.lstm)
         self._attention = inner.inference
-        self._projection = nn.Sequential(composition.F, composition.activation)
+        self._projection = Sequential(composition.F, composition.activation)
         self._composition = _Encoder(composition.lstm)
-        self._classification = nn.Sequential(layers[0], layers[1], *layers[2], layers[3])
+        self._classification = Sequential(layers[0], layers[1], *layers[2], layers[3])
         self._inner = (inner,)  # in a tuple it is no module of this one, whose entries would be there twice
         self.register_load_state_dict_pre_hook(_rename_entries)
 
@@ -129,18 +131,21 @@ class ESIM(nn.Module):
         lengths = premises_lengths, hypotheses_lengths
         pairs = pack_ids(premises, hypotheses, *lengths, padding_idx=padding_idx, embedding=embedding)
         logits = self._classification(
-            self._pooled(pairs) if len(pairs) else embedding.weight.new_zeros(0, 8 * self.hidden_size)
+            self._pooled(pairs) if pairs.pairs else embedding.weight.new_zeros(0, 8 * self.hidden_size)
         )
         return logits, logits.softmax(-1)
 
-    def _pooled(self, pairs: PackedPairs) -> Tensor:
+    # What torch.jit.script asks of a module before it compiles it.
+    __prepare_scriptable__ = refuse_torchscript
+
+    def _pooled(self, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """``[B, 8H]``, what the classifier gets."""
-        x = drop(self._rnn_dropout, self._word_embedding(pairs.tokens), pairs.batch_sizes)  # [N, embedding_dim]
+        x = drop(self._rnn_dropout, self._word_embedding(pairs.tokens), pairs)  # [N, embedding_dim]
         x = self._encoding(x, pairs)  # [N, 2H]
         rows = pairs.rows(x.shape[1])
         y = self._projection(self._attention(x, rows))  # [N, H]
-        y = self._composition(drop(self._rnn_dropout, y, pairs.batch_sizes), pairs)  # [N, 2H]
-        return torch.cat(ops.masked_pool(y, rows=rows.all).chunk(2), dim=1)
+        y = self._composition(drop(self._rnn_dropout, y, pairs), pairs)  # [N, 2H]
+        return side_by_side(ops.masked_pool(y, rows=rows.all))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As ``torch.nn.Module.load_state_dict``.
@@ -158,9 +163,9 @@ class _Encoder(nn.Module):
         super().__init__()
         self._encoder = lstm
 
-    def forward(self, x: Tensor, pairs: PackedPairs) -> Tensor:
+    def forward(self, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
-        return ops.bilstm(self._encoder, x, pairs.batch_sizes, first_row=pairs.first_row)
+        return bilstm(self, "_encoder", x, pairs)
 
 
 # The modules that have layers, and their names there.

@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..packed import move
 from .backends import BACKENDS, choose
-from .checks import autocast_dtype
+from .checks import autocast_dtype, constant_when_compiled
 from .derivatives import apply, first_derivative
 from .packing import packed
 from .products import can_order, for_weight_gradients, onednn_product, ordered, ordered_bf16, product, weight_gradient
@@ -30,14 +30,20 @@ def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
     autocast = autocast_dtype(x.device) is not None
     if not ((x.dtype == torch.float32 or autocast) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
-    if x.is_cuda and not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
+    if x.is_cuda and not autocast and not torch.compiler.is_compiling() and int(batch_sizes[0]) > _MANY_SENTENCES:
         # On an H100 cuDNN's many launches are hidden by then, and its products in fp32 are faster.
         return "cudnn", "triton", "reference"
     return BACKENDS["bilstm"]
 
 
 def bilstm(
-    lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, *, first_row: Tensor | None = None, backend: str | None = None
+    lstm: nn.LSTM,
+    x: Tensor,
+    batch_sizes: Tensor,
+    *,
+    first_row: Tensor | None = None,
+    padding: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """The states of both directions at every token (Chen et al. 2017, equations 1 and 2).
 
@@ -50,6 +56,9 @@ def bilstm(
         x: ``[N, input_size]``, the rows of packed sentences: sorted by length and time-major.
         batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
         first_row: int64 ``[T]`` on the device of ``x``, where each time step begins, if it is there already.
+        padding: boolean ``[N]`` on the device of ``x``, where every sentence reaches every time step, as a compiler
+            wants it: which rows lie behind the end of their sentence. They have no influence, and what is returned in
+            them means nothing.
         backend: "cpp" (the kernel for the CPU), "triton" (the kernel for NVIDIA GPUs from compute capability 8.0 on;
             CPU tensors too if ``TRITON_INTERPRET=1``), "cudnn" (``lstm`` itself on an NVIDIA GPU, where it is cuDNN's),
             "reference" (``lstm`` itself on any device; on an NVIDIA GPU that is cuDNN's again) or None, the best one
@@ -73,22 +82,25 @@ def bilstm(
     if batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_sizes(batch_sizes.tolist(), len(x))
     dtype = autocast_dtype(x.device) or x.dtype
-    if len(x) == 0:  # every sentence is empty
+    if x.shape[0] == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
     backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), x)
+    if padding is not None:
+        x = x.masked_fill(padding[:, None], 0)
     if backend in ("cudnn", "reference"):
-        return _torch_lstm(lstm, x, batch_sizes)
+        return _torch_lstm(lstm, x, batch_sizes) if padding is None else _of_padded(lstm, x, batch_sizes, padding)
     weights = [weight for direction in lstm.all_weights for weight in direction]
     if backend == "triton" and first_row is None:
         first_row = move(batch_sizes.cumsum(0) - batch_sizes, x.device)
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(dtype)
         if backend == "triton":
-            y = apply(_TritonBiLSTM, x, *weights, first_row, int(batch_sizes[0]), _precision())[0]
-        elif can_order(x, *weights, dtype=x.dtype):
+            sentences = int(batch_sizes[0]) if padding is None else x.shape[0] // batch_sizes.shape[0]
+            y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision())[0]
+        elif padding is None and can_order(x, *weights, dtype=x.dtype):
             y = _states(x, batch_sizes, weights)
         else:
-            y = apply(_BiLSTM, x, batch_sizes, *weights)[0]
+            y = apply(_BiLSTM, x, batch_sizes, padding, *weights)[0]
         return y.to(dtype)
 
 
@@ -97,6 +109,15 @@ def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
         raise ValueError(f"batch_sizes sum up to {sum(batch_sizes)}, but x has {rows} rows")
     if batch_sizes and (batch_sizes[-1] < 1 or any(before < after for before, after in pairwise(batch_sizes))):
         raise ValueError(f"batch_sizes must be positive and never grow, got {batch_sizes}")
+
+
+def _of_padded(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, padding: Tensor) -> Tensor:
+    """PyTorch's own LSTM of sentences that all reach every time step."""
+    steps = len(batch_sizes)
+    lengths = (~padding).view(steps, -1).sum(0).clamp(min=1)  # it takes no empty sentence
+    packed = pack_padded_sequence(x.view(steps, -1, x.shape[1]), lengths.cpu(), enforce_sorted=False)
+    y = PackedSequence(_torch_lstm(lstm, packed.data, packed.batch_sizes), *packed[1:])
+    return pad_packed_sequence(y, total_length=steps)[0].flatten(0, 1)
 
 
 def _torch_lstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
@@ -171,21 +192,29 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
     return grad_x, *gradients
 
 
+def _shut(gates_reverse: Tensor, padding: Tensor | None) -> None:
+    """Keeps the state at zero in padding, where the backward direction begins. Gradients are zero there as well: each
+    has a factor from a gate that is shut."""
+    if padding is not None:
+        gates_reverse.masked_fill_(padding[:, None], -torch.inf)
+
+
 class _BiLSTM(torch.autograd.Function):
     """Returns y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
 
     # Parameters are written out: torch.compile counts them to tell whether the first is a context.
     @staticmethod
-    def forward(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
+    def forward(x, batch_sizes, padding, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
         # The kernel writes the gates over the products with the input.
         gates = product(x, w_ih.to(x.dtype), (b_ih + b_hh).to(x.dtype)).float()
         gates_r = product(x, w_ih_r.to(x.dtype), (b_ih_r + b_hh_r).to(x.dtype)).float()
+        _shut(gates_r, padding)
         y, c = torch.ops.esim_fast.bilstm(gates, gates_r, w_hh.contiguous(), w_hh_r.contiguous(), batch_sizes)
         return y, c, gates, gates_r
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, batch_sizes, w_ih, w_hh, _, _, w_ih_r, w_hh_r, _, _ = inputs
+        x, batch_sizes, _, w_ih, w_hh, _, _, w_ih_r, w_hh_r, _, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, batch_sizes, *output, w_ih, w_hh, w_ih_r, w_hh_r)
@@ -193,15 +222,15 @@ class _BiLSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, *_):
         if grad_y is None:
-            return (None,) * 10
+            return (None,) * 11
         arguments = grad_y, *ctx.saved_tensors, ctx.needs_input_grad[0]
         grad_x, *gradients = first_derivative("bilstm", _backward, *arguments)
-        return grad_x, None, *gradients
+        return grad_x, None, None, *gradients
 
 
 @torch.library.register_fake("esim_fast::bilstm")
 def _bilstm_fake(gates, gates_reverse, weight, *_):
-    return tuple(gates.new_empty(len(gates), 2 * weight.shape[1]) for _ in range(2))
+    return tuple(gates.new_empty(gates.shape[0], 2 * weight.shape[1]) for _ in range(2))
 
 
 @torch.library.register_fake("esim_fast::bilstm_pack")
@@ -212,7 +241,7 @@ def _bilstm_pack_fake(weight, _):
 
 @torch.library.register_fake("esim_fast::bilstm_states")
 def _bilstm_states_fake(gates, *_):
-    return gates.new_empty(len(gates), gates.shape[1] // 4)
+    return gates.new_empty(gates.shape[0], gates.shape[1] // 4)
 
 
 @torch.library.register_fake("esim_fast::bilstm_backward")
@@ -220,6 +249,7 @@ def _bilstm_backward_fake(grad_y, y, c, gates, *_):
     return torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(y)
 
 
+@constant_when_compiled
 def _precision() -> str:
     """How the Triton kernels multiply fp32: as cuDNN's LSTMs may."""
     return "tf32" if cast(Any, torch.backends.cudnn).rnn.fp32_precision == "tf32" else "tf32x3"
@@ -229,11 +259,12 @@ class _TritonBiLSTM(torch.autograd.Function):
     """Both directions' products with the input are one, and their gates lie side by side: ``[N, 8H]``."""
 
     @staticmethod
-    def forward(x, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, first_row, sentences, precision):
+    def forward(x, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, first_row, padding, sentences, precision):
         H = w_hh.shape[1]
         w_x = torch.cat([w_ih, w_ih_r], out=x.new_empty(8 * H, x.shape[1]))
         bias = torch.cat([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 8 * H).sum(0)
         gates = functional.linear(x, w_x, bias.to(x.dtype))
+        _shut(gates[:, 4 * H :], padding)
         vector = 16 // x.element_size()  # rows that begin at multiples of 16 bytes are read in one go
         w_h = x.new_zeros(2, 4 * H, -(-H // vector) * vector)
         torch.stack([w_hh, w_hh_r], out=w_h[:, :, :H])
@@ -242,7 +273,7 @@ class _TritonBiLSTM(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, *_, first_row, sentences, precision = inputs
+        x, *_, first_row, _, sentences, precision = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *output, first_row)
@@ -251,10 +282,10 @@ class _TritonBiLSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, *_):
         if grad_y is None:
-            return (None,) * 12
+            return (None,) * 13
         arguments = grad_y, *ctx.saved_tensors, *ctx.options, ctx.needs_input_grad[0]
         grad_x, *gradients = first_derivative("bilstm", _triton_backward, *arguments)
-        return grad_x, *gradients, None, None, None
+        return grad_x, *gradients, None, None, None, None
 
 
 def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, precision, x_needed):
@@ -277,7 +308,7 @@ if runtime.AVAILABLE:
     from .triton import bilstm as kernels  # here, because it imports Triton
 
     def _bilstm_triton_fake(gates, *_):
-        shape = len(gates), gates.shape[1] // 4
+        shape = gates.shape[0], gates.shape[1] // 4
         return gates.new_empty(shape), gates.new_empty(shape, dtype=torch.float32)
 
     def _bilstm_triton_backward_fake(grad_y, y, c, gates, *_):

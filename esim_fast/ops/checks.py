@@ -117,7 +117,7 @@ def tokens_of(
         check_rows(f"{prefix}rows", rows, x)
         if lengths is not None:
             raise ValueError(f"{prefix}rows have lengths of their own: leave {prefix}lengths out")
-        batch, longest = len(rows.start), rows.max_length
+        batch, longest = rows.start.shape[0], rows.max_length
     else:
         batch, longest = x.shape[0], x.shape[1]
     if lengths is not None and mask is not None:

@@ -147,7 +147,7 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
         raise ValueError(f"a is on {a.device}, but b on {b.device}")
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"a and b must have the same width D, got {a.shape[-1]} and {b.shape[-1]}")
-    pairs = [len(x) if rows is None else len(rows.start) for x, rows in ((a, a_rows), (b, b_rows))]
+    pairs = [(x if rows is None else rows.start).shape[0] for x, rows in ((a, a_rows), (b, b_rows))]
     if pairs[0] != pairs[1]:
         raise ValueError(f"a and b must hold as many sentences, got {pairs[0]} and {pairs[1]}")
     for name, x in (("a", a), ("b", b)):
@@ -161,7 +161,7 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
 def _are_all_rows(x: Tensor, *parts: Rows) -> bool:
     """Whether these are known to be all rows of ``x [N, D]``."""
     counts = [rows.tokens for rows in parts if rows.tokens is not None]
-    return len(counts) == len(parts) and sum(counts) == len(x)
+    return len(counts) == len(parts) and sum(counts) == x.shape[0]
 
 
 def _side(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Any, ...]:
@@ -241,7 +241,7 @@ def _gradients(grad_m_a, grad_m_b, a, b, *_):
 
 
 def _packed_result(x, *_):
-    return x.new_empty(len(x), 4 * x.shape[-1])
+    return x.new_empty(x.shape[0], 4 * x.shape[-1])
 
 
 def _packed_gradient(grad_m, x, *_):

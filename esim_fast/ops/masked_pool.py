@@ -87,7 +87,7 @@ class _MaskedPool(torch.autograd.Function):
 
 @torch.library.register_fake("esim_fast::masked_pool")
 def _masked_pool_fake(x, start, step, lengths, mask):
-    shape = len(x if start is None else start), x.shape[-1]
+    shape = (x if start is None else start).shape[0], x.shape[-1]
     argmax = x.new_empty(shape, dtype=torch.int32)
     return x.new_empty(shape[0], 2 * shape[1]), argmax, argmax.new_empty(shape[0])
 

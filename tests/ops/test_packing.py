@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 
-from esim_fast.layers import Linear
+from esim_fast.layers import project
 from esim_fast.ops import bilstm, int8, packing, products
 from esim_fast.ops.packing import can_keep, packed
 
@@ -25,10 +25,10 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.lstm = nn.LSTM(12, 20, bidirectional=True)
-        self.linear = Linear(40, 8)
+        self.linear = nn.Linear(40, 8)
 
     def forward(self, x):
-        return self.linear(bilstm(self.lstm, x, BATCH_SIZES, backend="cpp"))
+        return project(self.linear, bilstm(self.lstm, x, BATCH_SIZES, backend="cpp"))
 
 
 def make_net():
