@@ -24,7 +24,7 @@ from esim_fast.cli import main
 
 SECONDS = 120  # no command here may take longer, or it waits for somebody who is gone
 # Modules that commands import when they are run, torch._dynamo with the first optimizer.
-COMMANDS = ("train", "evaluate", "predict", "explain", "convert", "export", "data")
+COMMANDS = ("train", "evaluate", "predict", "rank", "explain", "convert", "export", "data")
 PRELOADED = [f"esim_fast.cli.{command}" for command in COMMANDS]
 PRELOADED += [__name__, "tests.training.distributed_worker", "tests.training.interrupted_run", "torch._dynamo"]
 PRELOADED += ["matplotlib.backends.backend_agg", "nltk"]

@@ -1,6 +1,11 @@
 """Classifier.rank: the scores and the order of all pairs, whatever is shared, cut into parts or streamed."""
 
 import random
+import re
+import resource
+import shlex
+import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -9,6 +14,8 @@ import torch
 
 from esim_fast import ESIM, Classifier, ranking
 from esim_fast.data import Vocabulary
+from tests.cli.commands import succeeds
+from tests.processes import fork
 
 WORDS = ["<unk>", "<pad>", *"abcdefgh"]
 LABELS = ["contradiction", "entailment", "neutral"]
@@ -168,3 +175,43 @@ def test_more_mistakes():
         model.net.linear.mlp[3].bias.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="something else than finite numbers"):
         model.rank("a", ["b"])
+
+
+def note_peaks(file):
+    """Writes down the greatest memory of this process in KiB after many candidates, and after ten times as many."""
+    model = new_model(tokenizer="whitespace")
+    with mock.patch.object(ranking, "_CANDIDATES", 128), open(file, "w") as notes:
+        for count in (1_000, 1_000, 10_000):
+            texts = (f"{number} " + "a b c d e f g h " * 5 for number in range(count))
+            assert len(model.rank("a b", texts)) == 10
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=notes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is counted in other units")
+def test_memory_stays_flat(tmp_path):
+    """Ten thousand candidates' texts and word ids alone would be 5 MiB."""
+    process = fork(note_peaks, tmp_path / "notes")
+    process.join(120)
+    assert process.exitcode == 0
+    _, few, many = map(int, (tmp_path / "notes").read_text().split())
+    assert many - few < 2 * 2**10
+
+
+def test_every_block_of_its_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    new_model().save_pretrained("model")
+    for name in ("queries", "candidates"):
+        Path(f"{name}.txt").write_text("A man sleeps.\nTwo dogs run.\n")
+    page = (Path(__file__).resolve().parents[1] / "docs/ranking.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S)
+    assert [language for language, _ in blocks] == ["python", "python", "bash"]
+    names = {}
+    for language, code in blocks:
+        if language == "python":
+            exec(code, names)
+            continue
+        for line in code.splitlines():
+            command, *arguments = shlex.split(line)
+            assert command == "esim-fast"
+            assert len(succeeds(*arguments).splitlines()) in (2, 4)
+    assert len(capsys.readouterr().out.splitlines()) == 4
