@@ -64,7 +64,7 @@ def test_the_same_scores_as_of_whole_pairs(precision, options):
     for batch_size in (1, 32, 1000):
         found = together(scored_shared(net, shared, batch_size, precision=precision), pairs)
         torch.testing.assert_close(found, expected, **tolerance)
-    with mock.patch.object(scoring, "_KEPT_TOKENS", 30):  # parts that encode anew
+    with mock.patch.multiple(scoring, _KEPT_TOKENS=30, _LEAST_REPEATED=0):  # parts, which encode sentences anew
         torch.testing.assert_close(
             together(scored_pairs(net, pairs, 32, precision=precision), pairs), expected, **tolerance
         )
