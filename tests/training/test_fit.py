@@ -67,6 +67,13 @@ def test_it_learns_and_has_the_best_epoch(history):
     assert model.training["recipe"]["learning_rate"] == 3e-2
 
 
+def test_the_weights_are_those_that_were_measured():
+    """Here an average of the weights, and not the last ones."""
+    history = Classifier.fit(PAIRS, GOLD, dev=DEV, epochs=2, ema_decay=0.9, learning_rate=3e-2, **SMALL)
+    dev = labeled_pairs("dev", *DEV).prepared("nltk").encode(history.model.vocabulary, LABELS)
+    assert evaluate(history.model.net, dev).loss == pytest.approx(history.best.dev_loss, rel=1e-6)
+
+
 def test_the_same_as_the_command(history, tmp_path):
     files = []
     for name, (pairs, labels) in {"train": (PAIRS, GOLD), "dev": DEV}.items():
