@@ -123,7 +123,7 @@ def test_who_may_see_it(model, hub):
 
 
 FROM_THE_HUB = "user/name: no such model directory, and from the hub"
-UNREACHABLE = "the hub cannot be reached, and no copy is here"
+UNREACHABLE = "the hub cannot be reached"
 MISSING = "there is no such model, or it is private: then give a token (token=, HF_TOKEN or `hf auth login`)"
 
 
