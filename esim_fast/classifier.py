@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from .pretrained import CONFIG, LABELS, VOCABULARY, WEIGHTS, directory_of, read_
 from .quantized import inference_precision
 from .ranking import best_candidates, output_of, strings
 from .scoring import evaluating, scored_pairs
+from .terminal import is_watched
 from .tokenizing import TOKENIZERS, check_words, name_of, split
 from .trainable import Trainable
 
@@ -404,8 +404,7 @@ class Classifier(Trainable):
 
 def _bar(count: int, shown: bool | None) -> tqdm:
     """For pairs that are scored; None shows it where somebody may look, if there is time to."""
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    disable = not (is_terminal if shown is None else shown)
+    disable = not (is_watched() if shown is None else shown)
     return tqdm(total=count, unit="pair", delay=1 if shown is None else 0, leave=False, disable=disable)
 
 

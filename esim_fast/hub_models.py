@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from .errors import DataError, first_line, kind_and_reason
+from .errors import DataError, kind_and_reason
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _TOKEN = "give a token (token=, HF_TOKEN or `hf auth login`)"
@@ -24,7 +24,7 @@ def fetch(name: str, files: Sequence[str], revision: str | None = None, token: s
     Raises:
         DataError: the library is not installed, there is no such model, or the hub cannot be reached.
     """
-    with telling(f"{name}: no such model directory, and from the hub"):
+    with telling(f"{name}: not a directory here, and not found on the Hugging Face hub"):
         import huggingface_hub  # optional, and slow to import
 
         by_us = {"library_name": "esim_fast", "library_version": version("esim_fast")}
@@ -59,5 +59,5 @@ def _reason(error: Exception) -> str:
     if "RevisionNotFoundError" in kinds:
         return "there is no such revision"
     if kinds & _UNREACHABLE:
-        return f"the hub cannot be reached, and no copy is here: {first_line(error)}"
+        return "the hub cannot be reached, and its cache here has no copy"
     return kind_and_reason(error)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate
 from typing import Any
 
@@ -81,12 +81,16 @@ class Recipe:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if isinstance(self.class_weights, Mapping):
-            object.__setattr__(self, "class_weights", dict(self.class_weights))
             for label, weight in self.class_weights.items():
                 if not 0 < check_number(f"class_weights[{label!r}]", weight) < math.inf:
                     raise ValueError(f"class_weights[{label!r}] must be positive, got {weight}")
+            plain = {str(label): float(weight) for label, weight in self.class_weights.items()}
+            object.__setattr__(self, "class_weights", plain)
         elif self.class_weights not in (None, "balanced"):
             raise ValueError(f'class_weights must be "balanced" or weights by label, got {self.class_weights!r}')
+        for each in fields(self):  # NumPy's floats are none to those who read checkpoints
+            if isinstance(value := getattr(self, each.name), float):
+                object.__setattr__(self, each.name, float(value))
         if self.best_by not in (None, *BEST_BY) and not str(self.best_by).startswith("f1:"):
             raise ValueError(f"best_by must be one of {', '.join(BEST_BY)} or f1:LABEL, got {self.best_by!r}")
 

@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def train(command: argparse.ArgumentParser) -> None:
-    """Trains a model; the best one by dev accuracy (--best-by) is kept in the output directory."""
+    """Trains a model; the best one on dev (by accuracy, or --best-by) is kept in the output directory."""
     command.add_argument(
         "--train", nargs="+", metavar="FILE", help=f"training pairs: {FILES}; default: the bundled sample"
     )
@@ -138,7 +138,7 @@ def predict(command: argparse.ArgumentParser) -> None:
 def rank(command: argparse.ArgumentParser) -> None:
     """The candidates that go best with a query, the best one first, as JSON lines. The query is the premise, each
     candidate a hypothesis."""
-    command.add_argument("model", metavar="MODEL_DIR")
+    command.add_argument("model", metavar="MODEL_DIR", help=MODEL)
     command.add_argument("--query", type=text, metavar="TEXT")
     sentences = "a sentence a line, also compressed (.gz, .bz2, .xz, .zip); - reads stdin"
     command.add_argument("--queries", metavar="FILE", help=f"many of them: {sentences}")

@@ -102,11 +102,6 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return torch.device(name)
 
 
-def is_watched() -> bool:
-    """Whether somebody may look at stderr now."""
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
 def bad_rows(count: int) -> str:
     return f"{count:,} bad row{'' if count == 1 else 's'}"
 

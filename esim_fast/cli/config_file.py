@@ -39,7 +39,7 @@ def set_defaults(command: argparse.ArgumentParser, path: str, given: argparse.Na
     }
     values: dict[str, Any] = {}
     keys: dict[str, str] = {}  # by what they set
-    for key, value in _read(path).items():
+    for key, value in _read(path, has_files=bool({"train", "data"} & set(names))).items():
         action = actions.get(_plain(key))
         if action is None:
             near = get_close_matches(_plain(key), actions, 1, 0.65)
@@ -118,8 +118,8 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _read(path: str) -> dict[str, Any]:
-    """The options of a file by their names."""
+def _read(path: str, has_files: bool) -> dict[str, Any]:
+    """The options of a file by their names; ``has_files`` if the command line names the training pairs."""
     is_yaml = path.lower().endswith((".yaml", ".yml"))
     if not is_yaml and not path.lower().endswith(".json"):
         raise UsageError(f"--config {path}: expected a name that ends in .json, .yaml or .yml")
@@ -133,7 +133,7 @@ def _read(path: str) -> dict[str, Any]:
     found = _parse_yaml(path, text) if is_yaml else _parse_json(path, text)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UsageError(f"{path}: expected values by the names of options, such as lr: 0.001")
-    return _of_run(path, found) if found.get("model") == "ESIM" else found
+    return _of_run(path, found, has_files) if found.get("model") == "ESIM" else found
 
 
 def _parse_json(path: str, text: str) -> Any:
@@ -164,7 +164,7 @@ def _parse_yaml(path: str, text: str) -> Any:
     return {} if found is None else found  # of comments alone
 
 
-def _of_run(path: str, config: dict[str, Any]) -> dict[str, Any]:
+def _of_run(path: str, config: dict[str, Any], has_files: bool) -> dict[str, Any]:
     """What a run was started with, of the config.json that it left."""
     training = config.get("training")
     if not isinstance(training, dict) or not isinstance(training.get("recipe"), dict):
@@ -176,6 +176,8 @@ def _of_run(path: str, config: dict[str, Any]) -> dict[str, Any]:
         "forget_bias": training.get("forget_bias"),
         **{name: value for part in parts if isinstance(part, dict) for name, value in part.items()},
     }
+    if not values.get("train") and not has_files:  # it was trained by Classifier.fit
+        raise UsageError(f"{path}: it names no training files: give --train and --dev")
     values.pop("unlabeled", None)  # a test file that was not used
     # Of two that exclude each other a run writes both down.
     for used, unused in (("max_tokens", "batch_size"), ("vectors", "embedding_dim")):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..data import BadRow, PreparedCorpus, words_with_vector
 from ..errors import DataError
+from ..terminal import is_watched
 from . import common
 from .options import say
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
                 words,
                 cache=common.cache(options),
                 on_bad_row=bad.append,
-                show_progress_bar=common.is_watched(),
+                show_progress_bar=is_watched(),
             )
             common.list_bad_rows(options.vectors, [row for row in bad if row not in listed], common.VECTOR_ROWS)
             listed.update(bad)

@@ -40,13 +40,13 @@ def decide(model: Classifier, dev: EncodedPairs, options: argparse.Namespace) ->
             f"expected calibration error {error[0]:.2%} -> {error[1]:.2%}"
         )
         if calibration.temperature == 1:
-            lines[-1] += " (no temperature is better, as where every pair is right)"
+            lines[-1] += " (the best one is not between 0.05 and 20, as where every pair is right)"
     if options.threshold is not None:
         chosen = choose_threshold(model, dev, options.threshold)
         figure = "accuracy" if options.threshold == "accuracy" else f"F1 of {chosen.label}"
         kept["threshold"] = {"label": chosen.label, "figure": figure, "before": chosen.before, "after": chosen.after}
         lines.append(
-            f"{chosen.label} from a probability of {chosen.threshold:.4g} on (--threshold): dev {figure} "
+            f"threshold {chosen.threshold:.4g}: {chosen.label} is given from this probability on; dev {figure} "
             f"{chosen.before:.2%} -> {chosen.after:.2%}"
         )
     model.training = kept

@@ -21,7 +21,7 @@ from ..errors import DataError, listed
 from ..evaluation import confusion, errors
 from ..evaluation.figures import Answers, Scores, positive_of
 from ..files import replace_file
-from ..streaming import NOT_FINITE
+from ..scoring import NOT_FINITE
 from . import common
 from .options import UsageError, say
 

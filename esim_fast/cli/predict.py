@@ -16,6 +16,7 @@ from ..data.compression import compression_of
 from ..errors import DataError
 from ..scoring import NOT_FINITE
 from ..streaming import Answer, predict_blocks
+from ..terminal import is_watched
 from . import common
 from .options import UsageError, say
 
@@ -107,7 +108,9 @@ class _Lines:
 
 def _progress(path: str) -> tqdm:
     """A bar for people who do not see the answers go by, in bytes that were read."""
-    is_watched = sys.stderr is not None and sys.stderr.isatty() and not (sys.stdout and sys.stdout.isatty())
+    goes_by = sys.stdout is not None and sys.stdout.isatty()
     # How many bytes there are to read is not known of stdin or a compressed file.
     size = os.path.getsize(path) if Path(path).is_file() and not compression_of(path) else None
-    return tqdm(desc=path, total=size, unit="B", unit_scale=True, delay=1, leave=False, disable=not is_watched)
+    return tqdm(
+        desc=path, total=size, unit="B", unit_scale=True, delay=1, leave=False, disable=goes_by or not is_watched()
+    )

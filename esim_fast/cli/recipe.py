@@ -10,8 +10,6 @@ from .options import amount, best_by, class_weights, count, fraction, patience, 
 
 # The bundled sample is a small world, and has a small model and a short recipe.
 _SAMPLE_RECIPE = Recipe(epochs=6, learning_rate=1e-3)
-
-
 _SAMPLE_MODEL = ModelOptions(hidden_size=128, embedding_dim=100, dropout=0.2)
 
 # Options by the field of Recipe or ModelOptions that they set: name, type, metavar and help.
@@ -21,14 +19,14 @@ _RECIPE = {
         "--patience",
         patience,
         "N",
-        "epochs without a better dev accuracy (--best-by) that end a run; 0: none",
+        "epochs in a row without a better figure on dev (--best-by) that end a run; 0: none",
     ),
     "batch_size": ("--batch-size", count, "N", "pairs of a batch, of all processes together"),
     "max_tokens": ("--max-tokens", count, "N", "tokens of a batch, of both sides together, instead of pairs"),
     "accumulate": ("--accumulate", count, "N", "work through each batch in N parts, to save memory"),
     "learning_rate": ("--lr", rate, "X", "Adam's learning rate"),
     "warmup_steps": ("--warmup-steps", steps, "N", "steps over which the learning rate rises to that"),
-    "lr_decay": ("--lr-decay", share, "X", "factor of --lr after an epoch without a better dev accuracy (--best-by)"),
+    "lr_decay": ("--lr-decay", share, "X", "factor of --lr after an epoch without a better figure on dev (--best-by)"),
     "weight_decay": ("--weight-decay", amount, "X", "of all weights but word vectors (AdamW)"),
     "label_smoothing": ("--label-smoothing", fraction, "X", "share of each target that goes to all labels"),
     "ema_decay": (

@@ -24,6 +24,7 @@ from ..files import write_json
 from ..memory import short_of_memory
 from ..ops import products
 from ..recipe import ModelOptions
+from ..terminal import is_watched
 from ..training import EpochMetrics, NotFiniteError, Recipe, Trainer
 from ..training.directory import RunDirectory
 from ..training.distributed import joined, lost_connection, started_by_torchrun, this_worker
@@ -240,7 +241,7 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
             seed=recipe.seed,
             cache=common.cache(options),
             on_bad_row=bad.append if options.skip_bad_rows else None,
-            show_progress_bar=this_worker().leads and common.is_watched(),
+            show_progress_bar=this_worker().leads and is_watched(),
         )
     given = {name: getattr(options, name) for name, usual in _WRITTEN_DOWN.items() if getattr(options, name) != usual}
     bias = data.mean_score() if data.has_scores else 0.0
@@ -329,7 +330,9 @@ def _summarize_seeds(output: Path, results: Sequence[_Result], tokenizer: str) -
     summary["seeds"] = [result.plan.recipe.seed for result in results]
     # First, so that a run that ends before the model is there can be resumed.
     write_json(output / _SEEDS, summary)
-    Classifier.from_pretrained(best.plan.directory, tokenizer=tokenizer).save_pretrained(output)
+    model = Classifier.from_pretrained(best.plan.directory, tokenizer=tokenizer)
+    model.training = {**(model.training or {}), "best_epoch": best.best.as_dict()}  # metrics.jsonl stays where it is
+    model.save_pretrained(output)
     print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
 
 

@@ -7,7 +7,6 @@ model's ids come from two small tables, so the same file serves every model.
 import hashlib
 import json
 import os
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import BadRowError, DataError, listed, one_line
 from ..labels import LabelNames, label_names
+from ..terminal import is_watched
 from ..tokenizing import NOT_PLAIN, TOKENIZERS, Tokenizer, check_words, get_tokenizer, name_of, split
 from .batches import EncodedPairs
 from .cache import Arrays, kept, text_array, text_of
@@ -386,7 +386,7 @@ def _put_together(found: Iterable[_Tokenized], name: str, skip_bad_rows: bool) -
     names: dict[str, int] = {}
     parts: list[tuple[np.ndarray, ...]] = []
     bad_rows: list[BadRow] = []
-    pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
+    pause = 0.2 if is_watched() else 10.0  # seconds; a log file needs few lines
     with tqdm(desc=f"{name}: tokenizing", unit="row", unit_scale=True, delay=1, mininterval=pause, leave=False) as bar:
         for part in found:
             if part.bad_rows and not skip_bad_rows:

@@ -66,6 +66,8 @@ class LabeledPairs:
     def _lines(self) -> Iterator[bytes]:
         for (premise, hypothesis), label in zip(self.pairs, self.labels, strict=True):
             if label is None:
+                if self.task == "regression":  # where "-" could mean a score of -1
+                    continue
                 label = "-"
             elif self.task == "regression" and label == -1:
                 label = "-1e0"  # a score, where -1 would say that there is none
@@ -121,6 +123,10 @@ def labeled_pairs(name: str, pairs: Any, labels: Any = None, task: str | None = 
             features = getattr(pairs, "features", None)
             classes = getattr(features[places["label"]], "names", None) if features else None
         sides = [_values(pairs[places[role]]) for role in ("premise", "hypothesis")]
+        if len(sides[0]) != len(sides[1]):
+            raise ValueError(
+                f"{name}: expected as many hypotheses as premises, got {len(sides[1]):,} for {len(sides[0]):,}"
+            )
         rows = [
             (_text(name, index, row[0]), _text(name, index, row[1]))
             for index, row in enumerate(zip(*sides, strict=True))

@@ -5,6 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..terminal import is_watched
+
 _LOG_SECONDS = 60.0  # between two lines about progress, where stderr is a file
 _LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
 
@@ -12,7 +14,7 @@ _LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining}
 def progress_bar(description: str, done: int, total: int, disable: bool) -> tqdm:
     """A bar of batches, of which some are done."""
     how: dict[str, Any]
-    if sys.stderr.isatty():
+    if is_watched():
         how = {"dynamic_ncols": True, "mininterval": 0.2}
     else:
         how = {"file": _Log(), "mininterval": _LOG_SECONDS, "delay": _LOG_SECONDS, "bar_format": _LOG_LINE}

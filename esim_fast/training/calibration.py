@@ -33,8 +33,8 @@ def calibrate(model: Classifier, pairs: EncodedPairs, *, batch_size: int = 256) 
     it is one of the new probabilities. Answers without a threshold stay the same.
 
     Returns:
-        The temperature, which ``model.temperature`` is now. It is 1 if none from 0.05 to 20 is the best, as where the
-        model gets every pair right: the more certain, the better.
+        The temperature, which ``model.temperature`` is now. It is 1 if the best one does not lie between 0.05 and 20,
+        as where the model gets every pair right: the more certain, the better.
 
     Raises:
         ValueError: it is a regression model, or the pairs are not labeled with ids of its labels.

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -21,6 +20,8 @@ from ..errors import one_line
 from ..files import load_safetensors
 from ..pretrained import WEIGHTS
 from ..recipe import PRESET_MODELS, PRESETS, ModelOptions, Recipe
+from ..terminal import is_watched
+from .directory import RunDirectory
 from .initialization import new_network
 from .progress import EpochMetrics
 from .trainer import Trainer
@@ -61,6 +62,10 @@ def fit(
     recipe, network = _settings(preset, recipe, options)
     if task not in _TASKS:
         raise ValueError(f"task must be one of {', '.join(map(repr, _TASKS))}, got {task!r}")
+    if vectors is not None and "embedding_dim" in options:
+        raise TypeError("embedding_dim and vectors exclude each other: vectors have their width")
+    if output is not None:
+        RunDirectory(output).check(resume=False)
     if model is not None:
         of_new_models = {"vectors": vectors, "tokenizer": tokenizer, "device": device}
         given = [name for name, value in of_new_models.items() if value is not None]
@@ -83,12 +88,14 @@ def fit(
         model.to(device)
     else:
         check_precision(recipe.precision, model.device)
+        was_training = model.net.training
         before = {name: value.clone() for name, value in model.net.state_dict().items()}
     try:
         return _train(model, corpora, recipe, network, output, vectors, on_epoch, is_new=before is None)
     except BaseException:
         if before is not None:  # a model that was of use stays so
             model.net.load_state_dict(before)
+            model.net.train(was_training)
         raise
 
 
@@ -144,8 +151,7 @@ def _new_model(
     vocabulary, matrix = Vocabulary.build(train.word_counts(labeled=True)), None
     torch.manual_seed(recipe.seed)
     if vectors is not None:
-        is_watched = sys.stderr is not None and sys.stderr.isatty()
-        how: dict[str, Any] = {"cache": default_cache(), "show_progress_bar": is_watched}
+        how: dict[str, Any] = {"cache": default_cache(), "show_progress_bar": is_watched()}
         matrix = load_vectors(vectors, vocabulary, seed=recipe.seed, **how).matrix
     bias = float(train.scores().mean(dtype=float)) if len(labels) == 1 else 0.0
     net = new_network(options, len(vocabulary), len(labels), vectors=matrix, output_bias=bias)
@@ -185,5 +191,6 @@ def _train(
     model.net.load_state_dict(weights)
     model.net.eval()
     model.training = {**learner.training, "best_epoch": best.as_dict()}
-    model.temperature, model.threshold = 1.0, None  # they were chosen for other weights
+    # They were chosen for other weights, and what is measured in the directory is of those.
+    model.temperature, model.threshold, model.directory = 1.0, None, None
     return History(epochs, model, best)

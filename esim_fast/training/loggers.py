@@ -173,7 +173,7 @@ class TensorBoardLogger:
 
 class WandbLogger:
     """A run of Weights & Biases, whose id is kept in the directory; ``WANDB_MODE``, ``WANDB_PROJECT`` and its other
-    variables are heeded."""
+    variables work as well."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], progress: Progress, resumed: bool) -> None:
         import wandb  # optional, and slow to import

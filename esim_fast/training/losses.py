@@ -61,7 +61,8 @@ def check_targets(name: str, pairs: EncodedPairs, model: Classifier) -> None:
             raise ValueError(f"{name}: expected finite scores, got {targets[index]} at index {index}")
     elif targets.dtype.kind == "f":
         count = len(model.labels)
-        raise ValueError(f"{name}: the network has {count} outputs: expected ids of labels, got scores (one output)")
+        hint = "a network that learns scores has one output"
+        raise ValueError(f"{name}: the network has {count} outputs: expected ids of labels, got floats ({hint})")
     elif not 0 <= targets.min() <= targets.max() < len(model.labels):
         raise ValueError(f"{name}: expected ids of labels from 0 to {len(model.labels) - 1}, got {targets.max()}")
 

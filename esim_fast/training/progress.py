@@ -1,5 +1,6 @@
 """How far a run has come, and what it has measured."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ class Progress:
         for part in measured:
             for each in fields(part):
                 value = getattr(part, each.name)
-                if each.type in (int, float) and not (type(value) is each.type and 0 <= value < 2**63):
+                most = 2**63 if each.type is int else math.inf
+                if each.type in (int, float) and not (type(value) is each.type and 0 <= value < most):
                     raise ValueError(f"{each.name} = {value!r}")
                 if each.type == float | None and not (value is None or (type(value) is float and -1 <= value <= 1)):
                     raise ValueError(f"{each.name} = {value!r}")

@@ -288,7 +288,7 @@ class Trainer:
             progress.seen += sum(map(len, indices))
             if self.on_step is not None and self.worker.leads:
                 step = progress.steps - progress.batch + batch
-                rate = self.optimizer.param_groups[0]["lr"]
+                rate = self.recipe.rate(step - 1, progress.ranks(self.figure))
                 self.on_step(StepMetrics(step, sum(map(len, indices)), loss, rate, norm))
 
     def _end_epoch(self) -> None:
