@@ -10,7 +10,7 @@ from .errors import DataError, kind_and_reason
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _TOKEN = "give a token (token=, HF_TOKEN or `hf auth login`)"
-_UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "Timeout"}
+_UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "TransportError", "Timeout"}
 
 
 def is_hub_name(name: str) -> bool:
@@ -59,5 +59,5 @@ def _reason(error: Exception) -> str:
     if "RevisionNotFoundError" in kinds:
         return "there is no such revision"
     if kinds & _UNREACHABLE:
-        return "the hub cannot be reached, and its cache here has no copy"
+        return f"the hub cannot be reached: {first_line(error)}"
     return kind_and_reason(error)

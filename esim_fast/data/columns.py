@@ -162,7 +162,7 @@ def find_columns(
         for role in required:
             if role not in known:
                 has_scores = role == "label" and "label" in _known_columns(fields, SCORE_NAMES)
-                hint = " (scores are for regression models: train --task regression)" if has_scores else ""
+                hint = " (for scores: train --task regression)" if has_scores else ""
                 raise BadRowError(
                     f"expected a column {either(known_names[role][:4])} in the header, got {listed(fields)}: "
                     f"name the columns with --columns{hint}"

@@ -100,7 +100,7 @@ class JsonRows:
         if key is None:
             names, hint = either(self.keys[role][:4]), self.hint
             if role == "label" and self.keys is NAMES and not record.keys().isdisjoint(SCORE_NAMES["label"]):
-                hint += " (scores are for regression models: train --task regression)"
+                hint += " (for scores: train --task regression)"
             raise BadRowError(f"expected a key {names}, got {listed(list(record)) or 'none'}{hint}")
         value = record[key]
         if not isinstance(value, str):

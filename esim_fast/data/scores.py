@@ -19,5 +19,5 @@ def score_of(text: str) -> float:
     """The number that a label is; BadRowError if it is none."""
     if not is_score(text):
         message = f"expected a number as the score, got {text[:40]!r}"
-        raise BadRowError(f"{message} (a regression model takes scores: for classes, train without --task regression)")
+        raise BadRowError(f"{message} (regression is for scores, not for classes)")
     return float(text)

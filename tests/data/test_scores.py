@@ -26,7 +26,7 @@ def test_what_is_no_number(tmp_path, text):
     path = write(tmp_path, "a.tsv", f"sentence1\tsentence2\tscore\na\tb\t1\na\tb\t{text}\n")
     message = refusal(prepare, path, "whitespace", SCORES)
     assert message.startswith(
-        f"{path}:3: expected a number as the score, got '{text}' (a regression model takes scores: for"
+        f"{path}:3: expected a number as the score, got '{text}' (regression is for scores, not for"
     )
     bad = prepare(path, "whitespace", SCORES, skip_bad_rows=True)
     assert [row.line for row in bad.bad_rows] == [3]
@@ -72,9 +72,7 @@ def test_a_column_of_scores_where_labels_are_wanted(tmp_path, ending):
         "json": '{"sentence1": "a", "sentence2": "b", "score": 0.5}',
     }
     path = write(tmp_path, f"a.{ending}", content[ending])
-    assert refusal(labels_of, path, CorpusFormat()).endswith(
-        "--columns (scores are for regression models: train --task regression)"
-    )
+    assert refusal(labels_of, path, CorpusFormat()).endswith("--columns (for scores: train --task regression)")
 
 
 def test_columns_without_a_header(tmp_path):
