@@ -122,7 +122,7 @@ def test_who_may_see_it(model, hub):
     assert (hub.place / "user/name" / "README.md").read_text() == "What I have to say"
 
 
-FROM_THE_HUB = "user/name: no such model directory, and from the hub"
+FROM_THE_HUB = "user/name: not a directory here, and not found on the Hugging Face hub"
 UNREACHABLE = "the hub cannot be reached"
 MISSING = "there is no such model, or it is private: then give a token (token=, HF_TOKEN or `hf auth login`)"
 
@@ -133,9 +133,9 @@ MISSING = "there is no such model, or it is private: then give a token (token=, 
         (errors.RepositoryNotFoundError, "404 Client Error.\n\nRepository Not Found for url", MISSING),
         (errors.GatedRepoError, "403", "its owner has to let you in first; then give a token"),
         (errors.RevisionNotFoundError, "404", "there is no such revision"),
-        (errors.LocalEntryNotFoundError, "Cannot find\nit", f"{UNREACHABLE}: Cannot find"),
-        (errors.OfflineModeIsEnabled, "offline", f"{UNREACHABLE}: offline"),
-        (ConnectionError, "no route", f"{UNREACHABLE}: no route"),
+        (errors.LocalEntryNotFoundError, "Cannot find\nit", UNREACHABLE),
+        (errors.OfflineModeIsEnabled, "offline", UNREACHABLE),
+        (ConnectionError, "no route", UNREACHABLE),
         (errors.HfHubHTTPError, "500 Server Error\nmore", "HfHubHTTPError: 500 Server Error"),
         (RuntimeError, "\x1b[31mwhatever", r"RuntimeError: \x1b[31mwhatever"),
     ],
@@ -153,14 +153,14 @@ def test_what_goes_wrong_there(model, hub, monkeypatch, kind, text, message):
         model.push_to_hub("user/name")
     assert str(caught.value).startswith(f"user/name: {message}")
     assert fails("evaluate", "user/name", "pairs.tsv").startswith(
-        "esim-fast: user/name: no such model directory, and fr"
+        "esim-fast: user/name: not a directory here, and not f"
     )
 
 
 def test_without_its_library(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     hint = r'needs Hugging Face\'s library: pip install "esim_fast\[hub\]"$'
-    with pytest.raises(DataError, match=rf"^user/name: no such model directory, and from the hub: {hint}"):
+    with pytest.raises(DataError, match=rf"^{FROM_THE_HUB}: {hint}"):
         Classifier.from_pretrained("user/name")
     with pytest.raises(DataError, match=rf"^user/name: {hint}"):
         model.push_to_hub("user/name")
@@ -174,7 +174,7 @@ def test_offline(tmp_path):
         code, stdout, stderr = command.finish()
     assert (code, stdout) == (2, "")
     assert stderr.startswith(
-        "esim-fast: user/name: no such model directory, and from the hub: the hub cannot be reached"
+        "esim-fast: user/name: not a directory here, and not found on the Hugging Face hub: the hub cannot be reached"
     )
     assert stderr.count("\n") == 1
 

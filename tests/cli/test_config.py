@@ -117,7 +117,11 @@ def test_the_command_line_overrides_it(config):
         ({"batch_size": 1, "max_tokens": 2}, "batch_size and max_tokens exclude each other"),
         ({"log": "excel"}, "log: expected csv, tensorboard, wandb, or several of them, got 'excel'"),
         ({"model": "ESIM"}, "expected the config.json of a model that esim-fast train has trained"),
-        ({"model": "ESIM", "training": {"recipe": {"speed": 3}}}, "speed: not an option of train; did you mean seed?"),
+        (
+            {"model": "ESIM", "training": {"recipe": {"speed": 3}, "files": {"train": ["a.tsv"]}}},
+            "speed: not an option of train; did you mean seed?",
+        ),
+        ({"model": "ESIM", "training": {"recipe": {}}}, "it names no training files: give --train and --dev"),
         ([1], "expected values by the names of options, such as lr: 0.001"),
         ("{", "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
         ('{"lr": 1, "lr": 2}', "not valid JSON: lr is there twice"),

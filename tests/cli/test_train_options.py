@@ -102,7 +102,9 @@ class TestImbalance:
         first, calibrated, threshold, test, *_ = result.stdout.splitlines()
         assert first == f"dev F1 of 1 {best:.2%}; the model is in {tmp_path / 'm'}"
         assert calibrated.startswith(f"calibrated on dev: temperature {config.get('temperature', 1):.4g}, log loss 0.")
-        assert threshold.startswith(f"1 from a probability of {config['threshold']:.4g} on (--threshold): dev F1 of 1 ")
+        assert threshold.startswith(
+            f"threshold {config['threshold']:.4g}: 1 is given from this probability on; dev F1 of 1 "
+        )
         assert config["training"]["recipe"]["class_weights"] == "balanced"
         assert config["training"]["recipe"]["best_by"] == "f1:1"
         loss, chosen = config["training"]["calibration"]["log_loss"], config["training"]["threshold"]

@@ -12,7 +12,7 @@ from esim_fast import Classifier
 from esim_fast.data import DataError
 from esim_fast.data.tables import labeled_pairs
 from esim_fast.training import NotFiniteError, Recipe, evaluate
-from tests.cli.commands import succeeds, write_tsv
+from tests.cli.commands import fails, succeeds, write_tsv
 
 WORDS = ["man", "dog", "woman", "cat", "child"], ["sleeps", "runs", "eats", "sings"]
 LABELS = ["entailment", "neutral"]
@@ -213,7 +213,8 @@ class TestScores:
 
     def test_minus_one_is_a_score(self):
         train = labeled_pairs("pairs", PAIRS[:3], [-1.0, 0.5, None]).prepared("nltk")
-        assert train.labeled.tolist() == [True, True, False]
+        assert train.labeled.tolist() == [True, True]  # None is left out: it is no -1
+        assert train.scores().tolist() == [-1, 0.5]
         train = labeled_pairs("pairs", PAIRS[:3], [-1.0, 0.5, 1.0]).prepared("nltk")
         assert train.scores().tolist() == [-1, 0.5, 1]
 
@@ -358,8 +359,13 @@ def test_mistakes_in_pairs(arguments, error, message):
     ],
 )
 def test_mistakes_in_options(options, error, message):
+    how = {"dev": DEV, **SMALL, **options}
+    if "vectors" in options:
+        with pytest.raises(TypeError, match=r"^embedding_dim and vectors exclude each other"):
+            Classifier.fit(PAIRS, GOLD, **how)
+        del how["embedding_dim"]
     with pytest.raises(error) as caught:
-        Classifier.fit(PAIRS, GOLD, **{"dev": DEV, **SMALL, **options})
+        Classifier.fit(PAIRS, GOLD, **how)
     assert str(caught.value).startswith(message)
 
 
@@ -376,3 +382,23 @@ def test_help():
     for owner in (Classifier, Classifier.fit(PAIRS, GOLD, dev=DEV, epochs=1, **SMALL).model):
         assert list(inspect.signature(owner.fit).parameters)[:3] == ["pairs", "labels", "dev"]
         assert owner.fit.__doc__.startswith("Trains a model: ")
+
+
+def test_a_run_of_fit_as_a_configuration(tmp_path):
+    """It has no files, and must not be taken for a run on the sample."""
+    Classifier.fit(PAIRS, GOLD, dev=DEV, output=tmp_path / "m", epochs=1, **SMALL)
+    said = fails("train", "--config", tmp_path / "m" / "config.json", "--output", tmp_path / "n")
+    assert "config.json: it names no training files: give --train and --dev" in said
+
+
+def test_a_failed_fit_leaves_the_mode():
+    model = Classifier.fit(PAIRS, GOLD, dev=DEV, epochs=1, **SMALL).model
+    model.net.eval()
+    with pytest.raises(ZeroDivisionError):
+        model.fit(PAIRS, GOLD, dev=DEV, epochs=1, on_epoch=lambda metrics: 1 / 0)
+    assert not model.net.training
+
+
+def test_columns_of_different_lengths():
+    with pytest.raises(ValueError, match=r"^pairs: expected as many hypotheses as premises, got 1 for 2$"):
+        labeled_pairs("pairs", {"premise": ["a", "b"], "hypothesis": ["c"], "label": ["x", "y"]})

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from esim_fast import Classifier
 from esim_fast.data import DataError, EncodedPairs, Vocabulary, batches
 from esim_fast.memory import short_of_memory
 from esim_fast.training import Checkpoint, NotFiniteError, Recipe, evaluate, initialize, training_step
+from esim_fast.training.progress import Progress
 from esim_fast.training.trainer import OtherSettingsError
 from tests.training.training_tasks import WORDS, new_model, new_trainer, pairs
 
@@ -445,3 +447,12 @@ class TestResuming:
             dataclasses.replace(checkpoint, progress=progress).save(path)
             with pytest.raises(DataError, match=r"last\.pt: not a checkpoint of esim-fast"):
                 new_trainer(Recipe(epochs=1), tmp_path, resume=True)
+
+
+def test_large_losses_and_numpy_numbers_in_a_checkpoint():
+    recipe = Recipe(class_weights={0: np.float64(2)}, learning_rate=np.float64(0.5))
+    assert recipe.class_weights == {"0": 2.0}
+    assert {type(recipe.learning_rate), type(recipe.class_weights["0"])} == {float}
+    assert Progress.from_dict({**dataclasses.asdict(Progress()), "loss_sum": 1e30}).loss_sum == 1e30
+    with pytest.raises(ValueError, match="loss_sum = inf"):
+        Progress.from_dict({**dataclasses.asdict(Progress()), "loss_sum": float("inf")})
