@@ -1,4 +1,4 @@
-"""The code of docs/watching.md and docs/python.md runs as it is written."""
+"""The code of docs/training.md, docs/watching.md and docs/python.md runs as it is written."""
 
 import csv
 import re
@@ -29,6 +29,25 @@ def folder(tmp_path, monkeypatch):
     vectors = "".join(f"{word} {' '.join(['0.1'] * 8)}\n" for word in sorted(words))
     (tmp_path / "glove.840B.300d.txt").write_text(vectors)
     return tmp_path
+
+
+def test_training(folder):
+    pairs = [(f"{p} {i}", f"{h} {i % 3}") for i, (_, p, h) in enumerate(TRAIN * 6)]
+    for part in ("train", "dev", "test"):
+        for corpus, label, values in (("sts", "score", (0.5, 1.25, 3, 4.75)), ("qqp", "is_duplicate", (0, 0, 1))):
+            lines = (f"{p}\t{h}\t{values[i % len(values)]}\n" for i, (p, h) in enumerate(pairs))
+            (folder / f"{corpus}-{part}.tsv").write_text(f"sentence1\tsentence2\t{label}\n{''.join(lines)}")
+    names = {}
+    for language, code in blocks("training.md"):
+        for line in code.splitlines() if language == "bash" else ():
+            small = ["--hidden-size", 8, "--embedding-dim", 8, "--epochs", 1] if "train " in line else []
+            succeeds(*shlex.split(line)[1:], *small, "--device", "cpu")
+        if language == "python":
+            exec(compile(code, code, "exec"), names)
+    assert Classifier.from_pretrained(folder / "scorer", device="cpu").task == "regression"
+    assert [metrics.dev_accuracy for metrics in names["history"]] == [None, None]
+    decided = Classifier.from_pretrained(folder / "decided", device="cpu")
+    assert (decided.temperature, decided.threshold) == (names["calibration"].temperature, names["threshold"].threshold)
 
 
 def test_watching(folder):
