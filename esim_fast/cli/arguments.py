@@ -22,6 +22,7 @@ from .options import (
     add_model_use,
     add_reading,
     add_skipping,
+    add_task,
     add_tokenizer,
     count,
     logs,
@@ -66,8 +67,7 @@ def train(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", metavar="DIR", help="a folder with train, dev and perhaps test files, such as snli_1.0; or hub:NAME"
     )
-    tasks = "what the labels are: classes, or scores (regression), as of STS-B; default: %(default)s"
-    command.add_argument("--task", choices=("classification", "regression"), default="classification", help=tasks)
+    add_task(command)
     add_reading(command)
     add_label_map(command)
     add_skipping(command)
@@ -198,6 +198,7 @@ def data(command: argparse.ArgumentParser) -> None:
     that cannot be read, also of the vectors, are listed on stderr; the exit code is 1 if there are any, 2 if a whole
     file cannot be read."""
     command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
+    add_task(command)
     add_reading(command)
     add_label_map(command)
     add_tokenizer(command)

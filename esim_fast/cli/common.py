@@ -113,6 +113,12 @@ def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
     return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
 
 
+def describe_scores(corpus: PreparedCorpus) -> str:
+    """Of a corpus that has some: where they lie."""
+    scores = corpus.scores()
+    return f"from {scores.min():g} to {scores.max():g}, {scores.mean(dtype=float):.2f} on average"
+
+
 def tokenizer_hint(corpus: PreparedCorpus) -> str | None:
     """What to say if sentences seem to want another tokenizer."""
     if not corpus.lengths.size or corpus.lengths.mean() >= 1.5 or not any(map(_CHINESE.search, corpus.words[:1000])):

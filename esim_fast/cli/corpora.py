@@ -109,8 +109,7 @@ class TrainingData:
         """Says what was read, on stderr."""
         for corpus in filter(None, (*self.train, self.dev, self.test)):
             if self.has_scores:
-                scores = corpus.scores()
-                counts = f"scores from {scores.min():g} to {scores.max():g}, {scores.mean(dtype=float):.2f} on average"
+                counts = f"scores {common.describe_scores(corpus)}"
             else:
                 counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
             dropped = f"; {corpus.unlabeled} more without a gold label dropped" if corpus.unlabeled else ""

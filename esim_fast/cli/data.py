@@ -20,6 +20,8 @@ def run(options: argparse.Namespace) -> int:
     for path in options.files:
         try:
             corpus = _prepare(path, options)
+            if options.task == "regression":
+                corpus.scores()  # which says what is wrong with them
         except DataError as error:
             say(f"esim-fast: {error}")
             code = 2
@@ -27,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         common.list_bad_rows(path, corpus.bad_rows)
         code = max(code, 1 if corpus.bad_rows else 0)
         words = corpus.word_counts(labeled=False)
-        figures = _figures(corpus, words)
+        figures = _figures(corpus, words, has_scores=options.task == "regression")
         if first is not None:
             figures["known"] = f"{_coverage(words, first[1])} are in {first[0]}"
         if options.vectors:
@@ -69,13 +71,16 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
     return corpus if len(corpus) else read(labeled=False)
 
 
-def _figures(corpus: PreparedCorpus, words: Counter[str]) -> dict[str, str]:
+def _figures(corpus: PreparedCorpus, words: Counter[str], has_scores: bool) -> dict[str, str]:
     bad = f", {common.bad_rows(len(corpus.bad_rows))}" if corpus.bad_rows else ""
     shares = [f"{label} {count:,} ({count / len(corpus):.1%})" for label, count in common.labels_of(corpus)]
     figures = {
-        "pairs": f"{len(corpus):,}, {corpus.unlabeled:,} without a gold label{bad}",
-        "labels": ", ".join(shares) or "none",
+        "pairs": f"{len(corpus):,}, {corpus.unlabeled:,} without a gold {'score' if has_scores else 'label'}{bad}"
     }
+    if has_scores:
+        figures["scores"] = common.describe_scores(corpus) if corpus.labeled.any() else "none"
+    else:
+        figures["labels"] = ", ".join(shares) or "none"
     for side, name in enumerate(("premises", "hypotheses") if len(corpus) else ()):
         lengths = corpus.lengths[:, side]
         empty = f", {np.count_nonzero(lengths == 0):,} empty" if not lengths.all() else ""

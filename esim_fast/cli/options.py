@@ -36,6 +36,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
+def add_task(command: argparse.ArgumentParser) -> None:
+    tasks = "what the labels are: classes, or scores (regression), as of STS-B; default: %(default)s"
+    command.add_argument("--task", choices=("classification", "regression"), default="classification", help=tasks)
+
+
 def add_reading(command: argparse.ArgumentParser) -> None:
     """How files of sentence pairs are read."""
     columns = (

@@ -49,10 +49,10 @@ def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, figure: Fig
         axes.grid(axis="y", alpha=0.25)
         if title in _IN_PERCENT:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if title != "loss":  # there is a number above a point
+            axes.margins(y=0.15)
         if title in ("loss", "correlation"):
             axes.legend(frameon=False)
-        else:
-            axes.margins(y=0.15)
         value = getattr(best, marked)
         if value is not None and marked in [name for name, *_ in lines]:
             above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}

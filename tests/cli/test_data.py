@@ -119,3 +119,20 @@ def test_other_corpora(tmp_path, rows, options, line):
 )
 def test_mistakes(corpus, tmp_path, options, message):
     assert message in fails("data", *[option.format(corpus=corpus) for option in options], cwd=tmp_path)
+
+
+def test_scores(tmp_path):
+    rows = "".join(f"a b\tc\t{score}\n" for score in ("0.5", "3", "-1", "4.75"))
+    path = write(tmp_path, "sts.tsv", f"sentence1\tsentence2\tscore\n{rows}")
+    lines = succeeds("data", "--task", "regression", path).splitlines()
+    assert lines[1:3] == [
+        "  pairs          4, 1 without a gold score",
+        "  scores         from 0.5 to 4.75, 2.75 on average",
+    ]
+    unlabeled = write(tmp_path, "test.tsv", "sentence1\tsentence2\na\tb\n")
+    assert "  scores         none\n" in succeeds("data", "--task", "regression", unlabeled)
+    negative = write(tmp_path, "negative.tsv", f"sentence1\tsentence2\tscore\n{rows}a\tb\t-0.5\n")
+    result = esim_fast("data", "--task", "regression", negative)
+    assert result.returncode == 2
+    assert "negative.tsv: 1 pairs have no gold score (- or -1), but some scores are negative" in result.stderr
+    assert "  scores " in succeeds("data", "--task", "regression", "--map-labels=-1=-1e0", negative)
