@@ -222,8 +222,8 @@ class Classifier(Trainable):
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """The candidates that go best with a query, as sentence-transformers' ``CrossEncoder.rank`` gives them.
 
-        The query is the premise and each candidate a hypothesis. A sentence is encoded once for all its pairs, without
-        gradients.
+        The query is the premise and each candidate a hypothesis. Nothing has gradients. A sentence is encoded once for
+        all pairs that are worked on together.
 
         Args:
             query: a sentence, or a list of them.

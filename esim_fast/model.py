@@ -326,6 +326,18 @@ class MLP(nn.Module):
         return self.mlp(v)
 
 
+def is_as_made(net: ESIM) -> bool:
+    """Whether the network does what its parts do, as they were made: nobody has given them hooks or a forward pass of
+    their own."""
+    composition = net.infercomposition
+    made = ((net, ESIM), (net.encoder, InputEncoding), (net.inference, PackedLocalInference), (net.linear, MLP))
+    if any(type(part).forward is not kind.forward for part, kind in (*made, (composition, InferenceComposition))):
+        return False
+    if type(composition.composition).forward is not CompositionLayer.forward:
+        return False
+    return not any(is_hooked(module) or "forward" in vars(module) for module in net.modules())
+
+
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before a state dict is loaded: gives its entries our names."""
     source = state_dicts.rename(state_dict, prefix or None)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .config import INFERENCE_PRECISIONS, check_precision
 from .inputs import check_tokens
-from .model import ESIM
+from .model import ESIM, is_as_made
 from .ops import int8
 from .ops.bilstm import is_plain_fp32
 from .packed import PackedPairs
@@ -46,14 +46,9 @@ def _why_not(device: torch.device, net: ESIM | None) -> str | None:
     composition = net.infercomposition.composition
     plain = is_plain_fp32(net.encoder.lstm) and is_plain_fp32(composition.lstm)
     plain = plain and type(composition.F) is type(net.linear.mlp[1]) is nn.Linear
-    if not plain or has_hooks(net):
+    if not plain or not is_as_made(net):
         return "layers as they were made, without hooks and wrappers, which it would leave out"
     return None
-
-
-def has_hooks(net: ESIM) -> bool:
-    """Whether somebody watches or changes what the network or a layer is given or returns."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 @torch.no_grad()

@@ -47,7 +47,8 @@ class Candidate(NamedTuple):
         return {"corpus_id": self.place, "score": self.score} | ({"text": self.text} if with_text else {})
 
 
-# The best candidates of a query so far: score, place below zero so that of equals the first is the greatest, and text.
+# The best candidates of a query so far: score, place and text; the place is negative, so that of equal scores the
+# earlier candidate wins.
 _Heap: TypeAlias = list[tuple[float, int, str]]
 
 
@@ -78,7 +79,7 @@ def output_of(model: Model, label: str | None) -> int:
     """
     if model.task == "regression":
         if label is not None:
-            raise ValueError(one_line(f"label must be None for a model that gives scores, got {label!r}"))
+            raise ValueError(one_line(f"label: a model that gives scores has no labels, got {label!r}"))
         return 0
     name = positive_label(model.labels) if label is None else label
     if name not in model.labels:

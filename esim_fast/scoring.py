@@ -17,10 +17,10 @@ from .config import autocast
 from .data import Batch, EncodedPairs, batches
 from .data.distinct import SharedSentences, shared_sentences
 from .inputs import check_tokens
-from .model import ESIM
+from .model import ESIM, is_as_made
 from .ops.checks import autocast_dtype
 from .packed import PackedPairs
-from .quantized import has_hooks, inference_precision, quantized_comparison, quantized_encoding, quantized_logits
+from .quantized import inference_precision, quantized_comparison, quantized_encoding, quantized_logits
 
 NOT_FINITE = "the network gives something else than finite numbers"
 
@@ -33,15 +33,18 @@ _LEAST_REPEATED = 0.2  # of all tokens: with fewer, sharing gains no more than i
 
 @contextmanager
 def evaluating(net: ESIM) -> Iterator[None]:
-    """The network in evaluation mode; afterwards it is in the mode that it was in."""
-    was_training = net.training
+    """The network in evaluation mode; afterwards each of its modules is in the mode that it was in.
+
+    Threads may share a network that is in evaluation mode already, and no other.
+    """
+    training = [module for module in net.modules() if module.training]
     try:
-        if was_training:
+        if training:
             net.eval()
         yield
     finally:
-        if was_training:
-            net.train()
+        for module in training:
+            module.training = True
 
 
 @torch.no_grad()
@@ -85,10 +88,10 @@ def scored_shared(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The same of pairs that share sentences, each of which is encoded once; all encoded words are kept meanwhile.
 
-    There are no gradients, as in all inference here. A network with hooks, or a forward pass of its own, gets whole
-    pairs.
+    There are no gradients, as in all inference here. A network with hooks, or a part whose forward pass is somebody's
+    own, gets whole pairs.
     """
-    if has_hooks(net) or type(net).forward is not ESIM.forward:
+    if not is_as_made(net):
         yield from _scored_whole(net, shared.pairs(shared.word_ids()), batch_size, precision)
         return
     precision = inference_precision(precision, net.device, net)

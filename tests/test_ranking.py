@@ -91,7 +91,7 @@ def test_a_regression_model_ranks_by_its_score():
     found = model.rank("a b", candidates)
     check(found, scores(model, "a b", candidates), 10)
     assert not all(0 <= one["score"] <= 1 for one in found)
-    with pytest.raises(ValueError, match=r"^label must be None for a model that gives scores, got 'score'$"):
+    with pytest.raises(ValueError, match=r"^label: a model that gives scores has no labels, got 'score'$"):
         model.rank("a b", candidates, label="score")
 
 

@@ -11,7 +11,7 @@ from esim_fast import ESIM, scoring
 from esim_fast.data import EncodedPairs
 from esim_fast.data.distinct import SharedSentences, shared_sentences
 from esim_fast.ops import int8
-from esim_fast.scoring import scored_batches, scored_pairs, scored_shared
+from esim_fast.scoring import evaluating, scored_batches, scored_pairs, scored_shared
 
 WORDS = 50
 PRECISIONS = ["fp32", "bf16", pytest.param("int8", marks=pytest.mark.skipif(not int8.LANES, reason="needs VNNI"))]
@@ -178,3 +178,40 @@ def test_under_somebodys_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = together(scored_shared(net, shared, 32), pairs), whole(net, pairs)
     torch.testing.assert_close(found, expected, rtol=0, atol=2**-6 * float(expected.abs().max()))
+
+
+def replaced_forward(net):
+    net.infercomposition.composition.F.forward = lambda x: torch.ones(len(x), 8)
+
+
+def own_part(net):
+    class Own(type(net.infercomposition)):
+        def forward(self, m, pairs, rows):
+            return super().forward(m, pairs, rows) + 1
+
+    net.infercomposition.__class__ = Own
+
+
+@pytest.mark.parametrize("change", [replaced_forward, own_part])
+def test_parts_of_ones_own_are_run(change):
+    torch.manual_seed(0)
+    net = ESIM(8, 6, 30, 3).eval()
+    pairs = EncodedPairs([[2, 3, 4]] * 4, [[5, 6], [7], [8, 9], [5]], None)
+    before = torch.cat([scores for _, scores in scored_pairs(net, pairs, 4)])
+    change(net)
+    with torch.no_grad():
+        expected = net(pairs[range(4)].pairs)
+    found = torch.empty(4, 3)
+    for indices, scores in scored_pairs(net, pairs, 4):
+        found[indices] = scores
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found, before)
+
+
+def test_modes_of_modules_stay():
+    net = ESIM(8, 6, 30, 3).train()
+    net.embedding_dropout.eval()
+    with evaluating(net):
+        assert not any(module.training for module in net.modules())
+    assert not net.embedding_dropout.training
+    assert net.encoder.training

@@ -9,6 +9,7 @@ import torch
 from ..data.vocabulary import PADDING_ID, UNKNOWN_ID
 from ..model import ESIM
 from ..packed import pack_pairs
+from ..scoring import evaluating
 from .graph import LENGTHS, SIDES
 
 _ALLOWED, _ALLOWED_IN_INT8 = 1e-5, 0.1
@@ -42,9 +43,10 @@ def greatest_difference(content: bytes, net: ESIM, words: Sequence[str] | None, 
     logits, expected = np.concatenate(found), _logits(net, batches)
     difference = np.abs(logits - expected).max()
     if int8:
-        part = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
-        if not part <= _ALLOWED_IN_INT8:  # NaN is not
-            raise ValueError(f"in int8 its logits differ from the network's by {part:.0%} of their norm, allowed 10%")
+        error, norm = np.linalg.norm(logits - expected), np.linalg.norm(expected)
+        if not error <= _ALLOWED_IN_INT8 * norm:  # NaN is not
+            differ = f"differ from the network's by {error:.2g}, more than a tenth of their norm, {norm:.2g}"
+            raise ValueError(f"in int8 its logits {differ}")
     elif not difference <= _ALLOWED * max(1, np.abs(expected).max()):
         raise ValueError(
             f"its logits differ from the network's by {difference:.1e}: hooks and layers of your own are not exported"
@@ -58,10 +60,5 @@ def _logits(net: ESIM, batches: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
     weight = net.embedding.weight
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         net = deepcopy(net).float().cpu()
-    was_training = net.training
-    net.eval()
-    try:
-        with torch.autocast("cpu", enabled=False):
-            return torch.cat([net(pack_pairs(*batch)) for batch in batches]).numpy()
-    finally:
-        net.train(was_training)
+    with evaluating(net), torch.autocast("cpu", enabled=False):
+        return torch.cat([net(pack_pairs(*batch)) for batch in batches]).numpy()
