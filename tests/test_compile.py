@@ -127,6 +127,7 @@ class TestPadded:
     def test_what_stands_behind_a_sentence_has_no_influence(self):
         net = network()
         p, h, p_lengths, h_lengths = batch(5, 8, 6)
+        p_lengths[0] = 0  # so that the first row of all is none
         vectors = [torch.randn(*ids.shape, WIDTH, requires_grad=True) for ids in (p, h)]
         spoilt = []
         for x, lengths in zip(vectors, (p_lengths, h_lengths), strict=True):
