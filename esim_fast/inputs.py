@@ -30,7 +30,8 @@ def pack_ids(
     """Packs padded token ids as users have them: with padding anywhere, and with lengths or without.
 
     Ids on a GPU are read back only where no lengths are given; with lengths, the first ``lengths[b]`` ids there are the
-    sentence. A compiler gets padded pairs, and nothing is read for them.
+    sentence. Under ``torch.compile`` the result is PaddedPairs, and no value is
+    read.
 
     Args:
         p, h: int64 or int32 ``[B, Lp]`` and ``[B, Lh]``.

@@ -164,11 +164,11 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
     No subclass does this, because tools that replace layers, such as ``quantize_dynamic``, look for ``nn.Linear``.
     """
-    if torch.compiler.is_compiling() or type(layer) is not nn.Linear or is_hooked(layer):
+    if torch.compiler.is_compiling() or type(layer) is not nn.Linear or layer.bias is None or x.dim() != 2:
         return layer(x)
-    if _has_any_global_hook() or "forward" in vars(layer):  # one of its own
-        return layer(x)
-    if x.dim() != 2 or layer.bias is None or transforming():
+    # Its own forward pass may be somebody's, or compiled.
+    is_watched = is_hooked(layer) or _has_any_global_hook() or transforming()
+    if is_watched or "forward" in vars(layer) or layer._compiled_call_impl is not None:
         return layer(x)
     return linear(x, layer.weight, layer.bias)
 

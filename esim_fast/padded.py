@@ -59,8 +59,8 @@ def pad_pairs(p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> Pad
 
     Args:
         p, h: token ids ``[B, Lp]`` and ``[B, Lh]``. What stands behind a sentence's end need not be a token id.
-        p_lengths, h_lengths: int64 ``[B]`` on the device of the ids. Nobody has looked at them: of those outside 0..L
-            the nearest counts.
+        p_lengths, h_lengths: int64 ``[B]`` on the device of the ids. They are not checked: those below 0 count as
+            0, those above L as L.
     """
     longest = p.shape[1], h.shape[1]
     steps = torch.sym_max(*longest)

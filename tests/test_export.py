@@ -203,9 +203,7 @@ class TestMistakes:
         ):
             to_onnx(model, path)
         model.net.linear.register_forward_hook(lambda net, v, logits: logits * 2)
-        with pytest.raises(ValueError, match=r"^.*: in int8 its logits differ from the network.s by .*, more than a tenth"):
-            ValueError, match=r"in int8 its logits differ from the network's by .*, more than a tenth of their norm"
-        ):
+        with pytest.raises(ValueError, match=r"in int8 its logits differ from the network's by .*, more than a tenth"):
             to_onnx(model, path, int8=True)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])

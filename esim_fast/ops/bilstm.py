@@ -56,9 +56,9 @@ def bilstm(
         x: ``[N, input_size]``, the rows of packed sentences: sorted by length and time-major.
         batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
         first_row: int64 ``[T]`` on the device of ``x``, where each time step begins, if it is there already.
-        padding: boolean ``[N]`` on the device of ``x``, where every sentence reaches every time step, as a compiler
-            wants it: which rows lie behind the end of their sentence. They have no influence, and what is returned in
-            them means nothing.
+        padding: boolean ``[N]`` on the device of ``x``, True in rows behind the end of their sentence: give it only
+            where every sentence reaches every time step. These rows have no influence, and what is returned in them
+            means nothing.
         backend: "cpp" (the kernel for the CPU), "triton" (the kernel for NVIDIA GPUs from compute capability 8.0 on;
             CPU tensors too if ``TRITON_INTERPRET=1``), "cudnn" (``lstm`` itself on an NVIDIA GPU, where it is cuDNN's),
             "reference" (``lstm`` itself on any device; on an NVIDIA GPU that is cuDNN's again) or None, the best one
@@ -81,6 +81,8 @@ def bilstm(
         raise ValueError(f"x must be [N, {lstm.input_size}], got shape {list(x.shape)}")
     if batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_sizes(batch_sizes.tolist(), len(x))
+        if padding is not None and (padding.shape != x.shape[:1] or int(batch_sizes[0]) * len(batch_sizes) != len(x)):
+            raise ValueError(f"padding must be [{len(x)}], and every sentence reach every time step")
     dtype = autocast_dtype(x.device) or x.dtype
     if x.shape[0] == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
