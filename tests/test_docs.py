@@ -1,20 +1,17 @@
 """The code of docs/attribution.md and docs/compile.md runs as it is written."""
 
-import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 import esim_fast
 from esim_fast.data import Vocabulary
-
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from tests.pages import code_of
 
 
 def run(page, names):
-    for block in re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S):
+    for block in code_of(f"docs/{page}", "python"):
         exec(compile(block, page, "exec"), names)
 
 

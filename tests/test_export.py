@@ -22,11 +22,12 @@ from esim_fast.errors import DataError
 from esim_fast.export import to_onnx
 from esim_fast.tokenizing import TOKENIZERS
 from tests.cli.commands import succeeds
+from tests.pages import ROOT, code_of
 
 pytest.importorskip("onnx", reason='needs onnx: pip install "esim_fast[onnx]"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='needs onnxruntime: pip install "esim_fast[onnx]"')
 
-DOCS = (Path(__file__).resolve().parents[1] / "docs/export.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs/export.md").read_text(encoding="utf-8")
 BLOCK = """
 import sys
 class Block:
@@ -277,14 +278,14 @@ class TestDocs:
     def folder(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("docs")
         classifier().save_pretrained(folder / "model")
-        for code in re.findall(r"^```bash\n(.*?)^```", DOCS, re.M | re.S):
+        for code in code_of("docs/export.md", "bash"):
             for line in code.splitlines():
                 if line.startswith("esim-fast "):
                     succeeds(*line.split()[1:], cwd=folder)
         return folder
 
     def test_the_script_needs_no_torch(self, folder):
-        script = next(code for code in re.findall(r"^```python\n(.*?)^```", DOCS, re.M | re.S))
+        script = code_of("docs/export.md", "python")[0]
         assert len([line for line in script.splitlines() if line]) <= 15
         run = subprocess.run([sys.executable, "-c", BLOCK + script], cwd=folder, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
@@ -295,9 +296,8 @@ class TestDocs:
 
     def test_the_other_code(self, folder, monkeypatch):
         monkeypatch.chdir(folder)
-        blocks = re.findall(r"(<!-- not run .*-->\n)?^```python\n(.*?)^```", DOCS, re.M | re.S)
         names = {}
-        for _, code in [block for block in blocks[1:] if not block[0]]:
+        for code in code_of("docs/export.md", "python")[1:]:
             exec(compile(code, code, "exec"), names)
         assert names["label"].shape == (1,)
         assert (folder / "network.onnx").stat().st_size == names["file"].size

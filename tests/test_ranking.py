@@ -1,7 +1,6 @@
 """Classifier.rank: the scores and the order of all pairs, whatever is shared, cut into parts or streamed."""
 
 import random
-import re
 import resource
 import shlex
 import sys
@@ -15,6 +14,7 @@ import torch
 from esim_fast import ESIM, Classifier, ranking
 from esim_fast.data import Vocabulary
 from tests.cli.commands import succeeds
+from tests.pages import blocks
 from tests.processes import fork
 
 WORDS = ["<unk>", "<pad>", *"abcdefgh"]
@@ -202,11 +202,10 @@ def test_every_block_of_its_page_runs(tmp_path, monkeypatch, capsys):
     new_model().save_pretrained("model")
     for name in ("queries", "candidates"):
         Path(f"{name}.txt").write_text("A man sleeps.\nTwo dogs run.\n")
-    page = (Path(__file__).resolve().parents[1] / "docs/ranking.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S)
-    assert [language for language, _ in blocks] == ["python", "python", "bash"]
+    found = blocks("docs/ranking.md")
+    assert [block.language for block in found] == ["python", "python", "bash"]
     names = {}
-    for language, code in blocks:
+    for language, code, _ in found:
         if language == "python":
             exec(code, names)
             continue

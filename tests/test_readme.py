@@ -11,7 +11,6 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,24 +18,12 @@ import torch
 import esim_fast
 from esim_fast.data import read_pairs
 from tests.cli.commands import succeeds
+from tests.pages import ROOT, blocks
 from tests.processes import places, start
 from tests.sources import Coetaur0
 
-ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 LABELS = ["entailment", "neutral", "contradiction"]
-
-
-class Block(NamedTuple):
-    language: str
-    code: str
-    run_by_ci: str | None  # under which name
-
-
-def blocks(name):
-    block = r"(?:<!-- CI runs this as (\w+) -->\n)?^```(\w*)\n(.*?)^```$"
-    found = re.findall(block, (ROOT / name).read_text(), re.M | re.S)
-    return [Block(language, code, mark or None) for mark, language, code in found]
 
 
 def sections(name):

@@ -11,8 +11,7 @@ import pytest
 from esim_fast import metrics
 from tests.cli.commands import succeeds, write_tsv
 from tests.cli.made_up import random_model, sentence, write_rows
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+from tests.pages import ROOT, blocks
 
 
 def test_every_block_runs(tmp_path, monkeypatch):
@@ -27,11 +26,11 @@ def test_every_block_runs(tmp_path, monkeypatch):
         "query candidate relevant",
         [(premise, hypothesis, label) for label, premise, hypothesis in rows],
     )
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-    assert [language for language, _ in blocks] == ["bash"] * 4 + ["python"] * 2
+    found = blocks("docs/evaluation.md")
+    assert [block.language for block in found] == ["bash"] * 4 + ["python"] * 2
     names: dict = {}
     reports = []
-    for language, code in blocks:
+    for language, code, _ in found:
         if language == "python":
             for command in re.findall(r"# of: esim-fast (.*) > answers.jsonl", code):
                 Path("answers.jsonl").write_text(succeeds(*shlex.split(command)))
@@ -44,7 +43,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
     for name in ("errors.html", "errors.jsonl", "confusion.png"):
         assert Path(name).stat().st_size
     assert len(names["wrong"]) == len(Path("errors.jsonl").read_text().splitlines())
-    page = PAGE.read_text(encoding="utf-8")
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     for report in reports:
         for name in {*report, *report.get("ranking", {})} - {"absent_labels", "relevant_label"}:
             assert f"`{name}`" in page

@@ -9,12 +9,7 @@ import pytest
 
 from esim_fast import Classifier
 from tests.cli.commands import TRAIN, succeeds, write_tsv
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-
-
-def blocks(page):
-    return re.findall(r"^```([\w ]*)\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+from tests.pages import blocks
 
 
 @pytest.fixture
@@ -38,7 +33,7 @@ def test_training(folder):
             lines = (f"{p}\t{h}\t{values[i % len(values)]}\n" for i, (p, h) in enumerate(pairs))
             (folder / f"{corpus}-{part}.tsv").write_text(f"sentence1\tsentence2\t{label}\n{''.join(lines)}")
     names = {}
-    for language, code in blocks("training.md"):
+    for language, code, _ in blocks("docs/training.md"):
         for line in code.splitlines() if language == "bash" else ():
             small = ["--hidden-size", 8, "--embedding-dim", 8, "--epochs", 1] if "train " in line else []
             succeeds(*shlex.split(line)[1:], *small, "--device", "cpu")
@@ -53,7 +48,7 @@ def test_training(folder):
 def test_watching(folder):
     for library in ("tensorboard", "yaml"):
         pytest.importorskip(library)
-    for language, code in blocks("watching.md"):
+    for language, code, _ in blocks("docs/watching.md"):
         if language == "yaml":
             Path(re.match("# (.*)\n", code)[1]).write_text(code)
         for line in code.splitlines() if language == "bash" else ():
@@ -71,7 +66,7 @@ def test_watching(folder):
 def test_python(folder):
     pytest.importorskip("pandas")
     names = {}
-    for language, code in blocks("python.md"):
+    for language, code, _ in blocks("docs/python.md"):
         if language == "python":
             exec(compile(code, code, "exec"), names)
     assert len(names["history"]) > 1
