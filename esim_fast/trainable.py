@@ -46,9 +46,9 @@ class Trainable:
     ) -> Any:
         """Trains a model: ``Classifier.fit(...)`` a new one, ``model.fit(...)`` this one, from where it is.
 
-        Rows whose label is None, "-" or -1 have no gold label and are left out. A model that is trained on keeps its
-        vocabulary and labels; its temperature and threshold, chosen for other weights, are reset. If training does not
-        come to its end, its weights are what they were.
+        Rows without a gold label are left out: None, NaN, "-" among strings, -1 among integers. A model that is trained
+        on keeps its vocabulary and labels; its temperature and threshold, chosen for other weights, are reset. If
+        training does not come to its end, its weights are what they were.
 
         Args:
             pairs: (premise, hypothesis) pairs of raw text; or a table (a DataFrame, a ``datasets.Dataset`` or a dict of

@@ -31,10 +31,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Setting forward")  # Captum says what it does
 def test_attribution(capsys):
     pytest.importorskip("captum")
-    p, h = torch.tensor([[5, 6, 1], [7, 3, 4]]), torch.tensor([[3, 1], [8, 2]])
-    net = esim_fast.Classifier.from_pretrained("model").net
-    names = {"net": net, "p": p, "h": h, "p_lengths": torch.tensor([2, 3]), "h_lengths": torch.tensor([1, 2])}
-    names |= {"x_p": net.embedding(p), "x_h": net.embedding(h)}
+    names = {}
     run("attribution.md", names)
     printed = capsys.readouterr().out.splitlines()
     words = "a man is sleeping on a bench . a man is awake ."

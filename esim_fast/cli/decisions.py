@@ -40,7 +40,7 @@ def decide(model: Classifier, dev: EncodedPairs, options: argparse.Namespace) ->
             f"expected calibration error {error[0]:.2%} -> {error[1]:.2%}"
         )
         if calibration.temperature == 1:
-            lines[-1] += " (the best one is not between 0.05 and 20, as where every pair is right)"
+            lines[-1] += " (none is the best: every pair is right, or the model is worse than chance)"
     if options.threshold is not None:
         chosen = choose_threshold(model, dev, options.threshold)
         figure = "accuracy" if options.threshold == "accuracy" else f"F1 of {chosen.label}"

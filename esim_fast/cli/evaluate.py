@@ -97,6 +97,8 @@ def _check_output(name: str | None, option: str, endings: Sequence[str], source:
 
 def _check_possible(options: argparse.Namespace, labels: list[str], is_regression: bool) -> None:
     """Raises UsageError for what this model does not have."""
+    if len(labels) == 1 and not is_regression:
+        raise UsageError(f"--map-labels: only one label is left, {labels[0]}")
     if is_regression and options.confusion:
         raise UsageError("--confusion: this is a regression model, which gives scores and no labels")
     if options.ranking and not is_regression and positive_of(labels) is None:

@@ -21,7 +21,8 @@ def run(options: argparse.Namespace) -> None:
         raise
     except (ImportError, ValueError) as error:
         raise UsageError(str(error)) from error
+    size = f"{done.size / 1e6:,.1f} MB" if done.size >= 1e6 else f"{done.size / 1e3:,.0f} kB"
     say(
-        f"{done.path}: {done.size / 1e6:,.1f} MB, logits within {done.difference:.1e} of the network's; "
-        f"{done.description.name} says how to use it"
+        f"{done.path}: {size}, logits within {done.difference:.1e} of the network's; "
+        f"{done.description} says how to use it"
     )

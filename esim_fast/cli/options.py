@@ -190,6 +190,7 @@ def patience(text: str) -> int | None:
 
 def best_by(text: str) -> str:
     """An argparse type: a figure, or the F1 of a label."""
+    text = text if text.startswith("f1:") else text.replace("_", "-")
     if text not in BEST_BY and not (text.startswith("f1:") and text[3:]):
         raise argparse.ArgumentTypeError(f"expected {', '.join(BEST_BY)} or f1:LABEL, got {text!r}")
     return text

@@ -42,6 +42,8 @@ def _sentences(path: str) -> Iterator[tuple[int, str]]:
         pairs = read_pairs(path, _SENTENCES, labeled=False)
     pair = None
     for pair in pairs:
+        if "\t" in pair.premise:
+            raise DataError(f"{path}:{pair.line}: expected one sentence, got columns")
         yield pair.line, pair.premise
     if pair is None:
         raise DataError(f"{path}: expected a sentence a line, got none")

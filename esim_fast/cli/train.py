@@ -330,9 +330,7 @@ def _summarize_seeds(output: Path, results: Sequence[_Result], tokenizer: str) -
     summary["seeds"] = [result.plan.recipe.seed for result in results]
     # First, so that a run that ends before the model is there can be resumed.
     write_json(output / _SEEDS, summary)
-    model = Classifier.from_pretrained(best.plan.directory, tokenizer=tokenizer)
-    model.training = {**(model.training or {}), "best_epoch": best.best.as_dict()}  # metrics.jsonl stays where it is
-    model.save_pretrained(output)
+    Classifier.from_pretrained(best.plan.directory, tokenizer=tokenizer).save_pretrained(output)
     print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
 
 

@@ -216,9 +216,10 @@ def _task_of(name: str, labels: Sequence[Any]) -> str:
         )
     if strings or all(isinstance(label, numbers.Integral) for label in given):
         return "classification"
-    if len(given) < len(labels) and all(float(label).is_integer() for label in given):
+    few = len(given) < len(labels) or len(set(given)) <= 2
+    if few and all(float(label).is_integer() for label in given):
         raise ValueError(
-            f"{name}: labels are whole numbers as floats, and some are missing, as where pandas had classes: say what "
+            f"{name}: labels are whole numbers as floats, as pandas makes of classes where some are missing: say what "
             'they are, task="classification" or task="regression"'
         )
     return "regression"

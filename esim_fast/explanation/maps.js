@@ -13,7 +13,7 @@ function addBars(list, probabilities) {
   for (const [label, value] of probabilities) {
     add(list, "dt", label);
     add(add(list, "dd", "", { class: "bar" }), "i").style.width = 100 * value + "%";
-    add(list, "dd", (100 * value).toFixed(1) + " %");
+    add(list, "dd", (100 * value).toFixed(1) + " %");
   }
 }
 

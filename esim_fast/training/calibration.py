@@ -10,7 +10,7 @@ from ..data import EncodedPairs
 from ..metrics import expected_calibration_error, log_loss
 from .losses import check_targets
 
-_LEAST, _MOST = 0.05, 20.0  # temperatures
+_LEAST, _MOST = 1e-3, 1e3  # temperatures
 
 
 class Calibration(NamedTuple):
@@ -33,8 +33,8 @@ def calibrate(model: Classifier, pairs: EncodedPairs, *, batch_size: int = 256) 
     it is one of the new probabilities. Answers without a threshold stay the same.
 
     Returns:
-        The temperature, which ``model.temperature`` is now. It is 1 if the best one does not lie between 0.05 and 20,
-        as where the model gets every pair right: the more certain, the better.
+        The temperature, which ``model.temperature`` is now. It is 1 where none is the best: the model gets every
+        pair right, and the more certain it is, the better; or it is worse than chance.
 
     Raises:
         ValueError: it is a regression model, or the pairs are not labeled with ids of its labels.
@@ -57,7 +57,7 @@ def calibrate(model: Classifier, pairs: EncodedPairs, *, batch_size: int = 256) 
 
 
 def best_temperature(gold: np.ndarray, logits: np.ndarray) -> float:
-    """The temperature of the lowest log loss; 1 if there is none from 0.05 to 20.
+    """The temperature of the lowest log loss; 1 if there is none from 0.001 to 1,000.
 
     Args:
         gold: int64 ``[n]``, ids of labels.

@@ -8,6 +8,7 @@ from .figures import Figure
 from .progress import EpochMetrics
 
 _TRAIN, _DEV, _SECOND, _GRAY = "#8a8f98", "#1f6fb4", "#c2571a", "#5a5f66"
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 _ON_TRAIN = "training, with dropout"
 # Panels, and in each the lines that are drawn of what was measured: attribute, color and name.
 _PANELS = {
@@ -57,5 +58,5 @@ def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, figure: Fig
         if value is not None and marked in [name for name, *_ in lines]:
             above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
             text = format(value, ".2%" if title in _IN_PERCENT else figure.form)
-            axes.annotate(text, (best.epoch, value), **above, color=_DEV)
+            axes.annotate(text, (best.epoch, value), **above, color=_DEV, bbox=_ON_WHITE)
     replace_file(path, lambda partial: picture.savefig(partial, format="png", dpi=130))

@@ -1,6 +1,7 @@
 """Training in one call: what :meth:`esim_fast.Classifier.fit` does."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -65,7 +66,11 @@ def fit(
     if vectors is not None and "embedding_dim" in options:
         raise TypeError("embedding_dim and vectors exclude each other: vectors have their width")
     if output is not None:
-        RunDirectory(output).check(resume=False)
+        try:
+            RunDirectory(output).check(resume=False)
+        except FileExistsError as error:
+            reason = "already holds a model: choose another output, or delete this one"
+            raise FileExistsError(errno.EEXIST, reason, os.fspath(output)) from error
     if model is not None:
         of_new_models = {"vectors": vectors, "tokenizer": tokenizer, "device": device}
         given = [name for name, value in of_new_models.items() if value is not None]
@@ -111,7 +116,11 @@ def _settings(preset: str | None, recipe: Recipe | None, options: dict[str, Any]
     known = [*names[Recipe], *names[ModelOptions]]
     for name in options:
         if name not in known:
-            near = get_close_matches(name, [*known, "vectors", "tokenizer", "output", "device"], 1, 0.65)
+            near = (
+                ["learning_rate"]
+                if name == "lr"
+                else get_close_matches(name, [*known, "vectors", "tokenizer", "output", "device"], 1, 0.65)
+            )
             hint = f"; did you mean {near[0]}?" if near else ""
             raise TypeError(one_line(f"fit has no option {name}{hint}"))
     of_recipe, of_network = ({name: options[name] for name in names[kind] if name in options} for kind in names)

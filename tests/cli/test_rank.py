@@ -107,3 +107,8 @@ def test_numbers_that_are_none(model, candidates, tmp_path):
     result = esim_fast("rank", tmp_path / "model", *QUERY, "--candidates", candidates)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "esim-fast: the network gives something else than finite numbers\n"
+
+
+def test_a_table_is_no_list_of_sentences(model, corpus):
+    said = fails("rank", model, "--query", "A man sleeps.", "--candidates", corpus)
+    assert said == f"esim-fast: {corpus}:1: expected one sentence, got columns"
