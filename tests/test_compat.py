@@ -243,7 +243,7 @@ class TestVariationalDropout:
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variational_dropout=True)
         p, h = sentences([4, 2, 0, 3], 1), sentences([1, 0, 3, 5], 1, seed=1)
         pairs = esim_fast.pack_pairs(p, h, (p != 1).sum(1), (h != 1).sum(1))
-        dropped = net.embedding_dropout(torch.ones(len(pairs.tokens), WIDTH), pairs.batch_sizes)
+        dropped = net.embedding_dropout(torch.ones(len(pairs.tokens), WIDTH), pairs)
         assert set(dropped.unique().tolist()) == {0.0, 2.0}
         rows = pairs.rows(WIDTH).all
         kept = []

@@ -211,6 +211,6 @@ def test_limit(corpus, tmp_path):
     assert fails(*limited).endswith("all: this run began without --limit: resume it so")
     damaged = tmp_path / "damaged.tsv"  # behind what is read
     damaged.write_bytes(corpus.read_bytes() + b"entailment\n")
-    assert "expected 3 columns" in fails("train", "--train", damaged, "--dev", corpus)
+    assert "expected 3 columns" in fails(*training(damaged, tmp_path / "n"))
     succeeds("train", "--train", damaged, "--dev", corpus, *SMALL, "--limit", 5, "--output", tmp_path / "n")
     assert "expected an integer from 1 to 1000000, got '0'" in fails("train", "--limit", 0)

@@ -139,7 +139,7 @@ class TestCommand:
             (code, stdout, _), (other, nothing, _) = [command.finish() for command in commands]
         assert (code, other, nothing) == (0, 0, "")
         alone = succeeds(*options, "--output", tmp_path / "one")
-        decided = [re.findall("^(?:calibrated|yes from|test) .*", text, re.M) for text in (stdout, alone)]
+        decided = [re.findall("^(?:calibrated|threshold|test) .*", text, re.M) for text in (stdout, alone)]
         assert decided[0] == decided[1]
         assert len(decided[0]) == 3
         kept = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("two", "one")]
