@@ -224,6 +224,9 @@ for name in ("bilstm_triton", "local_inference_packed_triton", "masked_pool"):
 """
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.13"), reason="older compilers stop at a message of their own fake tensors"
+)
 def test_fake_cuda_tensors(tmp_path):
     pytest.importorskip("triton")
     arguments = []

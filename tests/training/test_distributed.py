@@ -137,10 +137,12 @@ class TestCommand:
             command = [*options, "--output", tmp_path / "two"]
             commands = [stack.enter_context(start(*command, environment=place)) for place in places(2)]
             (code, stdout, _), (other, nothing, _) = [command.finish() for command in commands]
-        assert (code, other, nothing) == (0, 0, "")
+        assert (code, other) == (0, 0)
         alone = succeeds(*options, "--output", tmp_path / "one")
-        decided = [re.findall("^(?:calibrated|threshold|test) .*", text, re.M) for text in (stdout, alone)]
+        # Gloo says something among it, with torch 2.10.
+        decided = [re.findall("^(?:calibrated|threshold|test) .*", text, re.M) for text in (stdout, alone, nothing)]
         assert decided[0] == decided[1]
+        assert decided[2] == []
         assert len(decided[0]) == 3
         kept = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("two", "one")]
         for name in ("temperature", "threshold"):
