@@ -18,7 +18,7 @@ from .data.parallel import ShouldStop, never
 from .errors import DataError, first_line, listed, one_line
 from .explanation import Explanation
 from .files import replace_file, write_json
-from .labels import LabelNames, label_names, positive_label
+from .labels import LabelNames, label_names, positive_or_second
 from .model import ESIM
 from .ops.backends import backends_of_ops
 from .pretrained import CONFIG, LABELS, VOCABULARY, WEIGHTS, directory_of, read_model
@@ -99,7 +99,7 @@ class Classifier(Trainable):
         self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, names, tokenizer
         self.training, self.precision = training, precision
         self.directory: Path | None = None  # that it was read from
-        self.positive = names.index(positive_label(names) or names[1]) if len(names) == 2 else None
+        self.positive = names.index(cast(str, positive_or_second(names))) if len(names) == 2 else None
         if not 0 < check_number("temperature", temperature) < math.inf:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if threshold is not None:

@@ -44,6 +44,11 @@ def positive_label(labels: Sequence[str]) -> str | None:
     return next((name for name in ("entailment", "1") if name in labels), None)
 
 
+def positive_or_second(labels: Sequence[str]) -> str | None:
+    """The label that figures of one class and thresholds are for: the positive one, else the second of two."""
+    return positive_label(labels) or (labels[1] if len(labels) == 2 else None)
+
+
 def _in_order_of_ids(labels: Mapping[Any, Any]) -> list[str]:
     if _are_strings(labels.values()):
         pairs = [(str(number), name) for number, name in labels.items()]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import ops
-from .ops.checks import constant_when_compiled, transforming
+from .ops.checks import constant_when_compiled, is_hooked, transforming
 from .ops.derivatives import apply
 from .ops.products import linear
 from .packed import PackedPairs, Rows, move
@@ -171,11 +171,6 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     if is_watched or "forward" in vars(layer) or layer._compiled_call_impl is not None:
         return layer(x)
     return linear(x, layer.weight, layer.bias)
-
-
-def is_hooked(layer: nn.Module) -> bool:
-    """Whether somebody looks at what goes through this layer, or changes it."""
-    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
 
 
 class Sequential(nn.Sequential):

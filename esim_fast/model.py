@@ -21,12 +21,12 @@ from .layers import (
     VariationalDropout,
     bilstm,
     drop,
-    is_hooked,
     project,
     side_by_side,
 )
 from .ops import reference
 from .ops.backends import backends_of_ops
+from .ops.checks import is_hooked
 from .packed import PackedPairs, PairRows
 from .padded import PaddedPairs
 

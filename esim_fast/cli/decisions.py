@@ -4,7 +4,7 @@ import argparse
 
 from ..classifier import Classifier
 from ..data import EncodedPairs
-from ..labels import positive_label
+from ..labels import positive_or_second
 from ..training import calibrate, choose_threshold
 from .corpora import TrainingData
 from .options import UsageError
@@ -19,7 +19,7 @@ def check(options: argparse.Namespace, data: TrainingData) -> None:
     if len(data.labels) != 2:
         what = "scores have no probabilities" if data.has_scores else f"there are {len(data.labels)}"
         raise UsageError(f"--threshold is for two labels: {what}")
-    positive = positive_label(data.labels) or data.labels[1]
+    positive = str(positive_or_second(data.labels))  # there is one of two labels
     if options.threshold == "f1" and not data.dev.label_counts().get(positive):
         raise UsageError(f"--threshold f1: no pair of {data.dev.path} has the label {positive}")
 

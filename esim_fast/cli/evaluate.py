@@ -19,8 +19,9 @@ from ..data.parsing import NO_LABELS, label_name
 from ..data.scores import is_score
 from ..errors import DataError, listed
 from ..evaluation import confusion, errors
-from ..evaluation.figures import Answers, Scores, positive_of
+from ..evaluation.figures import Answers, Scores
 from ..files import replace_file
+from ..labels import positive_or_second
 from ..scoring import NOT_FINITE
 from . import common
 from .options import UsageError, say
@@ -101,7 +102,7 @@ def _check_possible(options: argparse.Namespace, labels: list[str], is_regressio
         raise UsageError(f"--map-labels: only one label is left, {labels[0]}")
     if is_regression and options.confusion:
         raise UsageError("--confusion: this is a regression model, which gives scores and no labels")
-    if options.ranking and not is_regression and positive_of(labels) is None:
+    if options.ranking and not is_regression and positive_or_second(labels) is None:
         raise UsageError(
             f"--ranking: which label means relevant? Expected entailment or 1, got {listed(labels)}: "
             "rename it with --map-labels OLD=1"

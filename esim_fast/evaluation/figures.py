@@ -1,6 +1,5 @@
 """A model's answers on labeled pairs, and the figures that follow from them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +7,7 @@ import numpy as np
 
 from .. import metrics
 from ..errors import listed
-from ..labels import positive_label
-
-
-def positive_of(labels: Sequence[str]) -> str | None:
-    """The label that figures of one class are for: ``entailment``, else ``1``, else the second of two."""
-    return positive_label(labels) or (labels[1] if len(labels) == 2 else None)
+from ..labels import positive_or_second
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class Answers:
 
     def _positive(self) -> tuple[str, np.ndarray, np.ndarray]:
         """The positive label, which pairs have it, and how probable it is."""
-        label = positive_of(self.labels)
+        label = positive_or_second(self.labels)
         if label is None:
             raise ValueError(f"expected a label entailment or 1, got {listed(self.labels)}")
         place = self.labels.index(label)

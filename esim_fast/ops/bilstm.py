@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ..packed import move
 from .backends import BACKENDS, choose
-from .checks import autocast_dtype, constant_when_compiled
+from .checks import autocast_dtype, constant_when_compiled, is_hooked
 from .derivatives import apply, first_derivative
 from .packing import packed
 from .products import can_order, for_weight_gradients, onednn_product, ordered, ordered_bf16, product, weight_gradient
@@ -151,8 +151,7 @@ def is_plain_fp32(lstm: nn.Module) -> bool:
     """Whether all that ``lstm`` does is in its parameters: it may have been quantized, or given hooks."""
     if type(lstm) is not nn.LSTM or lstm.weight_ih_l0.dtype != torch.float32:
         return False
-    hooks = lstm._forward_hooks, lstm._forward_pre_hooks, lstm._backward_hooks, lstm._backward_pre_hooks
-    return lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0 and not any(hooks)
+    return lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0 and not is_hooked(lstm)
 
 
 def _states(x: Tensor, batch_sizes: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..packed import Rows, check_lengths, move
@@ -33,6 +33,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def transforming() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: shortcuts around autograd are not for them."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether somebody looks at what goes through this layer, or changes it."""
+    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
 
 
 def check_features(name: str, x: Tensor, rows: Rows | None) -> None:
