@@ -14,11 +14,27 @@ from typing import Any, NamedTuple
 from esim_fast.cli.options import Parser, UsageError
 
 RESULTS = Path(__file__).parent / "results"
-# The figures by their files: a title, and which groups are in each.
+
+
+class Figure(NamedTuple):
+    title: str
+    groups: str  # a pattern, as is the next
+    variants: str = ".*"
+    side_by_side: bool = False
+
+
 FIGURES = {
-    "models.png": ("ESIM, times as fast as eager PyTorch", r"(training|inference), \d+ pairs, \w+"),
-    "ops.png": ("Ops, times as fast as eager PyTorch", r"(masked pool|local inference|bilstm), .*forward \+ backward"),
-    "cross-encoders.png": ("ESIM beside cross-encoders, times as fast as eager ESIM", r"cross encoders, .*"),
+    "summary.png": Figure(
+        "ESIM: times as fast as eager PyTorch",
+        r"training, 32 pairs, \w+|inference, (32|1) pairs, \w+",
+        r"eager.*|coetaur0 style|torch.compile of eager|ONNX Runtime.*|esim_fast, (packed batches|int8)",
+        side_by_side=True,
+    ),
+    "models.png": Figure("ESIM, times as fast as eager PyTorch", r"(training|inference), \d+ pairs, \w+"),
+    "ops.png": Figure(
+        "Ops, times as fast as eager PyTorch", r"(masked pool|local inference|bilstm), .*forward \+ backward"
+    ),
+    "cross-encoders.png": Figure("ESIM beside cross-encoders, times as fast as eager ESIM", r"cross encoders, .*"),
 }
 # A column's key in extra_info, its heading, scale and form.
 COLUMNS = (
@@ -78,10 +94,10 @@ def write(files: list[Path], folder: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     drawn = []
-    for file, (title, pattern) in FIGURES.items():
-        chosen = {name: rows for name, rows in groups.items() if re.fullmatch(pattern, name) and rows[0].info}
+    for file, figure in FIGURES.items():
+        chosen = {name: rows for name, rows in groups.items() if re.fullmatch(figure.groups, name) and rows[0].info}
         if chosen:
-            draw(chosen, title, folder / file)
+            draw(chosen, figure, folder / file)
             drawn.append(file)
     (folder / "report.md").write_text(page(run, groups, drawn), encoding="utf-8")
     return folder
@@ -93,7 +109,7 @@ def page(run: dict[str, Any], groups: dict[str, list[Row]], figures: list[str]) 
     names = ("esim_fast", "torch", "triton", "onnxruntime", "transformers", "cuda", "compiler", "python_version")
     versions = [f"{name} {machine[name]}" for name in names if name in machine]
     lines = [f"# {hardware(run)}, {run['datetime'][:10]}", "", ", ".join(versions), ""]
-    lines += [line for file in figures for line in (f"![{FIGURES[file][0]}]({file})", "")]
+    lines += [line for file in figures for line in (f"![{FIGURES[file].title}]({file})", "")]
     lines += [line for name, rows in groups.items() for line in (f"## {name}", "", *table(rows), "")]
     return "\n".join(lines)
 
@@ -111,26 +127,33 @@ def table(rows: list[Row]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in aligned]
 
 
-def draw(groups: dict[str, list[Row]], title: str, path: Path) -> None:
+def draw(groups: dict[str, list[Row]], figure: Figure, path: Path) -> None:
     """Bars for each group: how many times as fast as its first each variant is."""
     import matplotlib.pyplot as plt
 
-    sizes = [len(rows) for rows in groups.values()]
-    height = 0.32 * sum(sizes) + 0.75 * len(sizes)
-    figure, axes = plt.subplots(len(sizes), squeeze=False, figsize=(8, height), height_ratios=sizes)
-    figure.set_layout_engine("constrained")
-    for axis, (name, rows) in zip(axes[:, 0], groups.items(), strict=True):
+    panels = {
+        name: [row for row in rows if re.fullmatch(figure.variants, row.variant)] for name, rows in groups.items()
+    }
+    sizes = [len(rows) for rows in panels.values()]
+    if figure.side_by_side:
+        shape = {"ncols": len(sizes), "figsize": (4.2 * len(sizes), 0.36 * max(sizes) + 0.75)}
+    else:
+        height = 0.32 * sum(sizes) + 0.75 * len(sizes)
+        shape = {"nrows": len(sizes), "figsize": (8, height), "height_ratios": sizes}
+    canvas, axes = plt.subplots(squeeze=False, **shape)
+    canvas.set_layout_engine("constrained")
+    for axis, (name, rows) in zip(axes.flat, panels.items(), strict=True):
         values = [row.info.get("times_as_fast", 0.0) for row in rows]
         colors = ["#1f6fb4" if row.variant.startswith("esim_fast") else "#b0b0b0" for row in rows]
         bars = axis.barh([row.variant for row in rows], values, color=colors)
         axis.bar_label(bars, fmt="%.2f", padding=3)
-        axis.set_title(name, loc="left", fontsize=10)
+        axis.set_title(re.sub(r"\b1 pairs", "1 pair", name), loc="left", fontsize=10)
         axis.set_xlim(0, 1.15 * max(values))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    canvas.suptitle(figure.title)
+    canvas.savefig(path, dpi=120)
+    plt.close(canvas)
 
 
 def main() -> int:
