@@ -21,7 +21,6 @@ from esim_fast.data import EncodedPairs, Vocabulary
 from esim_fast.errors import DataError
 from esim_fast.export import to_onnx
 from esim_fast.tokenizing import TOKENIZERS
-from tests.cli.commands import succeeds
 from tests.pages import ROOT, code_of
 
 pytest.importorskip("onnx", reason='needs onnx: pip install "esim_fast[onnx]"')
@@ -274,33 +273,16 @@ def test_what_stops_between_the_two_files(path):
 
 
 class TestDocs:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("docs")
-        classifier().save_pretrained(folder / "model")
-        for code in code_of("docs/export.md", "bash"):
-            for line in code.splitlines():
-                if line.startswith("esim-fast "):
-                    succeeds(*line.split()[1:], cwd=folder)
-        return folder
-
-    def test_the_script_needs_no_torch(self, folder):
+    def test_the_script_needs_no_torch(self, tmp_path):
+        to_onnx(classifier(), tmp_path / "model.onnx")
         script = code_of("docs/export.md", "python")[0]
         assert len([line for line in script.splitlines() if line]) <= 15
-        run = subprocess.run([sys.executable, "-c", BLOCK + script], cwd=folder, capture_output=True, text=True)
+        run = subprocess.run([sys.executable, "-c", BLOCK + script], cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         labels, _, probabilities = run.stdout.partition("] ")
-        expected = Classifier.from_pretrained(folder / "model", device="cpu").predict(PAIRS[:2])
+        expected = classifier().predict(PAIRS[:2])
         assert json.loads(labels.replace("'", '"') + "]") == expected.labels
         np.testing.assert_allclose(json.loads(probabilities), expected.probabilities, atol=1e-5)
-
-    def test_the_other_code(self, folder, monkeypatch):
-        monkeypatch.chdir(folder)
-        names = {}
-        for code in code_of("docs/export.md", "python")[1:]:
-            exec(compile(code, code, "exec"), names)
-        assert names["label"].shape == (1,)
-        assert (folder / "network.onnx").stat().st_size == names["file"].size
 
     @pytest.mark.parametrize("text", ["A man's dog can't cannot run, e.g. at 3.5.  (He said.)", " ", "狗 Runs 42次"])
     def test_the_table_of_tokenizers(self, text):

@@ -2,9 +2,7 @@
 
 import random
 import resource
-import shlex
 import sys
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -13,8 +11,6 @@ import torch
 
 from esim_fast import ESIM, Classifier, ranking
 from esim_fast.data import Vocabulary
-from tests.cli.commands import succeeds
-from tests.pages import blocks
 from tests.processes import fork
 
 WORDS = ["<unk>", "<pad>", *"abcdefgh"]
@@ -195,22 +191,3 @@ def test_memory_stays_flat(tmp_path):
     assert process.exitcode == 0
     _, few, many = map(int, (tmp_path / "notes").read_text().split())
     assert many - few < 2 * 2**10
-
-
-def test_every_block_of_its_page_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    new_model().save_pretrained("model")
-    for name in ("queries", "candidates"):
-        Path(f"{name}.txt").write_text("A man sleeps.\nTwo dogs run.\n")
-    found = blocks("docs/ranking.md")
-    assert [block.language for block in found] == ["python", "python", "bash"]
-    names = {}
-    for language, code, _ in found:
-        if language == "python":
-            exec(code, names)
-            continue
-        for line in code.splitlines():
-            command, *arguments = shlex.split(line)
-            assert command == "esim-fast"
-            assert len(succeeds(*arguments).splitlines()) in (2, 4)
-    assert len(capsys.readouterr().out.splitlines()) == 4
