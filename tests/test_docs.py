@@ -113,7 +113,7 @@ def check_readme(names, printed):
     assert Path("attention.png").read_bytes().startswith(b"\x89PNG")
 
 
-@after("docs/training.md")
+@after("docs/objectives.md")
 def check_objectives(names, printed):
     assert Classifier.from_pretrained("scorer", device="cpu").task == "regression"
     assert [metrics.dev_accuracy for metrics in names["history"]] == [None, None]
