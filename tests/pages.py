@@ -37,10 +37,9 @@ def text_of(page: str) -> str:
 
 def blocks(page: str) -> list[Block]:
     """All code blocks of a page, whose path starts at the repository's root."""
-    block = r"(?:<!-- CI runs this as (\w+) -->\n)?^```([\w ]*)\n(.*?)^```$"
-    return [
-        Block(language, code, mark or None) for mark, language, code in re.findall(block, text_of(page), re.M | re.S)
-    ]
+    block = r"(?:<!-- (?:CI runs this as (\w+)|(not run)) -->\n)?^```(\w*)\n(.*?)^```$"
+    found = re.findall(block, text_of(page), re.M | re.S)
+    return [Block(f"{language} skip" if skip else language, code, mark or None) for mark, skip, language, code in found]
 
 
 def code_of(page: str, language: str) -> list[str]:
@@ -50,8 +49,8 @@ def code_of(page: str, language: str) -> list[str]:
 def run(page: str, names: dict[str, object]) -> None:
     """Runs all blocks of a page in the current directory, Python's with ``names``.
 
-    A block of YAML is written to the file that its first comment names. ``python skip`` and ``bash skip`` are for what
-    needs a network or a GPU.
+    A block of YAML is written to the file that its first comment names. A block marked ``<!-- not run -->`` needs a
+    network or a GPU.
     """
     for language, code, run_by_ci in blocks(page):
         if run_by_ci or language in SHOWN or language in ("bash skip", "python skip"):
