@@ -1,7 +1,7 @@
 """ESIM, the enhanced LSTM for sentence pairs, with its expensive parts written as kernels.
 
-What is here is imported when it is first used, because torch takes seconds to import; the operators that others find as
-``torch.ops.esim_fast`` are registered then, or by ``import esim_fast.ops``.
+Submodules are imported on first use, because torch takes seconds to import. The first use of any of them, or
+``import esim_fast.ops``, registers the operators under ``torch.ops.esim_fast``.
 """
 
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ else:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = import_module(f".{_HOMES[name]}", __name__)
-        if name not in globals():  # importing a module has set its name already
+        if name not in globals():  # importing a submodule already sets its name
             globals()[name] = getattr(module, name)
         return globals()[name]
 

@@ -1,4 +1,4 @@
-"""``python -m esim_fast`` is the command ``esim-fast``."""
+"""Entry point of ``python -m esim_fast``, the same as the command ``esim-fast``."""
 
 import sys
 

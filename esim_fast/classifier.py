@@ -1,4 +1,4 @@
-"""A trained model as people use it: raw text in, labels out."""
+"""The high-level API: a trained model that takes raw text and returns labels."""
 
 import math
 import os
@@ -31,47 +31,47 @@ from .trainable import Trainable
 
 
 class Prediction(NamedTuple):
-    """What the model says of one pair."""
+    """The prediction for one pair."""
 
     label: str
-    probabilities: Tensor  # float32 [number of labels] on the CPU, as in Classifier.labels
+    probabilities: Tensor  # float32 [number of labels] on the CPU, in the order of Classifier.labels
 
 
 class Predictions(NamedTuple):
-    """What the model says of n pairs, in their order."""
+    """The predictions for n pairs, in input order."""
 
     labels: list[str]
-    probabilities: Tensor  # float32 [n, number of labels] on the CPU, columns as in Classifier.labels
+    probabilities: Tensor  # float32 [n, number of labels] on the CPU, columns in the order of Classifier.labels
 
 
 class Classifier(Trainable):
-    """An ESIM with the vocabulary, the labels and the tokenizer that it was trained with.
+    """A trained model: an ESIM network with its vocabulary, labels and tokenizer.
 
-    A network with one output is a regression model: it gives each pair a score, and no label.
+    A network with one output is a regression model: it returns a score instead of a label.
 
     Args:
         net: the network; it stays on its device.
         vocabulary: one word for each row of the network's embedding.
-        labels: names of the network's outputs, in their order, or a dict of ids by name or of names by id. A regression
-            model has one, the score's.
-        tokenizer: name of the tokenizer, see :func:`esim_fast.data.get_tokenizer`, or a function of yours.
-        training: how the network was trained, as JSON has it; kept with the model, for those who come after.
-        precision: "fp32"; "bf16" or (on a GPU) "fp16", under autocast; "int8", with both LSTMs and the large
-            linear layers quantized, on CPUs with VNNI; or "auto", int8 where supported, else fp32. It may be
-            changed later.
-        temperature: logits are divided by it before the softmax, which makes probabilities less (above 1) or more
-            certain (Guo et al. 2017).
-        threshold: with two labels, the positive one is given from this probability on. None: the likelier label.
+        labels: names of the network's outputs in order, or a dict that maps names to ids or ids to names. A regression
+            model has one, the name of the score.
+        tokenizer: name of a tokenizer (see ``esim_fast.data.get_tokenizer``), or your own function.
+        training: how the network was trained, as JSON-compatible values; saved with the model.
+        precision: ``"fp32"``; ``"bf16"`` or, on a GPU, ``"fp16"`` (both under autocast); ``"int8"``, which quantizes
+            both LSTMs and the large linear layers and needs a CPU with VNNI; or ``"auto"``, int8 where supported, else
+            fp32. You can change it later.
+        temperature: logits are divided by it before the softmax. Values above 1 make probabilities less extreme, values
+            below 1 more (Guo et al. 2017).
+        threshold: with two labels, predict the positive one from this probability on. None predicts the likelier label.
 
     Attributes:
-        positive: of two labels, the index of the one that ``threshold`` is for: ``entailment``, else ``1``, else the
-            second one. None if there are more labels, or one.
+        positive: index of the label that ``threshold`` applies to: ``entailment``, else ``1``, else the second of the
+            two. None unless there are exactly two labels.
 
     Raises:
-        TypeError: labels are not strings, or in no order; temperature or threshold is no number.
+        TypeError: labels are not strings or have no order, or temperature or threshold is not a number.
         ValueError: vocabulary or labels do not fit the network, a label is repeated, the temperature is not positive,
-            the threshold lies outside 0..1 or is for other than two labels, or the tokenizer or the precision is
-            unknown or cannot be had on the network's device.
+            the threshold lies outside 0..1 or the model does not have two labels, or the tokenizer or the precision is
+            unknown or unavailable on the network's device.
         DataError: the tokenizer cannot be imported.
     """
 
@@ -89,16 +89,19 @@ class Classifier(Trainable):
     ) -> None:
         inference_precision(precision, net.device)
         if len(vocabulary) != net.config.vocab_size:
-            raise ValueError(f"the network has {net.config.vocab_size} words, the vocabulary {len(vocabulary)}")
+            raise ValueError(
+                f"vocabulary must have {net.config.vocab_size} words, one for each row of the embedding, "
+                f"got {len(vocabulary)}"
+            )
         names = label_names(labels)
         if len(names) != net.config.num_labels:
             got = f"{len(names)}: {listed(names)}" if names else "none"
-            raise ValueError(one_line(f"the network has {net.config.num_labels} labels, got {got}"))
+            raise ValueError(one_line(f"labels must name the network's {net.config.num_labels} outputs, got {got}"))
         if not isinstance(tokenizer, str) and not callable(tokenizer):
             raise TypeError(f"tokenizer must be a name or a function, got {tokenizer!r}")
         self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, names, tokenizer
         self.training, self.precision = training, precision
-        self.directory: Path | None = None  # that it was read from
+        self.directory: Path | None = None  # where it was loaded from
         self.positive = names.index(cast(str, positive_or_second(names))) if len(names) == 2 else None
         if not 0 < check_number("temperature", temperature) < math.inf:
             raise ValueError(f"temperature must be positive, got {temperature}")
@@ -106,26 +109,26 @@ class Classifier(Trainable):
             if not 0 <= check_number("threshold", threshold) <= 1:
                 raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
             if self.positive is None:
-                raise ValueError(f"a threshold is for two labels, and the network has {len(names)}")
+                raise ValueError(f"threshold needs a model with two labels, this one has {len(names)}")
         self.temperature, self.threshold = temperature, threshold
         self._tokenize = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
     @property
     def task(self) -> str:
-        """ "regression" for a network with one output, else "classification"."""
+        """``"regression"`` for a network with one output, else ``"classification"``."""
         return "regression" if len(self.labels) == 1 else "classification"
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return self.net.device
 
     def to(self, device: torch.device | str) -> "Classifier":
-        """Moves the network to a device, and returns this model.
+        """Move the network to a device and return this model.
 
         Raises:
-            ValueError: there is no such device here, or it cannot run the model's precision or backend; nothing is
-                moved then.
+            ValueError: the device does not exist here, or cannot run the model's precision or backend. Nothing is moved
+                then.
         """
         device = usable_device(device)
         inference_precision(self.precision, device)
@@ -151,23 +154,27 @@ class Classifier(Trainable):
         batch_size: int = 256,
         show_progress_bar: bool | None = None,
     ) -> Prediction | Predictions | Tensor | float:
-        """Labels and probabilities of (premise, hypothesis) pairs of raw text, or of a single pair.
+        """Predict labels and probabilities for (premise, hypothesis) pairs of raw text.
 
         Args:
-            pairs: any number of pairs, or one.
-            batch_size: pairs that the network gets at a time; those of similar length go together.
-            show_progress_bar: on stderr. None: where that is a terminal, if it takes longer than a second.
+            pairs: any number of pairs, or a single pair.
+            batch_size: pairs per forward pass; pairs of similar length are batched together.
+            show_progress_bar: whether to show a progress bar on stderr. None shows it on a terminal if the work takes
+                more than a second.
 
         Returns:
-            (labels, probabilities) of n pairs: a list of n names, and float32 ``[n, number of labels]`` with columns in
-            the order of ``self.labels``. Of one pair (label, probabilities): a name, and ``[number of labels]``. A
-            regression model gives scores instead: float32 ``[n]``, or of one pair a float.
+            For n pairs ``(labels, probabilities)``: a list of n names, and float32 ``[n, number of labels]`` with
+            columns in the order of ``self.labels``. For a single pair ``(label, probabilities)``: a name, and float32
+            ``[number of labels]``. A regression model returns scores instead: float32 ``[n]``, or a float for a single
+            pair.
 
         Raises:
             TypeError: an entry is not a pair of strings.
         """
         if isinstance(pairs, str):
-            raise TypeError(f"expected (premise, hypothesis) pairs, or one of them, got the string {pairs[:40]!r}")
+            raise TypeError(
+                f"pairs must be (premise, hypothesis) pairs or one such pair, got the string {pairs[:40]!r}"
+            )
         if _is_pair(pairs):
             answers = self.predict([cast(tuple[str, str], pairs)])
             if isinstance(answers, Tensor):
@@ -220,31 +227,31 @@ class Classifier(Trainable):
         return_documents: bool = False,
         batch_size: int = 256,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """The candidates that go best with a query, as sentence-transformers' ``CrossEncoder.rank`` gives them.
+        """Rank candidates for a query, in the format of sentence-transformers' ``CrossEncoder.rank``.
 
-        The query is the premise and each candidate a hypothesis. Nothing has gradients. A sentence is encoded once for
-        all pairs that are worked on together.
+        The query is the premise and each candidate a hypothesis. No gradients are computed. Each sentence is encoded
+        once for all the pairs that are scored together.
 
         Args:
-            query: a sentence, or a list of them.
-            candidates: sentences, which are read once, some thousand at a time. With ``top_k`` they need not fit into
-                memory.
-            top_k: how many are returned at most; None is all.
-            label: the label by whose probability they are ranked; None is ``entailment``, else ``1``. A regression
-                model ranks by its score.
-            return_documents: whether the result holds the candidates' texts.
-            batch_size: pairs that the network gets at a time at most.
+            query: a sentence, or a list of sentences.
+            candidates: sentences, read once, a few thousand at a time. With ``top_k`` they need not fit into memory.
+            top_k: how many candidates to return at most; None returns all.
+            label: the label whose probability ranks them; None is ``entailment``, else ``1``. A regression model ranks
+                by its score.
+            return_documents: whether to return the candidates' texts as well.
+            batch_size: largest number of pairs per forward pass.
 
         Returns:
-            ``{"corpus_id": place among the candidates, "score": …}`` of each, and ``"text"`` with ``return_documents``.
-            The best one comes first, and of equal ones the earlier one. For a list of queries a list of such lists.
+            A list of ``{"corpus_id": index of the candidate, "score": …}``, with ``"text"`` if ``return_documents`` is
+            set. The best candidate comes first; ties keep the candidates' order. For a list of queries, a list of such
+            lists.
 
         Raises:
-            TypeError: query or candidates are not strings, or ``top_k`` is no integer.
-            ValueError: there are no candidates, ``top_k`` is not positive, or the model has no such label or none that
-                is called ``entailment`` or ``1``.
-            DataError: as :meth:`encode`.
-            FloatingPointError: the network gives something else than finite numbers.
+            TypeError: query or candidates are not strings, or ``top_k`` is not an integer.
+            ValueError: there are no candidates, ``top_k`` is not positive, the model has no such label, or ``label`` is
+                None and no label is called ``entailment`` or ``1``.
+            DataError: the tokenizer fails, as in ``encode``.
+            FloatingPointError: the network returns NaN or infinity.
         """
         if top_k is not None:
             check_int("top_k", top_k, 1, "an int or None")
@@ -254,29 +261,31 @@ class Classifier(Trainable):
         found = best_candidates(self, queries, documents, top_k=top_k, output=output, batch_size=batch_size)
         results = [[one.as_dict(with_text=return_documents) for one in of_query] for of_query in found]
         if not all(results):
-            raise ValueError("expected candidates, got none")
+            raise ValueError("candidates must not be empty")
         return results[0] if isinstance(query, str) else results
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of each label: logits ``[n, number of labels]`` after temperature and softmax, in the same dtype."""
+        """Return the softmax of logits ``[n, number of labels]`` after temperature, in the same dtype."""
         return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
     def decide(self, probabilities: Tensor) -> Tensor:
-        """Which label is given: the likeliest, or as the threshold says; int64 ``[n]``, indices of ``self.labels``."""
+        """Return the index of each predicted label, int64 ``[n]``: the likeliest, or the one that the threshold
+        selects.
+        """
         if self.threshold is None or self.positive is None:
             return probabilities.argmax(1)
         return torch.where(probabilities[:, self.positive] >= self.threshold, self.positive, 1 - self.positive)
 
     def encode(self, sentence: str) -> list[int]:
-        """The word ids of a sentence.
+        """Return the word ids of a sentence.
 
         Raises:
-            DataError: the tokenizer, a function of the user's, raises something or returns something else than words.
+            DataError: a custom tokenizer raises an exception or returns something other than words.
         """
         return self.vocabulary.encode(self.split(sentence))
 
     def split(self, sentence: str) -> list[str]:
-        """The words of a sentence; raises as :meth:`encode` does."""
+        """Return the words of a sentence. Raises the same errors as ``encode``."""
         name = name_of(self.tokenizer)
         words = split(sentence, self._tokenize, name)
         if name not in TOKENIZERS:
@@ -291,13 +300,16 @@ class Classifier(Trainable):
         should_stop: ShouldStop = never,
         on_scored: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
-        """Raw scores of encoded pairs, without dropout: float32 ``[n, number of labels]`` on the CPU.
+        """Compute the logits of encoded pairs without dropout: float32 ``[n, number of labels]`` on the CPU.
 
         Args:
-            on_scored: called with how many pairs were scored, after each batch.
+            pairs: encoded pairs.
+            batch_size: pairs per forward pass.
+            should_stop: checked after each batch.
+            on_scored: called after each batch with the number of pairs in it.
 
         Raises:
-            KeyboardInterrupt: ``should_stop()`` said so after a batch.
+            KeyboardInterrupt: ``should_stop()`` returned True.
         """
         result = torch.empty(len(pairs), len(self.labels))
         for indices, scores in scored_pairs(self.net, pairs, batch_size, precision=self.precision):
@@ -308,7 +320,7 @@ class Classifier(Trainable):
         return result
 
     def explain(self, premise: str, hypothesis: str) -> Explanation:
-        """Which words of a pair look at which, with what the model says of it: the soft alignment's weights.
+        """Return the soft alignment between the words of a pair, together with the prediction.
 
         Raises:
             ValueError: a sentence has no words.
@@ -316,7 +328,7 @@ class Classifier(Trainable):
         words = {"premise": self.split(premise), "hypothesis": self.split(hypothesis)}
         for name, sentence in words.items():
             if not sentence:
-                raise ValueError(f"the {name} has no words: there is nothing to look at")
+                raise ValueError(f"the {name} has no words to explain")
         ids = [torch.tensor([self.vocabulary.encode(sentence)], device=self.net.device) for sentence in words.values()]
         with evaluating(self.net), torch.no_grad():
             alpha, beta = (weights[0].float().cpu() for weights in self.net.attention(*ids))
@@ -329,7 +341,7 @@ class Classifier(Trainable):
         return Explanation(**words, alpha=alpha, beta=beta, label=label, probabilities=by_label, unknown=unknown)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes weights, configuration, vocabulary and labels; each file is replaced only by a complete one.
+        """Save weights, configuration, vocabulary and labels. Each file is replaced atomically.
 
         Raises:
             OSError: the directory cannot be written to.
@@ -340,7 +352,7 @@ class Classifier(Trainable):
         replace_file(directory / WEIGHTS, lambda path: path.write_bytes(weights))
 
     def save_description(self, directory: str | os.PathLike[str]) -> None:
-        """Writes what :meth:`save_pretrained` does, but for the weights.
+        """Save everything that ``save_pretrained`` does except the weights.
 
         Raises:
             OSError: the directory cannot be written to.
@@ -370,23 +382,23 @@ class Classifier(Trainable):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> "Classifier":
-        """Reads what :meth:`save_pretrained` wrote; nothing in the directory is executed.
+        """Load a model that ``save_pretrained`` wrote. Nothing in the directory is executed.
 
         Args:
-            directory: of the model; or, where there is none of this name, ``"user/name"`` of a model on the Hugging
-                Face hub (with the extra ``esim_fast[hub]``), of which four files are fetched and kept in its cache.
-            device: where the network runs; None is the GPU where torch finds one, else the CPU.
-            precision: as for :class:`Classifier`.
-            backend: as for :class:`esim_fast.ESIM`.
-            tokenizer: the function, or ``"module:function"``, that the model was trained with, if it was one of yours:
-                what a directory names is not imported before you have said so.
-            revision: a branch, a tag or a commit of a model on the hub.
-            token: of the hub, for a private model; None is the one that its library knows.
+            directory: the model's directory. If there is no such directory, ``"user/name"`` of a model on the Hugging
+                Face Hub (needs the extra ``esim_fast[hub]``); its four files are downloaded and cached.
+            device: device for the network; None is the GPU if torch finds one, else the CPU.
+            precision: as for ``Classifier``.
+            backend: as for ``esim_fast.ESIM``.
+            tokenizer: if the model was trained with a custom tokenizer, that function or its ``"module:function"``.
+                Code named in a model directory is never imported unless you pass it here.
+            revision: a branch, tag or commit of a model on the Hub.
+            token: Hub token for a private model; None uses the one that ``huggingface_hub`` has stored.
 
         Raises:
-            DataError: a part is missing, malformed, or does not fit the others; the message names the file. Or the hub
-                has no such model, or cannot be reached.
-            ValueError: there is no such device here, or it cannot run the precision or the backend.
+            DataError: a file is missing, malformed, or does not fit the others (the message names it), the Hub has no
+                such model, or the Hub cannot be reached.
+            ValueError: the device does not exist here, or cannot run the precision or the backend.
         """
         device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         inference_precision(precision, device)
@@ -403,12 +415,12 @@ class Classifier(Trainable):
 
 
 def _bar(count: int, shown: bool | None) -> tqdm:
-    """For pairs that are scored; None shows it where somebody may look, if there is time to."""
+    """A progress bar for scored pairs. With ``shown=None`` it appears on a terminal only, after one second."""
     disable = not (is_watched() if shown is None else shown)
     return tqdm(total=count, unit="pair", delay=1 if shown is None else 0, leave=False, disable=disable)
 
 
 def _is_pair(value: Any) -> bool:
-    """Whether this is a (premise, hypothesis) pair; an iterator is none."""
+    """Whether this is a (premise, hypothesis) pair. Iterators do not count."""
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
     return is_sequence and len(value) == 2 and all(isinstance(sentence, str) for sentence in value)

@@ -1,6 +1,6 @@
-"""What a network is built from, and the floating-point formats that it runs in.
+"""The options that build a network, and the precisions it runs in.
 
-The command line's parsers import this, so it must not import torch, which takes seconds.
+The command line's parsers import this module, so it must not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 from .errors import first_line
 
-FROM_VARIANT = "variant"  # an activation that is the variant's
-# What a variant leaves open: the projection's and the classifier's activation, and whether embeddings and the inner
-# layer of the classifier have dropout. "notebook" is the notebook's mathematics with its recurrence put right.
+FROM_VARIANT = "variant"  # use the variant's activation
+# Activations, and whether embeddings and the classifier's hidden layer have dropout. "notebook" is the course
+# notebook's mathematics with its recurrence corrected.
 _VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"projection_activation": "relu", "classifier_activation": "tanh", "feedforward_dropout": True},
     "notebook": {"projection_activation": None, "classifier_activation": "relu", "feedforward_dropout": False},
@@ -25,21 +25,21 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 _ACTIVATIONS = (None, "relu", "tanh")
 _SIZES = ("hidden_size", "embedding_dim", "vocab_size", "num_labels")
 
-PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}  # with torch's names of what autocast takes
+PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}  # name of the torch dtype for autocast
 INFERENCE_PRECISIONS = (*PRECISIONS, "int8", "auto")  # auto: int8 where supported, else fp32
 
 
 @dataclass(frozen=True)
 class ESIMConfig:
-    """The options of :class:`esim_fast.ESIM` that a saved model needs to be built again, checked and filled in.
+    """The options needed to rebuild a saved ``esim_fast.ESIM``, validated and completed.
 
-    The attributes are the arguments of :class:`esim_fast.ESIM` of the same names. ``embedding_dropout`` and the
-    activations, where they are not given, become those that the variant and ``dropout`` imply.
+    The attributes are the arguments of ``esim_fast.ESIM`` with the same names. If ``embedding_dropout`` or an
+    activation is not given, ``variant`` and ``dropout`` determine it.
 
     Raises:
-        TypeError: a size or ``padding_idx`` is no integer, or another option is of the wrong type.
-        ValueError: a size is not positive, ``padding_idx`` is no row of the embedding, a dropout lies outside 0..1, or
-            a name is unknown.
+        TypeError: a size or ``padding_idx`` is not an integer, or another option has the wrong type.
+        ValueError: a size is not positive, ``padding_idx`` is not a row of the embedding, a dropout lies outside 0..1,
+            or a name is unknown.
     """
 
     hidden_size: int
@@ -68,7 +68,7 @@ class ESIMConfig:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._check_choice("variant", tuple(_VARIANTS))
-        # A frozen dataclass sets its own fields like this.
+        # The dataclass is frozen, so plain assignment would raise.
         if self.embedding_dropout is None:
             object.__setattr__(self, "embedding_dropout", self.feedforward_dropout)
         for name in ("projection_activation", "classifier_activation"):
@@ -81,7 +81,7 @@ class ESIMConfig:
 
     @property
     def feedforward_dropout(self) -> float:
-        """The probability in the classifier, behind its hidden layer."""
+        """The dropout probability after the classifier's hidden layer."""
         return self.dropout if _VARIANTS[self.variant]["feedforward_dropout"] else 0.0
 
     def _check_choice(self, name: str, known: tuple[str | None, ...]) -> None:
@@ -90,11 +90,11 @@ class ESIMConfig:
 
 
 def check_int(name: str, value: object, least: int, kind: str = "an int") -> None:
-    """Checks that an option is an integer and not below ``least``, which is 0 or 1.
+    """Check that an option is an integer of at least ``least``, which must be 0 or 1.
 
     Raises:
-        TypeError: it is no integer.
-        ValueError: it is below.
+        TypeError: it is not an integer.
+        ValueError: it is too small.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be {kind}, got {value!r}")
@@ -103,17 +103,17 @@ def check_int(name: str, value: object, least: int, kind: str = "an int") -> Non
 
 
 def check_number(name: str, value: Any) -> float:
-    """Returns an option that is a number; anything else is a TypeError."""
+    """Return an option that must be a number; raise TypeError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return value
 
 
 def check_precision(precision: str, device: torch.device, known: Iterable[str] = PRECISIONS) -> None:
-    """Checks that a network can run in a precision on a device.
+    """Check that a network can run in a precision on a device.
 
     Raises:
-        ValueError: the precision is unknown, or the device cannot do it.
+        ValueError: the precision is unknown, or the device does not support it.
     """
     if precision not in known:
         raise ValueError(f"precision must be one of {', '.join(map(repr, known))}, got {precision!r}")
@@ -122,7 +122,7 @@ def check_precision(precision: str, device: torch.device, known: Iterable[str] =
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The dtype of autocast for a precision; None if there is none."""
+    """Return autocast's dtype for a precision, or None if the precision does not use autocast."""
     import torch  # slow to import
 
     name = PRECISIONS[precision]
@@ -130,10 +130,10 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context in which a network runs in a precision, with its parameters as they are.
+    """Return the context in which a network runs in a precision; its parameters stay as they are.
 
     Raises:
-        ValueError: as :func:`check_precision`.
+        ValueError: the precision is unknown, or the device does not support it.
     """
     import torch  # slow to import
 
@@ -143,7 +143,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """A device that is there, or a ValueError."""
+    """Return a device that exists here; raise ValueError for any other."""
     import torch  # slow to import
 
     try:

@@ -1,6 +1,6 @@
-"""What can separate the columns of a file. The command line's parser needs it, and does not wait for torch."""
+"""Column delimiters. A module of its own so that the command line's parser need not import torch."""
 
 
 def is_delimiter(text: str) -> bool:
-    """Whether a text can: one ASCII character that is no quote, letter, digit or line end."""
+    """Whether a text can separate columns: one ASCII character that is not a quote, letter, digit or line end."""
     return len(text) == 1 and text.isascii() and not text.isalnum() and text not in '"\r\n\0'

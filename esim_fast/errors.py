@@ -1,4 +1,4 @@
-"""Errors in users' files and arguments, as messages of one line."""
+"""Errors in users' files and arguments, reported in one line."""
 
 import contextlib
 import os
@@ -6,30 +6,33 @@ import re
 from collections.abc import Iterator, Sequence
 
 _LONGEST_MESSAGE = 1000  # characters
-# Control characters, line ends, half surrogate pairs, and what turns the direction of writing.
+# Control characters, line ends, lone surrogates, and marks that change the writing direction.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class DataError(ValueError):
-    """A mistake in a user's file: one line that names the file, the line in it and what was expected."""
+    """A mistake in a user's file. The message is one line: the file, the line in it, and what was expected."""
 
     def __init__(self, message: object) -> None:
         super().__init__(one_line(message))
 
 
 class OwnTokenizerError(DataError):
-    """A model was trained with a tokenizer of somebody's own, which is not imported unless it is asked for."""
+    """The model was trained with a custom tokenizer, which is imported only if you pass it explicitly."""
 
 
 class BadRowError(Exception):
-    """What is wrong with one row, in a line; whoever knows its file and line makes a DataError of it."""
+    """What is wrong with one row, without file and line; the caller knows these and raises DataError."""
 
     def __init__(self, message: object) -> None:
         super().__init__(one_line(message))
 
 
 def one_line(message: object) -> str:
-    """A message as a line of bounded length: what it quotes of a file cannot break the line or control a terminal."""
+    """Return a message as one line of bounded length, with control characters escaped.
+
+    Text quoted from a file therefore cannot break the line or control the terminal.
+    """
     text = _shortened(str(message))
     if text.isprintable():
         return text
@@ -37,29 +40,29 @@ def one_line(message: object) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a list that fits into a message."""
+    """Join names into a list that is short enough for a message."""
     text = ", ".join(names)
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message: libraries often add more."""
+    """Return the first line of an error's message; libraries often append more."""
     return str(error).partition("\n")[0]
 
 
 def kind_and_reason(error: Exception) -> str:
-    """The type and the first line of an exception from code outside the library."""
+    """Return type and first line of an exception raised by code outside the library."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def reason_of(error: BaseException) -> str:
-    """What the system says went wrong, without its number."""
+    """Return the operating system's description of an error, without the error number."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an OSError raised inside the block into a DataError that names the file."""
+    """Turn an OSError inside the block into a DataError that names the file."""
     try:
         yield
     except OSError as error:
@@ -67,6 +70,6 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _shortened(text: str) -> str:
-    """Without its middle, if it is long: a message begins with its place and ends with what is wrong there."""
+    """Drop the middle of a long text: a message starts with the place and ends with the problem."""
     half = _LONGEST_MESSAGE // 2
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} … {text[-half:]}"

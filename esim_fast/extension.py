@@ -1,4 +1,4 @@
-"""The compiled part of the library: found beside this file, loaded once, registered as torch.ops.esim_fast."""
+"""Load the compiled extension next to this file; it registers ``torch.ops.esim_fast``."""
 
 import sys
 from pathlib import Path
@@ -8,12 +8,13 @@ import torch
 
 
 def _load() -> None:
-    # In a clone, Python imports the sources there, which hide the installed package: its extension serves then.
+    # In a clone, the local sources shadow the installed package, so its extension is looked up on sys.path.
     directories = [Path(__file__).parent, *(Path(entry, "esim_fast") for entry in sys.path)]
     library = next((found for directory in directories for found in sorted(directory.glob("_C*.so"))), None)
     if library is None:
         raise ImportError(
-            f"esim_fast's extension is neither in {directories[0]} nor installed: run `pip install .` in its sources"
+            f"esim_fast's compiled extension is neither in {directories[0]} nor installed: "
+            "run `pip install .` in the source tree"
         )
     try:
         torch.ops.load_library(library)
@@ -25,10 +26,10 @@ _load()
 
 
 def build_info() -> dict[str, Any]:
-    """What the extension was built with.
+    """Return how the extension was built.
 
     Returns:
-        ``cpu`` (always true), ``cuda`` (the architectures that its CUDA code was compiled for, such as
+        A dict with ``cpu`` (always True), ``cuda`` (compute capabilities that its CUDA code was compiled for, such as
         ``["8.0", "9.0+PTX"]``; empty in a CPU-only build), ``torch_target`` (the oldest torch that can load it),
         ``built_with_torch`` and ``compiler``.
     """

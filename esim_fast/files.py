@@ -1,4 +1,4 @@
-"""Files that are complete or not there, and reading what others have written."""
+"""Write files atomically, and read files from untrusted sources."""
 
 import contextlib
 import json
@@ -21,27 +21,29 @@ from .errors import DataError, first_line, naming, one_line
 from .ops.checks import FLOATING
 from .state_dicts import NAMING_SCHEMES
 
-_DEEPEST = 100  # lists and objects within one another
+_DEEPEST = 100  # levels of nested lists and objects
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under another name first: whoever reads ``path`` finds the old content or all of the new.
+    """Write a file atomically: readers of ``path`` see either the old content or all of the new.
 
-    That holds when the process is killed and when the machine stops: content reaches the disk before its name does.
+    This also holds if the process is killed or the machine crashes, because the content reaches the disk before its
+    name.
     """
     replace_files({path: write})
 
 
 def replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Writes files that belong together as :func:`replace_file` does one: all are complete before one is replaced.
+    """Write several files that belong together, each as in ``replace_file``.
 
-    When the process is killed between them, the later ones are not there, rather than old beside new.
+    All are complete before the first is replaced. If the process is killed in between, the later ones are missing, so
+    old and new files are never mixed.
     """
     partials = {path: path.with_name(f"{path.name}.partial") for path in writers}
     try:
         for path, partial in partials.items():
             with _naming(path, partial):
-                partial.unlink(missing_ok=True)  # it may be a link, to a file of somebody's
+                partial.unlink(missing_ok=True)  # writing through a leftover link would overwrite its target
                 writers[path](partial)
                 with open(partial, "rb+") as file:
                     os.fsync(file.fileno())
@@ -57,7 +59,7 @@ def replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path, partial: Path) -> Iterator[None]:
-    """Has an OSError name the file that was meant: nobody knows the other name, and a full disk does not say whose."""
+    """Make an OSError name the target file instead of its temporary name, or instead of no file at all."""
     try:
         yield
     except OSError as error:
@@ -67,37 +69,36 @@ def _naming(path: Path, partial: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a file as :func:`replace_file` does, for people to read as well."""
+    """Write indented JSON atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def parse_json(text: str) -> Any:
-    """What a text says that is JSON, and that can be written again.
+    """Parse a text as JSON that can be written back unchanged.
 
     Raises:
-        ValueError: it is no JSON, an object has a key twice, lists and objects are nested without end, or a string is
-            no valid Unicode.
+        ValueError: it is not JSON, an object repeats a key, the nesting is too deep, or a string is not valid Unicode.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object_of)
     except RecursionError as error:
-        raise ValueError(f"more than {_DEEPEST} lists and objects within one another") from error
+        raise ValueError(f"lists and objects are nested more than {_DEEPEST} levels deep") from error
     level = [value]
     for _ in range(_DEEPEST):
         level = [inner for outer in level for inner in _within(outer)]
     if level:
-        raise ValueError(f"more than {_DEEPEST} lists and objects within one another")
-    if "\\u" in text:  # half a surrogate pair
+        raise ValueError(f"lists and objects are nested more than {_DEEPEST} levels deep")
+    if "\\u" in text:  # lone surrogates cannot be encoded
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A hook for JSON's decoder: an object, whose keys must be distinct."""
+    """Build an object for the JSON decoder; its keys must be distinct."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the key {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is there twice")
+        raise ValueError(f"the key {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is repeated")
     return found
 
 
@@ -108,13 +109,13 @@ def _within(value: Any) -> Any:
 
 
 def check_kind(path: str | os.PathLike[str]) -> None:
-    """Raises DataError for what is there and no file: a pipe in a folder of somebody's would be waited for."""
+    """Raise DataError for a path that exists but is not a file: reading from a pipe would block."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{os.fspath(path)}: expected a file, got something else")
 
 
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of safetensors; DataError if it cannot be read or is none."""
+    """Load the tensors of a safetensors file; raise DataError if it cannot be read or has another format."""
     try:
         with naming(path):
             return safetensors.torch.load_file(path)
@@ -123,27 +124,28 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_saved(file: IO[bytes], *, leave_out: bool = False) -> Any:
-    """What ``torch.save`` wrote to a file: tensors and plain values. Nothing is executed, or said on stderr.
+    """Load tensors and plain values that ``torch.save`` wrote. Executes no code and prints nothing.
 
     Args:
-        leave_out: numpy's numbers and arrays, and other objects that people keep beside the weights, become objects
-            without content. Without it they are refused like all others.
+        file: the opened file.
+        leave_out: replace NumPy values and other objects that are common in checkpoints with empty placeholders. If
+            False, they raise UnpicklingError like any other object.
 
     Raises:
-        ValueError: its parts are larger than the file, compressed or one in another.
-        UnpicklingError: it holds objects of Python, or a bytearray, which would be as large as it says.
-        Exception: whatever torch raises of a damaged file.
+        ValueError: the parts of the archive are larger than the file, that is compressed or overlapping.
+        UnpicklingError: it holds other Python objects, or a bytearray, which would allocate whatever size it declares.
+        Exception: anything that torch raises for a damaged file.
     """
     is_archive = file.read(4) == b"PK\x03\x04"
     size = file.seek(0, os.SEEK_END)
-    if is_archive:  # of parts as they are: torch never compresses them
+    if is_archive:  # torch stores its parts uncompressed
         with zipfile.ZipFile(file) as archive:
             if sum(part.file_size for part in archive.infolist()) > size:
                 raise ValueError(f"expected parts of {size} bytes at most, got more")
             for name in archive.namelist():
                 if name.endswith("data.pkl"):
                     _check_pickle(archive.open(name))
-    else:  # three small pickles and the one that matters
+    else:  # the old format: three small pickles, then the one with the objects
         file.seek(0)
         for _ in range(4):
             _check_pickle(file)
@@ -154,7 +156,7 @@ def load_saved(file: IO[bytes], *, leave_out: bool = False) -> Any:
 
 
 class _LeftOut:
-    """An object without its content. No code of its library runs: it could take as much memory as a file says."""
+    """An empty placeholder. The real class's code never runs, because it could allocate whatever a file declares."""
 
     def __new__(cls, *_: Any) -> "_LeftOut":
         return super().__new__(cls)
@@ -164,11 +166,11 @@ class _LeftOut:
 
 
 def _empty(*_: Any) -> dict[Any, Any]:
-    """In place of a ``defaultdict``, whose entries come after it."""
+    """Stand in for ``defaultdict``; the pickle adds its entries afterwards."""
     return {}
 
 
-# What people keep in checkpoints: best scores and curves, options, when and where.
+# Common in checkpoints besides tensors: scores, options, dates and paths.
 _OBJECTS = ["argparse.Namespace", "builtins.float", "builtins.int", "builtins.list", "numpy.dtype", "numpy.ndarray"]
 _OBJECTS += [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
 _OBJECTS += [f"datetime.{name}" for name in ("date", "datetime", "timedelta")]
@@ -179,13 +181,13 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def _leaving_out() -> Iterator[None]:
-    """Has torch make substitutes of :data:`_OBJECTS`, in one thread at a time: what it allows, it allows everywhere."""
+    """Have torch load substitutes for ``_OBJECTS``. Locked, because torch's allowlist is global."""
     with _lock, torch.serialization.safe_globals([(make, name) for name, make in _SUBSTITUTES]):
         yield
 
 
 def _check_pickle(stream: IO[bytes]) -> None:
-    """Of what torch makes without executing anything, a bytearray alone takes memory that no file has to hold."""
+    """Reject bytearrays, the only allowed type that can take more memory than the file has bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         asks = (
@@ -194,30 +196,33 @@ def _check_pickle(stream: IO[bytes]) -> None:
         )
         try:
             found = any(asks)
-        except ValueError:  # it is damaged: torch stops there, too, and says so
+        except ValueError:  # damaged: torch will raise the proper error
             return
     if found:
         raise pickle.UnpicklingError("expected tensors and plain values, got a bytearray")
 
 
 def check_entries(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str = "notebook") -> None:
-    """Whether entries in our names are those expected, in shape and finite.
+    """Check that entries, under our names, match the expected ones in name, shape and dtype, and are finite.
 
     Args:
-        source: in whose names mistakes are reported, a key of :data:`esim_fast.state_dicts.NAMING_SCHEMES`.
+        entries: the entries to check.
+        expected: entries with the expected names and shapes.
+        source: the naming scheme used in messages, a key of ``esim_fast.state_dicts.NAMING_SCHEMES``.
 
     Raises:
-        ValueError: one is missing, unexpected, misshapen, or holds something else than finite numbers.
+        ValueError: an entry is missing, unexpected, has the wrong shape, or does not hold finite floating-point
+            numbers.
     """
     scheme = NAMING_SCHEMES[source]
     for name in sorted(expected.keys() | entries.keys()):
         theirs = one_line(scheme.theirs(name))
         if name not in expected:
-            raise ValueError(f"{theirs} is no part of an ESIM")
+            raise ValueError(f"{theirs} is not a parameter of ESIM")
         if name not in entries:
             raise ValueError(f"{theirs} is missing")
         found, shape = entries[name], list(expected[name].shape)
         if list(found.shape) != shape:
             raise ValueError(f"{theirs} has shape {list(found.shape)}, expected {shape}")
         if found.dtype not in FLOATING or found.layout != torch.strided or found.is_meta or not found.isfinite().all():
-            raise ValueError(f"{theirs} holds something else than finite floating-point numbers")
+            raise ValueError(f"{theirs} must hold finite floating-point numbers")

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, fetched by their names. Needs the extra ``esim_fast[hub]``."""
+"""Download models from the Hugging Face Hub. Needs the extra ``esim_fast[hub]``."""
 
 import contextlib
 import re
@@ -14,15 +14,15 @@ _UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionEr
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this looks like ``user/name``."""
+    """Whether a name has the form ``user/name``."""
     return _NAME.fullmatch(name) is not None
 
 
 def fetch(name: str, files: Sequence[str], revision: str | None = None, token: str | bool | None = None) -> Path:
-    """The folder of a model of the hub, in the cache of its library; only what is not there yet is fetched.
+    """Return the cached folder of a Hub model, downloading the files that are not cached yet.
 
     Raises:
-        DataError: the library is not installed, there is no such model, or the hub cannot be reached.
+        DataError: ``huggingface_hub`` is not installed, there is no such model, or the Hub cannot be reached.
     """
     with telling(f"{name}: not a directory here, and not found on the Hugging Face hub"):
         import huggingface_hub  # optional, and slow to import
@@ -33,29 +33,29 @@ def fetch(name: str, files: Sequence[str], revision: str | None = None, token: s
         )
     for file in files:
         if not (Path(folder) / file).is_file():
-            raise DataError(f"{name}: what the hub has is no model of esim_fast, {file} is missing")
+            raise DataError(f"{name}: not an esim_fast model, {file} is missing on the hub")
     return Path(folder)
 
 
 @contextlib.contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Turns whatever the library raises into a DataError of one line."""
+    """Turn any error of ``huggingface_hub`` into a DataError of one line."""
     try:
         yield
     except DataError:
         raise
     except ImportError as error:
-        raise DataError(f'{what}: needs Hugging Face\'s library: pip install "esim_fast[hub]"') from error
-    except Exception as error:  # whatever its network and file layers do
+        raise DataError(f'{what}: needs huggingface_hub, pip install "esim_fast[hub]"') from error
+    except Exception as error:  # its network and file layers raise many types
         raise DataError(f"{what}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    kinds = {kind.__name__ for kind in type(error).__mro__}  # whichever library for HTTP it has
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # by name: its HTTP library depends on its version
     if "GatedRepoError" in kinds:
-        return f"its owner has to let you in first; then {_TOKEN}"
+        return f"the model is gated: request access from its owner, then {_TOKEN}"
     if "RepositoryNotFoundError" in kinds:
-        return f"there is no such model, or it is private: then {_TOKEN}"
+        return f"there is no such model, or it is private and you must {_TOKEN}"
     if "RevisionNotFoundError" in kinds:
         return "there is no such revision"
     if kinds & _UNREACHABLE:

@@ -1,4 +1,4 @@
-"""Names of labels, in the forms in which people have them."""
+"""Label names, in the forms in which users have them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +10,14 @@ LabelNames: TypeAlias = Sequence[str] | Mapping[str, int] | Mapping[int, str] | 
 
 
 def label_names(labels: LabelNames) -> list[str]:
-    """Names in the order of their ids.
+    """Return label names in the order of their ids.
 
     Args:
-        labels: the names in that order: a list, a tuple, an array of NumPy's or a column of pandas'. Or a dict, of ids
-            by name or of names by id; ids may be strings of digits, as in Hugging Face's ``id2label``.
+        labels: the names in order, as a list, tuple, NumPy array or pandas column. Or a dict that maps names to ids or
+            ids to names; ids may be strings of digits, as in Hugging Face's ``id2label``.
 
     Raises:
-        TypeError: this is something else, such as a set, which has no order, or a name is no string.
+        TypeError: ``labels`` is something else, such as a set, which has no order, or a name is not a string.
         ValueError: a name is repeated, or the ids of a dict are not 0 to n - 1, each once.
     """
     names: list[Any]
@@ -31,7 +31,7 @@ def label_names(labels: LabelNames) -> list[str]:
         raise TypeError(f"labels must be a list of names in the order of their ids, got {type(labels).__name__}")
     for name in names:
         if not isinstance(name, str):
-            message = f"labels must be strings, got {name!r:.40}: give [str(label) for label in labels]"
+            message = f"labels must be strings, got {name!r:.40}: pass [str(label) for label in labels]"
             raise TypeError(one_line(message))
     for name, count in Counter(names).most_common(1):
         if count > 1:
@@ -40,12 +40,12 @@ def label_names(labels: LabelNames) -> list[str]:
 
 
 def positive_label(labels: Sequence[str]) -> str | None:
-    """The label that says that a pair belongs together, if its name tells: ``entailment``, else ``1``."""
+    """Return the label that means "these belong together", by its name: ``entailment``, else ``1``, else None."""
     return next((name for name in ("entailment", "1") if name in labels), None)
 
 
 def positive_or_second(labels: Sequence[str]) -> str | None:
-    """The label that figures of one class and thresholds are for: the positive one, else the second of two."""
+    """Return the label for single-class metrics and thresholds: the positive one, else the second of two, else None."""
     return positive_label(labels) or (labels[1] if len(labels) == 2 else None)
 
 
@@ -55,7 +55,7 @@ def _in_order_of_ids(labels: Mapping[Any, Any]) -> list[str]:
     elif _are_strings(labels):
         pairs = [(str(number), name) for name, number in labels.items()]
     else:
-        raise TypeError("labels given as a dict must be ids by name or names by id")
+        raise TypeError("labels given as a dict must map names to ids or ids to names")
     by_id, ids = dict(pairs), [str(number) for number in range(len(pairs))]
     if by_id.keys() != set(ids):
         got = listed([number for number, _ in pairs])

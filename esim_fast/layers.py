@@ -1,5 +1,4 @@
-"""PyTorch's layers, faster on a CPU in fp32: embedding, dropout and linear ones; and the ops in place of the notebook's
-layers."""
+"""Drop-in PyTorch layers that are faster on a CPU in fp32, and the ops as layers."""
 
 import contextlib
 import mmap
@@ -21,14 +20,14 @@ from .padded import PaddedPairs
 
 
 class Embedding(nn.Embedding):
-    """``torch.nn.Embedding``; on a CPU its dense gradient is made many times as fast (csrc/embedding_cpu.cpp)."""
+    """``torch.nn.Embedding`` with a much faster dense gradient on CPUs (csrc/embedding_cpu.cpp)."""
 
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         self._memory = _GradientMemory()
 
     def reset_parameters(self) -> None:
-        if not self.weight.is_meta:  # torch would import its compiler to draw numbers that nobody sees: a second
+        if not self.weight.is_meta:  # on meta tensors torch would import its compiler, which takes a second
             super().reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -41,10 +40,10 @@ class Embedding(nn.Embedding):
 
 
 class _GradientMemory:
-    """Memory for the gradient of a table of word vectors, which serves again when nobody has the last one any more.
+    """Reusable memory for the gradient of an embedding, handed out again once the previous gradient is gone.
 
-    The gradient of 37,000 words of 300 numbers is 44 MB of zeros but for the words of a batch. New memory of that size
-    comes from the system, which clears it page by page: that takes ten times as long as clearing memory that is there.
+    With 37,000 words of 300 numbers the gradient is 44 MB, almost all zeros. Freshly mapped memory of that size is
+    cleared page by page by the system, which takes ten times as long as clearing memory that is already mapped.
     """
 
     def __init__(self) -> None:
@@ -53,10 +52,10 @@ class _GradientMemory:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
-        return _GradientMemory, ()  # a copy of the layer gets memory of its own
+        return _GradientMemory, ()  # copies of the layer must not share memory
 
     def table(self, words: int, width: int) -> Tensor:
-        """float32 ``[words, width]`` of anything."""
+        """Return uninitialized float32 memory ``[words, width]``."""
         size = words * width * 4
         with self._lock:
             if size == 0 or (self._last is not None and self._last() is not None):
@@ -64,10 +63,10 @@ class _GradientMemory:
             if self._memory is None or len(self._memory) != size:
                 self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 if hasattr(mmap, "MADV_HUGEPAGE"):
-                    with contextlib.suppress(OSError):  # a wish, which not every system knows
+                    with contextlib.suppress(OSError):  # a hint that not every system supports
                         self._memory.madvise(mmap.MADV_HUGEPAGE)
             array = np.frombuffer(self._memory, dtype=np.float32).reshape(words, width)
-            self._last = weakref.ref(array)  # as long as a tensor uses the memory, it has the array
+            self._last = weakref.ref(array)  # the tensor keeps the array alive
             return torch.from_numpy(array)
 
 
@@ -85,7 +84,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (tokens,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants to differentiate this
+        if torch.is_grad_enabled():  # double backward needs a differentiable result
             padding_idx = -1 if ctx.padding_idx is None else ctx.padding_idx
             table = torch.ops.aten.embedding_dense_backward(grad, tokens, ctx.shape[0], padding_idx, False)
         else:
@@ -95,11 +94,13 @@ class _Embedding(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """``torch.nn.Dropout``; on a CPU it draws 16 bits for each element instead of a random float, which is what takes
-    the time: probabilities are multiples of 2**-16."""
+    """``torch.nn.Dropout`` that is faster on CPUs: it draws 16 random bits per element instead of a float.
+
+    Probabilities are therefore rounded to multiples of 2**-16 there.
+    """
 
     def forward(self, input: Tensor, pairs: PackedPairs | PaddedPairs | None = None) -> Tensor:
-        if torch.compiler.is_compiling():  # which has its own fast way
+        if torch.compiler.is_compiling():  # the compiler generates fast dropout itself
             return super().forward(input)
         drop = round(self.p * 2**16)
         if not (self.training and input.device.type == "cpu" and 0 < drop < 2**16) or self.inplace:
@@ -110,12 +111,12 @@ class Dropout(nn.Dropout):
 
 
 class VariationalDropout(Dropout):
-    """Dropout that drops the same elements of all words of a sentence (Gal & Ghahramani 2016)."""
+    """Dropout with one mask per sentence, shared by all its words (Gal & Ghahramani 2016)."""
 
     def forward(self, input: Tensor, pairs: PackedPairs | PaddedPairs | None = None) -> Tensor:
-        """``input [N, D]``, the rows of these pairs."""
+        """Apply dropout to ``input [N, D]``, the rows of ``pairs``."""
         if pairs is None:
-            raise TypeError("variational dropout needs the pairs, to know the sentences")
+            raise TypeError("variational dropout needs pairs, which tell where each sentence lies")
         if not (self.training and self.p and input.shape[0]):
             return input
         if isinstance(pairs, PaddedPairs):
@@ -123,21 +124,21 @@ class VariationalDropout(Dropout):
             return input * kept.repeat(pairs.steps, 1)
         batch_sizes = pairs.batch_sizes
         kept = super().forward(input.new_ones(int(batch_sizes[0]), input.shape[1]))
-        # Row (t, r) is of the r-th longest sentence.
+        # Row (t, r) belongs to the r-th longest sentence.
         first_row = (batch_sizes.cumsum(0) - batch_sizes).repeat_interleave(batch_sizes)
         sentence = torch.arange(len(input), device="cpu") - first_row
         return input * kept.index_select(0, move(sentence, input.device))
 
 
 def drop(layer: nn.Module, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-    """``x [N, D]`` after a layer for dropout, which may be one of PyTorch's in place of ours."""
+    """Apply a dropout layer, ours or PyTorch's, to ``x [N, D]``."""
     return layer(x, pairs) if isinstance(layer, Dropout) else layer(x)
 
 
 def bilstm(
     owner: nn.Module, name: str, x: Tensor, pairs: PackedPairs | PaddedPairs, backend: str | None = None
 ) -> Tensor:
-    """:func:`esim_fast.ops.bilstm` of ``x [N, D]`` by the module ``name`` of ``owner``."""
+    """Run ``esim_fast.ops.bilstm`` on ``x [N, D]`` with the LSTM ``owner.name``."""
     if torch.compiler.is_compiling():
         before = _compiler_takes_lstms(True)
         lstm = getattr(owner, name)
@@ -150,23 +151,24 @@ def bilstm(
 
 @constant_when_compiled
 def _compiler_takes_lstms(takes: bool) -> bool:
-    """Sets whether ``torch.compile`` goes on where it meets an ``nn.LSTM``, of which the operators only want the
-    parameters. Returns what was set before."""
-    from torch._dynamo import config  # here, because it takes a second, and compilers have imported it
+    """Set whether ``torch.compile`` may trace through an ``nn.LSTM``, and return the previous setting.
+
+    The operators only need its parameters, so tracing is safe.
+    """
+    from torch._dynamo import config  # slow to import, and already imported while compiling
 
     before, config.allow_rnn = config.allow_rnn, takes
     return before
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``; where the layer is ``torch.nn.Linear`` and nothing else, its fp32 products on a CPU are oneDNN's
-    (ops/products.py).
+    """Apply a linear layer; a plain ``torch.nn.Linear`` in fp32 on a CPU uses oneDNN (ops/products.py).
 
-    No subclass does this, because tools that replace layers, such as ``quantize_dynamic``, look for ``nn.Linear``.
+    This is not a subclass of ``nn.Linear``, because tools such as ``quantize_dynamic`` look for ``nn.Linear`` itself.
     """
     if torch.compiler.is_compiling() or type(layer) is not nn.Linear or layer.bias is None or x.dim() != 2:
         return layer(x)
-    # Its own forward pass may be somebody's, or compiled.
+    # A layer with hooks, a replaced forward or a compiled call must run as a module.
     is_watched = is_hooked(layer) or _has_any_global_hook() or transforming()
     if is_watched or "forward" in vars(layer) or layer._compiled_call_impl is not None:
         return layer(x)
@@ -174,7 +176,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class Sequential(nn.Sequential):
-    """``torch.nn.Sequential``, whose linear layers are those of :func:`project`."""
+    """``torch.nn.Sequential`` that runs its layers through ``project``."""
 
     def forward(self, input: Tensor) -> Tensor:
         for layer in self:
@@ -183,13 +185,13 @@ class Sequential(nn.Sequential):
 
 
 def side_by_side(v: Tensor) -> Tensor:
-    """``v [2B, W]``, premises first, to ``[B, 2W]``: premise and hypothesis of each pair in one row."""
+    """Turn ``v [2B, W]``, premises first, into ``[B, 2W]``: premise and hypothesis of each pair in one row."""
     pairs = v.shape[0] // 2
     return torch.cat([v[:pairs], v[pairs:]], dim=1)
 
 
 class LocalInference(nn.Module):
-    """:func:`esim_fast.ops.local_inference` as a layer, in place of the notebook's of that name."""
+    """``esim_fast.ops.local_inference`` as a layer, a drop-in for the course notebook's layer of that name."""
 
     def __init__(self, backend: str | None = None) -> None:
         super().__init__()
@@ -198,26 +200,30 @@ class LocalInference(nn.Module):
     def forward(
         self, p: Tensor, h: Tensor, p_mask: Tensor | None = None, h_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Soft alignment and enhancement of premise and hypothesis: equations 11-15.
+        """Compute soft alignment and enhancement of premise and hypothesis (equations 11-15).
 
         Args:
-            p, h: encoded ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``.
-            p_mask, h_mask: ``[B, Lp]`` and ``[B, Lh]``, 0 at padding.
+            p: encoded premises ``[B, Lp, 2H]``.
+            h: encoded hypotheses ``[B, Lh, 2H]``.
+            p_mask: ``[B, Lp]``, 0 at padding.
+            h_mask: ``[B, Lh]``, 0 at padding.
 
         Returns:
-            m_p, m_h: ``[B, Lp, 8H]`` and ``[B, Lh, 8H]``. Dtypes and errors are those of the op.
+            ``(m_p, m_h)``, of shapes ``[B, Lp, 8H]`` and ``[B, Lh, 8H]``. Dtypes and errors are those of the op.
         """
         return ops.local_inference(p, h, a_mask=p_mask, b_mask=h_mask, backend=self.backend)
 
 
 class Pooling(nn.Module):
-    """:func:`esim_fast.ops.masked_pool` as a layer, average and maximum: equations 18-20."""
+    """``esim_fast.ops.masked_pool`` as a layer: average and max pooling (equations 18-20)."""
 
     def __init__(self, backend: str | None = None) -> None:
         super().__init__()
         self.backend = backend
 
     def forward(self, x: Tensor, x_mask: Tensor | None = None, *, rows: Rows | None = None) -> Tensor:
-        """``x [B, L, 2H]`` with ``x_mask [B, L]``, 0 at padding, or ``[N, 2H]`` with rows, to ``[B, 4H]``. Dtypes and
-        errors are those of the op."""
+        """Pool ``x [B, L, 2H]`` with ``x_mask [B, L]`` (0 at padding), or ``x [N, 2H]`` with ``rows``, to ``[B, 4H]``.
+
+        Dtypes and errors are those of the op.
+        """
         return ops.masked_pool(x, mask=x_mask, rows=rows, backend=self.backend)

@@ -1,7 +1,7 @@
-"""Figures by which models are judged, with scikit-learn's and SciPy's definitions.
+"""Metrics, defined as in scikit-learn and SciPy.
 
-They take NumPy arrays, or what becomes one, of ``n`` pairs and calculate in float64. A figure that is not defined, such
-as the AUC of one class, the correlation of a constant or anything of no pairs, is None.
+Functions take NumPy arrays, or anything convertible, of ``n`` pairs and compute in float64. They return None if a
+metric is undefined, such as the AUC with a single class, the correlation of a constant, or anything for zero pairs.
 """
 
 from collections.abc import Sequence
@@ -14,30 +14,31 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def accuracy(gold: ArrayLike, predicted: ArrayLike) -> float | None:
-    """The share of pairs whose predicted label is the gold one."""
+    """Return the share of pairs whose predicted label is the gold label."""
     gold, predicted = _alike(gold, predicted)
     return float((gold == predicted).mean()) if gold.size else None
 
 
 def confusion_matrix(gold: ArrayLike, predicted: ArrayLike, labels: int) -> Array:
-    """How often each gold label (row) got each answer (column): int64 ``[labels, labels]``.
+    """Count how often each gold label (row) was predicted as each label (column): int64 ``[labels, labels]``.
 
     Args:
-        gold, predicted: integer ``[n]``, indices of labels.
-        labels: how many labels there are.
+        gold: indices of labels, integer ``[n]``.
+        predicted: indices of labels, integer ``[n]``.
+        labels: number of labels.
 
     Raises:
-        ValueError: the arrays are no vectors of one length, or an index is out of range.
+        ValueError: the arrays are not vectors of the same length, or an index is out of range.
     """
     gold, predicted = _alike(gold, predicted)
     if gold.size and not 0 <= min(gold.min(), predicted.min()) <= max(gold.max(), predicted.max()) < labels:
-        raise ValueError(f"expected indices of labels from 0 to {labels - 1}")
+        raise ValueError(f"expected label indices from 0 to {labels - 1}")
     places = gold.astype(np.int64) * labels + predicted.astype(np.int64)
     return np.bincount(places, minlength=labels * labels).reshape(labels, labels)
 
 
 class ClassFigures(NamedTuple):
-    """Figures of each class: float64 ``[labels]``, and ``support``, the number of its pairs, int64 ``[labels]``."""
+    """Metrics of each class: float64 ``[labels]``; ``support`` is its number of pairs, int64 ``[labels]``."""
 
     precision: Array
     recall: Array
@@ -46,11 +47,12 @@ class ClassFigures(NamedTuple):
 
 
 def precision_recall_f1(gold: ArrayLike, predicted: ArrayLike, labels: int) -> ClassFigures:
-    """Each class against all others; a figure whose denominator is 0 is 0.
+    """Compute precision, recall and F1 of each class against all others; a ratio with denominator 0 is 0.
 
     Args:
-        gold, predicted: integer ``[n]``, indices of labels.
-        labels: how many labels there are.
+        gold: indices of labels, integer ``[n]``.
+        predicted: indices of labels, integer ``[n]``.
+        labels: number of labels.
     """
     confusion = confusion_matrix(gold, predicted, labels)
     correct, support, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
@@ -63,17 +65,17 @@ def precision_recall_f1(gold: ArrayLike, predicted: ArrayLike, labels: int) -> C
 
 
 def macro_f1(gold: ArrayLike, predicted: ArrayLike, labels: int) -> float | None:
-    """The mean of the F1 of all classes, of which those that never occur count as 0."""
+    """Return the mean F1 over all classes; classes that never occur count as 0."""
     figures = precision_recall_f1(gold, predicted, labels)
     return float(figures.f1.mean()) if figures.support.any() else None
 
 
 def roc_auc(gold: ArrayLike, score: ArrayLike) -> float | None:
-    """How often a positive pair has a higher score than a negative one, where ties count as half.
+    """Return the probability that a positive pair scores higher than a negative one; ties count half.
 
     Args:
-        gold: ``[n]`` of 0 and 1, or bool.
-        score: ``[n]``, higher for what is more likely to be positive.
+        gold: 0 and 1, or bool, ``[n]``.
+        score: ``[n]``, higher for more likely positive.
     """
     gold, score = _alike(gold, score)
     gold = gold.astype(bool)
@@ -86,21 +88,21 @@ def roc_auc(gold: ArrayLike, score: ArrayLike) -> float | None:
 
 
 def average_precision(gold: ArrayLike, score: ArrayLike) -> float | None:
-    """The mean over positive pairs of the precision among all pairs that score at least as high as they do.
+    """Return the mean, over positive pairs, of the precision among all pairs that score at least as high.
 
     Args:
-        gold: ``[n]`` of 0 and 1, or bool.
-        score: ``[n]``, higher for what is more likely to be positive.
+        gold: 0 and 1, or bool, ``[n]``.
+        score: ``[n]``, higher for more likely positive.
     """
     gold, score = _alike(gold, score)
     return ranking(np.zeros(gold.size, dtype=np.int64), gold, score, ks=())["map"]
 
 
 def log_loss(gold: ArrayLike, probabilities: ArrayLike) -> float | None:
-    """The mean negative logarithm of the probability of the gold label, which counts as 2e-16 if it is less.
+    """Return the mean negative log probability of the gold label; probabilities are clipped at 2e-16.
 
     Args:
-        gold: integer ``[n]``, indices of labels.
+        gold: indices of labels, integer ``[n]``.
         probabilities: ``[n, labels]``.
     """
     gold, probabilities = _with_probabilities(gold, probabilities)
@@ -110,15 +112,15 @@ def log_loss(gold: ArrayLike, probabilities: ArrayLike) -> float | None:
 
 
 def expected_calibration_error(gold: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float | None:
-    """How far a model's confidence is from its accuracy, on average over pairs.
+    """Return the mean gap between a model's confidence and its accuracy (Guo et al. 2017).
 
-    The confidence is the highest probability. Pairs are put into bins of equal width by it, each with its upper but not
-    its lower end, and mean confidence and accuracy of a bin are compared (Guo et al., 2017).
+    The confidence of a pair is its highest probability. Pairs are put into bins of equal width by confidence, open
+    below and closed above, and the mean confidence and the accuracy of each bin are compared.
 
     Args:
-        gold: integer ``[n]``, indices of labels.
+        gold: indices of labels, integer ``[n]``.
         probabilities: ``[n, labels]``.
-        bins: how many.
+        bins: number of bins.
     """
     gold, probabilities = _with_probabilities(gold, probabilities)
     if not gold.size:
@@ -130,7 +132,7 @@ def expected_calibration_error(gold: ArrayLike, probabilities: ArrayLike, bins: 
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Pearson's coefficient of correlation of two float ``[n]``."""
+    """Return Pearson's correlation coefficient of two float vectors ``[n]``."""
     x, y = (_finite(values) for values in _alike(x, y))
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
@@ -138,13 +140,13 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Spearman's coefficient of correlation of two float ``[n]``: Pearson's of the ranks, ties at their mean rank."""
+    """Return Spearman's correlation coefficient of two float vectors ``[n]``; ties get their mean rank."""
     x, y = (_finite(values) for values in _alike(x, y))
     return pearson(_ranks(x), _ranks(y))
 
 
 def mean_squared_error(x: ArrayLike, y: ArrayLike) -> float | None:
-    """The mean squared difference of two float ``[n]``."""
+    """Return the mean squared difference of two float vectors ``[n]``."""
     x, y = (values.astype(np.float64) for values in _alike(x, y))
     return float(np.square(x - y).mean()) if x.size else None
 
@@ -152,28 +154,28 @@ def mean_squared_error(x: ArrayLike, y: ArrayLike) -> float | None:
 def ranking(
     queries: ArrayLike, relevant: ArrayLike, score: ArrayLike, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float | None]:
-    """How high the relevant candidates of queries are ranked: means over queries that have one.
+    """Compute ranking metrics, averaged over the queries that have a relevant candidate.
 
     Args:
-        queries: ``[n]``, which query each candidate belongs to.
-        relevant: ``[n]`` of 0 and 1, or bool.
-        score: ``[n]``, by which the candidates of a query are ranked, the highest first.
-        ks: lengths of lists to find relevant candidates in.
+        queries: ``[n]``, the query that each candidate belongs to.
+        relevant: 0 and 1, or bool, ``[n]``.
+        score: ``[n]``; candidates of a query are ranked by it, the highest first.
+        ks: cutoffs for ``recall@k``.
 
     Returns:
-        ``map``, the mean of :func:`average_precision`; ``mrr``, the mean of 1 / rank of the first relevant candidate;
-        and for each k ``recall@k``, the mean share of relevant candidates among the first k. Among equal scores
-        ``mrr`` and ``recall@k`` rank relevant candidates last, so that a tie is no success.
+        A dict with ``map``, the mean of ``average_precision``; ``mrr``, the mean of 1 / rank of the first relevant
+        candidate; and for each k ``recall@k``, the mean share of relevant candidates among the first k. For ``mrr`` and
+        ``recall@k``, relevant candidates rank last among equal scores, so that a tie is not a success.
     """
     queries, relevant, score = _alike(queries, relevant, score)
     query, score, relevant = np.unique(queries, return_inverse=True)[1], _finite(score), relevant.astype(bool)
     order = np.lexsort((relevant, -score, query))
     query, score, relevant = query[order], score[order], relevant[order]
-    begins = np.flatnonzero(np.diff(query, prepend=-1))  # of queries
+    begins = np.flatnonzero(np.diff(query, prepend=-1))  # the first row of each query
     rank = np.arange(query.size) - begins[query] + 1
     found = np.cumsum(relevant)
-    found -= (found - relevant)[begins][query]  # in this query, down to here
-    # Where candidates of one query and score end.
+    found -= (found - relevant)[begins][query]  # relevant ones in this query up to here
+    # The last row of each run with the same query and score.
     ends = np.flatnonzero(np.append((np.diff(query) != 0) | (np.diff(score) != 0), query.size > 0))
     end = ends[np.searchsorted(ends, np.arange(query.size))]
     precision = found[end] / rank[end]
@@ -196,7 +198,7 @@ def ranking(
 def _alike(*values: ArrayLike) -> tuple[Array, ...]:
     arrays = tuple(map(np.asarray, values))
     if arrays[0].ndim != 1 or any(array.shape != arrays[0].shape for array in arrays):
-        raise ValueError(f"expected vectors of one length, got shapes {', '.join(str(a.shape) for a in arrays)}")
+        raise ValueError(f"expected vectors of equal length, got shapes {', '.join(str(a.shape) for a in arrays)}")
     return arrays
 
 
@@ -213,18 +215,18 @@ def _with_probabilities(gold: ArrayLike, probabilities: ArrayLike) -> tuple[Arra
         raise ValueError(f"expected shapes (n,) and (n, labels), got {gold.shape} and {probabilities.shape}")
     labels = probabilities.shape[1]
     if gold.size and not 0 <= gold.min() <= gold.max() < labels:
-        raise ValueError(f"expected indices of labels from 0 to {labels - 1}")
+        raise ValueError(f"expected label indices from 0 to {labels - 1}")
     return gold.astype(np.int64), probabilities
 
 
 def _ranks(values: Array) -> Array:
-    """Ranks from 1 up; equal values have the mean of theirs."""
+    """Return ranks from 1 up; equal values get their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def _direction(values: Array) -> Array:
-    """Deviations from the mean, as a vector of length 1."""
+    """Return the deviations from the mean, scaled to norm 1."""
     deviations = values - values.mean()
-    deviations /= np.abs(deviations).max()  # the squares of very large and very small numbers must be numbers, too
+    deviations /= np.abs(deviations).max()  # squares must neither overflow nor underflow
     return deviations / np.linalg.norm(deviations)

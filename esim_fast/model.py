@@ -1,6 +1,6 @@
 """ESIM (Chen et al. 2017), on packed rows from the token ids to the pooled vector.
 
-Modules carry the names that the model's best-known notebook gave them, so that its state dicts load as they are.
+Modules have the names of the course notebook's ESIM, so its state dicts load unchanged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ _ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {None: nn.Identity, "r
 
 
 class ESIM(nn.Module):
-    """The enhanced LSTM for sentence pairs: natural language inference, paraphrase, question matching::
+    """The enhanced LSTM for sentence pairs: natural language inference, paraphrase, question matching.
 
         net = ESIM(hidden_size=300, embedding_dim=300, vocab_size=len(vocab), num_labels=3)
         logits = net(premise_ids, hypothesis_ids)  # int64 [batch, length] each, padded with id 1 -> float32 [batch, 3]
@@ -42,30 +42,32 @@ class ESIM(nn.Module):
     The model of Chen et al. 2017 (https://aclanthology.org/P17-1152): embedding and BiLSTM (equations 1 and 2), local
     inference (11-15), projection and BiLSTM (16 and 17), average and max pooling (18-20), and a classifier.
 
-    ``load_state_dict`` also takes the state dicts of the course notebook's ESIM, of coetaur0/ESIM and of AllenNLP, also
-    where DataParallel, ``torch.compile``, Lightning or AveragedModel held the network. It warns if the options of this
-    network differ from those that the weights were trained with.
+    ``load_state_dict`` also accepts state dicts of the course notebook's ESIM, of coetaur0/ESIM and of AllenNLP, with
+    or without the prefixes of DataParallel, ``torch.compile``, Lightning or AveragedModel. It warns if this network's
+    options differ from those that the weights were trained with.
 
     Args:
         hidden_size: units of each direction of both LSTMs, and width of the projection.
         embedding_dim: width of the word vectors.
         vocab_size: rows of the embedding.
-        num_labels: classes.
+        num_labels: number of classes.
         device: where the parameters are created; None is PyTorch's default device.
-        padding_idx: the id that pads sentences. It is never part of a sentence. None if there is no such id.
-        dropout: probability of dropout on embeddings (variant "paper"), after the projection and in the classifier.
-        embedding_dropout: probability of dropout on embeddings, if it is another one.
-        variational_dropout: dropout on embeddings and after the projection drops the same elements of all words of a
-            sentence, as in coetaur0/ESIM and AllenNLP.
-        variant: "paper" (ReLU after the projection, tanh classifier) or "notebook" (no activation, ReLU classifier).
-        projection_activation, classifier_activation: None, "relu" or "tanh"; by default those of the variant.
-        freeze_embedding: True keeps the word vectors as they are.
-        backend: "cpp" (C++ kernels, on a CPU), "cuda" (CUDA kernels: pooling), "triton" (Triton kernels: BiLSTMs and
-            local inference), "cudnn" (BiLSTMs) or "reference" (plain PyTorch: everything). What a backend does not
-            have runs on the best one for the tensors at hand. None is the best one for everything.
+        padding_idx: the id that pads sentences; it is never part of a sentence. None if there is no such id.
+        dropout: dropout probability on embeddings (variant ``"paper"``), after the projection and in the classifier.
+        embedding_dropout: dropout probability on embeddings, if it differs from ``dropout``.
+        variational_dropout: use one dropout mask per sentence, shared by all its words, on embeddings and after the
+            projection, as coetaur0/ESIM and AllenNLP do.
+        variant: ``"paper"`` (ReLU after the projection, tanh classifier) or ``"notebook"`` (no activation, ReLU
+            classifier).
+        projection_activation: None, ``"relu"`` or ``"tanh"``; by default the variant's.
+        classifier_activation: None, ``"relu"`` or ``"tanh"``; by default the variant's.
+        freeze_embedding: whether to keep the word vectors fixed during training.
+        backend: ``"cpp"`` (C++ kernels, on CPUs), ``"cuda"`` (CUDA kernels for pooling), ``"triton"`` (Triton kernels
+            for BiLSTMs and local inference), ``"cudnn"`` (BiLSTMs) or ``"reference"`` (plain PyTorch for everything).
+            Ops that a backend does not implement use the best one for the tensors at hand, as does None.
 
     Attributes:
-        config: the options, as an :class:`esim_fast.config.ESIMConfig`; a saved model keeps them.
+        config: the options, an ``esim_fast.config.ESIMConfig``, which is saved with a model.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -121,15 +123,15 @@ class ESIM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.embedding.weight.device
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As :meth:`torch.nn.Module.load_state_dict`, for the state dicts of all networks that :class:`ESIM` names.
+        """Load a state dict of any network that ``ESIM`` supports, otherwise like ``torch.nn.Module.load_state_dict``.
 
         Raises:
-            RuntimeError: entries are missing, unexpected or misshapen, or ``state_dict`` is a whole checkpoint. The
-                message has the names of ``state_dict``.
+            RuntimeError: entries are missing, unexpected or have the wrong shape, or ``state_dict`` is a whole
+                checkpoint. The message uses the names in ``state_dict``.
         """
         return state_dicts.loaded(partial(super().load_state_dict, state_dict, strict, assign), state_dict, "notebook")
 
@@ -142,29 +144,31 @@ class ESIM(nn.Module):
         *,
         embedded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Logits of a batch of pairs.
+        """Compute the logits of a batch of pairs.
 
-        Where the embedding has hooks, it is called with padded ids, ``[B, Lp + Lh]``, and not with packed ones ``[N]``:
-        tools that explain a network by its layers need a row for each pair.
+        If the embedding has hooks, it is called with padded ids ``[B, Lp + Lh]`` instead of packed ones ``[N]``,
+        because tools that attribute predictions to layers need one row per pair.
 
         Args:
-            p, h: token ids, int64 or int32, of premises ``[B, Lp]`` and hypotheses ``[B, Lh]``. Padding may stand
-                anywhere: it is removed, and the sentence is what remains. A sentence may be empty. Instead of both,
-                ``p`` may be the batch as :func:`esim_fast.pack_pairs` returns it. Ids on the CPU, without lengths, that
-                look as if another id padded them, or as if they were ``[L, B]``, give a warning.
-            p_lengths, h_lengths: integers ``[B]``, on the CPU if possible: the sentence lies within the first
-                ``lengths[b]`` ids. With lengths, nothing waits for ids on a GPU, and their padding must be at the end.
-            embedded: word vectors ``[B, Lp, E]`` and ``[B, Lh, E]`` in the dtype of the parameters, E is
-                ``embedding_dim``, in place of those of the embedding: from another model, or to have gradients with
-                respect to them (zero at padding). Dropout is applied to them as to the embedding's. ``p`` and ``h``
-                then only say where padding is, whatever vocabulary they are of; with lengths they may be left out.
+            p: token ids of premises, int64 or int32 ``[B, Lp]``, or a whole batch from ``esim_fast.pack_pairs`` (then
+                ``h`` is None). Padding may be anywhere; it is removed, and the rest is the sentence, which may be
+                empty. For ids on the CPU without lengths, a warning is raised if they seem to be padded with another id
+                or to have shape ``[L, B]``.
+            h: token ids of hypotheses, int64 or int32 ``[B, Lh]``.
+            p_lengths: integers ``[B]``, preferably on the CPU; the premise lies within the first ``p_lengths[b]`` ids.
+                With lengths there is no GPU sync, and ids on a GPU must have their padding at the end.
+            h_lengths: the same for hypotheses.
+            embedded: word vectors ``[B, Lp, E]`` and ``[B, Lh, E]``, where E is ``embedding_dim``, in the dtype of the
+                parameters. They replace the embedding: to use another model's vectors, or to get gradients with respect
+                to them (zero at padding). Embedding dropout still applies. ``p`` and ``h`` then only mark padding and
+                may come from any vocabulary; with lengths you can omit them.
 
         Returns:
-            Logits ``[B, num_labels]``, in the dtype of the parameters, or autocast's under autocast.
+            Logits ``[B, num_labels]`` in the dtype of the parameters, or in autocast's dtype under autocast.
 
         Raises:
-            TypeError: ids or lengths are not integers, ``embedded`` has another dtype, or ``torch.jit.trace`` is at
-                work.
+            TypeError: ids or lengths are not integers, ``embedded`` has another dtype, or ``torch.jit.trace`` is
+                running.
             ValueError: shapes or devices disagree, lengths lie outside 0..L, or ids on the CPU are not below
                 ``vocab_size``.
         """
@@ -181,7 +185,7 @@ class ESIM(nn.Module):
         return self.linear(v)
 
     def encode(self, pairs: PackedPairs | PaddedPairs, embedded: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Embedding and BiLSTM, equations 1 and 2: a row for each token of packed pairs, ``[N, 2H]``."""
+        """Compute embedding and BiLSTM (equations 1 and 2): ``[N, 2H]``, a row for each token of the packed pairs."""
         x = self.embedding(pairs.tokens) if embedded is None else look_up(embedded, pairs.tokens)  # [N, embedding_dim]
         return self.encoder(drop(self.embedding_dropout, x, pairs), pairs)
 
@@ -192,21 +196,25 @@ class ESIM(nn.Module):
         p_lengths: Tensor | Sequence[int] | None = None,
         h_lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The weights of the soft alignment, equations 12 and 13.
+        """Compute the soft alignment's weights (equations 12 and 13).
 
         Args:
-            p, h, p_lengths, h_lengths: as in :meth:`forward`, but not packed.
+            p: token ids of premises ``[B, Lp]``, as in ``forward`` but not packed.
+            h: token ids of hypotheses ``[B, Lh]``.
+            p_lengths: as in ``forward``.
+            h_lengths: as in ``forward``.
 
         Returns:
-            alpha, beta ``[B, Lp, Lh]``: how much each word of the premise attends to each word of the hypothesis (rows
-            of alpha sum to one), and each word of the hypothesis to each of the premise (columns of beta sum to one).
-            Zero at padding.
+            ``(alpha, beta)``, both ``[B, Lp, Lh]`` and zero at padding. ``alpha`` is how much each premise word attends
+            to each hypothesis word (rows sum to one); ``beta`` is how much each hypothesis word attends to each premise
+            word (columns sum to one).
 
         Raises:
-            TypeError, ValueError: as :meth:`forward`, or ``p`` is packed.
+            TypeError: as in ``forward``, or ``p`` is packed.
+            ValueError: as in ``forward``.
         """
         if isinstance(p, PackedPairs):
-            raise TypeError("attention is laid out as the padded ids are: p must be a tensor of ids, not packed pairs")
+            raise TypeError("attention returns padded maps, so p must be a tensor of padded ids, got packed pairs")
         pairs = self._pack(p, h, p_lengths, h_lengths)
         if len(p) == 0:
             nothing = self.embedding.weight.new_zeros(0, p.shape[1], h.shape[1])
@@ -219,7 +227,7 @@ class ESIM(nn.Module):
         alpha, beta = (spread(spread(weight, p_mask, 1), h_mask, 2) for weight in weights)
         return alpha, beta
 
-    # What torch.jit.script asks of a module before it compiles it.
+    # torch.jit.script calls this before it compiles a module.
     __prepare_scriptable__ = refuse_torchscript
 
     def _pack(
@@ -229,13 +237,13 @@ class ESIM(nn.Module):
             options = {"padding_idx": self.config.padding_idx, "embedding": self.embedding, "embedded": embedded}
             return pack_ids(p, h, p_lengths, h_lengths, **options)
         if any(given is not None for given in (h, p_lengths, h_lengths, embedded)):
-            raise TypeError("packed pairs are the whole batch: give them alone")
+            raise TypeError("packed pairs are the whole batch: pass no other arguments")
         check_tokens("tokens", p.tokens, self.embedding)
         return p
 
 
 class InputEncoding(nn.Module):
-    """A BiLSTM over each sentence, all of them in one packed call: equation 1 for premises, 2 for hypotheses."""
+    """A BiLSTM over every sentence in one packed call: equation 1 for premises, 2 for hypotheses."""
 
     def __init__(self, input_size: int, hidden_size: int, backend: str | None) -> None:
         super().__init__()
@@ -243,24 +251,24 @@ class InputEncoding(nn.Module):
         self.lstm = nn.LSTM(input_size, hidden_size, bidirectional=True)
 
     def forward(self, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-        """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
+        """Map ``x [N, input_size]`` to ``[N, 2H]``, the forward and backward state of each token."""
         return bilstm(self, "lstm", x, pairs, self.backend)
 
 
 class PackedLocalInference(nn.Module):
-    """Soft alignment and enhancement of packed pairs: equations 11-15."""
+    """Soft alignment and enhancement of packed pairs (equations 11-15)."""
 
     def __init__(self, backend: str | None) -> None:
         super().__init__()
         self.backend = backend
 
     def forward(self, x: Tensor, rows: PairRows) -> Tensor:
-        """``x [N, 2H]`` to ``[N, 8H]``."""
+        """Map ``x [N, 2H]`` to ``[N, 8H]``."""
         return ops.local_inference_packed(x, rows.premises, rows.hypotheses, backend=self.backend)
 
 
 class InferenceComposition(nn.Module):
-    """Projection, BiLSTM and pooling: equations 16-20."""
+    """Projection, BiLSTM and pooling (equations 16-20)."""
 
     def __init__(self, config: ESIMConfig, dropout: Dropout, backends: Mapping[str, str | None]) -> None:
         super().__init__()
@@ -268,16 +276,16 @@ class InferenceComposition(nn.Module):
         self.pooling = Pooling(backends["masked_pool"])
 
     def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs, rows: PairRows) -> Tensor:
-        """``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
+        """Map ``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
         return self.pool(self.composition(m, pairs), rows)
 
     def pool(self, y: Tensor, rows: PairRows) -> Tensor:
-        """``y [N, 2H]`` to ``[B, 8H]``."""
+        """Map ``y [N, 2H]`` to ``[B, 8H]``."""
         return side_by_side(self.pooling(y, rows=rows.all))
 
 
 class CompositionLayer(nn.Module):
-    """Projection and BiLSTM: equations 16 and 17."""
+    """Projection and BiLSTM (equations 16 and 17)."""
 
     def __init__(self, config: ESIMConfig, dropout: Dropout, backend: str | None) -> None:
         super().__init__()
@@ -289,17 +297,17 @@ class CompositionLayer(nn.Module):
         self.lstm = nn.LSTM(H, H, bidirectional=True)
 
     def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-        """``m [N, 8H]`` to ``[N, 2H]``."""
+        """Map ``m [N, 8H]`` to ``[N, 2H]``."""
         return self.compose(project(self.F, m), pairs)
 
     def compose(self, y: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-        """What follows the projection: ``y [N, H]`` to ``[N, 2H]``."""
+        """Run everything after the projection: ``y [N, H]`` to ``[N, 2H]``."""
         y = drop(self.dropout, self.activation(y), pairs)
         return bilstm(self, "lstm", y, pairs, self.backend)
 
 
 class MLP(nn.Module):
-    """The classifier: one hidden layer of H units."""
+    """The classifier, with one hidden layer of H units."""
 
     def __init__(self, config: ESIMConfig) -> None:
         super().__init__()
@@ -313,22 +321,21 @@ class MLP(nn.Module):
 
     @property
     def dropout(self) -> nn.Module:
-        """The notebook's, before the hidden layer."""
+        """The dropout before the hidden layer, under the notebook's name."""
         return self.mlp[0]
 
     @property
     def activation(self) -> nn.Module:
-        """The notebook's, of the hidden layer."""
+        """The activation of the hidden layer, under the notebook's name."""
         return cast(nn.Sequential, self.mlp[2])[0]
 
     def forward(self, v: Tensor) -> Tensor:
-        """``v [B, 8H]`` to logits ``[B, num_labels]``."""
+        """Map ``v [B, 8H]`` to logits ``[B, num_labels]``."""
         return self.mlp(v)
 
 
 def is_as_made(net: ESIM) -> bool:
-    """Whether the network does what its parts do, as they were made: nobody has given them hooks or a forward pass of
-    their own."""
+    """Whether no part of the network has hooks or a replaced forward, so its ops may be called directly."""
     composition = net.infercomposition
     made = ((net, ESIM), (net.encoder, InputEncoding), (net.inference, PackedLocalInference), (net.linear, MLP))
     if any(type(part).forward is not kind.forward for part, kind in (*made, (composition, InferenceComposition))):
@@ -339,7 +346,7 @@ def is_as_made(net: ESIM) -> bool:
 
 
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before a state dict is loaded: gives its entries our names."""
+    """Rename the entries of a state dict before it is loaded."""
     source = state_dicts.rename(state_dict, prefix or None)
-    if source not in (None, "notebook"):  # whose names ours are as well
+    if source not in (None, "notebook"):  # we share the notebook's names, so they tell nothing about options
         state_dicts.warn_of_differences(source, net.config)

@@ -1,4 +1,4 @@
-"""The card of a model on the Hugging Face hub: a page in Markdown, of what is known of the model."""
+"""Model cards for the Hugging Face Hub, in Markdown."""
 
 import contextlib
 import json
@@ -22,10 +22,11 @@ print(model.predict(("A man sleeps.", "A man is awake.")))
 
 
 def model_card(model: Classifier, name: str) -> str:
-    """A page with what the hub's search wants to know on top.
+    """Return a model's card, with the Hub's metadata at the top.
 
     Args:
-        name: of the model there.
+        model: the model.
+        name: its name on the Hub.
     """
     import huggingface_hub  # optional, and slow to import
 
@@ -39,11 +40,12 @@ def model_card(model: Classifier, name: str) -> str:
     gives = "a score" if is_regression else f"one of {len(model.labels)} labels"
     arguments = f'"{name}"'
     if not isinstance(model.tokenizer, str) or ":" in model.tokenizer:
-        arguments += ', tokenizer="module:function"'  # of its author's
+        arguments += ', tokenizer="module:function"'  # the author's own, which the reader has to supply
     parts = [
         f"---\n{about.to_yaml()}\n---",
         f"# {name}",
-        f"An [ESIM](https://aclanthology.org/P17-1152) for pairs of sentences, by esim_fast. It gives a pair {gives}.",
+        f"An [ESIM](https://aclanthology.org/P17-1152) model trained with esim_fast. It predicts {gives} for a pair of "
+        "sentences.",
         _USE.format(arguments=arguments),
     ]
     if not is_regression:
@@ -62,7 +64,7 @@ def model_card(model: Classifier, name: str) -> str:
 
 
 def without_folders(training: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What is kept of a training, with files by their names alone: folders are nobody else's business."""
+    """Return training metadata with file names instead of paths, because folders are private."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, str) and not value.startswith("hub:"):
@@ -74,19 +76,19 @@ def without_folders(training: dict[str, Any] | None) -> dict[str, Any] | None:
     found = {**training}
     if isinstance(files := found.get("files"), dict):
         found["files"] = {name: plain(value) for name, value in files.items()}
-    if "before" in found:  # of a model that was trained on
+    if "before" in found:  # the earlier run, if the model was trained further
         found["before"] = without_folders(found["before"])
     return found
 
 
 def _on_dev(model: Classifier, training: Mapping[str, Any]) -> dict[str, Any]:
-    """What the epoch whose weights these are has measured, if that is known."""
+    """Return the dev metrics of the best epoch, if they are known."""
     epochs = [training.get("best_epoch")]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # somebody else's file
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # the files may be edited
         if epochs == [None] and model.directory is not None:
             lines = (model.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             epochs = [json.loads(line) for line in lines]
-        missing = {"train_accuracy": None, "dev_accuracy": None}  # of scores
+        missing = {"train_accuracy": None, "dev_accuracy": None}  # regression has none
         history = [{**missing, **epoch} for epoch in epochs if epoch is not None]
         best = Progress.from_dict({"history": history}).best(figure_of(training["recipe"].get("best_by"), model.labels))
         if best is not None:
@@ -96,7 +98,7 @@ def _on_dev(model: Classifier, training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_test(model: Classifier) -> dict[str, Any]:
-    """What ``esim-fast train --test`` has written beside the model."""
+    """Return the metrics that ``esim-fast train --test`` saved next to the model."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         if model.directory is not None:
             found = json.loads((model.directory / "test.json").read_text(encoding="utf-8"))
@@ -115,7 +117,7 @@ def _sizes(model: Classifier) -> dict[str, Any]:
 
 
 def _code(value: Any, in_table: bool = False) -> str:
-    """A value of somebody's, as Markdown takes it for what it is."""
+    """Format any value as inline code in Markdown."""
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     text = one_line(text).replace("`", "'")
     if in_table:

@@ -1,11 +1,11 @@
 """Pairs of sentences as one packed sequence, and the addressing rule that every kernel follows.
 
-The D values of a token lie together in every layout; only where token ``t`` of sequence ``b`` begins changes:
+In every layout, the D values of a token are contiguous. Only the offset of token ``t`` of sequence ``b`` differs:
 
     offset(b, t) = start[b] + step[t]        (in elements)
 
-which is ``b*L*D + t*D`` in a padded ``[B, L, D]``, ``cu_seqlens[b]*D + t*D`` in concatenated sequences, and
-``rank(b)*D + sum(batch_sizes[:t])*D`` in a packed one (sorted by length, time-major, as cuDNN's LSTM wants it).
+This is ``b*L*D + t*D`` in a padded ``[B, L, D]``, ``cu_seqlens[b]*D + t*D`` in concatenated sequences, and
+``rank(b)*D + sum(batch_sizes[:t])*D`` in a packed one (sorted by length and time-major, as cuDNN's LSTM expects).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Extent(NamedTuple):
-    """What the offsets of Rows span: the lowest, the highest, a divisor of all, and whether no two are the same."""
+    """The range of the offsets of Rows: lowest, highest, a common divisor, and whether all are distinct."""
 
     lowest: int
     highest: int
@@ -29,21 +29,21 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Where the tokens of a row-addressed tensor ``[N, D]`` lie.
+    """Where the tokens of each sequence lie in a row-addressed tensor ``[N, D]``.
 
-    Offsets count elements of the tensor laid out contiguously, so they are multiples of D; a row belongs to one
-    sequence at most.
+    Token ``t`` of sequence ``b`` begins at element ``start[b] + step[t]`` of the contiguous tensor, so offsets are
+    multiples of D. A row belongs to at most one sequence.
 
     Attributes:
         start: int64 ``[B]``, the sequence's part of the offset.
-        step: int64 ``[T]`` with ``T >= max_length``, the time step's part.
-        lengths: int64 ``[B]``, tokens in each sequence, between 0 and ``max_length``.
-        max_length: the longest sequence's length, or any bound of it; known without reading ``lengths`` back.
-        tokens: the sum of ``lengths``, where it is known without reading them back. Where it is all rows of the
-            tensor, results need not be cleared before they are written.
+        step: int64 ``[T]`` with ``T >= max_length``, the time step's part of the offset.
+        lengths: int64 ``[B]``, the number of tokens in each sequence, between 0 and ``max_length``.
+        max_length: the longest length, or any upper bound; known without reading ``lengths`` back.
+        tokens: the sum of ``lengths``, if it is known without reading them back. If that is every row of the tensor,
+            results need no clearing before they are written.
 
     Raises:
-        TypeError: a tensor is not int64, or ``max_length`` or ``tokens`` is no integer.
+        TypeError: a tensor is not int64, or ``max_length`` or ``tokens`` is not an integer.
         ValueError: shapes or devices disagree, or ``max_length`` is negative or longer than ``step``.
     """
 
@@ -62,13 +62,13 @@ class Rows:
             if tensor.dim() != 1:
                 raise ValueError(f"Rows.{name} must have one dimension, got shape {list(tensor.shape)}")
             if tensor.device != self.start.device:
-                raise ValueError(f"Rows.start is on {self.start.device}, but Rows.{name} on {tensor.device}")
+                raise ValueError(f"Rows.start is on {self.start.device}, but Rows.{name} is on {tensor.device}")
         if self.start.shape != self.lengths.shape:
             raise ValueError(
                 f"Rows.start and Rows.lengths must have one entry for each sequence, "
                 f"got {self.start.shape[0]} and {self.lengths.shape[0]}"
             )
-        if not isinstance(self.max_length, int | torch.SymInt):  # torch.export's, of any batch
+        if not isinstance(self.max_length, int | torch.SymInt):  # SymInt: torch.export with a dynamic batch
             raise TypeError(f"Rows.max_length must be an int, got {type(self.max_length).__name__}")
         if not isinstance(self.tokens, int | None):
             raise TypeError(f"Rows.tokens must be an int or None, got {type(self.tokens).__name__}")
@@ -79,11 +79,11 @@ class Rows:
 
     @classmethod
     def concatenated(cls, lengths: Tensor | Sequence[int], width: int) -> "Rows":
-        """Rows of sequences that lie one behind the other in a tensor ``[sum(lengths), width]``.
+        """Address sequences that are concatenated in a tensor ``[sum(lengths), width]``.
 
         Args:
-            lengths: integers ``[B]``; the longest and their sum are read, so lengths on a GPU are waited for.
-            width: D, the elements of a row.
+            lengths: integers ``[B]``. Their maximum and sum are read, so lengths on a GPU cause a sync.
+            width: D, the number of elements in a row.
         """
         lengths = torch.as_tensor(lengths, dtype=torch.int64)
         max_length = int(lengths.max()) if len(lengths) else 0
@@ -93,14 +93,14 @@ class Rows:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """Of rows on the CPU: where each token begins, sequence by sequence."""
+        """The offset of each token, sequence by sequence (rows on the CPU only)."""
         lengths = self.lengths.numpy()
         step = self.step.numpy()[: lengths.max(initial=0)]
         return (self.start.numpy()[:, None] + step)[np.arange(len(step)) < lengths[:, None]]
 
     @cached_property
     def extent(self) -> Extent | None:
-        """Of rows on the CPU: what their offsets span; None if there is no token."""
+        """The range of the offsets (rows on the CPU only); None if there are no tokens."""
         lengths, offsets = self.lengths.numpy(), self.offsets
         if not len(offsets):
             return None
@@ -112,51 +112,51 @@ class Rows:
             distinct=len(np.unique(offsets)) == len(offsets),
         )
 
-    # What has been found out about rows is kept with them: looking again takes longer than small batches.
+    # Checks are cached with the rows, because repeating them takes longer than a small batch.
 
     @property
     def known(self) -> bool:
-        """Whether :attr:`extent` has been computed: lengths have been found right then."""
+        """Whether ``extent`` has been computed, which means that the lengths were valid."""
         return "extent" in vars(self)
 
     def is_apart_from(self, other: "Rows") -> bool:
-        """Whether these are known to share no row with ``other``."""
+        """Whether these rows are known to have no row in common with ``other``."""
         return vars(self).get("_apart_from") is other
 
     def remember_apart_from(self, other: "Rows") -> None:
         vars(self)["_apart_from"] = other
 
     def to(self, device: torch.device | str) -> "Rows":
-        """The same rows with their tensors on ``device``."""
+        """Return the same rows with their tensors on ``device``."""
         start, step, lengths = (move(part, device) for part in (self.start, self.step, self.lengths))
         return Rows(start, step, lengths, self.max_length, self.tokens)
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """To a GPU without waiting for it; back from one only when the values have arrived."""
+    """Move a tensor: to a GPU without a sync, from a GPU with one."""
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
 class PairRows(NamedTuple):
-    """Where the sentences of packed pairs lie in a tensor: the premises, the hypotheses, and all, premises first."""
+    """Where the sentences of packed pairs lie in a tensor: premises, hypotheses, and all (premises first)."""
 
     premises: Rows
     hypotheses: Rows
     all: Rows
 
 
-# Not frozen: Lightning copies the dataclasses in a batch and sets their fields, to change the dtype of tensors there.
+# Not frozen: Lightning copies dataclasses in a batch and sets their fields to convert dtypes.
 @dataclass(eq=False)
 class PackedPairs:
-    """The 2B sentences of B pairs as one packed sequence of N rows: one LSTM call serves them all.
+    """The 2B sentences of B pairs as one packed sequence of N rows, so that one LSTM call covers them all.
 
     Attributes:
-        tokens: int64 ``[N]``, the sentences' token ids, sorted by length and time-major.
-        batch_sizes: int64 ``[T]`` on the CPU wherever the rest is, how many sentences reach each time step.
-        addresses: int64, what is needed where the tokens are: :attr:`rank`, :attr:`first_row` and :attr:`lengths`,
-            one behind the other, each from an even place on.
-        longest: the longest premise and the longest hypothesis.
-        words: how many tokens the premises have, and the hypotheses.
+        tokens: int64 ``[N]``, the token ids, sorted by sentence length and time-major.
+        batch_sizes: int64 ``[T]``, always on the CPU: how many sentences reach each time step.
+        addresses: int64 on the device of ``tokens``: ``rank``, ``first_row`` and ``lengths`` concatenated, each
+            starting at an even index.
+        longest: lengths of the longest premise and the longest hypothesis.
+        words: numbers of tokens in all premises and in all hypotheses.
         pairs: B.
     """
 
@@ -172,22 +172,22 @@ class PackedPairs:
 
     @property
     def rank(self) -> Tensor:
-        """int64 ``[2B]``, each sentence's place in the sorted order: premises first, then hypotheses."""
+        """int64 ``[2B]``, the position of each sentence in the sorted order: premises first, then hypotheses."""
         return self.addresses[: 2 * self.pairs]
 
     @property
     def first_row(self) -> Tensor:
-        """int64 ``[T]``, where each time step begins."""
+        """int64 ``[T]``, the first row of each time step."""
         return self.addresses[2 * self.pairs :][: len(self.batch_sizes)]
 
     @property
     def lengths(self) -> Tensor:
-        """int64 ``[2B]``, tokens in each sentence: premises first, then hypotheses."""
+        """int64 ``[2B]``, the number of tokens in each sentence: premises first, then hypotheses."""
         return self.addresses[len(self.addresses) - 2 * self.pairs :]
 
     def rows(self, width: int) -> PairRows:
-        """The addressing rule of a tensor ``[N, width]`` with a row for each token."""
-        # One product on a GPU, and not two.
+        """Return the addressing of a tensor ``[N, width]`` with a row for each token."""
+        # One multiplication for both, to launch one GPU kernel instead of two.
         start, step = (self.addresses[: 2 * self.pairs + len(self.batch_sizes)] * width).tensor_split([2 * self.pairs])
         lengths = self.lengths
         every = Rows(start, step, lengths, len(self.batch_sizes), len(self.tokens))
@@ -198,28 +198,28 @@ class PackedPairs:
         )
         rows = PairRows(premises, hypotheses, every)
         extent = Extent(0, (len(self.tokens) - 1) * width, divisor=width, distinct=True)
-        for part in rows:  # made here, they need not be looked through
+        for part in rows:  # valid by construction, so the checks can be skipped
             vars(part)["extent"] = extent if part.tokens else None
         rows.premises.remember_apart_from(rows.hypotheses)
         return rows
 
     def to(self, device: torch.device | str) -> "PackedPairs":
-        """The same with tokens and addresses on ``device``; a copy to a GPU is queued without waiting for it."""
+        """Return the same pairs with tokens and addresses on ``device``; copies to a GPU cause no sync."""
         return replace(self, tokens=move(self.tokens, device), addresses=move(self.addresses, device))
 
     def pin_memory(self) -> "PackedPairs":
-        """The same in pinned memory, from where a copy to a GPU runs beside what the CPU does."""
+        """Return the same pairs in pinned memory, so that copies to a GPU overlap with work on the CPU."""
         return replace(self, tokens=self.tokens.pin_memory(), addresses=self.addresses.pin_memory())
 
 
 def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longest: int) -> Tensor:
-    """Returns ``lengths`` as an int64 tensor ``[batch]``, each between 0 and ``longest`` where that can be read."""
+    """Return ``lengths`` as an int64 tensor ``[batch]``; lengths on the CPU are checked to lie in 0..``longest``."""
     if isinstance(lengths, Rows):
-        raise TypeError(f"{name} must be integers, got Rows (they are given as rows=)")
+        raise TypeError(f"{name} must be integers, got Rows (pass them as rows=)")
     lengths = torch.as_tensor(lengths)
-    # An empty list becomes a float tensor, and is a list of no lengths all the same.
+    # An empty list becomes a float tensor but is still valid.
     if lengths.numel() and (lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex()):
-        hint = f" (a mask is given as {name.replace('lengths', 'mask')}=)" if lengths.dtype == torch.bool else ""
+        hint = f" (pass a mask as {name.replace('lengths', 'mask')}=)" if lengths.dtype == torch.bool else ""
         raise TypeError(f"{name} must be integers, got {lengths.dtype}{hint}")
     if lengths.shape != (batch,):
         raise ValueError(f"{name} must have shape [{batch}], one for each sequence, got {list(lengths.shape)}")
@@ -237,12 +237,13 @@ def check_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, longes
 def pack_pairs(
     premises: Tensor, hypotheses: Tensor, premise_lengths: Tensor, hypothesis_lengths: Tensor
 ) -> PackedPairs:
-    """Packs padded token ids directly: no padded embeddings, no work per time step.
+    """Pack padded token ids, without padded embeddings and without a loop over time steps.
 
     Args:
-        premises, hypotheses: token ids ``[B, Lp]`` and ``[B, Lh]``, each sentence at the beginning of its row.
-        premise_lengths, hypothesis_lengths: integers ``[B]`` on the CPU; what depends on lengths is computed there, so
-            that ids on a GPU need not be waited for.
+        premises: token ids ``[B, Lp]``, each sentence at the start of its row.
+        hypotheses: token ids ``[B, Lh]``, each sentence at the start of its row.
+        premise_lengths: integers ``[B]`` on the CPU. Layouts are computed there, so ids on a GPU cause no sync.
+        hypothesis_lengths: integers ``[B]`` on the CPU.
 
     Raises:
         TypeError: lengths are not integers.
@@ -264,14 +265,17 @@ def pack_pairs(
 def pack_flat(
     ids: Tensor, premise_begins: Tensor, hypothesis_begins: Tensor, premise_lengths: Tensor, hypothesis_lengths: Tensor
 ) -> PackedPairs:
-    """Packs sentences of a flat array of token ids, given where each begins and how long it is.
+    """Pack sentences of a flat array of token ids, given where each begins and how long it is.
 
     Args:
-        ids: token ids ``[any]``, on any device.
-        premise_begins, hypothesis_begins, premise_lengths, hypothesis_lengths: int64 ``[B]`` on the CPU.
+        ids: token ids of any number, on any device.
+        premise_begins: int64 ``[B]`` on the CPU, like the following arguments.
+        hypothesis_begins: where each hypothesis begins.
+        premise_lengths: number of tokens in each premise.
+        hypothesis_lengths: number of tokens in each hypothesis.
     """
     lengths = torch.cat([premise_lengths, hypothesis_lengths])
-    # Lengths fall in the sorted order, so those above t are counted by bisection: how many sentences reach step t.
+    # Sentences that reach step t are those longer than t; the lengths are sorted, so a binary search counts them.
     sorted_lengths, order = lengths.sort(descending=True, stable=True)
     steps = int(sorted_lengths[0]) if len(lengths) else 0
     time = torch.arange(steps, device="cpu")
@@ -289,7 +293,7 @@ def pack_flat(
     if ids.device.type == "cpu":
         tokens, addresses = ids[place], torch.cat(parts)
     else:
-        # One copy brings all of it to a GPU, and from pinned memory nobody waits for it.
+        # A single copy from pinned memory moves everything to the GPU without a sync.
         everything = torch.cat([*parts, place])
         moved = move(everything.pin_memory() if ids.device.type == "cuda" else everything, ids.device)
         addresses, place = moved.split([len(moved) - len(place), len(place)])

@@ -1,4 +1,4 @@
-"""Pairs of sentences for a compiler, with as many rows for each sentence: no shape depends on what lengths hold."""
+"""Padded pairs for compilers: every sentence has the same number of rows, so shapes do not depend on lengths."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,15 @@ from .packed import PairRows, Rows
 
 @dataclass(eq=False)
 class PaddedPairs:
-    """What :class:`esim_fast.PackedPairs` is outside of a compiled network. All 2B sentences have rows in all T time
-    steps, so N = T * 2B; what lies behind a sentence's end has no influence.
+    """The counterpart of ``esim_fast.PackedPairs`` in compiled networks.
+
+    All 2B sentences have rows in all T time steps, so N = T * 2B. Rows after the end of a sentence have no effect.
 
     Attributes:
-        tokens: int64 ``[N]``, time-major; any token stands behind the end of a sentence.
-        padding: boolean ``[N]``, which rows lie behind the end of their sentence.
-        lengths: int64 ``[2B]``, tokens in each sentence: premises first, then hypotheses.
-        longest: how long a premise and a hypothesis may be; T is the larger of both.
+        tokens: int64 ``[N]``, time-major; tokens after the end of a sentence are arbitrary.
+        padding: bool ``[N]``, which rows lie after the end of their sentence.
+        lengths: int64 ``[2B]``, the number of tokens in each sentence: premises first, then hypotheses.
+        longest: largest possible lengths of a premise and of a hypothesis; T is the larger one.
         pairs: B.
     """
 
@@ -30,7 +31,7 @@ class PaddedPairs:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """T, the number of time steps."""
         return torch.sym_max(*self.longest)
 
     @property
@@ -40,11 +41,11 @@ class PaddedPairs:
 
     @property
     def first_row(self) -> Tensor:
-        """int64 ``[T]``, where each time step begins."""
+        """int64 ``[T]``, the first row of each time step."""
         return torch.arange(self.steps, device=self.tokens.device) * (2 * self.pairs)
 
     def rows(self, width: int) -> PairRows:
-        """The addressing rule of a tensor ``[N, width]`` with these rows."""
+        """Return the addressing of a tensor ``[N, width]`` with these rows."""
         start, step = torch.arange(2 * self.pairs, device=self.tokens.device) * width, self.first_row * width
         sides = (slice(None, self.pairs), slice(self.pairs, None))
         premises, hypotheses = (
@@ -55,12 +56,13 @@ class PaddedPairs:
 
 
 def pad_pairs(p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> PaddedPairs:
-    """Brings sentences that begin in the first column to one length.
+    """Pad left-aligned sentences to one length.
 
     Args:
-        p, h: token ids ``[B, Lp]`` and ``[B, Lh]``. What stands behind a sentence's end need not be a token id.
-        p_lengths, h_lengths: int64 ``[B]`` on the device of the ids. They are not checked: those below 0 count as
-            0, those above L as L.
+        p: token ids ``[B, Lp]``; values after the end of a sentence may be anything.
+        h: token ids ``[B, Lh]``.
+        p_lengths: int64 ``[B]`` on the device of the ids. They are clamped to 0..L instead of checked.
+        h_lengths: the same for hypotheses.
     """
     longest = p.shape[1], h.shape[1]
     steps = torch.sym_max(*longest)

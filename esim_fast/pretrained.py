@@ -1,4 +1,4 @@
-"""A model in a directory, or on the Hugging Face hub: found, read and checked; nothing in it is executed."""
+"""Find, read and check a model in a directory or on the Hugging Face Hub. Nothing in it is executed."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +18,7 @@ Json = TypeVar("Json", dict, list)
 
 
 class Parts(NamedTuple):
-    """What a :class:`esim_fast.Classifier` is made of: its arguments of the same names."""
+    """The arguments of ``esim_fast.Classifier`` with the same names."""
 
     net: ESIM  # on the CPU
     vocabulary: Vocabulary
@@ -30,15 +30,15 @@ class Parts(NamedTuple):
 
 
 def directory_of(name: str, revision: str | None, token: str | bool | None) -> Path:
-    """The directory of a model; one of the hub is fetched.
+    """Return a model's directory, downloading it from the Hub if there is no such directory here.
 
     Raises:
-        ValueError: a revision is asked of a directory that is here.
-        DataError: there is no such model, or the hub cannot be reached.
+        ValueError: ``revision`` is given for a local directory.
+        DataError: there is no such model, or the Hub cannot be reached.
     """
     if Path(name).is_dir():
         if revision is not None:
-            raise ValueError(f"revision {revision}: {name} is a directory here, and no model of the hub")
+            raise ValueError(f"revision {revision} needs a model on the hub, but {name} is a local directory")
         return Path(name)
     if not is_hub_name(name):
         raise DataError(f"{name}: no such model directory")
@@ -46,18 +46,19 @@ def directory_of(name: str, revision: str | None, token: str | bool | None) -> P
 
 
 def read_model(directory: Path, backend: str | None, tokenizer: str | Tokenizer | None) -> Parts:
-    """What :meth:`esim_fast.Classifier.save_pretrained` wrote.
+    """Read what ``esim_fast.Classifier.save_pretrained`` wrote.
 
     Args:
-        backend: as for :class:`esim_fast.ESIM`.
-        tokenizer: the function, or its name, of a model that was trained with one of the user's.
+        directory: the model's directory.
+        backend: as for ``esim_fast.ESIM``.
+        tokenizer: the custom tokenizer of the model, or its name, if it has one.
 
     Raises:
-        DataError: a part is missing, malformed, or does not fit the others; the message names the file.
+        DataError: a file is missing, malformed, or does not fit the others; the message names it.
     """
     for name in MODEL_FILES:
         if not (directory / name).is_file():
-            raise DataError(f"{directory}: no model, {name} is missing")
+            raise DataError(f"{directory}: not a model directory, {name} is missing")
     config = _read_json(directory / CONFIG, dict)
     labels = _read_json(directory / LABELS, list)
     if not all(isinstance(label, str) for label in labels):
@@ -74,7 +75,7 @@ def read_model(directory: Path, backend: str | None, tokenizer: str | Tokenizer 
         if config[key] != len(part):
             raise DataError(f"{directory / name}: {len(part)} entries, but {key} is {config[key]} in {CONFIG}")
     try:
-        # Sizes must not take memory before they are known to be those of the weights.
+        # Sizes in the file must not allocate memory before they are checked against the weights.
         with torch.device("meta"):
             net = ESIM(**config, backend=backend)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -84,15 +85,15 @@ def read_model(directory: Path, backend: str | None, tokenizer: str | Tokenizer 
 
 
 def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | None) -> str | Tokenizer:
-    """What to tokenize with; a name in a file alone makes nothing be imported."""
+    """Choose the tokenizer. A name in a file never causes an import unless the caller has given it, too."""
     if not isinstance(trained_with, str):
         raise DataError(f"{path}: expected a tokenizer's name, got {trained_with!r}")
     if isinstance(given, str) and given != trained_with:
         raise DataError(f"{path}: the model was trained with the tokenizer {trained_with}, not {given}")
     if given is None and ":" in trained_with:
         raise OwnTokenizerError(
-            f"{path}: the model was trained with a tokenizer of somebody's own, {trained_with}: "
-            "give it as tokenizer= or --tokenizer to have it imported and run"
+            f"{path}: the model was trained with a custom tokenizer, {trained_with}: "
+            "pass it as tokenizer= or --tokenizer to import and run it"
         )
     return trained_with if given is None else given
 
@@ -117,5 +118,5 @@ def _load_weights(net: ESIM, path: Path) -> None:
     first = next(iter(weights.values())).dtype
     for name, tensor in weights.items():
         if tensor.dtype != first:
-            raise DataError(f"{path}: expected tensors of one dtype, got {first} and, {name}, {tensor.dtype}")
+            raise DataError(f"{path}: expected tensors of one dtype, got {first} and {tensor.dtype} ({name})")
     net.load_state_dict(weights, assign=True)

@@ -1,31 +1,31 @@
-"""How many processors this process may use: of a machine with many, a container often gets few."""
+"""Count the processors that this process may use; containers often get fewer than the machine has."""
 
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-# Lines of Linux: controllers (none in version 2) and path; root, place and version.
+# Lines in /proc/self/cgroup: controllers (empty in version 2) and path. In mountinfo: root, mount point and version.
 _GROUP = re.compile(r"^\d+:(.*?):(.*)$", re.MULTILINE)
 _MOUNT = re.compile(r"^(?:\S+ ){3}(\S+) (\S+) .* - (cgroup2?) ", re.MULTILINE)
 
 
 def bound_processors() -> int:
-    """How many processors this process is bound to, of all that the machine has."""
+    """Return the number of processors in this process's CPU affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_processors(process: str | os.PathLike[str] = "/proc/self") -> int:
-    """The least of what the machine has, what this process is bound to and, in Linux, what its control groups grant.
+    """Return the minimum of the machine's processors, the CPU affinity and, on Linux, the quota of the control groups.
 
-    A quota of one and a half processors counts as two: threads on both get all of that time, a single one two thirds.
+    A quota of 1.5 processors counts as 2: two threads can use all of that time, one thread only two thirds.
 
     Args:
-        process: the folder in which the system describes it.
+        process: the folder in which the kernel describes the process.
     """
     counts = [os.cpu_count() or 1, bound_processors()]
     for group in _groups(Path(process)):
-        # A file in version 2, two in version 1; "max" or -1 is no limit.
+        # One file in version 2, two in version 1; "max" or -1 means no limit.
         found = _text(group / "cpu.max") or f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"
         try:
             quota, period = map(int, found.split())
@@ -37,7 +37,7 @@ def usable_processors(process: str | os.PathLike[str] = "/proc/self") -> int:
 
 
 def _groups(process: Path) -> Iterator[Path]:
-    """Folders of the process's control groups that may limit its time, each followed by its parents."""
+    """Yield the folders of the control groups that may limit this process's time, each followed by its parents."""
     paths = {}
     for controllers, path in _GROUP.findall(_text(process / "cgroup")):
         if not controllers or "cpu" in controllers.split(","):
@@ -52,5 +52,5 @@ def _groups(process: Path) -> Iterator[Path]:
 def _text(path: Path) -> str:
     try:
         return path.read_text(errors="surrogateescape")
-    except (OSError, ValueError):  # no such file, or no path
+    except (OSError, ValueError):  # no such file, or an invalid path
         return ""

@@ -1,5 +1,7 @@
-"""ESIM without gradients in int8, on CPUs with VNNI: both LSTMs, the projection and the classifier's hidden layer are
-quantized, all else is fp32."""
+"""ESIM inference in int8 on CPUs with VNNI.
+
+Both LSTMs, the projection and the classifier's hidden layer are quantized; everything else is fp32.
+"""
 
 from typing import Any, cast
 
@@ -15,10 +17,12 @@ from .packed import PackedPairs
 
 
 def inference_precision(precision: str, device: torch.device, net: ESIM | None = None) -> str:
-    """The precision that inference runs in on a device: "auto" is int8 where supported, else fp32.
+    """Return the precision that inference uses on a device: ``"auto"`` is int8 where supported, else fp32.
 
     Args:
-        net: the network, if it is there already: not every one can be quantized.
+        precision: as for ``esim_fast.Classifier``.
+        device: the device.
+        net: the network, if there is one already; not every network can be quantized.
 
     Raises:
         ValueError: the precision is unknown, or the device or the network does not support it.
@@ -33,9 +37,9 @@ def inference_precision(precision: str, device: torch.device, net: ESIM | None =
 
 
 def _why_not(device: torch.device, net: ESIM | None) -> str | None:
-    """What is needed for int8, and missing."""
+    """Return the requirement of int8 that is not met, or None."""
     if device.type != "cpu":
-        return f"a CPU, and this model is to run on {device}"
+        return f"a CPU, got {device}"
     if not int8.LANES:
         return "a CPU with AVX512-VNNI or AVX-VNNI"
     if net is None:
@@ -47,18 +51,19 @@ def _why_not(device: torch.device, net: ESIM | None) -> str | None:
     plain = is_plain_fp32(net.encoder.lstm) and is_plain_fp32(composition.lstm)
     plain = plain and type(composition.F) is type(net.linear.mlp[1]) is nn.Linear
     if not plain or not is_as_made(net):
-        return "layers as they were made, without hooks and wrappers, which it would leave out"
+        return "unmodified layers, because hooks and wrappers would not run"
     return None
 
 
 @torch.no_grad()
 def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
-    """What ``net(pairs)`` computes, in int8 and without dropout: float32 ``[B, num_labels]``.
+    """Compute ``net(pairs)`` in int8 and without dropout: float32 ``[B, num_labels]``.
 
-    Weights are quantized with the first call, and again once they have changed.
+    Weights are quantized on the first call, and again after they change.
 
     Args:
-        net: one that :func:`inference_precision` has int8 for.
+        net: a network for which ``inference_precision`` returns int8.
+        pairs: pairs on the CPU.
 
     Raises:
         ValueError: tokens are not below ``vocab_size``.
@@ -71,7 +76,7 @@ def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
 
 @torch.no_grad()
 def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
-    """What ``net.encode(pairs)`` computes, in int8 and without dropout: float32 ``[N, 2H]``."""
+    """Compute ``net.encode(pairs)`` in int8 and without dropout: float32 ``[N, 2H]``."""
     with torch.autocast("cpu", enabled=False):
         x = net.embedding(pairs.tokens)  # [N, embedding_dim]
         return int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)
@@ -79,7 +84,7 @@ def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
 
 @torch.no_grad()
 def quantized_comparison(net: ESIM, x: Tensor, pairs: PackedPairs) -> Tensor:
-    """The rest of it, of the encoded rows ``x [N, 2H]`` of pairs: float32 ``[B, num_labels]``."""
+    """Compute the logits from the encoded rows ``x [N, 2H]`` of pairs: float32 ``[B, num_labels]``."""
     with torch.autocast("cpu", enabled=False):
         rows = pairs.rows(x.shape[1])
         m = net.inference(x, rows)  # [N, 8H]

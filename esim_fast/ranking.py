@@ -1,4 +1,4 @@
-"""Which of many candidates go best with a query, in memory that does not grow with them."""
+"""Find the best of many candidates for a query, in memory that does not grow with their number."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -15,13 +15,13 @@ from .labels import positive_label
 from .model import ESIM
 from .scoring import NOT_FINITE, scored_shared
 
-# What is worked on together: every query of a part with every candidate of a part.
+# Queries and candidates are scored in parts, every query of one part with every candidate of the other.
 _CANDIDATES, _PAIRS = 2048, 2**15
-_WORDS = 2**14  # of either part
+_WORDS = 2**14  # in either part
 
 
 class Model(Protocol):
-    """What is needed of a :class:`esim_fast.Classifier`."""
+    """The parts of ``esim_fast.Classifier`` that ranking uses."""
 
     net: ESIM
     labels: list[str]
@@ -36,19 +36,19 @@ class Model(Protocol):
 
 
 class Candidate(NamedTuple):
-    """One of those that go best with a query."""
+    """One of the best candidates of a query."""
 
-    place: int  # as it was given
+    place: int  # as given by the caller
     score: float
     text: str
 
     def as_dict(self, *, with_text: bool) -> dict[str, Any]:
-        """With the names of sentence-transformers' ``CrossEncoder.rank``."""
+        """Return a dict with the keys of sentence-transformers' ``CrossEncoder.rank``."""
         return {"corpus_id": self.place, "score": self.score} | ({"text": self.text} if with_text else {})
 
 
-# The best candidates of a query so far: score, place and text; the place is negative, so that of equal scores the
-# earlier candidate wins.
+# The best candidates of a query so far: score, place and text. Places are negated so that the earlier candidate wins
+# ties.
 _Heap: TypeAlias = list[tuple[float, int, str]]
 
 
@@ -59,7 +59,7 @@ class _Sentence(NamedTuple):
 
 
 def strings(name: str, sentences: Iterable[str]) -> Iterator[str]:
-    """The sentences; TypeError if it is one, or not all are strings."""
+    """Yield the sentences; raise TypeError for a single string or an element that is not one."""
     if isinstance(sentences, str) or not isinstance(sentences, Iterable):
         raise TypeError(one_line(f"{name} must be a list of sentences, got {sentences!r:.40}"))
     for place, sentence in enumerate(sentences):
@@ -69,17 +69,18 @@ def strings(name: str, sentences: Iterable[str]) -> Iterator[str]:
 
 
 def output_of(model: Model, label: str | None) -> int:
-    """Which output of the network ranks: that of a label, or a regression model's only one.
+    """Return the index of the output that ranks: a label's, or the only one of a regression model.
 
     Args:
-        label: None is ``entailment``, else ``1``.
+        model: the model.
+        label: name of the label; None is ``entailment``, else ``1``.
 
     Raises:
-        ValueError: the model has no such label, or one has to be named.
+        ValueError: the model has no such label, or ``label`` is None and none of these two exists.
     """
     if model.task == "regression":
         if label is not None:
-            raise ValueError(one_line(f"label: a model that gives scores has no labels, got {label!r}"))
+            raise ValueError(one_line(f"a regression model has no labels to rank by, got label {label!r}"))
         return 0
     name = positive_label(model.labels) if label is None else str(label)
     if name not in model.labels:
@@ -97,15 +98,18 @@ def best_candidates(
     output: int,
     batch_size: int,
 ) -> list[list[Candidate]]:
-    """The best candidates of each query, the best one first.
+    """Return the best candidates of each query, the best one first.
 
     Args:
-        candidates: places, which grow, and texts; read once, some thousand at a time.
-        top_k: of each query at most; None is all.
-        output: see :func:`output_of`.
+        model: the model.
+        queries: the premises.
+        candidates: places, in increasing order, and texts; read once, a few thousand at a time.
+        top_k: how many to return per query at most; None returns all.
+        output: see ``output_of``.
+        batch_size: largest number of pairs per forward pass.
 
     Raises:
-        FloatingPointError: the network gives something else than finite numbers.
+        FloatingPointError: the network returns NaN or infinity.
     """
     best: list[_Heap] = [[] for _ in queries]
     encode = lru_cache(2 * _CANDIDATES)(model.encode)
@@ -120,7 +124,7 @@ def best_candidates(
 
 
 def _parts(sentences: Iterable[_Sentence], most: int) -> Iterator[list[_Sentence]]:
-    """At most so many sentences at a time; a part also ends with the one that brings it to _WORDS words."""
+    """Yield parts of at most ``most`` sentences; a part also ends with the sentence that brings it to _WORDS words."""
     part: list[_Sentence] = []
     words = 0
     for sentence in sentences:
@@ -136,11 +140,11 @@ def _parts(sentences: Iterable[_Sentence], most: int) -> Iterator[list[_Sentence
 def _scores(
     model: Model, queries: list[_Sentence], candidates: list[_Sentence], output: int, batch_size: int
 ) -> Tensor:
-    """float32 ``[number of queries, number of candidates]``."""
+    """Return scores as float32 ``[number of queries, number of candidates]``."""
     distinct = {sentence.text: sentence.ids for sentence in (*queries, *candidates)}
     place_of = {text: place for place, text in enumerate(distinct)}
     premises, hypotheses = (np.array([place_of[sentence.text] for sentence in side]) for side in (queries, candidates))
-    hypotheses, columns = np.unique(hypotheses, return_inverse=True)  # the same text gets the same score
+    hypotheses, columns = np.unique(hypotheses, return_inverse=True)  # score equal texts only once
     members = np.stack(np.broadcast_arrays(premises[:, None], hypotheses), -1).reshape(-1, 2)
     logits = torch.empty(len(members), len(model.labels))
     shared = SharedSentences.of([*distinct.values()], members)

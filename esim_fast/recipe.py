@@ -1,4 +1,4 @@
-"""How to train: the paper's recipe, and others for large batches."""
+"""Training recipes: the paper's, and presets for small data and large batches."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,39 +9,40 @@ from typing import Any
 from .config import PRECISIONS, check_int, check_number
 
 BEST_BY = ("accuracy", "macro-f1", "auc", "loss", "pearson", "spearman")  # or f1:LABEL
-_LATER = ("class_weights", "best_by")  # of later versions: recipes without them look as they always have
+_LATER = ("class_weights", "best_by")  # omitted when None, so that recipes saved before these options compare equal
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; the defaults are the paper's.
+    """Training hyperparameters; the defaults are the paper's.
 
-    A batch may be split into parts, for several processes or one after the other: the steps stay the same.
+    A batch may be split into parts, across processes or by gradient accumulation, without changing the training steps.
 
     Attributes:
-        epochs: passes over the training pairs, at most.
-        patience: so many epochs without a better figure on dev (``best_by``) end the run; None: all epochs are run.
-        batch_size: pairs of a batch, of all processes together.
-        max_tokens: tokens of a batch, whose number of pairs is then as it comes.
-        accumulate: parts that a batch is divided into, one after the other, where memory is short.
-        learning_rate: of Adam.
-        warmup_steps: steps over which the learning rate rises to that.
-        lr_decay: the learning rate is multiplied by it after each epoch without a better figure on dev.
-        weight_decay: of all parameters but word vectors, decoupled (AdamW).
-        label_smoothing: share of each target that goes to all labels alike.
-        ema_decay: decay a step of the moving average of the weights, which is what is evaluated and saved; 0 for none.
+        epochs: largest number of passes over the training pairs.
+        patience: stop after this many epochs without a better dev metric (``best_by``); None runs all epochs.
+        batch_size: pairs per batch, over all processes.
+        max_tokens: tokens per batch; the number of pairs then varies.
+        accumulate: number of parts that a batch is processed in, one after another, to save memory.
+        learning_rate: learning rate of Adam.
+        warmup_steps: steps over which the learning rate rises linearly to ``learning_rate``.
+        lr_decay: factor for the learning rate after each epoch without a better dev metric.
+        weight_decay: decoupled weight decay (AdamW) of all parameters except word vectors.
+        label_smoothing: share of each target that is spread evenly over all labels.
+        ema_decay: decay per step of the moving average of the weights, which is evaluated and saved; 0 disables it.
         max_grad_norm: largest norm of the gradient.
-        seed: of the order of the pairs and of dropout.
-        precision: "fp32", or "bf16" or "fp16" under autocast.
-        class_weights: how much the pairs of each label count in training: weights by label, 1 for those that are not
-            named; or "balanced": pairs / (labels * pairs of that label), so that all labels count alike. The loss of a
-            batch is the weighted sum divided by the number of its pairs, however it is divided.
-        best_by: the figure on dev that chooses the best epoch: "accuracy", "macro-f1", "f1:LABEL", "auc" or "loss", in
-            regression "spearman", "pearson" or "loss". None: accuracy, in regression Spearman's correlation.
+        seed: seed of the order of the pairs and of dropout.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` under autocast.
+        class_weights: weights of the labels in the loss, as a dict (labels that it does not name have weight 1); or
+            ``"balanced"``: pairs / (labels * pairs with that label), so that all labels count equally. The loss of a
+            batch is the weighted sum divided by its number of pairs, however the batch is split.
+        best_by: the dev metric that selects the best epoch: ``"accuracy"``, ``"macro-f1"``, ``"f1:LABEL"``, ``"auc"``
+            or ``"loss"``; in regression ``"spearman"``, ``"pearson"`` or ``"loss"``. None is accuracy, in regression
+            Spearman's correlation.
 
     Raises:
-        TypeError: a value is no number.
-        ValueError: a value makes no sense.
+        TypeError: a value has the wrong type.
+        ValueError: a value is out of range or unknown.
     """
 
     epochs: int = 20
@@ -87,36 +88,41 @@ class Recipe:
             plain = {str(label): float(weight) for label, weight in self.class_weights.items()}
             object.__setattr__(self, "class_weights", plain)
         elif self.class_weights not in (None, "balanced"):
-            raise ValueError(f'class_weights must be "balanced" or weights by label, got {self.class_weights!r}')
-        for each in fields(self):  # NumPy's floats are none to those who read checkpoints
+            raise ValueError(f'class_weights must be "balanced" or a dict of weights, got {self.class_weights!r}')
+        for each in fields(self):  # checkpoints must not contain NumPy's subclass of float
             if isinstance(value := getattr(self, each.name), float):
                 object.__setattr__(self, each.name, float(value))
         if self.best_by not in (None, *BEST_BY) and not str(self.best_by).startswith("f1:"):
             raise ValueError(f"best_by must be one of {', '.join(BEST_BY)} or f1:LABEL, got {self.best_by!r}")
 
     def as_dict(self) -> dict[str, Any]:
-        """By name, as JSON has it; ``class_weights`` and ``best_by`` only where they are not None."""
+        """Return the fields as JSON-compatible values; ``class_weights`` and ``best_by`` are omitted if None."""
         return {name: value for name, value in asdict(self).items() if value is not None or name not in _LATER}
 
     def rate(self, step: int, figures: Sequence[float]) -> float:
-        """The learning rate of a step, counted from 0, after epochs of these figures on dev, higher for better."""
+        """Return the learning rate of a step.
+
+        Args:
+            step: the step, counted from 0.
+            figures: dev metrics of the epochs so far, higher is better.
+        """
         rate = self.learning_rate * self.lr_decay ** sum(not better for better in _improvements(figures))
         return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
 
     def is_over(self, figures: Sequence[float]) -> bool:
-        """Whether a run with epochs of these figures on dev has come to its end."""
+        """Whether a run ends after epochs with these dev metrics, where higher is better."""
         if len(figures) >= self.epochs:
             return True
         return self.patience is not None and not any(_improvements(figures)[-self.patience :] or [True])
 
 
 def _improvements(figures: Sequence[float]) -> list[bool]:
-    """Of each epoch: whether it is better than all before it."""
+    """Return for each epoch whether it is better than all before it."""
     best = accumulate(figures, max, initial=-math.inf)
     return [figure > before for figure, before in zip(figures, best, strict=False)]
 
 
-# By name, for `--preset`. Adam's rate grows with the root of the batch, and rises to that over the first steps.
+# For large batches, the learning rate grows with the square root of the batch size and is warmed up.
 PRESETS = {
     "paper": Recipe(),
     "small-data": Recipe(learning_rate=1e-3, ema_decay=0.999),
@@ -128,15 +134,15 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What is left open of the network, but for the sizes that the data give."""
+    """The network's options, except the sizes that follow from the data."""
 
     hidden_size: int = 300
-    embedding_dim: int = 300  # without vectors
+    embedding_dim: int = 300  # used only without pretrained vectors
     dropout: float = 0.5
     embedding_dropout: float | None = None
     freeze_embedding: bool = False
     forget_bias: float = 1.0
 
 
-# Of tens of thousands of pairs, dropping half of each word leaves too little to learn from.
+# With only tens of thousands of pairs, dropping half of each word vector leaves too little to learn from.
 PRESET_MODELS = {"small-data": ModelOptions(embedding_dropout=0.2)}

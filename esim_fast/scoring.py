@@ -1,7 +1,7 @@
-"""A network over many encoded pairs, without gradients and dropout.
+"""Run a network over many encoded pairs, without gradients and dropout.
 
-Embedding and first BiLSTM (equations 1 and 2) see sentences alone, so a sentence in several pairs need be encoded only
-once. What follows sees pairs, which get copies of the encoded words.
+Embedding and first BiLSTM (equations 1 and 2) depend on one sentence only, so a sentence that occurs in several pairs
+is encoded once. The rest of the network works on pairs, which get copies of the encoded words.
 """
 
 from collections.abc import Iterator
@@ -22,20 +22,20 @@ from .ops.checks import autocast_dtype
 from .packed import PackedPairs
 from .quantized import inference_precision, quantized_comparison, quantized_encoding, quantized_logits
 
-NOT_FINITE = "the network gives something else than finite numbers"
+NOT_FINITE = "the network's output must be finite, got NaN or infinity"
 
-_MOST_TOKENS = 2**15  # that the network gets at a time: long sentences must not fill the memory
-# On a CPU results of 32 MB and more take longer: malloc has their memory from the system, which clears it each time.
+_MOST_TOKENS = 2**15  # per forward pass, so that long sentences do not fill the memory
+# On a CPU, tensors of 32 MB and more are slower: malloc maps them anew, and the system clears them each time.
 _MOST_BYTES = 2**25 - 2**20
-_KEPT_TOKENS = 2**15  # of distinct sentences, that are encoded at a time: 120 MB with 300 units
-_LEAST_REPEATED = 0.2  # of all tokens: with fewer, sharing gains no more than it takes
+_KEPT_TOKENS = 2**15  # of distinct sentences whose encodings are kept together: 120 MB with 300 units
+_LEAST_REPEATED = 0.2  # share of repeated tokens below which sharing costs more than it saves
 
 
 @contextmanager
 def evaluating(net: ESIM) -> Iterator[None]:
-    """The network in evaluation mode; afterwards each of its modules is in the mode that it was in.
+    """Put the network into evaluation mode; restore the mode of every module afterwards.
 
-    Threads may share a network that is in evaluation mode already, and no other.
+    Threads may share a network only if it is already in evaluation mode.
     """
     training = [module for module in net.modules() if module.training]
     try:
@@ -51,11 +51,14 @@ def evaluating(net: ESIM) -> Iterator[None]:
 def scored_batches(
     net: ESIM, pairs: EncodedPairs, batch_size: int | None, *, precision: str = "fp32", **options: Any
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches of pairs with their raw scores, without dropout: float32 ``[B, number of labels]`` on the CPU.
+    """Yield batches of pairs with their logits, without dropout: float32 ``[B, number of labels]`` on the CPU.
 
     Args:
-        precision: as for :class:`esim_fast.Classifier`.
-        options: of :func:`esim_fast.data.batches`. Parts of a batch that are empty are left out.
+        net: the network.
+        pairs: encoded pairs.
+        batch_size: pairs per batch.
+        precision: as for ``esim_fast.Classifier``.
+        options: options of ``esim_fast.data.batches``. Empty parts of batches are skipped.
     """
     precision = inference_precision(precision, net.device, net)
     with evaluating(net):
@@ -67,9 +70,10 @@ def scored_batches(
 def scored_pairs(
     net: ESIM, pairs: EncodedPairs, batch_size: int, *, precision: str = "fp32"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Raw scores as of :func:`scored_batches`, with the indices of their pairs; sentences are shared where that pays.
+    """Yield indices of pairs with their logits, as in ``scored_batches``, encoding repeated sentences once if that
+    pays.
 
-    Scores differ from those of whole pairs by rounding.
+    Shared encoding changes logits only by rounding.
     """
     parts = list(shared_sentences(pairs, _KEPT_TOKENS))
     if sum(part.words for part in parts) > (1 - _LEAST_REPEATED) * pairs.lengths.sum():
@@ -86,10 +90,9 @@ def scored_pairs(
 def scored_shared(
     net: ESIM, shared: SharedSentences, batch_size: int, *, precision: str = "fp32"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same of pairs that share sentences, each of which is encoded once; all encoded words are kept meanwhile.
+    """Yield indices and logits of pairs whose sentences are each encoded once; all encoded words are kept meanwhile.
 
-    There are no gradients, as in all inference here. A network with hooks, or a part whose forward pass is somebody's
-    own, gets whole pairs.
+    No gradients are computed. A network with hooks or replaced forward passes gets whole pairs instead.
     """
     if not is_as_made(net):
         yield from _scored_whole(net, shared.pairs(shared.word_ids()), batch_size, precision)
@@ -108,7 +111,7 @@ def _scored_whole(net: ESIM, pairs: EncodedPairs, batch_size: int, precision: st
 
 
 def _most_tokens(net: ESIM) -> int:
-    """Of a batch. The widest results have 8 numbers for each unit and token."""
+    """Return the largest number of tokens of a batch. The widest tensors have 8 numbers for each unit and token."""
     if net.device.type != "cpu":
         return _MOST_TOKENS
     return max(1, min(_MOST_TOKENS, _MOST_BYTES // (32 * net.config.hidden_size)))
@@ -122,7 +125,7 @@ def _logits(net: ESIM, pairs: PackedPairs, precision: str) -> Tensor:
 
 
 def _encoded(net: ESIM, shared: SharedSentences, precision: str, how: dict[str, Any]) -> Tensor:
-    """The encoded words of all sentences, one sentence behind the other: ``[R, 2H]``."""
+    """Return the encoded words of all sentences, concatenated: ``[R, 2H]``."""
     words = shared.word_ids().to(net.device)
     check_tokens("tokens", words, net.embedding)
     places, rows = [], []
@@ -142,10 +145,10 @@ def _encode(net: ESIM, sentences: PackedPairs, precision: str) -> Tensor:
 
 
 class _Comparison:
-    """What the network makes of pairs of encoded sentences: equations 11 to 20, and the classifier.
+    """The network after the encoder, on pairs of encoded sentences: equations 11 to 20 and the classifier.
 
-    In fp32 the projection F (equation 16) of m = [a, ã, a - ã, a ⊙ ã] is computed as (F1 + F3) a + (F2 - F3) ã +
-    F4 (a ⊙ ã): the first part depends on the word alone, so it is there before sentences are paired.
+    In fp32 the projection F (equation 16) of m = [a, ã, a - ã, a ⊙ ã] is computed as (F1 + F3) a + (F2 - F3) ã + F4 (a
+    ⊙ ã). The first term depends on the word alone, so it is computed once, before sentences are paired.
     """
 
     def __init__(self, net: ESIM, encoded: Tensor, precision: str) -> None:
@@ -158,7 +161,7 @@ class _Comparison:
             self._of_aligned, self._of_product = (of_aligned - of_difference).t(), of_product.contiguous().t()
 
     def __call__(self, pairs: PackedPairs) -> Tensor:
-        """Logits ``[B, num_labels]`` of pairs with places among the encoded words instead of word ids."""
+        """Return the logits ``[B, num_labels]`` of pairs whose tokens are rows of the encoded words."""
         net, x = self._net, self._encoded.index_select(0, pairs.tokens)  # [N, 2H]
         if self._precision == "int8":
             return quantized_comparison(net, x, pairs)

@@ -1,4 +1,4 @@
-"""Models for the Hugging Face hub, pushed with a card. Needs the extra ``esim_fast[hub]``."""
+"""Push models to the Hugging Face Hub with a model card. Needs the extra ``esim_fast[hub]``."""
 
 import copy
 import tempfile
@@ -21,9 +21,9 @@ def push(
     token: str | bool | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """As :meth:`esim_fast.Classifier.push_to_hub` says."""
+    """Push a model; see ``esim_fast.Classifier.push_to_hub``."""
     if not isinstance(name, str) or not is_hub_name(name):
-        raise ValueError(one_line(f"expected a name such as user/name, got {name!r}"))
+        raise ValueError(one_line(f"name must have the form user/name, got {name!r}"))
     with telling(name), tempfile.TemporaryDirectory() as folder:
         import huggingface_hub  # optional, and slow to import
 
@@ -32,11 +32,11 @@ def push(
         hub.create_repo(name, private=private, exist_ok=True)
         if private is not None and bool(hub.model_info(name).private) != private:
             now = "public" if private else "private"
-            raise DataError(f"{name}: it is there already, and {now}: change that in its settings on the hub first")
+            raise DataError(f"{name}: the model exists and is {now}, change that in its settings on the hub first")
         shown = copy.copy(model)
         shown.training = without_folders(model.training)
         shown.save_pretrained(folder)
-        if not hub.file_exists(name, _CARD):  # somebody may have written more than we know
+        if not hub.file_exists(name, _CARD):  # keep a card that may have been edited
             Path(folder, _CARD).write_text(model_card(shown, name), encoding="utf-8")
         message = commit_message or f"Model of {by_us}"
         commit = hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message)

@@ -1,6 +1,7 @@
-"""State dicts in other people's names: one table says which of their modules is which of ours.
+"""State dicts with other projects' names: one table maps their modules to ours.
 
-``esim_fast.ESIM`` has the notebook's names. The parameters within a module are PyTorch's own, the same for everybody.
+``esim_fast.ESIM`` uses the notebook's names. Names of parameters within a module are PyTorch's own and the same
+everywhere.
 """
 
 import json
@@ -29,12 +30,12 @@ _COLUMNS = tuple(zip(*map(str.split, _NAMES.strip().splitlines()), strict=True))
 
 @dataclass(frozen=True)
 class NamingScheme:
-    """How somebody's ESIM names its modules, and the mathematics behind the names.
+    """How another ESIM names its modules, and the options that reproduce its mathematics.
 
     Attributes:
-        source: whose names they are.
-        modules: their names of modules, and ours.
-        options: of :class:`esim_fast.ESIM`, for the same mathematics.
+        source: name of the project.
+        modules: maps its module names to ours.
+        options: options of ``esim_fast.ESIM`` for the same mathematics.
     """
 
     source: str
@@ -42,18 +43,18 @@ class NamingScheme:
     options: Mapping[str, Any]
 
     def ours(self, name: str) -> str | None:
-        """Our name of an entry, or None if it is none of theirs."""
+        """Return our name of an entry, or None if the name is not part of this scheme."""
         module, _, parameter = name.rpartition(".")
         return f"{self.modules[module]}.{parameter}" if module in self.modules else None
 
     def theirs(self, name: str) -> str:
-        """Their name of one of our entries; of any other, its own."""
+        """Return this scheme's name of one of our entries; other names are returned unchanged."""
         module, _, parameter = name.rpartition(".")
         return next((f"{theirs}.{parameter}" for theirs, ours in self.modules.items() if ours == module), name)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Of their names of entries, with the prefix that a wrapper gives them."""
+        """Matches this scheme's names of entries, with any prefix that a wrapper adds."""
         modules = "|".join(map(re.escape, self.modules))
         return re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{modules})\.[^.]+", re.DOTALL)
 
@@ -70,39 +71,41 @@ NAMING_SCHEMES = {
     "coetaur0": _scheme(1, "coetaur0/ESIM", {**_PADDED, "classifier_activation": "tanh"}),
     "allennlp": _scheme(2, "AllenNLP", {**_PADDED, "classifier_activation": "relu"}),
 }
-# What checkpoints call the state dict in them, the likeliest first.
+# Common keys of the state dict in a checkpoint, the most likely first.
 STATES = ("model", "state_dict", "model_state_dict", "net", "model_state", "net_state_dict", "weights", "params")
-_DEEPEST = 4  # levels of a checkpoint in which state dicts are looked for
+_DEEPEST = 4  # levels of a checkpoint that are searched for state dicts
 _COUNTER = "n_averaged"
-_DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # for logits without dropout
+_DECISIVE = ("padding_idx", "projection_activation", "classifier_activation")  # options that change inference
 
 
 class Network(NamedTuple):
-    """A network among entries: whose names they have, and what wrappers have put before them."""
+    """A network found among entries: its naming scheme, and the prefix that wrappers have added."""
 
     source: str  # a key of NAMING_SCHEMES
     prefix: str
 
     def ours(self, name: str) -> str | None:
-        """Our name of an entry, or None if it is none of the network's."""
+        """Return our name of an entry, or None if it does not belong to this network."""
         inside = name.startswith(self.prefix)
         return NAMING_SCHEMES[self.source].ours(name.removeprefix(self.prefix)) if inside else None
 
     def in_their_words(self, message: str, own: str) -> str:
-        """A message with the names that the entries have instead of those that a module has, which are ``own``."""
+        """Return a message with module names of scheme ``own`` replaced by the names that the entries have."""
         theirs, modules = NAMING_SCHEMES[self.source], NAMING_SCHEMES[own].modules
         pattern = rf"(?<![\w.])({'|'.join(map(re.escape, modules))})\."
         return re.sub(pattern, lambda found: f"{self.prefix}{theirs.theirs(f'{modules[found[1]]}.')}", message)
 
 
 def find_network(names: Iterable[Any], prefix: str | None = None) -> Network | None:
-    """The network that most of these names are entries of; None if they are of none.
+    """Return the network that most of these names belong to, or None.
 
     Args:
-        prefix: what its names begin with; None: anything, as DataParallel, Lightning and others wrap a network.
+        names: names of entries.
+        prefix: the prefix that the network's names must have; None allows any, since DataParallel, Lightning and others
+            wrap networks.
 
     Raises:
-        ValueError: as many are entries of another network.
+        ValueError: two networks have the same number of entries.
     """
     counts = Counter(found for name in names for found in _networks(name) if prefix in (None, found.prefix))
     (network, most), (other, as_many) = (*counts.most_common(2), (None, 0), (None, 0))[:2]
@@ -110,28 +113,31 @@ def find_network(names: Iterable[Any], prefix: str | None = None) -> Network | N
         begins = [json.dumps(found.prefix, ensure_ascii=False) for found in (network, other)]
         raise ValueError(
             one_line(
-                f"expected the entries of one network, got two, which begin with {' and '.join(begins)}: keep those of "
-                f"one, {{name: entry for name, entry in state_dict.items() if name.startswith({max(begins)})}}"
+                f"expected the entries of one network, got two with the prefixes {' and '.join(begins)}: keep one, "
+                f"{{name: entry for name, entry in state_dict.items() if name.startswith({max(begins)})}}"
             )
         )
     return network
 
 
 def _networks(name: Any) -> Iterator[Network]:
-    """What network an entry of this name may be of."""
+    """Yield the networks that an entry of this name may belong to."""
     for source, scheme in NAMING_SCHEMES.items():
         if isinstance(name, str) and (found := scheme.pattern.fullmatch(name)):
             yield Network(source, found["prefix"])
 
 
 def recognized(names: Iterable[str]) -> str | None:
-    """Whose names these are, a key of :data:`NAMING_SCHEMES`; None if they are nobody's."""
+    """Return the naming scheme of these names, a key of ``NAMING_SCHEMES``, or None."""
     network = find_network(names, "")
     return network and network.source
 
 
 def find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[tuple[str, ...]]:
-    """The keys that lead to the state dicts of an ESIM in a checkpoint, none to itself; the likeliest comes first."""
+    """Return the keys that lead to an ESIM's state dicts in a checkpoint, the most likely first.
+
+    The empty path means that the checkpoint itself is a state dict.
+    """
     rank = {key: number for number, key in enumerate(STATES)}
     found = [
         path
@@ -142,7 +148,7 @@ def find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[tuple[str, ...]]:
 
 
 def _mappings_in(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """A checkpoint and the mappings in it, each once, with the keys that lead there."""
+    """Yield a checkpoint and the mappings in it, each once, with the keys that lead to them."""
     level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), checkpoint)]
     seen = {id(checkpoint)}
     for _ in range(_DEEPEST):
@@ -156,13 +162,15 @@ def _mappings_in(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...
 
 
 def loaded(load: Callable[[], Any], state_dict: Any, own: str) -> Any:
-    """What ``load`` returns, a module's ``load_state_dict``; what it says of entries, in the names that they have.
+    """Return what ``load`` returns, a module's ``load_state_dict``, with messages in the names of the state dict.
 
     Args:
-        own: whose names the module has, a key of :data:`NAMING_SCHEMES`.
+        load: loads the state dict.
+        state_dict: the state dict.
+        own: the module's naming scheme, a key of ``NAMING_SCHEMES``.
 
     Raises:
-        RuntimeError: as ``load``; or ``state_dict`` is a whole checkpoint, or that of two networks.
+        RuntimeError: ``load`` raised it, or ``state_dict`` is a whole checkpoint or holds two networks.
     """
     network = Network(own, "")
     try:
@@ -179,7 +187,7 @@ def loaded(load: Callable[[], Any], state_dict: Any, own: str) -> Any:
 
 
 def _check_no_checkpoint(state_dict: Mapping[Any, Any]) -> None:
-    """Raises ValueError for a checkpoint, nothing of which would be loaded without ``strict``, and nothing said."""
+    """Raise ValueError for a whole checkpoint, which ``strict=False`` would silently load nothing from."""
     paths = find_state_dicts(state_dict)
     if paths and () not in paths:
         calls = [f"load_state_dict(checkpoint{''.join(f'[{json.dumps(key)}]' for key in path)})" for path in paths]
@@ -187,15 +195,16 @@ def _check_no_checkpoint(state_dict: Mapping[Any, Any]) -> None:
 
 
 def rename(state_dict: MutableMapping[str, Any], prefix: str | None = "", into: str = "notebook") -> str | None:
-    """Gives the entries of a state dict other names, in place; entries of no known name stay as they are.
+    """Rename the entries of a state dict in place; unknown names stay as they are.
 
     Args:
-        prefix: what the entries that count begin with, before and afterwards. None: whatever wrappers have put before
-            the names goes away, and so does the counter of ``torch.optim.swa_utils.AveragedModel``.
-        into: whose names they get, a key of :data:`NAMING_SCHEMES`.
+        state_dict: the state dict.
+        prefix: the prefix of the entries to rename, which they keep. None removes any prefix that wrappers have added,
+            and the counter of ``torch.optim.swa_utils.AveragedModel``.
+        into: the naming scheme to use, a key of ``NAMING_SCHEMES``.
 
     Returns:
-        Whose names they had, a key of :data:`NAMING_SCHEMES`; None if they were nobody's.
+        The naming scheme that the entries had, a key of ``NAMING_SCHEMES``, or None if they had none.
 
     Raises:
         ValueError: two entries would get the same name.
@@ -217,19 +226,19 @@ def rename(state_dict: MutableMapping[str, Any], prefix: str | None = "", into: 
 
 
 def _averaged(counter: str) -> str:
-    """What the names of a network begin with, of which AveragedModel counts the steps under this name."""
+    """Return the prefix of the network that belongs to an AveragedModel's counter of this name."""
     return f"{counter.removesuffix(_COUNTER)}module."
 
 
 def warn_of_differences(source: str, config: ESIMConfig) -> None:
-    """Warns if a network gets the weights of a source whose mathematics is not its own."""
+    """Warn if a network gets the weights of a project whose options differ from its own."""
     options = NAMING_SCHEMES[source].options
     others = [
         f"{name}={options[name]!r}" for name in _DECISIVE if name in options and getattr(config, name) != options[name]
     ]
     if others:
         warnings.warn(
-            f"these weights have the names of {NAMING_SCHEMES[source].source}, whose mathematics is "
+            f"these weights are named as in {NAMING_SCHEMES[source].source}: to reproduce its results, use "
             f"ESIM(..., {', '.join(others)})",
-            stacklevel=9,  # past torch's own loading, where nobody could do anything about it
+            stacklevel=9,  # point at the caller of load_state_dict, not into torch
         )

@@ -1,6 +1,6 @@
-"""Files of sentence pairs of any size through a model, in constant memory.
+"""Run a model over files of sentence pairs of any size, in constant memory.
 
-From a script, with a :class:`esim_fast.Classifier`::
+From a script, with an ``esim_fast.Classifier``:
 
     for answer in predict_file(model, "pairs.tsv"):
         print(answer.pair.line, answer.label, answer.probabilities)
@@ -29,23 +29,23 @@ Written = TypeVar("Written")
 
 
 class Answer(NamedTuple):
-    """What the model says of a row."""
+    """The prediction for a row."""
 
-    pair: Pair  # as it stands in the file, with its line
-    label: str  # of a regression model: the score's name
-    probabilities: list[float]  # in the order of Classifier.labels; of a regression model the score alone
-    unknown_words: tuple[int, int]  # how many of the premise and of the hypothesis the model does not know
+    pair: Pair  # as in the file, with its line number
+    label: str  # for a regression model, the score's name
+    probabilities: list[float]  # in the order of Classifier.labels; for a regression model, only the score
+    unknown_words: tuple[int, int]  # how many words of the premise and of the hypothesis the model does not know
 
 
 @dataclass(frozen=True)
 class Block(Generic[Written]):
-    """Some rows of a file, one behind the other, that were worked on together."""
+    """Consecutive rows of a file that were processed together."""
 
     answers: list[Written]
-    bad_rows: list[BadRow]  # that were left out
+    bad_rows: list[BadRow]  # skipped rows
     size: int  # bytes of all these rows
     stopped_by: BadRow | None  # the row at which reading stopped, if any
-    words: int = 0  # of the rows that were answered
+    words: int = 0  # in the answered rows
     unknown_words: int = 0
 
 
@@ -57,23 +57,27 @@ def predict_file(
     batch_size: int = 256,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Generator[Answer, None, None]:
-    """Yield what a model says of each pair of a file, in its order, with some thousand rows in memory at a time.
+    """Yield a model's prediction for each pair of a file, in order, with a few thousand rows in memory at a time.
 
-    With the network on a CPU, there is a process for each core that works on some of the rows; with the network on a
-    GPU, they split sentences and look words up meanwhile. They end with the iterator.
+    If the network is on a CPU, one process per core handles a share of the rows. If it is on a GPU, those processes
+    tokenize sentences and look up words. They end with the iterator.
 
     Args:
-        source: a file as for :func:`esim_fast.data.read_pairs`, with or without labels. Or lines, from a pipe perhaps,
-            of tab-separated columns or JSON: these are answered as they come, in this process.
-        corpus_format: as for :func:`esim_fast.data.read_pairs`.
-        batch_size: pairs that the network gets at a time; those of similar length go together.
-        on_bad_row: called for each row that cannot be read, some answers later; it is left out. With None such a row
-            is an error.
+        model: the model.
+        source: a file as for ``esim_fast.data.read_pairs``, with or without labels. Or an iterable of lines, such as a
+            pipe, of tab-separated columns or JSON; these are answered as they arrive, in this process.
+        corpus_format: as for ``esim_fast.data.read_pairs``.
+        batch_size: pairs per forward pass; pairs of similar length are batched together.
+        on_bad_row: called, some answers later, for each row that cannot be read; the row is skipped. None makes such a
+            row an error.
+
+    Yields:
+        The prediction for each row, an ``Answer``.
 
     Raises:
         TypeError: ``source`` is neither a path nor lines of bytes.
-        DataError: the file cannot be read any further, a row is malformed, the tokenizer fails, or the network gives
-            something else than finite numbers; what comes before that is answered first.
+        DataError: the file cannot be read any further, a row is malformed, the tokenizer fails, or the network returns
+            NaN or infinity. Rows before that are answered first.
     """
     how: dict[str, Any] = {"corpus_format": corpus_format, "batch_size": batch_size, "on_bad_row": on_bad_row}
     with closing(predict_blocks(model, source, lambda answer: answer, **how)) as blocks:
@@ -92,25 +96,30 @@ def predict_blocks(
     on_bad_row: Callable[[BadRow], object] | None = None,
     workers: int | None = None,
 ) -> Generator[Block[Written], None, None]:
-    """Like :func:`predict_file`, but yields blocks of rows, and reports their bad rows after each block.
+    """Yield blocks of rows instead of single answers, and report their bad rows after each block.
 
     Args:
-        write: turns each :class:`Answer` into what the block holds; it may run in a worker process.
-        name: what messages call ``source`` where it is not a path.
-        workers: processes; by default one for each processor that this process may use.
+        model: as for ``predict_file``, like all arguments not listed here.
+        source: a file or lines.
+        write: turns each ``Answer`` into an element of the block; may run in a worker process.
+        name: name of ``source`` in messages if it is not a path.
+        corpus_format: columns and labels.
+        batch_size: pairs per forward pass.
+        on_bad_row: called for each row that is skipped.
+        workers: number of processes; by default one for each processor that this process may use.
 
     Raises:
-        DataError: as :func:`predict_file`.
+        DataError: as in ``predict_file``.
     """
     form: Form
     if is_file := isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         lines, form = corpus_lines(name)
-    else:  # without a name to go by, the first byte tells JSON lines from tab-separated ones
+    else:  # without a file name, the first byte tells JSON lines from tab-separated ones
         lines = iter(source)
         first = next(lines, b"")
         if not isinstance(first, bytes):
-            raise TypeError(f"source must be a path or lines of bytes, got {type(first).__name__} first")
+            raise TypeError(f"source must be a path or lines of bytes, got {type(first).__name__} as the first line")
         form = "json" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else "tsv"
         lines = chain([first] if first else [], lines)
     corpus_format = replace(corpus_format, scores=model.task == "regression")
@@ -138,7 +147,7 @@ class _Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class _Job(Generic[Written]):
-    """What is done with the rows of a file, in this process or in others."""
+    """What to do with the rows of a file, in this process or in workers."""
 
     model: Classifier
     parse: RowParser
@@ -147,7 +156,7 @@ class _Job(Generic[Written]):
     stop_at_bad_row: bool
 
     def encode(self, records: list[Record], should_stop: ShouldStop = never) -> Block[_Encoded]:
-        """Parses and encodes rows: the block holds encoded rows instead of answers."""
+        """Parse and encode rows; the returned block holds encoded rows instead of answers."""
         block: Block[_Encoded] = Block([], [], sum(len(record.content) for record in records), None)
         for record in records:
             if should_stop():
@@ -157,7 +166,7 @@ class _Job(Generic[Written]):
                 premise, hypothesis = self.model.encode(pair.premise), self.model.encode(pair.hypothesis)
             except (BadRowError, DataError) as error:
                 bad_row = BadRow(record.line, str(error))
-                # A DataError is of a tokenizer of the user's.
+                # A DataError comes from a custom tokenizer, so it would recur in every row.
                 if self.stop_at_bad_row or record.is_end or isinstance(error, DataError):
                     return replace(block, stopped_by=bad_row)
                 block.bad_rows.append(bad_row)
@@ -170,7 +179,7 @@ class _Job(Generic[Written]):
         encoded = EncodedPairs([row.premise for row in rows], [row.hypothesis for row in rows], None)
         logits = self.model.logits(encoded, batch_size=self.batch_size, should_stop=should_stop)
         probabilities = logits if self.model.task == "regression" else self.model.probabilities(logits)
-        count = int(probabilities.isfinite().all(1).cumprod(0).sum())  # rows before the first that is not
+        count = int(probabilities.isfinite().all(1).cumprod(0).sum())  # rows before the first that is not finite
         if count < len(rows):
             stopped_by = BadRow(rows[count].pair.line, NOT_FINITE)
         labels = (self.model.labels[index] for index in self.model.decide(probabilities[:count]))
@@ -187,13 +196,13 @@ class _Job(Generic[Written]):
 def _answered(
     job: _Job[Written], records: Iterator[Record], as_they_come: bool, workers: int
 ) -> Generator[Block[Written], None, None]:
-    """All rows in their order."""
+    """Yield all rows in order."""
     if as_they_come:
         yield from map(job.answer, map(job.encode, _as_they_come(records)))
         return
     if job.model.tokenizer in TOKENIZERS:
-        job.model.encode(NOT_PLAIN)  # has the tokenizer import what it needs, once for all processes
-    if job.model.net.device.type == "cpu":  # one process for each core is faster than all cores at one batch
+        job.model.encode(NOT_PLAIN)  # make the tokenizer import everything before processes are forked
+    if job.model.net.device.type == "cpu":  # one process per core is faster than all cores on one batch
         yield from in_parts(job.encode_and_answer, records, workers)
     else:
         with closing(in_parts(job.encode, records, workers)) as parts:
@@ -201,11 +210,11 @@ def _answered(
 
 
 def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
-    """As many records as have arrived, at least one: whoever writes them may wait for their answers."""
+    """Yield the records that have arrived, at least one at a time: the writer may be waiting for their answers."""
     changed = threading.Condition()
     arrived: list[Record] = []
     size = 0  # bytes
-    end: BaseException | None = None  # what ended the reading: StopIteration, or an error
+    end: BaseException | None = None  # why reading ended: StopIteration or an error
     is_wanted = True
 
     def has_room() -> bool:
@@ -226,7 +235,7 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
                     arrived.append(record)
                     size += len(record.content)
                     changed.notify()
-        except BaseException as error:  # it is for the other thread to raise
+        except BaseException as error:  # raised in the other thread
             reason = error
         with changed:
             end = reason
@@ -252,7 +261,7 @@ def _as_they_come(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def _checked(records: Iterator[Record], parse: DelimitedRows, name: str, labels: Sequence[str]) -> Iterator[Record]:
-    """Of three columns without a header one was taken for the label: is it?"""
+    """Check that the label column of a headerless file, which was guessed, holds one of the model's labels."""
     first = next(records, None)
     if first is None:
         return iter(())

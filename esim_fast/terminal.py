@@ -1,8 +1,8 @@
-"""Whether somebody watches what is written."""
+"""Whether output goes to a terminal."""
 
 import sys
 
 
 def is_watched() -> bool:
-    """Whether stderr is a terminal; it may be closed."""
+    """Whether stderr is open and a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Sentences to words, by tokenizers that a saved model can name."""
+"""Tokenizers that a saved model can name."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ Tokenizer: TypeAlias = Callable[[str], Iterable[str]]
 
 @cache
 def _treebank() -> NLTKWordTokenizer:
-    """What word_tokenize(text, preserve_line=True) uses: Treebank's conventions, on the text as one sentence.
+    """Return the tokenizer behind ``word_tokenize(text, preserve_line=True)``: Treebank rules, on the text as one
+    sentence.
 
-    NLTK is imported when first needed: it brings in SciPy and scikit-learn where they are installed, seconds that
-    nobody should wait for who only wants the network, or has plain sentences.
+    NLTK is imported on first use: it imports SciPy and scikit-learn if installed, which takes seconds.
     """
     from nltk.tokenize import NLTKWordTokenizer
 
     return NLTKWordTokenizer()
 
 
-# Nineteen in twenty of SNLI's sentences are words with commas between and a full stop at the end.  For these, all of
-# NLTK's rules but some of the contractions ("cannot" gives "can", "not") come to splitting off the punctuation.
+# 95 % of SNLI's sentences contain only words, commas and a final period. For these, NLTK's rules amount to splitting
+# off the punctuation, except for some contractions ("cannot" becomes "can", "not").
 _PLAIN = re.compile(r"[A-Za-z0-9 ]*(?:, [A-Za-z0-9 ]*)*(?:\. *)?")
 _CONTRACTION = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)
-NOT_PLAIN = "'"  # a text for which a tokenizer imports all that it ever needs
+NOT_PLAIN = "'"  # a text that makes every tokenizer import all that it needs
 
 
 def _spaced(text: str) -> str | None:
-    """A plain text with blanks between its words, for an answer ten times as fast as NLTK's; None for any other."""
+    """Return a plain text with spaces between its words, ten times as fast as NLTK would split it; None if it is not
+    plain.
+    """
     if not _PLAIN.fullmatch(text):
         return None
     spaced = f" {text} ".replace(",", " ,").replace(".", " .")
@@ -48,14 +50,14 @@ def _nltk_cased(text: str) -> list[str]:
     return _treebank().tokenize(text) if spaced is None else spaced.split()
 
 
-# Words are lowered after the text is split, as torchtext's Field(tokenize=word_tokenize, lower=True) does: the
-# Treebank rules look at case ("DON'T" gives "do", "n't" but "Don'T" stays whole), so the other order differs.
+# Lowercase after splitting, as torchtext's Field(tokenize=word_tokenize, lower=True) does: the Treebank rules depend on
+# case ("DON'T" becomes "do", "n't", but "Don'T" stays whole).
 def _nltk(text: str) -> list[str]:
     spaced = _spaced(text)
     return [word.lower() for word in _treebank().tokenize(text)] if spaced is None else spaced.lower().split()
 
 
-# As coetaur0/ESIM's files are prepared: the case is kept, and every sentence stands between two words of its own.
+# coetaur0/ESIM's preprocessing keeps the case and adds a begin and an end token.
 def _coetaur0(text: str) -> list[str]:
     return ["_BOS_", *_nltk_cased(text), "_EOS_"]
 
@@ -70,7 +72,7 @@ def _whitespace(text: str) -> list[str]:
     return text.lower().split()
 
 
-# For Chinese and its like, where characters are the units, but a Latin word among them or a number is one unit still.
+# For Chinese and similar scripts: each character is a word, but a Latin word or a number stays whole.
 _CHARACTER = re.compile(r"[a-z0-9]+|\S")
 
 
@@ -89,14 +91,18 @@ TOKENIZERS: dict[str, Tokenizer] = {
 
 
 def get_tokenizer(name: str = "nltk") -> Tokenizer:
-    """The tokenizer of that name: a function from a sentence to its words, none of which holds whitespace.
+    """Return the tokenizer of this name, a function from a sentence to its words, which contain no whitespace.
 
-    ``"nltk"`` splits as NLTK's ``word_tokenize(text, preserve_line=True)``, lowers the words, and needs no download.
-    ``"nltk-cased"`` keeps their case.  ``"nltk-punkt"`` is ``word_tokenize(text)``, lowered, which first splits
-    sentences with NLTK's Punkt data and so also sets off the full stop that ends a sentence in the middle of the text.
-    ``"whitespace"`` is for text that is tokenized already, ``"characters"`` for Chinese: every character is a word, but
-    Latin letters and digits in a row stay together; both lower the text.  ``"coetaur0"`` is ``"nltk-cased"`` between
-    ``_BOS_`` and ``_EOS_``, as that project's models want it.  ``"module:function"`` is any function of yours.
+    - ``"nltk"`` splits like NLTK's ``word_tokenize(text, preserve_line=True)`` and lowercases. It needs no download.
+    - ``"nltk-cased"`` is the same without lowercasing.
+    - ``"nltk-punkt"`` is ``word_tokenize(text)``, lowercased. It first splits sentences with NLTK's Punkt data, so
+      periods within the text also become words.
+    - ``"whitespace"`` is for text that is already tokenized; it lowercases.
+    - ``"characters"`` is for Chinese: every character is a word, but runs of Latin letters and digits stay together; it
+      lowercases.
+    - ``"coetaur0"`` is ``"nltk-cased"`` with ``_BOS_`` before and ``_EOS_`` after the sentence, as that project's
+      models expect.
+    - ``"module:function"`` is your own function.
 
     Raises:
         ValueError: no tokenizer has this name.
@@ -106,7 +112,7 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
     if colon:
         return _import(name, module, function)
     if name not in TOKENIZERS:
-        raise ValueError(f"expected a tokenizer among {', '.join(TOKENIZERS)} or module:function, got {name!r}")
+        raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)} or module:function, got {name!r}")
     if name == "nltk-punkt":
         import nltk  # slow to import
 
@@ -114,16 +120,16 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
             nltk.data.find("tokenizers/punkt_tab/english/")
         except LookupError as error:
             raise DataError(
-                "tokenizer nltk-punkt: expected NLTK's data punkt_tab; get it with: python -m nltk.downloader punkt_tab"
+                "tokenizer nltk-punkt: NLTK's data punkt_tab is missing, run `python -m nltk.downloader punkt_tab`"
             ) from error
     return TOKENIZERS[name]
 
 
 def split(sentence: str, tokenize: Tokenizer, name: str) -> list[str]:
-    """What a tokenizer returns for a sentence, as a list; whether these are words is for :func:`check_words`.
+    """Return what a tokenizer returns for a sentence as a list. Its elements are checked by ``check_words``.
 
     Raises:
-        DataError: a tokenizer of the user's raises something, or returns what has no words in their order.
+        DataError: a custom tokenizer raises an exception, or returns something other than an ordered collection.
     """
     try:
         found: Any = tokenize(sentence)
@@ -137,19 +143,19 @@ def split(sentence: str, tokenize: Tokenizer, name: str) -> list[str]:
 
 
 def check_words(words: Iterable[Any], sentence: str, name: str) -> None:
-    """Looks at the words of a sentence.
+    """Check that a tokenizer returned nonempty strings.
 
     Raises:
-        DataError: one of them is no string, or empty.
+        DataError: a word is empty or not a string.
     """
     for word in words:
         if not isinstance(word, str) or not word:
-            kind, got = ("", "an empty one") if isinstance(word, str) else (" that are strings", type(word).__name__)
-            raise DataError(f"tokenizer {name}: expected words{kind}, got {got} for {sentence[:40]!r}")
+            got = "an empty string" if isinstance(word, str) else type(word).__name__
+            raise DataError(f"tokenizer {name}: expected words as nonempty strings, got {got} for {sentence[:40]!r}")
 
 
 def name_of(tokenizer: str | Tokenizer) -> str:
-    """The name to keep with what a tokenizer was used for: of a function of yours, where it was defined."""
+    """Return the name to save for a tokenizer; for a function, ``module:function`` of its definition."""
     if isinstance(tokenizer, str):
         return tokenizer
     kind = tokenizer if hasattr(tokenizer, "__qualname__") else type(tokenizer)
@@ -161,7 +167,7 @@ def _import(name: str, module: str, function: str) -> Tokenizer:
         found: Any = importlib.import_module(module)
         for part in function.split("."):
             found = getattr(found, part)
-    except Exception as error:  # the module is the user's and may raise anything
+    except Exception as error:  # a user's module may raise anything
         raise DataError(f"tokenizer {name}: {kind_and_reason(error)}") from error
     if not callable(found):
         raise DataError(f"tokenizer {name}: expected a function, got {type(found).__name__}")

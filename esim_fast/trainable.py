@@ -1,4 +1,4 @@
-"""What a Classifier does by parts of the library that import it themselves: training and sharing."""
+"""Methods of Classifier for training and sharing, which import the modules that in turn import Classifier."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .tokenizing import Tokenizer
 
 
 class _OnClassOrModel:
-    """A method that gets the model that it is called on, or the class."""
+    """A method that receives the model it is called on, or the class."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         update_wrapper(cast(Any, self), method)
@@ -25,7 +25,7 @@ class _OnClassOrModel:
 
 
 class Trainable:
-    """These methods of :class:`esim_fast.Classifier`."""
+    """The methods ``fit`` and ``push_to_hub`` of ``esim_fast.Classifier``."""
 
     @_OnClassOrModel
     def fit(
@@ -44,41 +44,41 @@ class Trainable:
         on_epoch: Callable[[Any], object] | None = None,
         **options: Any,
     ) -> Any:
-        """Trains a model: ``Classifier.fit(...)`` a new one, ``model.fit(...)`` this one, from where it is.
+        """Train a model: ``Classifier.fit(...)`` trains a new one, ``model.fit(...)`` continues to train this one.
 
-        Rows without a gold label are left out: None, NaN, "-" among strings, -1 among integers. A model that is trained
-        on keeps its vocabulary and labels; its temperature and threshold, chosen for other weights, are reset. If
-        training does not come to its end, its weights are what they were.
+        Rows without a gold label are skipped: None, NaN, ``"-"`` among strings, -1 among integers. A model that is
+        trained further keeps its vocabulary and labels; its temperature and threshold are reset, because they were
+        chosen for other weights. If training fails or is interrupted, its weights are restored.
 
         Args:
             pairs: (premise, hypothesis) pairs of raw text; or a table (a DataFrame, a ``datasets.Dataset`` or a dict of
-                columns) with columns of known names, such as ``premise``, ``hypothesis`` and ``label``.
-            labels: strings or integers, or floats, which are scores (regression); None: a column of the table.
-            dev: pairs that choose the best epoch: (pairs, labels), a table, or the share of ``pairs`` that is held out,
-                drawn by the recipe's seed.
-            task: "classification" or "regression", where labels leave it open.
-            preset: a recipe by name, see :data:`esim_fast.training.PRESETS`.
-            recipe: how to train; None: the preset's, else the paper's.
-            output: the directory of the run, as of ``esim-fast train``; None keeps nothing but the model in memory.
-            vectors: a file of word vectors, as for :func:`esim_fast.data.load_vectors`.
-            tokenizer: as for :class:`Classifier`; None: "nltk".
-            device: where it is trained; None is the GPU where torch finds one, else the CPU.
-            on_epoch: called with what was measured after each epoch, for example ``print``.
-            options: fields of :class:`esim_fast.training.Recipe`, such as ``epochs`` and ``learning_rate``, and of a
+                columns) with known column names, such as ``premise``, ``hypothesis`` and ``label``.
+            labels: strings or integers; or floats, which are scores (regression). None takes them from the table.
+            dev: pairs that select the best epoch: ``(pairs, labels)``, a table, or the share of ``pairs`` to hold out
+                at random, drawn with the recipe's seed.
+            task: ``"classification"`` or ``"regression"``, if the labels leave it open.
+            preset: name of a recipe, see ``esim_fast.training.PRESETS``.
+            recipe: training hyperparameters; None uses the preset's, else the paper's.
+            output: directory of the run, as for ``esim-fast train``; None keeps the model in memory only.
+            vectors: a file of word vectors, as for ``esim_fast.data.load_vectors``.
+            tokenizer: as for ``Classifier``; None is ``"nltk"``.
+            device: device to train on; None is the GPU if torch finds one, else the CPU.
+            on_epoch: called after each epoch with its metrics, for example ``print``.
+            options: fields of ``esim_fast.training.Recipe``, such as ``epochs`` and ``learning_rate``; and options of a
                 new network: ``hidden_size``, ``embedding_dim``, ``dropout``, ``embedding_dropout``,
                 ``freeze_embedding``, ``forget_bias``.
 
         Returns:
-            The history, a list of what each epoch measured (:class:`esim_fast.training.EpochMetrics`), with ``model``,
-            which has the weights of the best epoch, and ``best``, what that one measured.
+            The history, a list of each epoch's metrics (``esim_fast.training.EpochMetrics``). Its attribute ``model``
+            has the weights of the best epoch, and ``best`` is that epoch's metrics.
 
         Raises:
-            TypeError: pairs, labels or dev are something else, or there is no such option.
-            ValueError: they are empty or not as many of both, a table lacks a column, there are fewer than two labels,
-                or an option makes no sense.
-            DataError: a row cannot be read, has a label that the model has not, or the vectors cannot be read.
-            FileExistsError: ``output`` holds a model.
-            FloatingPointError: the loss is not finite any more.
+            TypeError: pairs, labels or dev have the wrong type, or there is no such option.
+            ValueError: pairs or labels are empty or differ in number, a table lacks a column, there are fewer than two
+                labels, or an option is invalid.
+            DataError: a row cannot be read or has a label that the model does not have, or the vectors cannot be read.
+            FileExistsError: ``output`` already holds a model.
+            FloatingPointError: the loss is no longer finite.
         """
         fit = import_module(".training.fit", __package__).fit
         known = {"dev": dev, "task": task, "preset": preset, "recipe": recipe, "output": output, "vectors": vectors}
@@ -93,20 +93,23 @@ class Trainable:
         token: str | bool | None = None,
         commit_message: str | None = None,
     ) -> str:
-        """Puts the model on the Hugging Face hub (with the extra ``esim_fast[hub]``), with a card written from what is
-        known of it; a card that is there already stays. Of the files that it was trained on only the names are shown.
+        """Push the model to the Hugging Face Hub with a generated model card (needs the extra ``esim_fast[hub]``).
+
+        An existing card is kept. Of the training files, only the names are published.
 
         Args:
-            name: ``"user/name"``; it is made if it is not there.
-            private: whether nobody else sees it; None: as the user's settings are, or as it is.
-            token: that may write there; None is the one that the hub's library knows.
+            name: ``"user/name"``; the repository is created if it does not exist.
+            private: whether the repository is private. None keeps an existing repository's setting, and uses the
+                account's default for a new one.
+            token: a token with write access; None uses the one that ``huggingface_hub`` has stored.
+            commit_message: message of the commit; None is a generated one.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            ValueError: this is no such name.
-            DataError: the hub cannot be reached or refuses; or the model is there already, and not as ``private`` says.
+            ValueError: ``name`` does not have this form.
+            DataError: the Hub cannot be reached or refuses, or the repository exists and does not match ``private``.
         """
         return import_module(".sharing", __package__).push(
             self, name, private=private, token=token, commit_message=commit_message

@@ -1,6 +1,7 @@
-"""Mistakes with padded token ids that raise nothing, and only make results worse: a warning names the likely one.
+"""Warn of mistakes in padded token ids that raise no error but degrade results.
 
-Every batch is looked at, so this has to be quick. And it must not cry wolf: sentences may end in "!!" or "哈哈哈".
+Every batch is checked, so the checks must be fast. They also need to avoid false alarms: sentences may end in "!!" or
+"哈哈哈".
 """
 
 import sys
@@ -12,18 +13,18 @@ import torch
 from torch import Tensor
 
 _OTHER_PADDING = (
-    "many sentences begin or end with one id repeated, which counts as words: if it is their padding, give it, as in "
-    "ESIM(..., padding_idx=0)"
+    "many sentences begin or end with one repeated id, which is treated as words: if it is padding, pass it as "
+    "padding_idx, as in ESIM(..., padding_idx=0)"
 )
 _TIME_MAJOR = (
-    "token ids look time-major, [length, batch], but ESIM takes [batch, length]: give p.T and h.T, or make them with "
-    "batch_first=True"
+    "token ids look time-major, [length, batch], but ESIM expects [batch, length]: pass p.T and h.T, or create them "
+    "with batch_first=True"
 )
-_FEW = 3  # rows that may look as if they were time-major by chance, with padding between their words
+_FEW = 3  # rows that may have padding between their words by chance
 
 
 def warn_of_traps(p: Tensor, h: Tensor, padding_idx: int) -> None:
-    """Looks at ``p [B, Lp]`` and ``h [B, Lh]`` on the CPU, given without lengths. One pair is not enough to tell."""
+    """Check ``p [B, Lp]`` and ``h [B, Lh]`` on the CPU, given without lengths. A single pair is too little to tell."""
     if len(p) < 2 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
     sides = [ids.numpy() for ids in (p, h) if type(ids) is Tensor and ids.shape[1] > 1]
@@ -36,18 +37,18 @@ def warn_of_traps(p: Tensor, h: Tensor, padding_idx: int) -> None:
 def _padded_with_another_id(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
     views = [view for ids in sides for view in (ids[:, ::-1], ids)]
     if any((view[:, 0] == padding_idx).any() for view in views):
-        return False  # they are padded as they should be
-    doubled = [view[view[:, 0] == view[:, 1], 0] for view in views]  # ids that stand twice at the end of a row
+        return False  # padded correctly
+    doubled = [view[view[:, 0] == view[:, 1], 0] for view in views]  # ids that are repeated at the end of a row
     return any(len(ids) > 1 and _is_padding(view, ids) for view, ids in zip(views, doubled, strict=True))
 
 
 def _is_padding(view: np.ndarray, doubled: np.ndarray) -> bool:
-    """Whether rows begin with an id that pads them: it stands nowhere else, and not as often in every row."""
+    """Whether rows begin with a padding id: it occurs nowhere else, and not equally often in every row."""
     candidate = np.sort(doubled)[len(doubled) // 2]
     found = view == candidate
     lengths = np.logical_and.accumulate(found, axis=1).sum(1)
     runs = lengths[lengths > 1]
-    if candidate == 0:  # what most people pad with is suspected sooner
+    if candidate == 0:  # the most common padding id needs less evidence
         enough = len(runs) >= max(2, len(view) / 4)
     else:
         enough = len(runs) >= max(4, len(view) / 2) and runs.min() < runs.max()
@@ -55,7 +56,7 @@ def _is_padding(view: np.ndarray, doubled: np.ndarray) -> bool:
 
 
 def _time_major(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
-    """Whether all columns are words with padding behind them, and many rows are not, on neither end."""
+    """Whether every column is words followed by padding, but many rows are not, in either direction."""
     scattered = 0
     for ids in sides:
         words = ids != padding_idx
@@ -66,7 +67,7 @@ def _time_major(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
 
 
 def _warn(message: str) -> None:
-    """Warns of the line of the user's that led here."""
+    """Warn at the first stack frame outside esim_fast and torch."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("esim_fast", "torch"):
         level, frame = level + 1, frame.f_back

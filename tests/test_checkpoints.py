@@ -194,12 +194,14 @@ class TestWrappers:
     def test_two_networks(self, first, second, tmp_path):
         state = state_of()
         entries = {**wrapped(state, first), **wrapped({name: entry + 1 for name, entry in state.items()}, second)}
-        with pytest.raises(DataError, match=r"a\.pt: expected the entries of one network, got two, which") as caught:
+        with pytest.raises(
+            DataError, match=r"a\.pt: expected the entries of one network, got two with the prefixes"
+        ) as caught:
             read({"model": entries}, tmp_path)
-        with pytest.raises(RuntimeError, match=r"^expected the entries of one network, got two, which"):
+        with pytest.raises(RuntimeError, match=r"^expected the entries of one network, got two with the prefixes"):
             net_for().load_state_dict(entries)
         message = str(caught.value)
-        assert f'begin with "{first}" and "{second}"' in message
+        assert f'with the prefixes "{first}" and "{second}"' in message
         one = eval(message[message.index("{name") :], {"state_dict": entries})
         assert len(one) == len(state)
         net_for().load_state_dict(one)
@@ -261,7 +263,7 @@ class TestWhatStandsBeside:
     def test_layers_of_another_network(self, prefix, name, shape, tmp_path):
         entries, said = read(wrapped(state_of(), prefix, **{prefix + name: torch.ones(shape)}), tmp_path)
         assert not said
-        with pytest.raises(ValueError, match=rf"^{name} is no part of an ESIM$"):
+        with pytest.raises(ValueError, match=rf"^{name} is not a parameter of ESIM$"):
             checkpoints.convert(entries)
 
     def test_an_entry_that_is_no_tensor(self, tmp_path):

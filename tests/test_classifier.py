@@ -153,12 +153,12 @@ def test_int8_or_a_clear_error_and_fp32(model, tmp_path, monkeypatch):
         hook = rounded.net.float().linear.register_forward_hook(lambda *_: None)
         assert torch.equal(rounded.predict(PAIRS).probabilities, exact)
         rounded.precision = "int8"
-        with pytest.raises(ValueError, match=r"^precision int8 needs layers as they were made, without hooks"):
+        with pytest.raises(ValueError, match=r"^precision int8 needs unmodified layers, because hooks"):
             rounded.predict(PAIRS)
         hook.remove()
         rounded.predict(PAIRS)
         rounded.net.encoder.lstm = torch.nn.LSTM(5, 6, num_layers=2, bidirectional=True)  # of which one layer would run
-        with pytest.raises(ValueError, match=r"^precision int8 needs layers as they were made"):
+        with pytest.raises(ValueError, match=r"^precision int8 needs unmodified layers"):
             rounded.predict(PAIRS)
     monkeypatch.setattr(int8, "LANES", 0)  # as on a processor without VNNI
     with pytest.raises(ValueError, match=r"^precision int8 needs a CPU with AVX512-VNNI or AVX-VNNI$"):
@@ -189,7 +189,7 @@ def test_training_mode_is_left_as_it_was(model):
     first = model.predict(PAIRS).probabilities
     assert torch.equal(first, model.predict(PAIRS).probabilities), "dropout is on"
     assert model.net.training
-    with pytest.raises(ValueError, match="is no token id"):
+    with pytest.raises(ValueError, match="is not a token id"):
         model.logits(EncodedPairs([[99]], [[2]], None))
     assert model.net.training
 
@@ -232,13 +232,16 @@ def test_every_option_of_the_network_comes_back(tmp_path):
 def test_what_is_no_classifier(model, tmp_path):
     with pytest.raises(DataError, match="nowhere: no such model directory"):
         Classifier.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="the network has 9 words, the vocabulary 2"):
+    with pytest.raises(ValueError, match="vocabulary must have 9 words, one for each row of the embedding, got 2"):
         Classifier(model.net, Vocabulary(["<unk>", "<pad>"]), model.labels)
     for labels, message in (
         (["a", "a", "b"], r"^labels must be distinct, got 'a' 2 times$"),
-        (["a", "b\n"], r"^the network has 3 labels, got 2: a, b\\n$"),
-        ({}, r"^the network has 3 labels, got none$"),
-        ([f"label {number}" for number in range(1000)], r"^the network has 3 labels, got 1000: label 0, .{190,} …$"),
+        (["a", "b\n"], r"^labels must name the network's 3 outputs, got 2: a, b\\n$"),
+        ({}, r"^labels must name the network's 3 outputs, got none$"),
+        (
+            [f"label {number}" for number in range(1000)],
+            r"^labels must name the network's 3 outputs, got 1000: label 0, .{190,} …$",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             Classifier(model.net, model.vocabulary, labels)
@@ -250,7 +253,7 @@ def test_what_is_no_classifier(model, tmp_path):
 
 
 def shout(text):
-    """A tokenizer of somebody's own."""
+    """A custom tokenizer."""
     return text.upper().split()
 
 
@@ -274,7 +277,7 @@ class TestOwnTokenizer:
         monkeypatch.syspath_prepend(str(directory))
         config = json.loads((directory / "config.json").read_text()) | {"tokenizer": "evil:tokenize"}
         (directory / "config.json").write_text(json.dumps(config))
-        with pytest.raises(DataError, match=r"a tokenizer of somebody's own, evil:tokenize: give it as tokenizer="):
+        with pytest.raises(DataError, match=r"a custom tokenizer, evil:tokenize: pass it as tokenizer="):
             Classifier.from_pretrained(directory)
 
     @pytest.mark.parametrize(
@@ -283,10 +286,10 @@ class TestOwnTokenizer:
             (None, "expected a list of words, got NoneType"),
             ("A B", "expected a list of words, got str"),
             ({"A": 1}, "expected a list of words, got dict"),
-            (["A", ""], "expected words, got an empty one"),
-            (["A", 5], "expected words that are strings, got int"),
-            ([["A"]], "expected words that are strings, got list"),
-            (iter(["A", Path("B")]), f"expected words that are strings, got {type(Path()).__name__}"),
+            (["A", ""], "expected words as nonempty strings, got an empty string"),
+            (["A", 5], "expected words as nonempty strings, got int"),
+            ([["A"]], "expected words as nonempty strings, got list"),
+            (iter(["A", Path("B")]), f"expected words as nonempty strings, got {type(Path()).__name__}"),
         ],
     )
     def test_what_returns_no_words(self, model, returns, message):
@@ -366,5 +369,5 @@ def test_threshold_and_temperature(tmp_path, labels, positive):
         (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
         with pytest.raises(DataError, match=f"config.json: {message}$"):
             Classifier.from_pretrained(tmp_path, device="cpu")
-    with pytest.raises(ValueError, match=r"^a threshold is for two labels, and the network has 3$"):
+    with pytest.raises(ValueError, match=r"^threshold needs a model with two labels, this one has 3$"):
         Classifier(esim_fast.ESIM(6, 5, len(words), 3), Vocabulary(words), ["a", "b", "c"], threshold=0.5)

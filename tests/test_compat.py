@@ -105,7 +105,7 @@ def test_networks_of_other_mathematics_are_warned_of():
     allennlps = r"AllenNLP, whose .* ESIM\(..., padding_idx=0, classifier_activation='relu'\)"
     with pytest.warns(UserWarning, match=allennlps):
         net.load_state_dict(theirs("allennlp").state_dict())
-    with pytest.warns(UserWarning, match=r"coetaur0/ESIM, whose mathematics is ESIM\(..., padding_idx=0\)"):
+    with pytest.warns(UserWarning, match=r"coetaur0/ESIM: to reproduce its results, use ESIM\(..., padding_idx=0\)"):
         net.load_state_dict(theirs("coetaur0").state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -357,7 +357,7 @@ VOCABULARIES = {
     "allennlp": ["@@UNKNOWN@@", *(f"word{i}" for i in range(2, WORDS))],  # as its files: without the padding
 }
 SENTENCES = ["word9 word7 Nothing word30", "word7 word12"]
-NOT_FINITE = "holds something else than finite floating-point numbers"
+NOT_FINITE = "must hold finite floating-point numbers"
 
 
 class TestConvert:
@@ -444,8 +444,8 @@ class TestConvert:
         [
             ("_projection.0.bias", None, "is missing"),
             ("_word_embedding.weight", None, "is missing"),
-            ("_extra", torch.zeros(1), "is no part of an ESIM"),
-            ("_encoding._encoder.weight_ih_l1", torch.zeros(1), "is no part of an ESIM"),
+            ("_extra", torch.zeros(1), "is not a parameter of ESIM"),
+            ("_encoding._encoder.weight_ih_l1", torch.zeros(1), "is not a parameter of ESIM"),
             ("_projection.0.bias", torch.zeros(4), r"has shape \[4\], expected \[12\]"),
             ("_word_embedding.weight", torch.zeros(4), r"has shape \[4\], expected two dimensions, none of them 0"),
             ("_classification.4.bias", torch.full((3,), float("nan")), NOT_FINITE),
@@ -505,7 +505,7 @@ class TestConvert:
             checkpoints.convert(state_dict, ["<unk>", *(f"word{i}" for i in range(1, WORDS))])
         with pytest.raises(ValueError, match=r"^expected distinct words, got 'word2' 2 times$"):
             checkpoints.convert(state_dict, [*VOCABULARIES["notebook"][:-1], "word2"])
-        with pytest.raises(ValueError, match=r"^the network has 3 labels, got 2: yes, no$"):
+        with pytest.raises(ValueError, match=r"^labels must name the network's 3 outputs, got 2: yes, no$"):
             checkpoints.convert(state_dict, labels=["yes", "no"])
         with pytest.raises(ValueError, match=r"^expected the names of the notebook, coetaur0/ESIM, AllenNLP, got a, b"):
             checkpoints.convert({"a": torch.zeros(1), "b": torch.zeros(1)})
@@ -532,8 +532,8 @@ class TestConvert:
             ("words.json", '{"a": "0"}', r"expected the ids 0 to 0, each once"),
             ("words.json", "[1, 2]", "expected a list of words"),
             ("words.json", "3", "expected a list of words"),
-            ("words.json", "[" * DEEP, ".*within one another"),
-            ("words.json", '{"a": 0, "b": 1, "a": 2}', ".*the key 'a' is there twice"),
+            ("words.json", "[" * DEEP, ".*nested more than 100 levels deep"),
+            ("words.json", '{"a": 0, "b": 1, "a": 2}', ".*the key 'a' is repeated"),
             ("words.json", '{"a": 0, "b": 0}', "expected the ids 0 to 1, each once"),
             ("words.json", '{"a": 0, "b": 99999999999999999999}', "expected the ids 0 to 1, each once"),
             ("words.json", '{"a": [0], "b": {}}', "expected the ids"),

@@ -249,7 +249,9 @@ def test_fake_cuda_tensors(tmp_path):
 
 
 class TestTorchScript:
-    REFUSED = r"^TorchScript cannot hold an ESIM: use torch\.export\.export\(net, …\), or `esim-fast export` for ONNX$"
+    REFUSED = (
+        r"^TorchScript does not support ESIM: use torch\.export\.export\(net, …\), or `esim-fast export` for ONNX$"
+    )
 
     @pytest.fixture(params=["esim_fast", "coetaur0"])
     def net(self, request):

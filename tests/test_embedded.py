@@ -117,15 +117,20 @@ def test_no_pair_and_no_word(net):
             r"embedded\[0\] must be \[batch, length, 12\], .* \[4, 12\]",
         ),
         ((P, H), lambda p, h: (p, h[..., 1:]), ValueError, r"embedded\[1\] must be .*, got shape \[3, 2, 11\]"),
-        ((P, H), lambda p, h: (p, h.to("meta")), ValueError, r"embedded\[1\] is on meta, but the model on cpu"),
-        ((P, H), lambda p, h: (p[:, 1:], h), ValueError, r"p is \[3, 4\], but embedded\[0\] \[3, 3, 12\]"),
+        ((P, H), lambda p, h: (p, h.to("meta")), ValueError, r"embedded\[1\] is on meta, but the model is on cpu"),
+        (
+            (P, H),
+            lambda p, h: (p[:, 1:], h),
+            ValueError,
+            r"p has shape \[3, 4\], but embedded\[0\] has shape \[3, 3, 12\]",
+        ),
         ((P.float(), H), lambda p, h: (p, h), TypeError, "p must be a tensor of token ids"),
-        ((P, H.to("meta")), lambda p, h: (p, h), ValueError, "h is on meta, but the model on cpu"),
-        ((), lambda p, h: (p, h), ValueError, r"embedded\[0\] needs p or p_lengths, which tell words from padding"),
-        ((P,), lambda p, h: (p, h), ValueError, r"embedded\[1\] needs h or h_lengths, which tell words from padding"),
+        ((P, H.to("meta")), lambda p, h: (p, h), ValueError, "h is on meta, but the model is on cpu"),
+        ((), lambda p, h: (p, h), ValueError, r"embedded\[0\] needs p or p_lengths to tell words from padding"),
+        ((P,), lambda p, h: (p, h), ValueError, r"embedded\[1\] needs h or h_lengths to tell words from padding"),
         ((None, None, [4, 2, 5], [2, 1, 2]), lambda p, h: (p, h), ValueError, r"p_lengths\[2\] = 5, expected 0 to 4"),
         ((None, None, [4, 2, 0], [2, 1]), lambda p, h: (p, h), ValueError, r"h_lengths must have shape \[3\]"),
-        ((P[:2], H), lambda p, h: (p[:2], h), ValueError, "p and h must hold as many sentences, got 2 and 3"),
+        ((P[:2], H), lambda p, h: (p[:2], h), ValueError, "p and h must have the same batch size, got 2 and 3"),
     ],
 )
 def test_mistakes(net, arguments, embedded, error, message):
@@ -134,7 +139,7 @@ def test_mistakes(net, arguments, embedded, error, message):
 
 
 def test_packed_pairs_are_refused(net):
-    with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: give them alone$"):
+    with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: pass no other arguments$"):
         net(esim_fast.pack_pairs(P, H, *LENGTHS), embedded=looked_up(net, P, H))
 
 
@@ -151,7 +156,7 @@ def test_hooks_on_the_embedding_see_padded_ids(net):
     assert torch.equal(net(P, H), wanted)
     assert torch.equal(net(P, H, *LENGTHS), wanted)
     assert seen == [torch.cat([P, H], 1).tolist()] * 2
-    with pytest.raises(ValueError, match=r"^p\[1, 1\] = 60 is no token id"):
+    with pytest.raises(ValueError, match=r"^p\[1, 1\] = 60 is not a token id"):
         net(P + 50, H)
     hook.remove()
     assert torch.equal(net(P, H), net(P, H, embedded=looked_up(net, P, H)))

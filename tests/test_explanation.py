@@ -126,7 +126,7 @@ class TestPicture:
 
 
 def test_mistakes(model, explanation, tmp_path):
-    with pytest.raises(ValueError, match=r"^the hypothesis has no words: there is nothing to look at$"):
+    with pytest.raises(ValueError, match=r"^the hypothesis has no words to explain$"):
         model.explain("A man", " ")
     with pytest.raises(ValueError, match=r"map\.gif: expected a name that ends in \.png, \.html or \.json$"):
         explanation.save(tmp_path / "map.gif")

@@ -210,7 +210,7 @@ class TestMistakes:
     def test_no_numbers(self, path, value):
         net = network()
         net.linear.mlp[1].bias.data[2] = value
-        message = r"model\.onnx: linear\.mlp\.1\.bias holds something else than finite"
+        message = r"model\.onnx: linear\.mlp\.1\.bias must hold finite"
         with pytest.raises(ValueError, match=message):
             to_onnx(net, path)
 

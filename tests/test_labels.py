@@ -81,7 +81,7 @@ def test_what_has_no_order_or_no_names(labels):
     ],
 )
 def test_names_that_are_no_strings(labels, got):
-    with pytest.raises(TypeError, match=rf"^labels must be strings, got {got}: give \[str\(label\) for label in"):
+    with pytest.raises(TypeError, match=rf"^labels must be strings, got {got}: pass \[str\(label\) for label in"):
         label_names(labels)
 
 
@@ -97,8 +97,8 @@ def test_names_that_are_no_strings(labels, got):
         ({0: "a", "0": "b"}, ValueError, "the ids 0 to 1, each once, got 0, 0"),
         ({"x": "a", "1": "b"}, ValueError, "the ids 0 to 1, each once, got x, 1"),
         ({"01": "a", "0": "b"}, ValueError, "the ids 0 to 1, each once, got 01, 0"),
-        ({0: "a", 1: 5}, TypeError, "ids by name or names by id$"),
-        ({0: 0}, TypeError, "ids by name or names by id$"),
+        ({0: "a", 1: 5}, TypeError, "map names to ids or ids to names$"),
+        ({0: 0}, TypeError, "map names to ids or ids to names$"),
     ],
 )
 def test_dicts_that_say_something_else(labels, error, message):

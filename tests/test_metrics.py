@@ -197,8 +197,8 @@ def test_nothing():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: metrics.accuracy([1, 2], [1]), r"vectors of one length, got shapes \(2,\), \(1,\)$"),
-        (lambda: metrics.roc_auc([[1, 0]], [[1, 2]]), r"vectors of one length, got shapes \(1, 2\), \(1, 2\)$"),
+        (lambda: metrics.accuracy([1, 2], [1]), r"vectors of equal length, got shapes \(2,\), \(1,\)$"),
+        (lambda: metrics.roc_auc([[1, 0]], [[1, 2]]), r"vectors of equal length, got shapes \(1, 2\), \(1, 2\)$"),
         (lambda: metrics.confusion_matrix([0, 2], [0, 1], 2), "from 0 to 1$"),
         (lambda: metrics.confusion_matrix([0, 1], [0, -1], 2), "from 0 to 1$"),
         (lambda: metrics.roc_auc([0, 1], [0.5, np.nan]), "finite numbers"),

@@ -73,16 +73,18 @@ class TestPackedBatches:
 
     def test_mistakes(self, net, batch):
         pairs = self.pack(*batch)
-        with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: give them alone$"):
+        with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: pass no other arguments$"):
             net(pairs, batch[1])
-        with pytest.raises(TypeError, match=r"^attention is laid out as the padded ids are"):
+        with pytest.raises(TypeError, match=r"^attention returns padded maps, so p must be a tensor of padded ids"):
             net.attention(pairs, None)
         if batch[0].device.type == "cpu":
             pairs.tokens[3] = WORDS
-            with pytest.raises(ValueError, match=rf"^tokens\[3\] = {WORDS} is no token id: the vocabulary has {WORDS}"):
+            with pytest.raises(
+                ValueError, match=rf"^tokens\[3\] = {WORDS} is not a token id, expected 0 to {WORDS - 1}$"
+            ):
                 net(pairs)
         else:
-            with pytest.raises(ValueError, match=r"^tokens is on cpu, but the model on cuda"):
+            with pytest.raises(ValueError, match=r"^tokens is on cpu, but the model is on cuda"):
                 net(pairs)
 
 
@@ -197,14 +199,18 @@ class TestBadInput:
             (lambda p, h: (p.float(), h), TypeError, "p must be a tensor of token ids, int64 or int32, got torch"),
             (lambda p, h: (p.tolist(), h), TypeError, "got list"),
             (lambda p, h: (p[0], h), ValueError, r"p must be \[batch, length\], got shape \[9\]"),
-            (lambda p, h: (p, h[:3]), ValueError, "as many sentences, got 5 and 3"),
-            (lambda p, h: (p.clamp(max=99).fill_(50), h), ValueError, r"p\[0, 0\] = 50 is no token id.* 50 words"),
-            (lambda p, h: (p, -h), ValueError, r"h\[3, 0\] = -\d+ is no token id"),
+            (lambda p, h: (p, h[:3]), ValueError, "p and h must have the same batch size, got 5 and 3"),
+            (
+                lambda p, h: (p.clamp(max=99).fill_(50), h),
+                ValueError,
+                r"p\[0, 0\] = 50 is not a token id, expected 0 to 49$",
+            ),
+            (lambda p, h: (p, -h), ValueError, r"h\[3, 0\] = -\d+ is not a token id"),
             (lambda p, h: (p, h, [5, 9, 1, 7, 10], [4, 2, 6, 1, 8]), ValueError, r"p_lengths\[4\] = 10, expected 0"),
             (lambda p, h: (p, h, [5, 9, -1, 7, 3], [4, 2, 6, 1, 8]), ValueError, r"p_lengths\[2\] = -1"),
             (lambda p, h: (p, h, [5, 9], [4, 2, 6, 1, 8]), ValueError, r"p_lengths must have shape \[5\].* got \[2\]"),
             (lambda p, h: (p, h, [5.0] * 5, [4] * 5), TypeError, "p_lengths must be integers"),
-            (lambda p, h: (p.to("meta"), h), ValueError, "p is on meta, but the model on cpu"),
+            (lambda p, h: (p.to("meta"), h), ValueError, "p is on meta, but the model is on cpu"),
         ],
     )
     @pytest.mark.parametrize("device", ["cpu"])  # values on a GPU are not read back to be checked

@@ -139,7 +139,7 @@ def test_there_are_no_gradients_and_the_mode_stays():
     assert net.training
     scores = next(scored_shared(net, shared, 50))[1]
     assert not scores.requires_grad
-    with pytest.raises(ValueError, match="is no token id"):
+    with pytest.raises(ValueError, match="is not a token id"):
         list(scored_shared(net, SharedSentences.of([[WORDS]], np.zeros((2, 2), int)), 2))
     assert net.training
 

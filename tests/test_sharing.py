@@ -91,9 +91,9 @@ def test_a_directory_comes_first(model, hub, tmp_path, monkeypatch):
     model.save_pretrained("user/name")
     assert Classifier.from_pretrained("user/name", device="cpu").directory == Path("user/name")
     assert hub.asked == []
-    with pytest.raises(ValueError, match=r"^revision v1: user/name is a directory here, and no model of the hub$"):
+    with pytest.raises(ValueError, match=r"^revision v1 needs a model on the hub, but user/name is a local directory$"):
         Classifier.from_pretrained("user/name", revision="v1")
-    with pytest.raises(DataError, match=r"^user/other: what the hub has is no model .*, config.json is missing$"):
+    with pytest.raises(DataError, match=r"^user/other: not an esim_fast model, config.json is missing on the hub$"):
         Classifier.from_pretrained("user/other")
 
 
@@ -103,18 +103,18 @@ def test_a_directory_comes_first(model, hub, tmp_path, monkeypatch):
 def test_what_is_no_name_is_not_looked_for(model, hub, name):
     with pytest.raises(DataError, match=r": no such model directory$"):
         Classifier.from_pretrained(name)
-    with pytest.raises(ValueError, match=r"^expected a name such as user/name, got '"):
+    with pytest.raises(ValueError, match=r"^name must have the form user/name, got '"):
         model.push_to_hub(name)
     assert hub.asked == []
 
 
 def test_who_may_see_it(model, hub):
     (hub.place / "user/name").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"^user/name: it is there already, and public: change that in its settings"):
+    with pytest.raises(DataError, match=r"^user/name: the model exists and is public, change that in its settings"):
         model.push_to_hub("user/name", private=True)
     assert not any((hub.place / "user/name").iterdir())
     (hub.place / "user/name" / "private").touch()
-    with pytest.raises(DataError, match=r"^user/name: it is there already, and private: change that"):
+    with pytest.raises(DataError, match=r"^user/name: the model exists and is private, change that"):
         model.push_to_hub("user/name", private=False)
     model.push_to_hub("user/name")
     (hub.place / "user/name" / "README.md").write_text("What I have to say")
@@ -124,14 +124,14 @@ def test_who_may_see_it(model, hub):
 
 FROM_THE_HUB = "user/name: not a directory here, and not found on the Hugging Face hub"
 UNREACHABLE = "the hub cannot be reached"
-MISSING = "there is no such model, or it is private: then give a token (token=, HF_TOKEN or `hf auth login`)"
+MISSING = "there is no such model, or it is private and you must give a token (token=, HF_TOKEN or `hf auth login`)"
 
 
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
         (errors.RepositoryNotFoundError, "404 Client Error.\n\nRepository Not Found for url", MISSING),
-        (errors.GatedRepoError, "403", "its owner has to let you in first; then give a token"),
+        (errors.GatedRepoError, "403", "the model is gated: request access from its owner, then give a token"),
         (errors.RevisionNotFoundError, "404", "there is no such revision"),
         (errors.LocalEntryNotFoundError, "Cannot find\nit", UNREACHABLE),
         (errors.OfflineModeIsEnabled, "offline", UNREACHABLE),
@@ -159,7 +159,7 @@ def test_what_goes_wrong_there(model, hub, monkeypatch, kind, text, message):
 
 def test_without_its_library(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    hint = r'needs Hugging Face\'s library: pip install "esim_fast\[hub\]"$'
+    hint = r'needs huggingface_hub, pip install "esim_fast\[hub\]"$'
     with pytest.raises(DataError, match=rf"^{FROM_THE_HUB}: {hint}"):
         Classifier.from_pretrained("user/name")
     with pytest.raises(DataError, match=rf"^user/name: {hint}"):
@@ -213,7 +213,7 @@ class TestCard:
         history = Classifier.fit(pairs, [0.5, 1.0, 2.5, 3.0] * 3, dev=0.5, epochs=1, hidden_size=4, device="cpu")
         card = model_card(history.model, "user/name")
         assert "\n- spearmanr\n" in card
-        assert "It gives a pair a score." in card
+        assert "It predicts a score for a pair of sentences." in card
         assert "## Labels" not in card
         assert self.figures(card)["dev spearman"] == f"{history.best.dev_spearman:.4f}"
         history.model.save_pretrained(tmp_path)

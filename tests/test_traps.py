@@ -9,7 +9,10 @@ import torch
 import esim_fast
 from esim_fast.inputs import pack_ids
 
-OTHER_PADDING, TIME_MAJOR = r"ESIM\(\.\.\., padding_idx=0\)", r"give p\.T and h\.T, or make them with batch_first=True"
+OTHER_PADDING, TIME_MAJOR = (
+    r"ESIM\(\.\.\., padding_idx=0\)",
+    r"pass p\.T and h\.T, or create them with batch_first=True",
+)
 WORDS = 60
 
 

@@ -144,7 +144,7 @@ def test_mistakes(state):
         (state / "nowhere", [], "nowhere: No such file"),
         (state, [], "this one has neither best.th nor weights.th"),
         (state / "whole.pt", [], "whole.pt: holds objects of Python"),
-        (source, ["--labels", "yes,no"], f"{source}: the network has 3 labels, got 2"),
+        (source, ["--labels", "yes,no"], f"{source}: labels must name the network's 3 outputs, got 2"),
         (source, ["--labels", "a,,b"], "expected distinct labels with commas between, got 'a,,b'"),
         (source, ["--vocabulary", words], f"{source} with {words}: the network has 12 word vectors, the vocabulary 2"),
     ):

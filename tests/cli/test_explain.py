@@ -24,7 +24,7 @@ def test_mistakes(model, tmp_path):
     message = "esim-fast: map.gif: expected a name that ends in .png, .html or .json"
     assert fails("explain", model, *PAIR, "-o", "map.gif") == message
     empty = "--premise", " ", "--hypothesis", "b", "-o", tmp_path / "map.json"
-    assert fails("explain", model, *empty) == "esim-fast: the premise has no words: there is nothing to look at"
+    assert fails("explain", model, *empty) == "esim-fast: the premise has no words to explain"
     assert "are required: -o/--output" in fails("explain", model, *PAIR)
     assert "no such model directory" in fails("explain", tmp_path / "none", *PAIR, "-o", "map.json")
     broken = "--premise", b"\xff".decode(errors="surrogateescape"), "--hypothesis", "b", "-o", "map.json"

@@ -224,4 +224,4 @@ def test_numbers_that_are_none(models, tmp_path):
         model.net.linear.mlp[3].weight.fill_(3e38)
     model.save_pretrained(tmp_path / "model")
     path = write_tsv(tmp_path / "a.tsv", [("1", "a man", "two dogs"), ("2", "c", "d")])
-    assert "something else than finite numbers" in fails("evaluate", tmp_path / "model", path)
+    assert "must be finite" in fails("evaluate", tmp_path / "model", path)

@@ -161,8 +161,8 @@ def test_numbers_that_are_none(model, tmp_path):
     found.save_pretrained(tmp_path / "model")
     result = esim_fast("predict", tmp_path / "model", "-", stdin="a man sleeps\ta man runs\n")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "esim-fast: stdin:1: the network gives something else than finite numbers\n"
-    assert "something else than finite numbers" in fails("predict", tmp_path / "model", *PAIR)
+    assert result.stderr == "esim-fast: stdin:1: the network's output must be finite, got NaN or infinity\n"
+    assert "must be finite" in fails("predict", tmp_path / "model", *PAIR)
 
 
 def test_long_rows_take_turns(model, tmp_path):

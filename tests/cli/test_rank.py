@@ -106,7 +106,7 @@ def test_numbers_that_are_none(model, candidates, tmp_path):
     found.save_pretrained(tmp_path / "model")
     result = esim_fast("rank", tmp_path / "model", *QUERY, "--candidates", candidates)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "esim-fast: the network gives something else than finite numbers\n"
+    assert result.stderr == "esim-fast: the network's output must be finite, got NaN or infinity\n"
 
 
 def test_a_table_is_no_list_of_sentences(model, corpus):

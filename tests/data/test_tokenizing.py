@@ -88,7 +88,7 @@ def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_punkt_splits_sentences_first(nltk_data):
-    missing = "tokenizer nltk-punkt: expected NLTK's data punkt_tab; get it with: python -m nltk.downloader punkt_tab"
+    missing = "tokenizer nltk-punkt: NLTK's data punkt_tab is missing, run `python -m nltk.downloader punkt_tab`"
     assert refusal(get_tokenizer, "nltk-punkt") == missing
     folder = nltk_data / "tokenizers" / "punkt_tab" / "english"
     folder.mkdir(parents=True)
@@ -131,5 +131,5 @@ def test_a_function_that_is_not_there(tmp_path, monkeypatch, name, message):
     said = refusal(get_tokenizer, name)
     assert said.startswith(f"tokenizer {name}: {message}")
     assert said.endswith(message) or name == "broken_words:split"
-    with pytest.raises(ValueError, match=r"^expected a tokenizer among nltk, .*, coetaur0 or module:f.*, got 'spacy'$"):
+    with pytest.raises(ValueError, match=r"^tokenizer must be one of nltk, .*, coetaur0 or module:f.*, got 'spacy'$"):
         get_tokenizer("spacy")

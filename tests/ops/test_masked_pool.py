@@ -286,7 +286,7 @@ class TestBadInput:
             (X, {"lengths": [-1, 4]}, ValueError, r"lengths\[0\] = -1, expected 0 to 3"),
             (X, {"lengths": [1]}, ValueError, r"lengths must have shape \[2\].* got \[1\]"),
             (X, {"lengths": [1.0, 2.0]}, TypeError, "lengths must be integers, got torch.float32"),
-            (X, {"lengths": torch.ones(2, 3).bool()}, TypeError, "a mask is given as mask="),
+            (X, {"lengths": torch.ones(2, 3).bool()}, TypeError, "pass a mask as mask="),
             (X, {"mask": torch.ones(2, 4)}, ValueError, r"mask must have shape \[2, 3\], got \[2, 4\]"),
             (X, {"mask": [[1, 1, 1]] * 2}, TypeError, "mask must be a tensor, got list"),
             (X, {"mask": ON_META}, ValueError, "mask is on meta, but the input on cpu"),
@@ -307,7 +307,7 @@ class TestBadInput:
         for wrong, error, message in [
             (lambda: masked_pool(torch.zeros(1, 3, 4), rows=self.rows()), ValueError, r"x must be \[N, D\]"),
             (lambda: masked_pool(x, [2, 1], rows=self.rows()), ValueError, "rows have lengths of their own"),
-            (lambda: masked_pool(x[None], self.rows()), TypeError, "they are given as rows="),
+            (lambda: masked_pool(x[None], self.rows()), TypeError, "pass them as rows="),
             (lambda: masked_pool(x, rows=(0, 8)), TypeError, "rows must be esim_fast.Rows, got tuple"),
             (lambda: masked_pool(x, rows=self.rows(lengths=(2, 2))), ValueError, "element 12 of an input with 3 rows"),
             (lambda: masked_pool(x, rows=self.rows(start=(-4, 8))), ValueError, "addresses element -4"),

@@ -354,7 +354,7 @@ def test_mistakes_in_pairs(arguments, error, message):
         ({"recipe": {"epochs": 3}}, TypeError, "recipe must be an esim_fast.training.Recipe, got dict"),
         ({"device": "cuda"}, ValueError, "device cuda: torch finds no usable GPU here"),
         ({"vectors": "none.txt"}, DataError, "none.txt: No such file or directory"),
-        ({"tokenizer": "words"}, ValueError, "expected a tokenizer among nltk, "),
+        ({"tokenizer": "words"}, ValueError, "tokenizer must be one of nltk, "),
         ({"best_by": "f1:maybe"}, ValueError, "best_by: there is no label 'maybe', only entailment, neutral"),
     ],
 )
@@ -381,7 +381,7 @@ def test_recipes():
 def test_help():
     for owner in (Classifier, Classifier.fit(PAIRS, GOLD, dev=DEV, epochs=1, **SMALL).model):
         assert list(inspect.signature(owner.fit).parameters)[:3] == ["pairs", "labels", "dev"]
-        assert owner.fit.__doc__.startswith("Trains a model: ")
+        assert owner.fit.__doc__.startswith("Train a model: ")
 
 
 def test_a_run_of_fit_as_a_configuration(tmp_path):

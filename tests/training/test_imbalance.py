@@ -95,7 +95,7 @@ class TestClassWeights:
             ({"a": 0.0}, ValueError, r"class_weights\['a'\] must be positive, got 0"),
             ({"a": float("inf")}, ValueError, r"class_weights\['a'\] must be positive, got inf"),
             ({"a": "2"}, TypeError, r"class_weights\['a'\]"),
-            ("even", ValueError, "class_weights must be \"balanced\" or weights by label, got 'even'"),
+            ("even", ValueError, "class_weights must be \"balanced\" or a dict of weights, got 'even'"),
         ],
     )
     def test_what_are_no_weights(self, weights, error, message):

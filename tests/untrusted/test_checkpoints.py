@@ -98,7 +98,7 @@ class TestCheckpoints:
         )
         refused(lambda: convert(read_state_dict(path)), "", ValueError)
         path = in_torch({**state, name: torch.zeros(3)}, tmp_path / "a.pt")
-        refused(lambda: convert(read_state_dict(path)), "is no part of an ESIM", ValueError)
+        refused(lambda: convert(read_state_dict(path)), "is not a parameter of ESIM", ValueError)
 
     def test_objects_beside_the_weights(self, tmp_path, state, bomb):
         """Those that are left out hold none that would be executed."""
