@@ -103,7 +103,9 @@ class TestWhereItIs:
 
     def test_too_deep_or_nowhere(self, tmp_path):
         for content in ({"a": {"b": {"c": {"d": state_of()}}}}, {"model": {"epoch": 1}}, {"epoch": 2}):
-            with pytest.raises(DataError, match=r"a\.pt: expected a state dict, or one as the entry model or state_di"):
+            with pytest.raises(
+                DataError, match=r"a\.pt: expected a state dict, or a checkpoint with one as model or state_di"
+            ):
                 read(content, tmp_path)
         loop: dict = {"a": {}}
         loop["a"]["b"] = loop
@@ -123,7 +125,7 @@ class TestWhereItIs:
         other = {name: entry + 1 for name, entry in state.items()}
         found, said = read(content(state, other), tmp_path)
         assert_same(found, state)
-        assert said[0] == f"holds several state dicts: took the {taken}, left out the {left}"
+        assert said[0] == f"holds several state dicts: using the {taken}, skipping the {left}"
 
     def test_other_things_by_names_of_parameters(self, tmp_path):
         rates, steps = dict.fromkeys(state_of(), 0.1), {name: {"step": 1} for name in state_of()}
@@ -156,7 +158,9 @@ class TestWrappers:
         for wrapper in (nn.DataParallel(net), AveragedModel(net), AveragedModel(nn.DataParallel(net))):
             found, said = read(wrapper.state_dict(), tmp_path)
             assert_same(found, net.state_dict())
-            assert said == ["left out what is no part of the network: n_averaged"] * isinstance(wrapper, AveragedModel)
+            assert said == ["skipped entries that are not part of the network: n_averaged"] * isinstance(
+                wrapper, AveragedModel
+            )
             for other in (net_for(), coetaur0.ESIM(WORDS, WIDTH, HIDDEN)):
                 other.load_state_dict(wrapper.state_dict())
                 assert torch.equal(list(other.parameters())[-1], net._classification[4].bias)
@@ -237,7 +241,7 @@ class TestWhatStandsBeside:
         state = state_of()
         found, said = read({"state_dict": wrapped(state, prefix, **dict.fromkeys(names, torch.ones(3)))}, tmp_path)
         assert_same(found, state)
-        assert said == [f"left out what is no part of the network: {', '.join(names)}"]
+        assert said == [f"skipped entries that are not part of the network: {', '.join(names)}"]
 
     def test_what_is_no_weight(self, tmp_path):
         beside = {
@@ -248,12 +252,14 @@ class TestWhatStandsBeside:
         }
         found, said = read(wrapped(state_of(), "", **beside), tmp_path)
         assert_same(found, state_of())
-        assert said == ["left out what is no part of the network: valid.correct, _extra_state, epoch, confusion"]
+        assert said == [
+            "skipped entries that are not part of the network: valid.correct, _extra_state, epoch, confusion"
+        ]
 
     def test_outside_of_the_wrapper(self, tmp_path):
         found, said = read(wrapped(state_of(), "esim.", **{"head.weight": torch.ones(2, 3)}), tmp_path)
         assert_same(found, state_of())
-        assert said == ["left out what is no part of the network: head.weight"]
+        assert said == ["skipped entries that are not part of the network: head.weight"]
 
     @pytest.mark.parametrize("prefix", ["", "module."])
     @pytest.mark.parametrize(
@@ -267,7 +273,7 @@ class TestWhatStandsBeside:
             checkpoints.convert(entries)
 
     def test_an_entry_that_is_no_tensor(self, tmp_path):
-        with pytest.raises(DataError, match=r"a\.pt: _projection\.0\.bias is no tensor: save net\.state_dict\(\)"):
+        with pytest.raises(DataError, match=r"a\.pt: _projection\.0\.bias is not a tensor: save net\.state_dict\(\)"):
             read({**state_of(), "_projection.0.bias": [1.0, 2.0]}, tmp_path)
 
     def test_parameters(self, tmp_path):
@@ -325,7 +331,7 @@ class TestObjects:
 
     def test_others_are_refused(self, tmp_path):
         for value in (Coetaur0(4, 3, 2), threading.Thread, Fraction(1, 2), np.random.default_rng()):
-            with pytest.raises(DataError, match=r"a\.pt: holds objects of Python \([\w.]+\).*save net\.state_dict\(\)"):
+            with pytest.raises(DataError, match=r"a\.pt: holds Python objects \([\w.]+\).*save net\.state_dict\(\)"):
                 read({"model": state_of(), "other": value}, tmp_path)
 
     def test_in_several_threads(self, tmp_path):
@@ -352,10 +358,10 @@ class TestObjects:
 def test_a_pickled_dictionary_of_words(name, tmp_path):
     path, words = tmp_path / name, ["_PAD_", "_OOV_", "_BOS_", "_EOS_", "ü"]
     path.write_bytes(pickle.dumps({word: number for number, word in enumerate(words)}))
-    with pytest.raises(DataError, match="a pickle, and reading it would run its code: if you trust it") as caught:
+    with pytest.raises(DataError, match="a pickle, which would run code when loaded: if you trust it") as caught:
         checkpoints.read_words(path)
     message = str(caught.value)
-    command, as_json = message[message.index("python -c") :].removesuffix(" instead").rsplit(" and give ", 1)
+    command, as_json = message[message.index("python -c") :].removesuffix(" instead").rsplit(" and pass ", 1)
     python, *arguments = shlex.split(command)
     assert python == "python"
     subprocess.run(["sh", "-c", command.replace("python", shlex.quote(sys.executable), 1)], check=True)

@@ -169,7 +169,7 @@ class TestReplaced:
             if name != "_encoding":
                 assert changed(*batch)[0].tolist() != before.tolist()
             with pytest.raises(
-                TypeError, match=rf"^{name} has been replaced: an esim_fast.ESIM has other layers there"
+                TypeError, match=rf"^{name} has been replaced by a module whose layers do not fit esim_fast.ESIM"
             ):
                 changed.esim  # noqa: B018
         del net._projection[1]

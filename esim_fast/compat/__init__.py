@@ -1,4 +1,4 @@
-"""Other people's ESIMs: their signatures, their state dicts, their checkpoints."""
+"""Other ESIM implementations: drop-in signatures, state dicts and checkpoints."""
 
 from . import coetaur0
 

@@ -1,6 +1,7 @@
-"""AllenNLP's archives (``model.tar.gz``), of which the files of a model are read and nothing else.
+"""Read a model's files, and nothing else, from AllenNLP's archives (``model.tar.gz``).
 
-Python's ``tarfile`` takes as much memory as a header says, follows links, and writes where a name leads.
+Python's ``tarfile`` is avoided because it allocates as much memory as a header declares, follows links, and writes
+wherever a name leads.
 """
 
 import contextlib
@@ -16,27 +17,27 @@ from typing import IO, Any
 
 from ..errors import DataError, first_line, naming
 
-WEIGHTS = ("best.th", "weights.th")  # the first one counts
+WEIGHTS = ("best.th", "weights.th")  # in order of preference
 TOKENS, LABELS = "vocabulary/tokens.txt", "vocabulary/labels.txt"
 
 _NAMES = "|".join(map(re.escape, (*WEIGHTS, TOKENS, LABELS)))
-_PART = re.compile(rf"(?:\./)?(?P<folder>(?:(?!\.\.?/)[^/]+/)?)(?P<name>{_NAMES})")  # in a folder at most
+_PART = re.compile(rf"(?:\./)?(?P<folder>(?:(?!\.\.?/)[^/]+/)?)(?P<name>{_NAMES})")  # at most one folder deep
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _WITHOUT_CONTENT = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, *_DEVICES)
-_EXPANSION = 20  # how many times as large as its archive a model may be: its numbers hardly get smaller in there
-_SMALL = 2**20  # bytes that it may have in any case
-_PIECE = 2**20  # bytes that are read at once
-_INSTEAD = "unpack it, and convert the folder"
+_EXPANSION = 20  # largest ratio of model size to archive size: weights hardly compress
+_SMALL = 2**20  # bytes that are always allowed
+_PIECE = 2**20  # bytes per read
+_INSTEAD = "unpack it and convert the folder"
 
 
 @contextlib.contextmanager
 def as_folder(path: Path) -> Iterator[Path]:
-    """An archive as the folder of AllenNLP's that it was made of, for the time of a block; anything else as it is.
+    """Unpack an archive to a temporary AllenNLP folder for the time of a block; yield any other path unchanged.
 
     Raises:
-        DataError: the archive is damaged, too large unpacked, or of several models; or the block raises it, and then it
-            names the archive in place of the folder.
+        DataError: the archive is damaged, too large when unpacked, or holds several models. A DataError from inside the
+            block is raised again with the archive's name in place of the folder's.
     """
     if not _is_archive(path):
         yield path
@@ -72,12 +73,12 @@ def _header(block: bytes) -> tarfile.TarInfo:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Writes the files of the model to a folder, under names of our own."""
+    """Write the model's files to a folder, under fixed names."""
     left, places = max(_EXPANSION * path.stat().st_size, _SMALL), set()
     with open(path, "rb") as file:
         stream: Any = gzip.GzipFile(fileobj=file) if _is_gzip(file.peek(2)) else file
         try:
-            while any(block := stream.read(tarfile.BLOCKSIZE)):  # zeros end it
+            while any(block := stream.read(tarfile.BLOCKSIZE)):  # a block of zeros ends the archive
                 member = _header(block)
                 found = _PART.fullmatch(member.name) if member.type in _FILES else None
                 if found is None:
@@ -86,7 +87,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 left -= member.size
                 places.add(found["folder"] or "./")
                 if left < 0:
-                    raise DataError(f"{path}: {found['name']} has many times the size of the archive: {_INSTEAD}")
+                    raise DataError(f"{path}: {found['name']} unpacks to many times the archive's size: {_INSTEAD}")
                 if len(places) > 1:
                     listed = " and ".join(sorted(places))
                     raise DataError(f"{path}: expected the files of one model, got those in {listed}: {_INSTEAD}")
@@ -94,19 +95,19 @@ def _unpack(path: Path, folder: Path) -> None:
                 target.parent.mkdir(exist_ok=True)
                 with open(target, "wb") as part:
                     _copy(stream, member.size, part)
-            while stream.read(_PIECE):  # behind the end, gzip's checksum
+            while stream.read(_PIECE):  # read to the end, so that gzip verifies its checksum
                 pass
         except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
             raise DataError(f"{path}: not a tar archive, or a damaged one: {first_line(error)}") from error
 
 
 def _copy(stream: IO[bytes], size: int, to: IO[bytes] | None = None) -> None:
-    """Passes over the content of a file in an archive, which fills whole blocks, and may write it to another file."""
+    """Read a file's content, which fills whole blocks, from an archive, and write it to ``to`` if given."""
     left = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     while left:
         piece = stream.read(min(left, _PIECE))
         if not piece:
-            raise EOFError("it ends within a file")
+            raise EOFError("it ends in the middle of a file")
         if to:
             to.write(piece[: max(size, 0)])
         size -= len(piece)

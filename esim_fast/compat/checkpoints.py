@@ -1,6 +1,6 @@
-"""Checkpoints of other people's ESIMs, made into models: weights, vocabulary and labels.
+"""Convert checkpoints of other ESIM implementations: weights, vocabulary and labels.
 
-Nothing in a checkpoint is executed: what needs Python's unpickling is refused.
+Nothing in a checkpoint is executed. Content that needs Python's unpickler raises DataError.
 """
 
 import json
@@ -23,13 +23,13 @@ from ..model import ESIM
 from ..ops.checks import FLOATING
 from ..state_dicts import NAMING_SCHEMES, STATES, find_network, find_state_dicts, recognized, rename
 
-_TIED = 4  # names that numbers may have, as tied weights do
-# Modules beside the layers of a network, by their names: a loss, which has the weights of classes, and metrics.
+_TIED = 4  # how many names may share one storage, as tied weights do
+# Names of modules that are not layers: losses (with class weights) and metrics.
 _BESIDE = re.compile(
     r"(.*_)?(criteri(on|a)|loss(es)?|cross_?entropy|(class|pos)_?weights?|metrics?|acc|accuracy|f1)([_\d].*)?",
     re.IGNORECASE | re.DOTALL,
 )
-# The unknown word and the padding, as each source calls them, and as others do.
+# Names of the unknown word and of padding in each source, and elsewhere.
 _SPECIAL = {
     "notebook": (UNKNOWN, PADDING),
     "coetaur0": ("_OOV_", "_PAD_"),
@@ -39,40 +39,42 @@ _SPECIAL = {
 
 
 def read_state_dict(path: str | os.PathLike[str], note: Callable[[str], object] = lambda _: None) -> dict[str, Tensor]:
-    """The state dict in a file of ``torch.save`` or safetensors, by itself or in a checkpoint, without wrappers' names.
+    """Read a state dict from a ``torch.save`` or safetensors file, either alone or in a checkpoint, and remove
+    wrappers' prefixes.
 
     Args:
-        note: gets a line about what else is there and was left out.
+        path: the file.
+        note: called with one line about each kind of content that was skipped.
 
     Raises:
-        DataError: the file cannot be read, holds objects of Python, no state dict, or that of two networks.
+        DataError: the file cannot be read, or holds Python objects, no state dict, or that of two networks.
     """
     path = Path(path)
     content = _content(path)
     found: list[tuple[str, ...]] = []
     if isinstance(content, Mapping):
-        usual = [(), *((name,) for name in STATES)]  # for those of which nobody knows the names
+        usual = [(), *((name,) for name in STATES)]  # fallback for state dicts with unknown names
         found = find_state_dicts(content) or [keys for keys in usual if _is_state_dict(_entry(content, keys))][:1]
     if not found:
-        raise DataError(f"{path}: expected a state dict, or one as the entry {' or '.join(STATES)}")
+        raise DataError(f"{path}: expected a state dict, or a checkpoint with one as {' or '.join(STATES)}")
     if len(found) > 1:
         taken, *others = [f"entry {'.'.join(keys)}" if keys else "outermost" for keys in found]
-        note(f"holds several state dicts: took the {taken}, left out the {listed(others)}")
+        note(f"holds several state dicts: using the {taken}, skipping the {listed(others)}")
     try:
         entries, left_out = _network(_entry(content, found[0]))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     if left_out:
-        note(f"left out what is no part of the network: {listed(left_out)}")
+        note(f"skipped entries that are not part of the network: {listed(left_out)}")
     _check_sizes(path, entries)
     return entries
 
 
 def read_words(path: str | os.PathLike[str]) -> list[str]:
-    """Words in the order of their ids: one a line, or JSON, a list or an object of ids by word (``.json``).
+    """Read words in the order of their ids: one per line, or (``.json``) a list or an object that maps words to ids.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: the file cannot be read or has another format.
     """
     path = Path(path)
     with naming(path):
@@ -82,8 +84,8 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
         source, target = (json.dumps(os.fspath(name), ensure_ascii=False) for name in (path, as_json))
         code = f'import json, pickle; words = pickle.load(open({source}, "rb")); json.dump(words, open({target}, "w"))'
         raise DataError(
-            f"{path}: a pickle, and reading it would run its code: if you trust it, run "
-            f"python -c {shlex.quote(code)} and give {as_json} instead"
+            f"{path}: a pickle, which would run code when loaded: if you trust it, run "
+            f"python -c {shlex.quote(code)} and pass {as_json} instead"
         )
     try:
         text = content.decode().removeprefix("\ufeff")
@@ -98,7 +100,7 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
             raise DataError(f"{path}: expected the ids 0 to {len(value) - 1}, each once")
         value = sorted(value, key=value.__getitem__)
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise DataError(f"{path}: expected a list of words, or an object of ids by word")
+        raise DataError(f"{path}: expected a list of words, or an object that maps words to ids")
     return value
 
 
@@ -110,27 +112,30 @@ def convert(
     source: str | None = None,
     tokenizer: str | Tokenizer | None = None,
 ) -> Classifier:
-    """A model of somebody's state dict.
+    """Convert another implementation's state dict to a model.
 
     Args:
-        state_dict: the notebook's, coetaur0's or AllenNLP's, or that of an :class:`esim_fast.ESIM`.
-        words: in the order of their ids, the special ones among them by the name that any of the three gives them;
-            AllenNLP's list may begin with the unknown word, as its files do. None: ids are the words.
-        labels: names of the network's outputs, as for :class:`Classifier`. None: their numbers are.
-        source: whose mathematics it is, "notebook", "coetaur0", "allennlp" or "esim_fast" (the paper's); None: that of
-            those whose names the entries have.
-        tokenizer: how sentences are split; None: "nltk", for coetaur0's "coetaur0" if the words have ``_BOS_`` and
-            ``_EOS_``, or else "nltk-cased"; "whitespace" if there are no words.
+        state_dict: from the notebook, coetaur0/ESIM or AllenNLP, or from an ``esim_fast.ESIM``.
+        words: words in the order of their ids. The unknown word and padding may have the names that any of the three
+            projects uses; AllenNLP's list may begin with the unknown word, as its files do. None uses ids as words.
+        labels: names of the network's outputs, as for ``Classifier``; None uses their numbers.
+        source: whose mathematics to use: ``"notebook"``, ``"coetaur0"``, ``"allennlp"`` or ``"esim_fast"`` (the
+            paper's). None decides by the names of the entries.
+        tokenizer: how to split sentences. None is ``"nltk"``; for coetaur0/ESIM, ``"coetaur0"`` if the words include
+            ``_BOS_`` and ``_EOS_``, else ``"nltk-cased"``; and ``"whitespace"`` without words.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        TypeError: labels are not strings, or in no order.
-        ValueError: entries are missing, unexpected or misshapen; words or labels do not fit the network.
+        TypeError: labels are not strings or have no order.
+        ValueError: entries are missing, unexpected or have the wrong shape, or words or labels do not fit the network.
     """
     named = recognized(state_dict)
     if named is None:
         some = ", ".join(sorted(state_dict)[:3])
         names = ", ".join(scheme.source for scheme in NAMING_SCHEMES.values())
-        raise ValueError(one_line(f"expected the names of {names}, got {some}, …"))
+        raise ValueError(one_line(f"expected a state dict with the names of {names}, got {some}, …"))
     if source not in (None, *NAMING_SCHEMES, "esim_fast"):
         raise ValueError(f"source must be one of {', '.join(map(repr, NAMING_SCHEMES))} or 'esim_fast', got {source!r}")
     entries = {name: _in_fp32(entry) for name, entry in state_dict.items()}
@@ -141,7 +146,7 @@ def convert(
     if labels is None:
         labels = [str(number) for number in range(sizes["num_labels"])]
     options = {} if source == "esim_fast" else NAMING_SCHEMES[source or named].options
-    described: dict[str, Any] = {**sizes, **options, "padding_idx": 1}  # where our vocabulary has it
+    described: dict[str, Any] = {**sizes, **options, "padding_idx": 1}  # padding's id in our vocabulary
     with torch.device("meta"):
         net = ESIM(**described)
     check_entries(entries, net.state_dict(), named)
@@ -160,16 +165,16 @@ def _content(path: Path) -> Any:
     except DataError:
         raise
     except OSError as error:
-        if error.filename is None:  # in the middle of a file
-            raise DataError(f"{path}: a file of torch.save that is not whole") from error
+        if error.filename is None:  # raised while reading
+            raise DataError(f"{path}: the file is incomplete") from error
         raise DataError(f"{path}: {reason_of(error)}") from error
-    except Exception as error:  # there is no end to what a damaged file makes torch raise
+    except Exception as error:  # torch raises many types for damaged files
         if objects := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise DataError(
-                f"{path}: holds objects of Python ({objects[1]}), and reading them would run their code: "
-                "save net.state_dict() with torch.save instead, and convert that"
+                f"{path}: holds Python objects ({objects[1]}), which would run code when loaded: "
+                "save net.state_dict() with torch.save and convert that"
             ) from error
-        raise DataError(f"{path}: not a file of torch.save or safetensors, or a damaged one") from error
+        raise DataError(f"{path}: damaged, or not a torch.save or safetensors file") from error
 
 
 def _entry(content: Any, keys: Sequence[str]) -> Any:
@@ -179,10 +184,10 @@ def _entry(content: Any, keys: Sequence[str]) -> Any:
 
 
 def _network(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The entries of the network among all, and the names of the others.
+    """Split entries into those of the network and the names of the others.
 
     Raises:
-        ValueError: there are two networks, or an entry of the network is no tensor.
+        ValueError: there are two networks, or an entry of the network is not a tensor.
     """
     network = find_network(entries)
     prefix = network.prefix if network else ""
@@ -190,7 +195,7 @@ def _network(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
     for name, entry in entries.items():
         known = network and network.ours(str(name))
         if known and not isinstance(entry, Tensor):
-            raise ValueError(f"{name} is no tensor: save net.state_dict() with torch.save, and convert that")
+            raise ValueError(f"{name} is not a tensor: save net.state_dict() with torch.save and convert that")
         if known or (str(name).startswith(prefix) and not _is_beside(str(name).removeprefix(prefix), entry)):
             found[str(name).removeprefix(prefix)] = entry
         else:
@@ -199,7 +204,7 @@ def _network(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _is_beside(name: str, entry: Any) -> bool:
-    """Whether an entry is clearly no weight of a layer that a network has beside those of an ESIM."""
+    """Whether an entry is clearly not a weight of a layer: a counter, a non-tensor, or part of a loss or metric."""
     counts = isinstance(entry, Tensor) and entry.dtype in (torch.int64, torch.int32, torch.bool)
     return counts or not isinstance(entry, Tensor) or _BESIDE.fullmatch(name.partition(".")[0]) is not None
 
@@ -211,33 +216,33 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _check_sizes(path: Path, entries: Mapping[str, Tensor]) -> None:
-    """Tensors may show the same numbers again and again, and be larger than any memory in a file of some bytes."""
+    """Reject expanded and heavily shared tensors, which can be huge in memory although the file is tiny."""
     shown, stored = 0, {}
     for name, entry in entries.items():
         if entry.layout != torch.strided or entry.is_meta or entry.is_nested:
-            raise DataError(f"{path}: {name} is not stored as plain numbers")
+            raise DataError(f"{path}: {name} must be a dense tensor with values")
         if entry.numel() * entry.element_size() > entry.untyped_storage().nbytes():
-            raise DataError(f"{path}: {name} has shape {list(entry.shape)}, but fewer numbers in the file")
+            raise DataError(f"{path}: {name} has shape {list(entry.shape)}, but the file stores fewer numbers")
         shown += entry.numel() * entry.element_size()
         stored[entry.untyped_storage().data_ptr()] = entry.untyped_storage().nbytes()
     if shown > _TIED * sum(stored.values()):
-        raise DataError(f"{path}: expected tensors with numbers of their own, got the same ones under many names")
+        raise DataError(f"{path}: expected separate tensors, got the same numbers under many names")
 
 
 def _in_fp32(entry: Tensor) -> Tensor:
-    """What can be fp32; the rest is left for the check of all entries to name."""
+    """Convert to fp32 if possible; ``check_entries`` reports the rest."""
     return entry.float() if entry.dtype in FLOATING and entry.layout == torch.strided else entry
 
 
 def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
-    """What ESIM has to be told, as the shapes of the entries have it."""
+    """Derive the sizes of ESIM from the shapes of the entries."""
     shapes = {}
     for name in ("embedding.weight", "encoder.lstm.weight_hh_l0", "linear.mlp.3.weight"):
         theirs = NAMING_SCHEMES[named].theirs(name)
         if name not in entries:
             raise ValueError(f"{theirs} is missing")
         if entries[name].dim() != 2 or not entries[name].numel():
-            raise ValueError(f"{theirs} has shape {list(entries[name].shape)}, expected two dimensions, none of them 0")
+            raise ValueError(f"{theirs} has shape {list(entries[name].shape)}, expected two nonzero dimensions")
         shapes[name] = entries[name].shape
     (vocab_size, embedding_dim), (_, hidden_size), (num_labels, _) = shapes.values()
     sizes = {"hidden_size": hidden_size, "embedding_dim": embedding_dim}
@@ -247,27 +252,29 @@ def _sizes(entries: Mapping[str, Tensor], named: str) -> dict[str, int]:
 def _words(
     words: Sequence[str] | None, tokenizer: str | Tokenizer | None, named: str, count: int
 ) -> tuple[list[str], str | Tokenizer]:
-    """The words of all rows of the embedding, and how sentences are split into them."""
+    """Return the words of all rows of the embedding, and the tokenizer."""
     if words is None:
         if count < 2:
-            raise ValueError(f"expected word vectors of the unknown word and the padding at least, got {count}")
+            raise ValueError(f"expected at least 2 word vectors, for the unknown word and padding, got {count}")
         special = [PADDING, UNKNOWN] if NAMING_SCHEMES[named].options.get("padding_idx") == 0 else [UNKNOWN, PADDING]
         return [*special, *map(str, range(2, count))], tokenizer or "whitespace"
     words = list(words)
     if named == "allennlp" and words[:1] == ["@@UNKNOWN@@"]:
-        words = ["@@PADDING@@", *words]  # which its files leave out
+        words = ["@@PADDING@@", *words]  # AllenNLP's files omit it
     if len(words) != count:
-        raise ValueError(f"the network has {count} word vectors, the vocabulary {len(words)} words")
+        raise ValueError(f"the network has {count} word vectors, but the vocabulary has {len(words)} words")
     if tokenizer is None and named == "coetaur0":
         tokenizer = "coetaur0" if {"_BOS_", "_EOS_"} <= set(words) else "nltk-cased"
     return words, tokenizer or "nltk"
 
 
 def _in_our_order(words: Sequence[str], named: str) -> tuple[list[int], Vocabulary]:
-    """Which of their rows each of ours is, and our vocabulary: the unknown word first, then the padding."""
+    """Return the row that each word of our vocabulary has in theirs, and our vocabulary: unknown word, padding, the
+    rest.
+    """
     places = {word: place for place, word in enumerate(words)}
     first = []
-    # Their own names come first: what others call so may be a word of their text.
+    # Their own names take precedence, because another project's name may be an ordinary word in their text.
     for names in zip(_SPECIAL[named], *_SPECIAL.values(), strict=True):
         place = next((places[name] for name in names if name in places), None)
         if place is None:
@@ -276,7 +283,7 @@ def _in_our_order(words: Sequence[str], named: str) -> tuple[list[int], Vocabula
     padding_idx = NAMING_SCHEMES[named].options.get("padding_idx")
     if padding_idx is not None and first[1] != padding_idx:
         raise ValueError(
-            f"expected the padding of {NAMING_SCHEMES[named].source} as word {padding_idx}, got {words[first[1]]!r} as "
+            f"expected padding as word {padding_idx}, as in {NAMING_SCHEMES[named].source}, got {words[first[1]]!r} as "
             f"word {first[1]}: the words are not in the order of the network's ids"
         )
     order = [*first, *(place for place in range(len(words)) if place not in first)]

@@ -1,8 +1,9 @@
-"""https://github.com/coetaur0/ESIM: the constructor, the arguments, the results and the state dict of its model.
+"""Drop-in replacement for the model of https://github.com/coetaur0/ESIM: same constructor, arguments, results and state
+dict.
 
-What is different: a true softmax over the words of a sentence, where theirs multiplies scores by a mask and loses all
-precision for scores far below zero; a padding id within a sentence is no word, where theirs goes through the LSTMs;
-lengths may be 0; and nothing is sorted, padded or put back in each call.
+Differences: the softmax over the words of a sentence is exact, while the original multiplies scores by a mask and loses
+all precision for scores far below zero; a padding id within a sentence is skipped instead of going through the LSTMs;
+lengths may be 0; and nothing is sorted, padded or reordered in each call.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from ..padded import PaddedPairs
 from ..training.initialization import initialize
 
 _NAMES = state_dicts.NAMING_SCHEMES["coetaur0"]
-_LAYERS = {  # by our names: those with parameters, which the table of names has, and the others
+_LAYERS = {  # our names to theirs: layers with parameters from the table of names, then the others
     **{ours: theirs for theirs, ours in _NAMES.modules.items()},
     "embedding_dropout": "_rnn_dropout",
     "inference": "_attention",
@@ -33,26 +34,26 @@ _LAYERS = {  # by our names: those with parameters, which the table of names has
 
 
 class ESIM(nn.Module):
-    """:class:`esim_fast.ESIM` in place of ``esim.model.ESIM`` of coetaur0/ESIM.
+    """``esim_fast.ESIM`` as a drop-in replacement for ``esim.model.ESIM`` of coetaur0/ESIM.
 
-    Modules and parameters have their names there: ``_word_embedding``, ``_rnn_dropout``, ``_encoding._encoder``,
-    ``_attention``, ``_projection``, ``_composition._encoder`` and ``_classification``. What is put in their place, or
-    hooked to them, counts; they get the packed rows of all sentences, ``[N, D]``, where theirs get padded ones.
-    ``load_state_dict`` takes the state dicts that :class:`esim_fast.ESIM` takes.
+    Modules and parameters have their original names: ``_word_embedding``, ``_rnn_dropout``, ``_encoding._encoder``,
+    ``_attention``, ``_projection``, ``_composition._encoder`` and ``_classification``. Replacing or hooking them works,
+    but they get the packed rows of all sentences, ``[N, D]``, instead of padded ones. ``load_state_dict`` accepts the
+    same state dicts as ``esim_fast.ESIM``.
 
     Args:
         vocab_size: rows of the embedding.
         embedding_dim: width of the word vectors.
-        hidden_size: of each direction of both LSTMs, and of the projection.
-        embeddings: word vectors ``[vocab_size, embedding_dim]`` to begin with, or None, random ones.
-        padding_idx: the id that fills sentences up.
-        dropout: probability; on embeddings and after the projection it drops the same elements of all words of a
-            sentence.
-        num_classes: classes.
-        device: kept as an attribute for the training loop; ``.to(device)`` moves the model, as there.
+        hidden_size: units of each direction of both LSTMs, and width of the projection.
+        embeddings: initial word vectors ``[vocab_size, embedding_dim]``; None initializes them at random.
+        padding_idx: the id that pads sentences.
+        dropout: dropout probability; on embeddings and after the projection, all words of a sentence share one mask.
+        num_classes: number of classes.
+        device: stored as an attribute for the training loop; as in the original, ``.to(device)`` moves the model.
 
     Raises:
-        TypeError, ValueError: as :class:`esim_fast.ESIM`, or ``embeddings`` is not ``[vocab_size, embedding_dim]``.
+        TypeError: as for ``esim_fast.ESIM``.
+        ValueError: as for ``esim_fast.ESIM``, or ``embeddings`` is not ``[vocab_size, embedding_dim]``.
     """
 
     def __init__(
@@ -85,47 +86,49 @@ class ESIM(nn.Module):
         self._projection = Sequential(composition.F, composition.activation)
         self._composition = _Encoder(composition.lstm)
         self._classification = Sequential(layers[0], layers[1], *layers[2], layers[3])
-        self._inner = (inner,)  # in a tuple it is no module of this one, whose entries would be there twice
+        self._inner = (inner,)  # the tuple hides it from nn.Module, which would list every parameter twice
         self.register_load_state_dict_pre_hook(_rename_entries)
 
     @property
     def esim(self) -> model.ESIM:
-        """The same layers as an :class:`esim_fast.ESIM`, for its ``attention`` and for :class:`esim_fast.Classifier`.
+        """The same layers as an ``esim_fast.ESIM``, for its ``attention`` and for ``esim_fast.Classifier``.
 
-        Layers are replaced in this module, not there. Hooks on them count there as well, others only here.
+        Replace layers in this module, not in that one. Hooks on layers work in both, other hooks only here.
 
         Raises:
-            TypeError: a module has been replaced by one of other layers.
+            TypeError: a container was replaced by one with other layers.
         """
         for name, (kind, layers) in _CONTAINERS.items():
             module = self.get_submodule(name)
             if not isinstance(module, kind) or [child for child, _ in module.named_children()] != layers.split():
-                raise TypeError(f"{name} has been replaced: an esim_fast.ESIM has other layers there")
+                raise TypeError(f"{name} has been replaced by a module whose layers do not fit esim_fast.ESIM")
         (inner,) = self._inner
         for ours, theirs in _LAYERS.items():
             inner.set_submodule(ours, self.get_submodule(theirs))
         return inner
 
     def train(self, mode: bool = True) -> "ESIM":
-        """As ``torch.nn.Module.train``, for :attr:`esim` as well."""
+        """Set the training mode, for ``esim`` as well."""
         self._inner[0].train(mode)
         return super().train(mode)
 
     def forward(
         self, premises: Tensor, premises_lengths: Tensor, hypotheses: Tensor, hypotheses_lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits and probabilities of a batch of pairs.
+        """Compute logits and probabilities of a batch of pairs.
 
         Args:
-            premises, hypotheses: token ids ``[B, Lp]`` and ``[B, Lh]``.
-            premises_lengths, hypotheses_lengths: integers ``[B]``; on a GPU they are waited for, on the CPU they need
-                not be.
+            premises: token ids ``[B, Lp]``.
+            premises_lengths: integers ``[B]``; on a GPU they cause a sync, on the CPU they do not.
+            hypotheses: token ids ``[B, Lh]``.
+            hypotheses_lengths: integers ``[B]``.
 
         Returns:
-            logits ``[B, num_classes]`` and their softmax.
+            ``(logits, probabilities)``, both ``[B, num_classes]``.
 
         Raises:
-            TypeError, ValueError: as :meth:`esim_fast.ESIM.forward`.
+            TypeError: as in ``esim_fast.ESIM.forward``.
+            ValueError: as in ``esim_fast.ESIM.forward``.
         """
         padding_idx, embedding = self._inner[0].config.padding_idx, self._word_embedding
         lengths = premises_lengths, hypotheses_lengths
@@ -135,11 +138,11 @@ class ESIM(nn.Module):
         )
         return logits, logits.softmax(-1)
 
-    # What torch.jit.script asks of a module before it compiles it.
+    # torch.jit.script calls this before it compiles a module.
     __prepare_scriptable__ = refuse_torchscript
 
     def _pooled(self, pairs: PackedPairs | PaddedPairs) -> Tensor:
-        """``[B, 8H]``, what the classifier gets."""
+        """Return the classifier's input ``[B, 8H]``."""
         x = drop(self._rnn_dropout, self._word_embedding(pairs.tokens), pairs)  # [N, embedding_dim]
         x = self._encoding(x, pairs)  # [N, 2H]
         rows = pairs.rows(x.shape[1])
@@ -148,10 +151,10 @@ class ESIM(nn.Module):
         return side_by_side(ops.masked_pool(y, rows=rows.all))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``torch.nn.Module.load_state_dict``.
+        """Load a state dict, like ``torch.nn.Module.load_state_dict``.
 
         Raises:
-            RuntimeError: as :meth:`esim_fast.ESIM.load_state_dict`.
+            RuntimeError: as in ``esim_fast.ESIM.load_state_dict``.
         """
         return state_dicts.loaded(partial(super().load_state_dict, state_dict, strict, assign), state_dict, "coetaur0")
 
@@ -164,11 +167,11 @@ class _Encoder(nn.Module):
         self._encoder = lstm
 
     def forward(self, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-        """``x [N, input_size]`` to ``[N, 2H]``, forward and backward state of each token."""
+        """Map ``x [N, input_size]`` to ``[N, 2H]``, the forward and backward state of each token."""
         return bilstm(self, "_encoder", x, pairs)
 
 
-# The modules that have layers, and their names there.
+# The modules that contain layers, and the names of these layers.
 _CONTAINERS = {
     "_encoding": (_Encoder, "_encoder"),
     "_projection": (nn.Sequential, "0 1"),
@@ -178,7 +181,7 @@ _CONTAINERS = {
 
 
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before a state dict is loaded: gives its entries coetaur0's names."""
+    """Rename the entries of a state dict to coetaur0's names before it is loaded."""
     source = state_dicts.rename(state_dict, prefix or None, into="coetaur0")
     if source is not None:
         state_dicts.warn_of_differences(source, net._inner[0].config)

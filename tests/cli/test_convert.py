@@ -76,7 +76,7 @@ def test_an_archive_of_allennlps(run, tmp_path, name, packing, inside, form):
             archive.add(run / part, f"{inside}{part}")
     result = esim_fast("convert", tmp_path / name, tmp_path / "model")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.startswith(f"{tmp_path / name}: left out what is no part of the network: _loss.wei")
+    assert result.stderr.startswith(f"{tmp_path / name}: skipped entries that are not part of the network: _loss.wei")
     succeeds("convert", run, tmp_path / "expected")
     for part in (tmp_path / "expected").iterdir():
         assert (tmp_path / "model" / part.name).read_bytes() == part.read_bytes()
@@ -111,8 +111,8 @@ def test_a_checkpoint_as_people_have_it(state):
     torch.save({**content, "ema": {**entries}}, state / "last.ckpt")
     result = esim_fast("convert", state / "last.ckpt", state / "model", "--vocabulary", state / "worddict.json")
     assert result.stderr.splitlines()[:2] == [
-        f"{state / 'last.ckpt'}: holds several state dicts: took the entry model_state, left out the entry ema",
-        f"{state / 'last.ckpt'}: left out what is no part of the network: esim.n_averaged, criterion.weight",
+        f"{state / 'last.ckpt'}: holds several state dicts: using the entry model_state, skipping the entry ema",
+        f"{state / 'last.ckpt'}: skipped entries that are not part of the network: esim.n_averaged, criterion.weight",
     ]
     found = Classifier.from_pretrained(state / "model").net
     assert torch.equal(found.linear.mlp[3].bias, net.module.module._classification[4].bias)
@@ -122,7 +122,7 @@ def test_a_pickled_dictionary_of_words(state):
     (state / "worddict.pkl").write_bytes(pickle.dumps({"_PAD_": 0}))
     message = fails("convert", state / "best.pth.tar", state / "model", "--vocabulary", state / "worddict.pkl")
     assert f'pickle.load(open("{state / "worddict.pkl"}", "rb"))' in message
-    assert f"give {state / 'worddict.json'} instead" in message
+    assert f"pass {state / 'worddict.json'} instead" in message
 
 
 def test_the_notebooks_are_told_what_they_have(tmp_path):
@@ -143,10 +143,14 @@ def test_mistakes(state):
     for path, options, message in (
         (state / "nowhere", [], "nowhere: No such file"),
         (state, [], "this one has neither best.th nor weights.th"),
-        (state / "whole.pt", [], "whole.pt: holds objects of Python"),
+        (state / "whole.pt", [], "whole.pt: holds Python objects"),
         (source, ["--labels", "yes,no"], f"{source}: labels must name the network's 3 outputs, got 2"),
         (source, ["--labels", "a,,b"], "expected distinct labels with commas between, got 'a,,b'"),
-        (source, ["--vocabulary", words], f"{source} with {words}: the network has 12 word vectors, the vocabulary 2"),
+        (
+            source,
+            ["--vocabulary", words],
+            f"{source} with {words}: the network has 12 word vectors, but the vocabulary has 2",
+        ),
     ):
         assert message in fails("convert", path, model, *options)
     assert not model.exists()

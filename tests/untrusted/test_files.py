@@ -58,7 +58,7 @@ class TestCommandLine:
         in_torch({"embedding.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "large.pt")
         in_torch({"a": torch.zeros(1)}, folder / "best.th")
         os.mkfifo(folder / "vocabulary" / "labels.txt")
-        assert "net.pt: holds objects of Python" in fails("convert", tmp_path / "net.pt", tmp_path / "m")
+        assert "net.pt: holds Python objects" in fails("convert", tmp_path / "net.pt", tmp_path / "m")
         assert "fewer numbers" in fails("convert", tmp_path / "large.pt", tmp_path / "m")
         assert "labels.txt: expected a file" in fails("convert", folder, tmp_path / "m")
         assert not (tmp_path / "m").exists()
