@@ -1,8 +1,8 @@
-"""Builds the one extension, esim_fast/_C.abi3.so, on LibTorch's stable ABI.
+"""Build the single extension, esim_fast/_C.abi3.so, on LibTorch's stable ABI.
 
-CPU code always, CUDA code whenever nvcc is found. Built against any torch >= 2.10, CPU or CUDA, the result runs on
-all of them. Environment: ESIM_FAST_CUDA=auto|0|1 (1: fail where CUDA code cannot be built), CXX, CUDA_HOME,
-TORCH_CUDA_ARCH_LIST (default: DEFAULT_ARCHITECTURES as far as nvcc knows them).
+CPU code is always built, CUDA code if nvcc is found. The result runs on any torch >= 2.10, CPU or CUDA, whichever it
+was built against. Environment variables: ESIM_FAST_CUDA=auto|0|1 (1 fails if CUDA code cannot be built), CXX,
+CUDA_HOME, TORCH_CUDA_ARCH_LIST (default: those of DEFAULT_ARCHITECTURES that nvcc supports).
 """
 
 import os
@@ -22,9 +22,9 @@ try:
     import torch
     from torch.utils import cpp_extension
 except ImportError:
-    sys.exit("esim_fast: torch >= 2.10 is needed to build: install it first, or leave out --no-build-isolation")
+    sys.exit("esim_fast: building needs torch >= 2.10: install it first, or omit --no-build-isolation")
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
-    sys.exit(f"esim_fast: torch >= 2.10 is needed to build, this is {torch.__version__}: update it first")
+    sys.exit(f"esim_fast: building needs torch >= 2.10, got {torch.__version__}: update it first")
 
 
 class Cuda(NamedTuple):
@@ -33,7 +33,7 @@ class Cuda(NamedTuple):
 
 
 def find_cuda() -> Cuda | None:
-    """The CUDA toolkit that nvcc belongs to, or None where only CPU code is built."""
+    """Return the CUDA toolkit that nvcc belongs to, or None to build CPU code only."""
     wish = os.environ.get("ESIM_FAST_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"esim_fast: ESIM_FAST_CUDA must be auto, 0 or 1, got {wish!r}")
@@ -47,7 +47,7 @@ def find_cuda() -> Cuda | None:
         if wish == "1":
             sys.exit("esim_fast: ESIM_FAST_CUDA=1, but no nvcc was found: set CUDA_HOME or put nvcc on the PATH")
         return None
-    # The nvcc on the PATH may be a wrapper somewhere else: nvcc itself says where its toolkit and libraries are.
+    # The nvcc on the PATH may be a wrapper, so ask nvcc itself where its toolkit and libraries are.
     plan = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null", "-o", "/dev/null"], stderr=subprocess.PIPE)
     text = plan.stderr.decode(errors="replace")
     top = re.search(r"^#\$ TOP=(.+)$", text, flags=re.MULTILINE)
@@ -57,23 +57,25 @@ def find_cuda() -> Cuda | None:
 
 
 def cuda_architectures(cuda_home: str) -> list[str]:
-    """What to compile for, such as ["8.0", "9.0+PTX"]."""
+    """Return the compute capabilities to compile for, such as ``["8.0", "9.0+PTX"]``."""
     if chosen := re.findall(r"[^\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")):
         for architecture in chosen:
             if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", architecture):
-                sys.exit(f"esim_fast: TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got {architecture!r} in it")
+                sys.exit(
+                    f"esim_fast: TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got the entry {architecture!r}"
+                )
         return chosen
     listing = subprocess.run([f"{cuda_home}/bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = [a for a in DEFAULT_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listing.stdout.split()]
     if not known:
         sys.exit(
-            f"esim_fast: {cuda_home}/bin/nvcc knows none of {', '.join(DEFAULT_ARCHITECTURES)}: use CUDA 11 or newer"
+            f"esim_fast: {cuda_home}/bin/nvcc supports none of {', '.join(DEFAULT_ARCHITECTURES)}: use CUDA 11 or newer"
         )
     return [*known[:-1], f"{known[-1]}+PTX"]
 
 
 def code_flags(architectures: list[str]) -> list[str]:
-    """nvcc's flags: given here, they keep torch from compiling for just the GPUs it sees, or failing without one."""
+    """Return nvcc's flags; without them, torch compiles only for the GPUs it sees, or fails if there are none."""
     flags = []
     for architecture in architectures:
         number = architecture.removesuffix("+PTX").replace(".", "")
@@ -95,7 +97,7 @@ def check_compiler() -> None:
 
 
 def vnni_macros() -> list[tuple[str, None]]:
-    """The instructions for int8 that the compiler and its assembler know: csrc/int8_cpu.cpp is compiled with these."""
+    """Return macros for the int8 instructions that the compiler and assembler support, for csrc/int8_cpu.cpp."""
     forms = {
         "ESIM_AVX512_VNNI": ("vpdpbusd %zmm0, %zmm0, %zmm0", "avx512vnni"),
         "ESIM_AVX_VNNI": ("{vex} vpdpbusd %ymm0, %ymm0, %ymm0", "avxvnni"),
@@ -115,8 +117,8 @@ def extension() -> cpp_extension.CppExtension:
     sources = [f"csrc/{name}.cpp" for name in names]
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), *vnni_macros()]
     nvcc_args: list[str] = []
-    # In a CUDA build of torch, libtorch.so brings in the CUDA library: it must stay among the needed libraries even
-    # though no symbol of it is used directly.
+    # In a CUDA build of torch, libtorch.so loads the CUDA library, so it must stay linked although none of its symbols
+    # is used directly.
     link_args = ["-Wl,--no-as-needed", "-ltorch"] if sys.platform == "linux" else []
 
     architectures: list[str] = []
@@ -127,10 +129,10 @@ def extension() -> cpp_extension.CppExtension:
         nvcc_args = ["-O3", "-Xcompiler=-fvisibility=hidden", *code_flags(architectures)]
         link_args += [*cuda.library_flags, "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
         cpp_extension.CUDA_HOME = cuda.home
-        # torch compares its own CUDA version with nvcc's, because extensions usually share CUDA libraries with it.
-        # This one links its own runtime statically and asks torch for nothing but a stream.
+        # torch checks that its CUDA version matches nvcc's, because extensions usually share CUDA libraries with it.
+        # This one links its own runtime statically and only gets a stream from torch.
         cpp_extension._check_cuda_version = lambda *_: None
-    # For build_info(); not among the macros, because nvcc would split them at their commas.
+    # For build_info(). Not in define_macros, because nvcc would split the values at commas.
     facts = [
         f"-DESIM_FAST_CUDA_ARCHITECTURES={','.join(architectures)}",
         f"-DESIM_FAST_TORCH_TARGET={TORCH_TARGET}",

@@ -1,9 +1,9 @@
-// The recurrence of a bidirectional LSTM over packed sentences on the CPU, forward and backward, gates fused.
+// The recurrence of a bidirectional LSTM over packed sentences on the CPU, forward and backward, with fused gates.
 //
-// Products with the input and the weights' gradients are matrix products over all tokens at once, made elsewhere: what
-// is left is one small product for each time step, whose sums stay in registers until the gates have been applied.
-// Each direction of each group of sentences is a task of its own that runs through all time steps without waiting for
-// another: sentences do not depend on each other.
+// Products with the input and the weights' gradients are matrix products over all tokens, computed elsewhere. What
+// remains is one small product per time step, whose sums stay in registers until the gates have been applied. Sentences
+// are independent, so each direction of each group of sentences is a task that runs through all time steps without
+// waiting for others.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -16,23 +16,23 @@
 namespace esim_fast {
 namespace {
 
-constexpr int64_t kPart = 16;        // units in a part of packed weights: whole vectors of every processor
+constexpr int64_t kPart = 16;        // units in a part of packed weights: whole vectors on every processor
 
-// A direction of a group of sentences.
+// One direction of a group of sentences.
 struct Task : Group {
   int64_t hidden;
   const float* weight;  // packed; [4H, H] for the backward pass
-  float* gates;         // [N, 4H], gates_row apart: products with the input; then, if c is kept, in their place the gates
+  float* gates;         // [N, 4H], rows gates_row apart: products with the input, overwritten by the gates if c is kept
   int64_t gates_row;
-  float* y;             // [N, 2H], from this direction's half on
-  float* c;             // likewise, or null where nothing is kept for a backward pass
+  float* y;             // [N, 2H], offset to this direction's half
+  float* c;             // likewise, or null if there is no backward pass
   // backward
-  const float* grad_y;      // [N, 2H], from this direction's half on
-  float* grad_gates;        // [N, 4H], before the gates' functions
-  float* previous;          // [N, 2H]: the state that each step began with, from this direction's half on
+  const float* grad_y;      // [N, 2H], offset to this direction's half
+  float* grad_gates;        // [N, 4H], before the gates' activations
+  float* previous;          // [N, 2H]: the initial state of each step, offset to this direction's half
 };
 
-// product[r, v]: `count` rows of a, at most `rows`, by a block of packed weights.
+// product[r, v]: `count` rows of a (at most `rows`) times a block of packed weights.
 template <int rows, int vectors, typename V>
 ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_t a_row, const float* b, int64_t terms) {
   constexpr int lanes = sizeof(V) / sizeof(float), width = vectors * lanes;
@@ -46,14 +46,14 @@ ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_
   }
 }
 
-// One direction's weights [4H, H] and a part of what they are packed into, [parts, H, 4, 16 units].
+// One direction's weights [4H, H], and a part of the packed weights [parts, H, 4, 16 units].
 struct Part {
   const float* weight;
   float* packed;
   int64_t hidden, number;
 };
 
-// Packs as [blocks, H, 4, lanes]: the weights of the four gates of a block of units side by side, 0 where there is none.
+// Packs as [blocks, H, 4, lanes]: the weights of a block of units, its four gates side by side, padded with 0.
 template <int lanes, int>
 ESIM_INLINE void pack(const Part& part) {
   constexpr int kWidth = kGates * lanes;
@@ -65,7 +65,7 @@ ESIM_INLINE void pack(const Part& part) {
     for (int gate = 0; gate < kGates; ++gate) {
       const float* from = part.weight + (gate * H + unit) * H;
       float* to = packed + gate * lanes;
-      // In tiles, so that what is transposed stays in the cache.
+      // In tiles, so that the transposed part stays in the cache.
       for (int64_t first = 0; first < H; first += lanes) {
         const int64_t last = std::min<int64_t>(first + lanes, H);
         for (int64_t lane = 0; lane < units; ++lane) {
@@ -76,13 +76,13 @@ ESIM_INLINE void pack(const Part& part) {
   }
 }
 
-// A task's time steps in the order of the recurrence; in each, the units of one vector, and of those a tile of rows.
+// Loops over time steps in the order of the recurrence, then blocks of one vector of units, then tiles of rows.
 template <int lanes, int rows>
 ESIM_INLINE void forward(const Task& task) {
   using V = Vector<float, lanes>;
   const int64_t H = task.hidden, blocks = (H + lanes - 1) / lanes;
   constexpr int kWidth = kGates * lanes;
-  std::vector<float> cells(task.sentences(0) * H);  // that the next step begins with
+  std::vector<float> cells(task.sentences(0) * H);  // cell states for the next step
   for (int64_t n = 0; n < task.steps->count(); ++n) {
     const int64_t t = task.in_order(n), before = task.before(t);
     const int64_t count = task.sentences(t), known = std::min(count, task.sentences(before));
@@ -92,7 +92,7 @@ ESIM_INLINE void forward(const Task& task) {
       for (int64_t i = 0; i < count; i += rows) {
         const int here = static_cast<int>(std::min<int64_t>(rows, count - i));
         const int with_state = static_cast<int>(std::clamp<int64_t>(known - i, 0, here));
-        // The product takes long enough for what is needed after it to arrive.
+        // The product takes long enough to hide these prefetches.
         for (int r = 0; r < here; ++r) {
           const float* gates = task.gates + task.row(t, i + r) * task.gates_row + unit + units - 1;
           for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(gates + gate * H);
@@ -129,7 +129,7 @@ ESIM_INLINE void forward(const Task& task) {
   }
 }
 
-// The same in the reverse order, the units of four vectors at a time.
+// Loops in the reverse order, with blocks of four vectors of units.
 template <int lanes, int rows>
 ESIM_INLINE void backward(const Task& task) {
   using V = Vector<float, lanes>;
@@ -142,7 +142,7 @@ ESIM_INLINE void backward(const Task& task) {
     float* panel = packed.data() + block * kGates * H * kWidth;
     for (int64_t k = 0; k < kGates * H; ++k) std::copy_n(task.weight + k * H + unit, units, panel + k * kWidth);
   }
-  std::vector<float> grad_c(task.sentences(0) * H);  // of the state that goes on to the next step
+  std::vector<float> grad_c(task.sentences(0) * H);  // gradient of the state that is passed to the next step
   for (int64_t n = task.steps->count() - 1; n >= 0; --n) {
     const int64_t t = task.in_order(n), before = task.before(t), after = task.before(t) == t + 1 ? t - 1 : t + 1;
     const int64_t count = task.sentences(t), known = std::min(count, task.sentences(before));
@@ -200,7 +200,7 @@ ESIM_FOR_EACH_PROCESSOR(backward_task, backward, Task)
 
 int64_t hidden_size(const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) >= kGates, "esim_fast: recurrent weights must be [4H, H]");
-  return weight.size(0) / kGates;  // not the other size: four times that could overflow
+  return weight.size(0) / kGates;  // not size(1), because four times that could overflow
 }
 
 int64_t parts_of(int64_t hidden) { return hidden / kPart + (hidden % kPart != 0); }
@@ -220,7 +220,7 @@ Tensor bilstm_pack_cpu(const Tensor& weight, const Tensor& weight_reverse) {
   return packed;
 }
 
-// gates: of both directions, their rows gates_row apart. Without c nothing is kept for a backward pass.
+// gates: both directions, rows gates_row apart. If c is null, nothing is saved for a backward pass.
 Tensor run_forward(const Steps& steps, float* const (&gates)[2], int64_t gates_row, const Tensor& packed, Tensor* c) {
   const int64_t H = packed.size(2);
   Tensor y = torch::stable::new_empty(packed, {steps.rows, 2 * H});
@@ -251,9 +251,9 @@ Tensor bilstm_states_cpu(const Tensor& gates, const Tensor& packed, const Tensor
   const Steps steps(batch_sizes);
   const int64_t H = packed.dim() == 4 ? packed.size(2) : 0;
   check(packed, "packed weights", {2, parts_of(H), H, kGates * kPart});
-  STD_TORCH_CHECK(H > 0, "esim_fast: packed weights must be those of bilstm_pack");
+  STD_TORCH_CHECK(H > 0, "esim_fast: packed weights must come from bilstm_pack");
   check(gates, "both directions' gates", {steps.rows, 2 * kGates * H});
-  // Only read, as there is no c.
+  // Without c, gates are only read.
   float* const data = const_cast<float*>(gates.const_data_ptr<float>());
   return run_forward(steps, {data, data + kGates * H}, 2 * kGates * H, packed, nullptr);
 }
@@ -276,7 +276,7 @@ std::tuple<Tensor, Tensor, Tensor> bilstm_backward_cpu(const Tensor& grad_y, con
     Task task{group, H};
     const int64_t half = task.reverse * H;
     task.weight = weights[task.reverse];
-    // Only read here: they are kept for as many backward passes as there are.
+    // Only read here, because there may be several backward passes.
     task.gates = const_cast<float*>(kept[task.reverse]->const_data_ptr<float>());
     task.y = const_cast<float*>(y.const_data_ptr<float>()) + half;
     task.c = const_cast<float*>(c.const_data_ptr<float>()) + half;

@@ -1,4 +1,4 @@
-// The dense gradient of word vectors on the CPU: the rows of the words of a batch, zero elsewhere.
+// The dense gradient of an embedding on the CPU: zero except in the rows of the batch's words.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -24,12 +24,11 @@ void embedding_backward_cpu(Tensor table, const Tensor& grad_x, const Tensor& to
   const float* const rows = grad.const_data_ptr<float>();
   const int64_t* const id = ids.const_data_ptr<int64_t>();
   for (int64_t n = 0; n < count; ++n) {
-    STD_TORCH_CHECK(0 <= id[n] && id[n] < words, "esim_fast: tokens[", n, "] = ", id[n], " is not between 0 and ",
-                    words - 1);
+    STD_TORCH_CHECK(0 <= id[n] && id[n] < words, "esim_fast: tokens[", n, "] = ", id[n], ", expected 0 to ", words - 1);
   }
-  if (table.numel() == 0) return;  // it may have no memory, not even for nothing
+  if (table.numel() == 0) return;  // its data pointer may be null
   float* const sums = table.mutable_data_ptr<float>();
-  // Each word belongs to one task, which adds in the order of the tokens: the same bits with any number of threads.
+  // Each word belongs to one task, which adds in token order, so results are bitwise equal for any number of threads.
   const int64_t words_per_task = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));
   torch::stable::parallel_for(0, words, words_per_task, [&](int64_t begin, int64_t end) {
     std::memset(sums + begin * width, 0, (end - begin) * width * sizeof(float));

@@ -1,7 +1,7 @@
-// Inference in int8 on processors with VNNI, which multiply and add four bytes at a time: rows of activations quantized
-// as they come, and the recurrence of a bidirectional LSTM whose weights stay in int8, a quarter of fp32's bytes.
+// Inference in int8 on processors with VNNI, which multiply and add four bytes at a time: activations quantized row by
+// row, and the recurrence of a bidirectional LSTM with int8 weights, a quarter of fp32's size.
 //
-// Everything else is fp32: the sums over products, which are exact in 32 bits, are scaled before the gates.
+// Sums of products are exact in 32 bits and scaled to fp32 before the gates. Everything else is fp32.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -15,13 +15,13 @@
 namespace esim_fast {
 namespace {
 
-constexpr int kTerms = 4;            // bytes that one instruction multiplies and adds for each lane
-constexpr float kMost = 127.0f;      // of the integers, which are symmetric: -128 is not used
-constexpr int kToUnsigned = 128;     // added to activations: the instruction takes them without a sign
+constexpr int kTerms = 4;            // bytes per lane that one instruction multiplies and adds
+constexpr float kMost = 127.0f;      // the range is symmetric, so -128 is not used
+constexpr int kToUnsigned = 128;     // added to activations, because the instruction takes unsigned bytes
 constexpr int64_t kElementsPerTask = 1 << 16;
-constexpr int64_t kMostUnits = 1 << 16;  // beyond, sums over products may not fit into 32 bits
+constexpr int64_t kMostUnits = 1 << 16;  // with more, sums of products may exceed 32 bits
 
-// fp32 lanes of a vector of the processor at hand, or 0 if it has no VNNI. setup.py defines what the compiler knows.
+// fp32 lanes of this processor's vectors, or 0 without VNNI. setup.py defines the macros that the compiler supports.
 int64_t int8_lanes() {
   static const int64_t lanes = [] {
 #if defined(ESIM_AVX512_VNNI)
@@ -39,7 +39,7 @@ int64_t int8_lanes() {
 template <int lanes>
 ESIM_INLINE Vector<int32_t, lanes> multiply_bytes(Vector<int32_t, lanes> sum, Vector<int32_t, lanes> a,
                                                   Vector<int32_t, lanes> b) {
-  // Spelled out, because intrinsics are refused in what is compiled for several processors.
+  // Inline assembly, because intrinsics do not compile in functions that are built for several processors.
 #if defined(ESIM_AVX512_VNNI)
   if constexpr (lanes == 16) asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #endif
@@ -56,7 +56,7 @@ struct Rows {
   int64_t first, last, width;
 };
 
-// The largest magnitude of a row; NaN if something in it is not finite.
+// The largest magnitude in a row; NaN if any value is not finite.
 template <int lanes>
 ESIM_INLINE float magnitude_of(const float* x, int64_t width) {
   using V = Vector<float, lanes>;
@@ -69,21 +69,21 @@ ESIM_INLINE float magnitude_of(const float* x, int64_t width) {
   return highest<lanes, float>(most) + total<lanes, float>(poison);
 }
 
-// What to multiply a row with, so that its integers reach from -127 to 127. Rows that are as small as fp32's smallest
-// numbers are zeros, and so is one that is not finite: its scale, NaN, makes the result NaN.
+// The factor that scales a row to -127..127. It is 0 for rows near fp32's smallest numbers, and for rows that are not
+// finite, whose scale NaN makes the result NaN.
 ESIM_INLINE float factor_of(float magnitude) {
   return kMost * std::numeric_limits<float>::min() < magnitude && magnitude <= std::numeric_limits<float>::max()
              ? kMost / magnitude
              : 0.0f;
 }
 
-// The nearest integers, in 32 bits each: adding 1.5 * 2^23 leaves them in the low bits.
+// The nearest 32-bit integers: adding 1.5 * 2^23 leaves them in the low bits.
 template <int lanes>
 ESIM_INLINE Vector<int32_t, lanes> rounded(const Vector<float, lanes>& x) {
   return (Vector<int32_t, lanes>)(x + 12582912.0f) - 0x4B400000;
 }
 
-// Writes the integers of a row, plus an offset, and returns their scale.
+// Writes a row's integers plus an offset, and returns their scale.
 template <int lanes, int offset, typename Integer>
 ESIM_INLINE float quantize_row(Integer* q, const float* x, int64_t width) {
   using I = Vector<int32_t, lanes>;
@@ -105,17 +105,17 @@ ESIM_INLINE void quantize(const Rows& rows) {
 
 ESIM_FOR_EACH_PROCESSOR(quantize_rows_of, quantize, Rows)
 
-// A direction of a group of sentences, as in bilstm_cpu.cpp. The units of a direction come in blocks of one vector, and
-// of each block the four gates side by side: `width` counts them all.
+// One direction of a group of sentences, as in bilstm_cpu.cpp. Units are in blocks of one vector, and each block has
+// its four gates side by side.
 struct Task : Group {
   int64_t hidden, blocks;
-  const float* gates;        // [N, 2, blocks, 4, lanes]: products with the input's integers, from this direction on
-  const float* input_scale;  // [N]: what makes them products with the input
+  const float* gates;        // [N, 2, blocks, 4, lanes]: products with the input's integers, offset to this direction
+  const float* input_scale;  // [N]: scales of the input's rows
   const float* bias;         // [blocks, 4, lanes]
   const int8_t* weight;      // [blocks, terms, 4, lanes, kTerms]
-  const float* scale;        // [blocks, 4, lanes], of the weights' rows
-  const int32_t* offset;     // [blocks, 4, lanes]: what activations without a sign add to the sums
-  float* y;                  // [N, 2H], from this direction's half on
+  const float* scale;        // [blocks, 4, lanes]: scales of the weights' rows
+  const int32_t* offset;     // [blocks, 4, lanes]: subtracted from sums to correct for unsigned activations
+  float* y;                  // [N, 2H], offset to this direction's half
 };
 
 template <int rows, int lanes>
@@ -135,7 +135,7 @@ ESIM_INLINE void multiply_rows(int32_t* product, int64_t count, const uint8_t* h
     I right[kGates];
 #pragma GCC unroll 8
     for (int gate = 0; gate < kGates; ++gate) right[gate] = load<I>(weight + gate * lanes * kTerms);
-    // The address may lie behind the end: a prefetch never faults.
+    // The address may lie past the end, but a prefetch never faults.
 #pragma GCC unroll 8
     for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(weight + (kAhead * kGates + gate) * lanes * kTerms);
 #pragma GCC unroll 8
@@ -154,7 +154,7 @@ ESIM_INLINE void multiply_rows(int32_t* product, int64_t count, const uint8_t* h
   }
 }
 
-// sigmoid(x) tanh(y) with one division: each costs as much as an exponential. Beyond 20, tanh is 1 in fp32.
+// sigmoid(x) tanh(y) with one division, which costs as much as an exponential. Beyond 20, tanh is 1 in fp32.
 template <int lanes>
 ESIM_INLINE Vector<float, lanes> sigmoid_by_tangent(const Vector<float, lanes>& x, const Vector<float, lanes>& y) {
   using V = Vector<float, lanes>;
@@ -170,7 +170,7 @@ ESIM_INLINE void recur(const Task& task) {
   constexpr int kWidth = kGates * lanes;
   const int64_t H = task.hidden, terms = (H + kTerms - 1) / kTerms, padded = up_to_multiple(terms * kTerms, 64);
   std::vector<float> c(task.sentences(0) * task.blocks * lanes);
-  std::vector<uint8_t> h(task.sentences(0) * padded, kToUnsigned);  // the states that a step begins with
+  std::vector<uint8_t> h(task.sentences(0) * padded, kToUnsigned);  // quantized states of the previous step
   std::vector<float> h_scale(task.sentences(0));
   for (int64_t n = 0; n < task.steps->count(); ++n) {
     const int64_t t = task.in_order(n), count = task.sentences(t);
@@ -179,7 +179,7 @@ ESIM_INLINE void recur(const Task& task) {
       const int64_t place = block * kWidth, unit = block * lanes, units = std::min<int64_t>(lanes, H - unit);
       for (int64_t i = 0; i < count; i += rows) {
         const int64_t here = std::min<int64_t>(rows, count - i), with_state = std::clamp<int64_t>(known - i, 0, here);
-        // Prefetched while the product is computed.
+        // The product takes long enough to hide these prefetches.
         for (int64_t r = 0; r < here; ++r) {
           const float* gates = task.gates + task.row(t, i + r) * 2 * task.blocks * kWidth + place;
           for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(gates + gate * lanes);
@@ -226,7 +226,7 @@ __attribute__((target("avx2,fma"))) void recur_avx2(const Task& task) { recur<8,
 
 std::tuple<Tensor, Tensor> quantize_rows(const Tensor& input) {
   STD_TORCH_CHECK(input.dim() == 2 && input.scalar_type() == ScalarType::Float && input.is_cpu(),
-                  "esim_fast: quantize_rows takes a float32 tensor [N, D] on the CPU");
+                  "esim_fast: quantize_rows needs a float32 tensor [N, D] on the CPU");
   const Tensor x = torch::stable::contiguous(input);
   const int64_t count = x.size(0), width = x.size(1);
   Tensor q = torch::stable::new_empty(x, {count, width}, ScalarType::Char), scale = torch::stable::new_empty(x, {count});
@@ -245,7 +245,8 @@ Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor&
                    const Tensor& scale, const Tensor& offset, int64_t H, const Tensor& batch_sizes) {
   const int64_t lanes = int8_lanes();
   STD_TORCH_CHECK(lanes, "esim_fast: int8 needs a processor with AVX512-VNNI or AVX-VNNI");
-  STD_TORCH_CHECK(0 < H && H <= kMostUnits, "esim_fast: ", H, " hidden units are not supported");
+  STD_TORCH_CHECK(0 < H && H <= kMostUnits, "esim_fast: bilstm_int8 supports 1 to ", kMostUnits,
+                  " hidden units, got ", H);
   const Steps steps(batch_sizes);
   const int64_t blocks = (H + lanes - 1) / lanes, terms = (H + kTerms - 1) / kTerms, N = steps.rows;
   check(gates, "gates", {N, 2, blocks, kGates, lanes});

@@ -1,6 +1,6 @@
 // Local inference on the CPU (equations 11-15): masked co-attention, soft alignment and enhancement, forward and
-// backward. Each pair of sentences is one thread's, from beginning to end and in one order: the tokens that count are
-// gathered side by side, and whatever is made of them stays in the cache until its results are written.
+// backward. One thread computes a pair of sentences from start to end, always in the same order. The tokens that count
+// are gathered into contiguous rows, and intermediate results stay in the cache.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -16,9 +16,9 @@ namespace esim_fast {
 namespace {
 
 constexpr int64_t kElementsPerTask = 16384;
-constexpr int64_t kCached = 2 << 20;  // bytes: results that are larger than a core's cache are written past it
+constexpr int64_t kCached = 2 << 20;  // bytes: results larger than a core's cache bypass it
 
-// Memory that grows with the largest pair so far.
+// Memory that grows to fit the largest pair so far.
 template <typename T>
 class Buffer {
   struct alignas(64) Line {
@@ -33,28 +33,28 @@ class Buffer {
     const int64_t needed = up_to_multiple(std::max<int64_t>(elements, 1), kPerLine) / kPerLine;
     if (needed > size) {
       lines.reset();
-      lines.reset(new Line[needed]);  // not cleared
+      lines.reset(new Line[needed]);  // uninitialized, unlike std::make_unique
       size = needed;
     }
     return lines[0].values;
   }
 };
 
-// One side of the batch: its tensors, and where in them tokens lie.
+// One side of the batch: its tensor, and where its tokens lie.
 struct Side {
   Tensor x;
   Layout layout;
   bool padded;
 
-  // Of a contiguous tensor of x's shape.
+  // Offset of a token in a contiguous tensor of x's shape.
   int64_t offset(int64_t b, int64_t t) const {
     return padded ? (b * layout.tokens.max_length + t) * layout.width : layout.offsets(b, t);
   }
-  // One behind the last position that results are written to: padding too, as zeros.
+  // End of the positions that get results, including padding, which gets zeros.
   int64_t end(int64_t b) const { return padded ? layout.tokens.max_length : layout.tokens.length(b); }
 };
 
-// One sentence, gathered.
+// One sentence in contiguous rows.
 template <typename T>
 struct Sentence {
   std::vector<int64_t> tokens;  // the positions that count
@@ -78,13 +78,13 @@ class PairOfSentences {
   PairOfSentences(const Side& a_side, const Side& b_side) : sides{&a_side, &b_side} {
     width = a_side.layout.width;
     whole_vectors = up_to_multiple(width, kLanes);
-    // An odd number of cache lines: rows do not all meet in the same few sets.
+    // An odd number of cache lines, so that rows do not map to the same few cache sets.
     stride = up_to_multiple(width, kVectors * kLanes) + kLanes;
     const int64_t results = 4 * (a_side.x.numel() + b_side.x.numel());
     if (results * int64_t{sizeof(scalar_t)} > kCached) row = row_buffer.at_least(4 * width);
   }
 
-  // Asks for the features of a pair that comes later, so that they are in the cache by then.
+  // Prefetches the features of a later pair.
   void announce(int64_t pair) {
     for (const Side* side : sides) {
       const scalar_t* x = side->x.template const_data_ptr<scalar_t>();
@@ -138,7 +138,7 @@ class PairOfSentences {
     for (int64_t i = 0; i < elements; i += 64 / int64_t{sizeof(scalar_t)}) __builtin_prefetch(row + i, 0, 3);
   }
 
-  // Gathers both sentences of a pair, and computes alpha, beta and the soft alignments.
+  // Gathers both sentences of a pair and computes alpha, beta and the soft alignments.
   void align(int64_t pair, bool with_gradients) {
     b = pair;
     for (int side : {0, 1}) gather_sentence(side, with_gradients);
@@ -176,7 +176,7 @@ class PairOfSentences {
     for (int64_t i = 0; i < sentence.count; ++i) gather(token(side, i, nullptr, 0));
   }
 
-  // Zeros behind the features of each row, and in rows that fill up the last four.
+  // Zeros the end of each row, and the rows that pad the count to a multiple of four.
   void clear_rest(T* x, int64_t count, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t filled = i < count ? width : 0;
@@ -199,7 +199,7 @@ class PairOfSentences {
             row};
   }
 
-  // The sums of x's rows that the rows of weights ask for, or their columns.
+  // Weighted sums of x's rows, with the weights of each row, or of each column, of `by`.
   void weigh(const T* by, bool columns, const T* x, T* out, bool add) {
     const int64_t rows = columns ? weights.columns : weights.rows, terms = columns ? weights.rows : weights.columns;
     multiply(Product<T>{by, columns ? 1 : weights.stride, columns ? weights.stride : 1, x, out, rows, terms, width,
@@ -215,7 +215,7 @@ class PairOfSentences {
   }
 };
 
-// Where the tokens of one side lie and which of them count, as the operators are told.
+// Where the tokens of one side lie and which of them count, as passed to the operators.
 struct Where {
   const std::optional<Tensor>& start;
   std::optional<Tensor> step;
@@ -225,11 +225,11 @@ struct Where {
 
 Side make_side(const Tensor& input, Where at) {
   STD_TORCH_CHECK(input.is_cpu() && input.dim() == (at.start ? 2 : 3),
-                  "esim_fast: local_inference takes [B, L, D], or [N, D] with start and step, on the CPU");
+                  "esim_fast: local_inference needs [B, L, D], or [N, D] with start and step, on the CPU");
   const Tensor x = at.start ? torch::stable::contiguous(input) : contiguous_columns(input);
   if (at.start && at.step && at.step->dim() == 1 && at.longest != at.step->size(0)) {
-    STD_TORCH_CHECK(0 <= at.longest && at.longest < at.step->size(0), "esim_fast: sentences of ", at.longest,
-                    " tokens, but step has ", at.step->size(0), " entries");
+    STD_TORCH_CHECK(0 <= at.longest && at.longest < at.step->size(0), "esim_fast: longest = ", at.longest,
+                    " must lie between 0 and the ", at.step->size(0), " entries of step");
     at.step = torch::stable::narrow(*at.step, 0, 0, at.longest);
   }
   const bool padded = !at.start;
@@ -248,16 +248,18 @@ struct Sides {
       : a(make_side(a_input, a_at)), b(make_side(b_input, b_at)) {
     STD_TORCH_CHECK(a.x.scalar_type() == b.x.scalar_type() && a.layout.width == b.layout.width &&
                         a.layout.batch == b.layout.batch,
-                    "esim_fast: a and b must have the same dtype and width, and hold as many sentences");
+                    "esim_fast: a and b must have the same dtype, width and number of sentences");
   }
 
-  // Of pairs in one tensor, which is contiguous.
+  // For both sides in one tensor, which is contiguous.
   Sides(const Tensor& x, const Where& a_at, const Where& b_at) : Sides(x, x, a_at, b_at) {
-    STD_TORCH_CHECK(a_at.start && b_at.start, "esim_fast: only a row-addressed tensor can hold both sides");
+    STD_TORCH_CHECK(a_at.start && b_at.start,
+                    "esim_fast: start and step must be given for both sides, because one tensor holds them");
   }
 };
 
-// A tensor for results, `times` as wide as x. Kernels write all of a padded one, and the rows that are addressed.
+// A tensor for results, `times` as wide as x. Kernels write all of a padded tensor, but only the addressed rows of a
+// row-addressed one.
 Tensor new_like(const Side& side, int64_t times, bool every_row) {
   std::vector<int64_t> shape(side.x.sizes().begin(), side.x.sizes().end());
   shape.back() *= times;
@@ -268,12 +270,12 @@ Tensor contiguous_gradient(const Tensor& grad_m, const Side& side) {
   bool fits = grad_m.is_cpu() && grad_m.scalar_type() == side.x.scalar_type() && grad_m.dim() == side.x.dim() &&
               grad_m.size(-1) == 4 * side.layout.width;
   for (int64_t i = 0; fits && i + 1 < grad_m.dim(); ++i) fits = grad_m.size(i) == side.x.size(i);
-  STD_TORCH_CHECK(fits, "esim_fast: gradients of local_inference must be those of its results");
+  STD_TORCH_CHECK(fits, "esim_fast: gradients of local_inference must have the shape and dtype of its results");
   return torch::stable::contiguous(grad_m);
 }
 
-// Calls f(pair, b) for each pair b. Each is computed by one thread alone, whose memory serves one after the other.
-// Batches may be sorted by length, so pairs are dealt out like cards: every thread gets as much to do.
+// Calls f(pair, b) for each pair b. Each pair is computed by one thread, which reuses its memory for the next.
+// Batches may be sorted by length, so pairs are distributed round-robin to balance the threads.
 template <typename scalar_t, typename F>
 void for_each_pair(const Side& a, const Side& b, const F& f) {
   if (a.layout.width == 0) return;
@@ -292,7 +294,7 @@ void for_each_pair(const Side& a, const Side& b, const F& f) {
   });
 }
 
-// Writes the enhanced sentences of both sides, which may lie in the same tensor.
+// Writes the enhanced sentences of both sides, which may share one tensor.
 void forward(const Sides& sides, Tensor& m_a, Tensor& m_b) {
   dispatch_floating(sides.a.x.scalar_type(), "local_inference", [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -301,7 +303,7 @@ void forward(const Sides& sides, Tensor& m_a, Tensor& m_b) {
   });
 }
 
-// Writes the gradients of both sides, which may lie in the same tensor.
+// Writes the gradients of both sides, which may share one tensor.
 void backward(const Sides& sides, const Tensor& grad_m_a, const Tensor& grad_m_b, Tensor& grad_a, Tensor& grad_b) {
   dispatch_floating(sides.a.x.scalar_type(), "local_inference_backward", [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -313,7 +315,7 @@ void backward(const Sides& sides, const Tensor& grad_m_a, const Tensor& grad_m_b
   });
 }
 
-// The last arguments of all operators here, and what they say of a and of b.
+// The last parameters of all operators here, and their parts for a and b.
 #define ESIM_SIDES_PARAMETERS                                                                              \
   std::optional<Tensor> a_start, std::optional<Tensor> a_step, std::optional<Tensor> a_lengths,            \
       std::optional<Tensor> a_mask, std::optional<Tensor> b_start, std::optional<Tensor> b_step,           \

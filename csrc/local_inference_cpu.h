@@ -1,5 +1,5 @@
-// The inner loops of local inference on the CPU, compiled for each processor. Whatever they work on was gathered
-// before: rows of features one behind the other, `stride` elements each.
+// The inner loops of local inference on the CPU, compiled for each processor. They work on gathered rows of features,
+// `stride` elements apart.
 #pragma once
 
 #include <algorithm>
@@ -13,18 +13,18 @@
 namespace esim_fast {
 namespace {
 
-constexpr int64_t kVectors = 4;           // that a row's sums take at a time
-constexpr int64_t kLanes = 16;            // at most, in fp32
+constexpr int64_t kVectors = 4;           // vectors of sums per row
+constexpr int64_t kLanes = 16;            // most fp32 lanes of any processor
 
 template <typename T>
 constexpr int lanes_of(int fp32_lanes) {
   return fp32_lanes * sizeof(float) / sizeof(T);
 }
 
-// What the kernels below work on. Rows of features are zero from `width` up to a multiple of 4 vectors, and there is a
-// multiple of 4 rows.
+// Arguments of the kernels below. Rows of features are padded with zeros to a multiple of 4 vectors, and their number
+// to a multiple of 4.
 
-// out[i, d] = sum over k of weights[i, k] * x[k, d], or added to what is there.
+// out[i, d] = sum over k of weights[i, k] * x[k, d], added to out if `add` is true.
 template <typename T>
 struct Product {
   const T* weights;
@@ -41,14 +41,14 @@ struct RowProducts {
   T* out;
   int64_t rows, columns, width, stride, out_stride;
 };
-// The soft alignment's weights of a pair and their gradients, [rows, stride], of which `columns` count.
+// The soft alignment's weights of a pair and their gradients, [rows, stride], of which the first `columns` count.
 template <typename T>
 struct Weights {
-  T *alpha, *beta;  // before the softmax, the scores both
+  T *alpha, *beta;  // both hold the scores before the softmax
   T *grad_alpha, *grad_beta;
   int64_t rows, columns, stride;
 };
-// A token: of the tensors its row, and of what is made of it.
+// A token: its rows in the tensors and in intermediate results.
 template <typename scalar_t>
 struct Token {
   using T = accumulate_t<scalar_t>;
@@ -56,7 +56,7 @@ struct Token {
   scalar_t* out;
   T *x, *aligned, *grad_aligned, *grad;
   int64_t width;
-  scalar_t* row;  // where out is put together first, to be streamed from there; null: it is written where it belongs
+  scalar_t* row;  // buffer from which out is streamed; null to write out directly
 };
 
 template <int rows, int lanes, typename T>
@@ -114,7 +114,7 @@ ESIM_INLINE Vector<T, lanes> exponential_of(Vector<T, lanes> x) {
   }
 }
 
-// alpha: softmax of each row of scores; beta: of each column. There is a row and a column at least.
+// alpha: softmax of each row of scores; beta: of each column. Needs at least one row and one column.
 template <int lanes, int, typename T>
 ESIM_INLINE void softmax_of(const Weights<T>& w) {
   constexpr int kLanesOfT = lanes_of<T>(lanes);
@@ -154,7 +154,7 @@ ESIM_INLINE void softmax_of(const Weights<T>& w) {
   }
 }
 
-// The scores' gradient takes the place of alpha's.
+// The scores' gradient overwrites alpha's.
 template <int lanes, int, typename T>
 ESIM_INLINE void softmax_backward_of(const Weights<T>& w) {
   constexpr int kLanesOfT = lanes_of<T>(lanes);
@@ -182,7 +182,7 @@ ESIM_INLINE void softmax_backward_of(const Weights<T>& w) {
   }
 }
 
-// A vector of the tensors' dtype, from and to the one of the sums.
+// Load and store vectors, converting between the tensors' dtype and the sums' dtype.
 template <int lanes, typename scalar_t>
 ESIM_INLINE Vector<accumulate_t<scalar_t>, lanes> read(const scalar_t* p, int64_t n) {
   if constexpr (sizeof(scalar_t) > 2) {
@@ -207,8 +207,8 @@ ESIM_INLINE void write(scalar_t* p, const Vector<accumulate_t<scalar_t>, lanes>&
 #define ESIM_INLINE_LAMBDA __attribute__((always_inline))
 
 // Calls f(d, n) for vectors of n elements that cover a row: one at the beginning, one at the end, and between them
-// those at multiples of a vector's size in the memory that is written, because stores across cache lines are slow.
-// They may overlap, and n is less than a vector only where the row is.
+// vectors aligned in the written memory, because stores across cache lines are slow. Vectors may overlap. n is less
+// than a full vector only if the row is shorter than one.
 template <int lanes, typename scalar_t, typename F>
 ESIM_INLINE void for_each_vector(const scalar_t* written, int64_t width, const F& f) {
   if (width < lanes) {
@@ -229,7 +229,7 @@ ESIM_INLINE void gather_of(const Token<scalar_t>& t) {
   });
 }
 
-// One part after the other, as they lie in memory.
+// Writes the four parts one after another, as they lie in memory.
 template <int lanes, int, typename scalar_t>
 ESIM_INLINE void enhance_of(const Token<scalar_t>& t) {
   constexpr int kLanesOfT = lanes_of<typename Token<scalar_t>::T>(lanes);
@@ -248,7 +248,7 @@ ESIM_INLINE void enhance_of(const Token<scalar_t>& t) {
   if (t.row) stream<lanes>(t.out, t.row, 4 * t.width * int64_t{sizeof(scalar_t)});
 }
 
-// The gradients of the soft alignment, and of x as far as the enhancement goes.
+// Gradients of the soft alignment, and of x through the enhancement.
 template <int lanes, int, typename scalar_t>
 ESIM_INLINE void enhance_backward_of(const Token<scalar_t>& t) {
   constexpr int kLanesOfT = lanes_of<typename Token<scalar_t>::T>(lanes);

@@ -1,4 +1,4 @@
-// Average and max pooling over the tokens of each sequence (equations 18-20): what its CPU and CUDA kernels share.
+// Code shared by the CPU and CUDA kernels of average and max pooling (equations 18-20).
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -10,9 +10,9 @@
 namespace esim_fast {
 
 struct PoolOutputs {
-  Tensor v;       // [B, 2D] average; maximum
+  Tensor v;       // [B, 2D]: averages, then maxima
   Tensor argmax;  // [B, D] int32: time step of the first maximum, -1 for an empty sequence
-  Tensor count;   // [B] int32: how many tokens were pooled
+  Tensor count;   // [B] int32: number of pooled tokens
 };
 
 inline PoolOutputs allocate_outputs(const Tensor& x, const Layout& layout) {
@@ -21,7 +21,7 @@ inline PoolOutputs allocate_outputs(const Tensor& x, const Layout& layout) {
           torch::stable::new_empty(x, {layout.batch}, ScalarType::Int)};
 }
 
-// Element offsets count rows laid out contiguously, so row-addressed input is made so; padded input keeps its strides.
+// Offsets refer to a contiguous tensor, so row-addressed input is made contiguous; padded input keeps its strides.
 inline std::pair<Tensor, Layout> forward_layout(const Tensor& input, const std::optional<Tensor>& start,
                                                 const std::optional<Tensor>& step,
                                                 const std::optional<Tensor>& lengths,
@@ -41,7 +41,7 @@ struct PoolGradient {
   Tensor grad_v;   // [B, 2D], contiguous
   Tensor argmax;   // [B, D], contiguous
   Tensor count;    // [B], contiguous
-  Tensor grad_x;   // contiguous [B, L, D] or [N, D]; every row is written, or was zeroed here
+  Tensor grad_x;   // contiguous [B, L, D], or [N, D] initialized with zeros
   Layout layout;   // of grad_x
 };
 
@@ -57,11 +57,11 @@ inline PoolGradient allocate_gradient(const Tensor& grad_v, const Tensor& argmax
                       argmax.device() == grad_v.device() && count.device() == grad_v.device(),
                   "esim_fast: masked_pool_backward needs grad_v [B, 2D], argmax [B, D] and count [B]");
   const int64_t batch = argmax.size(0), width = argmax.size(1);
-  // A row that no sequence addresses gets no gradient, and no kernel visits it.
+  // Kernels do not visit rows that no sequence addresses, so these must be zero already.
   Tensor grad_x = start ? torch::stable::new_zeros(grad_v, {rows, width})
                         : torch::stable::new_empty(grad_v, {batch, rows, width});
   Layout layout = make_layout(grad_x, rows * width, width, batch, rows, width, start, step, lengths, mask);
-  STD_TORCH_CHECK(layout.batch == batch, "esim_fast: start has ", layout.batch, " entries for ", batch, " sequences");
+  STD_TORCH_CHECK(layout.batch == batch, "esim_fast: start must have ", batch, " entries, got ", layout.batch);
   return {torch::stable::contiguous(grad_v), torch::stable::contiguous(argmax), torch::stable::contiguous(count),
           grad_x, layout};
 }

@@ -1,4 +1,4 @@
-// Masked average and max pooling on the CPU: one pass over x, parallel over sequences and blocks of columns.
+// Masked average and max pooling on the CPU: a single pass over x, parallel over sequences and blocks of columns.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -6,8 +6,8 @@
 
 #include "masked_pool.h"
 
-// One binary serves every x86-64: the loops below are compiled for each of these, and the loader picks one.
-// Named by instruction sets: a name of a processor, such as haswell, would be picked on that maker's processors alone.
+// The loops below are compiled for each of these targets, and the loader picks one, so one binary serves every x86-64.
+// Targets are instruction sets, because a processor name such as haswell would match only that vendor's processors.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 12
 #define ESIM_VECTORIZED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -21,8 +21,8 @@
 namespace esim_fast {
 namespace {
 
-constexpr int64_t kColumns = 256;       // one block's accumulators stay in the L1 cache
-constexpr int64_t kRowsPerPartial = 16; // sums are taken over 16 rows first, then over those: rounding grows slower
+constexpr int64_t kColumns = 256;       // a block's accumulators fit into the L1 cache
+constexpr int64_t kRowsPerPartial = 16; // partial sums over 16 rows reduce rounding errors
 constexpr int64_t kElementsPerTask = 16384;
 
 template <typename acc_t>
@@ -33,7 +33,7 @@ struct Accumulators {
   int32_t argmax[kColumns];
 };
 
-// Takes row t into the accumulators. Like torch.max, the first maximum wins and NaN beats everything.
+// Adds row t to the accumulators. As in torch.max, the first maximum wins and NaN beats everything.
 template <typename scalar_t, typename acc_t>
 inline __attribute__((always_inline)) void take_row(const scalar_t* __restrict x, int64_t columns, int32_t t,
                                                     Accumulators<acc_t>& acc) {
@@ -59,7 +59,7 @@ inline __attribute__((always_inline)) int32_t pool_block(const scalar_t* x, cons
   const int64_t length = layout.tokens.length(b);
   for (int64_t t = 0; t < length; ++t) {
     if (!layout.tokens.unmasked(b, t)) continue;
-    // A column of nothing but -inf has its maximum at the first token.
+    // If a column is -inf throughout, its maximum is at the first token.
     if (count == 0) std::fill_n(acc.argmax, columns, static_cast<int32_t>(t));
     take_row(x + layout.offsets(b, t) + first_column, columns, static_cast<int32_t>(t), acc);
     if (++count % kRowsPerPartial == 0) {
@@ -108,7 +108,7 @@ inline __attribute__((always_inline)) void gradient_block(scalar_t* grad_x, cons
   }
 }
 
-// target_clones needs plain functions: one pair for each dtype.
+// target_clones does not work on templates, so there is a pair of functions for each dtype.
 #define ESIM_BLOCKS(scalar_t)                                                                                          \
   ESIM_VECTORIZED int32_t pool(const scalar_t* x, const Layout& layout, int64_t b, int64_t first, int64_t columns,     \
                                scalar_t* average, scalar_t* maximum, int32_t* argmax) {                                \

@@ -1,5 +1,5 @@
 // Masked average and max pooling on NVIDIA GPUs: x is read once, in 16-byte loads, with several rows in flight per
-// warp. No atomics: every output has one writer, so results are the same bits in every run.
+// warp. Every output has one writer and there are no atomics, so results are bitwise reproducible.
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -8,8 +8,8 @@
 
 #include "masked_pool.h"
 
-// Only a CUDA build of torch has this symbol. Weak, it stays null under a CPU-only torch, where no CUDA tensor can
-// reach this file, and the same library loads there too.
+// Only a CUDA build of torch has this symbol. Weak linkage lets the library also load under a CPU-only torch, where the
+// symbol is null and no CUDA tensor reaches this file.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                    void** ret_stream);
 
@@ -18,15 +18,15 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kWarps = 8;          // per thread block
-constexpr int kRows = 8;           // that a thread of the forward pass loads before it uses the first
-constexpr int kGradientRows = 64;  // rows that one warp writes in the backward pass
+constexpr int kRows = 8;           // rows that a thread has in flight in the forward pass
+constexpr int kGradientRows = 64;  // rows that a warp writes in the backward pass
 
 template <typename scalar_t, int kVector>
 struct alignas(sizeof(scalar_t) * kVector) Vector {
   scalar_t value[kVector];
 };
 
-// The compiler splits an assignment of 16 bytes into smaller stores (though not loads), so it is spelled out.
+// Inline assembly, because the compiler splits 16-byte stores (though not loads) into smaller ones.
 template <typename vector_t>
 __device__ void store(void* to, const vector_t& from) {
   if constexpr (sizeof(vector_t) == 16) {
@@ -37,15 +37,15 @@ __device__ void store(void* to, const vector_t& from) {
                  "r"(bits.y), "r"(bits.z), "r"(bits.w)
                  : "memory");
 #else
-    *static_cast<uint4*>(to) = bits;  // where the tests run this file on the CPU
+    *static_cast<uint4*>(to) = bits;  // for the tests, which run this file on the CPU
 #endif
   } else {
     *static_cast<vector_t*>(to) = from;
   }
 }
 
-// Value j of a vector, as what sums are kept in. Two values of 16 bits share a register: said so, each takes the
-// compiler one instruction instead of three.
+// Value j of a vector in the dtype of sums. Unpacking 16-bit values in pairs takes one instruction each instead of
+// three.
 template <typename scalar_t, int kVector>
 __device__ accumulate_t<scalar_t> widened(const Vector<scalar_t, kVector>& from, int j) {
   if constexpr (sizeof(scalar_t) == 2 && kVector % 2 == 0) {
@@ -65,8 +65,8 @@ __device__ accumulate_t<scalar_t> widened(const Vector<scalar_t, kVector>& from,
   }
 }
 
-// Like torch.max: NaN beats everything, then the larger value, then the earlier token. Without branches, of which each
-// would wait for the one before.
+// As in torch.max, NaN beats everything, then the larger value wins, then the earlier token. Branch-free, because each
+// branch would wait for the previous one.
 template <typename acc_t>
 __device__ bool better(acc_t value, int t, acc_t other, int other_t) {
   const bool nan = value != value, other_nan = other != other;
@@ -75,11 +75,11 @@ __device__ bool better(acc_t value, int t, acc_t other, int other_t) {
   return ahead | (equal & (t < other_t));
 }
 
-// A thread pools kVector neighboring columns of one sequence; a warp's last thread and the next one's first may work
-// on different sequences, so that no width leaves threads idle. With kSplit > 1 that many warps of the block share a
-// sequence's tokens and meet in shared memory: for few but long sequences.
+// A thread pools kVector neighboring columns of one sequence. Threads are numbered across sequences, so that no width
+// leaves threads idle. With kSplit > 1, for few but long sequences, that many warps of the block share a sequence's
+// tokens and combine their results in shared memory.
 template <typename scalar_t, int kVector, int kSplit>
-__global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // blocks for which registers suffice
+__global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // blocks that fit into the registers
     pool_kernel(const scalar_t* __restrict__ x, Layout layout, int64_t vectors, scalar_t* __restrict__ v,
                 int32_t* __restrict__ argmax_out, int32_t* __restrict__ count_out) {
   using acc_t = accumulate_t<scalar_t>;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
   const scalar_t* sequence = active ? x + layout.offsets.begin(b) + column : x;
 
   for (int first = part; first < length; first += kRows * kSplit) {
-    // First which rows count, a bit each, then the rows: no load waits for another one.
+    // Find out which rows count, one bit each, before loading any, so that no load waits for another.
     unsigned int take = (1u << min((length - 1 - first) / kSplit + 1, kRows)) - 1;
     if (layout.tokens.mask) {
       unsigned int unmasked = 0;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
       }
       take &= unmasked;
     }
-    vector_t row[kRows] = {};  // one that does not count adds zeros
+    vector_t row[kRows] = {};  // zeros for rows that do not count
     const scalar_t* strided = sequence + first * layout.offsets.time_stride;
 #pragma unroll
     for (int i = 0; i < kRows; ++i, strided += kSplit * layout.offsets.time_stride) {
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
       const scalar_t* from = layout.offsets.step ? sequence + layout.offsets.step[first + i * kSplit] : strided;
       row[i] = *reinterpret_cast<const vector_t*>(from);
     }
-    acc_t partial[kVector] = {};  // summed apart, so that rounding grows with the number of groups, not of rows
+    acc_t partial[kVector] = {};  // separate sums make rounding grow with the number of groups instead of rows
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const bool counts = take >> i & 1;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
       for (int j = 0; j < kVector; ++j) {
         const acc_t value = widened(row[i], j);
         partial[j] += value;
-        // Tokens come in order, so the first maximum stays. Without a branch: it would wait for every comparison.
+        // Tokens come in order, so the first maximum wins. Branch-free: a branch would wait for each comparison.
         const bool larger = counts && value > maximum[j];
         maximum[j] = larger ? value : maximum[j];
         argmax[j] = larger ? first + i * kSplit : argmax[j];
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
     for (int j = 0; j < kVector; ++j) total[j] += partial[j];
   }
 
-  // The comparisons passed over NaN, which has made the sum NaN, and over -inf where there is nothing else. Both are so
-  // rare that such columns are read again.
+  // The comparisons above ignore NaN, which makes the sum NaN, and columns that are -inf throughout. Both are rare, so
+  // such columns are read again.
   bool passed_over = false;
 #pragma unroll
   for (int j = 0; j < kVector; ++j) passed_over = passed_over || total[j] != total[j] || argmax[j] == INT_MAX;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
   }
   if (!active) return;
 
-  constexpr int kIndices = kVector < 4 ? kVector : 4;  // of 4 bytes in one store
+  constexpr int kIndices = kVector < 4 ? kVector : 4;  // 4-byte indices per store
   vector_t average_out, maximum_out;
   Vector<int32_t, kIndices> argmax_group[kVector / kIndices];
 #pragma unroll
@@ -262,7 +262,7 @@ struct CudaStream {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "esim_fast: this torch has no CUDA support");
     void* current = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &current) == AOTI_TORCH_SUCCESS,
-                    "esim_fast: torch gave no CUDA stream for device ", device);
+                    "esim_fast: torch returned no CUDA stream for device ", device);
     stream = static_cast<cudaStream_t>(current);
   }
   int multiprocessors() const {
@@ -274,7 +274,7 @@ struct CudaStream {
 
 void check_launch(const char* name) {
   const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "esim_fast: ", name, " failed to start: ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess, "esim_fast: ", name, " failed to launch: ", cudaGetErrorString(error));
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -284,8 +284,8 @@ unsigned int grid_size(int64_t blocks) {
   return static_cast<unsigned int>(blocks);
 }
 
-// 16-byte accesses where every row begins at a multiple of 16 bytes. Row-addressed rows do so when D does, because
-// start and step are multiples of D: esim_fast.Rows asks for that, and here it cannot be read.
+// Whether every row is aligned to 16 bytes. For row-addressed input it suffices that D is, because start and step are
+// multiples of D; esim_fast.Rows requires that, and checking it here would need a sync.
 template <typename scalar_t>
 bool rows_aligned(const scalar_t* data, const Layout& layout) {
   constexpr int64_t kVector = 16 / sizeof(scalar_t);
@@ -299,7 +299,7 @@ void launch_pool(const CudaStream& cuda, const scalar_t* x, const Layout& layout
   const int64_t vectors = layout.width / kVector;
   const int64_t units = ceil_div(layout.batch * vectors, kLanes);
   const dim3 threads(kLanes, kWarps);
-  // Enough sequences fill the GPU with a warp each; fewer long ones are split over a block's warps.
+  // Many sequences fill the GPU with one warp each; a few long ones are split over a block's warps.
   const bool split = layout.tokens.max_length > 2 * kRows && units < 16 * cuda.multiprocessors();
   if (split) {
     pool_kernel<scalar_t, kVector, kWarps>
@@ -359,7 +359,7 @@ Tensor masked_pool_backward_cuda(const Tensor& grad_v, const Tensor& argmax, con
     const int32_t* where = g.argmax.template const_data_ptr<int32_t>();
     const int32_t* counts = g.count.template const_data_ptr<int32_t>();
     const bool padded = !start.has_value();
-    // grad_v comes from autograd and may begin anywhere; grad_x is ours.
+    // grad_v comes from autograd and may have any alignment; grad_x is allocated here.
     if (rows_aligned(grad_x, g.layout) && reinterpret_cast<uintptr_t>(v) % 16 == 0) {
       launch_gradient<scalar_t, 16 / sizeof(scalar_t)>(cuda, v, where, counts, g.layout, padded, grad_x);
     } else {

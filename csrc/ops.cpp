@@ -1,4 +1,4 @@
-// The operators' schemas, and what this library was built with.
+// The operators' schemas, and build information.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -6,7 +6,7 @@
 #define ESIM_STRING_(...) #__VA_ARGS__
 #define ESIM_STRING(...) ESIM_STRING_(__VA_ARGS__)
 
-// How operators on pairs of sentences are told where tokens lie and which of them count.
+// Parameters of operators on pairs of sentences: where tokens lie, and which of them count.
 #define ESIM_SIDES_SCHEMA                                                                             \
   "Tensor? a_start, Tensor? a_step, Tensor? a_lengths, Tensor? a_mask, Tensor? b_start, "      \
   "Tensor? b_step, Tensor? b_lengths, Tensor? b_mask, SymInt a_longest, SymInt b_longest, bool every_row"
@@ -32,53 +32,53 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY(esim_fast, m) {
   m.def("build_info() -> str");
 
-  // x: [B, L, D], or [N, D] with start [B] and step [T]. Returns v [B, 2D], argmax [B, D] int32, count [B] int32.
+  // x: [B, L, D], or [N, D] with start [B] and step [T]. Returns v [B, 2D], int32 argmax [B, D] and int32 count [B].
   m.def(
       "masked_pool(Tensor x, Tensor? start, Tensor? step, Tensor? lengths, Tensor? mask) -> (Tensor, Tensor, Tensor)");
-  // rows: L of a padded x, N of a row-addressed one. Returns the gradient of x.
+  // rows: L of a padded x, or N of a row-addressed x. Returns the gradient of x.
   m.def(
       "masked_pool_backward(Tensor grad_v, Tensor argmax, Tensor count, Tensor? start, Tensor? step, Tensor? lengths, "
       "Tensor? mask, SymInt rows) -> Tensor");
 
-  // a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]. longest: of the tokens that rows address;
-  // every_row: these are all rows that there are. Returns m_a and m_b.
+  // a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]. longest: upper bound of the lengths.
+  // every_row: whether the addressed rows are all rows of the tensor. Returns m_a and m_b.
   m.def("local_inference(Tensor a, Tensor b, " ESIM_SIDES_SCHEMA ") -> (Tensor, Tensor)");
   // Returns the gradients of a and b.
   m.def(
       "local_inference_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b, " ESIM_SIDES_SCHEMA
       ") -> (Tensor, Tensor)");
-  // The same of x [N, D] that holds both sides: returns m [N, 4D], and the gradient of x.
+  // For x [N, D] that holds both sides. They return m [N, 4D], and the gradient of x.
   m.def("local_inference_packed(Tensor x, " ESIM_SIDES_SCHEMA ") -> Tensor");
   m.def("local_inference_packed_backward(Tensor grad_m, Tensor x, " ESIM_SIDES_SCHEMA ") -> Tensor");
 
-  // The recurrence of a packed BiLSTM: gates [N, 4H] of each direction hold the products with the input, and then the
-  // gates; weights [4H, H]; batch_sizes [T] as of a PackedSequence. Returns y [N, 2H] and c [N, 2H].
+  // The recurrence of a packed BiLSTM. gates: [N, 4H] for each direction, products with the input, overwritten by the
+  // gates. Weights: [4H, H]. batch_sizes: [T], as in a PackedSequence. Returns y [N, 2H] and c [N, 2H].
   m.def(
       "bilstm(Tensor(a!) gates, Tensor(b!) gates_reverse, Tensor weight, Tensor weight_reverse, Tensor batch_sizes) -> "
       "(Tensor, Tensor)");
-  // The same where nothing is kept for a backward pass: weights packed once, [2, H / 16 (rounded up), H, 64] in the order
-  // of the processor at hand; gates [N, 8H] of both directions side by side, which are only read. Returns y [N, 2H].
+  // For inference: bilstm_pack returns packed weights [2, H / 16 (rounded up), H, 64] in the order of this processor.
+  // bilstm_states takes gates [N, 8H], both directions side by side, which are only read, and returns y [N, 2H].
   m.def("bilstm_pack(Tensor weight, Tensor weight_reverse) -> Tensor");
   m.def("bilstm_states(Tensor gates, Tensor packed, Tensor batch_sizes) -> Tensor");
-  // Returns the gradients of the products with the input, [N, 4H] for each direction, and the states that the steps
-  // began with, [N, 2H].
+  // Returns the gradients of the products with the input, [N, 4H] for each direction, and the initial states of the
+  // steps, [N, 2H].
   m.def(
       "bilstm_backward(Tensor grad_y, Tensor y, Tensor c, Tensor gates, Tensor gates_reverse, Tensor weight, "
       "Tensor weight_reverse, Tensor batch_sizes) -> (Tensor, Tensor, Tensor)");
 
-  // Lanes of the processor's vectors if it multiplies int8 (AVX512-VNNI: 16, AVX-VNNI: 8), else 0.
+  // fp32 lanes of the processor's vectors if it has VNNI (AVX512-VNNI: 16, AVX-VNNI: 8), else 0.
   m.def("int8_lanes() -> int");
-  // x [N, D] as int8 [N, D], and the scale of each row [N] that converts it back.
+  // Quantizes x [N, D] to int8 [N, D], with a scale [N] for each row.
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
-  // The recurrence of a packed BiLSTM of H units, quantized. Units come in blocks of `lanes`: gates [N, 2, blocks, 4,
-  // lanes] are products with the input's integers, input_scale [N] theirs; bias, scale and offset [2, blocks, 4, lanes]
-  // belong to the rows of the weights [2, blocks, H / 4, 4, lanes, 4]. Returns y [N, 2H].
+  // The quantized recurrence of a packed BiLSTM of H units, in blocks of `lanes`. gates: [N, 2, blocks, 4, lanes],
+  // products with the input's integers, whose scale is input_scale [N]. bias, scale and offset: [2, blocks, 4, lanes],
+  // for the rows of weight [2, blocks, H / 4 (rounded up), 4, lanes, 4]. Returns y [N, 2H].
   m.def(
       "bilstm_int8(Tensor gates, Tensor input_scale, Tensor bias, Tensor weight, Tensor scale, Tensor offset, int H, "
       "Tensor batch_sizes) -> Tensor");
 
-  // Writes the dense gradient of word vectors into a table [V, D], from that of the vectors of tokens [N]; the row of
-  // padding_idx stays zero.
+  // Writes the dense gradient of an embedding to table [V, D], from the gradient of tokens' vectors [N, D]; the row of
+  // padding_idx is zero.
   m.def("embedding_backward(Tensor(a!) table, Tensor grad_x, Tensor tokens, int? padding_idx) -> ()");
 }
 

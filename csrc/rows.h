@@ -1,5 +1,5 @@
-// Where the tokens of a batch lie, and which of them count. One rule serves padded, concatenated and packed
-// layouts: the D values of token t of sequence b begin, in elements, at offset(b, t) = start[b] + step[t].
+// Where the tokens of a batch lie, and which of them count. One rule covers padded, concatenated and packed layouts:
+// the D values of token t of sequence b begin at element offset(b, t) = start[b] + step[t].
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -26,7 +26,7 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Sums and averages are kept in fp32, or in fp64 for fp64 input.
+// Sums and averages use fp32, or fp64 for fp64 input.
 template <typename scalar_t>
 using accumulate_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
@@ -48,19 +48,19 @@ struct Tokens {
   int64_t mask_time_stride;
   int64_t max_length;
 
-  // Lengths on a GPU are not read back to be checked, so they are clamped: a wrong one must not read out of bounds.
+  // Lengths on a GPU are not read back to be checked, so they are clamped to prevent reads out of bounds.
   ESIM_HOST_DEVICE int64_t length(int64_t b) const {
     if (!lengths) return max_length;
     const int64_t n = lengths[b];
     return n < 0 ? 0 : (n > max_length ? max_length : n);
   }
   ESIM_HOST_DEVICE bool unmasked(int64_t b, int64_t t) const {
-    // As bytes, of which any but 0 is true: a bool in C++ must be 0 or 1, and a view of other integers holds more.
+    // As bytes, because a C++ bool must be 0 or 1, while a tensor viewed as bool may hold any byte.
     return !mask || mask[b * mask_batch_stride + t * mask_time_stride] != 0;
   }
 };
 
-// The batch as the operators see it: x is [B, L, D] (padded) or, with start and step, [N, D] (row-addressed).
+// The batch as operators see it: x is [B, L, D] (padded) or, with start and step, [N, D] (row-addressed).
 struct Layout {
   int64_t batch;
   int64_t width;  // D
@@ -80,8 +80,8 @@ inline void check_vector(const std::optional<Tensor>& vector, const char* name, 
                   "esim_fast: ", name, " must be a contiguous one-dimensional int64 tensor on the device of x");
 }
 
-// Operators can be called directly, and inside compiled graphs, without the Python checks: what could crash is
-// checked here again.
+// Operators can be called directly and inside compiled graphs, which bypasses the Python checks, so everything that
+// could crash is checked here again.
 inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_stride, int64_t padded_batch,
                           int64_t padded_length, int64_t width, const std::optional<Tensor>& start,
                           const std::optional<Tensor>& step, const std::optional<Tensor>& lengths,
@@ -96,7 +96,7 @@ inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_st
   const int64_t length = step ? step->size(0) : padded_length;
   // Results are up to four times as wide.
   STD_TORCH_CHECK(width <= INT64_MAX / 64, "esim_fast: rows of ", width, " elements are wider than supported");
-  // Time steps and counts are kept in 32 bits.
+  // Time steps and counts are 32-bit.
   STD_TORCH_CHECK(length < INT32_MAX - 1024, "esim_fast: sentences of ", length, " tokens are longer than supported");
   STD_TORCH_CHECK(!lengths || lengths->size(0) == batch, "esim_fast: lengths must have one entry for each of the ",
                   batch, " sequences, got ", lengths ? lengths->size(0) : 0);
@@ -116,12 +116,12 @@ inline Layout make_layout(const Tensor& x, int64_t batch_stride, int64_t time_st
   };
 }
 
-// Lengths and addresses on the CPU are checked before anything is read or written through them.
+// Checks lengths and addresses on the CPU before anything is read or written through them.
 inline void check_addresses(const Layout& layout, int64_t elements) {
   for (int64_t b = 0; b < layout.batch; ++b) {
     const int64_t length = layout.tokens.lengths ? layout.tokens.lengths[b] : layout.tokens.max_length;
     STD_TORCH_CHECK(0 <= length && length <= layout.tokens.max_length, "esim_fast: lengths[", b, "] = ", length,
-                    " is not between 0 and ", layout.tokens.max_length);
+                    ", expected 0 to ", layout.tokens.max_length);
     if (!layout.offsets.start) continue;
     for (int64_t t = 0; t < length; ++t) {
       int64_t offset = 0;
@@ -132,7 +132,7 @@ inline void check_addresses(const Layout& layout, int64_t elements) {
   }
 }
 
-// Calls f with a zero of the C++ type behind `type`.
+// Calls f with a zero of the C++ type that corresponds to `type`.
 template <typename F>
 void dispatch_floating(ScalarType type, const char* name, const F& f) {
   switch (type) {
@@ -145,7 +145,7 @@ void dispatch_floating(ScalarType type, const char* name, const F& f) {
     case ScalarType::BFloat16:
       return f(BFloat16{});
     default:
-      STD_TORCH_CHECK(false, "esim_fast: ", name, " takes float16, bfloat16, float32 or float64, got ",
+      STD_TORCH_CHECK(false, "esim_fast: ", name, " needs float16, bfloat16, float32 or float64, got ",
                       torch::headeronly::toString(type));
   }
 }

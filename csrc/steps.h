@@ -1,4 +1,4 @@
-// The time steps of packed sentences, and how the recurrence of a bidirectional LSTM is dealt out to threads.
+// The time steps of packed sentences, and how the recurrence of a bidirectional LSTM is distributed over threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,9 +12,9 @@
 
 namespace esim_fast {
 
-constexpr int kGates = 4;          // input, forget, cell, output: as torch.nn.LSTM orders them
-constexpr int kAhead = 8;          // how many terms of a product ahead weights are prefetched
-constexpr int64_t kLeastRows = 6;  // of sentences in a group: fewer do not pay for reading the weights again
+constexpr int kGates = 4;          // input, forget, cell, output: torch.nn.LSTM's order
+constexpr int kAhead = 8;          // prefetch distance for weights, in terms of a product
+constexpr int64_t kLeastRows = 6;  // sentences in a group: with fewer, rereading the weights costs too much
 
 // Row (t, r) of a packed tensor is token t of the r-th longest sentence.
 struct Steps {
@@ -29,18 +29,18 @@ struct Steps {
     const int64_t* values = batch_sizes.const_data_ptr<int64_t>();
     for (int64_t t = 0; t < batch_sizes.size(0); ++t) {
       STD_TORCH_CHECK(values[t] > 0 && (t == 0 || values[t] <= values[t - 1]), "esim_fast: batch_sizes[", t, "] = ",
-                      values[t], ", expected positive numbers that never grow");
+                      values[t], ", expected positive, non-increasing numbers");
       size.push_back(values[t]);
       first.push_back(rows);
       STD_TORCH_CHECK(!__builtin_add_overflow(rows, values[t], &rows), "esim_fast: batch_sizes[", t, "] = ", values[t],
-                      " makes more rows than can be counted");
+                      " overflows the number of rows");
     }
   }
   int64_t count() const { return static_cast<int64_t>(size.size()); }
 };
 
-// What one task works on: a direction, and every `groups`-th sentence from `group` on. Sentences are sorted by length,
-// so dealing them out like cards gives each group as much to do.
+// The work of one task: a direction, and every `groups`-th sentence starting at `group`. Sentences are sorted by
+// length, so distributing them round-robin balances the groups.
 struct Group {
   const Steps* steps;
   bool reverse;
@@ -52,22 +52,22 @@ struct Group {
   }
   int64_t row(int64_t t, int64_t i) const { return steps->first[t] + group + groups * i; }
   int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
-  // The t-th step in the order in which states are computed.
+  // The n-th step in the order in which states are computed.
   int64_t in_order(int64_t n) const { return reverse ? steps->count() - 1 - n : n; }
 };
 
-// Operators can be called directly: what a recurrence reads must be there.
+// Operators can be called directly, so every tensor that a recurrence reads is checked.
 inline void check(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape,
                   ScalarType type = ScalarType::Float) {
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.scalar_type() == type &&
               tensor.is_contiguous() && tensor.is_cpu();
   for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
   const char* dtype = type == ScalarType::Float ? "float32" : type == ScalarType::Char ? "int8" : "int32";
-  STD_TORCH_CHECK(fits, "esim_fast: ", name, " must be a contiguous ", dtype, " tensor on the CPU, of the right shape");
+  STD_TORCH_CHECK(fits, "esim_fast: ", name, " must be a contiguous ", dtype, " tensor of the right shape on the CPU");
 }
 
-// Calls run(group) for each direction of each group of sentences. Sentences do not depend on each other: a task runs
-// through all time steps without waiting for another.
+// Calls run(group) for each direction of each group of sentences. Sentences are independent, so a task runs through all
+// time steps without waiting for others.
 template <typename F>
 void for_each_group(const Steps& steps, const F& run) {
   const int64_t threads = torch::stable::get_num_threads();

@@ -1,7 +1,7 @@
-// Vectors of the processor at hand: GCC's and Clang's vector types, so that one source serves AVX-512, AVX2, SSE2, NEON.
+// SIMD with the vector types of GCC and Clang, so that one source serves AVX-512, AVX2, SSE2 and NEON.
 //
-// A kernel is a template over the number of lanes. ESIM_FOR_EACH_PROCESSOR compiles it for what x86-64 may have and
-// picks one when the library is loaded; everything it calls must be ESIM_INLINE, to be compiled for the same.
+// A kernel is a template over the number of lanes. ESIM_FOR_EACH_PROCESSOR compiles it for each instruction set of
+// x86-64 and picks one on the first call. Everything it calls must be ESIM_INLINE, to be compiled for the same set.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ using Vector = typename vector_of<T, lanes>::type;
 
 constexpr int64_t up_to_multiple(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// A vector in memory: no alignment is assumed, because rows of any width follow each other.
+// A vector in memory. No alignment is assumed, because rows may have any width.
 template <typename V>
 struct __attribute__((packed, may_alias)) Unaligned {
   V v;
@@ -38,7 +38,7 @@ template <typename V, typename T>
 ESIM_INLINE void store(T* p, const V& v) {
   reinterpret_cast<Unaligned<V>*>(p)->v = v;
 }
-// The first n lanes; the others are 0, and not written.
+// Load or store the first n lanes; the others are loaded as 0 and not stored.
 template <typename V, typename T>
 ESIM_INLINE V load(const T* p, int64_t n) {
   if (n >= static_cast<int64_t>(sizeof(V) / sizeof(T))) return load<V>(p);
@@ -52,8 +52,8 @@ ESIM_INLINE void store(T* p, const V& v, int64_t n) {
   std::memcpy(p, &v, n * sizeof(T));
 }
 
-// Copies `bytes` to where they are not read again soon, past the caches: a line of memory is then not read before all of
-// it is written. Call finish_streams before another thread reads.
+// Copies `bytes` past the caches, to memory that is not read again soon, which avoids reading each line before writing
+// it. Call finish_streams before another thread reads.
 template <int lanes>
 ESIM_INLINE void stream(void* to, const void* from, int64_t bytes) {
   using V = Vector<float, lanes>;
@@ -65,7 +65,7 @@ ESIM_INLINE void stream(void* to, const void* from, int64_t bytes) {
   int64_t done = head;
   for (; done + int64_t{sizeof(V)} <= bytes; done += sizeof(V)) {
     const V v = load<V>(in + done);
-    // Spelled out, because intrinsics are refused in what is compiled for several processors.
+    // Inline assembly, because intrinsics do not compile in functions that are built for several processors.
     if constexpr (lanes > 4) {
       asm volatile("vmovntps %1, %0" : "=m"(reinterpret_cast<Unaligned<V>*>(out + done)->v) : "v"(v));
     } else {
@@ -83,9 +83,9 @@ inline void finish_streams() {
 #endif
 }
 
-// sum[r][v] += sum over k of a[r, k] * b[k, v]: the inner loop of a matrix product, its sums in registers.
-// a: rows a_row apart, terms a_step apart; b: terms b_step apart, each `vectors` vectors one behind the other.
-// Those `ahead` terms later are prefetched: the loop need not wait for a b that is larger than the first-level cache.
+// sum[r][v] += sum over k of a[r, k] * b[k, v]: the inner loop of a matrix product, with its sums in registers.
+// a: rows a_row apart, terms a_step apart; b: terms b_step apart, each `vectors` contiguous vectors.
+// b is prefetched `ahead` terms in advance, for a b that is larger than the L1 cache.
 template <int rows, int vectors, int ahead = 0, typename V, typename T>
 ESIM_INLINE void multiply_add(V (&sum)[rows][vectors], const T* a, int64_t a_row, int64_t a_step, const T* b,
                               int64_t b_step, int64_t terms) {
@@ -94,7 +94,7 @@ ESIM_INLINE void multiply_add(V (&sum)[rows][vectors], const T* a, int64_t a_row
     V right[vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) right[v] = load<V>(b + v * lanes);
-    if constexpr (ahead > 0) {  // the address may lie behind the end: a prefetch never faults
+    if constexpr (ahead > 0) {  // the address may lie past the end, but a prefetch never faults
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) __builtin_prefetch(b + ahead * b_step + v * lanes);
     }
@@ -107,7 +107,7 @@ ESIM_INLINE void multiply_add(V (&sum)[rows][vectors], const T* a, int64_t a_row
   }
 }
 
-// sum[r][c] += a[r, k] * b[c, k] over k, each lane on its own: a row's products with rows, `terms` whole vectors long.
+// sum[r][c] += sum over k of a[r, k] * b[c, k], separately per lane. `terms` is a multiple of the vector size.
 template <int rows, int columns, typename V, typename T>
 ESIM_INLINE void multiply_add_rows(V (&sum)[rows][columns], const T* a, int64_t a_row, const T* b, int64_t b_row,
                                    int64_t terms) {
@@ -125,7 +125,7 @@ ESIM_INLINE void multiply_add_rows(V (&sum)[rows][columns], const T* a, int64_t 
   }
 }
 
-// The sum and the highest of a vector's lanes: halves are put together until one lane is left.
+// Sum and maximum of a vector's lanes, combining halves until one lane is left.
 template <int lanes, typename T>
 ESIM_INLINE T total(const Vector<T, lanes>& v) {
   if constexpr (lanes == 1) {
@@ -148,8 +148,8 @@ ESIM_INLINE T highest(const Vector<T, lanes>& v) {
   }
 }
 
-// fp16 and bf16, as their bits, from and to fp32; rounded to the nearest, of two to the even one. fp16 the way of
-// PyTorch's own c10/util/Half.h.
+// Conversions between fp32 and the bits of fp16 or bf16, rounding to nearest even. fp16 follows PyTorch's
+// c10/util/Half.h.
 template <int lanes>
 ESIM_INLINE Vector<float, lanes> from_bfloat16(Vector<uint16_t, lanes> x) {
   using I = Vector<uint32_t, lanes>;
@@ -177,7 +177,7 @@ ESIM_INLINE Vector<uint16_t, lanes> to_half(Vector<float, lanes> x) {
   using V = Vector<float, lanes>;
   using I = Vector<uint32_t, lanes>;
   const I bits = (I)x, twice = bits + bits, magnitude = bits & 0x7FFFFFFFu;
-  // What is too large becomes infinite here; adding the bias rounds the rest where fp16 has its last bit.
+  // Values that are too large become infinite here; adding the bias rounds the rest at fp16's last bit.
   const V scaled = ((V)magnitude * 0x1.0p+112f) * 0x1.0p-110f;
   const I exponent = twice & 0xFF000000u, bias = exponent < 0x71000000u ? I{} + 0x71000000u : exponent;
   const I sum = (I)((V)((bias >> 1) + 0x07800000u) + scaled);
@@ -186,7 +186,7 @@ ESIM_INLINE Vector<uint16_t, lanes> to_half(Vector<float, lanes> x) {
                                  Vector<uint16_t, lanes>);
 }
 
-// e to the x in fp32, within 2 units in the last place; 0 below -87.3 (where fp32's normal numbers end), NaN for NaN.
+// exp(x) in fp32, within 2 units in the last place; 0 below -87.3 (where fp32's normal numbers end), NaN for NaN.
 template <int lanes>
 ESIM_INLINE Vector<float, lanes> exponential(Vector<float, lanes> x) {
   using V = Vector<float, lanes>;
@@ -203,8 +203,8 @@ ESIM_INLINE Vector<float, lanes> exponential(Vector<float, lanes> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors: n may be 128, and one factor's exponent ends at 127. In unsigned numbers, which may overflow:
-  // far below kLowest the bits are any, and what is made of them is not used.
+  // 2^n in two factors, because n may be 128 and an exponent ends at 127. Unsigned, because far below kLowest the
+  // arithmetic overflows; those results are discarded.
   using U = Vector<uint32_t, lanes>;
   const I exponent = (I)((U)rounded - 0x4B400000u);
   const U half = (U)(exponent >> 1), other_half = (U)exponent - half;
@@ -217,7 +217,7 @@ ESIM_INLINE Vector<float, lanes> sigmoid(Vector<float, lanes> x) {
   return 1.0f / (1.0f + exponential<lanes>(-x));
 }
 
-// Near 0 the quotient would lose the digits that 1 cancels: a polynomial there.
+// Near 0 the subtraction from 1 cancels, so a polynomial is used there.
 template <int lanes>
 ESIM_INLINE Vector<float, lanes> hyperbolic_tangent(Vector<float, lanes> x) {
   using V = Vector<float, lanes>;
@@ -231,7 +231,7 @@ ESIM_INLINE Vector<float, lanes> hyperbolic_tangent(Vector<float, lanes> x) {
   return size < 0.625f ? near : (x < 0.0f ? -far : far);
 }
 
-// What the processor can do, or as much of it as PyTorch's own ATEN_CPU_CAPABILITY (default, avx2, avx512) allows.
+// The processor's instruction set, limited by PyTorch's ATEN_CPU_CAPABILITY (default, avx2, avx512).
 enum class Processor { baseline, avx2, avx512 };
 
 inline Processor processor() {
@@ -251,8 +251,8 @@ inline Processor processor() {
 
 }  // namespace esim_fast
 
-// Defines `void name(const argument& x)`, which calls `body<lanes, rows>(x)`: fp32 lanes of a vector, and as many rows
-// of sums, four vectors each, as registers hold.
+// Defines `void name(const argument& x)`, which calls `body<lanes, rows>(x)` with the fp32 lanes of a vector and the
+// number of rows of sums, four vectors each, that fit into registers.
 #if defined(__x86_64__)
 #define ESIM_FOR_EACH_PROCESSOR(name, body, argument)                                                      \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) void name##_avx512(const argument& x) { \

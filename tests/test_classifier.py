@@ -82,7 +82,7 @@ def test_a_device_must_have_what_the_model_runs_in(model):
         model.to("cpu")
     model.precision = "fp32"
     model.net.encoder.backend = "cudnn"
-    with pytest.raises(ValueError, match=r"^backend='cudnn' can run no op on cpu"):
+    with pytest.raises(ValueError, match=r"^backend='cudnn' cannot run any op on cpu"):
         model.to("cpu")
 
 

@@ -1,6 +1,6 @@
-"""The operations of ESIM that have kernels, and their reference in plain PyTorch."""
+"""ESIM's operations with kernels, and a reference implementation in plain PyTorch."""
 
-from .. import extension as extension  # first: it registers the operators
+from .. import extension as extension  # must come first, because it registers the operators
 from . import reference
 from .backends import BACKENDS
 from .bilstm import bilstm

@@ -1,10 +1,10 @@
-"""Which backends each op has, and where they can run.
+"""The backends of each op, and where they can run.
 
-* ``"cpp"``: the C++ kernels for the CPU;
-* ``"cuda"``: the CUDA kernels, on NVIDIA GPUs that the build has code for;
-* ``"triton"``: the Triton kernels, on NVIDIA GPUs from compute capability 8.0 on, or interpreted on the CPU;
-* ``"cudnn"``: ``torch.nn.LSTM`` on NVIDIA GPUs;
-* ``"reference"``: plain PyTorch, wherever that runs.
+* ``"cpp"``: C++ kernels for the CPU
+* ``"cuda"``: CUDA kernels, on NVIDIA GPUs that the build has code for
+* ``"triton"``: Triton kernels, on NVIDIA GPUs with compute capability 8.0 or higher, or interpreted on the CPU
+* ``"cudnn"``: ``torch.nn.LSTM`` on NVIDIA GPUs
+* ``"reference"``: plain PyTorch, on any device
 """
 
 import re
@@ -17,7 +17,7 @@ from ..extension import build_info
 from .checks import constant_when_compiled
 from .triton import runtime
 
-BACKENDS = {  # of each op, the best one first; Triton's interpreter, on a CPU, is for trying kernels out
+BACKENDS = {  # for each op, the best one first; on a CPU, Triton's interpreter is for testing only
     "bilstm": ("cpp", "triton", "cudnn", "reference"),
     "local_inference": ("cpp", "triton", "reference"),
     "masked_pool": ("cpp", "cuda", "reference"),
@@ -28,7 +28,7 @@ _CUDA_ARCHITECTURES = tuple(build_info()["cuda"])
 
 @constant_when_compiled
 def runs_on(backend: str, device: torch.device) -> bool:
-    """Whether a backend can run on a device at all, whatever the op and the dtype."""
+    """Whether a backend can run on a device at all, regardless of op and dtype."""
     if backend == "cpp":
         return device.type == "cpu"
     if backend == "triton":
@@ -49,7 +49,7 @@ def has_code(architectures: tuple[str, ...], capability: tuple[int, int]) -> boo
         major, minor = (int(number) for number in re.findall(r"\d+", architecture))
         if (major, minor) == capability:
             return True
-        # Machine code serves later GPUs of its generation, PTX all later ones; neither does what is tied to one chip.
+        # Machine code runs on later GPUs of its generation, PTX on all later ones; "a" and "f" targets on neither.
         tied = "a" in architecture or "f" in architecture
         later = (major, minor) < capability and (major == capability[0] or architecture.endswith("+PTX"))
         if later and not tied:
@@ -58,35 +58,39 @@ def has_code(architectures: tuple[str, ...], capability: tuple[int, int]) -> boo
 
 
 def choose(backend: str | None, op: str, order: Sequence[str], x: torch.Tensor) -> str:
-    """The backend to run: the one asked for, or the best that can run on the device of ``x``.
+    """Return the backend to run: the requested one, or the best that can run on the device of ``x``.
 
     Args:
-        order: the op's backends that take such input, the best one first.
+        backend: the requested backend, or None.
+        op: name of the op, for messages.
+        order: backends of the op that support this input, the best one first.
+        x: the input.
 
     Raises:
-        ValueError: the one asked for cannot run. It is never replaced by another.
+        ValueError: the requested backend cannot run. It is never replaced by another one.
     """
     for name in order if backend is None else (backend,):
         if name in order and runs_on(name, x.device):
             return name
     possible = ", ".join(repr(name) for name in order if runs_on(name, x.device))
-    raise ValueError(f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}: possible here are {possible}")
+    raise ValueError(f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}, available here: {possible}")
 
 
 def backends_of_ops(backend: str | None, device: torch.device | str | None = None) -> dict[str, str | None]:
-    """The backend of each op in a model that is to run on ``backend``: None for the ops that do not have it.
+    """Return the backend of each op in a model for ``backend``: None for ops that do not have it.
 
     Args:
-        device: where the model will be; None if it may be anywhere on this machine.
+        backend: the requested backend, or None.
+        device: the model's device; None if it may be any device of this machine.
 
     Raises:
-        ValueError: there is no such backend, or no op can run on it there.
+        ValueError: there is no such backend, or it cannot run any op there.
     """
     if backend not in _KNOWN:
         raise ValueError(f"backend must be one of {', '.join(map(repr, _KNOWN))}, got {backend!r}")
     devices = [torch.device(place) for place in (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])]
-    if device is not None and torch.device(device).type != "meta":  # what is on meta may go anywhere
+    if device is not None and torch.device(device).type != "meta":  # a model on meta may be moved to any device
         devices = [torch.device(device)]
     if backend is not None and not any(runs_on(backend, possible) for possible in devices):
-        raise ValueError(f"backend={backend!r} can run no op on {' or '.join(map(str, devices))}")
+        raise ValueError(f"backend={backend!r} cannot run any op on {' or '.join(map(str, devices))}")
     return {op: backend if backend in known else None for op, known in BACKENDS.items()}

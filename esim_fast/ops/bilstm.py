@@ -1,7 +1,7 @@
-"""A bidirectional LSTM over packed sentences: Triton on NVIDIA GPUs, C++ on the CPU, else PyTorch's own.
+"""A bidirectional LSTM over packed sentences: Triton on NVIDIA GPUs, C++ on the CPU, PyTorch's own elsewhere.
 
-The kernels are triton/bilstm.py and csrc/bilstm_cpu.cpp. They do what has to go step by step; the products with the
-input, and those that give the weights' gradients, are one for all tokens.
+The kernels, triton/bilstm.py and csrc/bilstm_cpu.cpp, compute only the sequential part. The products with the input and
+the weights' gradients are single matrix products over all tokens.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ _MANY_SENTENCES = 512
 
 
 def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
-    """Those that take such input, the best one first."""
+    """Return the backends that support this input, the best one first."""
     autocast = autocast_dtype(x.device) is not None
     if not ((x.dtype == torch.float32 or autocast) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
     if x.is_cuda and not autocast and not torch.compiler.is_compiling() and int(batch_sizes[0]) > _MANY_SENTENCES:
-        # On an H100 cuDNN's many launches are hidden by then, and its products in fp32 are faster.
+        # With this many sentences on an H100, cuDNN's launches are hidden and its fp32 products are faster.
         return "cudnn", "triton", "reference"
     return BACKENDS["bilstm"]
 
@@ -45,34 +45,33 @@ def bilstm(
     padding: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The states of both directions at every token (Chen et al. 2017, equations 1 and 2).
+    """Compute the states of both directions at every token (Chen et al. 2017, equations 1 and 2).
 
-    Equivalent to::
+    Equivalent to:
 
         lstm(PackedSequence(x, batch_sizes))[0].data
 
     Args:
-        lstm: bidirectional. The kernel serves those of one layer with biases and without projections or hooks.
-        x: ``[N, input_size]``, the rows of packed sentences: sorted by length and time-major.
+        lstm: a bidirectional LSTM. The kernels support one layer with biases, without projections and hooks.
+        x: ``[N, input_size]``, the rows of packed sentences, sorted by length and time-major.
         batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
-        first_row: int64 ``[T]`` on the device of ``x``, where each time step begins, if it is there already.
-        padding: boolean ``[N]`` on the device of ``x``, True in rows behind the end of their sentence: give it only
-            where every sentence reaches every time step. These rows have no influence, and what is returned in them
-            means nothing.
-        backend: "cpp" (the kernel for the CPU), "triton" (the kernel for NVIDIA GPUs from compute capability 8.0 on;
-            CPU tensors too if ``TRITON_INTERPRET=1``), "cudnn" (``lstm`` itself on an NVIDIA GPU, where it is cuDNN's),
-            "reference" (``lstm`` itself on any device; on an NVIDIA GPU that is cuDNN's again) or None, the best one
-            for ``x``. The kernels take parameters in fp32, and ``x`` in fp32 or under autocast.
+        first_row: int64 ``[T]`` on the device of ``x``, the first row of each time step, if already computed.
+        padding: bool ``[N]`` on the device of ``x``, True in rows after the end of their sentence. Requires that every
+            sentence has a row in every time step. These rows have no effect, and their results are undefined.
+        backend: ``"cpp"`` (kernel for CPUs), ``"triton"`` (kernel for NVIDIA GPUs with compute capability 8.0 or
+            higher; with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"cudnn"`` (``lstm`` itself on an NVIDIA GPU,
+            where it uses cuDNN), ``"reference"`` (``lstm`` itself on any device, so also cuDNN on an NVIDIA GPU) or
+            None, the best one for ``x``. The kernels need parameters in fp32, and ``x`` in fp32 or autocast.
 
     Returns:
-        ``[N, 2 * hidden_size]``, the forward and the backward state of each token, in the dtype of ``x``, or autocast's
-        under autocast. The kernels keep the cells' states in fp32 then, and so does cuDNN under bf16 autocast. On GPUs
-        fp32 states are multiplied in TF32 where cuDNN's LSTMs may (``torch.backends.cudnn.allow_tf32``, which is
-        PyTorch's default), and fp32 inputs where matrix products may; else as exactly as fp32 does. The kernels' second
-        derivatives are not implemented and raise.
+        ``[N, 2 * hidden_size]``, the forward and backward state of each token, in the dtype of ``x``, or in autocast's
+        dtype under autocast. Under autocast the kernels keep cell states in fp32, as does cuDNN under bf16 autocast. On
+        GPUs, fp32 states are multiplied in TF32 if cuDNN's LSTMs may use it (``torch.backends.cudnn.allow_tf32``,
+        PyTorch's default), and fp32 inputs if matrix products may; otherwise with the accuracy of fp32. The kernels'
+        second derivatives are not implemented and raise RuntimeError.
 
     Raises:
-        TypeError: ``x`` is no tensor.
+        TypeError: ``x`` is not a tensor.
         ValueError: ``x`` or ``batch_sizes`` has the wrong shape, or ``backend`` cannot run here.
     """
     if not isinstance(x, Tensor):
@@ -82,7 +81,7 @@ def bilstm(
     if batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_sizes(batch_sizes.tolist(), len(x))
         if padding is not None and (padding.shape != x.shape[:1] or int(batch_sizes[0]) * len(batch_sizes) != len(x)):
-            raise ValueError(f"padding must be [{len(x)}], and every sentence reach every time step")
+            raise ValueError(f"padding must be [{len(x)}], and every sentence must reach every time step")
     dtype = autocast_dtype(x.device) or x.dtype
     if x.shape[0] == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
@@ -108,73 +107,75 @@ def bilstm(
 
 def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
     if sum(batch_sizes) != rows:
-        raise ValueError(f"batch_sizes sum up to {sum(batch_sizes)}, but x has {rows} rows")
+        raise ValueError(f"batch_sizes must sum to the {rows} rows of x, got {sum(batch_sizes)}")
     if batch_sizes and (batch_sizes[-1] < 1 or any(before < after for before, after in pairwise(batch_sizes))):
-        raise ValueError(f"batch_sizes must be positive and never grow, got {batch_sizes}")
+        raise ValueError(f"batch_sizes must be positive and non-increasing, got {batch_sizes}")
 
 
 def _of_padded(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, padding: Tensor) -> Tensor:
-    """PyTorch's own LSTM of sentences that all reach every time step."""
+    """Run PyTorch's LSTM on sentences that all reach every time step."""
     steps = len(batch_sizes)
-    lengths = (~padding).view(steps, -1).sum(0).clamp(min=1)  # it takes no empty sentence
+    lengths = (~padding).view(steps, -1).sum(0).clamp(min=1)  # pack_padded_sequence rejects empty sentences
     packed = pack_padded_sequence(x.view(steps, -1, x.shape[1]), lengths.cpu(), enforce_sorted=False)
     y = PackedSequence(_torch_lstm(lstm, packed.data, packed.batch_sizes), *packed[1:])
     return pad_packed_sequence(y, total_length=steps)[0].flatten(0, 1)
 
 
 def _torch_lstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """``lstm`` itself, without cuDNN's limits on a GPU: fp16 under bf16 autocast, no gradients in evaluation mode."""
+    """Run ``lstm`` itself, avoiding cuDNN's limits: fp16 under bf16 autocast, and no gradients in evaluation mode."""
     device = x.device.type
     if device == "cpu" or not is_plain_fp32(lstm):
         return lstm(PackedSequence(x, batch_sizes))[0].data
     bf16 = autocast_dtype(x.device) == torch.bfloat16
-    # Autocast has one lower precision for cuDNN's LSTMs, fp16, whatever it was asked for: gradients would underflow.
+    # Autocast always runs cuDNN's LSTMs in fp16, even if set to bf16, and gradients would underflow.
     with torch.autocast(device, enabled=False) if bf16 else contextlib.nullcontext():
         y = _in_training_mode(lstm, x.float() if bf16 else x, batch_sizes)
     return y.bfloat16() if bf16 else y
 
 
 def _in_training_mode(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """What ``lstm`` computes, with gradients in evaluation mode, too, where cuDNN has none.
+    """Run ``lstm`` in cuDNN's training mode if gradients are needed, because cuDNN has none in evaluation mode.
 
-    The mode is that of the dropout between layers, and there is one layer.
+    The mode only affects dropout between layers, and there is one layer.
     """
     if lstm.training or not torch.is_grad_enabled():
         return lstm(PackedSequence(x, batch_sizes))[0].data
     zeros = x.new_zeros(2, int(batch_sizes[0]), lstm.hidden_size)
-    # By name: lstm._flat_weights are not those that torch.func.functional_call puts in their place.
+    # By name, because torch.func.functional_call does not replace lstm._flat_weights.
     weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
     return torch.lstm(x, batch_sizes, (zeros, zeros), weights, True, 1, 0.0, True, True)[0]
 
 
 def is_plain_fp32(lstm: nn.Module) -> bool:
-    """Whether all that ``lstm`` does is in its parameters: it may have been quantized, or given hooks."""
+    """Whether ``lstm`` is one plain bidirectional layer in fp32, fully described by its parameters: no hooks, not
+    quantized.
+    """
     if type(lstm) is not nn.LSTM or lstm.weight_ih_l0.dtype != torch.float32:
         return False
     return lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0 and not is_hooked(lstm)
 
 
 def _states(x: Tensor, batch_sizes: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """y ``[N, 2H]`` alone, with what was made of the weights once."""
+    """Compute ``y [N, 2H]`` alone, from weights that are packed once and cached."""
     w_x, bias, w_h = packed(_pack_bf16 if x.dtype == torch.bfloat16 else _pack, *weights)
     gates = onednn_product(x, w_x, bias).float()
     return torch.ops.esim_fast.bilstm_states(gates, w_h, batch_sizes)
 
 
 def _pack(w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, *, order=ordered):
-    """For the product with the input, which is one for both directions, and for the recurrence."""
+    """Pack weights for the product with the input, shared by both directions, and for the recurrence."""
     bias = torch.cat([b_ih + b_hh, b_ih_r + b_hh_r])
     return order(torch.cat([w_ih, w_ih_r])), bias, torch.ops.esim_fast.bilstm_pack(w_hh, w_hh_r)
 
 
 def _pack_bf16(*weights):
-    """The same with the product in bf16."""
+    """Pack weights with the product in bf16."""
     w_x, bias, w_h = _pack(*weights, order=ordered_bf16)
     return w_x, bias.bfloat16(), w_h
 
 
 def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, w_hh_r, x_needed):
-    """The gradients of x (None if it is not needed) and of each direction's four parameters."""
+    """Return the gradients of x (None if not needed) and of each direction's four parameters."""
     grad_gates, grad_gates_r, previous = torch.ops.esim_fast.bilstm_backward(
         grad_y, y, c, gates, gates_r, w_hh.contiguous(), w_hh_r.contiguous(), batch_sizes
     )
@@ -189,13 +190,15 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
             part = product(grad, weight.to(x.dtype).t())
             grad_x = part if grad_x is None else grad_x.add_(part)
         grad_w_ih, grad_w_hh = (weight_gradient(grad, left.to(x.dtype)).float() for left in (x, before))
-        gradients += [grad_w_ih, grad_w_hh, grad_b, grad_b.clone()]  # people scale gradients in place
+        gradients += [grad_w_ih, grad_w_hh, grad_b, grad_b.clone()]  # gradients may be scaled in place
     return grad_x, *gradients
 
 
 def _shut(gates_reverse: Tensor, padding: Tensor | None) -> None:
-    """Keeps the state at zero in padding, where the backward direction begins. Gradients are zero there as well: each
-    has a factor from a gate that is shut."""
+    """Keep the state at zero in padding, where the backward direction starts.
+
+    Closed gates also make the gradients there zero, because each has such a gate as a factor.
+    """
     if padding is not None:
         gates_reverse.masked_fill_(padding[:, None], -torch.inf)
 
@@ -203,10 +206,10 @@ def _shut(gates_reverse: Tensor, padding: Tensor | None) -> None:
 class _BiLSTM(torch.autograd.Function):
     """Returns y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
 
-    # Parameters are written out: torch.compile counts them to tell whether the first is a context.
+    # No *args: torch.compile counts parameters to decide whether the first is a context.
     @staticmethod
     def forward(x, batch_sizes, padding, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r):
-        # The kernel writes the gates over the products with the input.
+        # The kernel overwrites the products with the gates.
         gates = product(x, w_ih.to(x.dtype), (b_ih + b_hh).to(x.dtype)).float()
         gates_r = product(x, w_ih_r.to(x.dtype), (b_ih_r + b_hh_r).to(x.dtype)).float()
         _shut(gates_r, padding)
@@ -252,12 +255,12 @@ def _bilstm_backward_fake(grad_y, y, c, gates, *_):
 
 @constant_when_compiled
 def _precision() -> str:
-    """How the Triton kernels multiply fp32: as cuDNN's LSTMs may."""
+    """Return how the Triton kernels multiply fp32: like cuDNN's LSTMs."""
     return "tf32" if cast(Any, torch.backends.cudnn).rnn.fp32_precision == "tf32" else "tf32x3"
 
 
 class _TritonBiLSTM(torch.autograd.Function):
-    """Both directions' products with the input are one, and their gates lie side by side: ``[N, 8H]``."""
+    """Uses one product with the input for both directions; their gates lie side by side in ``[N, 8H]``."""
 
     @staticmethod
     def forward(x, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, first_row, padding, sentences, precision):
@@ -266,7 +269,7 @@ class _TritonBiLSTM(torch.autograd.Function):
         bias = torch.cat([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 8 * H).sum(0)
         gates = functional.linear(x, w_x, bias.to(x.dtype))
         _shut(gates[:, 4 * H :], padding)
-        vector = 16 // x.element_size()  # rows that begin at multiples of 16 bytes are read in one go
+        vector = 16 // x.element_size()  # rows aligned to 16 bytes allow vector loads
         w_h = x.new_zeros(2, 4 * H, -(-H // vector) * vector)
         torch.stack([w_hh, w_hh_r], out=w_h[:, :, :H])
         y, c = torch.ops.esim_fast.bilstm_triton(gates, w_h, first_row, sentences, precision)
@@ -290,7 +293,7 @@ class _TritonBiLSTM(torch.autograd.Function):
 
 
 def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, precision, x_needed):
-    """The gradients of x (None if it is not needed) and of each direction's four parameters."""
+    """Return the gradients of x (None if not needed) and of each direction's four parameters."""
     grad_gates, previous = torch.ops.esim_fast.bilstm_triton_backward(
         grad_y, y, c, gates, w_h, first_row, sentences, precision
     )
@@ -301,12 +304,12 @@ def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, pre
     for direction in (0, 1):
         units, gate = slice(direction * H, (direction + 1) * H), slice(direction * 4 * H, (direction + 1) * 4 * H)
         grad_w_hh = (grad_gates[:, gate].t() @ previous[:, units]).float()
-        gradients += [grad_w_ih[gate], grad_w_hh, grad_b[gate], grad_b[gate].clone()]  # people scale them in place
+        gradients += [grad_w_ih[gate], grad_w_hh, grad_b[gate], grad_b[gate].clone()]  # may be scaled in place
     return grad_gates @ w_x if x_needed else None, *gradients
 
 
 if runtime.AVAILABLE:
-    from .triton import bilstm as kernels  # here, because it imports Triton
+    from .triton import bilstm as kernels  # imports Triton, so only if it is available
 
     def _bilstm_triton_fake(gates, *_):
         shape = gates.shape[0], gates.shape[1] // 4

@@ -1,6 +1,6 @@
-"""Functions with a backward pass of their own: applied without delay, and differentiated once.
+"""Custom autograd functions: applied with little overhead, and differentiable once.
 
-Where backward passes are kernels, a second derivative must raise, and not be silently wrong.
+Backward passes are kernels, so a second derivative must raise an error instead of being silently wrong.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from .checks import transforming
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """``function.apply(*arguments)``, whose ``forward`` takes no context, as torch.func wants it.
+    """Call ``function.apply(*arguments)`` faster; ``forward`` takes no context, as torch.func requires.
 
-    PyTorch inspects the signature of such a function in every call, which takes longer than a kernel on a small batch;
-    and it makes a node even if nothing is to be differentiated.
+    PyTorch inspects the signature of such a function in every call, which takes longer than a kernel on a small batch,
+    and it creates a node even if nothing is differentiated.
     """
     if torch.compiler.is_compiling() or transforming():
         return function.apply(*arguments)
@@ -27,13 +27,13 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def recorded(*arguments: Any) -> bool:
-    """Whether autograd records what is done with these, to differentiate it."""
+    """Whether autograd records operations on these arguments."""
     return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments)
 
 
 @cache
 def _with_context(function: Any) -> type[torch.autograd.Function]:
-    """The same function in the form that torch.func does not take."""
+    """Return the function with a context in ``forward``, the form that torch.func does not support."""
 
     def forward(ctx, *arguments):
         output = function.forward(*arguments)
@@ -45,8 +45,8 @@ def _with_context(function: Any) -> type[torch.autograd.Function]:
 
 
 def first_derivative(name: str, backward: Callable, *arguments: Any) -> Any:
-    """``backward(*arguments)``, which refuses to be differentiated in the name of the op ``name``."""
-    # Grad mode is on in a backward pass only if somebody wants to differentiate it.
+    """Call ``backward(*arguments)``; differentiating the result raises an error that names the op ``name``."""
+    # Grad mode is on in a backward pass only with create_graph=True.
     if torch.is_grad_enabled():
         return _FirstDerivative.apply(name, backward, *arguments)
     return backward(*arguments)

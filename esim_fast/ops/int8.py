@@ -1,9 +1,8 @@
-"""Inference in int8 on CPUs with VNNI: LSTMs and linear layers with weights and activations of eight bits.
+"""LSTMs and linear layers in int8, for inference on CPUs with VNNI.
 
-Weights are quantized once for each row of theirs, activations for each token as they come, both symmetrically:
-``x ≈ scale * q`` with integers ``q`` in -127..127 and ``scale = max |x| / 127`` of a row. Sums over products are exact;
-gates, cells' states and everything between the layers are fp32. Products of all words are oneDNN's, the recurrence is
-csrc/int8_cpu.cpp.
+Weights are quantized once, per row, and activations per token as they arrive. Both are symmetric: ``x ≈ scale * q``
+with integers ``q`` in -127..127 and ``scale = max |x| / 127`` of a row. Sums of products are exact. Gates, cell states
+and everything between the layers are fp32. Products over all words use oneDNN, the recurrence csrc/int8_cpu.cpp.
 """
 
 from collections.abc import Callable
@@ -16,27 +15,27 @@ from torch.nn import functional
 from .packing import can_keep, packed
 from .reference import quantized_rows
 
-# Lanes of the processor's vectors, 0 if it has no VNNI.
+# Lanes of the processor's vectors, or 0 without VNNI.
 LANES = torch.ops.esim_fast.int8_lanes() if torch.backends.mkldnn.is_available() else 0
-_GATES, _TERMS = 4, 4  # terms: bytes that one instruction multiplies and adds
+_GATES, _TERMS = 4, 4  # terms: bytes that one VNNI instruction multiplies and adds
 
 
 class _Weight(NamedTuple):
-    """A quantized matrix ``[N, K]`` in oneDNN's form, which multiplies ``[M, K]`` to ``[M, N]``."""
+    """A quantized matrix ``[N, K]`` in oneDNN's format; its product takes ``[M, K]`` to ``[M, N]``."""
 
     onednn: Tensor
     scale: Tensor  # [N]
     zero_point: Tensor  # [N], zeros
 
     def product(self, x: Tensor) -> Tensor:
-        """``x`` int8 ``[M, K]`` to float32 ``[M, N]``."""
+        """Map ``x``, int8 ``[M, K]``, to float32 ``[M, N]``."""
         return torch.ops.onednn.qlinear_pointwise(
             x, 1.0, 0, self.onednn, self.scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
 
 class _LSTM(NamedTuple):
-    """Both directions of an LSTM, their units in blocks of one vector: ``[2, blocks, 4 gates, LANES]``."""
+    """Both directions of an LSTM, with units in blocks of one vector: ``[2, blocks, 4 gates, LANES]``."""
 
     input: _Weight
     bias: Tensor
@@ -55,7 +54,7 @@ def _quantized_linear(weight: Tensor) -> _Weight:
 
 
 def _in_blocks(x: Tensor) -> Tensor:
-    """``[4H, …]`` to ``[blocks, 4, LANES, …]``, with zeros for the units that fill up the last block."""
+    """Reshape ``[4H, …]`` to ``[blocks, 4, LANES, …]``, padding the last block with zeros."""
     H = len(x) // _GATES
     blocks = -(-H // LANES)
     x = x.view(_GATES, H, *x.shape[1:])
@@ -65,13 +64,13 @@ def _in_blocks(x: Tensor) -> Tensor:
 
 
 def _quantized_lstm(*parameters: Tensor) -> _LSTM:
-    """Of both directions' input weights, recurrent weights and two biases."""
+    """Quantize input weights, recurrent weights and two biases of each direction."""
     inputs, biases, recurrent = [], [], []
     for w_ih, w_hh, b_ih, b_hh in (parameters[:4], parameters[4:]):
         inputs.append([_in_blocks(part) for part in quantized_rows(w_ih)])
         biases.append(_in_blocks(b_ih + b_hh))
         weight, scale = quantized_rows(w_hh)
-        offset = weight.sum(1, dtype=torch.int32) * 128  # the kernel takes activations without a sign
+        offset = weight.sum(1, dtype=torch.int32) * 128  # corrects for the kernel's unsigned activations
         terms = -(-weight.shape[1] // _TERMS)
         weight = functional.pad(weight, (0, terms * _TERMS - weight.shape[1])).unflatten(1, (terms, _TERMS))
         recurrent.append([_in_blocks(weight).permute(0, 3, 1, 2, 4), _in_blocks(scale), _in_blocks(offset)])
@@ -85,7 +84,7 @@ def _made(make: Callable[..., Any], *parameters: Tensor) -> Any:
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)`` with ``x [N, K]``, quantized: float32."""
+    """Compute ``layer(x)`` with ``x [N, K]`` in int8; the result is float32."""
     if len(x) == 0:
         return x.new_zeros(0, layer.out_features)
     weight = _made(_quantized_linear, layer.weight)
@@ -94,7 +93,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """As :func:`esim_fast.ops.bilstm`, quantized: float32 ``[N, 2H]``."""
+    """Compute ``esim_fast.ops.bilstm`` in int8; the result is float32 ``[N, 2H]``."""
     if len(x) == 0:
         return x.new_zeros(0, 2 * lstm.hidden_size)
     weights = _made(_quantized_lstm, *(weight for direction in lstm.all_weights for weight in direction))

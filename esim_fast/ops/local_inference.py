@@ -1,7 +1,7 @@
 """Local inference: masked co-attention, soft alignment and enhancement. Triton on NVIDIA GPUs, C++ on the CPU.
 
-The kernels on GPUs are triton/one_tile.py and triton/many_tiles.py, and triton/local_inference.py chooses between them;
-those on the CPU are csrc/local_inference_cpu.cpp.
+The GPU kernels are triton/one_tile.py and triton/many_tiles.py, selected in triton/local_inference.py. The CPU kernels
+are in csrc/local_inference_cpu.cpp.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ def local_inference(
     b_rows: Rows | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Soft alignment of two sentences and its enhancement (Chen et al. 2017, equations 11-15).
+    """Compute the soft alignment of two sentences and its enhancement (Chen et al. 2017, equations 11-15).
 
-    Equivalent to, with ``a``, ``b`` the tokens of one pair alone (``[La, D]``, ``[Lb, D]``)::
+    For the tokens ``a [La, D]`` and ``b [Lb, D]`` of a single pair, equivalent to:
 
         e = a @ b.T
         a_aligned, b_aligned = e.softmax(1) @ b, e.softmax(0).T @ a
@@ -41,29 +41,33 @@ def local_inference(
         m_b = torch.cat([b, b_aligned, b - b_aligned, b * b_aligned], 1)
 
     Args:
-        a, b: ``[B, La, D]`` and ``[B, Lb, D]``, fp32, fp16, bf16 or fp64, any strides of batch and time, the D values
-            of a token one behind the other; or ``[N, D]`` with rows.
-        a_lengths, b_lengths: integers ``[B]``, on any device: the first ``lengths[b]`` tokens count. On the CPU they
-            also say how long the longest sentence is, and with it how large a tile a kernel needs.
-        a_mask, b_mask: ``[B, La]`` and ``[B, Lb]``, boolean or 0/1 of any dtype, any pattern.
-        a_rows, b_rows: where the tokens of row-addressed (concatenated, packed) input lie. For a tensor that holds both
-            sides there is :func:`local_inference_packed`.
-        backend: "triton" (kernels for NVIDIA GPUs from compute capability 8.0 on, not fp64; CPU tensors too if
-            ``TRITON_INTERPRET=1``), "cpp" (kernels for the CPU), "reference" (plain PyTorch) or None, the best one for
-            the tensors at hand.
+        a: ``[B, La, D]``, fp32, fp16, bf16 or fp64, or ``[N, D]`` with rows. Batch and time may have any strides; the D
+            values of a token must be contiguous.
+        b: ``[B, Lb, D]``, or ``[N, D]`` with rows.
+        a_lengths: integers ``[B]``, on any device: the first ``a_lengths[b]`` tokens count. On the CPU they also tell
+            how long the longest sentence is, so that a kernel can use a smaller tile.
+        b_lengths: the same for ``b``.
+        a_mask: ``[B, La]``, bool or 0/1 of any dtype, any pattern.
+        b_mask: ``[B, Lb]``, likewise.
+        a_rows: where the tokens of row-addressed (concatenated, packed) input lie. If one tensor holds both sides, use
+            ``local_inference_packed``.
+        b_rows: the same for ``b``.
+        backend: ``"triton"`` (kernels for NVIDIA GPUs with compute capability 8.0 or higher, not fp64; with
+            ``TRITON_INTERPRET=1`` also for CPU tensors), ``"cpp"`` (kernels for CPUs), ``"reference"`` (plain PyTorch)
+            or None, the best one for the tensors at hand.
 
     Returns:
-        m_a, m_b: ``[B, La, 4D]`` and ``[B, Lb, 4D]``, or ``[N, 4D]`` in the rows of ``a`` and ``b``. Exactly zero
-        outside the sentences. The partner of a sentence of length 0 is aligned with zeros. Sums and softmax are taken
-        in fp32 (fp64 for fp64); results have the input's dtype, or autocast's for fp32 input under autocast. On GPUs
-        the kernels multiply fp32 in TF32 where PyTorch's matrix products may (``torch.set_float32_matmul_precision``),
-        else as exactly as fp32 does. They give the same bits every time, on the CPU with any number of threads. Second
-        derivatives are not implemented in them and raise.
+        ``(m_a, m_b)``: ``[B, La, 4D]`` and ``[B, Lb, 4D]``, or ``[N, 4D]`` in the rows of ``a`` and ``b``. Exactly zero
+        outside the sentences. If a sentence has length 0, its partner is aligned with zeros. Sums and softmax use fp32
+        (fp64 for fp64); results have the input's dtype, or autocast's for fp32 input under autocast. On GPUs the
+        kernels multiply fp32 in TF32 if PyTorch's matrix products may (``torch.set_float32_matmul_precision``),
+        otherwise with the accuracy of fp32. Results are bitwise reproducible, on the CPU with any number of threads.
+        The kernels' second derivatives are not implemented and raise RuntimeError.
 
     Raises:
         TypeError: a dtype or type is wrong.
-        ValueError: shapes, dtypes or devices disagree, lengths lie outside 0..L (checked on the CPU), the D values of
-            a token lie apart, or ``backend`` cannot run here.
+        ValueError: shapes, dtypes or devices disagree, lengths lie outside 0..L (checked on the CPU), the D values of a
+            token are not contiguous, or ``backend`` cannot run here.
     """
     a_lengths, a_mask, a_longest = tokens_of("a", a, a_lengths, a_mask, a_rows)
     b_lengths, b_mask, b_longest = tokens_of("b", b, b_lengths, b_mask, b_rows)
@@ -90,24 +94,27 @@ def local_inference_packed(
     b_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """:func:`local_inference` of sentences that lie in one tensor, as in a packed batch of pairs.
+    """Compute ``local_inference`` of sentences that lie in one tensor, as in a packed batch of pairs.
 
-    Equivalent to, in one tensor and without adding two gradients up::
+    Equivalent to the following, but with a single result and without adding two gradients:
 
         m_a, m_b = local_inference(x, x, a_rows=a_rows, b_rows=b_rows)
-        m = m_a + m_b  # each row belongs to one side, and is zero in the other's result
+        m = m_a + m_b  # each row belongs to one side and is zero in the other's result
 
     Args:
-        x: ``[N, D]``, dtypes as for :func:`local_inference`.
-        a_rows, b_rows: where the tokens of either side lie; each row of ``x`` belongs to one sentence of one side.
-        a_mask, b_mask: ``[B, max_length]`` of the rows, boolean or 0/1 of any dtype: they narrow the rows.
-        backend: as for :func:`local_inference`.
+        x: ``[N, D]``, dtypes as for ``local_inference``.
+        a_rows: where the tokens of the first side lie. Each row of ``x`` belongs to at most one sentence of one side.
+        b_rows: where the tokens of the second side lie.
+        a_mask: ``[B, a_rows.max_length]``, bool or 0/1 of any dtype: narrows the rows.
+        b_mask: ``[B, b_rows.max_length]``, likewise.
+        backend: as for ``local_inference``.
 
     Returns:
-        ``[N, 4D]``: the enhanced tokens in the rows of ``x``, zero in rows that belong to no sentence.
+        ``[N, 4D]``, the enhanced tokens in the rows of ``x``; zero in rows that belong to no sentence.
 
     Raises:
-        TypeError, ValueError: as :func:`local_inference`, or both sides address the same row (checked on the CPU).
+        TypeError: as for ``local_inference``.
+        ValueError: as for ``local_inference``, or both sides address the same row (checked on the CPU).
     """
     check_is_rows("a_rows", a_rows)
     check_is_rows("b_rows", b_rows)
@@ -144,28 +151,28 @@ def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) 
     if a.dtype != b.dtype:
         raise TypeError(f"a and b must have the same dtype, got {a.dtype} and {b.dtype}")
     if a.device != b.device:
-        raise ValueError(f"a is on {a.device}, but b on {b.device}")
+        raise ValueError(f"a is on {a.device}, but b is on {b.device}")
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"a and b must have the same width D, got {a.shape[-1]} and {b.shape[-1]}")
     pairs = [(x if rows is None else rows.start).shape[0] for x, rows in ((a, a_rows), (b, b_rows))]
     if pairs[0] != pairs[1]:
-        raise ValueError(f"a and b must hold as many sentences, got {pairs[0]} and {pairs[1]}")
+        raise ValueError(f"a and b must have the same number of sentences, got {pairs[0]} and {pairs[1]}")
     for name, x in (("a", a), ("b", b)):
         if x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
             raise ValueError(
-                f"{name} must have the D values of a token one behind the other, got strides {list(x.stride())}: "
+                f"{name} must have contiguous values in its last dimension, got strides {list(x.stride())}: "
                 f"use {name}.contiguous()"
             )
 
 
 def _are_all_rows(x: Tensor, *parts: Rows) -> bool:
-    """Whether these are known to be all rows of ``x [N, D]``."""
+    """Whether these are known to cover every row of ``x [N, D]``."""
     counts = [rows.tokens for rows in parts if rows.tokens is not None]
     return len(counts) == len(parts) and sum(counts) == x.shape[0]
 
 
 def _side(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | None) -> tuple[Any, ...]:
-    """``x``, start, step, lengths and mask, as the operators take them."""
+    """Return ``x``, start, step, lengths and mask, as the operators take them."""
     mask = None if mask is None else mask.contiguous()
     if rows is None:
         return x, None, None, lengths, mask
@@ -174,7 +181,9 @@ def _side(x: Tensor, lengths: Tensor | None, mask: Tensor | None, rows: Rows | N
 
 
 def _distinct(side: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``side``, for a compiler: it takes no tensor twice, so what ``other`` has too becomes a view of itself."""
+    """Return ``side`` with tensors that ``other`` also holds replaced by views: compiled operators reject repeated
+    tensors.
+    """
     if not torch.compiler.is_compiling():
         return side
     return tuple(
@@ -186,8 +195,8 @@ def _operator(name: str, backend: str, suffix: str = "") -> Any:
     return getattr(torch.ops.esim_fast, f"{name}{'_triton' if backend == 'triton' else ''}{suffix}")
 
 
-# Parameters are written out: torch.compile counts them to tell whether the first is a context. a_max and b_max are the
-# longest sentences, as far as they are known.
+# No *args: torch.compile counts parameters to decide whether the first is a context. a_max and b_max are upper bounds
+# of the longest sentences.
 
 
 class _LocalInference(torch.autograd.Function):
@@ -248,8 +257,8 @@ def _packed_gradient(grad_m, x, *_):
     return x.new_empty(x.shape)
 
 
-# The operators: their first arguments, what they return, the same without values, and their kernels in Triton. The
-# schemas of those in C++, which have nothing for the braces, are in csrc/ops.cpp.
+# The operators: first arguments, results, fake implementation, and Triton kernel. {} is "_triton" or, for the C++
+# operators, whose schemas are in csrc/ops.cpp, empty.
 _OPERATORS: dict[str, tuple[str, str, Callable[..., Any], str]] = {
     "local_inference{}": ("Tensor a, Tensor b", "(Tensor, Tensor)", _results, "forward"),
     "local_inference{}_backward": (
@@ -265,7 +274,7 @@ _SIDES = ", ".join(f"Tensor? {side}_{part}" for side in "ab" for part in ("start
 for _name, (_first, _returned, _fake, _kernel) in _OPERATORS.items():
     torch.library.register_fake(f"esim_fast::{_name.format('')}")(_fake)
     if runtime.AVAILABLE:
-        from .triton import local_inference as kernels  # here, because it imports Triton
+        from .triton import local_inference as kernels  # imports Triton, so only if it is available
 
         _schema = f"({_first}, {_SIDES}, SymInt a_longest, SymInt b_longest, bool every_row) -> {_returned}"
         runtime.register(_name.format("_triton") + _schema, getattr(kernels, _kernel), _fake)

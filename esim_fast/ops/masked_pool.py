@@ -1,6 +1,6 @@
 """Masked average and max pooling: C++ on the CPU, CUDA on NVIDIA GPUs, plain PyTorch elsewhere.
 
-The kernels are csrc/masked_pool_cpu.cpp and csrc/masked_pool_cuda.cu, their schemas csrc/ops.cpp.
+The kernels are csrc/masked_pool_cpu.cpp and csrc/masked_pool_cuda.cu; their schemas are in csrc/ops.cpp.
 """
 
 from collections.abc import Sequence
@@ -23,30 +23,30 @@ def masked_pool(
     rows: Rows | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Average and max pooling over the tokens of each sentence (Chen et al. 2017, equations 18-20).
+    """Compute average and max pooling over the tokens of each sentence (Chen et al. 2017, equations 18-20).
 
-    Equivalent to, with ``x_b`` the tokens of sentence b alone::
+    For the tokens ``x_b`` of sentence b alone, equivalent to:
 
         v[b] = torch.cat([x_b.mean(0), x_b.max(0).values])
 
     Args:
         x: ``[B, L, D]``, fp32, fp16, bf16 or fp64, any strides; or ``[N, D]`` with ``rows``.
         lengths: integers ``[B]``, on any device: the first ``lengths[b]`` tokens count.
-        mask: ``[B, L]``, boolean or 0/1 of any dtype, any pattern: where it is not 0 the token counts. With ``rows``
-            it narrows them.
+        mask: ``[B, L]``, bool or 0/1 of any dtype, any pattern: a token counts if its value is not 0. With ``rows`` it
+            narrows them.
         rows: where the tokens of a row-addressed (concatenated, packed) ``x`` lie.
-        backend: "cpp" (the kernels for the CPU), "cuda" (those for NVIDIA GPUs), "reference" (plain PyTorch) or None,
-            the best one for ``x``.
+        backend: ``"cpp"`` (kernels for CPUs), ``"cuda"`` (kernels for NVIDIA GPUs), ``"reference"`` (plain PyTorch) or
+            None, the best one for ``x``.
 
     Returns:
-        ``[B, 2D]``: average; maximum, in the dtype of ``x``; sums are taken in fp32 (fp64 for fp64). A sentence of
-        length 0 gives zeros. NaN propagates; the maximum's gradient goes to the first of equal ones, as in
-        ``torch.max``. Second derivatives are not implemented and raise.
+        ``[B, 2D]``, averages followed by maxima, in the dtype of ``x``. Sums use fp32 (fp64 for fp64). A sentence of
+        length 0 gives zeros. NaN propagates. If several values are the maximum, the first one gets the gradient, as in
+        ``torch.max``. Second derivatives of the kernels are not implemented and raise RuntimeError.
 
     Raises:
         TypeError: a dtype or type is wrong.
-        ValueError: shapes or devices disagree, lengths lie outside 0..L (checked on the CPU), or ``backend`` cannot
-            run here.
+        ValueError: shapes or devices disagree, lengths lie outside 0..L (checked on the CPU), or ``backend`` cannot run
+            here.
     """
     lengths, mask, _ = tokens_of("x", x, lengths, mask, rows)
     if choose(backend, "masked_pool", BACKENDS["masked_pool"], x) == "reference":
@@ -71,7 +71,7 @@ class _MaskedPool(torch.autograd.Function):
         x, *addresses = inputs
         _, argmax, count = output
         ctx.mark_non_differentiable(argmax, count)
-        ctx.set_materialize_grads(False)  # nobody needs zeros as the gradients of indices
+        ctx.set_materialize_grads(False)  # indices have no gradients, so zeros for them would be wasted
         ctx.save_for_backward(argmax, count, *addresses)
         ctx.rows = x.shape[-2]
 

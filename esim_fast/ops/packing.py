@@ -1,7 +1,7 @@
-"""Caches what is made of parameters, for as long as these do not change.
+"""Cache values derived from parameters until the parameters change.
 
-Weights that are only read, again and again, are best read in the order in which a kernel wants them. The copy takes as
-much memory as they do, until they change and are used again or die.
+Kernels read weights fastest in their own order. The reordered copy takes as much memory as the weights, and is dropped
+when they change and are used again, or are freed.
 """
 
 from collections.abc import Callable
@@ -16,33 +16,34 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .checks import transforming
 
-_SAMPLED = 64  # elements of each parameter
+_SAMPLED = 64  # elements of each parameter that are compared
 
 
 class _Kept(NamedTuple):
-    """An entry is replaced as a whole, so that threads need no lock: at worst each thread makes it once."""
+    """A cache entry. Entries are replaced as a whole, so no lock is needed; at worst each thread computes the value
+    once.
+    """
 
     parameters: list[ref]
     state: list[tuple]
-    sampled: list[np.ndarray]  # views of the parameters, which also keep others from getting their memory
+    sampled: list[np.ndarray]  # views of the parameters, which also keep their memory from being reused
     sample: bytes
     value: Any
 
 
-_kept = WeakIdKeyDictionary()  # by the first parameter, and what was made of it by the function that did
+_kept = WeakIdKeyDictionary()  # first parameter -> function -> entry
 
 
 def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
-    """``make(*parameters)``, or what it returned before if no parameter has changed since: for use without gradients.
+    """Return ``make(*parameters)``, cached until a parameter changes. For use without gradients.
 
-    A change is noticed by the parameters' identities and memory, by PyTorch's count of changes in place and, for those
-    that it does not count (through ``.data``, a NumPy array or shared memory), by 64 elements spread over each
-    parameter. So only a change that is not counted, and of some elements, rows or columns alone, may be missed.
+    A change is detected by the parameters' identities and memory, by PyTorch's counter of in-place changes, and, for
+    changes that it does not count (through ``.data``, a NumPy array or shared memory), by comparing 64 elements spread
+    over each parameter. Only an uncounted change of some elements, rows or columns can go unnoticed.
 
     Args:
-        make: a function of a module, not made anew for each call. What it returns must not refer to the parameters,
-            which it dies with.
-        parameters: those that ``can_keep`` takes.
+        make: a module-level function. Its result must not refer to the parameters, because it is freed with them.
+        parameters: parameters that ``can_keep`` accepts.
     """
     first = parameters[0]
     state = [_state(parameter) for parameter in parameters]
@@ -51,16 +52,17 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
     if kept is not None and _is_current(kept, parameters, state):
         return kept.value
     sampled = [_spread(parameter) for parameter in parameters]
-    sample = _bytes_of(sampled)  # first, so that a change while it is made is noticed later
+    sample = _bytes_of(sampled)  # sampled before make() runs, so that a concurrent change is noticed later
     value = make(*parameters)
     by_function[make] = _Kept([ref(parameter) for parameter in parameters], state, sampled, sample, value)
     return value
 
 
 def can_keep(*parameters: Tensor) -> bool:
-    """Whether ``packed`` takes these: plain contiguous fp32 tensors on the CPU, while nothing watches what is done with
-    them, as compilers and transforms do."""
-    # A mode sees every operation, to trace them for example, or has tensors without values.
+    """Whether ``packed`` supports these: plain contiguous fp32 tensors on the CPU, with no compiler or transform
+    active.
+    """
+    # A dispatch mode may trace every operation or use tensors without values.
     if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -82,7 +84,7 @@ def _state(x: Tensor) -> tuple:
 
 
 def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple]) -> bool:
-    # Addresses first: once a parameter's memory has moved, the arrays may point to memory that has been freed.
+    # Compare addresses first: if a parameter's memory has moved, the arrays may point to freed memory.
     if kept.state != state:
         return False
     if any(known() is not parameter for known, parameter in zip(kept.parameters, parameters, strict=True)):
@@ -91,13 +93,13 @@ def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple])
 
 
 def _bytes_of(sampled: list[np.ndarray]) -> bytes:
-    return np.concatenate(sampled).tobytes()  # NaN is not equal to itself, but its bytes are
+    return np.concatenate(sampled).tobytes()  # bytes, because NaN is not equal to itself
 
 
 def _spread(x: Tensor) -> np.ndarray:
-    """A view of elements evenly spread, in different columns."""
+    """Return a view of evenly spaced elements in different columns."""
     step = max(x.numel() // _SAMPLED, 1)
     while gcd(step, x.shape[-1]) > 1:
         step -= 1
     view = x.detach().as_strided((min(x.numel(), _SAMPLED),), (step,), x.storage_offset())
-    return np.from_dlpack(view)  # after view.numpy() the memory could not be resized, as sharded training does
+    return np.from_dlpack(view)  # view.numpy() would forbid resizing, which sharded training needs

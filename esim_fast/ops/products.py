@@ -1,10 +1,11 @@
-"""Matrix products on the CPU: MKL's, which PyTorch uses, or oneDNN's, which PyTorch ships but does not use for fp32.
+"""Matrix products on the CPU: MKL, which PyTorch uses, or oneDNN, which PyTorch ships but does not use for fp32.
 
-MKL uses only AVX2 on processors that are not Intel's; oneDNN uses AVX-512 there too. On an AMD EPYC (Zen 5, 2 cores,
-torch 2.13.0) it is 2.1 times as fast at the products of an LSTM and of the projection, and takes transposed operands as
-they are. On Intel's processors MKL is as fast at these and faster at their gradients.
+On processors not made by Intel, MKL uses only AVX2, while oneDNN uses AVX-512 as well. On an AMD EPYC (Zen 5, 2 cores,
+torch 2.13.0) oneDNN is 2.1 times as fast for the products of an LSTM and of the projection, and it takes transposed
+operands without copies. On Intel's processors MKL is equally fast for these and faster for their gradients.
 
-Weights that do not change are put in oneDNN's order once: products of few rows, as of a single pair, are faster then.
+Weights that do not change are reordered for oneDNN once, which speeds up products of few rows, such as for a single
+pair.
 """
 
 from pathlib import Path
@@ -22,19 +23,19 @@ from .packing import can_keep, packed
 def _is_intel() -> bool:
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            return "GenuineIntel" in file.read(4096)  # of the first core: a large machine takes long to describe all
+            return "GenuineIntel" in file.read(4096)  # the first core suffices, and reading all is slow on big machines
     except OSError:
         return False
 
 
-_LEAST_ROWS = 4  # below, a product is limited by reading the weights, and MKL has less to do before it begins
+_LEAST_ROWS = 4  # with fewer rows, reading the weights is the bottleneck and MKL has less overhead
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _MKL = torch.backends.mkl.is_available() and _is_intel()
 
 
 def _onednn_takes(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    # A compiler chooses by itself, and takes weights from oneDNN only if they are constants.
+    # Compilers select products themselves, and support oneDNN's weights only as constants.
     if torch.compiler.is_compiling() or not (_ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.enabled):
         return False
     return weight.dtype == torch.float32 and (dtype == torch.float32 or (dtype == torch.bfloat16 and _BF16))
@@ -49,48 +50,50 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x [M, K] @ weight[N, K].T + bias [N]``, for which nothing is kept: autograd does not see it."""
+    """Compute ``x [M, K] @ weight[N, K].T + bias [N]`` without autograd and without caching."""
     return onednn_product(x, weight, bias) if _for_onednn(x, weight) else functional.linear(x, weight, bias)
 
 
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As ``product``, always by oneDNN; the weight may be one that ``ordered`` returned."""
+    """Compute ``product`` with oneDNN. The weight may come from ``ordered``."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def can_order(x: Tensor, *parameters: Tensor, dtype: torch.dtype) -> bool:
-    """Whether ``x`` may be multiplied in a dtype with what was once made of parameters, the first of them a weight, by
-    ``ordered`` or ``ordered_bf16``."""
+    """Whether ``x`` may be multiplied, in this dtype, by a cached weight from ``ordered`` or ``ordered_bf16``.
+
+    The first parameter is the weight; the others are parameters that the cached value also depends on.
+    """
     return _onednn_takes(x, parameters[0], dtype) and can_keep(*parameters) and not recorded(x, *parameters)
 
 
 def ordered(weight: Tensor) -> Tensor:
-    """A weight ``[N, K]`` in the order in which oneDNN reads it fastest, for any number of rows."""
+    """Reorder a weight ``[N, K]`` as oneDNN reads it fastest, for any number of rows."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 def ordered_bf16(weight: Tensor) -> Tensor:
-    """The same in bf16."""
+    """Convert a weight to bf16 and reorder it."""
     return ordered(weight.bfloat16())
 
 
 def for_weight_gradients(x: Tensor) -> Tensor:
-    """``x``, laid out as several of ``weight_gradient`` are to read it."""
+    """Return ``x`` in the layout that ``weight_gradient`` reads fastest, for several calls."""
     return x.t().contiguous().t() if _for_onednn(x.t(), x.t()) else x
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``grad [M, N].T @ x [M, K]``."""
+    """Compute ``grad [M, N].T @ x [M, K]``."""
     if not _for_onednn(grad.t(), x.t()):
         return grad.t() @ x
-    # oneDNN wants the first operand contiguous: the smaller one is copied for it.
+    # oneDNN needs a contiguous first operand, so make it the smaller one, which is cheaper to copy.
     if grad.shape[1] <= x.shape[1]:
         return product(grad.t(), x.t())
     return product(x.t(), grad.t()).t()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``torch.nn.functional.linear`` of ``x [M, K]``, with its gradients."""
+    """Compute ``torch.nn.functional.linear`` of ``x [M, K]``, with gradients."""
     dtype = autocast_dtype(x.device) or torch.float32
     fits = x.dtype in (torch.float32, dtype) and _is_large(x, weight)
     if fits and can_order(x, weight, bias, dtype=dtype):
@@ -101,7 +104,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def bf16_is_slower() -> bool:
-    """Whether bf16 slows training down on this processor: one of its products, timed with the conversions it needs."""
+    """Whether bf16 slows down training on this processor, judged by timing one product with its conversions."""
     x, weight = torch.randn(700, 300), torch.randn(1200, 300)
 
     def seconds(dtype: torch.dtype) -> float:
@@ -125,7 +128,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants to differentiate this
+        if torch.is_grad_enabled():  # double backward needs differentiable results
             return grad @ weight, grad.t() @ x, grad.sum(0)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (

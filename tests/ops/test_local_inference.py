@@ -255,23 +255,23 @@ class TestCpp:
     @pytest.mark.parametrize(
         ("layout", "change", "message"),
         [
-            ("lengths", {"a_lengths": [3, 10, 0]}, r"lengths\[1\] = 10 is not between 0 and 9"),
-            ("lengths", {"b_lengths": [3, -1, 0]}, r"lengths\[1\] = -1 is not between 0 and 7"),
+            ("lengths", {"a_lengths": [3, 10, 0]}, r"lengths\[1\] = 10, expected 0 to 9"),
+            ("lengths", {"b_lengths": [3, -1, 0]}, r"lengths\[1\] = -1, expected 0 to 7"),
             ("lengths", {"a_lengths": [3, 9]}, "one entry for each of the 3 sequences"),
             ("lengths", {"a_step": [0, 0, 0]}, "start and step must be given together"),
-            ("lengths", {"b": torch.zeros(3, 7, 13)}, "same dtype and width"),
-            ("lengths", {"b": torch.zeros(3, 7, 12).half()}, "same dtype and width"),
-            ("lengths", {"b": torch.zeros(2, 7, 12), "b_lengths": [1, 2]}, "as many sentences"),
-            ("lengths", {"a": torch.zeros(9, 12)}, "takes"),
+            ("lengths", {"b": torch.zeros(3, 7, 13)}, "same dtype, width and number"),
+            ("lengths", {"b": torch.zeros(3, 7, 12).half()}, "same dtype, width and number"),
+            ("lengths", {"b": torch.zeros(2, 7, 12), "b_lengths": [1, 2]}, "number of sentences"),
+            ("lengths", {"a": torch.zeros(9, 12)}, "needs"),
             ("lengths", {"a_mask": torch.ones(3, 8, dtype=torch.bool)}, "mask must be"),
             ("one tensor", {"a_start": [0, 10**6, 0]}, r"start\[1\] \+ step\[0\] is outside x"),
             ("one tensor", {"b_start": [-12, 0, 0]}, r"start\[0\] \+ step\[0\] is outside x"),
             ("one tensor", {"b_step": [2**62] * 9, "b_start": [2**62] * 3}, "is outside x"),
-            ("one tensor", {"a_longest": 10}, "sentences of 10 tokens, but step has 9 entries"),
-            ("one tensor", {"a_longest": -1}, "sentences of -1 tokens"),
-            ("one tensor", {"a_longest": 2}, "is not between 0 and 2"),
+            ("one tensor", {"a_longest": 10}, "longest = 10 must lie between 0 and the 9 entries of step"),
+            ("one tensor", {"a_longest": -1}, "longest = -1 must lie between 0 and the 9 entries of step"),
+            ("one tensor", {"a_longest": 2}, "expected 0 to 2"),
             ("one tensor", {"a_lengths": None}, "needs lengths"),
-            ("one tensor", {"x": torch.zeros(3, 9, 12), **NO_ROWS}, "only a row-addressed tensor can hold both sides"),
+            ("one tensor", {"x": torch.zeros(3, 9, 12), **NO_ROWS}, "start and step must be given for both sides"),
             ("one tensor", {"b_step": [[0], [1]]}, "step must be"),
         ],
     )
@@ -291,7 +291,7 @@ class TestCpp:
         forward, backward = operators("cpp", "lengths")
         m_a, m_b = forward(*arguments)
         for wrong in ((m_a[:, :5], m_b), (m_a, m_b[..., :12]), (m_a.half(), m_b), (m_a, m_b[0])):
-            with pytest.raises(RuntimeError, match="must be those of its results"):
+            with pytest.raises(RuntimeError, match="must have the shape and dtype of its results"):
                 backward(*wrong, *arguments)
 
 

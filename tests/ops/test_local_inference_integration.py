@@ -194,9 +194,9 @@ class TestIntegration:
 
 
 X = torch.zeros(2, 3, 4)
-ON_META = "backend='cpp' cannot run local_inference on meta .*: possible here are 'reference'"
-STRIDES = r"a must have the D values of a token one behind the other, got strides \[12, 1, 3\]"
-IN_FP64 = "backend='triton' cannot run local_inference on cpu in torch.float64: possible here are 'cpp', 'reference'"
+ON_META = "backend='cpp' cannot run local_inference on meta .*, available here: 'reference'"
+STRIDES = r"a must have contiguous values in its last dimension, got strides \[12, 1, 3\]"
+IN_FP64 = "backend='triton' cannot run local_inference on cpu in torch.float64, available here: 'cpp', 'reference'"
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,9 @@ IN_FP64 = "backend='triton' cannot run local_inference on cpu in torch.float64: 
     [
         (X[:, 0], X, {}, ValueError, r"a must be \[batch, length, D\] .*shape \[2, 4\]"),
         (X, torch.zeros(2, 3, 5), {}, ValueError, "same width D, got 4 and 5"),
-        (X, X[:1], {}, ValueError, "as many sentences, got 2 and 1"),
+        (X, X[:1], {}, ValueError, "the same number of sentences, got 2 and 1"),
         (X, X.half(), {}, TypeError, "same dtype, got torch.float32 and"),
-        (X, X.to("meta"), {}, ValueError, "a is on cpu, but b on meta"),
+        (X, X.to("meta"), {}, ValueError, "a is on cpu, but b is on meta"),
         (X, X, {"a_lengths": [3, 4]}, ValueError, r"a_lengths\[1\] = 4"),
         (X, X, {"b_mask": torch.ones(3, 2)}, ValueError, "b_mask must have shape"),
         (X, X, {"backend": "cuda"}, ValueError, "backend='cuda' cannot run"),
@@ -227,7 +227,7 @@ def test_bad_rows():
     with pytest.raises(TypeError, match=r"b_rows must be esim_fast\.Rows, got NoneType"):
         local_inference_packed(x, rows, None)
     wrong = Rows(rows.start, rows.step, rows.lengths, 2, tokens=4)
-    with pytest.raises(ValueError, match=r"a_rows.tokens = 4, but the lengths sum up to 3"):
+    with pytest.raises(ValueError, match=r"a_rows.tokens = 4, but the lengths sum to 3"):
         local_inference(x, x.clone(), a_rows=wrong, b_rows=rows)
     with pytest.raises(TypeError, match=r"Rows.tokens must be an int or None, got float"):
         Rows(rows.start, rows.step, rows.lengths, 2, tokens=3.0)

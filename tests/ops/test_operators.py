@@ -57,7 +57,7 @@ class TestRefused:
         ("changes", "message"),
         [
             ({"start": index(0, 0)}, "one entry for each of the 2"),
-            ({"start": index(0, 0), "lengths": index(0, 0)}, "start has 2 entries for 3 sequences"),
+            ({"start": index(0, 0), "lengths": index(0, 0)}, "start must have 3 entries, got 2"),
             ({"rows": 7}, "is outside x, which has 28 elements"),
             ({"lengths": None}, "needs lengths"),
             ({"start": None}, "start and step must be given together"),
@@ -79,7 +79,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((X, None, None, index(1, 4), None), "is not between 0 and 3"),
+            ((X, None, None, index(1, 4), None), "expected 0 to 3"),
             ((X, None, None, index(1), None), "one entry for each"),
             ((X, None, None, torch.tensor([1.0, 2.0]), None), "int64"),
             ((X, None, None, None, torch.ones(2, 2).bool()), r"mask must be a boolean tensor \[2, 3\]"),

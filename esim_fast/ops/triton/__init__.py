@@ -1,1 +1,1 @@
-"""The ops' kernels in Triton: runtime.py says whether they can run; local_inference.py and bilstm.py launch them."""
+"""Triton kernels of the ops. runtime.py decides whether they can run; local_inference.py and bilstm.py launch them."""

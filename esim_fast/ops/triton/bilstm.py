@@ -1,10 +1,9 @@
 """The recurrence of a packed bidirectional LSTM, forward and backward.
 
-Products with the input and the weights' gradients are matrix products over all tokens at once, made elsewhere. What is
-left is one small product for each time step. A program takes one direction of a group of sentences through all of
-them: sentences do not depend on each other, so no program waits for another, and a layer is one launch, where cuDNN
-makes several for each time step. The recurrent weights do not fit a multiprocessor; they come out of the GPU's cache
-at every step.
+Products with the input and the weights' gradients are matrix products over all tokens, computed elsewhere. What remains
+is one small product per time step. A program takes one direction of a group of sentences through all time steps.
+Sentences are independent, so no program waits for another, and a layer is a single launch, while cuDNN makes several
+per time step. The recurrent weights do not fit into a multiprocessor and are read from the GPU's cache in every step.
 """
 
 from typing import Any
@@ -17,12 +16,12 @@ from torch import Tensor
 from .runtime import Config, Launch, blocks_in
 from .tokens import dot
 
-INPUT, FORGET, CELL, OUTPUT = (tl.constexpr(gate) for gate in range(4))  # in the order of torch.nn.LSTM
+INPUT, FORGET, CELL, OUTPUT = (tl.constexpr(gate) for gate in range(4))  # torch.nn.LSTM's order
 
 
-# By kernel and arithmetic: in half precision and TF32 the fastest of eight on an H100, or within 3 % of it
-# (benchmarks/NOTES.md). Programs are few: not told, the compiler would spill registers to have two of them on a
-# multiprocessor.
+# By kernel and arithmetic. In half precision and TF32 these are the fastest of eight on an H100, or within 3 % of it
+# (benchmarks/NOTES.md). max_registers keeps the compiler from spilling registers to fit two programs on a
+# multiprocessor, which gains nothing with so few programs.
 CONFIGS = {
     ("forward", "half"): Config(64, 64, 8, 3, max_registers=255),
     ("forward", "tf32"): Config(32, 64, 8, 3, max_registers=255),
@@ -31,12 +30,12 @@ CONFIGS = {
     ("backward", "tf32"): Config(64, 64, 4, 3, max_registers=255),
     ("backward", "tf32x3"): Config(64, 64, 8, 3, max_registers=255),
 }
-GROUP = 16  # sentences of a program: the fewest that a product takes; on an H100 32 and 64 take longer at any batch
+GROUP = 16  # sentences per program, the minimum for tl.dot; on an H100, 32 and 64 are slower at any batch size
 
 
 @triton.jit
 def _tanh(x):
-    # The quotient loses its digits next to zero, where the series has them.
+    # Near zero the quotient cancels, so a series is used there.
     square = x * x
     series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
     shrunk = tl.exp(-2 * tl.abs(x))
@@ -51,10 +50,12 @@ def _sigmoid(x):
 
 @triton.jit
 def _step(first_row, rows, steps, t, sentence):
-    """Rows of a time step's tokens for ``sentence [G]``, and which of them there are; none outside of time."""
+    """Return the rows of a time step's tokens for ``sentence [G]``, and which of them exist (none if t is out of
+    range).
+    """
     inside = (t >= 0) & (t < steps)
     first = tl.load(first_row + t, mask=inside, other=0)
-    # Outside of time it is 0, so that no row is there: Triton 3.9's interpreter knows no scalar's bool in a mask.
+    # 0 if t is out of range, so that no row exists: Triton 3.9's interpreter supports no scalar bool in a mask.
     last = tl.where(t + 1 == steps, rows, tl.load(first_row + t + 1, mask=inside & (t + 1 < steps), other=0))
     row = first + sentence
     return row, (row < last) & (row >= 0) & (row < rows)
@@ -62,7 +63,7 @@ def _step(first_row, rows, steps, t, sentence):
 
 @triton.jit
 def _longest(first_row, rows, steps, sentence):
-    """How many time steps the sentence reaches: they are sorted, so that is the group's longest if it is its first."""
+    """Return the number of time steps of a sentence, which is the group's maximum for its first sentence."""
     longest = tl.zeros([], tl.int32)
     for t0 in range(0, steps, 64):
         t = t0 + tl.arange(0, 64)
@@ -73,7 +74,7 @@ def _longest(first_row, rows, steps, sentence):
 
 @triton.jit
 def _load(x, row, row_size, there, column, columns):
-    """``[G, W]``, from rows that this program itself may have written a step ago."""
+    """Load ``[G, W]`` through the L2 cache, because this program may have written the rows one step ago."""
     place = x + row[:, None] * row_size + column[None, :]
     return tl.load(place, mask=there[:, None] & (column < columns)[None, :], other=0.0, cache_modifier=".cg")
 
@@ -93,7 +94,9 @@ def forward(
     H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``gates [N, 8H]`` hold the products with the input, and then the gates; writes ``y [N, 2H]``, ``c [N, 2H]``."""
+    """Writes ``y [N, 2H]`` and ``c [N, 2H]``; ``gates [N, 8H]`` hold products with the input and are overwritten by the
+    gates.
+    """
     backwards = tl.program_id(0) % 2
     sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
     gates += backwards * 4 * H
@@ -101,7 +104,7 @@ def forward(
     y += backwards * H
     c += backwards * H
     longest = _longest(first_row, rows, steps, tl.min(sentence, 0))
-    for n in tl.range(0, longest, num_stages=1):  # a step's loads must not run ahead of the stores of the one before
+    for n in tl.range(0, longest, num_stages=1):  # loads must not be moved before the previous step's stores
         t = tl.where(backwards == 1, longest - 1 - n, n)
         row, there = _step(first_row, rows, steps, t, sentence)
         row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
@@ -131,7 +134,7 @@ def forward(
             _store(gates + OUTPUT * H, row, 8 * H, there, h, H, output)
             _store(c, row, 2 * H, there, h, H, c_here)
             _store(y, row, 2 * H, there, h, H, output * _tanh(c_here))
-        tl.debug_barrier()  # the next step reads what all threads of the program have written
+        tl.debug_barrier()  # the next step reads what all threads of this program have written
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -140,8 +143,11 @@ def backward(
     H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Writes ``grad_gates [N, 8H]``, of the products with the input, and ``previous [N, 2H]``, the states that the
-    steps began with; ``grad_c`` goes from step to step, with a row for each sentence that a program can have."""
+    """Writes ``grad_gates [N, 8H]``, gradients of the products with the input, and ``previous [N, 2H]``, the initial
+    states of the steps.
+
+    ``grad_c`` carries gradients from step to step, with a row for each sentence that a program can have.
+    """
     backwards = tl.program_id(0) % 2
     sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
     gates += backwards * 4 * H
@@ -153,7 +159,7 @@ def backward(
     previous += backwards * H
     grad_c += backwards * H
     longest = _longest(first_row, rows, steps, tl.min(sentence, 0))
-    for n in tl.range(0, longest, num_stages=1):  # from the state computed last to the one computed first
+    for n in tl.range(0, longest, num_stages=1):  # from the last computed state to the first
         t = tl.where(backwards == 1, n, longest - 1 - n)
         row, there = _step(first_row, rows, steps, t, sentence)
         row_before, known = _step(first_row, rows, steps, tl.where(backwards == 1, t + 1, t - 1), sentence)
@@ -190,7 +196,7 @@ def backward(
 def run_forward(
     gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """``esim_fast::bilstm_triton``: y and c."""
+    """Implement ``esim_fast::bilstm_triton``: return y and c."""
     H = _hidden_size(gates, weights, first_row, sentences)
     y = gates.new_empty(len(gates), 2 * H)
     c = gates.new_empty(len(gates), 2 * H, dtype=torch.float32)
@@ -209,7 +215,11 @@ def run_backward(
     sentences: int,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """``esim_fast::bilstm_triton_backward``: the gradients of the products with the input, and the states before."""
+    """Implement ``esim_fast::bilstm_triton_backward``.
+
+    Returns:
+        The gradients of the products with the input, and the states before each step.
+    """
     H = _hidden_size(gates, weights, first_row, sentences)
     for name, x, dtype in (("grad_y", grad_y, gates.dtype), ("y", y, gates.dtype), ("c", c, torch.float32)):
         if not isinstance(x, Tensor) or x.shape != (len(gates), 2 * H) or x.dtype != dtype or x.device != gates.device:
@@ -264,25 +274,26 @@ def _plan(
 
 
 def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int) -> int:
-    """H, if the tensors fit each other. What lies in them on a GPU is not read; no address follows from it unchecked.
+    """Return H after checking that the tensors fit each other. Values on a GPU are not read; kernels bound every
+    address.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not fit.
     """
     if not all(isinstance(tensor, Tensor) for tensor in (gates, weights, first_row)):
         raise ValueError("gates, weights and first_row must be given")
     H = weights.shape[1] // 4 if weights.dim() == 3 else 0
     if not H or weights.shape[0] != 2 or weights.shape[1] != 4 * H or weights.shape[2] < H:
         raise ValueError(f"weights must be [2, 4H, at least H], got {list(weights.shape)}")
-    if weights.numel() >= 2**31:  # places in them are counted in 32 bits
+    if weights.numel() >= 2**31:  # their offsets are 32-bit
         raise ValueError(f"weights must have fewer than 2**31 elements, got {list(weights.shape)}")
     if gates.dim() != 2 or gates.shape[1] != 8 * H or gates.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"gates must be [N, {8 * H}], float32, float16 or bfloat16, got {list(gates.shape)}")
     if first_row.dim() != 1 or first_row.dtype != torch.int64 or not 0 <= sentences <= len(gates):
-        raise ValueError(f"first_row must be int64 [T], and at most {len(gates)} sentences have a token")
+        raise ValueError(f"first_row must be int64 [T], and sentences must lie between 0 and {len(gates)}")
     for name, tensor in (("gates", gates), ("weights", weights), ("first_row", first_row)):
         if tensor.device != gates.device or not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous and on {gates.device}")
     if weights.dtype != gates.dtype:
-        raise ValueError(f"weights must be {gates.dtype} as gates are, got {weights.dtype}")
+        raise ValueError(f"weights must be {gates.dtype} like gates, got {weights.dtype}")
     return H

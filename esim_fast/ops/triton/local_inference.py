@@ -1,6 +1,6 @@
-"""Which kernels of local inference serve a batch, cut up how, and their launches: the operators' implementation.
+"""Select and launch the kernels of local inference: the implementation of the operators.
 
-Nothing here reads a length back from a GPU: tiles follow from the longest sentence as the caller knows it.
+No length is read back from a GPU. Tiles are chosen by the longest sentence that the caller knows of.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,11 @@ from .arguments import check_arguments, check_gradient, check_packed
 from .runtime import Config, Launch, blocks_in
 from .tokens import Tokens
 
-# Chosen by what the compiler makes of them for every GPU supported (tools/kernel_resources.py prints it): no register
-# goes to memory, and as much is loaded at a time as that leaves room for. (With Triton 3.6 a few of fp32's 64 by 64,
-# forward, do before compute capability 9.0.) In half precision those of 16 by 16 and 32 by 16 tokens, and forward of 64
-# by 16 and 64 by 32, are the fastest of 65 on an H100 (`python -m benchmarks.sweep`, 2026-11-24). The others have not
-# been timed against each other.
-# By kernel, arithmetic, and the sides of the tile of scores that a program holds as a whole, the larger first.
+# Chosen by compiler output for every supported GPU (see tools/kernel_resources.py): the largest loads without register
+# spills. (Exception: with Triton 3.6, fp32 forward with 64 by 64 tokens spills a few below compute capability 9.0.) In
+# half precision, 16 by 16 and 32 by 16 tokens, and forward with 64 by 16 and 64 by 32, are the fastest of 65 on an H100
+# (`python -m benchmarks.sweep`, 2026-11-24). The others have not been timed.
+# Keys: kernel, arithmetic, and the sides of the tile of scores that a program holds, the larger first.
 ONE_TILE = {
     ("forward", "half", 16, 16): Config(128, 64, 4, 3),
     ("forward", "half", 32, 16): Config(64, 64, 4, 4),
@@ -51,9 +50,9 @@ ONE_TILE = {
     ("backward", "tf32", 64, 16): Config(32, 32, 8, 2),
     ("backward", "ieee", 16, 16): Config(32, 32, 4, 3),
     ("backward", "ieee", 32, 16): Config(32, 64, 8, 2),
-    # The other gradients in fp32 do not fit the registers: many_tiles takes them.
+    # The other fp32 gradients do not fit into registers, so many_tiles computes them.
 }
-# By kernel and arithmetic. What a kernel does not block is 0.
+# Keys: kernel and arithmetic. A block size is 0 if the kernel does not use it.
 MANY_TILES = {
     ("scores", "half"): Config(64, 0, 8, 3, tile=64),
     ("scores", "tf32"): Config(32, 0, 4, 3, tile=64, max_registers=168),
@@ -76,16 +75,16 @@ MANY_TILES = {
 }
 TILES = (16, 32, 64)
 INPUT_PRECISION = {"half": "ieee", "tf32": "tf32", "ieee": "tf32x3"}
-PROGRAMS_PER_MULTIPROCESSOR = 4  # that a small batch is split into, so that enough loads are under way
+PROGRAMS_PER_MULTIPROCESSOR = 4  # target for small batches, so that enough loads are in flight
 
 
 class Side(NamedTuple):
-    """The sentences of one side, and what the host knows of them."""
+    """The sentences of one side, and what the host knows about them."""
 
     tokens: Tokens
-    length: int  # L of padded input, the longest sentence of row-addressed one
+    length: int  # L of padded input, or the longest sentence of row-addressed input
     batch_stride: int
-    longest: int  # sentence, if the caller knows; at most length
+    longest: int  # upper bound of the longest sentence, at most length
 
     @property
     def width(self) -> int:
@@ -97,12 +96,14 @@ class Side(NamedTuple):
 
     @property
     def tile(self) -> int:
-        """The smallest tile that all sentences fit in, 0 if there is none."""
+        """The smallest tile that fits all sentences, or 0."""
         return next((tile for tile in TILES if self.longest <= tile), 0)
 
 
 def sides_of(a: Tensor, b: Tensor, addresses: Sequence[Any]) -> tuple[Side, Side]:
-    """From the operators' arguments: start, step, lengths and mask of a, the same of b, and the longest of both."""
+    """Build both sides from the operators' arguments: start, step, lengths and mask of a, then of b, and the longest of
+    each.
+    """
     *tensors, a_longest, b_longest, _ = addresses
     return _side(a, tensors[:4], a_longest), _side(b, tensors[4:], b_longest)
 
@@ -116,7 +117,7 @@ def _side(x: Tensor, addresses: Sequence[Any], longest: int) -> Side:
 
 
 def forward(a: Tensor, b: Tensor, *addresses: Any) -> tuple[Tensor, Tensor]:
-    """``esim_fast::local_inference_triton``: m_a and m_b."""
+    """Implement ``esim_fast::local_inference_triton``: return m_a and m_b."""
     check_arguments(a, b, addresses)
     sides = sides_of(a, b, addresses)
     m_a, m_b = _new_like("forward", sides, sides, addresses, times=4)
@@ -125,7 +126,7 @@ def forward(a: Tensor, b: Tensor, *addresses: Any) -> tuple[Tensor, Tensor]:
 
 
 def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor, *addresses: Any) -> tuple[Tensor, Tensor]:
-    """``esim_fast::local_inference_triton_backward``: the gradients of a and b."""
+    """Implement ``esim_fast::local_inference_triton_backward``: return the gradients of a and b."""
     check_arguments(a, b, addresses)
     check_gradient("grad_m_a", grad_m_a, a)
     check_gradient("grad_m_b", grad_m_b, b)
@@ -136,7 +137,7 @@ def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor, *addresse
 
 
 def forward_packed(x: Tensor, *addresses: Any) -> Tensor:
-    """``esim_fast::local_inference_packed_triton``: m."""
+    """Implement ``esim_fast::local_inference_packed_triton``: return m."""
     check_packed(x, addresses)
     sides = sides_of(x, x, addresses)
     (m,) = _new_like("forward", sides, sides[:1], addresses, times=4)
@@ -145,7 +146,7 @@ def forward_packed(x: Tensor, *addresses: Any) -> Tensor:
 
 
 def backward_packed(grad_m: Tensor, x: Tensor, *addresses: Any) -> Tensor:
-    """``esim_fast::local_inference_packed_triton_backward``: the gradient of x."""
+    """Implement ``esim_fast::local_inference_packed_triton_backward``: return the gradient of x."""
     check_packed(x, addresses)
     check_gradient("grad_m", grad_m, x)
     sides = sides_of(x, x, addresses)
@@ -164,14 +165,14 @@ def _start(x: Tensor, launches: list[Launch]) -> None:
 def _new_like(
     kernel: str, sides: tuple[Side, Side], wanted: Sequence[Side], addresses: Sequence[Any], times: int
 ) -> list[Tensor]:
-    """A tensor like each wanted side's, ``times`` as wide, and cleared unless the kernels write all of it."""
+    """Allocate a tensor per wanted side, ``times`` as wide, zeroed unless the kernels write every element."""
     every_row = addresses[-1]
     one = _one_tile_config(kernel, *sides)
 
     def new(side: Side) -> Tensor:
         x = side.tokens.x
         padded = side.tokens.start is None
-        # Many tiles cover all padding, one need not.
+        # many_tiles writes all padding; a single tile may be shorter than the padded length.
         all_written = (one is None or side.length <= side.tile) if padded else every_row
         shape = (*x.shape[:-1], times * x.shape[-1])
         return x.new_empty(shape) if all_written and side.pairs else x.new_zeros(shape)
@@ -181,7 +182,7 @@ def _new_like(
 
 def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
     if config := _one_tile_config("forward", a, b):
-        if a.tile < b.tile:  # the sides are alike, and with the larger first there are fewer kernels to compile
+        if a.tile < b.tile:  # the sides are symmetric, so putting the larger first halves the kernels to compile
             a, b, m_a, m_b = b, a, m_b, m_a
         return [_one_tile(one_tile.forward, config, a, b, m_a, m_b)]
     scores = _pairs_of_words(a, b, torch.float32)
@@ -206,7 +207,7 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
         _many_tiles(enhance, a, b, grad_m_a, grad_a_aligned),
         _many_tiles(enhance, b, a, grad_m_b, grad_b_aligned),
         _many_tiles(many_tiles.products, a, b, grad_a_aligned, grad_b_aligned, scores, grad_alpha, grad_beta),
-        # The part of a in the gradient of the scores overwrites grad_alpha, which it is computed from.
+        # a's part of the gradient of the scores overwrites grad_alpha, which is not needed afterwards.
         _many_tiles(softmax, a, b, scores, grad_alpha, alpha, None, grad_alpha, SWAPPED=False),
         _many_tiles(softmax, b, a, scores, grad_beta, beta, grad_alpha, grad_scores, SWAPPED=True),
         _many_tiles(backward, a, b, grad_m_a, grad_b_aligned, alpha, beta, grad_scores, grad_a, SWAPPED=False),
@@ -215,12 +216,12 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
 
 
 def _pairs_of_words(a: Side, b: Side, dtype: torch.dtype) -> Tensor:
-    """For a number of each word of a with each of b; rows as many_tiles pads them."""
+    """Allocate a matrix over word pairs, with rows padded as in many_tiles."""
     return a.tokens.x.new_empty(a.pairs, a.longest, 16 * blocks_in(b.longest, 16), dtype=dtype)
 
 
 def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
-    """None where a pair takes many tiles."""
+    """Return the configuration, or None if the pairs need many tiles."""
     if not a.tile or not b.tile:
         return None
     config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile), min(a.tile, b.tile)))
@@ -228,16 +229,16 @@ def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
 
 
 def _arithmetic(side: Side) -> str:
-    """How tiles are multiplied: fp32 in TF32 where PyTorch's matrix products may be, else exactly."""
+    """Return how tiles are multiplied: fp32 in TF32 if PyTorch's matrix products may, else with fp32's accuracy."""
     if side.tokens.x.element_size() == 2:
         return "half"
-    # torch.set_float32_matmul_precision sets this too; asking for what it set raises once somebody has set this.
+    # torch.set_float32_matmul_precision sets this as well, but its getter raises once this has been set directly.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -> Launch:
     blocks = max(1, blocks_in(a.width, config.block_d))
-    # As many programs as there are features to share out, if the batch is small, and as evenly as they go.
+    # Split the features of small batches over more programs, as evenly as possible.
     wanted = PROGRAMS_PER_MULTIPROCESSOR * runtime.multiprocessors(a.tokens.x.device) // max(1, a.pairs)
     splits = blocks_in(blocks, blocks_in(blocks, max(1, min(blocks, wanted))))
     constants = {"A_TILE": a.tile, "B_TILE": b.tile, "SPLITS": splits, "BLOCK_D": config.block_d}
@@ -247,7 +248,7 @@ def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -
 def _many_tiles(kernel: Any, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:
     config = MANY_TILES[kernel.__name__, _arithmetic(x)].fitting(x.width)
     constants["TILE"] = config.tile
-    # Padding is written by these two alone.
+    # Only these two write padding.
     length = x.length if kernel in (many_tiles.forward, many_tiles.backward) else x.longest
     programs = x.pairs * blocks_in(length, config.tile)
     if config.block_k:
@@ -263,7 +264,7 @@ def _launch(kernel: Any, config: Config, programs: int, a: Side, b: Side, others
     strides = [stride for side in (a, b) for stride in (side.batch_stride, side.tokens.time_stride)]
     common = {
         "D": a.width,
-        # Whether every token begins at a multiple of 16 bytes, if the tensors do.
+        # More than 1 if every token is aligned to 16 bytes, provided that the tensors are.
         "VECTOR": 1 if any(elements % vector for elements in (a.width, *strides)) else vector,
         "PRECISION": INPUT_PRECISION[arithmetic],
         "BLOCK_K": config.block_k,

@@ -1,9 +1,9 @@
-"""Pairs with longer sentences: every product of two words is made once, tile by tile, and kept until all need it.
+"""Local inference for longer sentences: products of words are computed tile by tile and stored for all later uses.
 
-Scores, and in the backward pass the gradients of the weights, are fp32 matrices ``[pairs, a_longest, b_longest]``, rows
-padded to multiples of 16; they live as long as one call. Each side in turn is ``x``, which looks at the other, ``y``,
-so it reads them as they lie (x is a) or across (x is b, SWAPPED). The softmax over y is taken online: its maximum and
-its sum grow with each tile.
+Scores and, in the backward pass, the gradients of the weights are fp32 matrices ``[pairs, a_longest, b_longest]`` with
+rows padded to multiples of 16, which live as long as one call. Each side in turn is ``x``, which attends to the other,
+``y``. It reads the matrices directly (x is a) or transposed (x is b, SWAPPED). The softmax over y is computed online:
+its maximum and sum are updated with each tile.
 """
 
 import triton
@@ -29,15 +29,15 @@ _UNSPECIALIZED_PRODUCTS = ["a_length", "b_length", "a_batch_stride", "b_batch_st
 
 @triton.jit
 def _matrix_place(x_longest, y_longest, pair, t_x, t_y, SWAPPED: tl.constexpr):
-    """Where the matrices have the pairs of words at ``t_x [X]`` and ``t_y [Y]``, and which of them they have.
+    """Return the offsets of word pairs ``t_x [X]`` and ``t_y [Y]`` in the matrices, and which of them are inside.
 
-    Not which of them count: with masks of words next to each other, they would be moved one by one.
+    Positions inside need not hold words that count: a mask of those would prevent vector loads.
     """
     if SWAPPED:
         width = (x_longest + 15) // 16 * 16
         place = (pair * y_longest + t_y)[None, :] * width + t_x[:, None]
         return place, (t_x < width)[:, None] & (t_y < y_longest)[None, :]
-    else:  # noqa: RET505 (the compiler goes on behind an if that returns)
+    else:  # noqa: RET505 (Triton compiles the code after an if that returns)
         width = (y_longest + 15) // 16 * 16
         place = (pair * x_longest + t_x)[:, None] * width + t_y[None, :]
         return place, (t_x < x_longest)[:, None] & (t_y < width)[None, :]
@@ -45,7 +45,7 @@ def _matrix_place(x_longest, y_longest, pair, t_x, t_y, SWAPPED: tl.constexpr):
 
 @triton.jit
 def _tile_and_block(length, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The pair, the positions of this program's tile of x, whose tiles cover ``length``, and its block of features."""
+    """Return the pair, the positions of this program's tile of x (tiles cover ``length``), and its features."""
     blocks, tiles = tl.cdiv(D, BLOCK_D), tl.cdiv(length, TILE)
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks % tiles
     pair = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
@@ -54,14 +54,14 @@ def _tile_and_block(length, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.con
 
 @triton.jit
 def _risen(highest, scores):
-    """The maximum with another tile's scores, and the same to compare with: 0 until a word counts."""
+    """Return the running maximum after another tile of scores, and a finite version of it: 0 until a word counts."""
     risen = tl.maximum(highest, tl.max(scores, 1))
     return risen, tl.where(risen == NOTHING, 0.0, risen)
 
 
 @triton.jit
 def _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE: tl.constexpr):
-    """The pair and the positions of this program's tile of a and tile of b, and whether there are any words."""
+    """Return the pair, the positions of this program's tiles of a and b, and whether they contain any words."""
     a_tiles, b_tiles = tl.cdiv(a_longest, TILE), tl.cdiv(b_longest, TILE)
     a_tile, b_tile = tl.program_id(0) // b_tiles % a_tiles, tl.program_id(0) % b_tiles
     pair = (tl.program_id(0) // (a_tiles * b_tiles)).to(tl.int64)
@@ -74,7 +74,7 @@ def scores(
     a, b, a_length, b_length, a_batch_stride, b_batch_stride, a_longest, b_longest, all_scores,
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Equation 11 for one tile of a and one of b."""
+    """Compute equation 11 for one tile of a and one of b."""
     pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE)
     if any_words:
         a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
@@ -94,7 +94,7 @@ def backward_enhance(
     x, y, x_length, y_length, x_batch_stride, y_batch_stride, x_longest, y_longest, grad_m, grad_aligned,
     D: tl.constexpr, VECTOR: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the alignment of one tile of x and one block of features; y has no part in it."""
+    """Compute the gradient of the alignment for one tile of x and one block of features; y is not used."""
     pair, t, d = _tile_and_block(x_longest, D, TILE, BLOCK_D)
     counts = counting(x, x_length, pair, t)
     x_offset, offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
@@ -108,7 +108,7 @@ def products(
     all_scores, grad_alpha, grad_beta,
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """:func:`scores` anew, and the gradients of the weights of both sides."""
+    """Recompute ``scores``, and compute the gradients of the weights of both sides."""
     pair, t_a, t_b, any_words = _tiles(a, b, a_length, b_length, a_longest, b_longest, TILE)
     if any_words:
         a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
@@ -137,7 +137,7 @@ def forward(
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     SWAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Equations 12 and 14 (or 13 and 15) for one tile of x and one block of features."""
+    """Compute equations 12 and 14 (or 13 and 15) for one tile of x and one block of features."""
     pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
     x_offset, m_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
@@ -161,7 +161,7 @@ def forward(
         aligned = dot(weights.to(y_part.dtype), y_part, aligned * shrunk[:, None], PRECISION)
         highest, words = risen, words + tl.sum(y_counts.to(tl.int32), 0)
 
-    aligned /= tl.where(words > 0, total, 1.0)[:, None]  # without a word that counts the alignment is zero
+    aligned /= tl.where(words > 0, total, 1.0)[:, None]  # if no word counts, the alignment is zero
     enhance(m, m_offset, counts, rows, d, load(x.x, x_offset, counts, d, D), aligned, D)
 
 
@@ -171,9 +171,9 @@ def backward_softmax(
     all_weights, part_before, grad_scores,
     TILE: tl.constexpr, SWAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Equation 12 (or 13) for one tile of x, and its part in the gradient of the scores, on top of ``part_before``.
+    """Compute equation 12 (or 13) for one tile of x, and add its part of the gradient of the scores to ``part_before``.
 
-    The parts of both sides make the gradient; the first has None before it.
+    The parts of both sides sum to the gradient; for the first side, ``part_before`` is None.
     """
     tiles = tl.cdiv(x_longest, TILE)
     tile, pair = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
@@ -200,7 +200,7 @@ def backward_softmax(
 
     any_word = counts & (words > 0)
     highest, total = tl.where(any_word, highest, 0.0), tl.where(any_word, total, 1.0)
-    mean = weighted / total  # of the weights' gradients, by those weights: what a softmax takes off each of them
+    mean = weighted / total  # weighted mean of the weights' gradients, which a softmax subtracts from each
     for first in range(0, y_end, TILE):
         t_y = first + tl.arange(0, TILE)
         both = counts[:, None] & counting(y, y_length, pair, t_y)[None, :]
@@ -222,7 +222,7 @@ def backward(
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     SWAPPED: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one tile of x and one block of features: of its own alignment and of its part in y's."""
+    """Compute the gradient of one tile of x and one block of features: from its own alignment and from y's."""
     pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
     _, grad_x_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)

@@ -1,7 +1,7 @@
-"""Pairs whose sentences fit one tile of scores: a program holds all scores of its pair, and both softmaxes of them.
+"""Local inference for sentences that fit one tile: a program holds all scores of its pair and both softmaxes.
 
-The D features are shared out among SPLITS programs, so that small batches fill a GPU; each of them recomputes the
-scores, which are small. Nothing but the inputs is kept for the backward pass.
+The D features are split over SPLITS programs, so that small batches fill a GPU; each recomputes the scores, which are
+cheap. Only the inputs are saved for the backward pass.
 """
 
 import triton
@@ -12,7 +12,7 @@ from .tokens import NOTHING, aligned_gradient, counting, direct_gradient, dot, e
 
 @triton.jit
 def _softmaxes(scores, a_counts, b_counts):
-    """Weights of the soft alignment from scores ``[A, B]``, equations 12 and 13, zero where either word is none."""
+    """Return the soft alignment's weights from scores ``[A, B]`` (equations 12, 13), zero unless both words count."""
     scores = tl.where(a_counts[:, None] & b_counts[None, :], scores, NOTHING)
     a_any, b_any = tl.max(a_counts.to(tl.int32), 0) > 0, tl.max(b_counts.to(tl.int32), 0) > 0
     alpha = tl.exp(scores - tl.where(a_counts & b_any, tl.max(scores, 1), 0.0)[:, None])
@@ -31,7 +31,7 @@ def forward(
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, A_TILE: tl.constexpr, B_TILE: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Equations 11-15 for one pair and every SPLITS-th block of features."""
+    """Compute equations 11-15 for one pair and every SPLITS-th block of features."""
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
     a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
@@ -63,7 +63,7 @@ def backward(
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, A_TILE: tl.constexpr, B_TILE: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one pair's tokens, every SPLITS-th block of features: through the enhancement and both softmaxes."""
+    """Compute the gradients of one pair's tokens, for every SPLITS-th block of features."""
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
     a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
@@ -86,7 +86,7 @@ def backward(
     grad_scores = alpha * (grad_alpha - tl.sum(alpha * grad_alpha, 1)[:, None])
     grad_scores += beta * (grad_beta - tl.sum(beta * grad_beta, 0)[None, :])
 
-    # One side after the other: both at once would want more registers than there are.
+    # One side after the other, because both at once would need too many registers.
     dtype = a.x.dtype.element_ty
     alpha, beta, grad_scores = alpha.to(dtype), beta.to(dtype), grad_scores.to(dtype)
     for d0 in range(split * BLOCK_D, D, SPLITS * BLOCK_D):

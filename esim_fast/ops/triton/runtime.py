@@ -1,7 +1,7 @@
-"""Whether Triton's kernels can run here, and what all their launches have in common.
+"""Whether Triton kernels can run here, and what all launches share.
 
-Importing Triton takes a while, so it is imported only where its kernels can run: with a CUDA build of torch, or
-interpreted on CPU tensors (``TRITON_INTERPRET=1``).
+Triton is slow to import, so it is imported only if its kernels can run: with a CUDA build of torch, or interpreted on
+CPU tensors (``TRITON_INTERPRET=1``).
 """
 
 import os
@@ -29,7 +29,7 @@ _library = torch.library.Library("esim_fast", "FRAGMENT")
 
 @constant_when_compiled
 def can_run(device: torch.device) -> bool:
-    """Whether the kernels take this device's tensors: NVIDIA GPUs from compute capability 8.0 on do, as Triton does."""
+    """Whether the kernels support this device: NVIDIA GPUs with compute capability 8.0 or higher, Triton's minimum."""
     if not AVAILABLE:
         return False
     if device.type == "cpu":
@@ -39,7 +39,9 @@ def can_run(device: torch.device) -> bool:
 
 
 def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Makes ``function`` the operator of this schema, ``torch.ops.esim_fast.<name>``, where the kernels can run."""
+    """Register ``function`` as the operator ``torch.ops.esim_fast.<name>`` for the devices on which the kernels can
+    run.
+    """
     name = schema.partition("(")[0]
     _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     for device in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
@@ -48,14 +50,15 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
 
 
 class Config(NamedTuple):
-    """How a kernel is cut up and compiled.
+    """How a kernel is split into blocks and compiled.
 
     Attributes:
-        block_k: terms at a time, in sums over features or units.
-        block_d: features or units of the result at a time.
-        num_warps, num_stages: of a program; how far its loads run ahead.
-        tile: tokens at a time, where a pair takes many tiles.
-        max_registers: of a thread. Where the compiler is not told, it aims at more threads at once and may spill a few.
+        block_k: terms per block in sums over features or units.
+        block_d: features or units of the result per block.
+        num_warps: warps per program.
+        num_stages: stages of the software pipeline for loads.
+        tile: tokens per tile, in kernels with many tiles.
+        max_registers: registers per thread. If None, the compiler aims for more concurrent threads and may spill a few.
     """
 
     block_k: int
@@ -67,18 +70,18 @@ class Config(NamedTuple):
 
     @cache  # noqa: B019 (there are a few dozen)
     def fitting(self, width: int) -> "Config":
-        """The same with no block wider than ``width`` features are."""
+        """Return this configuration with blocks no wider than ``width`` features need."""
         widest = max(16, power_of_2(width))
         return self._replace(block_k=min(self.block_k, widest), block_d=min(self.block_d, widest))
 
     def options(self) -> dict[str, Any]:
-        """What the compiler is told."""
+        """Return the compiler's options."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         return options | ({"maxnreg": self.max_registers} if self.max_registers else {})
 
 
 class Launch(NamedTuple):
-    """A kernel with all it needs: to be started, or, without a GPU, to be compiled and looked at."""
+    """A kernel with everything it needs to be started or, without a GPU, compiled for inspection."""
 
     kernel: Any
     programs: int
@@ -91,14 +94,14 @@ class Launch(NamedTuple):
             self.kernel[(self.programs,)](*self.arguments, **self.constants, **self.options)
 
 
-# Triton has these two as well, made for kernels: on the host they take as long as a launch.
+# Triton's own versions of these two take as long as a launch when called on the host.
 def blocks_in(size: int, block: int) -> int:
-    """How many blocks cover ``size``."""
+    """Return how many blocks cover ``size``."""
     return -(-size // block)
 
 
 def power_of_2(size: int) -> int:
-    """The least one that is not below ``size``."""
+    """Return the smallest power of 2 that is not below ``size``."""
     return 1 << max(0, size - 1).bit_length()
 
 
@@ -108,5 +111,5 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def aligned(address: Any) -> Any:
-    """A part of a larger tensor may begin anywhere, and Triton would compile anew for each pattern of that."""
+    """Copy a tensor that is not aligned to 16 bytes: Triton would compile a kernel for each alignment pattern."""
     return address.clone() if isinstance(address, Tensor) and address.data_ptr() % 16 else address

@@ -1,4 +1,4 @@
-"""What all kernels here share: where the tokens of a sentence lie, which of them count, and products of tiles."""
+"""Helpers shared by the kernels: where the tokens of a sentence lie, which of them count, and products of tiles."""
 
 from typing import NamedTuple
 
@@ -11,17 +11,18 @@ NOTHING = tl.constexpr(float("-inf"))  # the score of a pair of words that does 
 
 
 class Tokens(NamedTuple):
-    """One side of a batch of sentence pairs, as a kernel takes it.
+    """One side of a batch of sentence pairs, as kernels take it.
 
-    Beside it goes ``length``, L of a padded ``x`` or the longest sentence of a row-addressed one. It is not in here
-    because whatever is gets compiled anew for each pattern of ones and multiples of 16.
+    ``length`` (L of a padded ``x``, or the longest sentence of a row-addressed one) is passed separately, because
+    Triton compiles a kernel for each pattern of ones and multiples of 16 in here.
 
     Attributes:
         x: ``[B, L, D]``, or row-addressed ``[N, D]``, contiguous.
-        start, step: where row-addressed tokens begin, ``start[b] + step[t]`` elements behind ``x``; None if padded.
-        lengths: int64 ``[B]``, or None: all ``length`` tokens count.
-        mask: boolean ``[B, length]``, contiguous, or None.
-        time_stride: of a padded ``x``, in elements.
+        start: the sentence's part of a row-addressed token's offset, ``start[b] + step[t]`` elements; None if padded.
+        step: the time step's part; None if padded.
+        lengths: int64 ``[B]``, or None if all ``length`` tokens count.
+        mask: bool ``[B, length]``, contiguous, or None.
+        time_stride: the stride of time in a padded ``x``, in elements.
     """
 
     x: torch.Tensor
@@ -34,16 +35,16 @@ class Tokens(NamedTuple):
 
 @triton.jit
 def end_of(tokens, length, pair):
-    """One behind the last position at which a token can count."""
+    """Return the end of the positions at which a token can count."""
     if tokens.lengths is None:
         return length
-    else:  # noqa: RET505 (the compiler goes on behind an if that returns)
+    else:  # noqa: RET505 (Triton compiles the code after an if that returns)
         return tl.minimum(tl.load(tokens.lengths + pair), length).to(tl.int32)
 
 
 @triton.jit
 def counting(tokens, length, pair, t):
-    """Which positions ``t [T]`` hold a token that counts."""
+    """Return which positions ``t [T]`` hold a token that counts."""
     inside = t < end_of(tokens, length, pair)
     if tokens.mask is not None:
         inside &= tl.load(tokens.mask + pair * length + t, mask=inside, other=0) != 0
@@ -52,7 +53,7 @@ def counting(tokens, length, pair, t):
 
 @triton.jit
 def written(tokens, length, pair, t):
-    """Which positions ``t [T]`` results are written to: padding too, as zeros."""
+    """Return which positions ``t [T]`` get results, including padding, which gets zeros."""
     if tokens.start is None:
         return t < length
     else:  # noqa: RET505
@@ -61,10 +62,10 @@ def written(tokens, length, pair, t):
 
 @triton.jit
 def offsets(tokens, length, batch_stride, pair, t, D: tl.constexpr, VECTOR: tl.constexpr):
-    """Where the tokens at ``t [T]`` begin: in ``x``, and in a contiguous tensor of its shape. In elements.
+    """Return where the tokens at ``t [T]`` begin, in elements: in ``x``, and in a contiguous tensor of its shape.
 
-    Results ``[..., 4D]`` have the tokens four times as far. Offsets are multiples of VECTOR, and the compiler, which
-    cannot know what ``start`` and the strides hold, is told so: it decides how wide loads and stores are.
+    In results ``[..., 4D]``, tokens are four times as far apart. Offsets are multiples of VECTOR, which the compiler
+    cannot infer from ``start`` and the strides but needs for wide loads and stores.
     """
     if tokens.start is None:
         x_offset = pair * batch_stride + t.to(tl.int64) * tokens.time_stride
@@ -78,20 +79,20 @@ def offsets(tokens, length, batch_stride, pair, t, D: tl.constexpr, VECTOR: tl.c
 
 @triton.jit
 def load(x, offset, rows, d, D: tl.constexpr):
-    """``[T, W]``: elements ``d [W]`` of the rows at ``offset [T]``, zero where ``rows [T]`` is false."""
+    """Load ``[T, W]``: elements ``d [W]`` of the rows at ``offset [T]``, zero if ``rows [T]`` is False."""
     return tl.load(x + offset[:, None] + d[None, :], mask=rows[:, None] & (d < D)[None, :], other=0.0)
 
 
 @triton.jit
 def store(x, offset, rows, d, value, D: tl.constexpr):
-    """The reverse of :func:`load`."""
+    """Store ``value [T, W]`` where ``load`` would read."""
     value = value.to(x.dtype.element_ty)
     tl.store(x + offset[:, None] + d[None, :], value, mask=rows[:, None] & (d < D)[None, :])
 
 
 @triton.jit
 def enhance(m, offset, counts, rows, d, x, aligned, D: tl.constexpr):
-    """Writes ``[x; x̃; x - x̃; x ⊙ x̃]``, equations 14 and 15, for the rows at ``offset [T]`` of ``[..., D]``."""
+    """Write ``[x; x̃; x - x̃; x ⊙ x̃]`` (equations 14 and 15) for the rows at ``offset [T]`` of ``[..., D]``."""
     x = x.to(tl.float32)
     aligned = tl.where(counts[:, None], aligned, 0.0)
     store(m, 4 * offset, rows, d, x, D)
@@ -102,7 +103,7 @@ def enhance(m, offset, counts, rows, d, x, aligned, D: tl.constexpr):
 
 @triton.jit
 def aligned_gradient(grad_m, offset, counts, d, x, D: tl.constexpr):
-    """The gradient of the alignment x̃: what its three quarters of the enhancement ask of it."""
+    """Return the gradient of the alignment x̃ from its three quarters of the enhancement."""
     second = load(grad_m + D, 4 * offset, counts, d, D).to(tl.float32)
     third = load(grad_m + 2 * D, 4 * offset, counts, d, D).to(tl.float32)
     fourth = load(grad_m + 3 * D, 4 * offset, counts, d, D).to(tl.float32)
@@ -111,7 +112,7 @@ def aligned_gradient(grad_m, offset, counts, d, x, D: tl.constexpr):
 
 @triton.jit
 def direct_gradient(grad_m, offset, counts, d, aligned, D: tl.constexpr):
-    """The gradient of x by its own three quarters of the enhancement."""
+    """Return the gradient of x from its three quarters of the enhancement."""
     first = load(grad_m, 4 * offset, counts, d, D).to(tl.float32)
     third = load(grad_m + 2 * D, 4 * offset, counts, d, D).to(tl.float32)
     fourth = load(grad_m + 3 * D, 4 * offset, counts, d, D).to(tl.float32)
@@ -120,7 +121,7 @@ def direct_gradient(grad_m, offset, counts, d, aligned, D: tl.constexpr):
 
 @triton.jit
 def dot(x, y, total, PRECISION: tl.constexpr):
-    """``total + x @ y`` in fp32."""
-    if _INTERPRETED:  # numpy knows no bf16, and the interpreter multiplies its bits
+    """Return ``total + x @ y`` in fp32."""
+    if _INTERPRETED:  # NumPy has no bf16, and the interpreter would multiply the raw bits
         x, y = x.to(tl.float32), y.to(tl.float32)
     return tl.dot(x, y, total, input_precision=PRECISION)
