@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -112,7 +111,9 @@ def _run_command(line: str, given: str) -> str:
         _check_extras(arguments)
     elif command == "pytest":
         _check_tests(arguments)
-    elif command.startswith(("python", ".ci/")):  # of the repository; what they do takes minutes
+    elif command in ("ruff", "mypy", "mkdocs"):  # CI's, as what follows is
+        pass
+    elif command.startswith(("python", ".ci/")):
         arguments = [argument for argument in (command, *arguments) if not argument.startswith("python")]
         path = arguments[0] if arguments[0] != "-m" else arguments[1].replace(".", "/") + ".py"
         assert (ROOT / path).is_file(), line
@@ -145,10 +146,10 @@ def _check_extras(arguments: list[str]) -> None:
 
 
 def _check_tests(arguments: list[str]) -> None:
-    """That pytest would find something."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """That there are the tests that pytest is asked for; collecting them takes a minute."""
+    for argument in arguments:
+        if argument.startswith(("tests", "benchmarks")):
+            assert (ROOT / argument).exists(), argument
 
 
 def needs(page: str) -> Iterable[str]:
