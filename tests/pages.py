@@ -114,8 +114,8 @@ def _run_command(line: str, given: str) -> str:
     elif command in ("ruff", "mypy", "mkdocs"):  # CI's, as what follows is
         pass
     elif command.startswith(("python", ".ci/")):
-        arguments = [argument for argument in (command, *arguments) if not argument.startswith("python")]
-        path = arguments[0] if arguments[0] != "-m" else arguments[1].replace(".", "/") + ".py"
+        name = next((word for word in words if not word.startswith(("python", "-"))), "")
+        path = name.replace(".", "/") + ".py" if "-m" in words else name
         assert (ROOT / path).is_file(), line
     else:
         return subprocess.run(["bash", "-ec", line], input=given, check=True, capture_output=True, text=True).stdout
@@ -166,12 +166,10 @@ def needs(page: str) -> Iterable[str]:
         (r"\.yaml\b", ["yaml"]),
         (r"esim-fast export", ["onnx", "onnxruntime"]),
         (r"\btensorboard\b", ["tensorboard"]),
+        (r"\bjieba:", ["jieba"]),
     ):
         if re.search(pattern, code):
             yield from names
-    for module in re.findall(r"--tokenizer (\w+):", code):
-        if module in ("jieba",):
-            yield module
 
 
 def skip_without(names: Iterable[str]) -> None:
