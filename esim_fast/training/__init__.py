@@ -1,13 +1,13 @@
-"""Training: the recipe, the run, and checkpoints to go on from.
+"""Training: recipes, runs, and checkpoints to resume from.
 
-From a script, with a :class:`esim_fast.Classifier` and pairs of :mod:`esim_fast.data`::
+Train a ``esim_fast.Classifier`` on pairs encoded by ``esim_fast.data``:
 
     initialize(model.net)
     history = Trainer(model, train, dev, Recipe(epochs=10), "model").run()
     best = esim_fast.Classifier.from_pretrained("model")
 
-For a loop of your own there are :func:`training_step` and :func:`evaluate`; for the probabilities of a trained model
-:func:`calibrate` and :func:`choose_threshold`.
+``training_step`` and ``evaluate`` are the building blocks of a custom loop. ``calibrate`` and ``choose_threshold``
+adjust the probabilities and the decisions of a trained model.
 """
 
 from ..config import PRECISIONS

@@ -1,4 +1,4 @@
-"""The progress bar of an epoch, which becomes lines where nobody watches it."""
+"""The progress bar of an epoch; without a terminal, it prints a line per minute."""
 
 import sys
 from typing import Any
@@ -7,12 +7,12 @@ from tqdm import tqdm
 
 from ..terminal import is_watched
 
-_LOG_SECONDS = 60.0  # between two lines about progress, where stderr is a file
+_LOG_SECONDS = 60.0  # between two lines, if stderr is not a terminal
 _LOG_LINE = "{desc}: batch {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} to go{postfix}"
 
 
 def progress_bar(description: str, done: int, total: int, disable: bool) -> tqdm:
-    """A bar of batches, of which some are done."""
+    """A progress bar over ``total`` batches, ``done`` of which are finished."""
     how: dict[str, Any]
     if is_watched():
         how = {"dynamic_ncols": True, "mininterval": 0.2}
@@ -22,7 +22,7 @@ def progress_bar(description: str, done: int, total: int, disable: bool) -> tqdm
 
 
 class _Log:
-    """A file for a progress bar that is no terminal's: each state that it writes becomes a line."""
+    """A file that turns each state of a progress bar into a line on stderr."""
 
     def write(self, text: str) -> None:
         if text.strip():

@@ -1,4 +1,4 @@
-"""What a run needs to go on after an interruption: one file, replaced when the next is complete."""
+"""Checkpoints, from which an interrupted run resumes."""
 
 import os
 from dataclasses import dataclass, fields
@@ -19,10 +19,10 @@ class Checkpoint:
     """The state of a run between two steps.
 
     Attributes:
-        settings: what the run was started with; a run resumes only with the same.
-        progress: where in which epoch the run is, and what it has measured.
-        states: state dicts of whatever has one, by name.
-        random: states of torch's random number generators by device type, of each process that trains.
+        settings: the run's settings; it resumes only with equal ones.
+        progress: the current epoch and batch, and the metrics so far.
+        states: state dicts by name, such as those of the network and the optimizer.
+        random: for each process, the states of torch's random number generators by device type.
     """
 
     settings: dict[str, Any]
@@ -31,14 +31,14 @@ class Checkpoint:
     random: list[dict[str, Tensor]]
 
     def restore(self, owners: dict[str, Any], device: torch.device, rank: int = 0) -> dict[str, Tensor]:
-        """Puts ``owners`` back.
+        """Loads the state dicts into ``owners``.
 
         Returns:
-            The states of the generators of this process, for :func:`set_random_states`; those of a process that this
-            checkpoint does not know are none.
+            The states of this process's generators, for ``set_random_states``; empty if the checkpoint was written by
+            fewer processes.
 
         Raises:
-            DataError: the checkpoint belongs to something else.
+            DataError: the checkpoint does not fit.
         """
         try:
             for name, owner in owners.items():
@@ -47,25 +47,25 @@ class Checkpoint:
             random = self.random[rank] if rank < len(self.random) else {}
             random = {kind: random[kind] for kind in ("cpu", device.type) if kind in random}
             for kind, state in random.items():
-                torch.Generator(kind).set_state(state)  # which says whether it is one
+                torch.Generator(kind).set_state(state)  # raises if the state is invalid
         except MemoryError:
             raise
-        except Exception as error:  # what somebody else wrote makes torch raise anything
+        except Exception as error:  # on a foreign file torch may raise anything
             raise DataError(f"the checkpoint does not fit this run: {kind_and_reason(error)}") from error
         return random
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint; the one that was there is replaced only by a complete one.
+        """Writes the checkpoint, replacing an earlier one atomically.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
 
         def write(partial: Path) -> None:
             with open(partial, "wb") as file:
                 try:
                     torch.save({field.name: getattr(self, field.name) for field in fields(self)}, file)
-                except RuntimeError as error:  # of torch, which hides what the system said: that the disk is full
+                except RuntimeError as error:  # torch hides the system's error, such as a full disk
                     if isinstance(error.__context__, OSError):
                         raise error.__context__ from None
                     raise
@@ -74,11 +74,11 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Checkpoint":
-        """Reads a checkpoint; nothing in it is executed.
+        """Reads a checkpoint, without executing anything in it.
 
         Raises:
-            DataError: the file is no checkpoint.
-            OSError: it cannot be opened.
+            DataError: the file is not a checkpoint.
+            OSError: the file cannot be opened.
         """
         check_kind(path)
         with open(path, "rb") as file:
@@ -86,18 +86,18 @@ class Checkpoint:
                 checkpoint = cls(**load_saved(file))
             except MemoryError:
                 raise
-            except Exception as error:  # a damaged file makes torch.load raise anything
+            except Exception as error:  # on a damaged file torch.load may raise anything
                 raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast") from error
         for name, kind in {"settings": dict, "progress": dict, "states": dict, "random": list}.items():
             if not isinstance(getattr(checkpoint, name), kind):
-                raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast: {name} is no {kind.__name__}")
+                raise DataError(f"{os.fspath(path)}: not a checkpoint of esim-fast: {name} is not a {kind.__name__}")
         return checkpoint
 
 
 def _load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Puts the averages of an AdamW back; its options stay this run's.
+    """Loads an AdamW's averages, keeping this run's options.
 
-    Torch looks at no shapes here, and its fused steps write where the parameters' shapes lead.
+    Torch checks no shapes here, and a fused step would write out of bounds.
     """
     options = [{name: value for name, value in own.items() if name != "params"} for own in optimizer.param_groups]
     optimizer.load_state_dict(state_dict)
@@ -106,7 +106,7 @@ def _load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if state.keys() not in (set(), {"step", "exp_avg", "exp_avg_sq"}):
-                raise ValueError(f"the optimizer has {', '.join(map(repr, state))} of a parameter")
+                raise ValueError(f"the optimizer's state of a parameter has {', '.join(map(repr, state))}")
             for name, value in state.items():
                 like = value.new_empty(()) if name == "step" else parameter
                 for what in ("dtype", "shape", "layout"):
@@ -117,7 +117,7 @@ def _load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of this process's generators, of the CPU and of a GPU that is ``device``."""
+    """States of this process's generators, by device type: the CPU's, and a GPU's if ``device`` is one."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -125,6 +125,6 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Puts back what :func:`random_states` returned; a generator of which nothing is known stays as it is."""
+    """Restores what ``random_states`` returned; other generators keep their states."""
     for kind, state in states.items():
         torch.cuda.set_rng_state(state, device) if kind == "cuda" else torch.set_rng_state(state)

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""Draws the curves of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from .progress import EpochMetrics
 _TRAIN, _DEV, _SECOND, _GRAY = "#8a8f98", "#1f6fb4", "#c2571a", "#5a5f66"
 _ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 _ON_TRAIN = "training, with dropout"
-# Panels, and in each the lines that are drawn of what was measured: attribute, color and name.
+# The lines of each panel: attribute, color and name. Lines that were not measured are skipped.
 _PANELS = {
     "loss": (("train_loss", _TRAIN, _ON_TRAIN), ("dev_loss", _DEV, "dev")),
     "accuracy": (("train_accuracy", _TRAIN, _ON_TRAIN), ("dev_accuracy", _DEV, "dev")),
@@ -22,13 +22,16 @@ _IN_PERCENT = ("accuracy", "F1")
 
 
 def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, figure: Figure, path: Path) -> None:
-    """Draws what was measured by epoch, on training and dev pairs, if matplotlib is there; ``best`` is marked.
+    """Draws the metrics by epoch, if matplotlib is installed.
 
     Args:
-        figure: by which it is the best.
+        history: metrics of every epoch.
+        best: the epoch to mark.
+        figure: the figure that chose it.
+        path: of the PNG file.
     """
     try:
-        from matplotlib.figure import Figure as Picture  # a second to import, and needed for nothing else
+        from matplotlib.figure import Figure as Picture  # here, because importing it takes a second
         from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError:
         return
@@ -37,7 +40,7 @@ def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, figure: Fig
     panels = {title: lines for title, lines in panels.items() if lines}
     epochs = [metrics.epoch for metrics in history]
     picture = Picture(figsize=(4.5 * len(panels), 3.6), layout="constrained")
-    # A panel of accuracies is there in any case where labels are learned, and says what the best epoch's is.
+    # The number above the best epoch is the figure that chose it, or its accuracy if the loss did.
     marked = f"dev_{figure.field}" if figure.field != "loss" else "dev_accuracy"
     for axes, (title, lines) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, color, label in lines:
@@ -50,7 +53,7 @@ def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, figure: Fig
         axes.grid(axis="y", alpha=0.25)
         if title in _IN_PERCENT:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if title != "loss":  # there is a number above a point
+        if title != "loss":  # leave room for the number above the best epoch
             axes.margins(y=0.15)
         if title in ("loss", "correlation"):
             axes.legend(frameon=False)

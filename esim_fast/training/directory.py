@@ -1,4 +1,4 @@
-"""The directory of a run: what it leaves behind."""
+"""The directory of a run, and the files in it."""
 
 import errno
 import json
@@ -17,13 +17,13 @@ class RunDirectory:
     """The directory of a run.
 
     * ``model.safetensors``, ``config.json``, ``vocabulary.txt``, ``labels.json``: the best model so far, for
-      :meth:`esim_fast.Classifier.from_pretrained`; ``config.json`` also says how it is trained;
-    * ``last/``: the model of the last epoch, the same files;
-    * ``metrics.jsonl``: an object for each epoch;
-    * ``curves.png``: loss and accuracy (of scores, correlation) by epoch, where matplotlib is installed;
-    * ``checkpoint/last.pt``: what the run needs to go on.
+      ``esim_fast.Classifier.from_pretrained``. ``config.json`` also records how it was trained.
+    * ``last/``: the model of the last epoch, in the same files.
+    * ``metrics.jsonl``: one JSON object per epoch.
+    * ``curves.png``: loss and accuracy by epoch (in regression, correlation), if matplotlib is installed.
+    * ``checkpoint/last.pt``: what the run needs to resume.
 
-    Each file is replaced only by a complete one.
+    Files are replaced atomically.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -34,11 +34,11 @@ class RunDirectory:
         self.curves = self.path / "curves.png"
 
     def check(self, resume: bool) -> None:
-        """Nobody's trained model is overwritten unasked.
+        """Raises if the run would overwrite a trained model.
 
         Raises:
-            NotADirectoryError: it is something else.
-            FileExistsError: it holds a model, and ``resume`` is not set or there is no checkpoint to go on from.
+            NotADirectoryError: the path is a file.
+            FileExistsError: the directory holds a model, and ``resume`` is not set or there is no checkpoint.
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(self.path))
@@ -48,23 +48,28 @@ class RunDirectory:
             reason = "already holds a run: resume it (--resume), choose another directory, or delete this one"
             raise FileExistsError(errno.EEXIST, reason, str(self.path))
         if (self.path / WEIGHTS).exists():
-            reason = "already holds a model, and no checkpoint to go on from: choose another directory"
+            reason = "already holds a model but no checkpoint to resume from: choose another directory"
             raise FileExistsError(errno.EEXIST, reason, str(self.path))
 
     def open(self, resume: bool) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one; raises what :meth:`check` raises, and DataError."""
+        """Loads the checkpoint, if there is one.
+
+        Raises:
+            DataError: the checkpoint is damaged.
+            OSError: as in ``check``, or the checkpoint cannot be read.
+        """
         self.check(resume)
         return Checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
 
     def begin(self, model: Classifier, history: Sequence[EpochMetrics], described: bool) -> None:
-        """Shows that a run is going on here, with what it measured so far; what is ``described`` already stays so."""
+        """Writes the metrics so far and, unless ``described``, the model's description."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if not described:
             model.save_description(self.path)
         self._write_metrics(history)
 
     def keep(self, model: Classifier, history: Sequence[EpochMetrics], best: bool) -> None:
-        """Keeps what an epoch has brought."""
+        """Saves an epoch's model and metrics."""
         if best:
             model.save_pretrained(self.path)
         model.save_pretrained(self.last)

@@ -1,4 +1,4 @@
-"""Several processes that train one model: those that torchrun started."""
+"""Training one model in several processes, started by torchrun."""
 
 import gc
 import os
@@ -11,24 +11,24 @@ from torch import Tensor, distributed
 
 
 class Worker(NamedTuple):
-    """Which one this process is, of how many that train together."""
+    """This process's rank among the processes that train together."""
 
     rank: int = 0
-    count: int = 1  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and messages."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """``values`` summed over all workers, in each of them; in place."""
+        """Sums ``values`` over all workers, in place and in every worker."""
         if self.count > 1:
             distributed.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """The ``value`` of each worker, in each of them."""
+        """Collects every worker's ``value``, in every worker."""
         values = [value]
         if self.count > 1:
             values *= self.count
@@ -36,7 +36,7 @@ class Worker(NamedTuple):
         return values
 
     def wait(self) -> None:
-        """Goes on when all workers have come here."""
+        """Blocks until all workers have called it."""
         if self.count > 1:
             distributed.barrier()
 
@@ -45,26 +45,26 @@ ALONE = Worker()
 
 
 def this_worker() -> Worker:
-    """This process among those that share the default process group; alone, if there is none."""
+    """This process's place in the default process group, or ``ALONE`` without one."""
     if distributed.is_available() and distributed.is_initialized():
         return Worker(distributed.get_rank(), distributed.get_world_size())
     return ALONE
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is to work together with others."""
+    """Whether torchrun started this process together with others."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def lost_connection(error: Exception) -> bool:
-    """Whether ``error`` says that another of the processes is gone; that one has said why."""
+    """Whether ``error`` only reports that another process ended, which has printed its own reason."""
     gloo = isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)
     return started_by_torchrun() and (gloo or isinstance(error, distributed.DistError))
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that torchrun started, if it did: over NCCL with a GPU each, else over Gloo.
+    """Joins the process group if torchrun started this process: NCCL with one GPU per process, otherwise Gloo.
 
     Yields:
         The device of this process.
@@ -86,7 +86,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     on_gpu = device.type == "cuda"
     distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     yield device
-    # Not after an error: the others may wait for this process forever, and torchrun ends them once it is gone.
-    gc.collect()  # DistributedDataParallel holds the group, and is part of a cycle
+    # Skipped after an error: the others may be stuck waiting, and torchrun ends them once this process exits.
+    gc.collect()  # DistributedDataParallel holds the group in a reference cycle
     distributed.barrier()
     distributed.destroy_process_group()

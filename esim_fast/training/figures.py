@@ -1,4 +1,4 @@
-"""The figure by which the epochs of a run are compared: the best epoch's model is kept."""
+"""Figures on dev that choose a run's best epoch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ class Figure:
     """A figure, measured on dev after each epoch.
 
     Attributes:
-        name: as messages call it.
-        field: the attribute of :class:`esim_fast.training.EpochMetrics` that holds it, without ``dev_``.
-        form: how a value is written, as ``format`` takes it.
-        label: of the F1 of one label: which one.
+        name: its name in messages.
+        field: its attribute of ``esim_fast.training.EpochMetrics``, without ``dev_``.
+        form: format specification of a value.
+        label: id of the label, for the F1 of one label.
     """
 
     name: str
@@ -33,22 +33,22 @@ class Figure:
     label: int | None = None
 
     def rank(self, value: float | None) -> float:
-        """What is higher for the better of two values; a figure that is not defined is worse than all others."""
+        """A number that is higher for better values, and lowest for an undefined one."""
         if value is None:
             return -math.inf
         return -value if self.field == "loss" else value
 
     def text(self, value: float | None) -> str:
-        """Name and value, for a person."""
+        """Name and value, for a message."""
         return f"{self.name} {'undefined' if value is None else format(value, self.form)}"
 
     def shown(self, values: Mapping[str, Any]) -> "dict[str, Figure]":
-        """Which figures a person wants to see, by field: the usual ones that were measured, and this one."""
+        """The figures to show, by field: the usual ones if measured, and this one."""
         usual = [figure for figure in (_ACCURACY, *_OF_SCORES.values()) if values.get(figure.field) is not None]
         return {figure.field: figure for figure in [*usual, self]}
 
     def texts(self, values: Mapping[str, Any]) -> list[str]:
-        """Names and values of those."""
+        """Names and values of the figures to show."""
         return [figure.text(values[field]) for field, figure in self.shown(values).items()]
 
 
@@ -60,10 +60,10 @@ _OF_SCORES = {"spearman": _SPEARMAN, "pearson": Figure("Pearson", "pearson")}
 
 
 def figure_of(best_by: str | None, labels: Sequence[str]) -> Figure:
-    """The figure that :attr:`Recipe.best_by` names, for a model of these labels.
+    """The figure that ``Recipe.best_by`` names, for a model with these labels.
 
     Raises:
-        ValueError: such a model has no such figure.
+        ValueError: such a model does not have this figure.
     """
     is_regression = len(labels) == 1
     if best_by is None:
@@ -81,12 +81,12 @@ def figure_of(best_by: str | None, labels: Sequence[str]) -> Figure:
         names = ", ".join([*known, "loss", *([] if is_regression else ["f1:LABEL"])])
         raise ValueError(f"best_by: {task} has {names}, but no {best_by}")
     if best_by == "auc" and len(labels) != 2:
-        raise ValueError(f"best_by: the AUC is of two labels, and there are {len(labels)}: {listed(labels)}")
+        raise ValueError(f"best_by: the AUC needs two labels, and there are {len(labels)}: {listed(labels)}")
     return known[best_by]
 
 
 def check_dev(figure: Figure, model: Classifier, dev: EncodedPairs) -> None:
-    """Raises ValueError where the pairs that choose the best epoch do not define the figure."""
+    """Raises ValueError if the figure is not defined on the dev pairs."""
     gold = np.asarray(dev.labels)
     if figure.field in ("pearson", "spearman") and gold.min() == gold.max():
         raise ValueError(f"dev: expected scores that differ, got only {gold[0]:g}")
@@ -99,11 +99,16 @@ def check_dev(figure: Figure, model: Classifier, dev: EncodedPairs) -> None:
 def assess(
     figure: Figure, model: Classifier, pairs: EncodedPairs, *, worker: Worker = ALONE, **size: Any
 ) -> dict[str, Any]:
-    """What a model is worth on labeled pairs, by the fields of figures: always ``loss`` and ``accuracy``.
+    """Measures a model on labeled pairs, as a dictionary by field.
+
+    It always has ``loss`` and ``accuracy``, and in regression both correlations.
 
     Args:
-        figure: what else is wanted. Of scores there are always both correlations.
-        worker: as for :func:`evaluate`, whose ``batch_size`` and ``max_tokens`` may be given, too.
+        figure: another figure to measure.
+        model: the model.
+        pairs: labeled pairs, in its word ids.
+        worker: as in ``evaluate``.
+        **size: ``batch_size`` and ``max_tokens``, as in ``evaluate``.
     """
     is_regression, gold = model.task == "regression", np.asarray(pairs.labels)
     logits = None
@@ -124,7 +129,7 @@ def assess(
     elif figure.label is not None:
         found["f1"] = float(precision_recall_f1(gold, answers, len(model.labels)).f1[figure.label])
     elif figure.field == "auc" and model.positive is not None:
-        # The order of the probabilities, of which many are rounded to 1.
+        # Ranks like the probabilities, many of which round to 1.
         surplus = logits[:, model.positive].double() - logits[:, 1 - model.positive].double()
         found["auc"] = roc_auc(gold == model.positive, surplus.numpy())
     return found

@@ -1,4 +1,4 @@
-"""Training in one call: what :meth:`esim_fast.Classifier.fit` does."""
+"""Training in one call, behind ``esim_fast.Classifier.fit``."""
 
 import contextlib
 import errno
@@ -31,11 +31,11 @@ _TASKS = (None, "classification", "regression")
 
 
 class History(list[EpochMetrics]):
-    """What each epoch measured, in their order.
+    """Metrics of every epoch, in order.
 
     Attributes:
         model: the trained model, with the weights of the best epoch.
-        best: what that epoch measured.
+        best: metrics of that epoch.
     """
 
     def __init__(self, epochs: list[EpochMetrics], model: Classifier, best: EpochMetrics) -> None:
@@ -59,12 +59,12 @@ def fit(
     on_epoch: Callable[[EpochMetrics], object] | None,
     **options: Any,
 ) -> History:
-    """As :meth:`esim_fast.Classifier.fit` says; ``model`` is the one that is trained on, or None for a new one."""
+    """Implements ``esim_fast.Classifier.fit``; ``model`` is None for a new model."""
     recipe, network = _settings(preset, recipe, options)
     if task not in _TASKS:
         raise ValueError(f"task must be one of {', '.join(map(repr, _TASKS))}, got {task!r}")
     if vectors is not None and "embedding_dim" in options:
-        raise TypeError("embedding_dim and vectors exclude each other: vectors have their width")
+        raise TypeError("embedding_dim and vectors exclude each other: the vectors set the width")
     if output is not None:
         try:
             RunDirectory(output).check(resume=False)
@@ -75,7 +75,7 @@ def fit(
         of_new_models = {"vectors": vectors, "tokenizer": tokenizer, "device": device}
         given = [name for name, value in of_new_models.items() if value is not None]
         for name in [*given, *(field.name for field in fields(ModelOptions) if field.name in options)]:
-            hint = "move it with to()" if name == "device" else "call fit of the class, Classifier.fit, for a new one"
+            hint = "move it with to()" if name == "device" else "call Classifier.fit on the class for a new one"
             raise TypeError(f"{name} is for a new model, and this one has its own: {hint}")
         if task not in (None, model.task):
             raise ValueError(f"the model is for {model.task}, got task={task!r}")
@@ -85,7 +85,7 @@ def fit(
     tokenizer = model.tokenizer if model is not None else "nltk" if tokenizer is None else tokenizer
     corpora = train.prepared(tokenizer), held.prepared(tokenizer)
     if model is None:
-        # A label may be only among the pairs that were held out of the others.
+        # A rare label may occur only among the held-out pairs.
         names = ["score"] if train.task == "regression" else train.label_names(corpora[: 2 if _is_share(dev) else 1])
         device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check_precision(recipe.precision, device)
@@ -98,14 +98,14 @@ def fit(
     try:
         return _train(model, corpora, recipe, network, output, vectors, on_epoch, is_new=before is None)
     except BaseException:
-        if before is not None:  # a model that was of use stays so
+        if before is not None:  # a failed run leaves a trained model as it was
             model.net.load_state_dict(before)
             model.net.train(was_training)
         raise
 
 
 def _settings(preset: str | None, recipe: Recipe | None, options: dict[str, Any]) -> tuple[Recipe, ModelOptions]:
-    """What a preset or a recipe says, and options by name instead."""
+    """A preset or a recipe, overridden by options."""
     if preset is not None and recipe is not None:
         raise TypeError("preset and recipe exclude each other")
     if preset is not None and preset not in PRESETS:
@@ -133,7 +133,7 @@ def _is_share(dev: Any) -> bool:
 
 
 def _dev_of(train: LabeledPairs, dev: Any, seed: int) -> tuple[LabeledPairs, LabeledPairs]:
-    """The pairs to train on, and those that choose the best epoch."""
+    """The pairs to train on, and the pairs that choose the best epoch."""
     if _is_share(dev):
         if not 0 < dev < 1:
             raise ValueError(f"dev must lie between 0 and 1 if it is a share of the pairs, got {dev}")
@@ -200,6 +200,6 @@ def _train(
     model.net.load_state_dict(weights)
     model.net.eval()
     model.training = {**learner.training, "best_epoch": best.as_dict()}
-    # They were chosen for other weights, and what is measured in the directory is of those.
+    # All three belong to the old weights: the directory's measurements are of them.
     model.temperature, model.threshold, model.directory = 1.0, None, None
     return History(epochs, model, best)

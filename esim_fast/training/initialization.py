@@ -1,4 +1,4 @@
-"""Weights to begin with."""
+"""Initial weights."""
 
 from dataclasses import asdict
 from typing import cast
@@ -13,15 +13,16 @@ from ..recipe import ModelOptions
 
 @torch.no_grad()
 def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0) -> None:
-    """Gives everything but the word vectors weights that training does well from.
+    """Initializes all weights except the word vectors.
 
-    Recurrent weights are orthogonal, gate by gate, so that a state neither fades nor grows over many words; all others
-    are Xavier's (uniform); biases are zero, but for the forget gates of the LSTMs: they are open at first.
+    Recurrent weights are orthogonal in each gate, so that states neither vanish nor explode over long sentences. Other
+    weights are Xavier uniform. Biases are zero, except those of the LSTMs' forget gates.
 
     Args:
-        forget_bias: of the forget gates.
-        output_bias: of the last layer. For regression take the mean of the training scores:
-            from 0 on the network may learn it and nothing else.
+        net: the network, changed in place.
+        forget_bias: bias of the forget gates.
+        output_bias: bias of the last layer. For regression, pass the mean of the training scores. Starting at 0, the
+            network may learn that mean and nothing else.
     """
     for module in net.modules():
         if isinstance(module, nn.Linear):
@@ -43,12 +44,14 @@ def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0)
 def new_network(
     options: ModelOptions, words: int, labels: int, *, vectors: Tensor | None = None, output_bias: float = 0.0
 ) -> ESIM:
-    """A network to train, with the weights that :func:`initialize` gives it.
+    """Creates a network and initializes it with ``initialize``.
 
     Args:
-        words, labels: how many.
-        vectors: of the words, float32 ``[words, dimension]``; None: random ones, as wide as the options say.
-        output_bias: as for :func:`initialize`.
+        options: sizes, dropout and the forget gates' bias.
+        words: size of the vocabulary.
+        labels: number of labels, or 1 for regression.
+        vectors: word vectors, float32 ``[words, dimension]``. None draws random ones of ``options.embedding_dim``.
+        output_bias: as in ``initialize``.
     """
     sizes = asdict(options)
     forget_bias = sizes.pop("forget_bias")

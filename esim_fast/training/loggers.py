@@ -1,4 +1,4 @@
-"""The curves of a run where people watch runs: CSV files, TensorBoard, Weights & Biases."""
+"""Logs a run's metrics to CSV files, TensorBoard and Weights & Biases."""
 
 import csv
 import json
@@ -11,22 +11,22 @@ from ..errors import DataError, kind_and_reason
 from ..files import replace_file
 from .progress import EpochMetrics, Progress, StepMetrics
 
-_EVERY = 20  # steps that are one point of a curve
-_EPOCHS, _STEPS, _TENSORBOARD, _WANDB_ID = "metrics.csv", "steps.csv", "tensorboard", "wandb-id.txt"  # in the directory
+_EVERY = 20  # steps averaged into one point of a curve
+_EPOCHS, _STEPS, _TENSORBOARD, _WANDB_ID = "metrics.csv", "steps.csv", "tensorboard", "wandb-id.txt"
 
 Values = dict[str, float]
 
 
 class RunLog:
-    """Writes what a run measures to several places at once.
+    """Writes a run's metrics to several loggers at once.
 
-    In mid-run a place that fails, such as a full disk, is reported and given up: training goes on without it. Steps
-    are counted over the whole run, so that a resumed one goes on with the same curves.
+    If a logger fails during the run, for example on a full disk, it is reported and dropped; training continues. Steps
+    count over the whole run, so a resumed run continues the same curves.
 
     Args:
-        names: of the places, keys of :data:`LOGGERS`.
-        directory: of the run.
-        warn: gets a line about a place that failed.
+        names: the loggers to use, keys of ``LOGGERS``.
+        directory: the run's directory.
+        warn: called with one line about a logger that failed.
     """
 
     def __init__(self, names: Sequence[str], directory: str | os.PathLike[str], warn: Callable[[str], object]) -> None:
@@ -35,30 +35,30 @@ class RunLog:
         self._unwritten: list[StepMetrics] = []
 
     def begin(self, config: Mapping[str, Any], progress: Progress, resumed: bool) -> None:
-        """Opens the places.
+        """Opens the loggers.
 
         Args:
-            config: the recipe and what else describes the run.
-            progress: what is done of the run.
-            resumed: whether what an earlier part of the run wrote is to be continued.
+            config: the recipe and other settings that describe the run.
+            progress: how far the run has come.
+            resumed: continue what an earlier part of the run logged.
 
         Raises:
-            DataError: one of them cannot be opened.
+            DataError: a logger cannot be opened.
         """
         for name in dict.fromkeys(self.names):
             try:
                 self._loggers[name] = LOGGERS[name](self.directory, config, progress, resumed)
-            except Exception as error:  # the libraries raise whatever their files and networks do
+            except Exception as error:  # these libraries pass on any error of their files and networks
                 raise DataError(f"log {name}: {kind_and_reason(error)}") from error
 
     def step(self, metrics: StepMetrics) -> None:
-        """Takes in one step."""
+        """Adds one step."""
         self._unwritten.append(metrics)
         if metrics.step % _EVERY == 0:
             self._write_steps()
 
     def epoch(self, metrics: EpochMetrics, step: int) -> None:
-        """Writes what an epoch measured that ended after ``step`` steps."""
+        """Writes the metrics of an epoch that ended after ``step`` steps."""
         self._write_steps()
         self._each(lambda logger: logger.epoch(metrics, step))
 
@@ -66,13 +66,13 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes the places, at the end of the run or where it was interrupted."""
+        """Closes the loggers, at the end of the run or on an error."""
         self._write_steps()
         self._each(lambda logger: logger.close(finished=kind is None))
         self._loggers.clear()
 
     def _write_steps(self) -> None:
-        """One point for the steps since the last one: their means, and the last learning rate."""
+        """Writes a point for the steps since the last one: their means, and the last learning rate."""
         steps, self._unwritten = self._unwritten, []
         if not steps:
             return
@@ -87,13 +87,13 @@ class RunLog:
         for name, logger in list(self._loggers.items()):
             try:
                 write(logger)
-            except Exception as error:  # a curve is not worth a run
+            except Exception as error:  # logging must not end a run
                 del self._loggers[name]
-                self.warn(f"log {name}: {kind_and_reason(error)}; the run goes on without it")
+                self.warn(f"log {name}: {kind_and_reason(error)}; the run continues without it")
 
 
 class Logger(Protocol):
-    """One of the places; made with the arguments of :meth:`RunLog.begin`, behind the run's directory."""
+    """A place to log to, created with the run's directory and the arguments of ``RunLog.begin``."""
 
     def steps(self, values: Values, step: int) -> None: ...
 
@@ -111,11 +111,11 @@ class CsvLogger:
             self._write_epochs()
         names, kept = ["step", "loss", "learning_rate", "gradient_norm"], []
         path = directory / _STEPS
-        if resumed and path.exists():  # what was written behind the checkpoint comes again
+        if resumed and path.exists():  # steps after the checkpoint are run and logged again
             with open(path, encoding="utf-8", newline="") as file:
                 kept = [row for row in csv.reader(file) if len(row) == len(names) and _is_up_to(row[0], progress.steps)]
         _write_table(path, [names, *kept])
-        self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 (open as long as the run)
+        self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 (open during the run)
 
     def steps(self, values: Values, step: int) -> None:
         csv.writer(self._file).writerow([step, *values.values()])
@@ -135,20 +135,20 @@ class CsvLogger:
 
 
 class TensorBoardLogger:
-    """Event files in ``tensorboard/``: curves by step, and the recipe under HPARAMS."""
+    """Event files in ``tensorboard/``, with curves by step and the recipe under HPARAMS."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], progress: Progress, resumed: bool) -> None:
         from torch.utils.tensorboard.summary import hparams  # optional, and slow to import
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        # What was written behind the checkpoint comes again.
+        # Steps after the checkpoint are run and logged again.
         purge = {"purge_step": progress.steps + 1} if resumed else {}
         self._writer = SummaryWriter(os.fspath(directory / _TENSORBOARD), **purge)
         plain = {
             name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
             for name, value in config.items()
         }
-        # Not add_hparams, which makes a run of its own each time, and only knows figures that are there already.
+        # add_hparams would create a separate run each time, and accepts only metrics that exist already.
         experiment, begin, self._end = hparams(plain, {"dev/loss": 0.0, "dev/accuracy": 0.0})
         for summary in (experiment, begin):
             self._events().add_summary(summary)
@@ -172,8 +172,10 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of Weights & Biases, whose id is kept in the directory; ``WANDB_MODE``, ``WANDB_PROJECT`` and its other
-    variables work as well."""
+    """A run in Weights & Biases, whose id is saved in the directory.
+
+    ``WANDB_MODE``, ``WANDB_PROJECT`` and wandb's other environment variables work as usual.
+    """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], progress: Progress, resumed: bool) -> None:
         import wandb  # optional, and slow to import
@@ -188,7 +190,7 @@ class WandbLogger:
             resume="allow" if known else None,
         )
         replace_file(path, lambda partial: partial.write_text(f"{self._run.id}\n", encoding="utf-8"))
-        self._run.config.update(dict(config), allow_val_change=True)  # such as --epochs of a resumed run
+        self._run.config.update(dict(config), allow_val_change=True)  # a resumed run may change --epochs
 
     def steps(self, values: Values, step: int) -> None:
         self._run.log({f"step/{name}": value for name, value in values.items()}, step=step)
@@ -208,12 +210,12 @@ LOGGERS: dict[str, Callable[[Path, Mapping[str, Any], Progress, bool], Logger]] 
 
 
 def _curves(metrics: EpochMetrics) -> Iterator[tuple[str, float]]:
-    """The figures of an epoch under the names of curves: ``dev/loss`` of ``dev_loss``."""
+    """An epoch's metrics by curve name: ``dev_loss`` becomes ``dev/loss``."""
     for name, value in metrics.as_dict().items():
         part, _, figure = name.partition("_")
         if part in ("train", "dev"):
             yield f"{part}/{figure}", value
-        elif name != "learning_rate":  # which is a curve by step
+        elif name != "learning_rate":  # logged by step
             yield name if name == "epoch" else f"epoch/{name}", value
 
 

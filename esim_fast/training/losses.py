@@ -1,4 +1,4 @@
-"""What training lowers: cross entropy of labels, which may have weights, and squared error of scores."""
+"""Losses: cross entropy for labels, optionally weighted, and squared error for scores."""
 
 import math
 
@@ -16,12 +16,12 @@ _NO_LABEL = -100
 
 
 def summed_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
-    """The loss of pairs, summed over them: a scalar.
+    """The loss summed over pairs, as a scalar.
 
     Args:
-        logits: ``[B, number of labels]``, in regression ``[B, 1]``.
-        targets: int64 ``[B]`` labels, or float32 ``[B]`` scores; a pair of :func:`no_target` counts for nothing.
-        smoothing: share of each label that goes to all alike.
+        logits: ``[B, number of labels]``; in regression, ``[B, 1]``.
+        targets: int64 ``[B]`` label ids or float32 ``[B]`` scores. Pairs with the target ``no_target`` are ignored.
+        smoothing: label smoothing, the share of each target that is spread evenly over all labels.
         class_weights: float32 ``[number of labels]``.
     """
     if targets.is_floating_point():
@@ -33,22 +33,24 @@ def summed_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_w
 
 
 def correct_answers(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many pairs get their label: a scalar; 0 of scores, which are never quite right."""
+    """How many pairs get their label, as an int64 scalar; 0 in regression."""
     if targets.is_floating_point():
         return targets.new_zeros((), dtype=torch.int64)
     return (logits.argmax(1) == targets).sum()
 
 
 def no_target(targets: Tensor) -> Tensor:
-    """A target ``[1]`` like ``targets`` of a pair that has no say in the loss."""
+    """A target ``[1]``, in the dtype of ``targets``, that the loss ignores."""
     return targets.new_full((1,), math.nan if targets.is_floating_point() else _NO_LABEL)
 
 
 def check_targets(name: str, pairs: EncodedPairs, model: Classifier) -> None:
-    """Raises ValueError for pairs that a model cannot learn from, or be measured on.
+    """Raises ValueError if a model cannot learn from these pairs, or be measured on them.
 
     Args:
-        name: what messages call the pairs.
+        name: the pairs' name in messages.
+        pairs: the pairs.
+        model: the model.
     """
     targets = pairs.labels
     if not len(pairs) or targets is None:
@@ -62,16 +64,17 @@ def check_targets(name: str, pairs: EncodedPairs, model: Classifier) -> None:
     elif targets.dtype.kind == "f":
         count = len(model.labels)
         hint = "a network that learns scores has one output"
-        raise ValueError(f"{name}: the network has {count} outputs: expected ids of labels, got floats ({hint})")
+        raise ValueError(f"{name}: the network has {count} outputs: expected label ids, got floats ({hint})")
     elif not 0 <= targets.min() <= targets.max() < len(model.labels):
-        raise ValueError(f"{name}: expected ids of labels from 0 to {len(model.labels) - 1}, got {targets.max()}")
+        raise ValueError(f"{name}: expected label ids from 0 to {len(model.labels) - 1}, got {targets.max()}")
 
 
 def class_weights(recipe: Recipe, model: Classifier, train: EncodedPairs) -> Tensor | None:
-    """The weights of labels that a recipe asks for: float32 ``[number of labels]``, on the model's device.
+    """The class weights that a recipe asks for: float32 ``[number of labels]``, on the model's device.
 
     Raises:
-        ValueError: the recipe names a label that the model has not, or wants of scores what only labels can have.
+        ValueError: the recipe names a label that the model does not have, or has class weights or label smoothing for
+            a regression model.
     """
     if model.task == "regression":
         for name in ("class_weights", "label_smoothing"):

@@ -1,4 +1,4 @@
-"""How far a run has come, and what it has measured."""
+"""A run's progress and metrics."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -9,50 +9,71 @@ from .figures import Figure
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One line of ``metrics.jsonl``; accuracies are fractions of one, training figures are taken with dropout.
+    """Metrics of an epoch, one line of ``metrics.jsonl``.
 
-    Losses are mean cross entropies, in regression mean squared errors; label smoothing and class weights are in that of
-    training alone. What was not measured, or is not defined, is None here and left out there.
+    A metric that was not measured or is not defined is None here and missing in the file.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean cross entropy (in regression, mean squared error) during the epoch, with dropout, label
+            smoothing and class weights.
+        train_accuracy: from 0 to 1, during the epoch, with dropout; None in regression.
+        dev_loss: mean cross entropy or mean squared error on dev, unsmoothed and unweighted.
+        dev_accuracy: from 0 to 1; None in regression.
+        learning_rate: of the epoch's last step.
+        seconds: of training and evaluation.
+        dev_macro_f1: if the recipe's ``best_by`` asks for it.
+        dev_f1: F1 of one label, if ``best_by`` asks for it.
+        dev_auc: if ``best_by`` asks for it.
+        dev_pearson: in regression.
+        dev_spearman: in regression.
     """
 
     epoch: int
     train_loss: float
-    train_accuracy: float | None  # of scores there is none
+    train_accuracy: float | None
     dev_loss: float
     dev_accuracy: float | None
     learning_rate: float
     seconds: float
-    # Where the recipe chooses the best epoch by it.
     dev_macro_f1: float | None = None
-    dev_f1: float | None = None  # of one label
+    dev_f1: float | None = None
     dev_auc: float | None = None
-    # Of scores.
     dev_pearson: float | None = None
     dev_spearman: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What was measured, by name."""
+        """The metrics that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class StepMetrics(NamedTuple):
-    """What one training step measured, with dropout; of several processes, by the one that leads."""
+    """Metrics of a training step, in the first process.
 
-    step: int  # of the run, counted from 1
+    Attributes:
+        step: in the run, counted from 1.
+        pairs: this process's share of the batch.
+        loss_sum: summed over those pairs, with dropout.
+        learning_rate: of the step.
+        gradient_norm: of the whole batch, before clipping.
+    """
+
+    step: int
     pairs: int
-    loss_sum: float  # over these pairs
+    loss_sum: float
     learning_rate: float
-    gradient_norm: float  # before clipping, of the whole batch
+    gradient_norm: float
 
 
 @dataclass
 class Progress:
-    """Where a run is between two steps."""
+    """The state of a run between two steps."""
 
-    epoch: int = 1  # in hand
-    batch: int = 0  # batches of it that are done
-    steps: int = 0  # in all
-    loss_sum: float = 0.0  # in this epoch, over this process's pairs, as the next two
+    epoch: int = 1  # the current one
+    batch: int = 0  # batches done in this epoch
+    steps: int = 0  # done in the whole run
+    # In this epoch, over this process's pairs.
+    loss_sum: float = 0.0
     correct: int = 0
     seen: int = 0
     seconds: float = 0.0
@@ -60,7 +81,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
-        """From what ``dataclasses.asdict`` made of one; raises KeyError, TypeError or ValueError for anything else."""
+        """Reverses ``dataclasses.asdict``; raises KeyError, TypeError or ValueError if the values are invalid."""
         progress = cls(**{**values, "history": [EpochMetrics(**metrics) for metrics in values["history"]]})
         measured: list[Progress | EpochMetrics] = [progress, *progress.history]
         for part in measured:
@@ -74,11 +95,11 @@ class Progress:
         return progress
 
     def ranks(self, figure: Figure) -> list[float]:
-        """A figure on dev, of the epochs that are done: higher is better."""
+        """The figure on dev of each finished epoch; higher is better."""
         return [figure.rank(getattr(metrics, f"dev_{figure.field}")) for metrics in self.history]
 
     def best(self, figure: Figure) -> EpochMetrics | None:
-        """The epoch that is best by a figure on dev; of several, that with the lowest dev loss."""
+        """The epoch with the best figure on dev; of several, the one with the lowest dev loss."""
         ranked = zip(self.ranks(figure), self.history, strict=True)
         _, best = max(ranked, key=lambda epoch: (epoch[0], -epoch[1].dev_loss), default=(None, None))
         return best

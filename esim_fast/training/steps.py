@@ -1,4 +1,4 @@
-"""What is done with one batch: a training step, and evaluation."""
+"""A training step, and evaluation."""
 
 import contextlib
 from collections.abc import Sequence
@@ -18,11 +18,17 @@ from .losses import correct_answers, summed_loss
 
 
 class StepResult(NamedTuple):
-    """What a training step measured, on the device of its tensors, which is not waited for."""
+    """Scalars that a training step measured, on its device.
 
-    loss_sum: Tensor  # [], over this process's pairs of the batch
-    correct: Tensor  # [], how many of them the network got right, with dropout; 0 of scores
-    gradient_norm: Tensor  # [], before clipping, of the whole batch
+    Attributes:
+        loss_sum: float, the loss summed over this process's pairs.
+        correct: int64, how many of those pairs the network got right, with dropout; 0 in regression.
+        gradient_norm: float, the norm of the whole batch's gradient before clipping.
+    """
+
+    loss_sum: Tensor
+    correct: Tensor
+    gradient_norm: Tensor
 
 
 def training_step(
@@ -34,15 +40,18 @@ def training_step(
     workers: int = 1,
     class_weights: Tensor | None = None,
 ) -> StepResult:
-    """Forward and backward pass, clipping and update; a GPU is not waited for.
+    """Runs forward, backward, gradient clipping and the optimizer's update, without a GPU sync.
 
-    The loss is the cross entropy of labels, or the squared error of scores.
+    The loss is cross entropy for labels and squared error for scores.
 
     Args:
-        net: an :class:`esim_fast.ESIM`, or one in DistributedDataParallel.
-        parts: one batch, on the network's device, or the parts of one; their gradients add up to the batch's.
-        workers: processes that work on the batch, of whose gradients DistributedDataParallel takes the average.
-        class_weights: float32 ``[number of labels]``, how much the pairs of each label count.
+        net: an ``esim_fast.ESIM``, or one wrapped in DistributedDataParallel.
+        parts: a batch on the network's device, whole or in parts. The parts' gradients add up to the batch's.
+        optimizer: updates the parameters.
+        scaler: scales the loss under fp16; pass a disabled one otherwise.
+        recipe: its precision, label smoothing and largest gradient norm are used.
+        workers: how many processes share the batch. DistributedDataParallel averages their gradients.
+        class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
     """
     dtype, smoothing = autocast_dtype(recipe.precision), recipe.label_smoothing
     optimizer.zero_grad()
@@ -61,7 +70,7 @@ def training_step(
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    # On a CPU, skip multiplying by one. On a GPU, reading the norm would make the CPU wait.
+    # A CPU skips multiplying by one. On a GPU, reading the norm would synchronize.
     if norm.device.type != "cpu" or not norm <= recipe.max_grad_norm:
         nn.utils.clip_grads_with_norm_(parameters, recipe.max_grad_norm, norm)
     scaler.step(optimizer)
@@ -70,10 +79,15 @@ def training_step(
 
 
 class Score(NamedTuple):
-    """How good a network is on labeled pairs."""
+    """Loss and accuracy on labeled pairs.
 
-    loss: float  # mean cross entropy; of scores, mean squared error
-    accuracy: float | None  # fraction of one; of scores there is none
+    Attributes:
+        loss: mean cross entropy; in regression, mean squared error.
+        accuracy: from 0 to 1; None in regression.
+    """
+
+    loss: float
+    accuracy: float | None
 
 
 def evaluate(
@@ -85,13 +99,17 @@ def evaluate(
     worker: Worker = ALONE,
     logits: Tensor | None = None,
 ) -> Score:
-    """Loss and accuracy on labeled pairs, without dropout.
+    """Computes loss and accuracy on labeled pairs, without dropout.
 
     Args:
-        batch_size, max_tokens: of what is evaluated at a time, as for :func:`esim_fast.data.batches`.
-        worker: several processes share the pairs out: each pair is counted once, and all of them get the result.
-        logits: zeros ``[n, number of labels]`` that become the raw scores of all pairs; of several processes, on the
-            network's device.
+        net: the network.
+        pairs: labeled pairs, in its word ids.
+        batch_size: pairs in a batch, as in ``esim_fast.data.batches``.
+        max_tokens: tokens in a batch, as in ``esim_fast.data.batches``.
+        worker: this process's place among those that share the pairs. Each pair is counted once, and every process
+            gets the result.
+        logits: float32 zeros ``[n, number of labels]``, filled in place with the logits of all pairs. With several
+            processes, on the network's device.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
     for batch, scores in scored_batches(net, pairs, batch_size, max_tokens=max_tokens, shard=worker):
@@ -102,5 +120,5 @@ def evaluate(
             logits[batch.indices] = scores.to(logits.device)
     loss, accuracy = (worker.total(sums) / len(pairs)).tolist()
     if logits is not None:
-        worker.total(logits)  # each of its rows is zero in all processes but one
+        worker.total(logits)  # each row is zero in every process except one
     return Score(loss, None if net.config.num_labels == 1 else accuracy)

@@ -1,4 +1,4 @@
-"""From which probability on the positive of two labels is given."""
+"""Decision thresholds of models with two labels."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,16 @@ FIGURES = ("f1", "accuracy")
 
 
 class Threshold(NamedTuple):
-    """A threshold, and what it brings on the pairs that it was chosen on: the figure before (without) and after."""
+    """A threshold, with its effect on the pairs that it was chosen on.
 
-    label: str  # the positive one
+    Attributes:
+        label: the positive label.
+        threshold: the probability from which on the model gives that label.
+        before: the figure without a threshold.
+        after: the figure with it.
+    """
+
+    label: str
     threshold: float
     before: float
     after: float
@@ -24,21 +31,25 @@ class Threshold(NamedTuple):
 def choose_threshold(
     model: Classifier, pairs: EncodedPairs, best: str | float = "f1", *, batch_size: int = 256
 ) -> Threshold:
-    """Gives a model of two labels the threshold that is best on labeled pairs: the positive label is given from this
-    probability on.
+    """Sets the decision threshold that is best on labeled pairs, for a model with two labels.
 
-    Take pairs that the model was not trained on, such as the dev set, and calibrate before, if at all.
+    The model then gives the positive label if its probability reaches the threshold. Use pairs that the model was not
+    trained on, such as the dev set. If you calibrate the model, do it first.
 
     Args:
-        best: "f1" (of the positive label) or "accuracy"; or the threshold itself, whose F1 is measured.
+        model: the model, whose ``threshold`` is set.
+        pairs: labeled pairs, in the model's word ids.
+        best: the figure to maximize, "f1" (of the positive label) or "accuracy". A number sets the threshold itself,
+            and its F1 is measured.
+        batch_size: pairs in a batch.
 
     Returns:
-        What was chosen, which ``model.threshold`` is now; of equally good ones that next to 0.5.
+        The threshold. Of equally good ones, the closest to 0.5.
 
     Raises:
-        ValueError: the model has not two labels, the pairs are not labeled with ids of them, for "f1" none has the
-            positive one, or a given threshold does not lie between 0 and 1.
-        FloatingPointError: the model's answers are not finite.
+        ValueError: the model does not have two labels, the pairs are not labeled with their ids, no pair has the
+            positive label (for "f1"), or a given threshold does not lie between 0 and 1.
+        FloatingPointError: the model's outputs are not finite.
     """
     if model.positive is None:
         raise ValueError(f"a threshold is for two labels, and the model has {len(model.labels)}")
@@ -52,7 +63,7 @@ def choose_threshold(
         raise ValueError(f"threshold must lie between 0 and 1, got {best}")
     probabilities = model.probabilities(model.logits(pairs, batch_size=batch_size))
     if not probabilities.isfinite().all():
-        raise FloatingPointError("the model's answers are not finite: no threshold can be chosen")
+        raise FloatingPointError("the model's outputs are not finite: no threshold can be chosen")
 
     def figure() -> float:
         given = model.decide(probabilities).numpy() == model.positive
@@ -68,19 +79,20 @@ def choose_threshold(
 
 
 def best_threshold(is_positive: np.ndarray, probabilities: np.ndarray, best: str) -> float:
-    """The threshold with the highest F1 of the positive pairs, or accuracy; of equally good ones that next to 0.5.
+    """The threshold with the best figure; of equally good ones, the closest to 0.5.
 
     Args:
         is_positive: bool ``[n]``.
-        probabilities: float32 ``[n]``, of being positive.
+        probabilities: float32 ``[n]``, of the positive label.
+        best: "f1" (of the positive label) or "accuracy".
     """
     order = np.argsort(-probabilities, kind="stable")
     ranked = np.concatenate([probabilities[order], np.zeros(1, probabilities.dtype)])
-    # After how many of the most probable pairs one may cut: not between equals.
+    # How many of the most probable pairs a threshold can select: it cannot separate equal probabilities.
     counts = np.append(np.flatnonzero(ranked[:-2] != ranked[1:-1]) + 1, len(order))
     found = np.cumsum(is_positive[order])[counts - 1]
     above, below = ranked[counts - 1], ranked[counts]
-    if ranked[0] < 1:  # nothing may be positive, too
+    if ranked[0] < 1:  # a threshold may also select no pair
         counts, found = np.append(0, counts), np.append(0, found)
         above, below = np.append(np.float32(1), above), np.append(ranked[0], below)
     positive = int(is_positive.sum())
@@ -89,7 +101,7 @@ def best_threshold(is_positive: np.ndarray, probabilities: np.ndarray, best: str
     else:
         figures = found + (len(order) - positive) - (counts - found)
     middles = (above + below) / 2
-    thresholds = np.where(middles > below, middles, above)  # neighbors among float32's numbers have none between
+    thresholds = np.where(middles > below, middles, above)  # adjacent float32 numbers have no middle
     thresholds[(below < 0.5) & (above >= 0.5)] = 0.5
     good = thresholds[figures == figures.max()]
     return float(good[np.abs(good - 0.5).argmin()])

@@ -1,4 +1,4 @@
-"""A run: epochs of training steps, the best model kept, checkpoints to go on from."""
+"""A training run: epochs of steps, the best model, and checkpoints to resume from."""
 
 import contextlib
 import copy
@@ -30,18 +30,18 @@ from .losses import check_targets, class_weights, no_target
 from .progress import EpochMetrics, Progress, StepMetrics
 from .steps import StepResult, training_step
 
-_EVALUATED = 256  # pairs at a time, at most
-_PREFETCH = 4  # batches; while a GPU computes
+_EVALUATED = 256  # most pairs in a batch of the evaluation
+_PREFETCH = 4  # batches prepared while a GPU computes
 _RATE_HINT = "a lower learning rate (--lr) may help"
-_MEMORY_HINT = "smaller batches (--batch-size, --max-tokens) or more parts of them (--accumulate) take less"
-_GPU_STEPS = 20  # between looks at what they measured: looking makes a GPU wait
+_MEMORY_HINT = "use smaller batches (--batch-size, --max-tokens) or gradient accumulation (--accumulate)"
+_GPU_STEPS = 20  # between reads of a GPU's results, each of which synchronizes
 
 
 class NotFiniteError(FloatingPointError):
-    """A batch whose loss or gradient is not finite.
+    """The loss or the gradient of a batch is not finite.
 
     Attributes:
-        indices: where its pairs stand among the training pairs.
+        indices: the batch's pairs, as indices into the training pairs.
     """
 
     def __init__(self, message: str, indices: Sequence[int]) -> None:
@@ -50,42 +50,45 @@ class NotFiniteError(FloatingPointError):
 
 
 class OtherSettingsError(DataError):
-    """A checkpoint of a run that was started otherwise."""
+    """The checkpoint belongs to a run with other settings."""
 
     def __init__(self, name: str, before: object, now: object) -> None:
-        super().__init__(f"this run began with {name} = {before!r}, not {now!r}: resume it with that")
+        super().__init__(f"this run began with {name} = {before!r}, not {now!r}: resume it with the same value")
         self.name, self.before, self.now = name, before, now
 
 
 def _seed_of(seed: int, rank: int) -> int:
-    """Another seed for each process, which no other run has; the first process keeps the run's."""
+    """A seed for each process: the first one uses the run's, the others derive theirs from it."""
     return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Trainer:
-    """One run of training. A new one stands where the run begins, or where its checkpoint stopped; :meth:`run` is the
-    first to write anything and to seed torch's generators.
+    """Trains a classifier, from the start or from a checkpoint.
+
+    Creating a trainer reads the checkpoint, if any. It writes nothing and leaves torch's generators alone until
+    ``run``.
 
     Args:
-        model: what is trained, in place, on its device. In a process group, one process for each worker, with equal
-            weights.
-        train, dev: labeled pairs, in the model's word ids. A network with one output learns scores (regression), which
-            are floats; others learn labels, which are ids.
-        recipe: how.
-        directory: of what the run leaves behind, see :class:`esim_fast.training.directory.RunDirectory`.
-        settings: what else a checkpoint has to agree in, such as a digest of the data.
-        resume: go on from the directory's checkpoint, if there is one.
-        checkpoint_steps: steps of an epoch after which a checkpoint is written; one is at the end of each epoch, too.
-        on_begin: called by :meth:`run` when the directory could be written to, before the first step.
-        on_epoch: called with what was measured, after an epoch is done and before its checkpoint is written.
-        on_step: called with what each step has measured, some steps later on a GPU.
-        should_stop: asked after each step; if it says so, a checkpoint is written and the run ends with
-            KeyboardInterrupt. Several processes must all be told so after the same step.
+        model: the classifier, trained in place on its device. In a process group, every process passes one with the
+            same weights.
+        train: labeled pairs to train on, in the model's word ids. A network with one output learns float scores
+            (regression); other networks learn label ids.
+        dev: labeled pairs that choose the best epoch, in the same form.
+        recipe: the hyperparameters.
+        directory: where the run writes its files, see ``esim_fast.training.directory.RunDirectory``.
+        settings: other values that must match the checkpoint's, such as a digest of the data.
+        resume: continue from the directory's checkpoint, if there is one.
+        checkpoint_steps: steps between the checkpoints within an epoch. Another is written at its end.
+        on_begin: called by ``run`` once the directory has been written to, before the first step.
+        on_epoch: called with the metrics of each epoch, before its checkpoint is written.
+        on_step: called with the metrics of each step; on a GPU, up to 20 steps later.
+        should_stop: called after each step. If it returns true, the run writes a checkpoint and raises
+            KeyboardInterrupt. In a process group, it must return true after the same step in every process.
 
     Raises:
-        ValueError: there are no pairs, or their labels are not what the network learns; the recipe does not fit them;
-            dev does not define what is to choose the best epoch; ``checkpoint_steps`` is not positive.
-        DataError: the checkpoint is damaged, or of another run.
+        ValueError: there are no pairs, their labels do not suit the network, the recipe does not suit them, the figure
+            that chooses the best epoch is not defined on dev, or ``checkpoint_steps`` is not positive.
+        DataError: the checkpoint is damaged or belongs to another run.
         FileExistsError: the directory holds a model, and ``resume`` is not set.
         OSError: the directory or its checkpoint cannot be read.
     """
@@ -111,7 +114,7 @@ class Trainer:
         if checkpoint_steps < 1:
             raise ValueError(f"checkpoint_steps must be positive, got {checkpoint_steps}")
         self.train, self.dev, self.recipe = train, dev, recipe
-        self.figure: Figure = figure_of(recipe.best_by, model.labels)  # by which epochs are compared
+        self.figure: Figure = figure_of(recipe.best_by, model.labels)
         check_dev(self.figure, model, dev)
         self.class_weights = class_weights(recipe, model, train)
         self.checkpoint_steps = checkpoint_steps
@@ -119,11 +122,10 @@ class Trainer:
         self.directory = RunDirectory(directory)
         self.worker = this_worker()
         self.net, self.device, self.is_regression = model.net, model.net.device, model.task == "regression"
-        # The number of epochs may change between a run and its continuation.
         self.settings = {**asdict(recipe), **(settings or {})}
-        if self.figure == figure_of(None, model.labels):  # however it is asked for
+        if self.figure == figure_of(None, model.labels):  # the default, whether named or not
             self.settings["best_by"] = None
-        del self.settings["epochs"], self.settings["patience"]
+        del self.settings["epochs"], self.settings["patience"]  # a resumed run may change them
 
         parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         vectors = [parameter for parameter in parameters if parameter is self.net.embedding.weight]
@@ -134,47 +136,48 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.average = MovingAverage(self.net, recipe.ema_decay) if recipe.ema_decay else None
         self.progress = Progress()
-        self.steps_of_epoch = 0  # in hand
+        self.steps_of_epoch = 0
         self.look_every = _GPU_STEPS if self.device.type == "cuda" else 1  # steps
-        # What is evaluated and saved.
+        # The model to evaluate and save, with averaged weights if the recipe asks for them.
         self.model = copy.copy(model)
         self.model.training = {"recipe": recipe.as_dict(), **(model.training or {})}
         if self.average is not None:
             self.model.net = self.average.net
 
-        self._random: dict[str, Tensor] = {}  # states of the generators to go on from
-        self.worker.wait()  # for what an earlier run of these processes writes
+        self._random: dict[str, Tensor] = {}  # states of the generators, from the checkpoint
+        self.worker.wait()  # an earlier run of these processes may still be writing
         checkpoint = self.directory.open(resume)
         self.resumed = checkpoint is not None
         if checkpoint is not None:
             self._restore(checkpoint)
         if len(set(self.worker.gather((self.progress.epoch, self.progress.batch)))) > 1:
-            raise DataError(f"{self.directory.path}: processes find different checkpoints; all must see the same files")
+            raise DataError(f"{self.directory.path}: processes see different checkpoints: they must share a disk")
         self.parallel: nn.Module = self.net
 
     @property
     def is_over(self) -> bool:
-        """Whether all epochs are done, or the last ones brought nothing."""
+        """Whether all epochs are done or patience has run out."""
         return self.recipe.is_over(self.progress.ranks(self.figure))
 
     @property
     def best(self) -> EpochMetrics | None:
-        """What the best epoch so far measured, whose model is kept."""
+        """Metrics of the best epoch so far, whose model the directory holds."""
         return self.progress.best(self.figure)
 
     def run(self) -> list[EpochMetrics]:
-        """Trains to the end, and leaves the best model, the last one, metrics and curves in the directory.
+        """Trains to the end and writes the best model, the last model, metrics and curves to the directory.
 
         Returns:
-            What each epoch measured, earlier ones of a resumed run included.
+            Metrics of every epoch, including those before a resumption.
 
         Raises:
-            NotFiniteError: a batch's loss or gradient, or the loss on dev, is not finite. The last checkpoint is older.
+            NotFiniteError: the loss or gradient of a batch, or the loss on dev, is not finite. No checkpoint is
+                written; the last one is intact.
             MemoryError: a batch was too large.
-            OSError: the directory cannot be written to; what it had is still there.
-            KeyboardInterrupt: ``should_stop`` said so; a checkpoint is written.
+            OSError: the directory cannot be written to. Its files are unchanged.
+            KeyboardInterrupt: ``should_stop`` returned true. A checkpoint has been written.
         """
-        torch.manual_seed(_seed_of(self.recipe.seed, self.worker.rank))  # of dropout
+        torch.manual_seed(_seed_of(self.recipe.seed, self.worker.rank))  # for dropout
         set_random_states(self._random, self.device)
         if self.worker.count > 1 and self.parallel is self.net:
             self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
@@ -183,17 +186,17 @@ class Trainer:
         if self.on_begin is not None:
             self.on_begin()
         try:
-            if not self.resumed:  # a full disk shows now, and not after an epoch
+            if not self.resumed:  # so that a full disk fails now and not after an epoch
                 self._save_checkpoint()
             while not self.is_over:
                 self._train_epoch()
                 self._end_epoch()
         except BaseException:
-            with contextlib.suppress(Exception):  # which would hide what went wrong
+            with contextlib.suppress(Exception):  # it would hide the first error
                 self._draw_curves()
             raise
         self._draw_curves()
-        self.worker.wait()  # until all is written
+        self.worker.wait()  # until the first process has written everything
         return self.progress.history
 
     def _draw_curves(self) -> None:
@@ -201,7 +204,7 @@ class Trainer:
             draw_curves(self.progress.history, self.best, self.figure, self.directory.curves)
 
     def _train_epoch(self) -> None:
-        """Goes through what is left of the epoch in hand."""
+        """Trains on the remaining batches of the current epoch."""
         recipe, progress, on_gpu = self.recipe, self.progress, self.device.type == "cuda"
         self.net.train()
         loader = batches(
@@ -219,7 +222,7 @@ class Trainer:
         )
         left = len(loader) // recipe.accumulate
         self.steps_of_epoch = progress.batch + left
-        unseen: list[tuple[StepResult, list[Tensor]]] = []  # steps that nobody has looked at, and their pairs
+        unseen: list[tuple[StepResult, list[Tensor]]] = []  # results not read yet, and the indices of their pairs
         begin = time.perf_counter()
         title = f"epoch {progress.epoch}/{recipe.epochs}"
         with progress_bar(title, progress.batch, self.steps_of_epoch, disable=not self.worker.leads) as bar:
@@ -245,12 +248,12 @@ class Trainer:
         progress.seconds += time.perf_counter() - begin
 
     def _step(self, parts: Sequence[Batch]) -> StepResult:
-        """One training step on (this process's share of) a batch."""
+        """One training step on this process's share of a batch."""
         progress = self.progress
         rate = self.recipe.rate(progress.steps, progress.ranks(self.figure))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.worker.count > 1:  # gradients are exchanged of all parameters, so that each part has to have some
+        if self.worker.count > 1:  # DistributedDataParallel needs a gradient of every parameter from every part
             parts = [part if len(part.pairs.tokens) else self._with_words(part) for part in parts]
         else:
             parts = [part for part in parts if len(part)]
@@ -264,22 +267,22 @@ class Trainer:
         return result
 
     def _with_words(self, part: Batch) -> Batch:
-        """A part without words, and a pair that has some, but counts for nothing."""
+        """An empty part, extended by a pair that has words but no weight in the loss."""
         extended = self.train[[*part.indices.tolist(), int(self.train.lengths.sum(1).argmax())]]
         labels = cast(Tensor, part.labels)
         labels = torch.cat([labels, no_target(labels)])
         return replace(extended, labels=labels, whole=part.whole)
 
     def _look(self, unseen: list[tuple[StepResult, list[Tensor]]]) -> None:
-        """Adds up what steps have measured, and sees to it that it is finite."""
+        """Reads the results of steps, checks that they are finite and adds them up."""
         progress = self.progress
         measured = torch.stack([torch.stack([value.float() for value in result]) for result, _ in unseen]).tolist()
         first = progress.batch - len(unseen) + 1
         for batch, ((loss, correct, norm), (_, indices)) in enumerate(zip(measured, unseen, strict=True), start=first):
             for name, value in (("loss", loss), ("gradient's norm", norm)):
-                # In fp16 a gradient may overflow: the scaler passes over such steps.
+                # In fp16 a gradient may overflow; the scaler skips such steps.
                 if not math.isfinite(value) and not (name != "loss" and self.scaler.is_enabled()):
-                    # The norm is that of all processes: the pairs of this one need not be the cause.
+                    # The norm is over all processes, so the cause may lie in another one's pairs.
                     guilty = torch.cat(indices).tolist() if name == "loss" or self.worker.count == 1 else []
                     where = f"epoch {progress.epoch}, batch {batch}"
                     raise NotFiniteError(f"{where}: the {name} is {value}; {_RATE_HINT}", guilty)
@@ -292,7 +295,7 @@ class Trainer:
                 self.on_step(StepMetrics(step, sum(map(len, indices)), loss, rate, norm))
 
     def _end_epoch(self) -> None:
-        """Evaluates, and keeps what the epoch has brought."""
+        """Evaluates on dev and saves the epoch's models and metrics."""
         begin = time.perf_counter()
         progress, ranks = self.progress, self.progress.ranks(self.figure)
         loss_sum, correct = self._settle()
@@ -314,11 +317,11 @@ class Trainer:
             self.directory.keep(self.model, progress.history, best=metrics is self.best)
             if self.on_epoch is not None:
                 self.on_epoch(metrics)
-        # Last, so that an epoch whose results were not all kept is run again.
+        # Last, so that an epoch whose results were not all saved runs again.
         self._save_checkpoint()
 
     def _assess(self) -> dict[str, Any]:
-        """On the dev pairs, in batches that take no more memory than training does."""
+        """Evaluates on dev, in batches that take no more memory than training."""
         recipe = self.recipe
         size = None if recipe.max_tokens else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
         with _naming_what_is_too_large(lambda: f"epoch {self.progress.epoch}, evaluation on dev"):
@@ -329,7 +332,7 @@ class Trainer:
         return found
 
     def _settle(self) -> tuple[float, int]:
-        """Leaves the sums of all workers with the one that leads; returns those of loss and correct answers to all."""
+        """Moves all workers' sums to the first worker; returns the total loss and correct answers to every worker."""
         progress = self.progress
         sums = torch.tensor([progress.loss_sum, progress.correct, progress.seen], dtype=torch.float64)
         loss_sum, correct, seen = self.worker.total(sums.to(self.device) if self.worker.count > 1 else sums).tolist()
@@ -357,9 +360,9 @@ class Trainer:
             raise
         except DataError as error:
             raise DataError(f"{self.directory.checkpoint}: {error}") from error
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # comparing tensors raises RuntimeError
             raise DataError(f"{self.directory.checkpoint}: not a checkpoint of esim-fast: {error}") from error
-        if not self.worker.leads:  # has the sums of all
+        if not self.worker.leads:  # the first worker has everybody's sums
             self.progress.loss_sum, self.progress.correct, self.progress.seen = 0.0, 0, 0
 
     def _stateful(self) -> dict[str, Any]:
@@ -367,7 +370,7 @@ class Trainer:
         return {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler, **average}
 
     def _name(self, parts: Sequence[Batch]) -> str:
-        """Says which batch is in hand, and how large it is."""
+        """The current batch and its size, for a message."""
         words = sum(len(part.pairs.tokens) for part in parts)
         longest = max(int(self.train.lengths[part.indices.numpy()].max()) for part in parts)
         largest = max(len(part) for part in parts)
@@ -380,7 +383,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def _naming_what_is_too_large(what: Callable[[], str]) -> Iterator[None]:
-    """Turns what says that memory is short into a MemoryError that says what for."""
+    """Turns any out-of-memory error into a MemoryError that names the batch."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

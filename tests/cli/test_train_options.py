@@ -226,5 +226,5 @@ def test_three_labels_have_no_threshold_and_no_auc(corpus, tmp_path):
     options = ["train", "--train", corpus, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
     assert fails(*options, "--threshold", "f1").endswith("--threshold is for two labels: there are 3")
     said = fails(*options, "--best-by", "auc")
-    assert said.endswith("--best-by: the AUC is of two labels, and there are 3: contradiction, entailment, neutral")
+    assert said.endswith("--best-by: the AUC needs two labels, and there are 3: contradiction, entailment, neutral")
     assert not (tmp_path / "m").exists()

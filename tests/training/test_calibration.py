@@ -72,7 +72,7 @@ class TestTemperature:
         model = new_model()
         model.net.linear.mlp[-1].bias.data.fill_(math.nan)
         for choose in (calibrate, choose_threshold):
-            with pytest.raises(FloatingPointError, match="the model's answers are not finite"):
+            with pytest.raises(FloatingPointError, match="the model's outputs are not finite"):
                 choose(model, pairs(8, 1))
         assert (model.temperature, model.threshold) == (1, None)
 
@@ -155,7 +155,7 @@ class TestThreshold:
                 choose_threshold(model, pairs(8, 1), best)
         with pytest.raises(ValueError, match="no pair has the label swapped, so its F1 is not defined"):
             choose_threshold(model, EncodedPairs([[2]], [[3]], [0]))
-        with pytest.raises(ValueError, match="choose_threshold: expected ids of labels from 0 to 1, got 2"):
+        with pytest.raises(ValueError, match="choose_threshold: expected label ids from 0 to 1, got 2"):
             choose_threshold(model, EncodedPairs([[2]], [[3]], [2]))
         with pytest.raises(ValueError, match="a threshold is for two labels, and the model has 1"):
             choose_threshold(new_regression(), scored_pairs(4, 1))

@@ -186,7 +186,7 @@ class TestBestBy:
     @pytest.mark.parametrize(
         ("best_by", "labels", "message"),
         [
-            ("auc", ["a", "b", "c"], "best_by: the AUC is of two labels, and there are 3: a, b, c"),
+            ("auc", ["a", "b", "c"], "best_by: the AUC needs two labels, and there are 3: a, b, c"),
             ("f1:d", ["a", "b"], "best_by: there is no label 'd', only a, b"),
             (
                 "spearman",

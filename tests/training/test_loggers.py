@@ -205,7 +205,7 @@ def test_a_place_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
     warnings = []
     trainer = run(tmp_path / "m", ["failing", "csv"], warnings=warnings)
     assert len(trainer.progress.history) == 3
-    assert warnings == ["log failing: OSError: [Errno 28] No space left on device; the run goes on without it"]
+    assert warnings == ["log failing: OSError: [Errno 28] No space left on device; the run continues without it"]
     assert len(table(tmp_path / "m" / "metrics.csv")) == 3
 
 

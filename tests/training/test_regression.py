@@ -191,5 +191,5 @@ def test_what_cannot_be_learned(tmp_path, recipe, data, message):
 
 
 def test_scores_for_a_network_of_classes(tmp_path):
-    with pytest.raises(ValueError, match="train: the network has 2 outputs: expected ids of labels, got floats"):
+    with pytest.raises(ValueError, match="train: the network has 2 outputs: expected label ids, got floats"):
         new_trainer(Recipe(), tmp_path, new_model(), scored_pairs(4, 1))

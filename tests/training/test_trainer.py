@@ -33,7 +33,7 @@ def measured(history):
 
 
 BATCH = r"epoch 1, batch 1 \(32 pairs, 128 words, sentences of up to 2\)"
-LESS = r".*smaller batches \(--batch-size, --max-tokens\) or more parts"
+LESS = r".*smaller batches \(--batch-size, --max-tokens\) or gradient accumulation"
 
 
 class TestRun:
@@ -419,7 +419,7 @@ class TestResuming:
                 new_trainer(Recipe(**{"epochs": 1, **recipe}), tmp_path, model, **options)
         (tmp_path / "checkpoint" / "last.pt").unlink()
         for resume in (False, True):
-            with pytest.raises(FileExistsError, match="already holds a model, and no checkpoint to go on from"):
+            with pytest.raises(FileExistsError, match="already holds a model but no checkpoint to resume from"):
                 new_trainer(Recipe(epochs=1, learning_rate=1e-2), tmp_path, resume=resume)
         assert weights(tmp_path) == before
 
