@@ -1,1 +1,1 @@
-"""What a model got right and wrong, for people to look at."""
+"""Reports on a model's predictions: figures, confusion matrix and errors."""

@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture."""
+"""Draws a confusion matrix."""
 
 import warnings
 from pathlib import Path
@@ -8,17 +8,19 @@ import numpy as np
 from ..explanation.picture import fonts_for, plain
 
 _CELL, _SMALL_CELL = 0.62, 0.2  # inches, with and without numbers
-_LARGEST = 80.0  # inches: more labels get smaller cells
-_FEW = 40  # labels: the cells have numbers
+_LARGEST = 80.0  # inches; cells shrink to stay within it
+_FEW = 40  # most labels whose cells have numbers
 
 
 def draw(path: Path, labels: list[str], confusion: np.ndarray) -> None:
-    """Draws a PNG with matplotlib, whatever the file's name ends in.
+    """Draws a PNG with matplotlib, whatever the suffix of ``path``.
 
     Args:
-        confusion: int64 ``[gold, given]``, the number of pairs.
+        path: the file to write.
+        labels: names of the labels.
+        confusion: int64 ``[gold, predicted]``, numbers of pairs.
     """
-    import matplotlib  # here, because it takes a second, which few need to wait for
+    import matplotlib  # here, because importing it takes a second
     from matplotlib.figure import Figure
 
     count, names = len(labels), [plain(label) for label in labels]
@@ -44,5 +46,5 @@ def draw(path: Path, labels: list[str], confusion: np.ndarray) -> None:
                 axes.text(given, gold, text, ha="center", va="center", color=color, fontsize=7.5)
         figure.colorbar(image, ax=axes, shrink=min(1.0, 2.5 / size), label="share of the gold label")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # said already, once for all
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # fonts_for has warned
             figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -1,4 +1,4 @@
-"""The pairs that a model got wrong, as a page for a browser or as JSON lines."""
+"""Writes the pairs that a model got wrong, as an HTML page or as JSON lines."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,17 @@ from ..files import replace_file
 from .figures import Answers, Scores
 
 FORMS = (".html", ".jsonl")
-_MAPS = 200  # pairs whose attention is shown, the first ones
-_CELLS = 5000  # words times words of a pair whose attention is shown
-_ON_A_PAGE = 5000  # pairs; files of JSON lines hold all
-_LIKELIEST = 10  # labels whose probabilities are on a page
-_TABLE = 30  # labels; of more no page shows a confusion matrix
+_MAPS = 200  # pairs with attention maps, from the first on
+_CELLS = 5000  # most cells of an attention map
+_ON_A_PAGE = 5000  # most pairs on a page; JSON lines hold all
+_LIKELIEST = 10  # most probabilities of a pair on a page
+_TABLE = 30  # most labels of a confusion matrix on a page
 
 
 def worst_first(answers: Answers | Scores) -> np.ndarray:
-    """int64, which pairs are wrong: those with the most likely answer first.
+    """Indices of the wrong pairs, the most confident predictions first: int64.
 
-    Of scores they are all pairs, the one farthest from its gold score first.
+    In regression, indices of all pairs, the farthest from their gold scores first.
     """
     if isinstance(answers, Scores):
         return np.argsort(-np.abs(answers.given - answers.gold), kind="stable")
@@ -35,12 +35,14 @@ def worst_first(answers: Answers | Scores) -> np.ndarray:
 
 
 def save(path: Path, answers: Answers | Scores, pairs: Mapping[int, Pair], model: Classifier, source: str) -> None:
-    """Writes :func:`worst_first`, one file of :data:`FORMS` by its ending.
+    """Writes the pairs of ``worst_first`` to a file.
 
     Args:
-        pairs: at least those of ``worst_first``, by their index.
-        model: whose attention is shown.
-        source: the name of the file that the pairs are from.
+        path: the file, whose suffix is one of ``FORMS``.
+        answers: the model's predictions.
+        pairs: the pairs by index, at least those of ``worst_first``.
+        model: the model, for its attention maps.
+        source: the name of the pairs' file.
 
     Raises:
         OSError: the file cannot be written.
@@ -90,7 +92,7 @@ def _rows(
 
 
 def _shortened(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the probabilities of few labels: thousands of rows with all of many make a page that is slow."""
+    """A row with its highest probabilities only, because many labels in thousands of rows make a page slow."""
     probabilities = row.get("probabilities", {}).items()
     if len(probabilities) <= _LIKELIEST:
         return row
@@ -99,7 +101,7 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attention(pair: Pair, model: Classifier) -> dict[str, Any] | None:
-    """The maps of a pair, if it has words and not too many."""
+    """The attention maps of a pair, or None if it has too many words or none."""
     if not 0 < len(model.split(pair.premise)) * len(model.split(pair.hypothesis)) <= _CELLS:
         return None
     explanation = model.explain(pair.premise, pair.hypothesis).as_dict()

@@ -1,4 +1,4 @@
-"""A model's answers on labeled pairs, and the figures that follow from them."""
+"""A model's predictions on labeled pairs, and their figures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,12 @@ from ..labels import positive_or_second
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classification model says of n pairs.
+    """A classification model's predictions on n pairs.
 
     Attributes:
-        labels: their names.
-        gold, given: int64 ``[n]``, indices of labels.
+        labels: names of the labels.
+        gold: int64 ``[n]``, the gold labels' ids.
+        given: int64 ``[n]``, the predicted labels' ids.
         probabilities: float64 ``[n, number of labels]``.
     """
 
@@ -42,7 +43,7 @@ class Answers:
         return figures
 
     def classes(self) -> dict[str, dict[str, float]]:
-        """Figures of each class against all others."""
+        """Precision, recall and F1 of each class."""
         found = metrics.precision_recall_f1(self.gold, self.given, len(self.labels))
         columns = [column.tolist() for column in found]
         return {
@@ -51,16 +52,16 @@ class Answers:
         }
 
     def confusion(self) -> np.ndarray:
-        """int64 ``[gold, given]``, the number of pairs."""
+        """Numbers of pairs: int64 ``[gold, predicted]``."""
         return metrics.confusion_matrix(self.gold, self.given, len(self.labels))
 
     def ranking(self, queries: np.ndarray) -> dict[str, Any]:
-        """How high the probability of the positive label ranks the pairs that have it."""
+        """Ranking figures, with pairs ranked by the probability of the positive label."""
         label, are_positive, score = self._positive()
         return {"relevant_label": label, **_ranking(queries, are_positive, score)}
 
     def _positive(self) -> tuple[str, np.ndarray, np.ndarray]:
-        """The positive label, which pairs have it, and how probable it is."""
+        """The positive label, which pairs have it, and its probabilities."""
         label = positive_or_second(self.labels)
         if label is None:
             raise ValueError(f"expected a label entailment or 1, got {listed(self.labels)}")
@@ -70,7 +71,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a regression model says of n pairs: float64 ``[n]``, as are the gold scores."""
+    """A regression model's predictions on n pairs.
+
+    Attributes:
+        gold: float64 ``[n]``, the gold scores.
+        given: float64 ``[n]``, the predicted scores.
+    """
 
     gold: np.ndarray
     given: np.ndarray
@@ -84,7 +90,7 @@ class Scores:
         }
 
     def ranking(self, queries: np.ndarray) -> dict[str, Any]:
-        """How high the scores rank the pairs whose gold score is above 0."""
+        """Ranking figures; pairs with a gold score above 0 are relevant."""
         return _ranking(queries, self.gold > 0, self.given)
 
 

@@ -1,4 +1,4 @@
-"""Which words of a pair look at which: the soft alignment's weights, as a picture, a page or numbers."""
+"""The soft alignment's weights between the words of a pair, as a picture, an HTML page or JSON."""
 
 import json
 import os
@@ -17,17 +17,18 @@ _FORMS = (".png", ".html", ".json")
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The attention between the words of a pair, and what the model made of it.
+    """The attention between the words of a pair, with the model's prediction.
 
     Attributes:
-        premise, hypothesis: their words, Lp and Lh.
-        alpha: float32 ``[Lp, Lh]``, how much each word of the premise looks at each of the hypothesis; rows sum to one
+        premise: its Lp words.
+        hypothesis: its Lh words.
+        alpha: float32 ``[Lp, Lh]``, how much each premise word attends to each hypothesis word. Rows sum to 1
             (equation 12).
-        beta: float32 ``[Lp, Lh]``, how much each word of the hypothesis looks at each of the premise; columns sum to
-            one (equation 13).
-        label: what the model says; a regression model, its score.
-        probabilities: of each label; a regression model has none.
-        unknown: words that are not in the vocabulary: the model treats them all as one unknown word.
+        beta: float32 ``[Lp, Lh]``, how much each hypothesis word attends to each premise word. Columns sum to 1
+            (equation 13).
+        label: the predicted label; in regression, the score.
+        probabilities: the probability of each label; empty in regression.
+        unknown: words that are not in the vocabulary. The model treats them all as one unknown word.
     """
 
     premise: list[str]
@@ -39,7 +40,7 @@ class Explanation:
     unknown: set[str] = field(default_factory=set)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """All fields, as JSON types."""
         return {
             "premise": self.premise,
             "hypothesis": self.hypothesis,
@@ -51,10 +52,13 @@ class Explanation:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a picture (``.png``, with matplotlib), a page for a browser (``.html``) or the numbers (``.json``).
+        """Saves a picture (``.png``, needs matplotlib), an HTML page (``.html``) or the numbers (``.json``).
+
+        Args:
+            path: the file, whose suffix chooses the format.
 
         Raises:
-            ValueError: the name has another ending.
+            ValueError: the file has another suffix.
             ImportError: matplotlib is not installed.
             OSError: the file cannot be written.
         """
@@ -71,20 +75,20 @@ class Explanation:
 
 
 def page_of(template: str, content: dict[str, Any]) -> str:
-    """A page of what draws attention maps and ``content`` as JSON: one file, which loads nothing.
+    """Fills a template with the code that draws attention maps and with ``content`` as JSON.
 
-    Words are text to it, whatever they are.
+    The page loads no other file, and no content can become markup.
     """
     for name in ("maps.css", "maps.js"):
         template = template.replace(
             f"{{{{{name}}}}}", (resources.files(__package__) / name).read_text(encoding="utf-8")
         )
-    # Last, because nothing in it is to be replaced.
+    # Last, so that no placeholder inside the content is replaced.
     return template.replace("{{content}}", json.dumps(content, ensure_ascii=False).replace("<", r"\u003c"))
 
 
 def check_form(path: str | os.PathLike[str]) -> None:
-    """Whether :meth:`Explanation.save` knows what to write into a file of this name.
+    """Checks that ``Explanation.save`` supports the suffix.
 
     Raises:
         ValueError: it does not.

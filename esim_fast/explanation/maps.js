@@ -8,7 +8,7 @@ function add(parent, tag, text = "", attributes = {}) {
   return element;
 }
 
-// A bar for each probability.
+// Adds a bar for each probability.
 function addBars(list, probabilities) {
   for (const [label, value] of probabilities) {
     add(list, "dt", label);
@@ -17,12 +17,12 @@ function addBars(list, probabilities) {
   }
 }
 
-// Both attention maps of a pair; what is pointed at is said in another element.
+// Adds both attention maps of a pair. The element `pointed` describes the cell under the pointer.
 function addMaps(parent, pair, pointed) {
   const unknown = new Set(pair.unknown);
 
   function heading(row, word, scope) {
-    return add(row, "th", word, { scope, ...(unknown.has(word) ? { class: "unknown", title: "unknown to the model" } : {}) });
+    return add(row, "th", word, { scope, ...(unknown.has(word) ? { class: "unknown", title: "not in the model's vocabulary" } : {}) });
   }
 
   function addMap(title, rule, weights, describe) {
@@ -55,7 +55,7 @@ function addMaps(parent, pair, pointed) {
 
   const words = (i, j) => [`“${pair.premise[i]}”`, `“${pair.hypothesis[j]}”`];
   addMap("Premise to hypothesis", "rows sum to 1", pair.alpha,
-    (i, j, w) => `${words(i, j).join(" looks at ")}: ${w.toFixed(3)}`);
+    (i, j, w) => `${words(i, j).join(" attends to ")}: ${w.toFixed(3)}`);
   addMap("Hypothesis to premise", "columns sum to 1", pair.beta,
-    (i, j, w) => `${words(i, j).reverse().join(" looks at ")}: ${w.toFixed(3)}`);
+    (i, j, w) => `${words(i, j).reverse().join(" attends to ")}: ${w.toFixed(3)}`);
 }

@@ -1,4 +1,4 @@
-"""An explanation as a picture: both directions of attention side by side."""
+"""Draws an explanation: both directions of attention, side by side."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
     from matplotlib.image import AxesImage
 
-_CELL = 0.24  # inches, for as many words as a screen shows
-_LONGEST = 80.0  # inches: more words get smaller cells
-_LONGEST_WORD = 40  # characters that are shown
-_FEW = 240  # cells: their weights are written into them
+_CELL = 0.24  # inches
+_LONGEST = 80.0  # inches; cells shrink to stay within it
+_LONGEST_WORD = 40  # most characters shown of a word
+_FEW = 240  # most cells of a map that shows its weights
 
 
 def draw(
@@ -32,30 +32,30 @@ def draw(
     probabilities: dict[str, float],
     unknown: set[str],
 ) -> None:
-    """Draws a PNG of an Explanation's fields with matplotlib, whatever the file's name ends in."""
-    # Here, because it takes a second, which few need to wait for; and not pyplot, which keeps every figure.
+    """Draws an Explanation's fields as a PNG with matplotlib, whatever the suffix of ``path``."""
+    # Here, because importing it takes a second; without pyplot, which holds on to every figure.
     import matplotlib
     from matplotlib.figure import Figure
 
     families = fonts_for({*"".join([*premise, *hypothesis, label])})
     cell = min(_CELL, _LONGEST / max(len(premise), 2 * len(hypothesis)))
-    names = 0.45 * cell * max(len(plain(word)) for word in [*premise, *hypothesis])  # roughly, beside the cells
+    names = 0.45 * cell * max(len(plain(word)) for word in [*premise, *hypothesis])  # their rough width
     width, height = 2 * (cell * len(hypothesis) + names) + 1.5, cell * len(premise) + names + 1.2
     with matplotlib.rc_context({"font.family": families, "font.size": 40 * cell, "axes.unicode_minus": False}):
         figure = Figure(figsize=(max(width, 6.0), height), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
         said = f"{plain(label)} ({probabilities[label]:.1%})" if probabilities else plain(label)
         if unknown:
-            said += "; gray words are unknown to the model"
+            said += "; gray words are not in the vocabulary"
         above = {"xycoords": "axes fraction", "xytext": (0, 40), "textcoords": "offset points"}
         heading = left.annotate(said, (0, 1), **above, fontsize=11, fontweight="bold")
-        heading.set_in_layout(False)  # however long it is, the maps have their place
+        heading.set_in_layout(False)  # a long heading must not shrink the maps
         words = (hypothesis, premise, unknown)
         _draw_map(left, *words, alpha.numpy(), "premise to hypothesis\n(rows sum to 1)")
         image = _draw_map(right, *words, beta.numpy(), "hypothesis to premise\n(columns sum to 1)")
         figure.colorbar(image, ax=[left, right], shrink=min(1.0, 2.5 / height), label="weight")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # said already, once for all
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # fonts_for has warned
             figure.savefig(path, format="png", bbox_inches="tight", bbox_extra_artists=[heading], pad_inches=0.15)
 
 
@@ -81,25 +81,25 @@ def _draw_map(
 
 
 def plain(word: str) -> str:
-    """A word as matplotlib should show it: not too long, and a dollar sign is no mathematics."""
+    """A word for matplotlib: shortened, and with dollar signs escaped, which would start a formula."""
     return (word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD - 1]}…").replace("$", r"\$")
 
 
 def fonts_for(characters: set[str]) -> list[str]:
-    """Fonts that have these characters between them: matplotlib's own first, then installed ones, as for Chinese."""
-    from matplotlib import font_manager, ft2font  # here for the same reason
+    """Fonts that together have these characters: matplotlib's own first, then installed ones, e.g. for Chinese."""
+    from matplotlib import font_manager, ft2font  # here, because importing them takes a second
 
     families = ["DejaVu Sans"]
     own = ft2font.FT2Font(font_manager.findfont(families[0]))
     missing = {character for character in characters if character.isprintable()} - _drawn_by(own)
     if missing:
-        # matplotlib remembers the fonts that there were when it first looked.
+        # matplotlib's cached list lacks fonts that were installed after its first run.
         for path in {*font_manager.findSystemFonts()} - {font.fname for font in font_manager.fontManager.ttflist}:
-            with contextlib.suppress(Exception):  # no font after all, or gone
+            with contextlib.suppress(Exception):  # a damaged or deleted font
                 font_manager.fontManager.addfont(path)
-        # matplotlib brings a font of boxes, which has every character.
+        # matplotlib's fallback font "Last Resort" has boxes for every character.
         fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]
-        # Upright sans-serif fonts of ordinary weight first, and of equal ones always the same.
+        # Prefer upright sans-serif fonts of regular weight; the name makes the order deterministic.
         fonts.sort(
             key=lambda font: ("sans" not in font.name.lower(), font.style != "normal", font.weight != 400, font.name)
         )
@@ -113,7 +113,7 @@ def fonts_for(characters: set[str]) -> list[str]:
     if missing:
         some = "".join(sorted(missing)[:10])
         warnings.warn(
-            f"no installed font has {some}: boxes stand for them (Chinese: install fonts-noto-cjk; or write .html)",
+            f"no installed font has {some}: boxes replace them (for Chinese, install fonts-noto-cjk or write .html)",
             stacklevel=2,
         )
     return families
