@@ -223,7 +223,7 @@ class TestMistakes:
         with pytest.raises(ValueError, match=r"^words need a vocabulary: give the Classifier"):
             to_onnx(network(), path, words=True)
         own = classifier(tokenizer=str.split)
-        with pytest.raises(ValueError, match=r"^tokenizer builtins:str\.split: a function of yours cannot be exported"):
+        with pytest.raises(ValueError, match=r"^tokenizer builtins:str\.split: a custom function cannot be exported"):
             to_onnx(own, path)
 
     def test_too_large(self, path):

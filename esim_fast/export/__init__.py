@@ -1,4 +1,4 @@
-"""A trained model as a file for ONNX Runtime, which needs neither PyTorch nor this library."""
+"""Exports a trained model to ONNX, to run it without PyTorch and without this library."""
 
 import json
 import os
@@ -22,46 +22,54 @@ from .quantizing import quantized
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_LARGEST = 2**31 - 2**26  # bytes of weights: an ONNX file ends at 2**31, and names and words need some
+_LARGEST = 2**31 - 2**26  # bytes of weights; an ONNX file holds 2**31 bytes, names and words included
 
 
 class OnnxFile(NamedTuple):
-    """What :func:`to_onnx` has written."""
+    """The files that ``to_onnx`` wrote.
+
+    Attributes:
+        path: the ONNX model.
+        description: the JSON file beside it.
+        size: of the ONNX model, in bytes.
+        difference: the largest difference between its logits and the network's, on random batches.
+    """
 
     path: Path
     description: Path
-    size: int  # of the file at ``path``, in bytes
-    difference: float  # the greatest between its logits and the network's, in the batches that it was checked on
+    size: int
+    difference: float
 
 
 def to_onnx(
     model: Classifier | ESIM, path: str | os.PathLike[str], *, int8: bool = False, words: bool = False
 ) -> OnnxFile:
-    """Writes a model as ``NAME.onnx``, and beside it ``NAME.onnx.json`` with what is needed to prepare its input.
+    """Exports a model to ``NAME.onnx``, with ``NAME.onnx.json`` beside it to prepare its input.
 
-    The graph takes ``premise [B, Lp]`` and ``hypothesis [B, Lh]``, padded behind with anything that it knows, and
-    ``premise_lengths [B]`` and ``hypothesis_lengths [B]``: the first ``lengths[b]`` places of a row are its sentence.
-    Dimensions and lengths may be 0. It gives ``logits [B, num_labels]``; of a classifier, if it is no regression model,
-    also ``probabilities``, after the temperature, and ``label [B]``, the index of the label that
-    :meth:`esim_fast.Classifier.predict` gives. Ids, lengths and ``label`` are int64, all else is float32.
+    The inputs are ``premise [B, Lp]``, ``hypothesis [B, Lh]``, ``premise_lengths [B]`` and ``hypothesis_lengths [B]``.
+    The first ``lengths[b]`` entries of a row are its sentence; the padding after them may hold any valid id or word.
+    Dimensions and lengths may be 0.
 
-    Nothing is written before ONNX Runtime has given the network's logits for random batches.
+    The outputs are ``logits [B, num_labels]`` and, for a classification model, ``probabilities [B, num_labels]`` (with
+    the temperature applied) and ``label [B]``, the index of the label that ``esim_fast.Classifier.predict`` returns.
+    Ids, lengths and ``label`` are int64; logits and probabilities are float32.
+
+    Files are written only after ONNX Runtime has reproduced the network's logits on random batches.
 
     Args:
-        model: on any device and in any dtype; the weights become float32. Of a network alone, ``NAME.onnx.json`` has no
-            vocabulary and no labels.
-        path: what it held is replaced when all is well.
-        int8: LSTMs and products by weights are quantized, by ONNX Runtime's quantizer; word vectors stay float32.
-        words: the graph takes strings in place of ids, and looks them up itself. Sentences must have been split by the
-            model's tokenizer.
+        model: the model, on any device and in any dtype. The exported weights are float32. Given a network alone,
+            ``NAME.onnx.json`` has no vocabulary and no labels.
+        path: the file to write. An existing file is replaced once the export has succeeded.
+        int8: quantize LSTMs and products by weights with ONNX Runtime's quantizer. Word vectors stay float32.
+        words: the inputs are strings, which the graph looks up. Split the sentences with the model's tokenizer.
 
     Raises:
-        TypeError: ``model`` is neither.
-        ValueError: the name does not end in ``.onnx``, the tokenizer is a function of yours, ``words`` is asked of a
-            network alone, the weights are too large for one file, not finite or not those of an ESIM, or logits
-            differ: by more than 1e-5 of the largest (or of 1, if that is more); in int8, by more than a tenth of
+        TypeError: ``model`` is neither a Classifier nor an ESIM.
+        ValueError: the name does not end in ``.onnx``, the tokenizer is a custom function, ``words`` is set for a
+            network alone, or the weights are too large for one file, not finite or not an ESIM's. Also if the logits
+            differ by more than 1e-5 of the largest (or of 1, if that is more), or in int8 by more than a tenth of
             their norm.
-        DataError: what is at ``path`` is no file.
+        DataError: ``path`` exists and is not a file.
         ImportError: onnx or onnxruntime is not installed.
         OSError: the file cannot be written.
     """
@@ -97,15 +105,15 @@ def to_onnx(
 
 
 def _description(model: Classifier | ESIM, words: bool) -> dict[str, Any]:
-    """What whoever runs the graph has to know."""
+    """The contents of ``NAME.onnx.json``."""
     if isinstance(model, ESIM):
         if words:
-            raise ValueError("words need a vocabulary: give the Classifier, and not its network")
+            raise ValueError("words need a vocabulary: pass the Classifier and not its network")
         return {"model": "ESIM", "inputs": "ids", "padding_id": model.config.padding_idx or 0}
     tokenizer = name_of(model.tokenizer)
     if tokenizer not in TOKENIZERS:
         raise ValueError(
-            f"tokenizer {tokenizer}: a function of yours cannot be exported; to_onnx(model.net, …) exports the network "
+            f"tokenizer {tokenizer}: a custom function cannot be exported; to_onnx(model.net, …) exports the network "
             "alone, which takes ids"
         )
     found = {

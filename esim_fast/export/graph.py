@@ -1,4 +1,4 @@
-"""The network as a graph of ONNX's own operators, in the form that is fastest in ONNX Runtime on a CPU."""
+"""Builds the network from standard ONNX operators, in the form that ONNX Runtime runs fastest on a CPU."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 SIDES = ("premise", "hypothesis")
 LENGTHS = ("premise_lengths", "hypothesis_lengths")
-Values: TypeAlias = Mapping[str, tuple[type[np.generic], list[Any]]]  # dtypes and shapes by name
-_VERSIONS = {"": 18, "ai.onnx.ml": 3}  # of the operators
+Values: TypeAlias = Mapping[str, tuple[type[np.generic], list[Any]]]  # dtype and shape by name
+_VERSIONS = {"": 18, "ai.onnx.ml": 3}  # operator sets
 _ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh"}
-_OUTSIDE = -1e7  # below every score, which is at most 2H, and every state, which lies within -1..1
+_OUTSIDE = -1e7  # below every score (at least -2H) and every state (at least -1)
 _PROJECTION = "infercomposition.composition.F"
 
 
 class Graph:
-    """Nodes and constants, in the order in which they are made. ONNX itself is needed only for the finished model."""
+    """Collects nodes and constants in order; only ``model`` needs the onnx package."""
 
     def __init__(self) -> None:
         self._nodes: list[tuple[str, tuple[str, ...], str, dict[str, Any]]] = []
@@ -41,7 +41,7 @@ class Graph:
         return name
 
     def model(self, inputs: Values, outputs: Values) -> ModelProto:
-        """The model, looked through by ONNX."""
+        """The finished model, checked by ONNX."""
         from onnx import checker, helper, numpy_helper  # optional
 
         nodes = [helper.make_node(op, given, [output], **attributes) for op, given, output, attributes in self._nodes]
@@ -61,18 +61,20 @@ class Graph:
 
 
 def add_logits(graph: Graph, config: ESIMConfig, weights: Mapping[str, np.ndarray], words: Sequence[str] | None) -> str:
-    """The network from its inputs to ``logits [B, num_labels]``, whose name this returns.
+    """Adds the network up to ``logits [B, num_labels]`` and returns their name.
 
-    The inputs are ``premise [B, Lp]``, ``hypothesis [B, Lh]`` and int64 lengths of both, ``[B]``.
+    The inputs are ``premise [B, Lp]``, ``hypothesis [B, Lh]`` and their lengths, int64 ``[B]``.
 
     Args:
-        weights: of the network, float32, by the names of its state dict.
-        words: the vocabulary, where the inputs are words; else they are ids.
+        graph: the graph to extend.
+        config: the network's.
+        weights: the network's weights in float32, by their names in its state dict.
+        words: the vocabulary if the inputs are words, or None if they are ids.
     """
     embedding = graph.constant(weights["embedding.weight"], np.float32)
     encode, compose = (_bilstm(graph, weights, name) for name in ("encoder.lstm", "infercomposition.composition.lstm"))
     sentences = [_Sentence(graph, side, words) for side in SIDES]
-    for x in sentences:  # one call for both would have more padding
+    for x in sentences:  # separately, because batching both would add padding
         embedded = graph.node("Gather", embedding, graph.node("Transpose", x.ids, perm=[1, 0]))  # [L, B, E]
         states = graph.node("Transpose", encode(embedded, x.steps), perm=[2, 0, 1, 3])  # [B, L, 2, H]
         x.encoded = graph.node("Reshape", states, graph.constant([0, 0, 2 * config.hidden_size]))
@@ -93,11 +95,13 @@ def add_logits(graph: Graph, config: ESIMConfig, weights: Mapping[str, np.ndarra
 
 
 def add_decision(graph: Graph, temperature: float, positive: int | None, threshold: float | None) -> None:
-    """From ``logits`` to ``probabilities [B, num_labels]`` and ``label [B]``, the index of the label that is given.
+    """Adds ``probabilities [B, num_labels]`` and ``label [B]``, the predicted label's index.
 
     Args:
-        positive: of two labels, the one that is given where its probability is ``threshold`` or more.
-        threshold: None, if the likeliest label is given.
+        graph: the graph to extend, which has ``logits``.
+        temperature: the logits are divided by it.
+        positive: the label, of two, that is predicted if its probability is at least ``threshold``.
+        threshold: None to predict the most probable label.
     """
     scaled = graph.node("Div", "logits", graph.constant(temperature, np.float32))
     probabilities = graph.node("Softmax", scaled, axis=1, name="probabilities")
@@ -110,9 +114,9 @@ def add_decision(graph: Graph, temperature: float, positive: int | None, thresho
 
 
 class _Sentence:
-    """The names of what is known of one side: its ids ``[B, L]``, lengths in two forms, and which places are words.
+    """Names of one side's values: ids ``[B, L]``, lengths as int64 and int32, and the mask of its words.
 
-    Of no pairs, or of empty sentences alone, B or L may be 0, which ONNX Runtime's LSTM does not survive: it is made 1.
+    If B or L is 0, it becomes 1, because ONNX Runtime's LSTM crashes on empty input.
     """
 
     encoded: str
@@ -120,28 +124,28 @@ class _Sentence:
     def __init__(self, graph: Graph, side: str, words: Sequence[str] | None) -> None:
         self.ids = _not_empty(graph, side if words is None else _looked_up(graph, side, words), dimensions=2)
         self.lengths = _not_empty(graph, f"{side}_lengths", dimensions=1)
-        self.steps = graph.node("Cast", self.lengths, to=6)  # int32, as ONNX's LSTM wants them
+        self.steps = graph.node("Cast", self.lengths, to=6)  # int32, for ONNX's LSTM
         longest = graph.node("Squeeze", graph.node("Shape", self.ids, start=1), graph.constant([0]))
         places = graph.node("Range", graph.constant(0), longest, graph.constant(1))
         self.within = graph.node("Less", places, graph.node("Unsqueeze", self.lengths, graph.constant([1])))  # [B, L]
 
 
 def _not_empty(graph: Graph, x: str, dimensions: int) -> str:
-    """Dimensions of size 0 become 1, filled with zeros."""
+    """Extends dimensions of size 0 to size 1, filled with zeros."""
     missing = graph.node("Max", graph.node("Sub", graph.constant(1), graph.node("Shape", x)), graph.constant(0))
     return graph.node("Pad", x, graph.node("Concat", graph.constant([0] * dimensions), missing, axis=0))
 
 
 def _looked_up(graph: Graph, side: str, words: Sequence[str]) -> str:
-    """The special words are none of a text, as for :class:`esim_fast.data.Vocabulary`."""
+    """Words to ids; the special words are unknown in a text, as in ``esim_fast.data.Vocabulary``."""
     table: dict[str, Any] = {"keys_strings": words[2:], "values_int64s": range(2, len(words))}
     return graph.node("LabelEncoder", side, domain="ai.onnx.ml", default_int64=UNKNOWN_ID, **table)
 
 
 def _aligned(graph: Graph, p: _Sentence, h: _Sentence) -> tuple[str, str]:
-    """What each word's soft alignment sees of the other sentence: ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``.
+    """Soft alignment: the other sentence as seen from each word, ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``.
 
-    The states of an empty sentence are zeros: whatever weighs them, its partner sees zeros.
+    An empty sentence has zero states, so its partner is aligned with zeros, whatever the weights.
     """
     p_within = graph.node("Unsqueeze", p.within, graph.constant([2]))
     both = graph.node("And", p_within, graph.node("Unsqueeze", h.within, graph.constant([1])))
@@ -152,7 +156,7 @@ def _aligned(graph: Graph, p: _Sentence, h: _Sentence) -> tuple[str, str]:
 
 
 def _pooled(graph: Graph, states: str, x: _Sentence, size: int) -> str:
-    """``states [L, 2, B, H]``, zero at padding, to average and maximum ``[B, 4H]``, zeros for an empty sentence."""
+    """Average and maximum ``[B, 4H]`` of ``states [L, 2, B, H]``, which are zero at padding; zeros if empty."""
     first, last = graph.constant([0]), graph.constant([1])
     lengths = graph.node("Unsqueeze", x.lengths, last)  # [B, 1]
     words = graph.node("Cast", graph.node("Max", lengths, graph.constant(1)), to=1)  # float32
@@ -167,7 +171,7 @@ def _pooled(graph: Graph, states: str, x: _Sentence, size: int) -> str:
 
 
 def _joined(projection: np.ndarray) -> np.ndarray:
-    """``x - y`` is linear: its weights join those of x and y, and the projection is of 6H, not 8H."""
+    """Folds the weights of ``x - y`` into those of x and y, so that the projection takes 6H inputs and not 8H."""
     of_x, of_y, of_difference, of_product = np.split(projection, 4, axis=1)
     return np.concatenate([of_x + of_difference, of_y - of_difference, of_product], axis=1)
 
@@ -182,9 +186,9 @@ def _activated(graph: Graph, x: str, activation: str | None) -> str:
 
 
 def _bilstm(graph: Graph, weights: Mapping[str, np.ndarray], name: str) -> Any:
-    """A function of ``x [L, B, D]`` and int32 lengths ``[B]`` to ``[L, 2, B, H]``, zero at padding."""
+    """A function from ``x [L, B, D]`` and int32 lengths ``[B]`` to ``[L, 2, B, H]``, zero at padding."""
 
-    def gates(part: str) -> np.ndarray:  # from input, forget, cell, output to ONNX's input, output, forget, cell
+    def gates(part: str) -> np.ndarray:  # PyTorch's input, forget, cell, output to ONNX's input, output, forget, cell
         return np.concatenate([np.split(weights[f"{name}.{part}"], 4)[gate] for gate in (0, 3, 1, 2)])
 
     def both_ways(*parts: str) -> str:

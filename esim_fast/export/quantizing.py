@@ -1,4 +1,4 @@
-"""A model in int8, by ONNX Runtime's own quantizer."""
+"""Quantizes a model to int8 with ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_WEIGHTS = (1, 2)  # which inputs of an LSTM are matrices
+_WEIGHTS = (1, 2)  # inputs of an LSTM that are weight matrices
 
 
 def quantized(model: ModelProto) -> ModelProto:
-    """LSTMs and products by weights in int8, with a scale for each of their outputs; what they meet is quantized anew
-    in every call. ``model`` is used up.
+    """Quantizes LSTMs and products by weights to int8; modifies ``model``.
 
-    Weights take seven bits: processors without VNNI add two products in 16 bits, which those of eight bits overflow.
+    Weights have one scale per output. Activations are quantized dynamically, in every call. Weights use seven bits,
+    because processors without VNNI add two products in 16 bits, which eight bits would overflow.
     """
-    import onnx  # both are optional
+    import onnx  # optional, like onnxruntime
     from onnxruntime.quantization import quantize_dynamic
 
     _unshare(model)
-    # Without this mark it asks, on stderr, for preparations that are made whenever a model is loaded.
+    # This mark silences advice on stderr to preprocess the model, which ONNX Runtime does on every load.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
@@ -33,7 +33,7 @@ def quantized(model: ModelProto) -> ModelProto:
 
 
 def _unshare(model: ModelProto) -> None:
-    """Gives each LSTM weights of its own: the quantizer transposes weights once more for each LSTM that has them."""
+    """Copies weights that LSTMs share, because the quantizer would transpose them once per LSTM."""
     weights, taken = {tensor.name: tensor for tensor in model.graph.initializer}, set()
     for number, node in enumerate(model.graph.node):
         for place in _WEIGHTS if node.op_type == "LSTM" else ():
@@ -46,7 +46,7 @@ def _unshare(model: ModelProto) -> None:
 
 
 def _share(model: ModelProto) -> None:
-    """Keeps one of all constants that hold the same."""
+    """Merges equal constants."""
     from onnx import numpy_helper
 
     firsts: dict[tuple, str] = {}
