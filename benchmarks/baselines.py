@@ -1,7 +1,8 @@
-"""The peers that esim_fast is tested and timed against: ESIM as people write it eagerly in PyTorch.
+"""Baselines that esim_fast is tested and timed against: ESIM in eager PyTorch.
 
-Two of them, in our own words: the notebook's, and that of coetaur0/ESIM, whose encoder, attention and dropout most
-other repositories have taken over. Module names are those of ``esim_fast.ESIM``: all load each other's state dicts.
+There are two, both written from scratch: the notebook's ESIM, and one in the style of coetaur0/ESIM, whose encoder,
+attention and dropout most other repositories have adopted. Module names match those of ``esim_fast.ESIM``, so all
+models load each other's state dicts.
 """
 
 from functools import partial
@@ -12,13 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-EAGER = "eager, as in the notebook"  # what the others are compared with
+EAGER = "eager, as in the notebook"  # the reference of all comparisons
 PADDING = 1
 BiLSTM = partial(nn.LSTM, bidirectional=True, batch_first=True)
 
 
 def eager_pool(x: Tensor, mask: Tensor) -> Tensor:
-    """Average and max pooling of ``x [B, L, D]`` with ``mask [B, L]``, 0 at padding: ``[B, 2D]``."""
+    """Average and max pooling of ``x [B, L, D]`` with ``mask [B, L]``, 0 at padding, to ``[B, 2D]``."""
     expanded = mask.unsqueeze(-1).expand(x.shape)
     average = (x * expanded.to(x.dtype)).sum(1) / mask.sum(-1, keepdim=True).to(x.dtype)
     maximum = x.masked_fill(expanded == 0, torch.finfo(x.dtype).min).max(1).values
@@ -26,14 +27,14 @@ def eager_pool(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def segment_pool(x: Tensor, lengths: Tensor) -> Tensor:
-    """The same through ``torch.segment_reduce``, which takes the sentences concatenated: ``[sum(lengths), D]``."""
+    """The same with ``torch.segment_reduce``, which takes concatenated sentences ``[sum(lengths), D]``."""
     average = torch.segment_reduce(x, "mean", lengths=lengths, unsafe=True)
     maximum = torch.segment_reduce(x, "max", lengths=lengths, unsafe=True)
     return torch.cat([average, maximum], dim=1)
 
 
 def eager_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Co-attention with a large negative fill, and enhancement."""
+    """Co-attention, with padding filled by a large negative number, and enhancement."""
     scores = p @ h.transpose(1, 2)
     pairs = p_mask.unsqueeze(2).float() @ h_mask.unsqueeze(1).float()
     scores = scores.masked_fill(pairs < 0.5, -1e7)
@@ -45,7 +46,7 @@ def enhance(x: Tensor, aligned: Tensor) -> Tensor:
 
 
 def sdpa_local_inference(p: Tensor, h: Tensor, p_mask: Tensor, h_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Two calls of PyTorch's attention with the roles swapped, in the backend that takes this width on a GPU."""
+    """Two calls of PyTorch's attention with swapped roles, on a GPU in the backend that supports this width."""
 
     def look(x: Tensor, y: Tensor, y_mask: Tensor) -> Tensor:
         mask = y_mask.bool()[:, None, None, :].expand(-1, 1, x.shape[1], -1)
@@ -69,10 +70,10 @@ class _Peer(nn.Module):
 
 
 class NotebookESIM(_Peer):
-    """The notebook's ESIM with its LSTMs run along each sentence (``batch_first=True``) and not across the batch.
+    """The notebook's ESIM, except that its LSTMs run along each sentence (``batch_first=True``), not across the batch.
 
-    ``packed`` keeps padding out of the recurrence too, as in ``esim_fast.ESIM(variant="notebook")``. Without, the LSTMs
-    run over padded embeddings, as the notebook's do: the same mathematics where nothing is padded.
+    With ``packed``, padding also stays out of the recurrence, as in ``esim_fast.ESIM(variant="notebook")``. Without it,
+    the LSTMs run over padded embeddings like the notebook's, which is equivalent if nothing is padded.
     """
 
     def __init__(self, *sizes, packed=True, dropout=0.5):
@@ -80,13 +81,13 @@ class NotebookESIM(_Peer):
         self.packed, self.dropout = packed, nn.Dropout(dropout)
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
-        """Token ids ``[B, Lp]`` and ``[B, Lh]``, padded behind with 1, to logits ``[B, num_labels]``."""
+        """Token ids ``[B, Lp]`` and ``[B, Lh]``, right-padded with 1, to logits ``[B, num_labels]``."""
         p_composed, h_composed = self.compose(p, h)
         v_p, v_h = eager_pool(p_composed, (p != PADDING).long()), eager_pool(h_composed, (h != PADDING).long())
         return self.linear["mlp"](torch.cat([v_p, v_h], dim=1))
 
     def compose(self, p: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """What is pooled: ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``."""
+        """The states before pooling: ``[B, Lp, 2H]`` and ``[B, Lh, 2H]``."""
         masks = [(ids != PADDING).long() for ids in (p, h)]
         encoded = map(partial(self._run, self.encoder["lstm"]), map(self.embedding, (p, h)), masks)
         enhanced, layers = eager_local_inference(*encoded, *masks), self.infercomposition["composition"]
@@ -98,11 +99,11 @@ class NotebookESIM(_Peer):
 
 
 class Coetaur0ESIM(_Peer):
-    """ESIM in the manner of https://github.com/coetaur0/ESIM; ``variant="notebook"`` is the notebook's mathematics.
+    """ESIM in the style of https://github.com/coetaur0/ESIM; ``variant="notebook"`` has the notebook's mathematics.
 
-    Its encoder sorts the batch by length at each call, packs, pads and puts the order back; its softmax multiplies by
-    the mask, which is imprecise for scores far below zero; and its dropout on embeddings and projections drops the
-    same elements at all time steps.
+    Each call of its encoder sorts the batch by length, packs, pads and restores the order. Its softmax multiplies by
+    the mask, which is imprecise for scores far below zero. Its dropout on embeddings and projections drops the same
+    elements at all time steps.
     """
 
     def __init__(self, *sizes, dropout=0.5, variant="paper"):
@@ -111,7 +112,7 @@ class Coetaur0ESIM(_Peer):
         self.time_dropout, self.activation = TimeDropout(dropout), nn.ReLU() if paper else nn.Identity()
 
     def forward(self, p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> Tensor:
-        """Token ids ``[B, Lp]`` and ``[B, Lh]`` to logits; the original waits for its lengths, these are on the CPU."""
+        """Token ids ``[B, Lp]`` and ``[B, Lh]`` and CPU lengths to logits; the original copies them from the GPU."""
         p_mask, h_mask = (p != PADDING).float(), (h != PADDING).float()
         p_embedded, h_embedded = self.time_dropout(self.embedding(p)), self.time_dropout(self.embedding(h))
         a = sorted_lstm(self.encoder["lstm"], p_embedded, p_lengths)
@@ -141,20 +142,20 @@ class TimeDropout(nn.Dropout):
 
 
 def multiplied_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax along the last of ``[B, Lx, Ly]`` with ``mask [B, Ly]``, by multiplications and a second sum."""
+    """Softmax over the last dimension of ``[B, Lx, Ly]`` with ``mask [B, Ly]``: multiplies and renormalizes."""
     mask = mask[:, None, :].expand_as(scores)
     weights = (scores * mask).softmax(-1) * mask
     return weights / (weights.sum(-1, keepdim=True) + 1e-13)
 
 
 def packed_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
-    """``[B, L, D]`` with lengths on the CPU to ``[B, L, 2H]``, in PyTorch's way: pack, run, pad."""
+    """``[B, L, D]`` with lengths on the CPU to ``[B, L, 2H]``, the usual way in PyTorch: pack, run, pad."""
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 
 
 def sorted_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
-    """The same with the sorting done by hand."""
+    """The same, sorting by hand."""
     lengths, order = lengths.sort(descending=True)
     order = order.to(x.device)
     packed = pack_padded_sequence(x.index_select(0, order), lengths, batch_first=True)

@@ -1,8 +1,8 @@
-"""pytest-benchmark with rounds that are fair on a machine that others use too.
+"""Makes pytest-benchmark fair on a shared machine.
 
-pytest-benchmark times one test after the other, and the machine drifts in between. Here the first test of a group
-checks all variants of the group and times them in turns (measure.py); each test then hands the rounds of its variant
-to ``benchmark.pedantic``, through a timer that plays them back.
+pytest-benchmark times one test after another while the machine's speed drifts. Here the first test of a group checks
+all variants of the group and times them in turns (measure.py). Each test then passes the rounds of its variant to
+``benchmark.pedantic``, through a timer that replays them.
 """
 
 import os
@@ -16,9 +16,9 @@ from benchmarks import measure
 from benchmarks.measure import Variant
 from benchmarks.report import Row, table
 
-# What pytest-benchmark would do with each call, where there are only rounds to be played back.
+# These options change how pytest-benchmark times each call, and here it only replays rounds.
 REFUSED = tuple(
-    f"--benchmark-{option}"  # and what begins with it, such as --benchmark-warmup-iterations
+    f"--benchmark-{option}"  # also as a prefix, as in --benchmark-warmup-iterations
     for option in ("min-time", "precision", "confidence", "timer", "calibration", "warmup", "cprofile", "disable-gc")
 )
 _GROUP = pytest.StashKey["Group"]()
@@ -27,7 +27,7 @@ _tape: deque[float] = deque()
 
 
 class Group:
-    """The variants of one group, the first of which is the yardstick: the rounds of some, why others are not timed."""
+    """The variants of a group, with their rounds or the reasons why they are not timed; the first is the reference."""
 
     def __init__(self, name: str, variants: dict[str, Variant | str], wanted: set[str], on_device: bool) -> None:
         self.name, self.variants, self.on_device = name, variants, on_device
@@ -50,7 +50,7 @@ class Group:
                 self.outcomes[variant] = error if ours else pytest.skip.Exception(f"does not run here: {reason}")
 
     def information(self, variant: str) -> dict[str, object]:
-        """What goes with a variant's seconds."""
+        """What the report shows beside a variant's seconds."""
         found, seconds, yardstick = self.variants[variant], median(self.samples[variant]), next(iter(self.variants))
         info: dict[str, object] = {}
         if yardstick in self.samples:
@@ -72,29 +72,29 @@ class Group:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = f"""larger batches, and torch.compile of whole models throughout. In all benchmarks variants take turns, at
-    least --benchmark-min-rounds times, until their medians are known well or for --benchmark-max-time seconds each (on
-    a busy machine up to four times as long). Options that begin with these are refused, because pytest-benchmark itself
-    times no call here: {", ".join(REFUSED)}"""
+    text = f"""add larger batches, and torch.compile of whole models everywhere. In all benchmarks, variants take turns:
+    at least --benchmark-min-rounds times, until their medians are known well or for --benchmark-max-time seconds each
+    (on a busy machine, up to four times as long). Options with these prefixes are not supported, because
+    pytest-benchmark itself times no call: {", ".join(REFUSED)}"""
     parser.getgroup("esim_fast").addoption("--full", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: takes long; runs with --full, or on a GPU")
+    config.addinivalue_line("markers", "full: slow; runs with --full or on a GPU")
     for argument in (*config.invocation_params.args, *os.environ.get("PYTEST_ADDOPTS", "").split()):
         if argument.startswith(REFUSED):
-            raise pytest.UsageError(f"{argument}: variants are timed in turns here, which this option cannot change")
+            raise pytest.UsageError(f"{argument}: variants are timed in turns, which this option cannot change")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=_tape.popleft))
         if item.get_closest_marker("full") and not _full(config):
-            item.add_marker(pytest.mark.skip(reason="takes long: run with --full"))
+            item.add_marker(pytest.mark.skip(reason="slow: run with --full"))
 
 
 def group_of(item: pytest.Item) -> str:
-    """Its function and all parameters but the variant, numbers with their names: "training, 32 pairs, fp32"."""
+    """The group's name, from the function and all parameters except the variant: "training, 32 pairs, fp32"."""
     others = {name: value for name, value in item.callspec.params.items() if name != "variant"}
     values = [f"{value} {name}" if isinstance(value, int) else str(value) for name, value in others.items()]
     return ", ".join([item.originalname.removeprefix("test_").replace("_", " "), *values])
@@ -106,22 +106,23 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 
 def _full(config: pytest.Config) -> bool:
-    """Whether there is a GPU or time enough for everything."""
+    """Whether to run everything."""
     return measure.FULL_SIZE or config.getoption("full")
 
 
 @pytest.fixture
 def race(request: pytest.FixtureRequest, benchmark) -> Callable:
-    """``race(variant, variants)`` times ``variant`` among all of ``variants()``: each a Variant, or why it cannot run.
+    """``race(variant, variants)`` times ``variant`` in turns with all others of ``variants()``.
 
-    With ``on_device`` each is recorded as a CUDA graph, and its replays are timed.
+    Each value is a Variant or the reason why it cannot run. With ``on_device``, each call is recorded as a CUDA graph
+    and its replays are timed.
     """
     stash, options, name = request.config.stash, request.config.option, group_of(request.node)
 
     def run(variant: str, variants: Callable[[], dict[str, Variant | str]], *, on_device: bool = False) -> None:
         group = stash.get(_GROUP, None)
         if group is None or group.name != name:
-            group = stash[_GROUP] = None  # one group at a time is in memory
+            group = stash[_GROUP] = None  # free the previous group before creating the next
             wanted = {item.callspec.params["variant"] for item in request.session.items if group_of(item) == name}
             group = stash[_GROUP] = Group(name, variants(), wanted, on_device)
         if variant in group.outcomes:
@@ -150,7 +151,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> Non
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     groups = config.stash.get(_ROWS, {})
     if groups:
-        terminalreporter.section("how many times as fast as the first of each group, by medians")
+        terminalreporter.section("speed relative to the first variant of each group, by medians")
     for name, rows in groups.items():
         terminalreporter.write_line(f"\n{name}", bold=True)
         for line in table(rows):

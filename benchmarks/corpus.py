@@ -1,6 +1,6 @@
 """Batches like SNLI's, without the corpus: its lengths, the data loader's buckets, made-up words.
 
-Words are drawn by Zipf's law: the embedding's gradient gathers the few frequent ones of a batch from many places.
+Words follow Zipf's law, so that the embedding's gradient sums a few frequent words over many places.
 """
 
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from torch import Tensor
 from esim_fast import data, pack_pairs
 from esim_fast.packed import PackedPairs
 
-VOCABULARY = 36_988  # SNLI's lower-cased words, with one row for padding and one for unknown words
+VOCABULARY = 36_988  # SNLI's lowercase words, padding and the unknown word
 PADDING = data.PADDING_ID
 _POOL = 100  # batches that the data loader sorts together
-# Quantiles of the lengths of 20,000 training pairs in Treebank tokens: every twentieth, and 99 %, without which the
-# longest sentence would weigh too much.
+# Quantiles of the lengths of 20,000 training pairs in Treebank tokens: every twentieth, and 99 %, without which
+# interpolation would give the longest sentence too much weight.
 _PARTS = np.append(np.arange(20) / 20, [0.99, 1])
 _PREMISES = [2, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13, 13, 14, 15, 16, 17, 18, 20, 22, 25, 35, 70]
 _HYPOTHESES = [2, 4, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 12, 14, 19, 43]
@@ -25,7 +25,7 @@ _HYPOTHESES = [2, 4, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 12, 14, 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """One batch in every form that a variant wants: padded ids, lengths, packed."""
+    """A batch in every form that variants use: padded ids, lengths, packed."""
 
     p: Tensor  # [B, Lp]
     h: Tensor  # [B, Lh]
@@ -41,7 +41,7 @@ class PairBatch:
         return replace(self, p=self.p.to(device), h=self.h.to(device), labels=self.labels.to(device))
 
     def filled(self) -> "PairBatch":
-        """The batch with words in place of its padding."""
+        """The batch, with its padding replaced by words."""
         random = np.random.default_rng(0)
 
         def fill(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,18 +53,18 @@ class PairBatch:
 
 
 def draw_lengths(pairs: int, random: np.random.Generator) -> np.ndarray:
-    """Lengths ``[pairs, 2]`` of premises and hypotheses, which are taken to be independent (in SNLI: r = 0.19)."""
+    """Lengths ``[pairs, 2]`` of premises and hypotheses, drawn independently (in SNLI, r = 0.19)."""
     sides = [np.interp(random.random(pairs), _PARTS, side) for side in (_PREMISES, _HYPOTHESES)]
     return np.stack(sides, 1).round().astype(np.int64)
 
 
 def draw_words(count: int, random: np.random.Generator) -> np.ndarray:
-    """Word ids ``[count]``, 2 and above; the lower, the more frequent."""
+    """Word ids ``[count]`` from 2 on; lower ids are more frequent."""
     return 2 + np.searchsorted(_zipf(), random.random(count))
 
 
 def draw_pairs(pairs: int, random: np.random.Generator) -> data.EncodedPairs:
-    """A corpus of ``pairs`` sentence pairs with labels that mean nothing."""
+    """A corpus of ``pairs`` sentence pairs with random labels."""
     lengths = draw_lengths(pairs, random)
     ends = lengths.ravel().cumsum()
     words = draw_words(ends[-1], random).astype(np.int32)
@@ -74,7 +74,7 @@ def draw_pairs(pairs: int, random: np.random.Generator) -> data.EncodedPairs:
 
 @cache
 def make_batches(size: int, count: int) -> list[PairBatch]:
-    """``count`` batches of ``size`` pairs as the data loader cuts them, with about its average words and padding."""
+    """``count`` batches of ``size`` pairs, bucketed like the data loader's, with about average words and padding."""
     random = np.random.default_rng(0)
     lengths = draw_lengths(_POOL * size, random)
     cut = lengths[np.lexsort((lengths[:, 1], lengths[:, 0]))].reshape(_POOL, size, 2)
@@ -96,6 +96,6 @@ def make_batches(size: int, count: int) -> list[PairBatch]:
 
 @cache
 def _zipf() -> np.ndarray:
-    """Cumulative probabilities of the words by rank, after Zipf and Mandelbrot."""
+    """Cumulative probabilities of the words by rank, by the Zipf-Mandelbrot law."""
     weights = 1 / (np.arange(VOCABULARY - 2) + 3.7)
     return weights.cumsum() / weights.sum()

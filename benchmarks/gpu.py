@@ -1,9 +1,9 @@
-"""Tests and measures the library on a machine with an NVIDIA GPU, what matters most first.
+"""Tests and benchmarks the library on an NVIDIA GPU, the most important parts first.
 
     python -m benchmarks.gpu [--minutes 30] [--out DIR] [--parts NAME ...] [--dry-run]
 
-Each part is a process that leaves its log and its JSON in DIR; run.json says how it ended. The exit code is 1 if one
-failed. --dry-run tries everything once, at a small size, without a GPU.
+Each part runs in a process and writes its log and its JSON to DIR; run.json records how it ended. The exit code is 1 if
+a part failed. --dry-run tries everything once, at a small size, without a GPU.
 """
 
 import os
@@ -24,8 +24,8 @@ from esim_fast.cli.options import Parser, UsageError, rate
 from esim_fast.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT, LEAST, PATIENCE = 480.0, 15.0, 10.0  # seconds of a part: at most, at least, and to end when it is interrupted
-# What matters most first. Benchmarks are a file and a -k each: pytest-benchmark writes its JSON when all is done.
+LIMIT, LEAST, PATIENCE = 480.0, 15.0, 10.0  # seconds of a part: at most, at least, and to end after an interrupt
+# The most important first. Each benchmark is a file and a -k, because pytest-benchmark writes its JSON at the end.
 ORDER = """tests sanitizer masked_pool-bf16 local_inference-bf16 bilstm-bf16
 training-32-bf16 training-512-bf16 inference-32-bf16 inference-512-bf16 end_to_end-bf16
 bilstm-tf32 training-32-tf32 training-512-tf32 inference-32-tf32 inference-512-tf32
@@ -35,7 +35,7 @@ PARTS = ORDER.split()
 
 
 def arguments_of(part: str, dry_run: bool) -> str:
-    """What follows python -m."""
+    """The command line after python -m."""
     dry, how = ("--dry-run", "disable") if dry_run else ("", "json={json}")
     workers = f"-n {min(12, os.cpu_count() or 1)}" if find_spec("xdist") else ""
     name, _, which = part.partition("-")
@@ -48,11 +48,11 @@ def arguments_of(part: str, dry_run: bool) -> str:
 
 
 def run(name: str, arguments: str, folder: Path, left: float) -> str:
-    """How it ended."""
-    limit = left if name == "sweep" else min(left, LIMIT)  # the sweep is told
+    """Runs a part and returns how it ended."""
+    limit = left if name == "sweep" else min(left, LIMIT)  # the sweep gets its limit as an option
     if left < LEAST:
-        return "not begun: the time was up"
-    (json := folder / f"{name}.json").unlink(missing_ok=True)  # of a run before this one
+        return "not started: out of time"
+    (json := folder / f"{name}.json").unlink(missing_ok=True)  # from an earlier run
     values = {"json": json, "minutes": max(0.5, left // 60 - 1)}
     command = [sys.executable, "-m", *(argument.format(**values) for argument in arguments.split())]
     with (folder / f"{name}.log").open("wb") as log:
@@ -63,13 +63,13 @@ def run(name: str, arguments: str, folder: Path, left: float) -> str:
             os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
-            return f"failed: takes more than {limit:.0f} s" if limit < left else "interrupted: the time was up"
+            return f"failed: takes more than {limit:.0f} s" if limit < left else "interrupted: out of time"
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what is left of it
+                os.killpg(process.pid, signal.SIGKILL)  # its remaining children
             process.wait()
     outcome = f"failed: exit code {process.returncode}" if process.returncode else "done"
-    return "left out: no working compute-sanitizer" if (name, process.returncode) == ("sanitizer", 3) else outcome
+    return "skipped: no working compute-sanitizer" if (name, process.returncode) == ("sanitizer", 3) else outcome
 
 
 def main() -> int:
@@ -96,8 +96,8 @@ def main() -> int:
             ended[name] = {"outcome": outcome, "seconds": round(time.monotonic() - begin, 1), "arguments": arguments}
             print(f"{name}: {outcome}, {ended[name]['seconds']} s", flush=True)
             write_json(folder / "run.json", {**measure.machine(), "dry_run": options.dry_run, "parts": ended})
-        files = [file for file in sorted(folder.glob("*-*.json")) if file.stat().st_size]  # of finished benchmarks
-        print(report.write(files, folder) if files else f"{folder}: no benchmark came to its end")
+        files = [file for file in sorted(folder.glob("*-*.json")) if file.stat().st_size]  # unfinished ones are empty
+        print(report.write(files, folder) if files else f"{folder}: no benchmark finished")
     except (OSError, UsageError) as error:
         parser.error(str(error))
     return 1 if any(part["outcome"].startswith("failed") for part in ended.values()) else 0

@@ -1,4 +1,4 @@
-"""What is measured and how. Without a GPU, ESIM_FAST_DRY_RUN=1 tries what is for GPUs on the CPU, at a small size."""
+"""How benchmarks measure. ESIM_FAST_DRY_RUN=1 tries the GPU benchmarks on a CPU, at a small size."""
 
 import os
 import time
@@ -19,40 +19,49 @@ ON_GPU = DEVICE.type == "cuda" or DRY_RUN
 FULL_SIZE = ON_GPU and not DRY_RUN
 
 PRECISIONS = ("fp32", "tf32", "bf16") if ON_GPU else ("fp32",)
-# A round is the fastest of several calls in a row: as many as fit into LONG_CALL seconds, at least 5 and at most 50.
-# The slower ones were interrupted, or had to refill the caches after another variant. Each call longer than LONG_CALL
-# is a round by itself.
+# A round is the fastest of several calls in a row, because slower ones were interrupted or had to refill the caches
+# after another variant. It has as many calls as fit into LONG_CALL seconds, at least 5 and at most 50. A call longer
+# than LONG_CALL is a round of its own.
 LONG_CALL = 0.05
-KNOWN = 0.02  # how well a median must be known, as a part of it
-REPLAYS = 5  # back to back, so that the GPU does not wait for the launch of all but the first
+KNOWN = 0.02  # how precisely a median must be known, relative to it
+REPLAYS = 5  # back to back, so that the GPU waits only for the first launch
 
 Call = Callable[[], object]
 
 
 class Variant(NamedTuple):
-    """One way to get a result."""
+    """One way to compute a result.
 
-    call: Call  # what is timed
-    check: Callable[[], None]  # raises AssertionError where results are wrong, other errors where it does not run
-    moves: int | None = None  # bytes that a call reads and writes at least
-    multiplies: tuple[int, str] | None = None  # operations of a call's matrix products, and their precision
-    saves: Callable[[], int] | None = None  # bytes kept for a backward pass; on a GPU the call's peak is measured
-    file_bytes: Callable[[], int] | None = None  # of the file that the model is in
+    Attributes:
+        call: the timed call.
+        check: raises AssertionError if results are wrong, and other errors if the variant does not run here.
+        moves: bytes that a call must at least read and write.
+        multiplies: operations of a call's matrix products, and their precision.
+        saves: returns the bytes saved for the backward pass; used on a CPU. On a GPU, peak memory is measured.
+        file_bytes: returns the size of the model's file.
+    """
+
+    call: Call
+    check: Callable[[], None]
+    moves: int | None = None
+    multiplies: tuple[int, str] | None = None
+    saves: Callable[[], int] | None = None
+    file_bytes: Callable[[], int] | None = None
 
 
 def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool = False) -> dict[str, list[float]]:
-    """Seconds of each call, round by round; the calls take turns, and who begins a turn changes.
+    """Times calls in turns, each turn beginning with another call; returns the seconds of each round.
 
-    It ends when medians are known to KNOWN, after ``least`` rounds and a third of ``seconds`` each at the earliest; or
-    after ``seconds`` each, or four times as many on a machine so busy that those of short calls are unsure.
+    Stops when all medians are known to KNOWN, but not before ``least`` rounds and a third of ``seconds`` per call. It
+    stops in any case after ``seconds`` per call, or four times that if short calls vary too much on a busy machine.
     """
     if not calls:
         return {}
-    # Brings glibc's malloc to where a training process has it: it keeps memory that large tensors have freed, and does
-    # not get it anew from the system, page by page, which can take longer than what is measured here.
+    # Freeing a large tensor makes glibc's malloc reuse memory, as in a training process. Otherwise it returns memory
+    # to the system and gets it back page by page, which can take longer than the call itself.
     torch.empty(30 * 2**20, dtype=torch.uint8).fill_(0)
     clock = seconds_of_replays if on_device else seconds_of
-    firsts = {name: clock(call) for name, call in calls.items()}  # compile, and choose algorithms
+    firsts = {name: clock(call) for name, call in calls.items()}  # compiles, and chooses algorithms
     longest = max(first if first > 10 else min(clock(calls[name]) for _ in range(2)) for name, first in firsts.items())
     each = 1 if longest > LONG_CALL else min(max(5, int(LONG_CALL / longest / (REPLAYS if on_device else 1))), 50)
     names, samples = list(calls), {name: [] for name in calls}
@@ -70,7 +79,7 @@ def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool
 
 
 def spread(samples: list[float]) -> float:
-    """Half the width of the median's 95 % confidence interval, by order statistics, as a part of the median."""
+    """Half the median's 95 % confidence interval, from order statistics, relative to the median."""
     ordered, half = sorted(samples), 0.98 * len(samples) ** 0.5
     low, high = max(0, int(len(samples) / 2 - half)), min(len(samples) - 1, int(len(samples) / 2 + half))
     return (ordered[high] - ordered[low]) / 2 / median(samples)
@@ -86,7 +95,7 @@ def seconds_of(call: Call) -> float:
 
 
 def seconds_of_replays(replay: Call) -> float:
-    """Seconds on the device per replay, without what Python and launches take."""
+    """Seconds on the device per replay, without Python and launches."""
     if DEVICE.type != "cuda":
         return seconds_of(replay)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -99,19 +108,19 @@ def seconds_of_replays(replay: Call) -> float:
 
 
 def recorded(call: Call) -> Call:
-    """The call's launches as a CUDA graph, to be replayed; RuntimeError, where something cannot be recorded."""
+    """Records the call's launches as a CUDA graph and returns its replay; RuntimeError if that is impossible."""
     if DEVICE.type != "cuda":
         return call
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(here)
-    with torch.cuda.stream(side):  # a recording wants everything chosen and compiled before, on its own stream
+    with torch.cuda.stream(side):  # algorithms must be chosen before the recording, on its stream
         for _ in range(3):
             call()
     here.wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        # Backward passes run in a thread of autograd's, whose allocations would spoil a recording that is "global".
+        # Autograd runs backward passes in its own thread, whose allocations would invalidate a "global" capture.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             call()
     except RuntimeError:
@@ -123,7 +132,7 @@ def recorded(call: Call) -> Call:
 
 
 def peak_bytes(call: Call) -> int:
-    """What the call allocates on the GPU at most, above what was there before."""
+    """Peak GPU memory of the call, above what was allocated before."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -133,9 +142,9 @@ def peak_bytes(call: Call) -> int:
 
 
 def saved_bytes(forward: Call, parameters: Iterable[torch.Tensor] = ()) -> int:
-    """What a forward pass keeps for the backward pass, ``parameters`` left out."""
+    """Bytes that a forward pass saves for the backward pass, without ``parameters``."""
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    storages: dict[int, torch.UntypedStorage] = {}  # alive until they are counted, so that no address recurs
+    storages: dict[int, torch.UntypedStorage] = {}  # kept alive until counted, so that no address is reused
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -143,7 +152,7 @@ def saved_bytes(forward: Call, parameters: Iterable[torch.Tensor] = ()) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()  # alive as well
+        result = forward()  # keeps the graph alive
         kept = sum(storage.nbytes() for address, storage in storages.items() if address not in own)
     del result
     return kept
@@ -151,7 +160,7 @@ def saved_bytes(forward: Call, parameters: Iterable[torch.Tensor] = ()) -> int:
 
 @cache
 def copy_bandwidth(moved: int, on_device: bool) -> float:
-    """Bytes per second, read and written, of a copy that moves as many: no kernel here can be much faster."""
+    """Bytes per second, read and written, of a copy of the same size, which no kernel can beat by much."""
     source, copy = (torch.ones(max(1, moved // 2), dtype=torch.uint8, device=DEVICE) for _ in range(2))
     call = partial(copy.copy_, source)
     return moved / median(in_turns({"": recorded(call) if on_device else call}, 0.3, 10, on_device)[""])
@@ -159,7 +168,7 @@ def copy_bandwidth(moved: int, on_device: bool) -> float:
 
 @cache
 def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 1024) -> float:
-    """Operations per second of a large product of random matrices, in "fp32", "tf32" or "bf16"."""
+    """Operations per second of a large matrix product in "fp32", "tf32" or "bf16"."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, size, size, device=DEVICE).to(dtype)
     with precision_set(precision):
@@ -168,7 +177,7 @@ def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 1024) -> flo
 
 @contextmanager
 def precision_set(precision: str) -> Iterator[None]:
-    """Products and LSTMs of fp32 tensors: exact, or in TF32 for precision "tf32"; LSTMs also for "bf16"."""
+    """Sets whether fp32 products and LSTMs use TF32: both for precision "tf32", only LSTMs for "bf16"."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision in ("tf32", "bf16")
@@ -180,7 +189,7 @@ def precision_set(precision: str) -> Iterator[None]:
 
 
 def machine() -> dict[str, object]:
-    """Hardware and versions that figures belong to, besides what pytest-benchmark says of the machine."""
+    """Hardware and versions, besides those that pytest-benchmark records."""
     found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "compiler": build_info()["compiler"]}
     for name in ("esim_fast", "triton", "onnxruntime", "transformers"):
         with suppress(PackageNotFoundError):

@@ -1,8 +1,8 @@
-"""Whole models and the ways to run them, all with the notebook's mathematics, and the rule by which they are equal.
+"""Whole models with the notebook's mathematics, the ways to run them, and the check that they agree.
 
-In fp32 the logits, and the gradient of each parameter, differ from those in fp64 by at most 1e-5 of their norm. In TF32
-and bf16 autocast, where roundings decide between maxima, logits alone are held, to 16 units in the last place; in int8
-to 1 in 128.
+In fp32, the logits and the gradient of each parameter must lie within 1e-5 of fp64's, relative to their norm. In TF32
+and under bf16 autocast, rounding decides between near-equal maxima, so only logits are checked, to 16 units in the last
+place; in int8, to 1 in 128.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,14 +25,20 @@ COMPILED = ("torch.compile of eager", "torch.compile of coetaur0 style")
 OURS = ("esim_fast, ids alone", "esim_fast, with lengths", "esim_fast, packed batches")
 NAMES = (*PEERS, *COMPILED, *OURS)
 
-BATCHES = 2  # of bucketed length, which are timed together
+BATCHES = 2  # of bucketed length, timed together
 TOLERANCE = {"fp32": 1e-5, "tf32": 16 * 2**-10, "bf16": 16 * 2**-7, "int8": 2**-7}
-_TIE = 3e-7  # several times fp32's error: rounding decides between candidates for a maximum that are as close as this
+_TIE = 3e-7  # several times fp32's error; rounding decides between values that are closer than this
 
 
 class Model(NamedTuple):
-    """A network, a way to get a batch's logits from it, whether its recurrence runs over padding, and the size of the
-    file that it is in, if it is in one."""
+    """A way to run a network.
+
+    Attributes:
+        net: the network.
+        logits: computes a batch's logits.
+        padded: whether the recurrence runs over padding.
+        file_bytes: returns the size of the model's file, if it has one.
+    """
 
     net: nn.Module
     logits: Callable[[PairBatch], Tensor]
@@ -42,8 +48,8 @@ class Model(NamedTuple):
 
 @lru_cache(maxsize=1)
 def models(precision: str, compiled: bool) -> dict[str, Model | str]:
-    """The models, each with dropout where its source has it; some share a network and so its weights."""
-    torch.compiler.reset()  # what was compiled for another precision counts towards a limit
+    """The models, with dropout as in their sources; some share a network."""
+    torch.compiler.reset()  # earlier compilations count towards torch.compile's limit
     ours = ESIM(*SIZES, variant="notebook").to(DEVICE)
     notebook = NotebookESIM(*SIZES, packed=False).to(DEVICE)
     coetaur0 = Coetaur0ESIM(*SIZES, variant="notebook").to(DEVICE)
@@ -63,7 +69,7 @@ def models(precision: str, compiled: bool) -> dict[str, Model | str]:
 
 
 def logits_of(model: Model, batch: PairBatch, precision: str) -> Tensor:
-    """Under autocast, entered anew for each batch as a training loop does, so that weights are converted each time."""
+    """A batch's logits. Autocast is entered once per batch, as in a training loop, so weights are cast every time."""
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
         return model.logits(batch)
 
@@ -74,7 +80,7 @@ def loss_of(model: Model, batch: PairBatch, precision: str) -> Tensor:
 
 
 def timed(model: Model, batches: list, precision: str, training: bool) -> Call:
-    """Logits without gradients, or training steps: zero_grad, forward, cross entropy, backward, fused Adam for all."""
+    """Logits without gradients, or training steps: zero_grad, forward, cross entropy, backward, fused Adam."""
     optimizer = torch.optim.Adam(model.net.train(training).parameters(), lr=4e-4, fused=True)
 
     @precision_set(precision)
@@ -105,10 +111,10 @@ def variants(found: dict[str, Model | str], pairs: int, precision: str, training
 
 
 class Check:
-    """Holds models to the notebook's mathematics in fp64, padding kept out of the recurrence, without dropout.
+    """Compares models with the notebook's mathematics in fp64, without dropout and with padding out of the recurrence.
 
-    A padded recurrence is another model wherever there is padding, so it is held to it on a batch whose sentences are
-    filled up to the padded length; the others on both.
+    A recurrence over padding gives other results wherever there is padding. Such models are compared only on a batch
+    whose sentences are filled up to the padded length; all others on both batches.
     """
 
     def __init__(self, batch: PairBatch, precision: str, *, gradients: bool) -> None:
@@ -124,11 +130,11 @@ class Check:
             self.cases.append((x, decided, self._results(exact, x, decided)))
 
     def __call__(self, model: Model) -> None:
-        """Raises AssertionError where the model is wrong; leaves it with the fresh weights."""
+        """Loads the check's weights into the model and raises AssertionError if its results are wrong."""
         model.net.load_state_dict(self.weights)
         with precision_set(self.precision), ExitStack() as after:
             for module in model.net.modules():
-                if isinstance(module, nn.Dropout):  # LSTMs stay in training mode: cuDNN has no gradients otherwise
+                if isinstance(module, nn.Dropout):  # LSTMs stay in training mode, which cuDNN needs for gradients
                     after.callback(module.eval().train, model.net.training)
             for x, decided, exact in self.cases[:1] if model.padded else self.cases:
                 assert_equal(self._results(model, x, decided), exact, TOLERANCE[self.precision])
@@ -146,7 +152,7 @@ class Check:
 
 @torch.no_grad()
 def _decided(exact_net: NotebookESIM, batch: PairBatch) -> Tensor:
-    """1 for each pair whose gradients count: rounding decides no maximum in it, and no unit of the classifier."""
+    """1 for each pair whose gradient is compared: rounding decides none of its maxima and none of its ReLUs."""
     closest, pooled = [], []
     for composed, ids in zip(exact_net.compose(batch.p, batch.h), (batch.p, batch.h), strict=True):
         mask = (ids != PADDING)[:, :, None]
@@ -160,8 +166,8 @@ def _decided(exact_net: NotebookESIM, batch: PairBatch) -> Tensor:
 
 
 def assert_equal(results: Mapping[str, Tensor], exact: Mapping[str, Tensor], tolerance: float) -> None:
-    """Raises AssertionError where the norm of a difference is above the tolerance, as a part of the exact one's."""
+    """Raises AssertionError if the norm of a difference exceeds the tolerance, relative to the exact value's norm."""
     for name, value in exact.items():
         error = float((results[name].detach().double() - value.detach()).norm() / value.detach().norm())
-        if not error <= tolerance:  # not "greater than": NaN is an error, too
+        if not error <= tolerance:  # also true for NaN
             raise AssertionError(f"{name} is off by {error:.1e}, allowed {tolerance:.1e}")

@@ -1,6 +1,7 @@
 """The whole ESIM in ONNX Runtime on a CPU, as ``esim-fast export`` writes it.
 
-Its threads spin within a call, without which one pair takes twice as long, and not after it, which would slow others.
+ONNX Runtime's threads spin during a call, without which one pair takes twice as long, but not after it, because that
+would slow down the other variants.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ INPUTS = {"premise": "p", "hypothesis": "h", "premise_lengths": "p_lengths", "hy
 
 
 def exported(net: ESIM, int8: bool) -> tuple[Callable[[PairBatch], Tensor], int]:
-    """What gives the logits of a batch, with the weights that ``net`` has now; and the file's size in bytes."""
+    """Exports ``net``; returns a function that computes a batch's logits, and the file's size in bytes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")

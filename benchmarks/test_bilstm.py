@@ -1,7 +1,7 @@
 """One BiLSTM layer over sentences of bucketed length: padded and packed nn.LSTM against ops.bilstm.
 
-The padded one runs over padding, so it is checked on a batch whose sentences are all as long as the longest. All are
-checked in fp32; under bf16 autocast PyTorch runs cuDNN's LSTMs in fp16, which esim_fast does not.
+The padded LSTM runs over padding, so it is checked only on a batch without any. All variants are checked in fp32,
+because under bf16 autocast PyTorch runs cuDNN's LSTMs in fp16 and esim_fast does not.
 """
 
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from benchmarks.measure import DEVICE, PRECISIONS, Variant, precision_set, saved
 from benchmarks.models import HIDDEN, TOLERANCE, WIDTH, assert_equal
 from esim_fast.ops import bilstm
 
-SENTENCES = [64, pytest.param(1024, marks=pytest.mark.full)]  # a layer's call for 32 pairs, and for 512
+SENTENCES = [64, pytest.param(1024, marks=pytest.mark.full)]  # in a layer's call for 32 and for 512 pairs
 OURS, CUDNN = "esim_fast, packed", "esim_fast, packed, cudnn"
 BATCHES = 4
 
@@ -36,12 +36,12 @@ class Embedded:
 
         self.words, self.grads = draw(WIDTH), draw(2 * HIDDEN)
         first_row = self.batch_sizes.cumsum(0) - self.batch_sizes
-        # Where the words are, sentence by sentence, in each form.
+        # The words' indices in each form, sentence by sentence.
         self.places = mask.to(DEVICE), (self.rank[:, None] + first_row)[mask].to(DEVICE)
         self.first_row = first_row.to(DEVICE)
 
     def results(self, lstm: nn.LSTM, states, form: int) -> dict[str, Tensor]:
-        """States and gradients, those of words sentence by sentence; ``form`` is 0 for padded words, 1 for packed."""
+        """States and gradients, words in order of sentences; ``form`` is 0 for padded words and 1 for packed ones."""
         x = self.words[form].to(lstm.weight_ih_l0.dtype, copy=True).requires_grad_()
         y, (names, parameters) = states(lstm, self, x), zip(*lstm.named_parameters(), strict=True)
         of_words, *others = torch.autograd.grad(y, (x, *parameters), self.grads[form].to(y.dtype))
@@ -49,7 +49,7 @@ class Embedded:
         return {"states": y.detach()[place], "words": of_words[place], **dict(zip(names, others, strict=True))}
 
 
-# From the LSTM, a batch and its words in a form, to the states in this form.
+# A function from the LSTM, a batch and its words in some form to the states in that form, and the form's index.
 STATES = {
     EAGER: (lambda lstm, x, words: lstm(words)[0], 0),
     "nn.LSTM, packed in each call": (lambda lstm, x, words: packed_lstm(lstm, words, x.lengths), 0),

@@ -1,4 +1,4 @@
-"""What is done around the network: from files to batches, and from a file of pairs to answers."""
+"""The work around the network: from files to batches, and from a file of pairs to predictions."""
 
 import random
 import shutil
@@ -12,7 +12,7 @@ from nltk.tokenize import word_tokenize
 from benchmarks.corpus import VOCABULARY, draw_lengths
 from benchmarks.measure import Variant
 from esim_fast import ESIM, Classifier, data
-from esim_fast.data.preparing import ROWS  # that a process works on at a time
+from esim_fast.data.preparing import ROWS  # in a process's unit of work
 from esim_fast.streaming import predict_file
 
 
@@ -45,12 +45,12 @@ def preparing(pairs, new_folder):
 
 def vectors(rows, new_folder):
     path, rng = new_folder() / "vectors.txt", np.random.default_rng(0)
-    numbers = [" ".join(f"{x:.5g}" for x in row) for row in rng.normal(0, 0.4, (1999, 300))]  # rows take them by turns
+    numbers = [" ".join(f"{x:.5g}" for x in row) for row in rng.normal(0, 0.4, (1999, 300))]  # reused in turn
     if shutil.disk_usage(path.parent).free < (needed := rows * (len(numbers[0]) + 100)):
-        pytest.skip(f"{path.parent}: {needed / 1e9:.1f} GB are needed")
+        pytest.skip(f"{path.parent}: needs {needed / 1e9:.1f} GB")
     with open(path, "w") as file:
         file.writelines(f"word{place} {numbers[place % len(numbers)]}\n" for place in range(rows))
-    # SNLI's words go with all rows of GloVe 840B, and a part of them with fewer rows. The file lacks every twentieth.
+    # All of SNLI's words with all rows of GloVe 840B, or fewer in proportion. One word in twenty is not in the file.
     places = rng.choice(rows * 20 // 19, VOCABULARY * rows // 2_200_000, replace=False)
     vocabulary = data.Vocabulary([data.UNKNOWN, data.PADDING, *(f"word{place}" for place in places)])
 
@@ -75,7 +75,7 @@ def predicting(pairs, new_folder):
     model = Classifier(ESIM(128, 100, 20_000, 3).eval(), vocabulary, ["entailment", "neutral", "contradiction"])
     parts = [data.EncodedPairs(*zip(*ids[at : at + ROWS], strict=True), None) for at in range(0, pairs, ROWS)]
 
-    def alone():  # by default in as many threads as predict_file has processes
+    def alone():  # with as many threads as predict_file has processes by default
         return torch.cat([model.logits(part) for part in parts])
 
     def check():

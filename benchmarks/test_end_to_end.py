@@ -1,7 +1,7 @@
-"""An epoch of `esim-fast train`, with its evaluation and its files, beside one of the published loop.
+"""An epoch of `esim-fast train`, with its evaluation and its files, against an epoch of the published loop.
 
-Pairs are made up, of SNLI's lengths and vocabulary. The loop is in coetaur0's manner: random batches, padded; lengths,
-on the CPU, sorted at each encoding; torch's default Adam; the loss read after each step.
+The pairs are made up, with SNLI's lengths and vocabulary size. The loop is in the style of coetaur0: random padded
+batches, CPU lengths sorted in each encoding, torch's default Adam, and the loss read after every step.
 """
 
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from esim_fast import ESIM, Classifier, training
 from esim_fast.config import autocast
 from esim_fast.data import Vocabulary
 
-SHARE = 56  # training pairs for each dev pair, as in SNLI
+SHARE = 56  # training pairs per dev pair, as in SNLI
 PRECISIONS = ["fp32", *(["bf16"] if ON_GPU else [])]
 
 
@@ -43,7 +43,7 @@ def variants(pairs, batch_size, precision):
     def check():
         some = range(min(32, len(dev)))
         logits = net.eval()(dev[some].pairs.to(DEVICE)), scored(peer.eval(), dev, some)[0]
-        # A softmax by multiplication is imprecise, and on a GPU LSTMs are in TF32.
+        # The baseline's softmax is imprecise, and on a GPU the LSTMs use TF32.
         torch.testing.assert_close(*logits, rtol=0, atol=1e-2 if DEVICE.type == "cuda" else 1e-4)
 
     def ours():

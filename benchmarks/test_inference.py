@@ -1,6 +1,7 @@
-"""Whole ESIM without gradients against eager peers, the same compiled, and ONNX Runtime; and beside cross-encoders.
+"""Inference with the whole ESIM against eager baselines, torch.compile, ONNX Runtime and small cross-encoders.
 
-300 units, SNLI's vocabulary, batches of bucketed length, whose ids are on the device; packed ones are packed before.
+300 units, SNLI's vocabulary, batches of bucketed length. Ids are on the device already, and packed batches are packed
+already.
 """
 
 from functools import cache
@@ -21,21 +22,21 @@ from esim_fast.quantized import inference_precision, quantized_logits
 ONNX, ONNX_INT8, OURS_INT8 = "ONNX Runtime", "ONNX Runtime, int8", "esim_fast, int8"
 PAIRS = [1, 32, 128, *(pytest.param(pairs, marks=pytest.mark.full) for pairs in (512, 1024))]
 
-# What a user may take instead of ESIM. The results are another model's, so that time alone is compared.
+# Small alternatives to ESIM. They are other models, so only time is compared.
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 CROSS_ENCODERS = {
     "MiniLM-L6-H384 (time alone)": (6, 384, 12, 1536),
     "TinyBERT-L4-H312 (time alone)": (4, 312, 12, 1200),
     "BERT-mini (time alone)": (4, 256, 4, 1024),
 }
-WORD_PIECES, FIRST_WORD, CLS, SEP = 30_522, 1000, 101, 102  # BERT's vocabulary; what is below 1000 is no word
+WORD_PIECES, FIRST_WORD, CLS, SEP = 30_522, 1000, 101, 102  # BERT's vocabulary; ids below 1000 are not words
 
 
 def in_onnx_runtime(ours, precision):
     if precision not in ("fp32", "int8") or DEVICE.type != "cpu":
         return "compared in fp32 and int8 on a CPU only"
 
-    @cache  # made when the check has given the network its weights
+    @cache  # exported on first use, after the check has loaded its weights
     def file():
         from benchmarks.onnx_runtime import exported
 
@@ -46,7 +47,7 @@ def in_onnx_runtime(ours, precision):
 
 def in_int8(ours, pairs, precision):
     if precision != "fp32" or inference_precision("auto", DEVICE) != "int8":
-        return dict.fromkeys((ONNX_INT8, OURS_INT8), "beside fp32, on a CPU with VNNI")
+        return dict.fromkeys((ONNX_INT8, OURS_INT8), "compared beside fp32 on a CPU with VNNI only")
     quantized = Model(ours.net, lambda batch: quantized_logits(ours.net, batch.pairs))
     found = {ONNX_INT8: in_onnx_runtime(ours, "int8"), OURS_INT8: quantized}
     return variants(found, pairs, "int8", training=False)
@@ -66,7 +67,7 @@ def test_inference(variant, pairs, precision, full, race):
 
 
 def in_word_pieces(batch):
-    """[CLS] premise [SEP] hypothesis [SEP] of each pair, with as many word pieces as words."""
+    """[CLS] premise [SEP] hypothesis [SEP] for each pair, with one word piece per word."""
     ids, types = [], []
     for p, h, p_length, h_length in zip(batch.p, batch.h, batch.p_lengths, batch.h_lengths, strict=True):
         p, h = (FIRST_WORD + side % (WORD_PIECES - FIRST_WORD) for side in (p[:p_length], h[:h_length]))

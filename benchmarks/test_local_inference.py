@@ -1,4 +1,4 @@
-"""local_inference against the notebook's eager co-attention, the same compiled, and two calls of SDPA."""
+"""local_inference against the notebook's eager co-attention, torch.compile of it, and two calls of SDPA."""
 
 from contextlib import nullcontext
 
@@ -19,7 +19,7 @@ PASSES = ["forward", "forward + backward"]
 PASSES += [f"{which}, on the device" for which in PASSES] if ON_GPU else []
 PACKED = "esim_fast, packed rows"
 compiled = torch.compile(eager_local_inference, dynamic=True)
-BATCHES = 4  # that take turns: together the larger ones do not fit a cache
+BATCHES = 4  # called in turns, so that the larger ones do not stay in the cache
 
 
 class Batch:
@@ -27,7 +27,7 @@ class Batch:
 
     def __init__(self, sides: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> None:
         def draw(*shape):
-            # Scores of a trained encoder are of the order of ten.
+            # This scale gives scores of about ten, like a trained encoder's.
             return torch.randn(*shape, device=DEVICE).mul(0.5).to(dtype)
 
         self.masks = [(torch.arange(int(side.max())) < side[:, None]).to(DEVICE) for side in sides]
@@ -42,7 +42,7 @@ class Batch:
         ]
 
     def tokens(self, sides):
-        """What belongs to tokens, one after another, of two padded sides or of packed rows."""
+        """The rows of all tokens, concatenated, from two padded sides or from packed rows."""
         if len(sides) == 1:
             return sides[0]
         return torch.cat([side.detach()[mask] for side, mask in zip(sides, self.masks, strict=True)])
@@ -63,7 +63,7 @@ CALLS = {
 
 
 def variants(kind, pairs, precision, which):
-    torch.compiler.reset()  # what was compiled for other shapes counts towards a limit
+    torch.compiler.reset()  # earlier compilations count towards torch.compile's limit
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if kind == "SNLI":
@@ -83,7 +83,7 @@ def variants(kind, pairs, precision, which):
         def check():
             m = CALLS[name](last)
             results = {"m": last.tokens(m), "gradient": last.tokens(last.gradients(m))}
-            # Eager bf16 rounds scores of about ten to its dtype before it takes their exponentials.
+            # Eager bf16 rounds scores of about ten to bf16 before the softmax.
             assert_equal(results, exact, 40 * torch.finfo(dtype).eps)
 
         def call():
@@ -93,7 +93,7 @@ def variants(kind, pairs, precision, which):
                     if backward:
                         x.gradients(m)
 
-        # The encodings once and their enhancements; backward, those again and the encodings' gradients.
+        # Forward: encodings and enhancements (1 + 4). Backward: encodings and both gradients (1 + 4 + 1).
         elements = sum(x.packed.numel() if name == PACKED else sum(side.numel() for side in x.padded) for x in batches)
         moves = (5 + 6 * backward) * elements * dtype.itemsize
         saves = (lambda: saved_bytes(lambda: CALLS[name](last))) if backward else None

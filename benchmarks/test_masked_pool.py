@@ -1,4 +1,4 @@
-"""masked_pool against the notebook's eager pooling, the same compiled, and torch.segment_reduce."""
+"""masked_pool against the notebook's eager pooling, torch.compile of it, and torch.segment_reduce."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from benchmarks.measure import DEVICE, FULL_SIZE, ON_GPU, PRECISIONS, Variant, s
 from esim_fast import Rows
 from esim_fast.ops import masked_pool
 
-# A batch of SNLI's longest premises, and what fills a GPU: pairs, tokens, features.
+# Pairs, tokens, features: a batch with SNLI's longest premises, and one that fills a GPU.
 SHAPES = [(32, 36, 600), *([(1024, 64, 600)] if FULL_SIZE else [])]
 PASSES = ["forward", "forward + backward", *(["forward, on the device"] if ON_GPU else [])]
 SEGMENT = "torch.segment_reduce (concatenated)"
@@ -40,10 +40,10 @@ def variants(shape, precision, which):
         if which == "forward + backward":
             return Variant(lambda: torch.autograd.grad(pool(), leaf, grad), check, saves=lambda: saved_bytes(pool))
         read = int(lengths.sum()) * width * x.element_size()
-        written = grad.numel() * x.element_size() + batch * width * 4  # v, and where each maximum was
+        written = grad.numel() * x.element_size() + batch * width * 4  # v, and the maxima's int32 indices
         return Variant(torch.no_grad()(pool), check, moves=read + written)
 
-    ties = "shares the gradient out among equal maxima, of which bf16 has many"
+    ties = "splits the gradient among equal maxima, which are frequent in bf16"
     return {
         EAGER: variant(x, lambda: eager_pool(x, integer_mask)),
         "torch.compile of it": variant(x, lambda: compiled(x, integer_mask)),

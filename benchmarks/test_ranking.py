@@ -1,7 +1,7 @@
-"""Ranking: every query with every candidate, pair by pair and with each sentence encoded once.
+"""Ranking every candidate for every query, pair by pair and with each sentence encoded once.
 
-300 units, made-up words, lengths of SNLI's premises (queries) and hypotheses (candidates). What goes pair by pair is
-given word ids; the others begin with text.
+300 units, made-up words, SNLI's lengths of premises (queries) and hypotheses (candidates). The variants "pair by pair"
+start from word ids, the others from text.
 """
 
 from functools import cache
@@ -28,7 +28,7 @@ def model_of(precision):
     vocabulary = data.Vocabulary([data.UNKNOWN, data.PADDING, *(f"word{index}" for index in range(2, WORDS))])
     net = ESIM(300, 300, WORDS, 3).to(DEVICE).eval()
     for parameter in net.linear.parameters():
-        parameter.data.mul_(20)  # scores that differ
+        parameter.data.mul_(20)  # makes scores differ
     return Classifier(net, vocabulary, LABELS, "whitespace", precision=precision)
 
 

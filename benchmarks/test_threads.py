@@ -1,7 +1,7 @@
-"""A training step and a prediction of 32 pairs with different settings for idle threads, on a quiet and a busy CPU.
+"""Training steps and predictions of 32 pairs with different settings for idle threads, on an idle and a busy CPU.
 
-Each setting needs its own process, because libgomp reads it when it loads. Where all settings take less than 50 ms, a
-round is the fastest of several calls, as everywhere (measure.py): few of the stalls remain in it.
+Each setting needs its own process, because libgomp reads it on loading. If all settings take less than 50 ms, a round
+is the fastest of several calls, as in all benchmarks (measure.py), which hides most stalls.
 """
 
 import os
@@ -28,7 +28,7 @@ SETTINGS = {
 }
 ROOT = Path(__file__).resolve().parents[1]
 BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
-# For each line on stdin, does one step or prediction and prints a number that shows its result.
+# For each line on stdin, runs one step or prediction and prints a number computed from its result.
 WORKER = """
 import sys
 from esim_fast.cli.threads import choose_threads

@@ -1,6 +1,6 @@
 """A training step of the whole ESIM: esim_fast against the notebook's and coetaur0's, eager and compiled.
 
-300 units, SNLI's vocabulary with its dense gradient, dropout, the same fused Adam for all; batches of bucketed length.
+300 units, SNLI's vocabulary with a dense gradient, dropout, batches of bucketed length, and the same fused Adam.
 """
 
 import pytest

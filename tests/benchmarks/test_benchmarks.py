@@ -1,4 +1,4 @@
-"""The benchmarks themselves: what is compared is equal, what is wrong is not timed, and what was measured is kept."""
+"""The benchmarks: variants must agree before they are timed, and results are recorded."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def python(*arguments, cwd=ROOT):
 
 @pytest.fixture
 def race(tmp_path):
-    """``pytest`` with the benchmarks' settings on a small benchmark."""
+    """Runs ``pytest`` with the benchmarks' settings on a small benchmark."""
     (tmp_path / "test_race.py").write_text(RACE)
     options = ["--rootdir=.", "-p", "benchmarks.conftest", "-p", "no:cacheprovider", "--benchmark-max-time=0.1", "."]
     return lambda *more: python("-m", "pytest", "-c", f"{ROOT}/benchmarks/pytest.ini", *options, *more, cwd=tmp_path)
@@ -85,11 +85,11 @@ def test_options_of_pytest_benchmark(race, tmp_path):
     assert "--benchmark-timer=time.time: variants are timed in turns" in race("--benchmark-timer=time.time").stderr
 
 
-def test_what_a_gpu_run_leaves_when_a_part_fails_or_the_time_is_up(tmp_path):
+def test_a_gpu_run_whose_parts_fail_or_run_out_of_time(tmp_path):
     done = python("-c", PARTS, "--dry-run", "--minutes", "0.1", "--out", str(tmp_path))
     assert done.returncode == 1
     parts = json.loads((tmp_path / "run.json").read_text())["parts"].values()
-    assert [part["outcome"] for part in parts] == ["failed: exit code 1", "done", "interrupted: the time was up"]
+    assert [part["outcome"] for part in parts] == ["failed: exit code 1", "done", "interrupted: out of time"]
     assert "No module named no_such_module" in (tmp_path / "tests.log").read_text()
 
 
@@ -109,7 +109,7 @@ def test_mistakes(command, message):
     assert message in done.stderr
 
 
-def test_peers_and_their_batches():
+def test_baselines_and_their_batches():
     np.testing.assert_allclose(draw_lengths(100_000, np.random.default_rng(0)).mean(0), [14.0, 8.2], rtol=0.04)
     x = make_batches(16, 2)[1]
     assert torch.equal((x.p != PADDING).sum(1), x.p_lengths)
