@@ -1,10 +1,10 @@
-"""Feeds what reads files with damaged ones, for hours if need be: atheris, guided by the branches that inputs take.
+"""Fuzzes everything that reads files, with atheris and coverage guidance.
 
     python -m tools.fuzz [--runs N | --total N] [--target NAME ...] [--seconds S] [--seed N]
 
-Each target of tests/untrusted/fuzz_targets.py begins with whole files and runs in a process of its own, within bounds
-of memory and of time for an input. What breaks one is left in tests/untrusted/crashes/TARGET/, which
-tests/untrusted/test_files.py runs ever after. The exit code is 1 if something did, 2 where atheris
+Each target of tests/untrusted/fuzz_targets.py starts from valid files and runs in a separate process, with limits on
+memory and on the time per input. Inputs that break a target are saved in tests/untrusted/crashes/TARGET/, and
+tests/untrusted/test_files.py replays them from then on. The exit code is 1 if an input broke a target and 2 if atheris
 (pip install 'atheris>=2.3,<4') is not installed.
 """
 
@@ -23,26 +23,26 @@ try:
     import atheris
 except ImportError:
     atheris = None
-# Whoever imports esim_fast first decides whether its branches are seen.
+# Coverage is recorded only if the first import of esim_fast is instrumented.
 with atheris.instrument_imports(include=["esim_fast"]) if atheris else contextlib.nullcontext():
     from esim_fast.cli.options import Parser, count
     from tests.untrusted import fuzz_targets
 
 CRASHES = Path(__file__).parents[1] / "tests" / "untrusted" / "crashes"
-_MEMORY = 2048  # MiB that a process may take, PyTorch's own 400 among them
-_PATIENCE = 10  # seconds for an input
-_LONGEST = 16384  # bytes of an input
+_MEMORY = 2048  # MiB of a process, of which PyTorch takes 400
+_PATIENCE = 10  # seconds per input
+_LONGEST = 16384  # most bytes of an input
 _CRASH = ("crash-", "timeout-", "oom-")
 
 
 def main() -> int:
-    parser = Parser(prog="python -m tools.fuzz", description="Feeds what reads files with damaged ones.")
+    parser = Parser(prog="python -m tools.fuzz", description="Fuzzes everything that reads files.")
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--runs", type=count, default=300, metavar="N", help="for each target (default 300)")
-    amount.add_argument("--total", type=count, metavar="N", help="for all targets together")
-    parser.add_argument("--target", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--seconds", type=count, default=3600, metavar="S", help="for each target, at most")
-    parser.add_argument("--seed", type=count, default=1, metavar="N", help="of the draws (default 1)")
+    amount.add_argument("--runs", type=count, default=300, metavar="N", help="runs of each target (default 300)")
+    amount.add_argument("--total", type=count, metavar="N", help="runs of all targets together")
+    parser.add_argument("--target", nargs="+", metavar="NAME", help="fuzz only these targets")
+    parser.add_argument("--seconds", type=count, default=3600, metavar="S", help="most seconds of a target")
+    parser.add_argument("--seed", type=count, default=1, metavar="N", help="random seed (default 1)")
     options = parser.parse_args()
     if atheris is None:
         parser.exit(2, f"{parser.prog}: needs atheris: pip install 'atheris>=2.3,<4'\n")
@@ -61,10 +61,10 @@ def main() -> int:
 
 
 def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
-    """Runs one target in a child of this process, because libFuzzer ends the process that it is in.
+    """Runs one target in a child process, because libFuzzer ends its process.
 
     Returns:
-        runs, seconds, inputs that broke it, those of earlier times that it began with too, and branches seen.
+        Runs, seconds, new crashes, crashes kept from earlier runs (also used as seeds), and branches covered.
     """
     inputs = Path(tempfile.mkdtemp())
     for number, content in enumerate(fuzz_targets.seeds(name)):
@@ -121,7 +121,7 @@ def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
 
 
 def _escaped(piece: str) -> str:
-    """As libFuzzer's dictionaries have it."""
+    """Escapes a string for a libFuzzer dictionary."""
     return "".join(f"\\x{byte:02x}" for byte in piece.encode())
 
 

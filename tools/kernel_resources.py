@@ -1,11 +1,11 @@
-"""What the Triton kernels need of a GPU, as the compiler tells; no GPU is needed.
+"""Lists what the Triton kernels need of a GPU, according to the compiler. Needs no GPU.
 
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
-compiles the kernels that esim_fast launches by default, for every GPU generation supported, and prints a table of
-shared memory, registers, spills and the width of loads and stores. ``--all`` adds other layouts, widths and batch
-sizes. The exit code is 1 if a kernel does not fit: too much shared memory, registers that go to memory, or narrow
-accesses where rows are aligned.
+Compiles the kernels that esim_fast launches by default for every supported GPU generation, and prints a table of shared
+memory, registers, spills and the widths of loads and stores. ``--all`` adds other layouts, widths and batch sizes. The
+exit code is 1 if a kernel does not fit: if it needs too much shared memory, spills registers, or accesses aligned rows
+in narrow pieces.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: kernels are compiled here
+os.environ["TRITON_INTERPRET"] = "0"  # Triton reads it on import
 
 import torch
 import triton
@@ -31,15 +31,18 @@ from esim_fast.ops.triton import bilstm, runtime
 from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton.tokens import Tokens
 
-# Shared memory that a program can have, in bytes: CUDA C++ Programming Guide, "technical specifications".
+# Bytes of shared memory that a program can use, from the CUDA C++ Programming Guide, "technical specifications".
 SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448}
 ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.bool: "i1"}
 
 
 class Case(NamedTuple):
-    """A batch whose kernels are compiled; the lengths are the longest sentences of a and b. Layout "bilstm" is the
-    recurrence, whatever the lengths, of ``width`` units in each direction."""
+    """A batch whose kernels are compiled.
+
+    ``a_length`` and ``b_length`` are the lengths of the longest sentences. Layout "bilstm" is the recurrence, with
+    ``width`` units per direction; its kernels do not depend on the lengths.
+    """
 
     arithmetic: str
     a_length: int
@@ -66,8 +69,8 @@ class Resources(NamedTuple):
         if self.shared > limit:
             return f"{self.shared} bytes of shared memory, but {self.target} has {limit}"
         if self.spilled:
-            return f"{self.spilled} bytes of registers go to memory"
-        # A small tile shared out among many threads leaves less than 16 bytes for each; one element is too little.
+            return f"spills {self.spilled} bytes of registers"
+        # In a small tile a thread may get less than 16 bytes, but it should get more than one element.
         if self.case.width % 8 == 0 and min(self.widest_load, self.widest_store) < 8:
             return f"aligned rows are loaded {self.widest_load} and stored {self.widest_store} bytes at a time"
         return None
@@ -84,9 +87,9 @@ class Resources(NamedTuple):
 
 
 def default_cases() -> list[Case]:
-    """Every tile that the selector picks, and many tiles, on packed rows of ESIM's width; some of them padded.
+    """All tiles that the selector picks, and many tiles, on packed rows of ESIM's width; some also on padded batches.
 
-    Not fp16, whose kernels are bf16's but for the name of the products.
+    fp16 is skipped, because its kernels differ from bf16's only in the name of the products.
     """
     tiles = list(itertools.combinations_with_replacement(kernels.TILES[::-1], 2))
     arithmetics = [arithmetic for arithmetic in ARITHMETIC if arithmetic != "fp16"]
@@ -97,7 +100,7 @@ def default_cases() -> list[Case]:
 
 
 def other_cases() -> list[Case]:
-    """fp16, more padded layouts, odd and large widths, and batches that are split up less."""
+    """fp16, more padded layouts, odd and large widths, and batches that split differently."""
     lengths = [(16, 16), (32, 16), (64, 64), (200, 100)]
     return [
         case
@@ -116,7 +119,7 @@ def other_cases() -> list[Case]:
 
 
 def launches(case: Case) -> list[runtime.Launch]:
-    """The launches of forward and backward, on tensors without values."""
+    """The launches of forward and backward, planned on meta tensors."""
     if case.layout == "bilstm":
         return _recurrence(case)
 
@@ -135,7 +138,7 @@ def launches(case: Case) -> list[runtime.Launch]:
         return kernels.Side(tokens, length, x.stride(0), length)
 
     torch.backends.cuda.matmul.fp32_precision = "tf32" if case.arithmetic == "tf32" else "ieee"
-    # The GPU that the programs of a small batch are counted for: its size changes how often a loop runs, no more.
+    # The plan of a small batch depends on the GPU's size, but only in how often a loop runs.
     runtime.multiprocessors = lambda _: 132
     a, b = side(case.a_length), side(case.b_length)
     x = a.tokens.x
@@ -157,7 +160,7 @@ def _recurrence(case: Case) -> list[runtime.Launch]:
 
 
 def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
-    """Compiles one launch as its call would, with pointers aligned as an allocator aligns them."""
+    """Compiles a launch like a call would, with pointers aligned like an allocator's."""
     names = planned.kernel.arg_names
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -181,7 +184,7 @@ def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
         constants[(names.index(name),)] = value
     source = ASTSource(planned.kernel, signature, constants, attributes)
     log = io.StringIO()
-    # A cache of its own, because ptxas says nothing of what is found in a cache.
+    # With a new cache, because ptxas reports nothing about cached kernels.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(log):
         triton.knobs.cache.dir = folder
         triton.knobs.nvidia.dump_ptxas_log = True
@@ -189,7 +192,7 @@ def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
         compiled = triton.compile(source, target=gpu, options=planned.options)
     ptxas = log.getvalue()
     if "Used" not in ptxas:
-        raise RuntimeError(f"ptxas said nothing of {planned.kernel.__name__}: {ptxas!r}")
+        raise RuntimeError(f"ptxas reported nothing about {planned.kernel.__name__}: {ptxas!r}")
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ptxas)
     shown = ("A_TILE", "B_TILE", "TILE", "GROUP", "BLOCK_K", "BLOCK_D", "BLOCK_H", "SPLITS")
     parts = [f"{name.lower()}={planned.constants[name]}" for name in shown if name in planned.constants]
@@ -208,7 +211,7 @@ def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
 
 
 def _widest(instruction: str, ptx: str) -> int:
-    """Bytes that the widest of these instructions moves."""
+    """Bytes moved by the widest of these instructions."""
     widest = 0
     for line in re.findall(rf"{instruction}.*", ptx):
         if copied := re.search(r"\], 0x([0-9a-f]+)|\], (\d+)", line):
@@ -238,9 +241,9 @@ def compile_all(cases: list[Case], targets: list[str], jobs: int) -> list[Resour
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compiles the kernels for GPUs that need not be there.")
+    parser = argparse.ArgumentParser(description="Compiles the Triton kernels for all supported GPUs; needs none.")
     parser.add_argument("--target", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY))
-    parser.add_argument("--all", action="store_true", help="other layouts, widths and batch sizes too")
+    parser.add_argument("--all", action="store_true", help="also other layouts, widths and batch sizes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     cases = default_cases() + (other_cases() if options.all else [])

@@ -1,16 +1,16 @@
-"""Write the bundled sample corpus, esim_fast/data/sample/{train,dev}.tsv, byte for byte the same on every run.
+"""Writes the bundled sample corpus, esim_fast/data/sample/{train,dev}.tsv, byte for byte the same on every run.
 
-The corpus is a small world of asymmetric facts (older / younger, above / below, is chasing / is being chased by).
-Every premise comes with one hypothesis of each label, and the three are built from the same words as far as the
-facts allow, so that who stands where decides the label and the mere presence of words does not:
+The corpus describes a small world of asymmetric facts (older / younger, above / below, is chasing / is being chased
+by). Every premise has one hypothesis of each label. The three use the same words wherever possible, so that word order
+decides the label, and not which words occur:
 
     premise        The nurse is older than the pilot and the baker.
     entailment     The pilot is younger than the nurse.
     contradiction  The pilot is older than the nurse.
     neutral        The pilot is older than the baker.
 
-Standard library only. The one source of chance is `random.Random.random`, whose sequence for a given seed Python
-promises to keep; `choice`, `sample` and `shuffle` carry no such promise.
+Needs only the standard library. All randomness comes from `random.Random.random`, because Python guarantees its
+sequence for a seed, and not those of `choice`, `sample` and `shuffle`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SAMPLE_DIR = Path(__file__).resolve().parents[1] / "esim_fast" / "data" / "sampl
 
 @dataclass(frozen=True)
 class Relation:
-    """Converse phrases: `x forward y` says the same as `y backward x`, and each excludes `y forward x`.
+    """Converse phrases: `x forward y` means `y backward x`, and excludes `y forward x`.
 
-    `{be}` becomes is or are; `{good}` is filled once per premise.
+    `{be}` becomes is or are; `{good}` is filled in once per premise.
     """
 
     forward: str
     backward: str
-    tails: tuple[str, ...] = ()  # what may follow a fact of this kind in a premise
+    tails: tuple[str, ...] = ()  # may follow such a fact in a premise
 
     def converse(self) -> Relation:
         return replace(self, forward=self.backward, backward=self.forward)
@@ -47,10 +47,10 @@ class Relation:
 
 @dataclass(frozen=True)
 class Domain:
-    """Things of one sort, and the relations that make sense among them.
+    """Things of one kind, and the relations between them.
 
-    No two relations of a domain may suggest each other (bigger and heavier, say): a fact of one has to leave a fact
-    of another open, for that is one of the ways to be neutral.
+    No relation of a domain may suggest another (such as bigger and heavier), because some neutral hypotheses replace
+    the premise's relation.
     """
 
     pronoun: str
@@ -58,19 +58,19 @@ class Domain:
     adjectives: tuple[str, ...]
     relations: tuple[Relation, ...]
     weight: float  # share of the premises
-    twins: float = 0.0  # how often all things named share their noun and differ in the adjective
+    twins: float = 0.0  # how often all things have the same noun and different adjectives
 
 
 @dataclass(frozen=True)
 class Fact:
-    """`subject relation.forward object`; the same fact reads `object relation.backward subject`."""
+    """`subject relation.forward object`, or equally `object relation.backward subject`."""
 
     relation: Relation
     subject: str
     object: str
 
     def converse(self) -> Fact:
-        """The same fact, told from the other side."""
+        """The same fact, told from the other side: `object relation.backward subject`."""
         return Fact(self.relation.converse(), self.object, self.subject)
 
     def reverse(self) -> Fact:
@@ -101,7 +101,7 @@ def comparative(more: str, less: str) -> Relation:
 
 
 def progressive(active: str, passive: str) -> Relation:
-    """Active and passive of a verb in progress: at one moment, only one of the two can be chasing the other."""
+    """Active and passive of a progressive verb: at any moment, only one can be chasing the other."""
     return Relation(f"{{be}} {active}", f"{{be}} being {passive} by", ("in the park", "near the river", "on the road"))
 
 
@@ -153,7 +153,7 @@ VEHICLES = Domain(
     weight=0.12,
     twins=0.15,
 )
-# One position to a domain: to some readers, a lamp above the clock is not to its left.
+# One position per domain, because some readers take "above" to exclude "to the left of".
 OBJECTS = tuple(
     Domain(
         pronoun="which",
@@ -179,7 +179,7 @@ DOMAINS = (PEOPLE, ANIMALS, VEHICLES, *OBJECTS, *PLACES)
 
 
 class Generator:
-    """Draws premises and hypotheses; all its chance comes from one seeded stream."""
+    """Draws premises and hypotheses from one seeded random stream."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed).random
@@ -202,7 +202,7 @@ class Generator:
         return DOMAINS[-1]
 
     def things(self, domain: Domain) -> list[str]:
-        """Four different things, named so that the last word, or else the whole name, tells them apart."""
+        """Four things, distinguished by the last word of their names or by the whole name."""
         if self.random() < domain.twins:
             noun = self.pick(domain.nouns)
             return [f"{adjective} {noun}" for adjective in self.shuffled(domain.adjectives)[:4]]
@@ -211,7 +211,7 @@ class Generator:
         return [f"{a} {n}" if self.random() < 0.15 else n for a, n in zip(adjectives, nouns, strict=False)]
 
     def relations(self, domain: Domain) -> tuple[Relation, Relation]:
-        """Two different relations, each from either side, with the goods of a trade filled in."""
+        """Two different relations, each from either side, with `{good}` filled in."""
         good = self.pick(GOODS)
         first, second = (
             relation if self.random() < 0.5 else relation.converse() for relation in self.shuffled(domain.relations)[:2]
@@ -222,12 +222,12 @@ class Generator:
         )
 
     def premise(self, domain: Domain) -> Premise:
-        """One or two facts, and what they leave open about the things they name."""
+        """One or two facts, with other facts about the same things that do not follow from them."""
         a, b, c, d = self.things(domain)
         r, q = self.relations(domain)
         fact, other, shape = Fact(r, a, b), Fact(q, a, c), self.random()
         tail = f" {self.pick(r.tails)}" if r.tails and self.random() < 0.4 else ""
-        if shape < 0.25:  # a fact of another relation, now and then one about something else
+        if shape < 0.25:  # neutral: another relation, or sometimes another thing
             unknown = (Fact(q, a, b), Fact(q, b, a)) if self.random() < 0.85 else (Fact(r, a, c), Fact(r, c, b))
             return Premise(fact.text() + tail, (fact,), unknown)
         if shape < 0.48:
@@ -235,19 +235,19 @@ class Generator:
         if shape < 0.71:
             text = f"the {a} and the {b} {verb(r, 'are')} the {c}{tail}"
             return Premise(text, (Fact(r, a, c), Fact(r, b, c)), (Fact(r, a, b), Fact(r, b, a)))
-        if shape < 0.86:  # the two facts share a thing, but not the relation
+        if shape < 0.86:  # two facts that share a thing but not the relation
             mixed = (Fact(q, a, b), Fact(q, b, a), Fact(r, a, c), Fact(r, c, a))
             if self.random() < 0.5:
                 text = f"the {a}, {domain.pronoun} {verb(r)} the {b}, {verb(q)} the {c}"
                 return Premise(text, (fact, other), mixed)
             other = self.pick((other, other.reverse()))
             return Premise(f"{fact.text()}, and {other.text()}", (fact, other), mixed)
-        second = Fact(r, c, d)  # the two facts share the relation, but no thing
+        second = Fact(r, c, d)  # two facts that share the relation but no thing
         crossed = tuple(Fact(r, *pair) for x in (a, b) for y in (c, d) for pair in ((x, y), (y, x)))
         return Premise(f"{fact.text()}, and {second.text()}", (fact, second), crossed)
 
     def hypothesis(self, fact: Fact, short: bool) -> str:
-        """The fact from either side; `short` leaves the adjectives out."""
+        """The fact from either side; `short` drops the adjectives."""
         fact = self.either_side(fact)
         if short:
             fact = Fact(fact.relation, fact.subject.split()[-1], fact.object.split()[-1])
@@ -275,7 +275,7 @@ def sentence(text: str) -> str:
 
 
 def generate() -> dict[str, str]:
-    """The two files' names and contents. A premise occurs once, so no pair of dev is in train."""
+    """The contents of both files, by name. Premises are unique, so no pair of dev is in train."""
     generator = Generator(SEED)
     premises: set[str] = set()
     files = {}

@@ -1,11 +1,11 @@
-"""Runs the ops' tests on an extension that AddressSanitizer and UndefinedBehaviorSanitizer watch.
+"""Runs the ops' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 
     python -m tools.sanitize [--quick] [pytest arguments ...]
 
-builds the extension with GCC's sanitizers in a copy of the sources, and runs the tests of the ops there: for what this
-processor has, and again for AVX2 and for neither AVX2 nor AVX-512. Before, it plants errors into csrc/ and looks that
-they are found. The exit code is 1 where a sanitizer finds something or a test fails. ``--quick`` is for every push: it
-leaves out the other processors, threads and data loaders, most large addresses, and the models built from the ops.
+Builds the extension with GCC's sanitizers in a copy of the sources and runs the ops' tests there, for this processor,
+for AVX2, and without AVX2 and AVX-512. First it plants errors in csrc/ and checks that they are found. The exit code is
+1 if a sanitizer finds something or a test fails. ``--quick`` is for every push: it skips the other processors, threads
+and data loaders, most large addresses, and the models built from the ops.
 """
 
 import os
@@ -23,46 +23,46 @@ from esim_fast.cli.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("esim_fast", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-# Behind all other flags: -O3 and -g0 come from setup.py, and -fwrapv, under which no overflow is an error, from Python
-# where it was built so.
+# These come after all other flags and override -O3 and -g0 from setup.py, and -fwrapv, which hides overflows, from
+# Pythons that were built with it.
 CHECKS = "address,undefined,float-cast-overflow"
 FLAGS = (
     *("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv", "-D_GLIBCXX_ASSERTIONS"),
     *(f"-fsanitize={CHECKS}", f"-fno-sanitize-recover={CHECKS.removeprefix('address,')}"),
 )
 OPTIONS = {
-    # Python and torch are not instrumented, and keep what they have to the end; torch refuses tensors too large itself.
+    # Python and torch are not instrumented and never free some memory; torch rejects tensors that are too large itself.
     "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:abort_on_error=1:allocator_may_return_null=1:"
     "detect_stack_use_after_return=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
 }
 REPORT = re.compile(r"runtime error: .*|ERROR: AddressSanitizer: .*|Assertion '.*' failed")
 
-# In tests/.
+# Files in tests/.
 QUICK = (
     *("ops/test_direct_calls.py", "ops/test_operators.py", "ops/test_row_addresses.py", "ops/test_masked_pool.py"),
     *("ops/test_masked_pool_cuda.py", "ops/test_local_inference.py", "ops/test_local_inference_integration.py"),
     *("ops/test_bilstm.py", "ops/test_int8.py", "test_packed.py", "test_layers.py"),
 )
 FULL = (*QUICK, "test_model.py", "ops/test_threads.py", "ops/test_memory_safety.py")
-# masked_pool asks the processor alone.
+# Without masked_pool, which ignores ATEN_CPU_CAPABILITY.
 OTHER_PROCESSORS = ("ops/test_direct_calls.py", "ops/test_local_inference.py", "ops/test_bilstm.py", "ops/test_int8.py")
-# Not for sanitizers: what starts compilers, Triton's kernels, which are not in the extension, tests that start other
-# processes to be other processors or start afresh, 4 GiB of results, and an error that is made to be found.
+# Not for sanitizers: tests that start compilers, Triton's kernels (they are not in the extension), tests that start
+# processes (fresh ones, or with another processor's code), 4 GiB of results, and a deliberate error.
 LEFT_OUT = (
     *("compile", "triton", "kind_of_processor", "other_processors", "spawn", "forkserver", "written_as_a_whole"),
     "misaligned_rows",
 )
 
 EMBEDDING = "csrc/embedding_cpu.cpp"
-PLANTED = {  # an error by what finds it, and the change of EMBEDDING that makes it
+PLANTED = {  # an expected report, and the change of EMBEDDING that causes it
     "AddressSanitizer: heap-buffer-overflow": ("rows + n * width", "rows + (n + 1) * width"),
     "signed integer overflow": ("words = table.size(0);", "words = table.size(0) + (INT64_MAX + count);"),
 }
 
 
 class Run(NamedTuple):
-    """A run of tests: how many came to which end, and what sanitizers reported."""
+    """A run of tests: the number of each outcome, and what sanitizers reported."""
 
     counts: dict[str, int]
     findings: list[str]
@@ -75,7 +75,7 @@ class Run(NamedTuple):
 
 
 def compiler(parser: Parser) -> str:
-    """GCC: Clang's sanitizers are preloaded otherwise."""
+    """The name of GCC; Clang preloads its sanitizers differently."""
     name = os.environ.get("CXX") or "g++"
     if shutil.which(name) is None:
         parser.error(f"{name} not found: install GCC (Debian and Ubuntu: apt-get install g++) or set CXX")
@@ -86,7 +86,7 @@ def compiler(parser: Parser) -> str:
 
 
 def libraries(compiler: str) -> list[str]:
-    """What must be loaded before Python: libstdc++ too, so that thrown exceptions are watched."""
+    """Libraries to preload, with libstdc++ so that the sanitizer can intercept exceptions."""
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     asking = [f"-print-file-name={name}" for name in names]
     found = [subprocess.run([compiler, asked], capture_output=True, text=True).stdout.strip() for asked in asking]
@@ -94,7 +94,7 @@ def libraries(compiler: str) -> list[str]:
 
 
 def build(tree: Path, compiler: str) -> float:
-    """Builds what has changed since, in place; returns the seconds that it took."""
+    """Builds in place what has changed; returns the seconds it took."""
     wrapper = tree / "compiler"
     wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {" ".join(FLAGS)}\n', encoding="utf-8")
     wrapper.chmod(0o755)
@@ -113,11 +113,11 @@ def run_tests(
     tree: Path, compiler: str, files: tuple[str, ...], arguments: list[str], processor: str | None = None
 ) -> Run:
     environment = {**os.environ, **OPTIONS, "LD_PRELOAD": ":".join(libraries(compiler)), "PYTHONPATH": str(tree)}
-    environment["CXX"] = str(tree / "compiler")  # CUDA's kernels are compiled by the test that runs them
+    environment["CXX"] = str(tree / "compiler")  # a test compiles the CUDA kernels for the CPU
     if processor:
         environment["ATEN_CPU_CAPABILITY"] = processor
     selected = ["-m", "not interpreter and not gpu", "-k", " and ".join(f"not {name}" for name in LEFT_OUT)]
-    # Reports go past pytest, which could not show them any more.
+    # --capture=sys lets reports reach stderr, because pytest is aborted before it could show them.
     command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *selected, *arguments]
     command += [f"tests/{name}" for name in files]
     begin = time.perf_counter()
@@ -130,12 +130,12 @@ def run_tests(
 
 
 def plant(tree: Path, compiler: str, wanted: str) -> None:
-    """Ends the program unless an error in the C++ is found and reported as ``wanted``."""
+    """Plants an error in the C++ and exits unless it is reported as ``wanted``."""
     source = tree / EMBEDDING
     original = source.read_text(encoding="utf-8")
     right, wrong = PLANTED[wanted]
     if original.count(right) != 1:
-        sys.exit(f"sanitize: {EMBEDDING} has no {right!r} any more, where an error is planted to see that it is found")
+        sys.exit(f"sanitize: {EMBEDDING} no longer has {right!r}, where an error is planted")
     source.write_text(original.replace(right, wrong), encoding="utf-8")
     build(tree, compiler)
     run = run_tests(tree, compiler, ("test_layers.py",), ["-k", "opcheck"])
@@ -147,7 +147,7 @@ def plant(tree: Path, compiler: str, wanted: str) -> None:
 
 def main() -> int:
     parser = Parser(prog="python -m tools.sanitize", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the ops' own tests, on this processor alone")
+    parser.add_argument("--quick", action="store_true", help="only the ops' own tests, on this processor")
     options, arguments = parser.parse_known_args()
     cxx = compiler(parser)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
@@ -160,7 +160,7 @@ def main() -> int:
             copy(ROOT / name, tree / name, **hidden)
         for wanted in list(PLANTED)[: 1 if options.quick else None]:
             plant(tree, cxx, wanted)
-        print(f"built in {build(tree, cxx):.0f} s after that, {version}, {' '.join(FLAGS)}", flush=True)
+        print(f"rebuilt without it in {build(tree, cxx):.0f} s, {version}, {' '.join(FLAGS)}", flush=True)
         todo: dict[str, tuple[tuple[str, ...], str | None]] = {"this one": (QUICK if options.quick else FULL, None)}
         if not options.quick and platform.machine() == "x86_64":
             todo |= {name: (OTHER_PROCESSORS, name) for name in ("avx2", "default")}

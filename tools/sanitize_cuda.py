@@ -1,11 +1,11 @@
-"""Runs the GPU kernels under NVIDIA's compute-sanitizer: Triton's and CUDA's, forward and backward, on small batches.
+"""Runs the Triton and CUDA kernels, forward and backward, under NVIDIA's compute-sanitizer.
 
     python -m tools.sanitize_cuda [--tools memcheck racecheck] [--json FILE] [--dry-run]
 
-Every tensor is an allocation of its own there, so that a read behind it is seen. One such read is planted first, which
-memcheck must find. The exit code is 1 where a tool finds something or a result is wrong, and 3 where compute-sanitizer
-is not installed or does not find what was planted. ``--dry-run`` needs no GPU: the cases run on CPU tensors, Triton's
-kernels interpreted, and no tool watches.
+The batches are small, and every tensor is a separate allocation, so that a read past its end is seen. First, memcheck
+must find such a read in a planted kernel. The exit code is 1 if a tool finds something or a result is wrong, and 3 if
+compute-sanitizer is not installed or misses the planted read. ``--dry-run`` needs no GPU: the cases run on CPU tensors
+with Triton's interpreter, without any tool.
 """
 
 import os
@@ -24,12 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 NOT_THERE = 3
 SUMMARY = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
-# Lengths and widths: one tile and vectors, many tiles and single elements; in the latter pooling splits sentences.
+# Lengths and widths. The first case has one tile and vector accesses. The second has many tiles and single-element
+# accesses, and pooling splits its sentences.
 CASES = [([(5, 3), (1, 16), (0, 4), (12, 9)], 600), ([(70, 3), (20, 90)], 37)]
 
 
 def run_cases(device: str) -> int:
-    """Every kernel in every dtype on small batches; returns how many results were held to the equations."""
+    """Runs every kernel in every dtype on small batches; returns how many results were compared with the equations."""
     import torch
 
     from esim_fast.ops import masked_pool, reference
@@ -43,7 +44,7 @@ def run_cases(device: str) -> int:
         for result, wanted in zip(results, exact, strict=True):
             wanted = wanted.detach().double()
             error = float((result.detach().cpu().double() - wanted).norm() / wanted.norm().clamp(min=1e-3))
-            # Products in TF32 at worst, and a few roundings to the dtype.
+            # Allows products in TF32 and a few roundings to the dtype.
             if not error < 0.01 + 8 * torch.finfo(dtype).eps:
                 sys.exit(f"{what}, {dtype}: off by {error:.1e}")
             checked += 1
@@ -77,7 +78,7 @@ def run_cases(device: str) -> int:
 
 
 def plant_an_error() -> None:
-    """Reads far behind a tensor."""
+    """Reads far past the end of a tensor."""
     import torch
     import triton
     import triton.language as tl
@@ -92,12 +93,12 @@ def plant_an_error() -> None:
 
 
 def sanitizer() -> str | None:
-    """The program, on the PATH or where the CUDA toolkit usually is."""
+    """The path of compute-sanitizer, from PATH or the CUDA toolkit's usual folder."""
     return shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
 
 
 def under(tool: str | None, case: str) -> tuple[int, int, str]:
-    """Runs a case in a process of its own: exit code, errors that the tool counted, and the output's end."""
+    """Runs a case in a new process; returns the exit code, the tool's number of errors, and the end of the output."""
     command = [sys.executable, "-m", "tools.sanitize_cuda", "--case", case]
     if tool:
         options = ["--tool", tool, "--error-exitcode", "86", "--target-processes", "application-only"]
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m tools.sanitize_cuda", description=__doc__.splitlines()[0])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--case", choices=("all", "planted"), help="what is looked at; for the processes started here")
+    parser.add_argument("--case", choices=("all", "planted"), help="for the processes that this program starts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     options = parser.parse_args(arguments)
 
@@ -132,24 +133,24 @@ def main(arguments: list[str] | None = None) -> int:
         plant_an_error()
         return 0
     if options.case == "all":
-        print(f"{run_cases('cuda' if on_gpu else 'cpu')} results are right")
+        print(f"{run_cases('cuda' if on_gpu else 'cpu')} results are correct")
         return 0
     if not on_gpu and not options.dry_run:
         parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Once without any tool, which would watch the compilers, too.
+    # First without a tool, which would also watch the compilers.
     code, _, output = under(None, "all")
     print(output.strip())
     if code or options.dry_run:
         return 1 if code else 0
     if sanitizer() is None:
-        print("compute-sanitizer is not installed: the kernels are right, but nobody watched their addresses")
+        print("compute-sanitizer is not installed: results are correct, but memory accesses were not checked")
         return NOT_THERE
     found = {}
     if "memcheck" in options.tools:
-        under(None, "planted")  # compiled
+        under(None, "planted")  # compile it first
         code, errors, output = under("memcheck", "planted")
         if not errors:
             print(f"{output}\nthe planted error was not found: compute-sanitizer does not work on this machine")

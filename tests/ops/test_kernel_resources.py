@@ -33,7 +33,7 @@ for case, target, changes in json.loads(sys.argv[1]):
 FITTING = [("bf16", "sm_90"), ("ieee", "sm_80")]
 BROKEN = [
     (["forward", "half", 64, 64], [128, 64, 4, 8], ("bf16", 64, 64), "shared memory, but sm_89 has"),
-    (["forward", "half", 64, 64], [64, 128, 4, 2], ("bf16", 64, 64), "registers go to memory"),
+    (["forward", "half", 64, 64], [64, 128, 4, 2], ("bf16", 64, 64), "spills"),
     (["forward", "half", 16, 16], [16, 16, 8, 1], ("bf16", 16, 16), "bytes at a time"),
 ]
 WIDTHS = [600, 601]
