@@ -1,4 +1,4 @@
-"""What each of several processes does in test_distributed.py."""
+"""The program of each process in test_distributed.py."""
 
 import json
 import os
@@ -24,19 +24,19 @@ STEPS = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, ema_decay=0.9)
 
 
 def uneven_pairs():
-    """76 pairs, of which the last batch of 8 has 4; one of them, the first, has no words, others in one sentence."""
+    """76 pairs, so that the last batch of 8 has 4. The first pair has no words, others have words in one sentence."""
     return EncodedPairs([[], *[[2, 6], [], [4]] * 25], [[], *[[6, 2], [5], []] * 25], [0] + [0, 1, 1] * 25)
 
 
 def steps(directory, accumulate):
-    """Without dropout, for which the numbers drawn would differ."""
+    """A network without dropout, whose random numbers would differ."""
     recipe = replace(STEPS, accumulate=accumulate)
     trainer = new_trainer(recipe, directory, new_model(dropout=0.0), uneven_pairs(), pairs(41, 2))
     return [[m.train_loss, m.train_accuracy, m.dev_loss, m.dev_accuracy] for m in trainer.run()]
 
 
 def scores():
-    """On data sets that do not divide."""
+    """Evaluates data sets that do not divide evenly."""
     net = new_model(seed=3).net
     return [list(evaluate(net, pairs(size, size), worker=this_worker())) for size in SIZES]
 
@@ -49,7 +49,7 @@ def uneven_scores():
 
 
 def other_figures(directory):
-    """Of scores, and of weighted labels: what takes the answers of all processes."""
+    """Figures that need the predictions of all processes, for scores and for weighted labels."""
     train, dev = uneven_scores(), scored_pairs(41, 2)
     model = new_regression(dropout=0.0)
     history = new_regression_trainer(STEPS, directory / "scores", model, train, dev).run()
@@ -60,7 +60,7 @@ def other_figures(directory):
 
 
 def interrupted(directory):
-    """How far a run of two parts is from one of a single part, dropout included, in weights and metrics."""
+    """How much weights and metrics differ between a run with two parts and one with a single part, with dropout."""
     recipe = Recipe(epochs=2, batch_size=16)
     whole = new_trainer(recipe, directory / "whole", checkpoint_steps=3)
     whole.run()
@@ -81,7 +81,7 @@ def interrupted(directory):
 
 
 def main(folder, place):
-    """``place``: what torchrun says in the environment."""
+    """Runs the worker; ``place`` has torchrun's environment variables."""
     os.environ.update(place)
     with joined(torch.device("cpu")):
         result = {

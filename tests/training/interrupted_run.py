@@ -1,4 +1,4 @@
-"""A run of the command in a process of its own, which may be killed; for test_interruptions.py."""
+"""Runs the command in a process that test_interruptions.py may kill."""
 
 import contextlib
 import itertools
@@ -14,18 +14,18 @@ from esim_fast.training import Trainer
 
 
 def run(arguments: list[str], log: Path, at: int | None, file_size: int | None, memory: int | None) -> None:
-    """Runs the command, and kills it ``at`` some step of making files permanent.
+    """Runs the command and kills it at the ``at``-th fsync or rename.
 
-    Files may have ``file_size`` bytes, and training ``memory`` bytes more than the process has before.
+    ``file_size`` limits the bytes of a file, and ``memory`` the bytes that training may add to the process.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if memory is not None:
         train = Trainer.run
 
         def limited(trainer):
-            torch.set_num_threads(1)  # more would take some
+            torch.set_num_threads(1)  # more threads would take memory
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
             return train(trainer)

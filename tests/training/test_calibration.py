@@ -1,4 +1,4 @@
-"""Temperature scaling, against a fine grid; thresholds, against trying them all."""
+"""Temperature scaling against a fine grid; thresholds against an exhaustive search."""
 
 import math
 
@@ -20,7 +20,7 @@ def softmax(logits):
 
 
 def made_up(seed, certainty):
-    """Logits of three labels that are ``certainty`` times as far apart as they should be, and labels."""
+    """Gold labels, and logits of three labels that are ``certainty`` times too far apart."""
     generator = np.random.default_rng(seed)
     right = generator.normal(size=(400, 3)) * 2
     gold = (softmax(right).cumsum(1) < generator.random((400, 1))).sum(1)
@@ -39,11 +39,11 @@ class TestTemperature:
         assert log_loss(gold, softmax(logits / found)) <= min(losses) + 1e-12
         assert grid[np.argmin(losses)] == pytest.approx(found, rel=1e-4)
 
-    def test_of_extreme_logits(self):
+    def test_extreme_logits(self):
         gold, logits = made_up(0, 1.0)
         assert best_temperature(gold, logits * 10 + 1e4) == pytest.approx(10 * best_temperature(gold, logits))
 
-    def test_where_none_is_the_best(self):
+    def test_no_temperature_is_best(self):
         right = np.array([[5.0, 1.0], [0.0, 2.0]])
         assert best_temperature(np.array([0, 1]), right) == 1  # all are right
         assert best_temperature(np.array([1, 0]), right) == 1  # all are wrong
@@ -60,7 +60,7 @@ class TestTemperature:
         assert found.log_loss[1] < found.log_loss[0]
         errors = [expected_calibration_error(dev.labels, p) for p in (softmax(before), after)]
         assert found.expected_calibration_error == pytest.approx(tuple(errors))
-        assert calibrate(model, dev) == found  # from the logits, whatever the temperature was
+        assert calibrate(model, dev) == found  # an earlier temperature has no effect
         model.save_pretrained(tmp_path)
         assert Classifier.from_pretrained(tmp_path).temperature == found.temperature
 
@@ -85,8 +85,8 @@ def figure(is_positive, given, best):
 
 class TestThreshold:
     @pytest.mark.parametrize("best", ["f1", "accuracy"])
-    @pytest.mark.parametrize("digits", [1, 2, 7])  # few make ties
-    def test_none_is_better(self, best, digits):
+    @pytest.mark.parametrize("digits", [1, 2, 7])  # few digits make ties
+    def test_no_threshold_is_better(self, best, digits):
         generator = np.random.default_rng(digits)
         for _ in range(60):
             count = int(generator.integers(1, 30))
@@ -102,20 +102,20 @@ class TestThreshold:
             values = [figure(is_positive, probabilities >= x, best) for x in tried if x <= 1]
             assert figure(is_positive, probabilities >= np.float32(found), best) == max(values)
 
-    def test_it_lies_between_and_next_to_a_half(self):
+    def test_it_is_the_best_one_closest_to_a_half(self):
         yes, probabilities = np.array([False, True, True]), np.array([0.25, 0.75, 1.0], dtype=np.float32)
         assert best_threshold(yes, probabilities, "f1") == 0.5
         assert best_threshold(np.array([True] * 3), probabilities, "f1") == 0.125
         assert best_threshold(np.array([False] * 3), probabilities[:2].repeat([1, 2]), "accuracy") == 0.875
-        # Two of three are right from 0.05 on and from 0.85 on.
+        # Thresholds from 0.05 and from 0.85 on get two of three right.
         yes = np.array([True, False, True])
         assert best_threshold(yes, np.array([0.9, 0.8, 0.1], dtype=np.float32), "accuracy") == pytest.approx(0.85)
-        # Where it changes no answer, it is a half.
+        # If the threshold changes no prediction, it is 0.5.
         assert best_threshold(np.array([False, True]), np.array([0.45, 0.9], dtype=np.float32), "f1") == 0.5
 
-    def test_neighbors_among_numbers_are_told_apart(self):
+    def test_adjacent_float32_probabilities(self):
         low = np.float32(0.7)
-        for _ in range(2):  # their mean is the one or the other of them
+        for _ in range(2):  # their mean rounds to one of them
             high = np.nextafter(low, np.float32(1))
             found = best_threshold(np.array([True, False]), np.array([high, low]), "f1")
             assert low < np.float32(found) <= high
@@ -124,7 +124,7 @@ class TestThreshold:
     def test_a_model_is_given_it(self):
         f1_score = pytest.importorskip("sklearn.metrics").f1_score
         model, dev = new_model(), pairs(80, 2)
-        model.net.linear.mlp[-1].bias.data[0] += 0.2  # so that hardly a pair is swapped
+        model.net.linear.mlp[-1].bias.data[0] += 0.2  # so that hardly any pair is "swapped"
         before = model.decide(model.probabilities(model.logits(dev)))
         found = choose_threshold(model, dev)
         after = model.decide(model.probabilities(model.logits(dev)))
@@ -133,7 +133,7 @@ class TestThreshold:
         assert found.before == pytest.approx(f1_score(dev.labels, before))
         assert found.after == pytest.approx(f1_score(dev.labels, after))
         assert found.after > found.before
-        assert choose_threshold(model, dev) == found  # whatever the threshold was
+        assert choose_threshold(model, dev) == found  # an earlier threshold has no effect
         best = choose_threshold(model, dev, "accuracy")
         answers = model.decide(model.probabilities(model.logits(dev))).numpy()
         assert best.after == (answers == dev.labels).mean() >= best.before

@@ -1,4 +1,4 @@
-"""Several processes take the steps of one, count each pair once, and speak with one voice (over Gloo, on the CPU)."""
+"""Several processes train like a single one, count each pair once and print once (over Gloo, on the CPU)."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 
 def torchrun(processes, *command):
     """Runs a command in several processes, as users do."""
-    # Where the package is imported from here, it is there, too.
+    # The processes import the package from where this one does.
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -52,23 +52,23 @@ def outcome(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The directory of a run in this process, and its figures."""
+    """The directory and the figures of a run in this process."""
     folder = tmp_path_factory.mktemp("alone")
     return folder, steps(folder, 1)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_several_processes_take_the_steps_of_one(outcome, alone, parts):
+def test_several_processes_train_like_one(outcome, alone, parts):
     folder, result = outcome
     expected_folder, figures = alone
     for measured, expected in zip(result["steps"][str(parts)], figures, strict=True):
         assert measured == pytest.approx(expected, abs=1e-5)
-        assert measured[1::2] == expected[1::2]  # accuracies: of as many pairs
+        assert measured[1::2] == expected[1::2]  # accuracies are over the same pairs
     for directory in ("", "last"):
         assert_close_weights(folder / f"steps-{parts}" / directory, expected_folder / directory)
 
 
-def test_figures_are_of_the_answers_of_all(outcome, tmp_path):
+def test_figures_cover_all_processes(outcome, tmp_path):
     expected = other_figures(tmp_path)
     for measured, values in zip(outcome[1]["figures"], expected, strict=True):
         assert measured == pytest.approx(values, abs=1e-4)
@@ -82,8 +82,8 @@ def test_evaluation_counts_every_pair_once(outcome):
         assert loss == pytest.approx(expected_loss, rel=1e-6)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(outcome):
-    # To the bit of two; the order in which DistributedDataParallel adds more gradients up depends on its first step.
+def test_an_interrupted_run_resumes(outcome):
+    # Bit for bit with two processes. With more, DistributedDataParallel's first step changes the order of summation.
     difference = outcome[1]["interrupted"]
     assert difference < 1e-5 if outcome[1]["workers"] > 2 else difference == 0
 
@@ -113,7 +113,7 @@ class TestCommand:
         path.write_text("gold_label\tsentence1\tsentence2\n" + "".join("\t".join(row) + "\n" for row in rows))
         return path
 
-    def test_it_trains_and_speaks_once(self, corpus, tmp_path):
+    def test_it_trains_and_prints_once(self, corpus, tmp_path):
         options = ["train", "--train", corpus, "--dev", corpus, "--test", corpus, "--hidden-size", "8", "--dropout", 0]
         options += ["--epochs", 2, "--batch-size", 4, "--embedding-dim", 6]
         several = torchrun(2, "-m", "esim_fast", *options, "--output", tmp_path / "two")
@@ -129,8 +129,8 @@ class TestCommand:
         assert_close_weights(tmp_path / "two", tmp_path / "one")
         assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["processes"] == 2
 
-    def test_it_decides_on_dev(self, corpus, tmp_path):
-        """One process chooses temperature and threshold, and all test with them."""
+    def test_it_calibrates_on_dev(self, corpus, tmp_path):
+        """One process chooses temperature and threshold, and all processes test with them."""
         options = ["train", "--train", corpus, "--dev", corpus, "--test", corpus, "--hidden-size", "8", "--dropout", 0]
         options += ["--epochs", 1, "--embedding-dim", 6, "--calibrate", "--threshold", "f1", "--best-by", "macro-f1"]
         with ExitStack() as stack:
@@ -148,7 +148,7 @@ class TestCommand:
         for name in ("temperature", "threshold"):
             assert kept[0].get(name) == pytest.approx(kept[1].get(name), abs=1e-3)
 
-    def test_a_mistake_is_said(self, tmp_path):
+    def test_an_error_is_printed_once(self, tmp_path):
         files = ["--train", "no.tsv", "--dev", "no.tsv", "--output", tmp_path / "m"]
         with ExitStack() as stack:
             commands = [stack.enter_context(start("train", *files, environment=place)) for place in places(2)]

@@ -1,4 +1,4 @@
-"""``Classifier.fit``: pairs of a script in, a trained model out, the same as by ``esim-fast train``."""
+"""``Classifier.fit`` trains the same model as ``esim-fast train``, from pairs in memory."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ SMALL = {"hidden_size": 8, "embedding_dim": 6, "device": "cpu"}
 
 
 def made_up(count, seed):
-    """Pairs that say the same again, or that it may be so."""
+    """Pairs whose hypothesis repeats the premise, or says that it may be so."""
     rng = random.Random(seed)
     pairs, labels = [], []
     for _ in range(count):
@@ -67,8 +67,8 @@ def test_it_learns_and_has_the_best_epoch(history):
     assert model.training["recipe"]["learning_rate"] == 3e-2
 
 
-def test_the_weights_are_those_that_were_measured():
-    """Here an average of the weights, and not the last ones."""
+def test_the_weights_are_the_evaluated_ones():
+    """They are averaged weights here, and not the last ones."""
     history = Classifier.fit(PAIRS, GOLD, dev=DEV, epochs=2, ema_decay=0.9, learning_rate=3e-2, **SMALL)
     dev = labeled_pairs("dev", *DEV).prepared("nltk").encode(history.model.vocabulary, LABELS)
     assert evaluate(history.model.net, dev).loss == pytest.approx(history.best.dev_loss, rel=1e-6)
@@ -117,7 +117,7 @@ def test_vectors_and_output(tmp_path):
 
 
 class TestForms:
-    """All of them give the same model to the bit."""
+    """All forms of input give the same model, bit for bit."""
 
     def fit(self, pairs, labels=None, **options):
         return Classifier.fit(pairs, labels, **{"dev": DEV, "epochs": 1, **SMALL, **options}).model
@@ -159,7 +159,7 @@ class TestForms:
         columns = {name: [*values, values[0]] for name, values in columns.items()}
         columns["gold_label"][-1] = -1  # no gold label
         model = self.fit(datasets.Dataset.from_dict(columns, features=features))
-        assert model.labels == ["neutral", "entailment"]  # in their order, without those that do not occur
+        assert model.labels == ["neutral", "entailment"]  # in the data set's order, without unused labels
         assert len(model.vocabulary) == len(self.fit(PAIRS, GOLD).vocabulary)
         label = model.predict(PAIRS[0]).label
         assert label in LABELS
@@ -201,7 +201,7 @@ class TestScores:
         with pytest.raises(ValueError, match=r"^the model is for regression, got task='classification'$"):
             same.model.fit(PAIRS, GOLD, dev=DEV, task="classification")
 
-    def test_the_task_may_be_said(self):
+    def test_an_explicit_task(self):
         ids = [float(label == "entailment") for label in GOLD]
         dev = [float(label == "entailment") for label in DEV[1]]
         assert self.fit([0.5 * label for label in ids], dev).model.labels == ["score"]
@@ -213,14 +213,14 @@ class TestScores:
 
     def test_minus_one_is_a_score(self):
         train = labeled_pairs("pairs", PAIRS[:3], [-1.0, 0.5, None]).prepared("nltk")
-        assert train.labeled.tolist() == [True, True]  # None is left out: it is no -1
+        assert train.labeled.tolist() == [True, True]  # a score of -1 is not a missing label
         assert train.scores().tolist() == [-1, 0.5]
         train = labeled_pairs("pairs", PAIRS[:3], [-1.0, 0.5, 1.0]).prepared("nltk")
         assert train.scores().tolist() == [-1, 0.5, 1]
 
 
 class TestShareOfDev:
-    def test_it_is_drawn_by_the_seed_and_not_trained_on(self):
+    def test_the_seed_draws_it_and_it_is_not_trained_on(self):
         first, second, other = (
             Classifier.fit(PAIRS, GOLD, dev=0.25, epochs=1, seed=seed, **SMALL) for seed in (1, 1, 2)
         )
@@ -234,7 +234,7 @@ class TestShareOfDev:
         held = dev.prepared("nltk").encode(first.model.vocabulary, LABELS)
         assert evaluate(first.model.net, held).accuracy == first.best.dev_accuracy
 
-    def test_a_label_of_dev_alone(self):
+    def test_a_label_that_only_dev_has(self):
         pairs, labels = [*PAIRS[:10], ("one", "of its own")], [*GOLD[:10], "contradiction"]
         found = {
             tuple(Classifier.fit(pairs, labels, dev=0.5, epochs=1, seed=seed, **SMALL).model.labels)
@@ -248,7 +248,7 @@ class TestShareOfDev:
             Classifier.fit(PAIRS, GOLD, dev=share)
 
 
-class TestGoingOn:
+class TestFurtherTraining:
     def test_a_model_is_trained_further(self, history, tmp_path):
         history.model.save_pretrained(tmp_path)
         model = Classifier.from_pretrained(tmp_path, device="cpu")
@@ -280,7 +280,7 @@ class TestGoingOn:
     @pytest.mark.parametrize(
         "options", [{"vectors": "glove.txt"}, {"hidden_size": 3}, {"tokenizer": "nltk"}, {"device": "cpu"}]
     )
-    def test_what_it_has_already(self, history, options):
+    def test_options_of_new_models_only(self, history, options):
         with pytest.raises(TypeError, match=rf"^{next(iter(options))} is for a new model, and this one has its own"):
             history.model.fit(PAIRS, GOLD, dev=DEV, **options)
 
@@ -384,14 +384,14 @@ def test_help():
         assert owner.fit.__doc__.startswith("Train a model: ")
 
 
-def test_a_run_of_fit_as_a_configuration(tmp_path):
-    """It has no files, and must not be taken for a run on the sample."""
+def test_configuration_from_a_run_of_fit(tmp_path):
+    """It records no files, and must not be mistaken for a run on the sample."""
     Classifier.fit(PAIRS, GOLD, dev=DEV, output=tmp_path / "m", epochs=1, **SMALL)
     said = fails("train", "--config", tmp_path / "m" / "config.json", "--output", tmp_path / "n")
     assert "config.json: it names no training files: give --train and --dev" in said
 
 
-def test_a_failed_fit_leaves_the_mode():
+def test_a_failed_fit_restores_the_mode():
     model = Classifier.fit(PAIRS, GOLD, dev=DEV, epochs=1, **SMALL).model
     model.net.eval()
     with pytest.raises(ZeroDivisionError):

@@ -20,7 +20,7 @@ from tests.training.training_tasks import WORDS, new_model, new_trainer, pairs
 
 
 def rare(count, seed, copies=1):
-    """As pairs(), but one pair in five is swapped, which is there so many times."""
+    """Like pairs(), but one pair in five is swapped and repeated this many times."""
     generator = np.random.default_rng(seed)
     labels = (generator.random(count) < 0.2).astype(int)
     premises = np.stack([generator.integers(2, 6, count), generator.integers(6, 10, count)], 1)
@@ -47,7 +47,7 @@ class TestClassWeights:
         expected = -(goals * logs * weights).sum()
         torch.testing.assert_close(summed_loss(logits, targets, smoothing, weights), expected, rtol=1e-12, atol=0)
 
-    def test_balanced_is_scikit_learns(self):
+    def test_balanced_matches_scikit_learn(self):
         compute = pytest.importorskip("sklearn.utils.class_weight").compute_class_weight
         model, labels = model_of(["a", "b", "c"]), [0] * 7 + [1] * 2 + [2]
         train = EncodedPairs([[2]] * 10, [[3]] * 10, labels)
@@ -76,7 +76,7 @@ class TestClassWeights:
         for parameter, expected in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
             torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-5)
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-        # In a single batch, a pair of weight 5 has the gradient of five pairs.
+        # In a single batch, a pair with weight 5 has the gradient of five pairs.
         nets = []
         for name, found, weights in (("weights", rare(40, 1), {"swapped": 5.0}), ("copies", rare(40, 1, 5), None)):
             model = new_model(dropout=0.0)
@@ -87,7 +87,7 @@ class TestClassWeights:
             (metrics,) = new_trainer(Recipe(epochs=1, **options), tmp_path / name, model, found).run()
             nets.append((metrics.train_loss * len(found), (model.net.linear.mlp[-1].bias - before).tolist()))
         assert nets[0][0] == pytest.approx(nets[1][0], rel=1e-5)
-        assert nets[0][1] == pytest.approx(nets[1][1], rel=1e-4)  # Adam's step knows no scale
+        assert nets[0][1] == pytest.approx(nets[1][1], rel=1e-4)  # Adam's step ignores the gradient's scale
 
     @pytest.mark.parametrize(
         ("weights", "error", "message"),
@@ -98,7 +98,7 @@ class TestClassWeights:
             ("even", ValueError, "class_weights must be \"balanced\" or a dict of weights, got 'even'"),
         ],
     )
-    def test_what_are_no_weights(self, weights, error, message):
+    def test_bad_weights(self, weights, error, message):
         with pytest.raises(error, match=message):
             Recipe(class_weights=weights)
 
@@ -121,7 +121,7 @@ class TestBestBy:
     @pytest.mark.parametrize(
         ("best_by", "best", "better"),
         [
-            (None, 3, [1, 0, 0, 0]),  # of equals that with the lower loss
+            (None, 3, [1, 0, 0, 0]),  # a tie: the lower loss wins
             ("accuracy", 3, [1, 0, 0, 0]),
             ("loss", 2, [1, 1, 0, 0]),
             ("macro-f1", 3, [1, 1, 1, 0]),
@@ -129,7 +129,7 @@ class TestBestBy:
             ("auc", 3, [0, 1, 1, 0]),
         ],
     )
-    def test_one_better_for_epoch_patience_and_learning_rate(self, best_by, best, better):
+    def test_one_order_for_best_epoch_patience_and_learning_rate(self, best_by, best, better):
         figure, progress = figure_of(best_by, ["no", "yes"]), Progress(history=list(self.HISTORY))
         assert progress.best(figure).epoch == best
         ranks = progress.ranks(figure)
@@ -143,10 +143,10 @@ class TestBestBy:
         assert Progress().best(figure) is None
 
     @pytest.mark.parametrize("best_by", ["macro-f1", "f1:swapped", "f1:same", "auc", "loss"])
-    def test_the_figure_is_scikit_learns_and_its_epoch_is_kept(self, tmp_path, best_by):
+    def test_the_figure_matches_scikit_learn_and_chooses_the_epoch(self, tmp_path, best_by):
         metrics_of = pytest.importorskip("sklearn.metrics")
         dev, logits = rare(80, 2), []
-        dev.labels[40:] = 1 - dev.labels[40:]  # so that figures do not just rise
+        dev.labels[40:] = 1 - dev.labels[40:]  # so that figures do not only rise
         options = {"patience": None, "learning_rate": 1e-2, "lr_decay": 1.0, "batch_size": 16}
         recipe = Recipe(epochs=5, best_by=best_by, class_weights="balanced", **options)
 
@@ -167,14 +167,14 @@ class TestBestBy:
         assert values == pytest.approx([expected(x) for x in logits], abs=1e-6 if best_by == "loss" else 1e-9)
         best = values.index((min if best_by == "loss" else max)(values))
         assert trainer.best == history[best]
-        assert best < 4  # or the last model would do
+        assert best < 4  # otherwise the last model would pass too
         for directory, epoch in (("", best), ("last", 4)):
             found = Classifier.from_pretrained(tmp_path / directory).logits(dev).double()
             assert torch.equal(found, logits[epoch])
         line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
         assert {name for name in line if name.startswith("dev")} == {"dev_loss", "dev_accuracy", key}
 
-    def test_accuracy_with_a_threshold_is_of_what_the_model_gives(self):
+    def test_accuracy_with_a_threshold(self):
         model, dev = new_model(), pairs(80, 2)
         usual, figure = assess(figure_of(None, model.labels), model, dev), figure_of("f1:swapped", model.labels)
         model.threshold = 0.0
@@ -195,18 +195,18 @@ class TestBestBy:
             ),
         ],
     )
-    def test_figures_that_a_model_has_not(self, best_by, labels, message):
+    def test_figures_of_other_tasks(self, best_by, labels, message):
         with pytest.raises(ValueError, match=message):
             figure_of(best_by, labels)
 
-    def test_what_is_no_figure(self):
+    def test_unknown_figures(self):
         for best_by in ("f1", "recall", "", 3):
             with pytest.raises(
                 ValueError, match="best_by must be one of accuracy, macro-f1, auc, loss, pearson, spear"
             ):
                 Recipe(best_by=best_by)
 
-    def test_dev_pairs_that_do_not_define_it(self, tmp_path):
+    def test_figures_undefined_on_dev(self, tmp_path):
         one = EncodedPairs([[2]] * 3, [[3]] * 3, [0, 0, 0])
         for best_by in ("auc", "f1:swapped"):
             with pytest.raises(ValueError, match=r"dev: no pair has the label swapped, so (AUC|F1 of swapped) is not"):
@@ -215,7 +215,7 @@ class TestBestBy:
 
 
 class TestResuming:
-    def test_other_weights_or_figures_are_other_runs(self, tmp_path):
+    def test_other_weights_or_figures_do_not_resume(self, tmp_path):
         new_trainer(Recipe(epochs=1), tmp_path / "plain").run()
         used = Recipe(epochs=1, class_weights={"swapped": 2.0}, best_by="macro-f1")
         history = new_trainer(used, tmp_path / "used").run()
@@ -231,8 +231,8 @@ class TestResuming:
         assert new_trainer(replace(used, epochs=2), tmp_path / "used", resume=True).run()[0] == history[0]
         new_trainer(Recipe(epochs=2, best_by="accuracy"), tmp_path / "plain", resume=True).run()
 
-    def test_checkpoints_of_the_version_before(self, tmp_path):
-        """They know neither the recipe's new options nor an epoch's new figures."""
+    def test_checkpoints_of_the_previous_version(self, tmp_path):
+        """They lack the recipe's new options and an epoch's new figures."""
         recipe = Recipe(epochs=2)
         new_trainer(replace(recipe, epochs=1), tmp_path / "parts").run()
         path = tmp_path / "parts" / "checkpoint" / "last.pt"
@@ -247,7 +247,7 @@ class TestResuming:
         whole = new_trainer(recipe, tmp_path / "whole").run()
         assert [replace(m, seconds=0) for m in resumed] == [replace(m, seconds=0) for m in whole]
 
-    def test_a_checkpoint_of_nonsense(self, tmp_path):
+    def test_a_checkpoint_with_bad_values(self, tmp_path):
         new_trainer(Recipe(epochs=1), tmp_path).run()
         path = tmp_path / "checkpoint" / "last.pt"
         checkpoint = Checkpoint.load(path)
@@ -258,7 +258,7 @@ class TestResuming:
                 new_trainer(Recipe(epochs=1), tmp_path, resume=True)
 
 
-def test_recipes_without_the_options_look_as_they_always_have():
+def test_recipes_without_the_options_are_saved_as_before():
     assert not {"class_weights", "best_by"} & Recipe().as_dict().keys()
     used = Recipe(class_weights={"a": 2}, best_by="loss")
     assert Recipe(**json.loads(json.dumps(used.as_dict()))) == used

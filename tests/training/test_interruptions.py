@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted, or left without disk or memory: what was complete stays, and --resume goes on."""
+"""Runs that are killed, interrupted, or out of disk or memory keep their complete files, and --resume continues."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ WORDS = [*"abcdefghijklmno"]
 
 @pytest.fixture(scope="module")
 def start(cache):
-    """Starts the command with arguments; returns its process and the file with what it says."""
+    """Starts the command; returns its process and the file with its output."""
     logs = itertools.count()
 
     def begin(*arguments, at=None, file_size=None, memory=None):
@@ -36,7 +36,7 @@ def start(cache):
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """``command(directory, …)``: arguments of a run of 2 epochs of 15 steps, with a checkpoint every 5."""
+    """``command(directory, …)``: arguments of a run with 2 epochs of 15 steps and a checkpoint every 5 steps."""
     generator, path = random.Random(0), tmp_path_factory.mktemp("corpus") / "pairs.tsv"
     rows = ["gold_label\tsentence1\tsentence2\n"]
     for _ in range(60):
@@ -50,7 +50,7 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(start, command, tmp_path_factory):
-    """The directory of a run that nobody interrupted, and how long it took."""
+    """The directory of an uninterrupted run, and how long it took."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
     begin = time.perf_counter()
     process, log = start(*command(directory))
@@ -68,7 +68,7 @@ def outcome(directory):
 
 @pytest.fixture
 def goes_on(start, command, whole):
-    """``goes_on(directory)``: what is there is complete, and with --resume becomes what an uninterrupted run leaves."""
+    """``goes_on(directory)``: its files are complete, and --resume gives the same as an uninterrupted run."""
 
     def check(directory):
         assert_intact(directory)
@@ -81,7 +81,7 @@ def goes_on(start, command, whole):
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
-def test_killed_at_any_moment_a_run_goes_on_to_the_bit(start, command, whole, goes_on, tmp_path, moment):
+def test_a_run_killed_at_any_moment_resumes_bit_for_bit(start, command, whole, goes_on, tmp_path, moment):
     process, log = start(*command(tmp_path / "m"))
     process.join(random.Random(moment).uniform(0, 1.1 * whole[1]))
     process.kill()
@@ -91,8 +91,8 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_bit(start, command, whole, go
 
 
 @pytest.mark.parametrize("at", random.Random(1).sample(range(116), 8))
-def test_killed_while_it_writes_a_run_goes_on_to_the_bit(start, command, goes_on, tmp_path, at):
-    """Before and after each step of making a file permanent: fsync and rename."""
+def test_a_run_killed_while_writing_resumes_bit_for_bit(start, command, goes_on, tmp_path, at):
+    """Killed before and after each fsync and rename."""
     process, log = start(*command(tmp_path / "m"), at=at)
     process.join(90)
     assert process.exitcode == -signal.SIGKILL, log.read_text()
@@ -100,7 +100,7 @@ def test_killed_while_it_writes_a_run_goes_on_to_the_bit(start, command, goes_on
 
 
 def assert_intact(directory):
-    """Whatever has its final name is complete."""
+    """Files under their final names are complete."""
     checkpoint = directory / "checkpoint" / "last.pt"
     if checkpoint.exists():
         Checkpoint.load(checkpoint)
@@ -110,7 +110,7 @@ def assert_intact(directory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_after_the_step_in_hand(start, command, goes_on, tmp_path, number):
+def test_a_signal_ends_a_run_after_the_current_step(start, command, goes_on, tmp_path, number):
     process, log = start(*command(tmp_path / "m"))
     while not (tmp_path / "m" / "checkpoint" / "last.pt").exists():
         assert process.is_alive(), log.read_text()
@@ -135,8 +135,8 @@ def fails_in_one_line(start, arguments, **options):
     return log.read_text().rstrip().splitlines()[-1]
 
 
-def test_a_file_that_may_not_grow_as_large_as_a_checkpoint(start, command, whole, goes_on, tmp_path):
-    # The first checkpoint has no moments of Adam's yet, and fits.
+def test_a_file_size_limit_below_a_checkpoint(start, command, whole, goes_on, tmp_path):
+    # The first checkpoint fits, because it has no Adam moments yet.
     size = (whole[0] / "checkpoint" / "last.pt").stat().st_size
     message = fails_in_one_line(start, command(tmp_path / "m"), file_size=size - 1000)
     assert message == f"esim-fast: {tmp_path / 'm' / 'checkpoint' / 'last.pt'}: File too large"
@@ -146,7 +146,7 @@ def test_a_file_that_may_not_grow_as_large_as_a_checkpoint(start, command, whole
 
 @pytest.fixture
 def mounted(tmp_path):
-    """``mounted(options)``: a file system of its own, in memory."""
+    """``mounted(options)``: a new file system in memory."""
     folder = tmp_path / "mounted"
     folder.mkdir()
 
@@ -175,7 +175,7 @@ def test_a_full_disk(start, command, whole, goes_on, mounted):
     goes_on(folder / "m")
 
 
-def test_a_directory_that_must_not_be_written_to_any_more(start, command, goes_on, mounted):
+def test_a_directory_that_becomes_read_only(start, command, goes_on, mounted):
     folder = mounted("size=64m")
     process, _ = start(*command(folder / "m"), at=40)
     process.join(90)
@@ -191,7 +191,7 @@ def test_a_directory_that_must_not_be_written_to_any_more(start, command, goes_o
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are not heeded here")
 @pytest.mark.parametrize("megabytes", [40, 60, 100, 140])
-def test_memory_that_does_not_suffice(start, tmp_path, megabytes):
+def test_too_little_memory(start, tmp_path, megabytes):
     generator = random.Random(0)
     rows = [f"{label}\t{' '.join(generator.choices(WORDS, k=300))}\ta b\n" for label in ("yes", "no") * 30]
     (tmp_path / "pairs.tsv").write_text("".join(rows))

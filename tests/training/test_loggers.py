@@ -1,4 +1,4 @@
-"""The curves of a run in CSV files, TensorBoard and Weights & Biases."""
+"""Logging of a run to CSV files, TensorBoard and Weights & Biases."""
 
 import contextlib
 import csv
@@ -17,12 +17,12 @@ from esim_fast.training.loggers import LOGGERS, RunLog
 from tests.cli.commands import TRAIN, esim_fast, fails, training, write_tsv
 from tests.training.training_tasks import new_trainer
 
-RECIPE = Recipe(epochs=3, patience=None, batch_size=4, seed=1)  # 40 steps an epoch
+RECIPE = Recipe(epochs=3, patience=None, batch_size=4, seed=1)  # 40 steps per epoch
 CONFIG = {"learning_rate": 4e-4, "epochs": 3, "max_tokens": None, "train": ["a.tsv"], "precision": "fp32"}
 
 
 def run(directory, names, stop_after=None, recipe=RECIPE, warnings=None, **options):
-    """A run with these logs, interrupted after some steps."""
+    """A run with these loggers, interrupted after some steps."""
     log = RunLog(names, directory, [].append if warnings is None else warnings.append)
     trainer = new_trainer(
         recipe,
@@ -45,14 +45,14 @@ def table(path):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What each step and each epoch of the run measured."""
+    """The metrics of each step and each epoch of the run."""
     steps = []
     trainer = new_trainer(RECIPE, tmp_path_factory.mktemp("plain"), on_step=steps.append)
     return steps, trainer.run()
 
 
 def points(steps):
-    """The means of 20 steps each, with the step that ends them."""
+    """Means over 20 steps each, by the last of them."""
     for begin in range(0, len(steps), 20):
         part = steps[begin : begin + 20]
         loss = sum(step.loss_sum for step in part) / sum(step.pairs for step in part)
@@ -63,7 +63,7 @@ def test_names():
     assert set(LOGS) == LOGGERS.keys()
 
 
-def test_what_a_step_measures(measured):
+def test_metrics_of_a_step(measured):
     steps, history = measured
     assert [step.step for step in steps] == list(range(1, 121))
     assert {step.pairs for step in steps} == {4}
@@ -86,14 +86,14 @@ def test_csv(measured, tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", [60, 67, 80])  # in the second epoch, and at its end
-def test_csv_goes_on_after_an_interruption(tmp_path, stop_after):
+def test_csv_continues_after_an_interruption(tmp_path, stop_after):
     run(tmp_path / "whole", ["csv"])
     run(tmp_path / "m", ["csv"], stop_after)
     with open(tmp_path / "m" / "steps.csv", "a") as file:
-        file.write("100,1,1,1\r\n120,1")  # what a machine that stopped may have left behind the last checkpoint
+        file.write("100,1,1,1\r\n120,1")  # as left by a machine that crashed after the last checkpoint
     run(tmp_path / "m", ["csv"], resume=True)
     whole, resumed = (table(tmp_path / name / "steps.csv") for name in ("whole", "m"))
-    if stop_after % 20:  # a point of what there was
+    if stop_after % 20:  # a point of fewer than 20 steps
         assert [row.pop("step") for row in resumed] == ["20", "40", "60", "67", "80", "100", "120"]
         assert resumed[:3] + resumed[5:] == [{name: row[name] for name in resumed[0]} for row in whole[:3] + whole[4:]]
     else:
@@ -127,8 +127,8 @@ def test_tensorboard(measured, tmp_path):
     assert b'["a.tsv"]' in plugin
 
 
-def test_tensorboard_hides_what_comes_again(tmp_path):
-    """A machine that stops leaves points behind the last checkpoint."""
+def test_tensorboard_hides_repeated_steps(tmp_path):
+    """A machine that crashes leaves points after the last checkpoint."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     trainer = run(tmp_path / "m", ["tensorboard"], stop_after=41)
     log = RunLog(["tensorboard"], tmp_path / "m", print)
@@ -141,7 +141,7 @@ def test_tensorboard_hides_what_comes_again(tmp_path):
 
 
 class FakeWandb(SimpleNamespace):
-    """Notes what it is asked for, in place of the library."""
+    """A fake library that records its calls."""
 
     def __init__(self):
         super().__init__(started=[], logged=[], ended=[], config={})
@@ -167,11 +167,11 @@ def test_wandb(measured, tmp_path, monkeypatch):
     run(tmp_path / "m", ["wandb"], resume=True)
     new = {"project": "esim_fast", "name": "m", "dir": str(tmp_path / "m"), "id": None, "resume": None}
     assert fake.started == [new, {**new, "id": "abc123", "resume": "allow"}]
-    assert fake.ended == [1, 0]  # interrupted, and done
+    assert fake.ended == [1, 0]  # interrupted, then finished
     assert fake.config == CONFIG
     logged = {}
     for step, values in fake.logged:
-        assert step >= max(logged, default=0)  # or wandb would leave it out
+        assert step >= max(logged, default=0)  # wandb drops steps that go back
         logged.setdefault(step, {}).update(values)
     assert list(logged) == [20, 40, 60, 67, 80, 100, 120]
     for metrics in history:
@@ -183,7 +183,7 @@ def test_wandb(measured, tmp_path, monkeypatch):
 
 
 class Failing:
-    """A place that fails after the first epoch."""
+    """A logger that fails after the first epoch."""
 
     def __init__(self, *_):
         self.epochs = 0
@@ -200,7 +200,7 @@ class Failing:
         raise AssertionError
 
 
-def test_a_place_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
+def test_a_logger_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(LOGGERS, "failing", Failing)
     warnings = []
     trainer = run(tmp_path / "m", ["failing", "csv"], warnings=warnings)
@@ -209,7 +209,7 @@ def test_a_place_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
     assert len(table(tmp_path / "m" / "metrics.csv")) == 3
 
 
-def test_a_place_that_cannot_be_opened(tmp_path, monkeypatch):
+def test_a_logger_that_cannot_be_opened(tmp_path, monkeypatch):
     fake = SimpleNamespace(init=lambda **options: (_ for _ in ()).throw(RuntimeError("no API key\nconfigured")))
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with pytest.raises(DataError, match=r"^log wandb: RuntimeError: no API key$"):
@@ -232,11 +232,11 @@ def test_the_command(tmp_path, monkeypatch):
     assert not (tmp_path / "n" / "metrics.csv").exists()
     first, second = ((tmp_path / name / "last" / "model.safetensors") for name in "mn")
     assert esim_fast(*training(corpus, tmp_path / "n", "--resume", "--epochs", 3)).returncode == 0
-    assert first.read_bytes() == second.read_bytes()  # nothing is computed otherwise
+    assert first.read_bytes() == second.read_bytes()  # logging changes no computation
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_library_is_said_first(tmp_path, monkeypatch, name):
+def test_a_missing_library_is_reported_first(tmp_path, monkeypatch, name):
     monkeypatch.setattr("esim_fast.cli.options.find_spec", lambda name: None)
     message = fails("train", "--train", tmp_path / "nowhere.tsv", "--dev", "nowhere.tsv", "--log", f"csv,{name}")
     expected = f'argument --log: {name} is not installed: pip install "esim_fast[{name}]" (see esim-fast train --help)'
@@ -244,7 +244,7 @@ def test_a_missing_library_is_said_first(tmp_path, monkeypatch, name):
 
 
 def test_a_folder_is_not_the_library(tmp_path, monkeypatch):
-    """An earlier run of wandb leaves one of its name."""
+    """An earlier run of wandb leaves a folder named wandb."""
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)

@@ -1,4 +1,4 @@
-"""Memory stays flat over many training steps, each of a shape of its own."""
+"""Memory stays flat over many training steps, each with another shape."""
 
 import functools
 import os
@@ -11,14 +11,14 @@ import torch
 
 from tests.processes import start
 
-# MiB after the first epoch and its evaluation. Without bounds for what oneDNN remembers, it would be 160 here.
+# MiB after the first epoch and its evaluation. With an unbounded oneDNN cache it would be 160.
 ALLOWED = 16.0
 
 
 def note_memory(file):
-    """Writes down how many MiB the process has in memory after each step of the optimizer."""
+    """Records the MiB of memory of the process after each optimizer step."""
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.pop(name, None)  # a command in the process of the tests has set them
+        os.environ.pop(name, None)  # set by a command in the tests' process
     step = torch.optim.AdamW.step
 
     def noting(*arguments, **options):

@@ -1,4 +1,4 @@
-"""Training on scores: squared error, correlations instead of accuracies, and the rest as for labels."""
+"""Training on scores: squared error and correlations, otherwise like training on labels."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ def weights(path):
 
 
 def correlations(model, pairs):
-    """SciPy's, of the answers in the batches in which the run has evaluated them."""
+    """SciPy's correlations of the predictions, in the batches of the run's evaluation."""
     stats = pytest.importorskip("scipy.stats")
     logits = torch.zeros(len(pairs), 1)
     evaluate(model.net, pairs, batch_size=4 * RECIPE.batch_size, logits=logits)
@@ -66,7 +66,7 @@ def test_other_figures_choose_the_epoch(tmp_path, best_by, key):
     assert getattr(trainer.best, key) == (min if best_by == "loss" else max)(values)
 
 
-def test_a_step_is_adams_on_the_mean_squared_error():
+def test_a_step_is_an_adam_step_on_the_mean_squared_error():
     ours = new_regression(dropout=0.0).net.train()
     plain = copy.deepcopy(ours)
     (batch,) = batches(scored_pairs(12, 1), 12, shuffle=False)
@@ -84,7 +84,7 @@ def test_a_step_is_adams_on_the_mean_squared_error():
         torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-6)
 
 
-def test_a_pair_without_a_target_counts_for_nothing():
+def test_a_pair_without_a_target_is_ignored():
     logits = torch.tensor([[2.0], [1e6], [-1.0]], requires_grad=True)
     targets = torch.tensor([1.5, 0.0, 1.0])
     targets[1:2] = no_target(targets)
@@ -94,7 +94,7 @@ def test_a_pair_without_a_target_counts_for_nothing():
     assert logits.grad.tolist() == [[1.0], [0.0], [-4.0]]
 
 
-def test_parts_of_a_batch_take_the_steps_of_the_whole(tmp_path):
+def test_parts_of_a_batch_give_the_steps_of_the_whole(tmp_path):
     nets = []
     for accumulate in (1, 3):
         model = new_regression(dropout=0.0)
@@ -106,8 +106,8 @@ def test_parts_of_a_batch_take_the_steps_of_the_whole(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"best_by": "loss", "ema_decay": 0.9, "precision": "bf16"}])
-def test_an_interrupted_run_gives_the_bits_of_a_whole_one(tmp_path, options):
-    recipe = replace(RECIPE, epochs=3, **options)  # ten steps an epoch
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, options):
+    recipe = replace(RECIPE, epochs=3, **options)  # ten steps per epoch
     history = new_regression_trainer(recipe, tmp_path / "whole").run()
     for stop in (1, 10, 17):
         calls = iter(range(1, 100))
@@ -121,8 +121,8 @@ def test_an_interrupted_run_gives_the_bits_of_a_whole_one(tmp_path, options):
             assert weights(directory / part) == weights(tmp_path / "whole" / part)
 
 
-def test_a_constant_answer_has_no_correlation_and_is_not_the_best(tmp_path, monkeypatch):
-    """An epoch whose figure is not defined is worse than others, and its line leaves it out."""
+def test_a_constant_prediction_has_no_correlation_and_is_not_the_best(tmp_path, monkeypatch):
+    """An epoch with an undefined figure ranks last, and its line lacks the figure."""
     model = new_regression(dropout=0.0)
     model.net.linear.mlp[-1].weight.data.zero_()
     history = new_regression_trainer(replace(RECIPE, epochs=3, learning_rate=1e-30), tmp_path, model).run()
@@ -145,13 +145,13 @@ def test_curves_of_scores(tmp_path, monkeypatch, curves):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_last_layer_may_begin_at_the_mean():
+def test_output_bias_of_the_mean():
     for value in (0.0, 2.5):
         net = new_regression(dropout=0.0).net.eval()
         state = torch.get_rng_state()
         initialize(net, output_bias=value)
         assert net.linear.mlp[-1].bias.tolist() == [value]
-        with torch.random.fork_rng():  # it draws no numbers
+        with torch.random.fork_rng():  # it uses no random numbers
             torch.set_rng_state(state)
             other = new_regression(dropout=0.0).net
             torch.set_rng_state(state)
@@ -184,7 +184,7 @@ def test_the_last_layer_may_begin_at_the_mean():
         ({"best_by": "f1:score"}, {}, "best_by: regression has spearman, pearson, loss, but no f1:score"),
     ],
 )
-def test_what_cannot_be_learned(tmp_path, recipe, data, message):
+def test_bad_scores_and_options(tmp_path, recipe, data, message):
     with pytest.raises(ValueError, match=message):
         new_regression_trainer(Recipe(**recipe), tmp_path / "m", **data)
     assert not (tmp_path / "m").exists()

@@ -1,4 +1,4 @@
-"""Training: it learns, keeps the best, repeats itself, and goes on to the bit after an interruption."""
+"""Training learns, keeps the best model, is reproducible, and resumes bit for bit."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ def weights(path):
 
 
 def measured(history):
-    """Of an epoch everything but the time it took."""
+    """An epoch's metrics without its time."""
     return [dataclasses.replace(metrics, seconds=0) for metrics in history]
 
 
@@ -45,13 +45,13 @@ class TestRun:
         assert max(accuracies) > 0.95
         equals = [metrics for metrics in history if metrics.dev_accuracy == max(accuracies)]
         assert trainer.best is min(equals, key=lambda metrics: metrics.dev_loss)
-        assert len(equals) > 1  # or the loss decided nothing
+        assert len(equals) > 1  # otherwise the loss would not decide
         assert history[-1].train_loss < history[0].train_loss
         for directory, expected in ((tmp_path, max(accuracies)), (tmp_path / "last", accuracies[-1])):
             assert evaluate(Classifier.from_pretrained(directory).net, pairs(80, 2)).accuracy == expected
         assert evaluate(trainer.model.net, pairs(80, 2)).loss == history[-1].dev_loss
 
-    def test_what_it_leaves_behind(self, tmp_path, curves):
+    def test_files_of_a_run(self, tmp_path, curves):
         model = new_model()
         model.training = {"why": "a test"}
         history = new_trainer(Recipe(epochs=2), tmp_path, model).run()
@@ -66,7 +66,7 @@ class TestRun:
         assert Classifier.from_pretrained(tmp_path).training == written
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_the_curves_are_of_what_was_measured(self, tmp_path, monkeypatch, curves):
+    def test_curves_show_the_metrics(self, tmp_path, monkeypatch, curves):
         figures = []
         matplotlib = pytest.importorskip("matplotlib.figure")
         save = matplotlib.Figure.savefig
@@ -90,8 +90,8 @@ class TestRun:
         assert all(re.match(r"epoch 1/1: batch \d+ of 20, \d\d:\d\d so far, .* to go", line) for line in lines)
         assert re.search(r", loss 0\.\d{4}, accuracy \d\d\.\d\d%$", lines[-1])
 
-    def test_it_ends_when_nothing_gets_better(self, tmp_path):
-        recipe = Recipe(epochs=9, patience=2, learning_rate=1e-7)  # too small to change an answer
+    def test_it_stops_when_nothing_improves(self, tmp_path):
+        recipe = Recipe(epochs=9, patience=2, learning_rate=1e-7)  # too small to change a prediction
         assert len(new_trainer(recipe, tmp_path).run()) == 3
         resumed = new_trainer(dataclasses.replace(recipe, patience=4), tmp_path, resume=True)
         assert len(resumed.run()) == 5
@@ -117,8 +117,8 @@ class TestRun:
         with pytest.raises(NotFiniteError, match=r"epoch 1, batch 1: the gradient's norm is (nan|inf)"):
             new_trainer(Recipe(epochs=1), tmp_path / "gradient", model).run()
 
-    def test_what_was_not_looked_at_is_looked_at_before_a_checkpoint(self, tmp_path, monkeypatch):
-        """As on a GPU, where steps are looked at in groups."""
+    def test_unread_steps_are_read_before_a_checkpoint(self, tmp_path, monkeypatch):
+        """As on a GPU, where the results of steps are read in groups."""
         history = new_trainer(Recipe(epochs=1, batch_size=8), tmp_path / "cpu", checkpoint_steps=7).run()
         trainer = new_trainer(Recipe(epochs=1, batch_size=8), tmp_path / "gpu", checkpoint_steps=7)
         looks, look = [], trainer._look
@@ -146,7 +146,7 @@ class TestRun:
             (RuntimeError("something else"), True, "^something else$"),
         ],
     )
-    def test_memory_that_is_short_names_the_batch(self, tmp_path, error, training, message):
+    def test_out_of_memory_names_the_batch(self, tmp_path, error, training, message):
         def forward(net, *_):
             if net.training == training:
                 raise error
@@ -157,12 +157,12 @@ class TestRun:
         with pytest.raises(expected, match=message):
             new_trainer(Recipe(epochs=1), tmp_path, model).run()
 
-    def test_errors_that_only_speak_of_memory(self):
+    def test_other_errors_that_mention_memory(self):
         for message in ("CUDA error: an illegal memory access was encountered", "unsupported memory format option"):
             assert short_of_memory(RuntimeError(message)) is None
         assert short_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")) is not None
 
-    def test_pairs_that_cannot_be_trained_on(self, tmp_path):
+    def test_bad_pairs(self, tmp_path):
         unlabeled = EncodedPairs([[2]], [[2]], None)
         for wrong, message in ((EncodedPairs([], [], []), "got none"), (unlabeled, "got no labels")):
             for which in ("train", "dev"):
@@ -175,7 +175,7 @@ class TestRun:
 
 class TestRecipe:
     def test_the_learning_rate(self, tmp_path):
-        """It halves when dev stalls; what is written down is that of the last step."""
+        """It halves when dev stalls; the metrics have the last step's."""
         warming_up = {"batch_size": 16, "warmup_steps": 20, "max_grad_norm": 1e-9, "lr_decay": 1.0}
         for options, rates in (
             ({"epochs": 4, "learning_rate": 1e-6}, [1e-6, 1e-6, 5e-7, 2.5e-7]),
@@ -210,8 +210,8 @@ class TestRecipe:
         new_trainer(Recipe(epochs=1, max_grad_norm=0.5), tmp_path, model).run()
         assert max(norms) == pytest.approx(0.5, rel=1e-3)
 
-    def test_parts_of_a_batch_take_the_steps_of_the_whole(self, tmp_path):
-        # Pairs of no words and a last batch of three: parts of them are empty.
+    def test_parts_of_a_batch_give_the_steps_of_the_whole(self, tmp_path):
+        # Pairs without words and a last batch of three leave some parts empty.
         train = EncodedPairs([[2, 6], [], [4]] * 25, [[6, 2], [5], []] * 25, [0, 1, 1] * 25)
         histories, nets = [], []
         for accumulate in (1, 3, 5):
@@ -225,7 +225,7 @@ class TestRecipe:
             assert [m.dev_accuracy for m in history] == [m.dev_accuracy for m in histories[0]]
             assert [m.train_loss for m in history] == pytest.approx([m.train_loss for m in histories[0]], abs=1e-5)
 
-    def test_a_step_is_adams_on_the_mean_loss(self):
+    def test_a_step_is_an_adam_step_on_the_mean_loss(self):
         ours, plain = new_model(dropout=0.0).net.train(), new_model(dropout=0.0).net.train()
         (batch,) = batches(pairs(12, 1), 12, shuffle=False)
         recipe = Recipe(learning_rate=1e-2, max_grad_norm=1e9)
@@ -261,7 +261,7 @@ class TestRecipe:
         assert losses["plain"] == losses["decayed"] != losses["smoothed"]
 
     @pytest.mark.parametrize(("batch_size", "every"), [(160, 1), (8, 1), (1, 3)])
-    def test_an_average_of_the_weights_is_what_is_kept(self, tmp_path, batch_size, every):
+    def test_averaged_weights_are_saved(self, tmp_path, batch_size, every):
         model = new_model(dropout=0.0)
         start = {name: value.clone() for name, value in model.net.state_dict().items()}
         seen, steps = [], []
@@ -287,7 +287,7 @@ class TestRecipe:
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
         assert evaluate(last, pairs(80, 2)).accuracy == history[-1].dev_accuracy
 
-    def test_word_vectors_that_stay_as_they_are(self, tmp_path):
+    def test_frozen_word_vectors(self, tmp_path):
         model = new_model(freeze_embedding=True)
         before = model.net.embedding.weight.clone()
         new_trainer(Recipe(epochs=1, learning_rate=1e-2), tmp_path, model).run()
@@ -302,7 +302,7 @@ class TestRecipe:
         model.net.to(device)
         trainer = new_trainer(Recipe(epochs=16, learning_rate=1e-2, seed=1, precision=precision), tmp_path, model)
         trainer.run()
-        # After 8 epochs one seed in twelve has not begun to learn, in fp32 and in bf16; after 16 all of them have.
+        # After 8 epochs one seed in twelve has not started to learn, in fp32 and in bf16; after 16 epochs all have.
         assert trainer.best.dev_accuracy > 0.9
 
     @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ class TestRecipe:
             ({"precision": "fp8"}, ValueError, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
         ],
     )
-    def test_recipes_that_make_no_sense(self, options, error, message):
+    def test_bad_recipes(self, options, error, message):
         with pytest.raises(error, match=message):
             Recipe(**options)
 
@@ -346,7 +346,7 @@ def test_initial_weights():
 
 
 @pytest.mark.gpu
-def test_a_step_does_not_wait_for_the_gpu():
+def test_a_step_does_not_synchronize_with_the_gpu():
     net = new_model().net.to("cuda").train()
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     scaler = torch.amp.GradScaler("cuda", enabled=False)
@@ -375,8 +375,8 @@ class TestResuming:
         assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == files
 
     @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "accumulate": 2, "warmup_steps": 30}])
-    def test_from_any_step_it_gives_the_bits_of_an_uninterrupted_run(self, tmp_path, options):
-        recipe = Recipe(epochs=3, batch_size=16, learning_rate=1e-2, **options)  # ten steps an epoch
+    def test_resuming_from_any_step_is_bit_for_bit(self, tmp_path, options):
+        recipe = Recipe(epochs=3, batch_size=16, learning_rate=1e-2, **options)  # ten steps per epoch
         history = new_trainer(recipe, tmp_path / "whole", checkpoint_steps=4).run()
         for stop in (1, 4, 10, 11, 25, 30):
             calls = iter(range(1, 100))
@@ -397,13 +397,13 @@ class TestResuming:
             new_trainer(Recipe(epochs=2, batch_size=16), tmp_path, checkpoint_steps=4).run()
         assert steps == [0, 4, 8, 10, 14, 18, 20]
 
-    def test_a_run_that_is_over_is_left_as_it_is(self, tmp_path):
+    def test_a_finished_run_is_unchanged(self, tmp_path):
         new_trainer(Recipe(epochs=3), tmp_path).run()
         before = (tmp_path / "config.json").read_bytes()
         assert len(new_trainer(Recipe(epochs=2), tmp_path, new_model(seed=7), resume=True).run()) == 3
         assert (tmp_path / "config.json").read_bytes() == before
 
-    def test_what_is_not_resumed_and_not_overwritten(self, tmp_path):
+    def test_directories_that_are_not_resumed_or_overwritten(self, tmp_path):
         new_trainer(Recipe(epochs=1), tmp_path, settings={"pairs": "a"}).run()
         before = weights(tmp_path)
         other = Classifier(esim_fast.ESIM(8, 12, len(WORDS), 2), Vocabulary(WORDS), ["same", "swapped"])
@@ -436,10 +436,10 @@ class TestResuming:
             for _ in range(generator.randint(1, 20)):
                 damaged[generator.randrange(len(damaged))] = generator.randrange(256)
             path.write_bytes(damaged)
-            with contextlib.suppress(DataError):  # and nothing else; damage can also hit what does not matter
+            with contextlib.suppress(DataError):  # no other error; some damage has no effect
                 new_trainer(Recipe(epochs=1), tmp_path, resume=True)
 
-    def test_a_checkpoint_of_nonsense(self, tmp_path):
+    def test_a_checkpoint_with_bad_values(self, tmp_path):
         new_trainer(Recipe(epochs=1), tmp_path).run()
         path, histories = tmp_path / "checkpoint" / "last.pt", [{"history": [{}]}, {"history": 3}]
         checkpoint = Checkpoint.load(path)

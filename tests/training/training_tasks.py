@@ -1,4 +1,4 @@
-"""A task that a small model learns in seconds, for tests of training."""
+"""A task that a small model learns in seconds."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ WORDS = ["<unk>", "<pad>", *"abcdefgh"]
 
 
 def pairs(count, seed):
-    """Two words, then the same two in the same or in the other order: that is the label."""
+    """Pairs of the same two words; the label says whether the hypothesis swaps them."""
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.randint(low, low + 4, (count,), generator=generator) for low in (2, 6))
     premises = torch.stack([first, second], 1).tolist()
@@ -33,7 +33,7 @@ def new_trainer(recipe, directory, model=None, train=None, dev=None, **options):
 
 
 def scored_pairs(count, seed):
-    """The same sentences with scores: 3 or 1, whether they are in the other order or not, and a bit for a word."""
+    """The same sentences with scores: 1 or 3 by the label, plus up to 0.3 by the first word."""
     found = pairs(count, seed)
     first = np.array([int(found[[index]].pairs.tokens[0]) for index in range(count)])
     found.labels = (1 + 2 * found.labels + 0.1 * (first % 4)).astype(np.float32)
@@ -43,7 +43,7 @@ def scored_pairs(count, seed):
 def new_regression(seed=0, dropout=0.1):
     torch.manual_seed(seed)
     net = esim_fast.ESIM(16, 12, len(WORDS), 1, dropout=dropout)
-    net.linear.mlp[-1].bias.data.fill_(2.1)  # as the mean of the scores: from 0 on it learns nothing
+    net.linear.mlp[-1].bias.data.fill_(2.1)  # the mean of the scores; from 0 on it would learn nothing
     return Classifier(net, Vocabulary(WORDS), ["score"])
 
 
