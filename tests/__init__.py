@@ -2,7 +2,7 @@ import threading
 
 from tqdm import tqdm
 
-# tqdm's lock is one for all processes that are forked from this one, and who is killed holding it keeps it for ever.
-# Tests kill processes.
+# All processes forked from this one share tqdm's lock, and tests kill processes. One killed while holding the lock
+# would block the others forever.
 tqdm.set_lock(threading.RLock())
-tqdm.monitor_interval = 0  # no thread that could hold it while another process is forked
+tqdm.monitor_interval = 0  # no thread that might hold the lock during a fork

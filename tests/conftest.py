@@ -2,8 +2,8 @@
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several processes, and for those that they start
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker and per process that it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it on import
 
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -17,14 +17,14 @@ from hypothesis import settings
 from packaging.version import Version
 
 if not torch.cuda.is_available():
-    # Triton's kernels run on CPU tensors then. It must be said before Triton is imported.
+    # Runs Triton's kernels on CPU tensors. Triton reads it on import.
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# Without it cuBLAS, and so cuDNN's LSTMs, may add in another order the next time.
+# Makes cuBLAS, and so cuDNN's LSTMs, deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# On a GPU torch runs fp32 LSTMs in TF32 unless told otherwise, and no test could bound that rounding.
+# By default torch runs fp32 LSTMs on a GPU in TF32, whose rounding the tests do not allow for.
 torch.backends.cudnn.allow_tf32 = False
 
-# A slow machine is no failure.
+# A slow machine must not fail a test.
 settings.register_profile("esim_fast", deadline=None, max_examples=40)
 settings.register_profile("nightly", deadline=None, max_examples=1500)
 settings.load_profile("esim_fast")
@@ -32,7 +32,7 @@ settings.load_profile("esim_fast")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where tests keep prepared files: not among the user's."""
+    """A cache for the tests, apart from the user's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESIM_FAST_CACHE", str(folder))
@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """``once(name, make)``: the folder that ``make`` has filled, one for all processes that share the tests."""
+    """``once(name, make)``: a folder filled by ``make`` once for all test workers."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
@@ -70,7 +70,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def curves() -> None:
-    """For tests of the curves that training draws, which takes most of a short run's time."""
+    """Draws training curves, which other tests skip because it takes most of a short run's time."""
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +81,8 @@ def _without_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def bomb(tmp_path: Path) -> Iterator[bytes]:
-    """A pickle that must not be loaded, and was not."""
-    from tests.untrusted.hostile import in_disguise  # it imports esim_fast, and other tests have no use for it
+    """A pickle that must not be loaded; checks afterwards that it was not."""
+    from tests.untrusted.hostile import in_disguise  # here, because it imports esim_fast
 
     with in_disguise(tmp_path) as content:
         yield content
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
-    """A test that is not of a GPU sees none, nor do the processes that it starts: what it expects is a CPU's."""
+    """Hides GPUs from tests without the mark ``gpu`` and from the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         if torch.cuda.is_available() and not item.get_closest_marker("gpu"):
             patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -107,7 +107,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
 
 
 def no_interpreter() -> str | None:
-    """Why Triton's interpreter cannot run its kernels here, if so."""
+    """The reason why Triton's interpreter cannot run here, or None."""
     try:
         import triton
     except ImportError:

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported everything: starting Python takes seconds."""
+"""Commands in separate processes, forked from a server that has imported everything, because starting takes seconds."""
 
 import contextlib
 import functools
@@ -22,8 +22,8 @@ import pytest
 
 from esim_fast.cli import main
 
-SECONDS = 120  # no command here may take longer, or it waits for somebody who is gone
-# Modules that commands import when they are run, torch._dynamo with the first optimizer.
+SECONDS = 120  # longest time of a command, in case it hangs
+# Modules that commands import lazily; the first optimizer imports torch._dynamo.
 COMMANDS = ("train", "evaluate", "predict", "rank", "explain", "convert", "export", "data")
 PRELOADED = [f"esim_fast.cli.{command}" for command in COMMANDS]
 PRELOADED += [__name__, "tests.training.distributed_worker", "tests.training.interrupted_run", "torch._dynamo"]
@@ -36,23 +36,23 @@ Found = TypeVar("Found")
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with pytest.MonkeyPatch.context() as patch:  # what the server begins with
+    with pytest.MonkeyPatch.context() as patch:  # the server's environment
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU's addresses alone are more than some tests leave
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU's address space exceeds some tests' memory limits
         forkserver.ensure_running()
     return context
 
 
 def fork(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Runs a function of a module in a process of its own."""
+    """Runs a function of a module in a new process."""
     process = _context().Process(target=function, args=arguments)
     process.start()
     return process
 
 
 def places(count: int) -> list[dict[str, str]]:
-    """What torchrun tells each of several processes on this machine, as variables of the environment."""
+    """The environment variables that torchrun sets for each of several processes on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -61,7 +61,7 @@ def places(count: int) -> list[dict[str, str]]:
 
 @dataclass
 class Running:
-    """A command, with its pipes."""
+    """A running command and its pipes."""
 
     process: BaseProcess
     stdin: IO[str] | None
@@ -73,7 +73,7 @@ class Running:
         return self.process.pid
 
     def finish(self) -> tuple[int, str, str]:
-        """Its exit code, and what it printed and said, when it has ended."""
+        """Waits for its end; returns the exit code, stdout and stderr."""
         if self.stdin:
             self.stdin.close()
         said = "" if self.stdout.closed else self.stdout.read(), self.stderr.read()
@@ -83,8 +83,11 @@ class Running:
 
 @contextlib.contextmanager
 def start(*arguments, stdin=False, together=False, environment=None, directory=None, prepare=None):
-    """``esim-fast`` in a process group of its own, which is killed when it takes too long. ``stdin``: there is a pipe
-    to write to; ``together``: stderr goes where stdout does; ``prepare`` is called in the process before."""
+    """``esim-fast`` in a new process group, which is killed if it takes too long.
+
+    ``stdin`` makes a pipe to write to, ``together`` sends stderr to stdout, and ``prepare`` is called first in the
+    process.
+    """
     (their_input, our_input), (our_output, their_output), (our_errors, their_errors) = (
         multiprocessing.Pipe(duplex=False) for _ in range(3)
     )
@@ -115,7 +118,7 @@ def _opened(end: Connection, mode: str) -> IO[str]:
 
 def _command(arguments, pipes, environment, directory, prepare):
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
     os.environ.update(environment)
     os.chdir(directory or Path.cwd())
     for number, pipe in enumerate(pipes):
@@ -135,7 +138,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for(look: Callable[[], Found]) -> Found:
-    """What ``look`` finds at last."""
+    """Calls ``look`` until it finds something, and returns that."""
     end = time.monotonic() + SECONDS
     while not (found := look()):
         assert time.monotonic() < end, "waited in vain"
@@ -144,7 +147,7 @@ def wait_for(look: Callable[[], Found]) -> Found:
 
 
 def assert_nobody_is_left(pid: int) -> None:
-    """Of the process group that it began."""
+    """Waits until the process group of a command is empty."""
 
     def is_gone() -> bool:
         try:
@@ -157,7 +160,7 @@ def assert_nobody_is_left(pid: int) -> None:
 
 
 def output_of(program, *arguments, **environment):
-    """What a Python program prints, with what is added to its environment."""
+    """The output of a Python program, with additional environment variables."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     run = subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,8 +1,8 @@
-"""The ESIMs whose state dicts we load, with the names of their modules and their mathematics, in our own words.
+"""Other people's ESIMs, whose state dicts esim_fast loads, rewritten with their module names and their mathematics.
 
-* ``Notebook``: its LSTMs run across the batch; ``batch_first=True`` puts that right.
-* ``Coetaur0``: https://github.com/coetaur0/ESIM; a softmax by multiplication with the mask.
-* ``AllenNLP``: allennlp_models' ESIM with its published configuration; the same softmax, ReLU in the classifier.
+* ``Notebook``: its LSTMs run across the batch; ``batch_first=True`` corrects that.
+* ``Coetaur0``: https://github.com/coetaur0/ESIM; its softmax multiplies by the mask.
+* ``AllenNLP``: ESIM of allennlp_models with its published configuration; the same softmax, ReLU in the classifier.
 """
 
 import torch
@@ -43,7 +43,7 @@ class Notebook(nn.Module):
 
 
 class _Padded(nn.Module):
-    """What coetaur0's and AllenNLP's have in common: padding id 0, ReLU after the projection."""
+    """The common part of coetaur0's and AllenNLP's: padding id 0, ReLU after the projection."""
 
     def attend(self, a: Tensor, b: Tensor, a_mask: Tensor, b_mask: Tensor) -> tuple[Tensor, Tensor]:
         scores = a @ b.transpose(1, 2)

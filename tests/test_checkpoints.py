@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: whatever wraps a network and stands beside it, and what is said of the rest."""
+"""Checkpoints in the wild: wrappers around a network, other entries beside it, and errors for the rest."""
 
 import argparse
 import copy
@@ -31,7 +31,7 @@ from tests.data.files import zipped
 from tests.sources import AllenNLP, Coetaur0, Notebook
 
 WORDS, WIDTH, HIDDEN = 12, 4, 3
-# What our network is told so that no mathematics differs.
+# Options that give esim_fast's network the same mathematics.
 OPTIONS = {
     "notebook": {"variant": "notebook"},
     "coetaur0": {"padding_idx": 0},
@@ -56,7 +56,7 @@ def net_for(source: str = "coetaur0") -> esim_fast.ESIM:
 
 
 def read(content: object, folder: Path, **options: object) -> tuple[dict, list[str]]:
-    """The state dict in a file of torch.save, and what was said."""
+    """The state dict found in a torch.save file, and the notes about it."""
     torch.save(content, folder / "a.pt", **options)
     said: list[str] = []
     return checkpoints.read_state_dict(folder / "a.pt", said.append), said
@@ -67,7 +67,7 @@ def assert_same(found: dict, expected: dict) -> None:
     assert all(torch.equal(found[name], entry) for name, entry in expected.items())
 
 
-class TestWhereItIs:
+class TestLocation:
     @pytest.mark.parametrize(
         "keys",
         [
@@ -127,7 +127,7 @@ class TestWhereItIs:
         assert_same(found, state)
         assert said[0] == f"holds several state dicts: using the {taken}, skipping the {left}"
 
-    def test_other_things_by_names_of_parameters(self, tmp_path):
+    def test_other_values_under_names_of_parameters(self, tmp_path):
         rates, steps = dict.fromkeys(state_of(), 0.1), {name: {"step": 1} for name in state_of()}
         found, said = read({"rates": rates, "optimizer": {"state": steps}, "weights": state_of()}, tmp_path)
         assert_same(found, state_of())
@@ -141,7 +141,7 @@ class TestWrappers:
         state = state_of(source)
         for prefix in map("".join, itertools.permutations(WRAPPERS, count)):
             entries = wrapped(state, prefix)
-            if prefix.endswith(("module.", "esim.")):  # a file for each would take a while
+            if prefix.endswith(("module.", "esim.")):  # a file for each would be slow
                 found, said = read({"state_dict": entries}, tmp_path)
                 assert_same(found, state)
                 assert not said
@@ -151,9 +151,9 @@ class TestWrappers:
                 net.load_state_dict(entries)
             assert torch.equal(net.embedding.weight, next(iter(state.values())))
             assert torch.equal(net.linear.mlp[3].bias, list(state.values())[-1])
-            assert list(entries) == [prefix + name for name in state]  # as it was
+            assert list(entries) == [prefix + name for name in state]  # unchanged
 
-    def test_those_of_pytorch(self, tmp_path):
+    def test_wrappers_of_pytorch(self, tmp_path):
         net = coetaur0.ESIM(WORDS, WIDTH, HIDDEN)
         for wrapper in (nn.DataParallel(net), AveragedModel(net), AveragedModel(nn.DataParallel(net))):
             found, said = read(wrapper.state_dict(), tmp_path)
@@ -164,7 +164,7 @@ class TestWrappers:
             for other in (net_for(), coetaur0.ESIM(WORDS, WIDTH, HIDDEN)):
                 other.load_state_dict(wrapper.state_dict())
                 assert torch.equal(list(other.parameters())[-1], net._classification[4].bias)
-        inner = wrapped(AveragedModel(net).state_dict(), "net.")  # within a module of somebody's
+        inner = wrapped(AveragedModel(net).state_dict(), "net.")  # inside a custom module
         net_for().load_state_dict(inner)
         net_for().load_state_dict(wrapped(inner, "module."))
 
@@ -210,7 +210,7 @@ class TestWrappers:
         assert len(one) == len(state)
         net_for().load_state_dict(one)
 
-    def test_entries_that_would_get_one_name(self):
+    def test_entries_that_would_collide(self):
         entries = wrapped(state_of("notebook"), "net.", **{"embedding.weight": torch.zeros(WORDS, WIDTH)})
         with pytest.raises(
             RuntimeError, match=r"^expected one entry for embedding\.weight, got net\.embedding\.weight"
@@ -224,7 +224,7 @@ class TestWrappers:
         outer.load_state_dict(wrapped(state_of(), "pairs."))
 
 
-class TestWhatStandsBeside:
+class TestOtherEntries:
     @pytest.mark.parametrize("prefix", ["", "esim.", "model.net."])
     @pytest.mark.parametrize(
         "names",
@@ -243,7 +243,7 @@ class TestWhatStandsBeside:
         assert_same(found, state)
         assert said == [f"skipped entries that are not part of the network: {', '.join(names)}"]
 
-    def test_what_is_no_weight(self, tmp_path):
+    def test_entries_that_are_not_weights(self, tmp_path):
         beside = {
             "valid.correct": torch.tensor(3),
             "_extra_state": None,
@@ -256,7 +256,7 @@ class TestWhatStandsBeside:
             "skipped entries that are not part of the network: valid.correct, _extra_state, epoch, confusion"
         ]
 
-    def test_outside_of_the_wrapper(self, tmp_path):
+    def test_entries_outside_the_wrapper(self, tmp_path):
         found, said = read(wrapped(state_of(), "esim.", **{"head.weight": torch.ones(2, 3)}), tmp_path)
         assert_same(found, state_of())
         assert said == ["skipped entries that are not part of the network: head.weight"]
@@ -272,7 +272,7 @@ class TestWhatStandsBeside:
         with pytest.raises(ValueError, match=rf"^{name} is not a parameter of ESIM$"):
             checkpoints.convert(entries)
 
-    def test_an_entry_that_is_no_tensor(self, tmp_path):
+    def test_an_entry_that_is_not_a_tensor(self, tmp_path):
         with pytest.raises(DataError, match=r"a\.pt: _projection\.0\.bias is not a tensor: save net\.state_dict\(\)"):
             read({**state_of(), "_projection.0.bias": [1.0, 2.0]}, tmp_path)
 
@@ -294,7 +294,7 @@ OBJECTS = {
 
 
 class TestObjects:
-    """What people keep beside the weights is left out, and nothing of it is made."""
+    """Objects saved beside the weights are skipped and never constructed."""
 
     @pytest.mark.parametrize("name", OBJECTS)
     @pytest.mark.parametrize("legacy", [False, True])
@@ -319,7 +319,7 @@ class TestObjects:
         (tmp_path / "a.pt").write_bytes(zipped(members, zipfile.ZIP_STORED))
         assert_same(checkpoints.read_state_dict(tmp_path / "a.pt"), state_of())
 
-    def test_none_of_it_is_made(self, tmp_path):
+    def test_none_is_constructed(self, tmp_path):
         values = [np.float64(0.5), np.ones(3), argparse.Namespace(lr=0.1), PosixPath("a"), datetime.date(2020, 1, 2)]
         torch.save(values, tmp_path / "a.pt")
         with open(tmp_path / "a.pt", "rb") as file:
@@ -327,9 +327,9 @@ class TestObjects:
         assert len({type(value) for value in found}) == 1
         assert not any(map(vars, found))
         with open(tmp_path / "a.pt", "rb") as file, pytest.raises(pickle.UnpicklingError, match="GLOBAL"):
-            load_saved(file)  # as a run's own checkpoint is read
+            load_saved(file)  # the reader of a run's own checkpoint
 
-    def test_others_are_refused(self, tmp_path):
+    def test_others_are_rejected(self, tmp_path):
         for value in (Coetaur0(4, 3, 2), threading.Thread, Fraction(1, 2), np.random.default_rng()):
             with pytest.raises(DataError, match=r"a\.pt: holds Python objects \([\w.]+\).*save net\.state_dict\(\)"):
                 read({"model": state_of(), "other": value}, tmp_path)
@@ -369,7 +369,7 @@ def test_a_pickled_dictionary_of_words(name, tmp_path):
     assert arguments[0] == "-c"
 
 
-def test_a_checkpoint_is_left_as_it_is():
+def test_a_checkpoint_is_not_modified():
     checkpoint = wrapped(state_of(), "module.", n_averaged=torch.tensor(2))
     before = copy.copy(checkpoint)
     net_for().load_state_dict(checkpoint)

@@ -1,4 +1,4 @@
-"""Classifier: raw text in, labels out; a directory that is written and read whole, or refused with its reason."""
+"""Classifier: raw text in, labels out; its directory is complete or rejected with a reason."""
 
 import io
 import itertools
@@ -40,7 +40,7 @@ def test_predict_one_pair(model, pair):
     expected = model.predict([tuple(pair)])
     assert [label] == expected.labels
     assert torch.equal(probabilities, expected.probabilities[0])
-    assert len(model.predict([PAIRS[0], PAIRS[1]]).labels) == 2  # two pairs are no pair of sentences
+    assert len(model.predict([PAIRS[0], PAIRS[1]]).labels) == 2  # two pairs, not a pair of sentences
 
 
 def test_device(model):
@@ -53,7 +53,7 @@ def test_device(model):
     ("device", "message"),
     [("cuda", "torch finds no usable GPU here"), ("gpu", "Expected one of cpu"), ("cuda:-2", "Invalid device string")],
 )
-def test_devices_that_there_are_not(model, tmp_path, device, message):
+def test_devices_that_do_not_exist(model, tmp_path, device, message):
     model.save_pretrained(tmp_path)
     for refuse in (model.to, lambda device: Classifier.from_pretrained(tmp_path, device=device)):
         with pytest.raises(ValueError, match=message):
@@ -69,14 +69,14 @@ def test_to_a_gpu_and_back(model):
     with pytest.raises(ValueError, match=r"^device cuda:99: torch finds \d+ GPUs here$"):
         model.to("cuda:99")
     assert torch.equal(model.to("cpu").predict(PAIRS).probabilities, expected)
-    model.precision = "fp16"  # which CPUs have not
+    model.precision = "fp16"  # CPUs do not support it
     model.to("cuda")
     with pytest.raises(ValueError, match=r"^precision fp16 needs a GPU"):
         model.to("cpu")
     assert model.device.type == "cuda"
 
 
-def test_a_device_must_have_what_the_model_runs_in(model):
+def test_a_device_must_support_the_precision(model):
     model.precision = "fp16"
     with pytest.raises(ValueError, match=r"^precision fp16 needs a GPU"):
         model.to("cpu")
@@ -149,7 +149,7 @@ def test_int8_or_a_clear_error_and_fp32(model, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"^precision int8 needs parameters in float32, got torch\.float64$"):
             rounded.predict(PAIRS)
         rounded.precision = "auto"
-        rounded.predict(PAIRS)  # in fp64, then
+        rounded.predict(PAIRS)  # rounded weights, computed in fp64
         hook = rounded.net.float().linear.register_forward_hook(lambda *_: None)
         assert torch.equal(rounded.predict(PAIRS).probabilities, exact)
         rounded.precision = "int8"
@@ -157,10 +157,10 @@ def test_int8_or_a_clear_error_and_fp32(model, tmp_path, monkeypatch):
             rounded.predict(PAIRS)
         hook.remove()
         rounded.predict(PAIRS)
-        rounded.net.encoder.lstm = torch.nn.LSTM(5, 6, num_layers=2, bidirectional=True)  # of which one layer would run
+        rounded.net.encoder.lstm = torch.nn.LSTM(5, 6, num_layers=2, bidirectional=True)  # one of the layers would run
         with pytest.raises(ValueError, match=r"^precision int8 needs unmodified layers"):
             rounded.predict(PAIRS)
-    monkeypatch.setattr(int8, "LANES", 0)  # as on a processor without VNNI
+    monkeypatch.setattr(int8, "LANES", 0)  # like a processor without VNNI
     with pytest.raises(ValueError, match=r"^precision int8 needs a CPU with AVX512-VNNI or AVX-VNNI$"):
         Classifier.from_pretrained(tmp_path, device="cpu", precision="int8")
     again = Classifier.from_pretrained(tmp_path, device="cpu", precision="auto")
@@ -169,7 +169,7 @@ def test_int8_or_a_clear_error_and_fp32(model, tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_it_runs_on_the_gpu_that_is_there(model, tmp_path, precision):
+def test_it_uses_an_available_gpu(model, tmp_path, precision):
     model.save_pretrained(tmp_path)
     found = Classifier.from_pretrained(tmp_path, precision=precision)
     assert found.net.device.type == "cuda"
@@ -177,14 +177,14 @@ def test_it_runs_on_the_gpu_that_is_there(model, tmp_path, precision):
     torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.01)
 
 
-def test_predict_keeps_the_order_whatever_the_batches(model):
+def test_predict_keeps_the_order_for_any_batches(model):
     expected = model.predict(PAIRS).probabilities
     for batch_size in (1, 2, 3):
         torch.testing.assert_close(model.predict(PAIRS, batch_size=batch_size).probabilities, expected)
     torch.testing.assert_close(model.predict(PAIRS[::-1]).probabilities, expected.flip(0))
 
 
-def test_training_mode_is_left_as_it_was(model):
+def test_training_mode_does_not_change(model):
     model.net.train()
     first = model.predict(PAIRS).probabilities
     assert torch.equal(first, model.predict(PAIRS).probabilities), "dropout is on"
@@ -195,7 +195,7 @@ def test_training_mode_is_left_as_it_was(model):
 
 
 @pytest.mark.parametrize("pair", ["ab", ("a",), ("a", None), ("a", "b", "c")])
-def test_predict_refuses_what_is_no_pair(model, pair):
+def test_predict_rejects_what_is_not_a_pair(model, pair):
     with pytest.raises(TypeError, match=r"pairs\[1\] must be a \(premise, hypothesis\) pair of strings"):
         model.predict([("a", "b"), pair])
 
@@ -208,7 +208,7 @@ def test_save_and_load(model, tmp_path):
     assert again.labels == model.labels
     assert again.vocabulary == model.vocabulary
     assert torch.equal(again.predict(PAIRS).probabilities, model.predict(PAIRS).probabilities)
-    model.save_pretrained(tmp_path / "model")  # replaces
+    model.save_pretrained(tmp_path / "model")  # replaces the first one
 
 
 def test_labels_by_id(model, tmp_path):
@@ -221,7 +221,7 @@ def test_labels_by_id(model, tmp_path):
         assert json.loads((tmp_path / "labels.json").read_text()) == model.labels
 
 
-def test_every_option_of_the_network_comes_back(tmp_path):
+def test_every_option_of_the_network_is_saved(tmp_path):
     options = {"padding_idx": 0, "dropout": 0.25, "variational_dropout": True, "freeze_embedding": True}
     options |= {"variant": "notebook", "projection_activation": "tanh", "classifier_activation": None}
     net = esim_fast.ESIM(4, 3, 2, 2, **options)
@@ -229,7 +229,7 @@ def test_every_option_of_the_network_comes_back(tmp_path):
     assert Classifier.from_pretrained(tmp_path).net.config == net.config
 
 
-def test_what_is_no_classifier(model, tmp_path):
+def test_bad_directories(model, tmp_path):
     with pytest.raises(DataError, match="nowhere: no such model directory"):
         Classifier.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="vocabulary must have 9 words, one for each row of the embedding, got 2"):
@@ -257,14 +257,14 @@ def shout(text):
     return text.upper().split()
 
 
-class TestOwnTokenizer:
+class TestCustomTokenizer:
     @pytest.fixture
     def directory(self, model, tmp_path):
         own = Classifier(model.net, Vocabulary(["<unk>", "<pad>", *"ABCDEFG"]), model.labels, shout)
         own.save_pretrained(tmp_path)
         return tmp_path
 
-    def test_its_name_is_kept_and_it_is_used(self, directory):
+    def test_its_name_is_saved_and_it_is_used(self, directory):
         own = Classifier.from_pretrained(directory, tokenizer=shout)
         lower, upper = (own.predict([pair]).probabilities for pair in (("a b", "c"), ("A  B", "C")))
         torch.testing.assert_close(lower, upper)
@@ -292,30 +292,30 @@ class TestOwnTokenizer:
             (iter(["A", Path("B")]), f"expected words as nonempty strings, got {type(Path()).__name__}"),
         ],
     )
-    def test_what_returns_no_words(self, model, returns, message):
+    def test_bad_return_values(self, model, returns, message):
         def odd(text):
             return returns
 
         own = Classifier(model.net, model.vocabulary, model.labels, odd)
-        name = f"{__name__}:TestOwnTokenizer.test_what_returns_no_words.<locals>.odd"
+        name = f"{__name__}:TestCustomTokenizer.test_bad_return_values.<locals>.odd"
         sentence = "a sentence " * 9
         with pytest.raises(DataError) as caught:
             own.predict((sentence, "b"))
         assert str(caught.value) == f"tokenizer {name}: {message} for {sentence[:40]!r}"
 
     @pytest.mark.parametrize("kind", [list, tuple, iter])
-    def test_what_returns_words(self, model, kind):
+    def test_good_return_values(self, model, kind):
         own = Classifier(model.net, model.vocabulary, model.labels, lambda text: kind(text.split(" ")))
         assert own.split("a dog\n rests") == ["a", "dog\n", "rests"]
-        assert own.encode("a dog\n rests") == [2, 0, 5]  # a line break makes a word unknown, no more
+        assert own.encode("a dog\n rests") == [2, 0, 5]  # a line break only makes the word unknown
         assert own.explain("a man", "a dog").hypothesis == ["a", "dog"]
 
-    def test_what_raises(self, model):
+    def test_a_tokenizer_that_raises(self, model):
         own = Classifier(model.net, model.vocabulary, model.labels, lambda text: (1 / 0 for _ in text))
         with pytest.raises(DataError, match=r"<lambda>: ZeroDivisionError: division by zero$"):
             own.encode("a")
 
-    def test_another_name_than_the_one_it_was_trained_with(self, directory):
+    def test_another_tokenizer_than_in_training(self, directory):
         with pytest.raises(DataError, match=r"was trained with the tokenizer .*:shout, not nltk$"):
             Classifier.from_pretrained(directory, tokenizer="nltk")
 

@@ -1,4 +1,4 @@
-"""compat.coetaur0.ESIM is that class to whoever touches it: its modules, the names of its parameters, what wraps it."""
+"""compat.coetaur0.ESIM behaves like the original class: its modules, parameter names and wrappers."""
 
 import copy
 import io
@@ -43,7 +43,7 @@ def inner_logits(net: ESIM, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def doubled(output: Any) -> Any:
-    """What a module returns, an LSTM among them, times two."""
+    """A hook that doubles the output of a module, also of an LSTM."""
     if isinstance(output, Tensor):
         return output * 2
     rows, state = output
@@ -145,7 +145,7 @@ class TestReplaced:
             net.set_submodule(path, layer)
             assert any(module is layer for module in net.esim.modules()), path
         inside = {id(module) for module in net.esim.modules() if not list(module.children())}
-        pooling = net.esim.infercomposition.pooling  # which coetaur0's network has no module for
+        pooling = net.esim.infercomposition.pooling  # coetaur0's network has no such module
         assert inside - {id(pooling)} == {id(module) for module in net.modules() if not list(module.children())}
 
     @pytest.mark.parametrize("layer", [nn.Dropout(1.0), nn.Identity(), esim_fast.layers.Dropout(0.9)])
@@ -177,8 +177,8 @@ class TestReplaced:
             net.esim  # noqa: B018
 
 
-class TestTheSameLayers:
-    """net.esim, copies and conversions."""
+class TestSharedLayers:
+    """net.esim shares its layers, also after copies and conversions."""
 
     def assert_shared(self, net: ESIM) -> None:
         ours = dict(net.esim.named_parameters())
@@ -208,7 +208,7 @@ class TestTheSameLayers:
             for logits in (changed(*batch)[0], inner_logits(changed, batch)):
                 torch.testing.assert_close(logits.float(), expected, rtol=1e-4, atol=1e-5 if precise else 0.05)
 
-    def test_copies_are_apart(self, net):
+    def test_copies_are_independent(self, net):
         copied = copy.deepcopy(net)
         assert not {id(entry) for entry in copied.parameters()} & {id(entry) for entry in net.parameters()}
         assert copied.esim is not net.esim
@@ -233,8 +233,8 @@ class TestTheSameLayers:
         inner.eval()
         assert not net._rnn_dropout.training
 
-    def test_a_classifier_of_a_net_that_is_trained_on(self, net):
-        """It has no dropout, whatever mode the network is in."""
+    def test_a_classifier_of_a_net_in_training(self, net):
+        """It applies no dropout in any mode of the network."""
         words = ["<unk>", "<pad>", *(f"w{number}" for number in range(2, WORDS))]
         model = esim_fast.Classifier(net.esim, Vocabulary(words), ["a", "b", "c"], "whitespace")
         net.train()
@@ -250,7 +250,7 @@ class TestByNames:
     def test_functional_call(self, net, batch):
         other = ESIM(WORDS, WIDTH, HIDDEN).eval()
         expected = other(*batch)[0]
-        # Products without gradients may sum in another order.
+        # Without gradients, products may sum in another order.
         torch.testing.assert_close(torch.func.functional_call(net, other.state_dict(), batch)[0], expected)
         parameters = {name: entry.detach() for name, entry in net.named_parameters()}
         gradients = torch.func.grad(
@@ -327,8 +327,8 @@ class TestWrapped:
         assert list(wrapped.state_dict()) == [f"module.{name}" for name in net.state_dict()]
         alone.load_state_dict(wrapped.state_dict())
 
-    def test_a_replica_computes_with_its_own(self, net, batch):
-        """What DataParallel makes of a network for each GPU: copies of its modules, with other parameters."""
+    def test_a_replica_uses_its_own_parameters(self, net, batch):
+        """DataParallel replicates a network for each GPU: copies of its modules with other parameters."""
         replica = net._replicate_for_data_parallel()
         other = ESIM(WORDS, WIDTH, HIDDEN).eval()
         for name, module in other.named_children():
@@ -336,7 +336,7 @@ class TestWrapped:
         assert torch.equal(replica(*batch)[0], other(*batch)[0])
         assert nn.DataParallel(net)(*batch)[0].shape == (4, 3)
 
-    def test_saved_whole(self, net, batch):
+    def test_saved_as_a_whole_module(self, net, batch):
         file = io.BytesIO()
         torch.save(net, file)
         file.seek(0)

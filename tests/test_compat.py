@@ -1,4 +1,4 @@
-"""Other people's ESIMs: their state dicts give their logits, their training loops run as they are."""
+"""Other people's ESIMs: their state dicts give the same logits, and their training loops run unchanged."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from tests.sources import AllenNLP, Coetaur0, Notebook
 from tests.untrusted.hostile import DEEP
 
 WORDS, WIDTH, HIDDEN, LABELS = 40, 10, 12, 3
-PREMISES, HYPOTHESES = [7, 7, 7, 7], [5, 5, 5, 5]  # where nothing is padded, the mathematics agrees
+PREMISES, HYPOTHESES = [7, 7, 7, 7], [5, 5, 5, 5]  # without padding, the mathematics is the same
 RAGGED = [7, 3, 5, 1], [2, 5, 4, 3]
 
 
@@ -70,13 +70,13 @@ class TestStateDicts:
             assert not ours.load_state_dict(state_dict).missing_keys
         assert list(state_dict) == before
         wrapper.load_state_dict({f"pairs.{key}": value for key, value in state_dict.items()})
-        # Padding takes part in the notebook's recurrence.
+        # The notebook's recurrence runs over padding.
         for lengths in [(PREMISES, HYPOTHESES)] + [RAGGED] * (name != "notebook"):
             p, h = pair_batch(net.config.padding_idx, lengths)
             for ours in (net, copied, wrapper["pairs"]):
                 torch.testing.assert_close(ours(p, h), their_logits(name, model, p, h), rtol=1e-5, atol=1e-5)
 
-    def test_mistakes_are_told_in_their_names(self, name):
+    def test_mistakes_are_reported_in_their_names(self, name):
         scheme = state_dicts.NAMING_SCHEMES[name]
         weight, bias = (scheme.theirs(f"encoder.lstm.{part}") for part in ("weight_hh_l0", "bias_ih_l0_reverse"))
         state_dict = theirs(name).state_dict()
@@ -100,7 +100,7 @@ class TestStateDicts:
         json.dumps(scheme.options)
 
 
-def test_networks_of_other_mathematics_are_warned_of():
+def test_networks_with_other_mathematics_give_a_warning():
     net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS)
     allennlps = r"AllenNLP: to reproduce its results, use ESIM\(..., padding_idx=0, classifier_activation='relu'\)"
     with pytest.warns(UserWarning, match=allennlps):
@@ -109,7 +109,7 @@ def test_networks_of_other_mathematics_are_warned_of():
         net.load_state_dict(theirs("coetaur0").state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        net.load_state_dict(theirs("notebook").state_dict())  # the names are ours as well
+        net.load_state_dict(theirs("notebook").state_dict())  # its names are also esim_fast's
 
 
 class TestTheNotebooksAttributes:
@@ -143,7 +143,7 @@ class TestTheNotebooksAttributes:
         names = [name for name, _ in net.named_parameters()]
         assert names == list(net.state_dict()) == list(Notebook(HIDDEN, WIDTH, WORDS, LABELS).state_dict())
 
-    def test_dropout_is_set_as_there(self):
+    def test_dropout_is_set_like_the_notebooks(self):
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variant="notebook", embedding_dropout=0.0)
         net.infercomposition.composition.dropout.p = net.linear.dropout.p = 0.0
         p, h = pair_batch(1)
@@ -161,8 +161,8 @@ class TestTheNotebooksAttributes:
         torch.testing.assert_close(net.train()(*pair_batch(1)), expected)
 
 
-class TestTheNotebookAsItIs:
-    """What the documentation says of it: its recurrence runs across the batch."""
+class TestTheOriginalNotebook:
+    """As documented, its recurrence runs across the batch."""
 
     def test_a_pair_depends_on_its_neighbors(self):
         model, net = Notebook(HIDDEN, WIDTH, WORDS, LABELS).eval(), esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
@@ -172,7 +172,7 @@ class TestTheNotebookAsItIs:
         assert not torch.allclose(model(others, h)[0], model(p, h)[0], atol=1e-5)
         torch.testing.assert_close(net(others, h)[0], net(p, h)[0], rtol=1e-5, atol=1e-5)
 
-    def test_a_single_word_in_a_single_pair_is_all_that_agrees(self):
+    def test_only_single_words_in_a_single_pair_agree(self):
         model = Notebook(HIDDEN, WIDTH, WORDS, LABELS).eval()
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variant="notebook").eval()
         net.load_state_dict(model.state_dict())
@@ -181,14 +181,14 @@ class TestTheNotebookAsItIs:
         assert not torch.allclose(net(p, h), model(p, h), atol=1e-3)
 
 
-def test_softmax_by_multiplication_loses_what_ours_keeps():
-    """Scores of valid words far below zero: theirs gives the weight to the padding, and then to nobody."""
-    premise, hypothesis = torch.full((1, 2, 4), 5.0), torch.full((1, 3, 4), -5.0)  # they score -100
-    mask = torch.tensor([[1, 0, 0]])  # a hypothesis of one word, beside longer ones
+def test_softmax_by_multiplication_is_imprecise():
+    """If all valid scores are far below zero, their softmax gives the weight to padding and then to no word."""
+    premise, hypothesis = torch.full((1, 2, 4), 5.0), torch.full((1, 3, 4), -5.0)  # scores of -100
+    mask = torch.tensor([[1, 0, 0]])  # a hypothesis of one word, padded to three
     aligned = multiplied_softmax(premise @ hypothesis.transpose(1, 2), mask.float()) @ hypothesis
     assert aligned.abs().max() < 1e-20
     m_p, _ = esim_fast.ops.local_inference(premise, hypothesis, a_mask=torch.ones(1, 2), b_mask=mask)
-    torch.testing.assert_close(m_p[:, :, 4:8], torch.full((1, 2, 4), -5.0))  # there is only one word to look at
+    torch.testing.assert_close(m_p[:, :, 4:8], torch.full((1, 2, 4), -5.0))  # it has only one word
 
 
 class TestCoetaur0:
@@ -203,7 +203,7 @@ class TestCoetaur0:
         other = theirs("coetaur0")
         other.load_state_dict(ours.state_dict())  # and back
         assert torch.equal(other(*arguments)[0], model(*arguments)[0])
-        wrapper = nn.ModuleDict({"pairs": ours})  # and within a module of one's own
+        wrapper = nn.ModuleDict({"pairs": ours})  # and inside a custom module
         assert list(wrapper.state_dict()) == [f"pairs.{name}" for name in model.state_dict()]
         wrapper.load_state_dict(wrapper.state_dict())
 
@@ -251,7 +251,7 @@ class TestVariationalDropout:
             words = dropped[(start + rows.step[:length]) // WIDTH]
             assert (words == words[:1]).all()
             kept += words[:1]
-        assert len({tuple(places.tolist()) for places in kept}) == len(kept)  # but other sentences lose others
+        assert len({tuple(places.tolist()) for places in kept}) == len(kept)  # other sentences lose other elements
 
     def test_gradients_and_evaluation(self):
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variational_dropout=True)
@@ -265,7 +265,7 @@ class TestVariationalDropout:
 
 
 def notebook_loop(make_model, batches, steps):
-    """A training loop in the notebook's style; only ``make_model`` differs between theirs and ours."""
+    """A training loop in the notebook's style; only ``make_model`` differs between the models."""
     device = torch.device("cpu")
     net = make_model(HIDDEN, WIDTH, WORDS, LABELS, device)
     net = net.to(device)
@@ -286,7 +286,7 @@ def notebook_loop(make_model, batches, steps):
 
 
 def coetaur0_loop(make_model, batches, epochs):
-    """A training loop in coetaur0's style: its optimizer, clipping, scheduler, and probabilities for the metric."""
+    """A training loop in coetaur0's style: its optimizer, clipping and scheduler, and probabilities for metrics."""
     model = make_model(WORDS, WIDTH, HIDDEN, padding_idx=0, dropout=0.0, num_classes=LABELS, device="cpu").to("cpu")
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -311,7 +311,7 @@ def coetaur0_loop(make_model, batches, epochs):
 
 
 class TestDropIn:
-    """The same loop with their class and with ours, from the same weights: the same losses, step by step."""
+    """The same loop with their class and with ours gives the same losses at every step, from the same weights."""
 
     def assert_the_same(self, loop, theirs, ours, padding):
         generator, batches = torch.Generator().manual_seed(5), []
@@ -320,11 +320,11 @@ class TestDropIn:
         (expected, accuracy), (found, our_accuracy) = (loop(make_model, batches, 15) for make_model in (theirs, ours))
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-4)
         assert our_accuracy == accuracy
-        assert found[-1] < found[0]  # they learn
+        assert found[-1] < found[0]  # the loss decreases
 
     def test_the_notebooks_loop(self):
         torch.manual_seed(3)
-        peer = NotebookESIM(HIDDEN, WIDTH, WORDS, LABELS, dropout=0.0)  # put right: along the sentence, no padding
+        peer = NotebookESIM(HIDDEN, WIDTH, WORDS, LABELS, dropout=0.0)  # corrected: along the sentence, without padding
         start = copy.deepcopy(peer.state_dict())
 
         def ours(*arguments):
@@ -354,7 +354,7 @@ class TestDropIn:
 VOCABULARIES = {
     "notebook": ["<unk>", "<pad>", *(f"word{i}" for i in range(2, WORDS))],
     "coetaur0": ["_PAD_", "_OOV_", "_BOS_", "_EOS_", *(f"word{i}" for i in range(4, WORDS))],
-    "allennlp": ["@@UNKNOWN@@", *(f"word{i}" for i in range(2, WORDS))],  # as its files: without the padding
+    "allennlp": ["@@UNKNOWN@@", *(f"word{i}" for i in range(2, WORDS))],  # as in its files, without padding
 }
 SENTENCES = ["word9 word7 Nothing word30", "word7 word12"]
 NOT_FINITE = "must hold finite floating-point numbers"
@@ -375,12 +375,12 @@ class TestConvert:
         label, probabilities = found.predict(tuple(SENTENCES))
         torch.testing.assert_close(probabilities, expected, rtol=1e-5, atol=1e-5)
         assert label == labels[expected.argmax()]
-        found = checkpoints.convert(model.state_dict())  # without a vocabulary ids are words
+        found = checkpoints.convert(model.state_dict())  # without a vocabulary, ids become words
         expected = their_logits(name, model, torch.tensor([[9, 7, 30]]), torch.tensor([[12, 2]])).softmax(1)[0]
         torch.testing.assert_close(found.predict(("9 7 30", "12 2")).probabilities, expected, rtol=1e-5, atol=1e-5)
         assert found.labels == ["0", "1", "2"]
 
-    def test_our_own_state_dicts(self):
+    def test_esim_fast_state_dicts(self):
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS).eval()
         found = checkpoints.convert(net.state_dict(), source="esim_fast")
         p, h = pair_batch(1)
@@ -404,7 +404,7 @@ class TestConvert:
         safetensors.torch.save_file(state_dict, tmp_path / "state.safetensors")
         assert checkpoints.read_state_dict(tmp_path / "state.safetensors").keys() == state_dict.keys()
 
-    def test_what_would_have_to_be_executed_is_refused(self, tmp_path):
+    def test_executable_content_is_rejected(self, tmp_path):
         torch.save(theirs("coetaur0"), tmp_path / "whole.pt")
         message = r"whole.pt: holds Python objects \(tests.sources.Coetaur0\).*net.state_dict\(\)"
         with pytest.raises(DataError, match=message):
@@ -455,14 +455,14 @@ class TestConvert:
                 "_classification.4.bias",
                 torch.full((3,), 1e300, dtype=torch.float64),
                 NOT_FINITE,
-            ),  # more than fp32 holds
+            ),  # beyond fp32's range
             ("_classification.4.bias", torch.zeros(3, dtype=torch.int64), NOT_FINITE),
             ("_classification.4.bias", torch.zeros(3).to(torch.float8_e4m3fn), NOT_FINITE),
             ("_classification.4.bias", torch.zeros(3).to_sparse(), NOT_FINITE),
             ("_classification.4.bias", torch.zeros(3, device="meta"), NOT_FINITE),
         ],
     )
-    def test_mistakes_are_told_in_their_names(self, entry, value, message):
+    def test_mistakes_are_reported_in_their_names(self, entry, value, message):
         state_dict = {**theirs("coetaur0").state_dict(), entry: value}
         if value is None:
             del state_dict[entry]
@@ -477,8 +477,8 @@ class TestConvert:
             assert value.dtype == torch.float32
             assert torch.equal(value, state_dict[name].float())
 
-    def test_their_own_special_words_come_first(self):
-        """Others' may be words of the text."""
+    def test_their_special_words_come_first(self):
+        """Special words of other libraries may be words of the text."""
         words = ["_PAD_", "_OOV_", "_BOS_", "_EOS_", "<unk>", "<pad>", *(f"word{i}" for i in range(6, WORDS))]
         state_dict = theirs("coetaur0").state_dict()
         with pytest.raises(ValueError, match=r"^expected distinct words, got '<unk>' 2 times$"):

@@ -1,4 +1,4 @@
-"""torch.compile and torch.export of whole networks: what a compiler gets computes the same, and is compiled once."""
+"""torch.compile and torch.export of whole networks give the same results, with one compilation."""
 
 import random
 import subprocess
@@ -25,7 +25,7 @@ def network(**options):
 
 
 def batch(pairs, p_length, h_length, seed=0):
-    """Ids padded with 1, and lengths from 0 on."""
+    """Ids padded with 1, and lengths that may be 0."""
     generator = torch.Generator().manual_seed(seed)
     sides = []
     for longest in (p_length, h_length):
@@ -36,7 +36,7 @@ def batch(pairs, p_length, h_length, seed=0):
 
 
 def results(function, net, *arguments, **options):
-    """Logits, and the gradients of parameters and of vectors given."""
+    """Logits, and the gradients of the parameters and of given vectors."""
     leaves = [parameter for parameter in net.parameters() if parameter.requires_grad]
     leaves += [x for x in options.get("embedded", ()) if x.requires_grad]
     logits = function(*arguments, **options)
@@ -46,7 +46,7 @@ def results(function, net, *arguments, **options):
 
 @contextmanager
 def as_when_compiled():
-    """Python runs what a compiler would see."""
+    """Runs the code path of compilers without a compiler."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         yield
@@ -54,11 +54,11 @@ def as_when_compiled():
 
 @pytest.fixture
 def compiled_once():
-    """``torch.compile(…, fullgraph=True, dynamic=True)``; to compile a second time is an error."""
+    """``torch.compile(…, fullgraph=True, dynamic=True)``; a second compilation is an error."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield lambda function, backend="eager": torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
-    assert not torch._dynamo.config.allow_rnn  # set while a network is looked at, and not for others
+    assert not torch._dynamo.config.allow_rnn  # set only while a network is traced
     torch._dynamo.reset()
 
 
@@ -69,12 +69,12 @@ class TestCompile:
         sizes = [(7, 9, 5), *([draw.randint(2, 20), draw.randint(2, 30), draw.randint(2, 30)] for _ in range(29))]
         for number, size in enumerate(sizes):
             arguments = batch(*size, seed=number)
-            if number == 3:  # nothing but empty sentences
+            if number == 3:  # only empty sentences
                 arguments = *arguments[:2], *(torch.zeros_like(lengths) for lengths in arguments[2:])
             got, wanted = results(compiled, net, *arguments), results(net, net, *arguments)
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
         with pytest.raises(torch._dynamo.exc.RecompileError, match=r"2 <= .*size\(\)\[0\]"):
-            compiled(*batch(1, 9, 5))  # one is special to torch.compile, and compiled once more
+            compiled(*batch(1, 9, 5))  # torch.compile specializes on size 1 and compiles again
 
     def test_ids_without_lengths(self, compiled_once):
         net = network()
@@ -92,8 +92,8 @@ class TestCompile:
             arguments = p, p_lengths, h, h_lengths
             torch.testing.assert_close(compiled(*arguments), net(*arguments), rtol=1e-5, atol=1e-5)
 
-    def test_what_has_no_kernels_has_several_graphs(self):
-        """nn.LSTM itself runs between them."""
+    def test_a_network_without_kernels_has_several_graphs(self):
+        """nn.LSTM runs between them."""
         net = network().double()
         arguments = batch(4, 5, 6)
         got = results(torch.compile(net, backend="eager"), net, *arguments)
@@ -101,7 +101,7 @@ class TestCompile:
 
 
 class TestPadded:
-    """What a compiler sees, run without one: quick enough for many cases."""
+    """The code path of compilers, run without a compiler, which is fast enough for many cases."""
 
     @pytest.mark.parametrize("seed", range(20))
     def test_random_batches(self, seed):
@@ -124,10 +124,10 @@ class TestPadded:
         torch.testing.assert_close(got, results(net, net, *arguments), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(got[0], wanted[0], rtol=1e-4, atol=1e-5)
 
-    def test_what_stands_behind_a_sentence_has_no_influence(self):
+    def test_padding_has_no_effect(self):
         net = network()
         p, h, p_lengths, h_lengths = batch(5, 8, 6)
-        p_lengths[0] = 0  # so that the first row of all is none
+        p_lengths[0] = 0  # so that the first row is padding
         vectors = [torch.randn(*ids.shape, WIDTH, requires_grad=True) for ids in (p, h)]
         spoilt = []
         for x, lengths in zip(vectors, (p_lengths, h_lengths), strict=True):
@@ -138,7 +138,7 @@ class TestPadded:
             got = results(net, net, None, None, p_lengths, h_lengths, embedded=spoilt)
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
-    def test_ids_that_are_none_behind_a_sentence(self):
+    def test_invalid_ids_in_padding(self):
         net = network(padding_idx=None)
         p, h, p_lengths, h_lengths = batch(5, 8, 6)
         wanted = net(p, h, p_lengths, h_lengths)
@@ -146,7 +146,7 @@ class TestPadded:
             none = (ids.masked_fill(ids == 1, WORDS + 7) for ids in (p, h))
             torch.testing.assert_close(net(*none, p_lengths, h_lengths), wanted, rtol=1e-5, atol=1e-5)
 
-    def test_lengths_outside_of_the_padded_ones_are_the_nearest(self):
+    def test_lengths_are_clamped_to_the_padded_length(self):
         net = network(padding_idx=None)
         p, h = batch(3, 4, 6)[:2]
         wanted = net(p, h, [4, 4, 0], [6, 2, 5])
@@ -184,7 +184,7 @@ class TestExport:
         torch.testing.assert_close(loaded.module()(*arguments), network()(*arguments), rtol=1e-5, atol=1e-5)
 
 
-# A CPU-only torch has no guard of CUDA devices, which even tensors without values ask for.
+# Even fake CUDA tensors need a device guard, which a CPU-only torch does not have.
 GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 static c10::impl::DeviceGuardImplRegistrar registrar(
@@ -244,7 +244,7 @@ def test_fake_cuda_tensors(tmp_path):
     lines = output_of(FAKE_CUDA, *arguments).splitlines()
     assert lines[:2] == ["cuda [7, 3]", "cuda [3, 3]"]
     counts = dict(line.split() for line in lines[2:])
-    # Two LSTMs, a layer of local inference and one of pooling, in either graph.
+    # Both graphs have two LSTMs, one local inference and one pooling.
     assert counts == {"bilstm_triton": "4", "local_inference_packed_triton": "2", "masked_pool": "2"}
 
 
@@ -257,7 +257,7 @@ class TestTorchScript:
     def net(self, request):
         return network() if request.param == "esim_fast" else coetaur0.ESIM(WORDS, WIDTH, HIDDEN)
 
-    @pytest.mark.filterwarnings("ignore")  # torch says that both are deprecated
+    @pytest.mark.filterwarnings("ignore")  # torch deprecates both
     def test_trace(self, net):
         p, h, p_lengths, h_lengths = batch(2, 3, 4)
         arguments = (p, h) if isinstance(net, esim_fast.ESIM) else (p, p_lengths, h, h_lengths)

@@ -1,4 +1,4 @@
-"""Vectors in place of token ids: the same network, with gradients with respect to its input."""
+"""Word vectors instead of token ids: the same network, with gradients of its input."""
 
 import pytest
 import torch
@@ -31,11 +31,11 @@ def gradients(logits, leaves):
     return torch.autograd.grad((logits * torch.arange(1.0, LABELS + 1)).sum(), leaves, materialize_grads=True)
 
 
-class TestEqualsLookingUp:
+class TestSameAsIds:
     @settings(max_examples=40, deadline=None)
     @given(st.integers(1, 6), st.integers(0, 7), st.integers(0, 7), st.integers(0, 2**16))
     def test_with_padding_anywhere(self, pairs, p_length, h_length, seed):
-        """Of any pattern, told by ids; and lengths cut off more."""
+        """Ids mark padding in any pattern, and lengths may cut off more."""
         net, generator = network(), torch.Generator().manual_seed(seed)
         p, h = (torch.randint(0, 4, (pairs, length), generator=generator) for length in (p_length, h_length))
         lengths = [torch.randint(0, ids.shape[1] + 1, (pairs,), generator=generator) for ids in (p, h)]
@@ -56,7 +56,7 @@ class TestEqualsLookingUp:
         got = net(None, None, *LENGTHS, embedded=vectors)
         assert torch.equal(got, net(P, H))
         assert torch.equal(net(p_lengths=[4, 2, 0], h_lengths=[2, 1, 2], embedded=list(vectors)), got)
-        assert torch.equal(net(P, None, None, LENGTHS[1], embedded=vectors), got)  # each side has one or the other
+        assert torch.equal(net(P, None, None, LENGTHS[1], embedded=vectors), got)  # one side has ids, the other lengths
         for gradient, lengths in zip(gradients(got, vectors), LENGTHS, strict=True):
             words = torch.arange(gradient.shape[1]) < lengths[:, None]
             assert gradient[words].any(1).all()
@@ -86,7 +86,7 @@ class TestEqualsLookingUp:
         assert torch.equal(net(P, H, embedded=(time_major, h)), net(P, H))
 
 
-def test_what_stands_in_padding_has_no_influence(net):
+def test_padding_has_no_effect(net):
     p, h = (x.detach() for x in looked_up(net, P, H))
     spoilt = p.masked_fill((P == 1)[:, :, None], torch.nan).requires_grad_()
     got = net(P, H, embedded=(spoilt, h))
@@ -138,13 +138,13 @@ def test_mistakes(net, arguments, embedded, error, message):
         net(*arguments, embedded=embedded(*looked_up(net, P, H)))
 
 
-def test_packed_pairs_are_refused(net):
+def test_packed_pairs_are_rejected(net):
     with pytest.raises(TypeError, match=r"^packed pairs are the whole batch: pass no other arguments$"):
         net(esim_fast.pack_pairs(P, H, *LENGTHS), embedded=looked_up(net, P, H))
 
 
 def test_hooks_on_the_embedding_see_padded_ids(net):
-    """Tools for attribution put their own vectors there: they need a row for each pair."""
+    """Attribution tools replace the vectors there and need one row per pair."""
     seen = []
 
     def doubled(_module, arguments, output):

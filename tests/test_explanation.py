@@ -1,4 +1,4 @@
-"""Attention made visible: the numbers are the network's, every word is legible, and a page is nothing but a page."""
+"""Explanations show the network's weights and every word, and their pages load and execute nothing else."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def long_explanation(premise, hypothesis):
     return Explanation(premise, hypothesis, weights.softmax(1), weights.softmax(0), **options)
 
 
-def test_the_numbers_are_the_networks(model, explanation):
+def test_the_weights_are_the_networks(model, explanation):
     assert explanation.premise == ["a", "man", "sleeps", "."]
     assert explanation.hypothesis == ["a", "tired", "person", "rests"]
     assert explanation.unknown == {"tired"}
@@ -55,7 +55,7 @@ class TestPage:
     def embedded(self, text):
         return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
 
-    def test_it_holds_the_numbers_of_the_json_file_and_loads_nothing(self, explanation, tmp_path):
+    def test_it_has_the_numbers_of_the_json_file_and_loads_nothing(self, explanation, tmp_path):
         for name in ("map.json", "map.html"):
             explanation.save(tmp_path / name)
         numbers = json.loads((tmp_path / "map.json").read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ class TestPage:
         assert not re.search(r"https?:|src=|@import|url\(", text)
         assert len(text) < 20_000
 
-    def test_words_are_text_whatever_they_are(self, tmp_path):
+    def test_words_are_never_markup(self, tmp_path):
         words = ["</script>", "<script>alert(1)</script>", "<!--", "{{content}}", "$&", "\u2028", CHINESE]
         long_explanation(words, words).save(tmp_path / "map.html")
         text = (tmp_path / "map.html").read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ class TestPage:
 
 class TestPicture:
     def draw(self, explanation, path):
-        """Draws and returns the texts that were drawn."""
+        """Draws a picture and returns its texts."""
         from matplotlib.text import Text
 
         drawn, draw = set(), Text.draw
@@ -85,7 +85,7 @@ class TestPicture:
             return draw(text, *arguments, **options)
 
         with mock.patch.object(Text, "draw", noticed), warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # such as that of a missing glyph
+            warnings.simplefilter("error", UserWarning)  # such as a missing glyph
             explanation.save(path)
         assert path.read_bytes().startswith(b"\x89PNG")
         return drawn
@@ -93,15 +93,15 @@ class TestPicture:
     def test_every_word_is_drawn(self, tmp_path):
         premise, hypothesis = ([f"{side}{i}" for i in range(n)] for side, n in (("p", 30), ("h", 20)))
         assert {*premise, *hypothesis} <= self.draw(long_explanation(premise, hypothesis), tmp_path / "map.png")
-        # A dollar is no mathematics, and a long word is shortened.
+        # A dollar sign starts no formula, and a long word is shortened.
         assert r"\$5\$" in self.draw(long_explanation(["$5$", "_", "^", "\\"], ["$"]), tmp_path / "map.png")
         drawn = self.draw(long_explanation(["a" * 3000], ["b" * 3000]), tmp_path / "map.png")
         assert "a" * 39 + "…" in drawn
         assert (tmp_path / "map.png").stat().st_size < 200_000
 
     def test_unknown_words_need_no_other_font(self, tmp_path):
-        """They are gray: slanted letters would be those of a font with fewer characters."""
-        with mock.patch.object(picture.warnings, "filterwarnings"):  # so that missing glyphs are errors
+        """They are gray and not slanted, because slanted fonts have fewer characters."""
+        with mock.patch.object(picture.warnings, "filterwarnings"):  # makes missing glyphs errors
             self.draw(long_explanation(["مرحبا", "b"], ["c$_$"]), tmp_path / "map.png")
 
     def test_one_word_and_hundreds(self, tmp_path):
@@ -109,13 +109,13 @@ class TestPicture:
         self.draw(long_explanation(["a"] * 400, ["b"] * 20), tmp_path / "large.png")
         assert (tmp_path / "large.png").stat().st_size < 5_000_000
 
-    def test_chinese_where_a_font_has_it(self, tmp_path):
+    def test_chinese_if_a_font_has_it(self, tmp_path):
         fonts = [path for path in font_manager.findSystemFonts() if "CJK" in path or "wqy" in path]
         if not fonts:
             pytest.skip("no Chinese font is installed here")
         assert set(CHINESE) <= self.draw(long_explanation([*CHINESE], [*CHINESE]), tmp_path / "map.png")
 
-    def test_characters_that_no_font_has_are_said_once(self, tmp_path):
+    def test_one_warning_for_characters_that_no_font_has(self, tmp_path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with mock.patch.object(picture, "_drawn_by", return_value=set("abc")):

@@ -1,4 +1,4 @@
-"""Exported models: what ONNX Runtime computes is what the network computes, and files are complete or as they were."""
+"""Exported models give the network's results in ONNX Runtime, and failed exports leave files unchanged."""
 
 import builtins
 import errno
@@ -53,7 +53,7 @@ CONFIGS = {
 
 
 def network(seed=0, **options):
-    """With weights like those of a trained one: those of a new one are so small that its biases decide."""
+    """A network with weights as large as trained ones; new weights are so small that biases would decide."""
     torch.manual_seed(seed)
     options = {"hidden_size": 7, "embedding_dim": 5, "vocab_size": 30, "num_labels": 3, **options}
     net = ESIM(**options).eval()
@@ -64,7 +64,7 @@ def network(seed=0, **options):
 
 
 def classifier(labels=("entailment", "neutral", "contradiction"), **options):
-    """One that gives different labels to PAIRS."""
+    """A classifier that gives PAIRS different labels."""
     net = network(vocab_size=len(WORDS), num_labels=len(labels))
     model = Classifier(net, Vocabulary(WORDS), labels, **options)
     sides = ([Vocabulary(WORDS).encode(pair[side].lower().split()) for pair in PAIRS] for side in (0, 1))
@@ -82,7 +82,7 @@ def inputs(p, h, p_lengths, h_lengths):
 
 
 def random_batch(generator, config, pairs, longest):
-    """Ids anywhere, which pad nothing within a sentence, and lengths; among them 0 and 1."""
+    """Random ids, none of them padding, and lengths from 0 to ``longest``."""
     known = [index for index in range(config.vocab_size) if index != config.padding_idx]
     ids = [generator.choice(known, (pairs, longest)) for _ in "ph"]
     return [*ids, *(generator.integers(longest + 1, size=pairs) for _ in "ph")]
@@ -108,7 +108,7 @@ def test_random_batches(name, path):
         (logits,) = run.run(None, inputs(*batch))
         np.testing.assert_allclose(logits, exact_logits(net, batch), atol=1e-5, rtol=1e-5)
         largest = max(largest, np.abs(logits).max())
-    assert largest > 1  # so that 1e-5 says something
+    assert largest > 1  # so that 1e-5 is a strict bound
 
 
 def test_long_sentences_and_nothing(path):
@@ -124,7 +124,7 @@ def test_long_sentences_and_nothing(path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_other_dtypes_and_training(dtype, path):
-    """They are exported as float32, and the network stays as it was."""
+    """They are exported as float32, and the network does not change."""
     net = network(dropout=0.9).to(dtype).train()
     before, state = {name: entry.clone() for name, entry in net.state_dict().items()}, torch.get_rng_state()
     file = to_onnx(net, path)
@@ -185,7 +185,7 @@ def test_a_classifier(labels, options, words, path):
 
 
 class TestMistakes:
-    """Nothing is written, and what was there is as it was."""
+    """Nothing is written, and existing files do not change."""
 
     @pytest.fixture
     def path(self, path):
@@ -195,7 +195,7 @@ class TestMistakes:
         yield path
         assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
-    def test_another_result_than_the_networks(self, path):
+    def test_results_that_differ_from_the_networks(self, path):
         model = classifier()
         model.net.linear.register_forward_hook(lambda net, v, logits: logits + 1e-3)
         with pytest.raises(
@@ -207,7 +207,7 @@ class TestMistakes:
             to_onnx(model, path, int8=True)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_no_numbers(self, path, value):
+    def test_weights_that_are_not_finite(self, path, value):
         net = network()
         net.linear.mlp[1].bias.data[2] = value
         message = r"model\.onnx: linear\.mlp\.1\.bias must hold finite"
@@ -249,15 +249,15 @@ class TestMistakes:
         assert caught.value.filename == str(path)
 
 
-def test_no_file(tmp_path):
+def test_a_path_that_is_not_a_file(tmp_path):
     (tmp_path / "model.onnx.json").mkdir()
     with pytest.raises(DataError, match=r"model\.onnx\.json: expected a file, got something else"):
         to_onnx(classifier(), tmp_path / "model.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx.json"]
 
 
-def test_what_stops_between_the_two_files(path):
-    """leaves no model that stands beside the vocabulary of another."""
+def test_an_interruption_between_the_two_files(path):
+    """It leaves no model beside another model's vocabulary."""
     to_onnx(classifier(), path)
     replace, calls = os.replace, []
 

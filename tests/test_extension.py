@@ -1,4 +1,4 @@
-"""The compiled extension: what it says of itself, and that it is the one that runs."""
+"""The compiled extension: its build information, and that its ops run."""
 
 import shutil
 
@@ -17,7 +17,7 @@ def test_build_info():
     assert all(architecture[0].isdigit() for architecture in info["cuda"])
 
 
-def test_cuda_code_for_the_gpus_that_people_have():
+def test_cuda_code_for_common_gpus():
     built = {architecture.removesuffix("+PTX") for architecture in esim_fast.build_info()["cuda"]}
     if not built:
         pytest.skip("built without nvcc" if shutil.which("nvcc") is None else "built with ESIM_FAST_CUDA=0")
@@ -25,7 +25,7 @@ def test_cuda_code_for_the_gpus_that_people_have():
 
 
 @pytest.mark.parametrize(("backend", "kernel"), [(None, True), ("cpp", True), ("reference", False)])
-def test_the_backend_is_the_one_asked_for(backend, kernel):
+def test_the_requested_backend_runs(backend, kernel):
     x = torch.zeros(1, 2, 3, requires_grad=True)
     with torch.profiler.profile() as profile:
         esim_fast.ops.masked_pool(x, backend=backend).sum().backward()
@@ -51,7 +51,7 @@ TRITON = {"bilstm_triton", "local_inference_packed_triton", "masked_pool"}
     ],
 )
 def test_a_network_runs_every_op_that_has_the_backend_on_it(backend, device, kernels):
-    """And all others on their best one."""
+    """All other ops run on their best backend."""
     net = esim_fast.ESIM(4, 4, 9, 3, device, backend=backend).eval()
     ids = torch.tensor([[2, 3, 4]], device=device)
     with torch.profiler.profile() as profile, torch.no_grad():
@@ -69,7 +69,7 @@ def test_a_backend_that_no_op_can_run_on_here(backend):
         esim_fast.Classifier.from_pretrained("nowhere", device="cpu", backend=backend)
 
 
-def test_a_network_without_memory_may_go_anywhere():
+def test_a_meta_network_takes_any_backend():
     assert esim_fast.ESIM(4, 4, 9, 3, "meta", backend="cpp").device.type == "meta"
 
 

@@ -1,4 +1,4 @@
-"""Modules import one another in one direction, nothing of ours inside a function, and torch when it is needed."""
+"""Imports between modules have no cycles and are at the top of files; torch is imported lazily."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -18,7 +18,7 @@ FILES = {
 
 
 def imports(module, tree):
-    """Modules of ours that are imported anywhere in a tree, within functions and for types as well."""
+    """Modules of esim_fast imported anywhere in a syntax tree, including functions and type-checking blocks."""
     package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -29,13 +29,13 @@ def imports(module, tree):
             yield from (name if name in FILES else source for name in names if source in FILES)
 
 
-def test_no_circle():
+def test_no_cycle():
     graph = {module: set(imports(module, ast.parse(path.read_bytes()))) for module, path in FILES.items()}
-    assert graph["esim_fast.data.reading"] >= {"esim_fast.errors", "esim_fast.data.hub"}  # it sees some
+    assert graph["esim_fast.data.reading"] >= {"esim_fast.errors", "esim_fast.data.hub"}  # the graph is not empty
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_functions_import_what_is_somebody_elses():
+def test_functions_import_only_other_packages():
     functions = [
         (module, node)
         for module, path in FILES.items()
@@ -45,7 +45,7 @@ def test_functions_import_what_is_somebody_elses():
     assert [(module, node.name) for module, node in functions if [*imports(module, node)]] == []
 
 
-def test_the_package_gives_what_it_is_asked_for():
+def test_lazy_attributes_of_the_package():
     program = """
 import sys
 import esim_fast

@@ -1,4 +1,4 @@
-"""Names of labels: what has an order is taken in it, and nothing else is taken."""
+"""Names of labels keep the order they are given in, and inputs without an order are rejected."""
 
 from collections import OrderedDict, deque
 from types import MappingProxyType
@@ -8,7 +8,7 @@ import pytest
 
 from esim_fast.labels import label_names
 
-NAMES = ["neutral", "entailment", "contradiction"]  # in no order that sorting would give
+NAMES = ["neutral", "entailment", "contradiction"]  # not sorted
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_names_that_are_numbers():
     assert label_names({"1": 0, "0": 1}) == ["1", "0"]
     assert label_names({"0": "1", "1": "0"}) == ["1", "0"]
     ten = {str(number): f"l{number}" for number in range(11)}
-    assert label_names(dict(sorted(ten.items()))) == list(ten.values())  # "10" does not come after "1"
+    assert label_names(dict(sorted(ten.items()))) == list(ten.values())  # "10" comes after "9", not after "1"
 
 
 def test_no_names():
@@ -60,7 +60,7 @@ def test_no_names():
     + [iter(NAMES), (name for name in NAMES), map(str, NAMES), np.array([NAMES]), np.array("a")],
     ids=lambda labels: type(labels).__name__,
 )
-def test_what_has_no_order_or_no_names(labels):
+def test_inputs_without_order_or_names(labels):
     with pytest.raises(TypeError) as caught:
         label_names(labels)
     kind = type(labels).__name__
@@ -80,7 +80,7 @@ def test_what_has_no_order_or_no_names(labels):
         (["a", {1: "x" * 1000}], r"\{1: 'x{35}"),
     ],
 )
-def test_names_that_are_no_strings(labels, got):
+def test_names_that_are_not_strings(labels, got):
     with pytest.raises(TypeError, match=rf"^labels must be strings, got {got}: pass \[str\(label\) for label in"):
         label_names(labels)
 
@@ -101,7 +101,7 @@ def test_names_that_are_no_strings(labels, got):
         ({0: 0}, TypeError, "map names to ids or ids to names$"),
     ],
 )
-def test_dicts_that_say_something_else(labels, error, message):
+def test_other_dicts(labels, error, message):
     with pytest.raises(error, match=f"^labels given as a dict must .*{message}"):
         label_names(labels)
 

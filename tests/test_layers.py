@@ -1,4 +1,4 @@
-"""Embedding, dropout and projection: PyTorch's own, only faster on a CPU."""
+"""Embedding, dropout and projection equal PyTorch's; they are only faster on a CPU."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ from esim_fast.ops.products import product
 
 
 def twin(layer, kind):
-    """The same layer of PyTorch's own, with the same parameters."""
+    """PyTorch's layer with the same parameters."""
     other = kind.__new__(kind)
     other.__dict__.update(layer.__dict__)
     return other
@@ -38,15 +38,15 @@ class TestEmbedding:
         assert not (padded and ours[0].any())
 
     def test_a_large_table(self):
-        layer = Embedding(40_000, 128)  # more than a large page, and more than one task
+        layer = Embedding(40_000, 128)  # larger than a huge page, and split into several tasks
         tokens = torch.cat([torch.tensor([0, 39_999, 5, 5]), torch.randint(40_000, (500,))])
         grad = torch.randn(len(tokens), 128)
-        for _ in range(2):  # the second time in memory that was used before
+        for _ in range(2):  # the second time with reused memory
             (ours,) = torch.autograd.grad(layer(tokens), layer.weight, grad)
         wanted = torch.zeros(40_000, 128, dtype=torch.float64).index_add_(0, tokens, grad.double())
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-6)
 
-    def test_what_it_leaves_to_torch(self):
+    def test_cases_left_to_torch(self):
         tokens = torch.tensor([[1, 2], [2, 3]])
         layer = Embedding(5, 4).double()
         assert torch.equal(layer(tokens), layer.weight[tokens])
@@ -61,13 +61,13 @@ class TestEmbedding:
         weight = layer.weight.detach()
         torch.testing.assert_close(second, 6 * weight * torch.tensor([0.0, 1, 2, 0, 0])[:, None])
 
-    def test_memory_serves_again_when_nobody_has_it(self):
+    def test_memory_is_reused_once_free(self):
         layer = Embedding(3000, 8)
         tokens = torch.tensor([1, 2, 2])
         first = torch.autograd.grad(layer(tokens).sum(), layer.weight)[0]
         place, kept = first.data_ptr(), first[1:].view(-1)
         del first
-        second = torch.autograd.grad(layer(tokens).sum() * 3, layer.weight)[0]  # a view of the first is still there
+        second = torch.autograd.grad(layer(tokens).sum() * 3, layer.weight)[0]  # a view of the first one is still alive
         assert second.data_ptr() != place
         assert kept.view(-1, 8)[:3, 0].tolist() == [1, 2, 0]
         del kept
@@ -76,7 +76,7 @@ class TestEmbedding:
         assert third.sum(1).nonzero().tolist() == [[5]]
         assert second[:4, 0].tolist() == [0, 3, 6, 0]
 
-    def test_gradients_add_up_and_copies_have_memory_of_their_own(self):
+    def test_gradients_accumulate_and_copies_have_their_own_memory(self):
         layer, tokens = Embedding(50, 4, padding_idx=0), torch.tensor([0, 3, 3])
         for _ in range(3):
             layer(tokens).sum().backward()
@@ -96,8 +96,8 @@ class TestEmbedding:
         torch.library.opcheck(torch.ops.esim_fast.embedding_backward.default, arguments)
 
 
-class TestElsewhere:
-    def test_defaults_of_others_do_not_matter(self):
+class TestTorchFeatures:
+    def test_torch_defaults_have_no_effect(self):
         layer, tokens = Embedding(50, 4), torch.tensor([7])
         torch.set_default_dtype(torch.float64)
         try:
@@ -135,12 +135,12 @@ class TestDropout:
         torch.testing.assert_close(y[kept], x[kept] / (1 - p))
         (grad,) = torch.autograd.grad(y.sum(), x)
         torch.testing.assert_close(grad, kept.float() / (1 - p))
-        # Neighbors share a random word and must still be independent of each other.
+        # Neighbors share a random word, but must be independent.
         for distance in (1, 2, 3, 4):
             both = (kept.flatten()[distance:] & kept.flatten()[:-distance]).float().mean()
             assert abs(float(both) - (1 - p) ** 2) < 0.005
 
-    def test_its_seed_and_its_limits(self):
+    def test_seed_and_limits(self):
         draws = []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
@@ -158,7 +158,7 @@ class TestDropout:
 class TestProject:
     @pytest.fixture(scope="class", autouse=True, params=[False, True], ids=["oneDNN", "MKL"])
     def products(self, request):
-        """Of either library, whichever is the faster one here."""
+        """With either library; which one is faster depends on the machine."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("esim_fast.ops.products._MKL", request.param)
             yield
@@ -198,7 +198,7 @@ class TestProject:
         (grad,) = torch.autograd.grad(project(layer, x).square().sum(), x, create_graph=True)
         torch.testing.assert_close(grad, 2 * project(layer, x) @ layer.weight)
 
-    def test_what_else_a_layer_does_counts(self):
+    def test_customized_layers_run_as_customized(self):
         """Hooks, parametrizations, another forward, and layers of other classes."""
         x = torch.randn(8, 6)
 

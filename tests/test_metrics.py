@@ -1,4 +1,4 @@
-"""Figures: scikit-learn's and SciPy's on random data with ties, absent classes and extreme numbers."""
+"""Metrics equal scikit-learn's and SciPy's on random data with ties, absent classes and extreme numbers."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ seeds = pytest.mark.parametrize("seed", range(2))
 def test_classes(seed, labels):
     rng = np.random.default_rng(seed)
     for n in SIZES:
-        most = rng.integers(1, labels + 1)  # labels above it never occur
+        most = rng.integers(1, labels + 1)  # higher labels never occur
         gold, predicted = rng.integers(0, most, n), rng.integers(0, rng.integers(1, labels + 1), n)
         names = range(labels)
         assert metrics.accuracy(gold, predicted) == close(sklearn_metrics.accuracy_score(gold, predicted))
@@ -75,7 +75,7 @@ def test_one_class_has_no_auc():
 
 @seeds
 @pytest.mark.parametrize("labels", [2, 3, 9])
-@pytest.mark.parametrize("scale", [0.1, 3, 300])  # of logits: with the last one probabilities are 0
+@pytest.mark.parametrize("scale", [0.1, 3, 300])  # of logits; with the last one, probabilities are 0
 def test_log_loss(seed, labels, scale):
     rng = np.random.default_rng(seed)
     for n in SIZES:
@@ -109,11 +109,11 @@ def test_calibration_error(seed, bins):
         assert metrics.expected_calibration_error(gold, probabilities, bins) == close(expected)
 
 
-def test_calibration_error_of_certain_answers():
+def test_calibration_error_of_certain_predictions():
     probabilities = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.5, 0.5]])
     assert metrics.expected_calibration_error([0, 0, 0, 1], probabilities) == close(0.25)
     assert metrics.expected_calibration_error([0, 1, 0, 1], probabilities) == 0
-    # A confidence between two bins is in the lower one.
+    # A confidence on the border of two bins counts in the lower one.
     assert metrics.expected_calibration_error([0, 1], [[0.5, 0.5], [0.75, 0.25]], bins=2) == close(0.625)
 
 
@@ -155,7 +155,7 @@ def ranking_by_hand(queries, relevant, score, ks):
         gold, scores = relevant[of_query], score[of_query]
         if not gold.any():
             continue
-        ranked = [gold for _, gold in sorted(zip(-scores, gold, strict=True))]  # equal ones: irrelevant first
+        ranked = [gold for _, gold in sorted(zip(-scores, gold, strict=True))]  # ties: irrelevant first
         precision = sklearn_metrics.average_precision_score(gold, scores)
         recalls = [sum(ranked[:k]) / gold.sum() for k in ks]
         figures.append([precision, 1 / (1 + ranked.index(True)), *recalls])
@@ -178,14 +178,14 @@ def test_ranking(seed, digits, share):
 
 
 def test_ranking_of_ties():
-    """A model that says the same of all candidates has found none."""
+    """A model that gives all candidates the same score has found none."""
     tied = metrics.ranking([7] * 10, [1] + [0] * 9, [0.5] * 10)
     assert tied == {"map": 0.1, "mrr": 0.1, "recall@1": 0, "recall@5": 0, "recall@10": 1}
     nothing = dict.fromkeys(("map", "mrr", "recall@1", "recall@5", "recall@10"))
     assert metrics.ranking([1, 2], [0, 0], [1, 2]) == metrics.ranking([], [], []) == nothing
 
 
-def test_nothing():
+def test_no_data():
     for figure in (metrics.accuracy, metrics.mean_squared_error):
         assert figure([], []) is None
     assert metrics.macro_f1([], [], 3) is None

@@ -1,4 +1,4 @@
-"""ESIM: the same mathematics as its eager peer, and independence of everything that is not the sentence."""
+"""ESIM equals the eager baseline, and only the words of a sentence affect its results."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ WORDS, WIDTH, HIDDEN, LABELS = 50, 12, 8, 3
 
 
 def random_pairs(lengths_p, lengths_h, seed=0):
-    """Token ids 2..WORDS-1, padded behind with 1."""
+    """Token ids 2..WORDS-1, right-padded with 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(lengths):
@@ -42,11 +42,11 @@ def batch(device):
 
 def test_notebook_variant_equals_the_eager_notebook(device):
     torch.manual_seed(1)
-    # Not in evaluation mode, in which cuDNN has no gradients.
+    # In training mode, because cuDNN has no gradients in evaluation mode.
     peer = NotebookESIM(30, 20, WORDS, LABELS, dropout=0.0).to(device)
     ours = esim_fast.ESIM(30, 20, WORDS, LABELS, device, variant="notebook").eval()
     peer.load_state_dict(ours.state_dict())
-    ours.load_state_dict(peer.state_dict())  # they go both ways
+    ours.load_state_dict(peer.state_dict())  # state dicts load in both directions
     p, h = random_pairs([5, 9, 1, 36, 3, 14], [4, 2, 19, 1, 8, 7])
     p, h, target = p.to(device), h.to(device), torch.tensor([0, 1, 2, 0, 1, 2], device=device)
 
@@ -61,13 +61,13 @@ def test_notebook_variant_equals_the_eager_notebook(device):
 
 
 class TestPackedBatches:
-    """Batches that were packed where they were collated."""
+    """Batches that were packed during collation."""
 
     def pack(self, p, h):
         lengths = [(ids != 1).sum(1).cpu() for ids in (p, h)]
         return esim_fast.pack_pairs(p.cpu(), h.cpu(), *lengths)
 
-    def test_are_the_same_as_padded_ids(self, net, batch):
+    def test_same_results_as_padded_ids(self, net, batch):
         assert torch.equal(net(self.pack(*batch).to(net.device)), net(*batch))
         assert net(self.pack(*(ids[:0] for ids in batch)).to(net.device)).shape == (0, LABELS)
 
@@ -90,7 +90,7 @@ class TestPackedBatches:
 
 @pytest.mark.parametrize("variant", ["paper", "notebook"])
 def test_packed_model_equals_padded_layers(variant):
-    """The packed path against the paper's equations written out, sentence by sentence, in fp64."""
+    """The packed path against the paper's equations, written out sentence by sentence in fp64."""
     torch.manual_seed(2)
     net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, variant=variant).double().eval()
     p, h = random_pairs([6, 2], [3, 5])
@@ -110,10 +110,10 @@ def test_packed_model_equals_padded_layers(variant):
 
 
 class TestInvariance:
-    """What more there is of it, tests/ops/test_properties.py has."""
+    """See also tests/ops/test_properties.py."""
 
     @pytest.mark.gpu
-    def test_a_gpu_is_not_waited_for_when_lengths_are_given(self, batch):
+    def test_no_gpu_sync_if_lengths_are_given(self, batch):
         p, h = (ids.cuda() for ids in batch)
         lengths = [(ids != 1).sum(1).cpu() for ids in (p, h)]
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, "cuda")
@@ -124,7 +124,7 @@ class TestInvariance:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    def test_lengths_cut(self, net, batch):
+    def test_lengths_cut_sentences(self, net, batch):
         p, h = batch
         lengths = torch.tensor([2, 3, 1, 4, 3])
         cut = p.masked_fill((torch.arange(p.shape[1]) >= lengths[:, None]).to(p.device), 1)
@@ -146,7 +146,7 @@ def test_empty_batch(net):
     assert alpha.shape == beta.shape == (0, 4, 2)
 
 
-def test_attention_is_that_of_the_scores(net, batch):
+def test_attention_is_the_softmax_of_the_scores(net, batch):
     p, h = batch
     alpha, beta = net.attention(p, h)
     a = net.encoder.lstm(net.embedding(p[3, :7]))[0]
@@ -213,7 +213,7 @@ class TestBadInput:
             (lambda p, h: (p.to("meta"), h), ValueError, "p is on meta, but the model is on cpu"),
         ],
     )
-    @pytest.mark.parametrize("device", ["cpu"])  # values on a GPU are not read back to be checked
+    @pytest.mark.parametrize("device", ["cpu"])  # values on a GPU are not read back for checks
     def test_forward(self, net, batch, change, error, message):
         with pytest.raises(error, match=message):
             net(*change(*batch))

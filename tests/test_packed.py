@@ -1,4 +1,4 @@
-"""Packing straight from token ids, against torch's own packing of padded sequences."""
+"""Packing from token ids, against torch's packing of padded sequences."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from esim_fast.packed import pack_pairs
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9)), max_size=6), seed=st.integers(0, 999))
-def test_packs_as_torch_does(lengths, seed):
+def test_packs_like_torch(lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     lengths_p, lengths_h = torch.tensor(lengths, dtype=torch.int64).view(-1, 2).unbind(1)
     p = torch.randint(2, 99, (len(lengths), 8), generator=generator)
@@ -31,7 +31,7 @@ def test_packs_as_torch_does(lengths, seed):
     else:
         assert len(pairs.tokens) == len(pairs.batch_sizes) == 0
 
-    # The addressing rule finds every token again, in elements of a tensor of any width.
+    # The addressing rule finds every token, in elements of a tensor of any width.
     for width in (1, 5):
         rows = pairs.rows(width).all
         assert rows.max_length == int(every_length.max() if len(every_length) else 0)
@@ -56,7 +56,7 @@ def test_mistakes():
 
 
 @pytest.mark.gpu
-def test_moves_from_pinned_memory_as_it_is():
+def test_moves_from_pinned_memory():
     ids = torch.arange(2, 14).view(2, 6)
     pairs = pack_pairs(ids, ids, torch.tensor([6, 3]), torch.tensor([1, 0]))
     moved = pairs.pin_memory().to("cuda")
@@ -96,7 +96,7 @@ def test_moving_changes_nothing():
 
 
 @pytest.mark.parametrize("width", [1, 4])
-def test_known_rows_are_as_found(width):
+def test_known_rows_equal_computed_ones(width):
     rows = some_pairs().rows(width)
     for known in rows:
         assert known.known
@@ -115,7 +115,7 @@ def test_known_rows_are_as_found(width):
 
 
 @pytest.mark.parametrize("longest", [4, 5])
-def test_parts_of_addresses_are_aligned(longest):
+def test_slices_of_addresses_are_aligned(longest):
     ids = torch.arange(2, 2 + 3 * longest).view(3, longest)
     pairs = pack_pairs(ids, ids, torch.tensor([1, longest, 2]), torch.tensor([0, 2, 1]))
     assert len(pairs.first_row) == longest
@@ -125,7 +125,7 @@ def test_parts_of_addresses_are_aligned(longest):
 
 
 @pytest.mark.parametrize("lengths", [[], torch.zeros(0, dtype=torch.int32), None], ids=["list", "tensor", "none"])
-def test_lengths_of_no_sentences(lengths):
+def test_no_lengths(lengths):
     x = torch.zeros(0, 3, 4)
     assert masked_pool(x, lengths).shape == (0, 8)
     assert [m.shape for m in local_inference(x, x[:, :2], lengths, lengths)] == [(0, 3, 16), (0, 2, 16)]

@@ -1,4 +1,4 @@
-"""How many processors may be used: of the machine, by this process, and in a container's share of their time."""
+"""The number of usable processors: the machine's, the process's affinity and the container's quota."""
 
 import os
 
@@ -13,7 +13,7 @@ QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """Of eight processors."""
+    """A machine with eight processors."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
 
@@ -22,13 +22,13 @@ def machine(monkeypatch):
     ("version", "group", "root", "files", "count"),
     [
         (V2, "/", "/", {"cpu.max": "300000 100000\n"}, 3),
-        (V2, "/", "/", {"cpu.max": "150000 100000\n"}, 2),  # a half is used as well
+        (V2, "/", "/", {"cpu.max": "150000 100000\n"}, 2),  # rounded up
         (V2, "/", "/", {"cpu.max": "10000 100000\n"}, 1),
         (V2, "/", "/", {"cpu.max": "9900000 100000\n"}, 8),
         (V2, "/", "/", {"cpu.max": "max 100000\n"}, 8),
         (V2, "/a/b", "/", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "400000 100000", "cpu.max": "500000 100000"}, 4),
-        (V2, "/docker/1", "/docker/1", {"cpu.max": "200000 100000"}, 2),  # as a container sees it without a namespace
-        (V2, "/other", "/docker/1", {"cpu.max": "200000 100000"}, 2),  # what is mounted is another
+        (V2, "/docker/1", "/docker/1", {"cpu.max": "200000 100000"}, 2),  # in a container without a cgroup namespace
+        (V2, "/other", "/docker/1", {"cpu.max": "200000 100000"}, 2),  # another group is mounted
         (V1, "/", "/", {QUOTA: "250000\n", PERIOD: "100000\n"}, 3),
         (V1, "/", "/", {QUOTA: "-1\n", PERIOD: "100000\n"}, 8),
         (V1, "/a/b", "/", {f"a/{QUOTA}": "50000", f"a/{PERIOD}": "50000", f"a/b/{QUOTA}": "-1", QUOTA: "-1"}, 1),
@@ -54,8 +54,8 @@ def test_odd_descriptions_are_no_limit(tmp_path, content):
     assert usable_processors(tmp_path) == 8
 
 
-def test_what_the_process_is_bound_to(tmp_path, monkeypatch):
+def test_affinity_of_the_process(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 5, 6}, raising=False)
     assert usable_processors(tmp_path) == 3
-    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.delattr(os, "sched_getaffinity")  # like macOS
     assert usable_processors(tmp_path) == 8

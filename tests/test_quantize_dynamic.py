@@ -1,4 +1,4 @@
-"""torch.ao.quantization.quantize_dynamic, which puts layers of its own in place of nn.Linear and nn.LSTM."""
+"""torch.ao.quantization.quantize_dynamic, which replaces nn.Linear and nn.LSTM by its own layers."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ LAYERS = {
 
 
 def error(logits, wanted):
-    """Relative to how far logits lie apart."""
+    """Error relative to the spread of the logits."""
     return float((logits - wanted).norm() / (wanted - wanted.mean(0)).norm())
 
 
@@ -52,8 +52,8 @@ def test_esim(quantize, kinds):
     logits = quantized(P, H)
     assert 1e-5 < error(logits, wanted) < 0.2
     torch.testing.assert_close(quantized(P[:1], H[:1]), logits[:1], rtol=0.01, atol=0.01)
-    assert torch.equal(net(P, H), wanted)  # which is as it was
-    assert inference_precision("auto", torch.device("cpu"), quantized) == "fp32"  # it is in int8 already
+    assert torch.equal(net(P, H), wanted)  # the original is unchanged
+    assert inference_precision("auto", torch.device("cpu"), quantized) == "fp32"  # already in int8
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Classifier.rank: the scores and the order of all pairs, whatever is shared, cut into parts or streamed."""
+"""Classifier.rank gives the scores and the order of all pairs, shared, in parts or streamed."""
 
 import random
 import resource
@@ -43,7 +43,7 @@ def model():
 
 
 def check(found, expected, top_k):
-    """What was found are the best, and in their order; scores as close as 1e-5 may stand in either."""
+    """Checks that the best candidates were found, in order; scores within 1e-5 may swap."""
     top_k = len(expected) if top_k is None else min(top_k, len(expected))
     places, given = [one["corpus_id"] for one in found], [one["score"] for one in found]
     assert len(set(places)) == len(found) == top_k
@@ -53,7 +53,7 @@ def check(found, expected, top_k):
 
 
 @pytest.mark.parametrize("top_k", [1, 7, None, 1000])
-def test_as_predict_says(model, top_k):
+def test_same_scores_as_predict(model, top_k):
     queries, candidates = sentences(5, 1), sentences(90, 2)
     expected = [scores(model, query, candidates) for query in queries]
     assert np.std(expected) > 0.05
@@ -103,7 +103,7 @@ def test_temperature_and_precision_count(model):
     np.testing.assert_allclose([found[place] for place in range(20)], exact, atol=0.02)
 
 
-def test_what_is_equal_keeps_its_order(model):
+def test_ties_keep_their_order(model):
     assert [one["corpus_id"] for one in model.rank("a b", ["c d e"] * 30 + ["f"] + ["c d e"] * 9, None)] in (
         [*range(30), *range(31, 40), 30],
         [30, *range(30), *range(31, 40)],
@@ -121,8 +121,8 @@ def test_each_sentence_is_split_once(model):
     assert sorted(call.args[1] for call in encode.call_args_list) == ["a b", "c", "d e", "f g h"]
 
 
-def test_candidates_are_not_all_in_memory(model):
-    """When a part is scored, no more than a part was taken of those that are left."""
+def test_candidates_are_read_in_parts(model):
+    """While a part is scored, at most one further part has been read."""
     taken = most = 0
 
     def candidates():
@@ -174,7 +174,7 @@ def test_more_mistakes():
 
 
 def note_peaks(file):
-    """Writes down the greatest memory of this process in KiB after many candidates, and after ten times as many."""
+    """Records the peak memory of this process in KiB after many candidates and after ten times as many."""
     model = new_model(tokenizer="whitespace")
     with mock.patch.object(ranking, "_CANDIDATES", 128), open(file, "w") as notes:
         for count in (1_000, 1_000, 10_000):
@@ -185,7 +185,7 @@ def note_peaks(file):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is counted in other units")
 def test_memory_stays_flat(tmp_path):
-    """Ten thousand candidates' texts and word ids alone would be 5 MiB."""
+    """The texts and word ids of ten thousand candidates would take 5 MiB."""
     process = fork(note_peaks, tmp_path / "notes")
     process.join(120)
     assert process.exitcode == 0

@@ -1,4 +1,4 @@
-"""The bundled corpus: balanced, without leaks, reproducible, and not solvable from which words occur."""
+"""The bundled corpus is balanced, has no leaks, is reproducible, and cannot be solved by a bag of words."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "esim_fast" / "data" / "sample"
-CEILING = 0.60  # of a bag-of-words classifier's accuracy on dev; chance is a third
+CEILING = 0.60  # highest dev accuracy allowed for a bag of words; chance is a third
 
 
 def read(name):

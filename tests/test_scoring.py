@@ -1,4 +1,4 @@
-"""Pairs that share sentences get the scores of whole pairs, in every precision; each sentence is encoded once."""
+"""Pairs that share sentences get the same scores in every precision, and each sentence is encoded once."""
 
 from unittest import mock
 
@@ -21,7 +21,7 @@ def new_net(**options):
     torch.manual_seed(0)
     net = ESIM(20, 12, WORDS, 3, **options)
     for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)  # logits that differ
+        torch.nn.init.normal_(parameter, std=0.5)  # makes logits differ
     return net.eval()
 
 
@@ -53,7 +53,7 @@ def whole(net, pairs, precision="fp32", batch_size=64):
 
 @pytest.mark.parametrize("options", [{}, {"variant": "notebook"}, {"projection_activation": "tanh", "padding_idx": 0}])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_same_scores_as_of_whole_pairs(precision, options):
+def test_the_same_scores_as_pair_by_pair(precision, options):
     net, shared = new_net(**options), random_shared(0)
     pairs = as_encoded(shared)
     expected = whole(net, pairs, precision)
@@ -64,7 +64,7 @@ def test_the_same_scores_as_of_whole_pairs(precision, options):
     for batch_size in (1, 32, 1000):
         found = together(scored_shared(net, shared, batch_size, precision=precision), pairs)
         torch.testing.assert_close(found, expected, **tolerance)
-    with mock.patch.multiple(scoring, _KEPT_TOKENS=30, _LEAST_REPEATED=0):  # parts, which encode sentences anew
+    with mock.patch.multiple(scoring, _KEPT_TOKENS=30, _LEAST_REPEATED=0):  # makes parts, which encode sentences again
         torch.testing.assert_close(
             together(scored_pairs(net, pairs, 32, precision=precision), pairs), expected, **tolerance
         )
@@ -121,8 +121,8 @@ def test_parts_hold_all_pairs_in_their_order():
     assert empty.members.tolist() == [[0, 0], [0, 0]]
 
 
-def test_pairs_that_repeat_nothing_stay_as_they_were():
-    """The bits of batches that are cut from all pairs."""
+def test_pairs_without_repeated_sentences():
+    """Bit for bit, in the batches of all pairs."""
     net, rng = new_net(), np.random.default_rng(4)
     pairs = EncodedPairs(*(random_sentences(100, rng, 30) for _ in range(2)), None)
     assert torch.equal(together(scored_pairs(net, pairs, 16), pairs), whole(net, pairs, batch_size=16))
@@ -154,7 +154,7 @@ class Negative(ESIM):
         return -super().forward(*arguments)
 
 
-def test_what_somebody_changed_counts():
+def test_customized_networks():
     shared = random_shared(7)
     pairs = as_encoded(shared)
     net = new_net()
@@ -172,7 +172,7 @@ def test_what_somebody_changed_counts():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_under_somebodys_autocast():
+def test_under_autocast():
     net, shared = new_net(), random_shared(8)
     pairs = as_encoded(shared)
     with torch.autocast("cpu", torch.bfloat16):
@@ -193,7 +193,7 @@ def own_part(net):
 
 
 @pytest.mark.parametrize("change", [replaced_forward, own_part])
-def test_parts_of_ones_own_are_run(change):
+def test_custom_modules_run(change):
     torch.manual_seed(0)
     net = ESIM(8, 6, 30, 3).eval()
     pairs = EncodedPairs([[2, 3, 4]] * 4, [[5, 6], [7], [8, 9], [5]], None)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, which is a folder here: nothing leaves this machine."""
+"""Models on the Hugging Face hub, with a folder in place of the hub, so nothing leaves this machine."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def model():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The hub's library, with folders of ``hub.place`` in place of repositories; what it is asked for is noted."""
+    """A fake of the hub's library, with the folders in ``hub.place`` as repositories; it records its calls."""
     place, asked = tmp_path / "hub", []
 
     class Api:
@@ -100,7 +100,7 @@ def test_a_directory_comes_first(model, hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["nowhere", "./a/b", "../b", "a/../b", "/a/b", "a/b/c", "a/b ", ".a/b", "a\n/b", "a/ä"]
 )
-def test_what_is_no_name_is_not_looked_for(model, hub, name):
+def test_other_names_are_not_looked_up(model, hub, name):
     with pytest.raises(DataError, match=r": no such model directory$"):
         Classifier.from_pretrained(name)
     with pytest.raises(ValueError, match=r"^name must have the form user/name, got '"):
@@ -108,7 +108,7 @@ def test_what_is_no_name_is_not_looked_for(model, hub, name):
     assert hub.asked == []
 
 
-def test_who_may_see_it(model, hub):
+def test_private_and_public(model, hub):
     (hub.place / "user/name").mkdir(parents=True)
     with pytest.raises(DataError, match=r"^user/name: the model exists and is public, change that in its settings"):
         model.push_to_hub("user/name", private=True)
@@ -140,7 +140,7 @@ MISSING = "there is no such model, or it is private and you must give a token (t
         (RuntimeError, "\x1b[31mwhatever", r"RuntimeError: \x1b[31mwhatever"),
     ],
 )
-def test_what_goes_wrong_there(model, hub, monkeypatch, kind, text, message):
+def test_errors_of_the_hub(model, hub, monkeypatch, kind, text, message):
     def fail(*_, **__):
         raise type(kind.__name__, (kind,), {"__init__": lambda self: None, "__str__": lambda self: text})
 
@@ -219,7 +219,7 @@ class TestCard:
         history.model.save_pretrained(tmp_path)
         assert model_card(Classifier.from_pretrained(tmp_path, device="cpu"), "user/name") == card
 
-    def test_of_what_somebody_else_wrote(self, model, tmp_path):
+    def test_with_others_text(self, model, tmp_path):
         model.training = {"recipe": {"a|b": "`x` | <script>\n# y", "c": ["d\n"]}, "files": "none", "best_epoch": 3}
         model.directory = tmp_path
         for content in ("", "[]", "{", '{"epoch": "x"}', "\x00"):
@@ -234,7 +234,7 @@ class TestCard:
         model.training = None
         assert "## Training" not in model_card(model, "user/name")
 
-    def test_folders_stay_at_home(self, model, hub):
+    def test_folders_are_not_published(self, model, hub):
         model.training = {
             "recipe": {},
             "files": {"train": ["/home/me/secret/train.tsv", "hub:a/b#train"], "dev": "C/dev.tsv", "test": None},

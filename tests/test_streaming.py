@@ -1,4 +1,4 @@
-"""Files through a model from Python; what the command makes of it is tested there."""
+"""Predicting files from Python; tests of the command are in tests/cli."""
 
 import queue
 import threading
@@ -19,7 +19,7 @@ def model():
     return new_model()
 
 
-def test_a_file_and_its_lines_give_what_the_model_says(model, tmp_path):
+def test_a_file_and_its_lines_give_the_models_predictions(model, tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("\n".join(ROWS) + "\n")
     bad_rows: list[BadRow] = []
@@ -39,7 +39,7 @@ def test_a_file_and_its_lines_give_what_the_model_says(model, tmp_path):
     assert bad_rows == 2 * [BadRow(3, "expected 2 columns, got 1")]
 
 
-def test_a_bad_row_is_an_error_after_the_answers_before_it(model):
+def test_a_bad_row_raises_after_the_predictions_before_it(model):
     answers = predict_file(model, (f"{row}\n".encode() for row in ROWS))
     assert [answer.pair.line for answer in islice(answers, 2)] == [1, 2]
     with pytest.raises(DataError, match=r"^lines:3: expected 2 columns, got 1$"):
@@ -55,7 +55,7 @@ def test_columns_and_no_rows(model, tmp_path):
         next(predict_file(model, tmp_path / "no.tsv"))
 
 
-def test_lines_are_answered_as_they_come(model):
+def test_lines_are_predicted_as_they_arrive(model):
     lines: queue.Queue[bytes | None] = queue.Queue()
     answers = predict_file(model, iter(lines.get, None))
     for number in range(3):
@@ -65,7 +65,7 @@ def test_lines_are_answered_as_they_come(model):
     assert list(answers) == []
 
 
-def test_whoever_reads_lines_ends_with_the_answers(model):
+def test_the_reader_of_lines_ends_with_the_predictions(model):
     before = threading.active_count()
     answers = predict_file(model, repeat(b"a\tb\n"))
     next(answers)

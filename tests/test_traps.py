@@ -1,4 +1,4 @@
-"""What a training loop gets wrong without an error: a warning names the remedy, and ordinary batches give none."""
+"""Silent mistakes in training loops give a warning that names the remedy; ordinary batches give none."""
 
 import random
 import warnings
@@ -59,7 +59,7 @@ P_LENGTHS, H_LENGTHS = [9, 4, 7, 3, 6, 2, 5, 8], [3, 5, 2, 6, 1, 4, 6, 2]
         (padded(P_LENGTHS, value=0).int(), padded(H_LENGTHS, value=0, seed=1).int()),
     ],
 )
-def test_padding_that_is_not_the_networks(net, p, h):
+def test_other_padding_ids(net, p, h):
     with pytest.warns(UserWarning, match=OTHER_PADDING) as caught:
         net(p, h)
     assert [warning.filename for warning in caught] == [__file__]
@@ -78,8 +78,8 @@ def test_time_major(net, lengths):
         net.attention(p.T, h.T)
 
 
-def test_it_is_said_once(net):
-    """As Python shows warnings by default."""
+def test_one_warning_only(net):
+    """With Python's default filter."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for seed in range(3):
@@ -87,7 +87,7 @@ def test_it_is_said_once(net):
     assert len(caught) == 1
 
 
-def test_not_where_somebody_says_what_is_meant(net):
+def test_no_warning_if_padding_is_explicit(net):
     p, h = padded(P_LENGTHS, value=0), padded(H_LENGTHS, value=0, seed=1)
     assert found(net, p, h, P_LENGTHS, H_LENGTHS) == []
     assert found(esim_fast.ESIM(4, 4, WORDS, 3, padding_idx=None), p, h) == []
@@ -97,7 +97,7 @@ def test_not_where_somebody_says_what_is_meant(net):
         net(ids)
 
 
-def test_not_in_what_is_transformed_or_compiled(net, monkeypatch):
+def test_no_warning_in_transformed_or_compiled_networks(net, monkeypatch):
     p, h = padded(P_LENGTHS, value=0), padded(H_LENGTHS, value=0, seed=1)
 
     def summed(parameters):
@@ -112,7 +112,7 @@ def test_not_in_what_is_transformed_or_compiled(net, monkeypatch):
 
 
 def rows(*sentences):
-    """Sentences of one length, each letter a word; 0 is "?", the unknown word."""
+    """Sentences of the same length, each letter a word; "?" is the unknown word, 0."""
     letters = "?_" + "".join(sorted({*"".join(sentences)} - {*"?_"}))
     return torch.tensor([[letters.index(letter) for letter in sentence] for sentence in sentences])
 
@@ -145,13 +145,13 @@ def rows(*sentences):
         torch.arange(2, 34).view(8, 4),
     ],
 )
-def test_what_is_fine(net, ids):
+def test_ordinary_batches(net, ids):
     others = padded([3, 6, 2, 5, 4, 6, 3, 1][: len(ids)], to=6)
     for p, h in ((ids, ids), (ids, others), (others, ids)):
         assert found(net, p, h) == []
 
 
-def test_thousand_ordinary_batches():
+def test_a_thousand_random_batches():
     draw = random.Random(0)
     embedding = torch.nn.Embedding(WORDS, 1)
     for trial in range(1000):
@@ -161,7 +161,7 @@ def test_thousand_ordinary_batches():
             longest = draw.randrange(1, 20)
             lengths = [longest if side == "none" else draw.randrange(longest + 1) for _ in range(pairs)]
             ids.append(padded(lengths, side=side, to=longest, seed=trial))
-        if trial % 2:  # words come again, and in a row
+        if trial % 2:  # words repeat, also in a row
             ids = [torch.where(each == 1, 1, 2 + each % 7) for each in ids]
             ids = [torch.where((each != 1) & (torch.rand(each.shape) < 0.2), each.roll(1, 1), each) for each in ids]
         with warnings.catch_warnings():

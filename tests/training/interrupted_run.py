@@ -14,7 +14,7 @@ from esim_fast.training import Trainer
 
 
 def run(arguments: list[str], log: Path, at: int | None, file_size: int | None, memory: int | None) -> None:
-    """Runs the command and kills it at the ``at``-th fsync or rename.
+    """Runs the command and kills it before or after some fsync or rename, counted by ``at``.
 
     ``file_size`` limits the bytes of a file, and ``memory`` the bytes that training may add to the process.
     """
