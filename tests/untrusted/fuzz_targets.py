@@ -1,6 +1,6 @@
-"""What reads a file, as functions of the file's bytes, for tools/fuzz.py and for the inputs that once broke them.
+"""Fuzz targets: functions of a file's bytes that call a reader, for tools/fuzz.py and for replaying old crashes.
 
-Each takes what the library documents as its refusal, one line, and lets everything else through.
+Each catches the documented one-line errors and lets all other exceptions through.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from tests.data.files import zipped
 from tests.sources import AllenNLP
 
 WORDS = ["<unk>", "<pad>", "a", "man", "sleeps"]
-# Pieces that chance would take long to find, for a fuzzer's dictionary.
+# A fuzzer's dictionary, with pieces that it would take long to find by chance.
 PIECES = [*'{}[]":,()', "null", "true", "True", "NaN", "1e999", "-1", "99999999999999999999", "\\ud800", "\\n", "\n"]
 PIECES += ["\u2028", "\x1b[2J", '"a":0,"a":0', "[" * 200, "../../x", "os:system", "<unk>", "PK\x03\x04", "\x1f\x8b"]
 PIECES += ["hidden_size", "vocab_size", "padding_idx", "dropout", "variant", "tokenizer", "training", "model"]
@@ -53,7 +53,7 @@ ROWS = [("entailment", "a man", 'a "man" sleeps'), ("-", "a", "Ünï 睡觉"), (
 
 
 class Marker:
-    """A pickle of it makes a file when it is loaded without care."""
+    """Its pickle creates a file if it is loaded unsafely."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,15 +64,15 @@ class Marker:
 
 @cache
 def folder() -> Path:
-    """Where the files are, for as long as this process runs."""
+    """A folder for files, removed when this process ends."""
     path, process = Path(tempfile.mkdtemp(prefix="esim-fast-fuzz-")), os.getpid()
-    atexit.register(lambda: os.getpid() == process and shutil.rmtree(path, ignore_errors=True))  # no child of it
+    atexit.register(lambda: os.getpid() == process and shutil.rmtree(path, ignore_errors=True))  # not in a forked child
     return path
 
 
 @cache
 def marker() -> Path:
-    """What is there only if something was executed."""
+    """A file that exists only if something was executed."""
     return folder() / "executed"
 
 
@@ -83,13 +83,13 @@ def model() -> Classifier:
 
 
 def controls(character: str) -> bool:
-    """Whether it ends a line, controls a terminal, or is half a character."""
+    """Whether a character ends a line, controls a terminal or is a lone surrogate."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 @contextmanager
 def refusals(*kinds: type[Exception]) -> Iterator[None]:
-    """Passes over what is documented, if it is one line of some length, and nothing else was said or done."""
+    """Catches documented errors, if they are one line of limited length and nothing else was printed or executed."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -119,7 +119,7 @@ def model_directory() -> Path:
 
 
 def part_of_a_model(name: str, content: bytes) -> None:
-    """A model directory of which one file is not ours."""
+    """A model directory with one foreign file."""
     path = model_directory() / name
     whole = path.read_bytes()
     path.write_bytes(content)
@@ -133,7 +133,7 @@ def part_of_a_model(name: str, content: bytes) -> None:
 
 
 def weights_header(content: bytes) -> None:
-    """The JSON before the numbers of a model's weights."""
+    """The JSON header of a model's weights."""
     whole = (model_directory() / WEIGHTS).read_bytes()
     numbers = whole[8 + struct.unpack("<Q", whole[:8])[0] :]
     part_of_a_model(WEIGHTS, struct.pack("<Q", len(content)) + content + numbers)
@@ -146,12 +146,12 @@ def checkpoint(content: bytes, ending: str = ".pt") -> None:
 
 
 def checkpoint_pickle(content: bytes) -> None:
-    """The pickle in a file of torch.save, whose numbers are as they were."""
+    """The pickle inside a torch.save file, whose tensor data are unchanged."""
     checkpoint(_with_pickle(_saved(model().net.state_dict()), content))
 
 
 def archive(content: bytes) -> None:
-    """A tar archive of AllenNLP's, packed or not."""
+    """AllenNLP's tar archive, compressed or not."""
     path = written("model.tar.gz", content)
     with refusals(ValueError), as_folder(path) as source:
         weights = path if source == path else source / "weights.th"
@@ -159,7 +159,7 @@ def archive(content: bytes) -> None:
 
 
 def last(content: bytes) -> None:
-    """A run's own checkpoint, and a step from there."""
+    """A run's checkpoint, and a training step from there."""
     net, optimizer = _trained()
     with refusals():
         Checkpoint.load(written("last.pt", content)).restore({"net": net, "optimizer": optimizer}, torch.device("cpu"))
@@ -177,7 +177,7 @@ def words(content: bytes, ending: str) -> None:
 
 
 def vectors(content: bytes, ending: str) -> None:
-    """Without bad rows, leaving them out changes nothing; with them, each is named."""
+    """Without bad rows, skipping them changes nothing; with bad rows, each is reported."""
     path, bad, whole = written(f"vectors{ending}", content), list[BadRow](), None
     with refusals():
         whole = load_vectors(path, Vocabulary(WORDS))
@@ -191,13 +191,13 @@ def vectors(content: bytes, ending: str) -> None:
 
 
 def vectors_npz_members(content: bytes) -> None:
-    """The two arrays of an archive, one behind the other, in an archive that is whole."""
+    """The two arrays of an archive, concatenated; the archive around them is valid."""
     first, magic, second = content.rpartition(b"\x93NUMPY")
     vectors(zipped({"words.npy": first, "vectors.npy": magic + second}), ".npz")
 
 
 def pairs(content: bytes, ending: str) -> None:
-    """Every row is a pair or named; where the first settles the columns, that may be a refusal."""
+    """Every row is a pair or reported; a bad first row may make the whole file an error."""
     path = written(f"pairs{ending}", content)
     for labeled in (True, False):
         bad: list[BadRow] = []
@@ -209,13 +209,13 @@ def pairs(content: bytes, ending: str) -> None:
 
 
 def corpus_cache(content: bytes) -> None:
-    """An entry of the cache as somebody would forge it, with the right key and checksum: never another corpus."""
+    """A forged cache entry with the right key and checksum never becomes another corpus."""
     path, key = _cache_entry()
     whole = path.read_bytes()
     try:
         arrays = safetensors.torch.load(content)
         safetensors.torch.save_file(arrays, path, {"key": key, "checksum": _checksum(key, arrays)})
-    except Exception:  # no tensors that have a checksum: as it is, then
+    except Exception:  # without tensors there is no checksum to forge
         path.write_bytes(content)
     try:
         with refusals():
@@ -250,7 +250,7 @@ def _saved(value: object) -> bytes:
 
 
 def allennlps_archive() -> bytes:
-    """What AllenNLP leaves of a training run, not packed yet."""
+    """The files of an AllenNLP training run, before packing."""
     file = io.BytesIO()
     words = "\n".join(["@@PADDING@@", "@@UNKNOWN@@", *WORDS[2:]]).encode()
     members = {
@@ -267,7 +267,7 @@ def allennlps_archive() -> bytes:
 
 
 def _trained() -> tuple[ESIM, torch.optim.Optimizer]:
-    """A network after a step."""
+    """The checkpoint of a network after one step."""
     net = ESIM(2, 3, len(WORDS), 2)
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     for parameter in net.parameters():
@@ -291,7 +291,7 @@ def _members(content: bytes) -> dict[str, bytes]:
 
 
 def _with_pickle(content: bytes, pickled: bytes) -> bytes:
-    """A file of torch.save with another pickle in it."""
+    """A torch.save file with another pickle inside."""
     members = _members(content)
     return zipped({name: pickled if name.endswith("data.pkl") else content for name, content in members.items()})
 
@@ -308,7 +308,7 @@ def _npz(**arrays: np.ndarray) -> bytes:
 
 @cache
 def _seeds() -> dict[str, list[bytes]]:
-    """Whole files, as the library or numpy writes them, and a pickle in disguise."""
+    """Valid files, as the library or numpy writes them, and a pickle in disguise."""
     weights = (model_directory() / WEIGHTS).read_bytes()
     state = _saved(model().net.state_dict())
     beside = {"best": np.float64(0.5), "curve": np.ones(2), "options": argparse.Namespace(lr=0.1)}
@@ -378,5 +378,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def seeds(target: str) -> list[bytes]:
-    """Files that a target reads without complaint, but for those in disguise."""
+    """Seed files of a target, which it reads without errors, except for pickles in disguise."""
     return _seeds()[target]

@@ -1,4 +1,4 @@
-"""What the tests of hostile files share: how they are made, and what a refusal is."""
+"""Helpers of the tests of hostile files: how to create them, and how they must be rejected."""
 
 import contextlib
 import io
@@ -20,18 +20,18 @@ from tests.untrusted import fuzz_targets
 from tests.untrusted.fuzz_targets import Marker
 
 PARTS = (CONFIG, LABELS, VOCABULARY, WEIGHTS)
-DEEP = 100_000  # brackets within one another
+DEEP = 100_000  # nested brackets
 
 
 def save_model(folder: Path) -> Path:
-    """A model directory in a folder, and where it is."""
+    """A model directory, and its path."""
     fuzz_targets.model().save_pretrained(folder / "model")
     return folder / "model"
 
 
 @contextlib.contextmanager
 def in_disguise(folder: Path) -> Iterator[bytes]:
-    """A pickle that makes a directory when it is loaded; there is none afterwards."""
+    """A pickle that creates a directory if it is loaded; checks afterwards that there is none."""
     place = folder / "executed"
     yield pickle.dumps(Marker(place), protocol=2)
     assert not place.exists()
@@ -82,7 +82,7 @@ def in_torch(value: object, path: Path) -> Path:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Nothing is said beside the refusal."""
+    """Checks that nothing is printed besides the error."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         yield
     assert not said.getvalue()

@@ -1,4 +1,4 @@
-"""Archives that somebody made to do harm: nothing is written where they say, no link followed, nothing executed."""
+"""Malicious archives: nothing is written outside, no link is followed, and nothing is executed."""
 
 import gzip
 import io
@@ -41,7 +41,7 @@ def write(path: Path, fill: Callable[[tarfile.TarFile], object]) -> Path:
 
 
 def files_of(path: Path) -> set[str]:
-    """The files that an archive is unpacked to."""
+    """The files unpacked from an archive."""
     with as_folder(path) as folder:
         assert folder != path
         return {os.fspath(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()}
@@ -53,7 +53,7 @@ class TestNames:
         ["/{}/out", "../out", "../weights.th", "/weights.th", "a/../weights.th", "a/b/weights.th", "./../weights.th"]
         + ["weights.th/", "weights.th\n", "xweights.th", "vocabulary/../../weights.th", "vocabulary\\tokens.txt", ""],
     )
-    def test_lead_nowhere(self, tmp_path, parts, name):
+    def test_names_do_not_leave_the_folder(self, tmp_path, parts, name):
         def fill(archive: tarfile.TarFile) -> None:
             add(archive, name.format(tmp_path), parts["weights.th"])
             add(archive, TOKENS, parts[TOKENS])
@@ -83,7 +83,7 @@ class TestNames:
 
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
     def test_links_have_no_content(self, tmp_path, parts, kind):
-        """Whatever size they say: what follows is the next file."""
+        """Whatever size they declare, the next file follows."""
         header = tarfile.TarInfo("other")
         header.type, header.size = kind, 10**6
         (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + allennlps_archive())
@@ -130,7 +130,7 @@ class TestContent:
         path.write_bytes(b"\x1f\x8b" + os.urandom(600))
         refused(lambda: files_of(path), f"{path}: not a tar archive, or a damaged one: ")
 
-    def test_something_else_than_an_archive(self, tmp_path):
+    def test_other_files(self, tmp_path):
         path = tmp_path / "a.tar.gz"
         for content in (b"hello", gzip.compress(b"hello" * 200), gzip.compress(bytes(512)), gzip.compress(b"")):
             path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Checkpoints that somebody made to do harm: refused in a line, and never executed."""
+"""Malicious checkpoints: rejected in one line, and never executed."""
 
 import argparse
 import io
@@ -17,7 +17,7 @@ from esim_fast.training.checkpoint import Checkpoint
 from tests.untrusted.fuzz_targets import WORDS
 from tests.untrusted.hostile import in_torch, refused, write_zip
 
-# torch 2.15 reads no nested tensors itself.
+# torch 2.15 does not read nested tensors.
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 NESTED = "must be a dense tensor with values" if TORCH < (2, 15) else "torch._utils._rebuild_nested_tensor"
 
@@ -39,7 +39,7 @@ class TestCheckpoints:
         write_zip(path, {name: bomb if name.endswith("data.pkl") else content for name, content in members.items()})
         refused(lambda: read_state_dict(path), str(path))
         content = io.BytesIO()
-        with tarfile.open(fileobj=content, mode="w") as archive:  # what torch's first versions wrote
+        with tarfile.open(fileobj=content, mode="w") as archive:  # the format of torch's first versions
             for name in ("storages", "tensors", "pickle"):
                 member = tarfile.TarInfo(f"../{name}")
                 member.size = len(bomb)
@@ -91,8 +91,8 @@ class TestCheckpoints:
         path = in_torch(state, tmp_path / "a.pt")
         refused(lambda: convert(read_state_dict(path)), message, ValueError)
 
-    def test_mappings_within_mappings(self, tmp_path, state):
-        """What is looked through for a state dict: no level twice, and none without end."""
+    def test_nested_mappings(self, tmp_path, state):
+        """The search for a state dict visits no level twice and always ends."""
         level: dict[str, object] = {}
         for _ in range(6):
             level = {f"x{number}": level for number in range(400)}
@@ -113,7 +113,7 @@ class TestCheckpoints:
         refused(lambda: convert(read_state_dict(path)), "is not a parameter of ESIM", ValueError)
 
     def test_objects_beside_the_weights(self, tmp_path, state, bomb):
-        """Those that are left out hold none that would be executed."""
+        """Skipped objects are not executed either."""
 
         class Hidden:
             def __reduce__(self) -> tuple[object, ...]:
@@ -129,7 +129,7 @@ class TestCheckpoints:
             path = in_torch({"model": state, "beside": beside}, tmp_path / "a.pt")
             refused(lambda path=path: read_state_dict(path), "holds Python objects (")
 
-    def test_something_else_than_a_file(self, tmp_path):
+    def test_paths_that_are_not_files(self, tmp_path):
         os.mkfifo(tmp_path / "a.pt")
         (tmp_path / "b.pt").mkdir()
         (tmp_path / "c.pt").touch()

@@ -1,4 +1,4 @@
-"""Word vectors, corpora and prepared corpora that somebody made to do harm: refused in a line, or made again."""
+"""Malicious word vectors, corpora and cache entries: rejected in one line, or rebuilt."""
 
 import contextlib
 import os
@@ -92,7 +92,7 @@ class TestCache:
         return path
 
     def forge(self, path: Path, change: Callable[[dict], object]) -> None:
-        """With a checksum that is right."""
+        """Forges the entry with a correct checksum."""
         with safetensors.safe_open(path, "pt") as file:
             key = file.metadata()["key"]
             arrays = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -135,12 +135,12 @@ class TestCache:
     def test_forged(self, source, change):
         honest = prepare(source, "whitespace")
         path = self.entry(source)
-        whole = safetensors.torch.load(path.read_bytes())  # not mapped: the file is about to change
+        whole = safetensors.torch.load(path.read_bytes())  # not mapped, because the file is about to change
         self.forge(path, change)
         found = prepare(source, "whitespace", cache=path.parent)
         assert found.digest == honest.digest
         assert found.bad_rows == honest.bad_rows
-        torch.testing.assert_close(safetensors.torch.load_file(path), whole, rtol=0, atol=0)  # made again
+        torch.testing.assert_close(safetensors.torch.load_file(path), whole, rtol=0, atol=0)  # rebuilt
 
     def test_damaged(self, source, bomb):
         honest, path = prepare(source, "whitespace"), self.entry(source)

@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm, at the command line, by their memory, and as tools/fuzz.py has found them."""
+"""Malicious files: on the command line, in their use of memory, and as found by tools/fuzz.py."""
 
 import bz2
 import gzip
@@ -73,8 +73,8 @@ class TestCommandLine:
         with unchanged(tmp_path):
             assert "already holds" in fails("convert", weights, tmp_path / "out")
 
-    def test_training_goes_on_from_no_such_checkpoint(self, tmp_path, bomb):
-        """Torch's fused Adam would write where the shapes of an optimizer's state lead: that was out of bounds."""
+    def test_training_does_not_resume_from_them(self, tmp_path, bomb):
+        """Torch's fused Adam once wrote out of bounds, because it trusts the shapes of the optimizer's state."""
         (tmp_path / "a.tsv").write_text("".join(f"{label}\ta man\tsleeps\n" for label in ("yes", "no") * 10))
         command = ["train", "--train", tmp_path / "a.tsv", "--dev", tmp_path / "a.tsv", "--output", tmp_path / "m"]
         command += [
@@ -96,7 +96,7 @@ class TestCommandLine:
             return checkpoint["states"]["optimizer"]["state"][0]
 
         changes: list[Callable[[dict], object]] = [
-            # The optimizer's state.
+            # The optimizer's state
             lambda checkpoint: state(checkpoint).update(exp_avg=torch.zeros(1)),
             lambda checkpoint: state(checkpoint).update(exp_avg=torch.zeros(1).expand(16, 4)),
             lambda checkpoint: state(checkpoint).update(exp_avg=torch.zeros(4, 16).T),
@@ -104,7 +104,7 @@ class TestCommandLine:
             lambda checkpoint: state(checkpoint).update(exp_avg="x"),
             lambda checkpoint: state(checkpoint).pop("step"),
             lambda checkpoint: checkpoint["states"]["optimizer"].update(param_groups=[]),
-            # Everything else.
+            # Everything else
             lambda checkpoint: checkpoint["states"].update(net={}),
             lambda checkpoint: checkpoint["states"].pop("optimizer"),
             lambda checkpoint: checkpoint["settings"].update(seed=torch.zeros(3)),
@@ -139,7 +139,7 @@ def _npy(shape: str, numbers: bytes, dtype: str = "<U1", by_columns: bool = Fals
 
 
 def write_bombs(folder: Path) -> None:
-    """Small files that say, or expand to, much more."""
+    """Small files that declare, or expand to, much more."""
     rows, length = 3_000_000, 5 * 10**7
     bombs = {
         "column-order.npz": (_npy(f"({rows},)", bytes(4 * rows)), _npy(f"({rows}, 16)", bytes(64 * rows), "<f4", True)),
@@ -180,7 +180,7 @@ def write_bombs(folder: Path) -> None:
     shared = torch.zeros(10**6)
     torch.save({f"x{number}": shared for number in range(300)}, folder / "shared.pt")
     (folder / "deep.json").write_bytes(b"[" * 10**6)
-    # numpy.dtype("V1073741824"), of which numpy's scalar would have a GiB; and as many numbers in an array.
+    # numpy.dtype("V1073741824"), whose scalar would take 1 GiB, and an array of as many numbers.
     kind = b"cnumpy\ndtype\nX\x0b\x00\x00\x00V1073741824\x89\x88\x87R"
     for name, made in (
         ("scalar.pt", b"cnumpy.core.multiarray\nscalar\n" + kind + b"N\x86R"),
@@ -192,7 +192,7 @@ def write_bombs(folder: Path) -> None:
 
 
 def write_tar_bombs(folder: Path) -> None:
-    """Archives that expand to, or say, much more; in the last one a header of GNU's is the long name of a file."""
+    """Archives that declare, or expand to, much more; in the last one, a GNU header is a file's long name."""
     for name, member, kind in (
         ("weights.tar.gz", "weights.th", tarfile.REGTYPE),
         ("vocabulary.tar.gz", "vocabulary/tokens.txt", tarfile.REGTYPE),
@@ -262,7 +262,7 @@ for path in sorted(folder.iterdir()):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded and measured as Linux does it")
 def test_memory_and_time(model):
-    """In a process that may take a GiB more than it has, and must not take a tenth of that."""
+    """The process may allocate 1 GiB more and must use less than a tenth of it."""
     folder = model.parent
     write_bombs(folder)
     done = subprocess.run(
@@ -275,17 +275,17 @@ def test_memory_and_time(model):
     for name, (mebibytes, seconds, said) in found.items():
         assert int(mebibytes) < 100, (name, found)
         assert float(seconds) < 60, (name, found)
-        # A word that is there three million times, and then one vector: odd, but as good as any.
+        # One word three million times and then a vector is odd but valid.
         assert (said == "read") == (name in ("model", "one-word.npz", "blank-end.txt.xz")), (name, found)
     print(done.stdout)
 
 
 class TestTargets:
-    """What tools/fuzz.py feeds."""
+    """The targets of tools/fuzz.py."""
 
     @pytest.mark.parametrize("target", TARGETS)
     def test_inputs(self, target):
-        """Whole files, those that once broke it, and a hundred damaged ones, always the same."""
+        """Valid files, old crashes, and the same hundred damaged files every time."""
         draw = random.Random(target)
         seeds, pieces = fuzz_targets.seeds(target), [piece.encode() for piece in fuzz_targets.PIECES]
         kept = sorted(path.read_bytes() for path in (CRASHES / target).glob("*"))
@@ -294,7 +294,7 @@ class TestTargets:
         for content in (*seeds, *kept, *damaged):
             TARGETS[target](content)
 
-    def test_all_that_is_kept_is_read(self):
+    def test_all_saved_crashes_are_replayed(self):
         assert {path.name for path in CRASHES.iterdir()} <= TARGETS.keys()
         assert all(path.stat().st_size < 20_000 for path in CRASHES.glob("*/*"))
         assert len(list(CRASHES.glob("*/*"))) > 10
@@ -314,7 +314,7 @@ class TestTargets:
             assert done.returncode == 2
             assert done.stderr.splitlines() == ["python -m tools.fuzz: needs atheris: pip install 'atheris>=2.3,<4'"]
 
-    def test_what_a_target_lets_through(self):
+    def test_errors_that_a_target_lets_through(self):
         for message in ("a\nb", "a\x1b", "", "x" * 3000):
             with pytest.raises(AssertionError, match="not a line"), refusals(ValueError):
                 raise ValueError(message)

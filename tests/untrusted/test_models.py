@@ -1,4 +1,4 @@
-"""Model directories that somebody made to do harm: loaded whole, or refused in a line; nothing is executed."""
+"""Malicious model directories: loaded completely or rejected in one line, and nothing is executed."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ SECOND = FIRST.replace(b"0,4", b"4,8")
 
 
 def entry(shape: list[int], end: int) -> dict[str, object]:
-    """What a header says of a tensor."""
+    """A tensor's entry in the header."""
     return {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
 
 
@@ -153,7 +153,7 @@ class TestModelDirectories:
 
     @pytest.mark.parametrize("name", PARTS)
     def test_cut_off(self, model, name):
-        """At every byte, of the weights at every thirteenth; nobody can tell where the last word should end."""
+        """At every byte, in the weights at every thirteenth. A cut inside the last word cannot be detected."""
         whole, path = (model / name).read_bytes(), model / name
         end = whole.index(b"sleeps") if name == VOCABULARY else len(whole.rstrip(b"\n"))
         for place in range(end):
@@ -168,14 +168,14 @@ class TestModelDirectories:
         refused(lambda: load(model), name)
 
     @pytest.mark.parametrize("name", PARTS)
-    def test_something_else_than_a_file(self, model, name, tmp_path):
+    def test_paths_that_are_not_files(self, model, name, tmp_path):
         path = model / name
         path.unlink()
         refused(lambda: load(model), f"{name} is missing")
         path.mkdir()
         refused(lambda: load(model), f"{name} is missing")
         path.rmdir()
-        os.mkfifo(path)  # to open it would be to wait
+        os.mkfifo(path)  # opening it would block
         for target in (tmp_path / "none", path, "/dev/zero"):
             refused(lambda: load(model), f"{name} is missing")
             path.unlink()
@@ -202,7 +202,7 @@ class TestModelDirectories:
         assert "hostile_tokenizer" not in sys.modules
 
     def test_saving_into_it_overwrites_nothing_else(self, model, tmp_path):
-        """A directory may have come with links under the names that files have before they are complete."""
+        """A directory may contain links under the names of temporary files."""
         precious = tmp_path / "precious"
         precious.write_text("mine")
         loaded = load(model)
