@@ -220,7 +220,7 @@ class TestMistakes:
         other = coetaur0.ESIM(20, 5, 6)
         with pytest.raises(TypeError, match=r"or an esim_fast\.ESIM, got <class 'esim_fast\.compat\."):
             to_onnx(other, path)
-        with pytest.raises(ValueError, match=r"^words need a vocabulary: give the Classifier"):
+        with pytest.raises(ValueError, match=r"^words need a vocabulary: pass the Classifier"):
             to_onnx(network(), path, words=True)
         own = classifier(tokenizer=str.split)
         with pytest.raises(ValueError, match=r"^tokenizer builtins:str\.split: a custom function cannot be exported"):
