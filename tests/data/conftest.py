@@ -8,8 +8,10 @@ from esim_fast.data.parallel import never
 
 @pytest.fixture(params=["in one piece", "in ranges"])
 def both_ways(request, monkeypatch):
-    """Text is read as a whole, as small files are, or cut up for several processes, as large ones: here into pieces of
-    a line or two, which are read by this process."""
+    """Reads text whole, like small files, or in pieces for several processes, like large files.
+
+    Here the pieces have a line or two, and this process reads them.
+    """
     here = lambda function, ranges, workers: (function(each, never) for each in ranges)  # noqa: E731
     monkeypatch.setattr(vector_files, "map_in_processes", here)
     monkeypatch.setattr(vector_files, "processors", lambda: 3 if request.param == "in ranges" else 1)

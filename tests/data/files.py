@@ -1,4 +1,4 @@
-"""Files for the tests of their readers, and what a reader says of a wrong one."""
+"""Files for the tests of readers, and the messages about bad files."""
 
 import bz2
 import gzip
@@ -19,7 +19,7 @@ from esim_fast.data import DataError, PreparedCorpus, Vocabulary
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
-    """Writes a file, a compressed one if its name says so."""
+    """Writes a file, compressed according to its name."""
     data = content.encode() if isinstance(content, str) else content
     path = folder / name
     path.write_bytes(compressed(path.name, data))
@@ -27,19 +27,19 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def compressed(name: str, data: bytes) -> bytes:
-    """Bytes as a file of this name should hold them."""
+    """Bytes compressed according to a file's name."""
     stem, ending = os.path.splitext(name.lower())
     if ending == ".zip":
         return zipped({stem: data}, zipfile.ZIP_DEFLATED)
     if ending == ".gz":
-        return gzip.compress(data, mtime=0)  # tests have the content in their names
+        return gzip.compress(data, mtime=0)  # reproducible, because test names contain it
     return {".bz2": bz2, ".xz": lzma}[ending].compress(data) if ending in (".bz2", ".xz") else data
 
 
 def xz_with_dictionary(data: bytes, code: int) -> bytes:
-    """An .xz file whose decoder is told to take more memory than the data need: 1 GiB for a code of 36."""
+    """An .xz file that declares more decoder memory than it needs: 1 GiB with code 36."""
     content = lzma.compress(data)
-    header_end = 12 + 4 * content[12]  # of the first block's header, without its checksum
+    header_end = 12 + 4 * content[12]  # end of the first block's header, without its checksum
     header = bytearray(content[12:header_end])
     header[header.index(b"\x21\x01") + 2] = code
     return content[:12] + header + zlib.crc32(header).to_bytes(4, "little") + content[header_end + 4 :]
@@ -49,12 +49,12 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", compression, compresslevel=1) as archive:
         for name, member in members.items():
-            archive.writestr(zipfile.ZipInfo(name), member, compression, 1)  # of no time: tests are named by it
+            archive.writestr(zipfile.ZipInfo(name), member, compression, 1)  # no time: test names contain it
     return content.getvalue()
 
 
 def damage(content: bytes, draw: random.Random, pieces: list[bytes]) -> bytes:
-    """Bytes with one to three things done to them: some are left out, replaced, or there twice."""
+    """Bytes with one to three random changes: deletions, replacements or repetitions."""
     found = bytearray(content)
     for _ in range(draw.randrange(1, 4)):
         place, end = sorted(draw.randrange(len(found) + 1) for _ in "be")
@@ -64,7 +64,7 @@ def damage(content: bytes, draw: random.Random, pieces: list[bytes]) -> bytes:
 
 
 def refusal(function: Callable, *arguments: object, **options: object) -> str:
-    """What a function says when it refuses a file: one printable line of some length."""
+    """The error of a function that rejects a file: one printable line of limited length."""
     with pytest.raises(DataError) as caught:
         function(*arguments, **options)
     message = str(caught.value)
@@ -78,14 +78,14 @@ def vocabulary_of(*words: str) -> Vocabulary:
 
 
 def pairs_of(corpus: PreparedCorpus) -> list[tuple[list[str], list[str], str | None, int]]:
-    """What a corpus holds, as one would write it down."""
+    """A corpus's content in a readable form."""
     sentences = [[corpus.words[token] for token in part] for part in np.split(corpus.tokens, corpus.ends)][:-1]
     labels = [None if label < 0 else corpus.label_names[label] for label in corpus.labels]
     return list(zip(sentences[::2], sentences[1::2], labels, corpus.lines.tolist(), strict=True))
 
 
 def assert_linear(work: Callable[[int], object]) -> None:
-    """Work's time grows with its size and not faster."""
+    """Checks that the time of some work grows linearly with its size."""
 
     def seconds(count: int) -> float:
         begin = time.process_time()
@@ -94,4 +94,4 @@ def assert_linear(work: Callable[[int], object]) -> None:
 
     seconds(100)
     short, long = min(seconds(2_000) for _ in range(3)), seconds(32_000)
-    assert long < 5 * 16 * short + 0.01  # a square would be 16 times 16
+    assert long < 5 * 16 * short + 0.01  # quadratic time would be 256 times as long

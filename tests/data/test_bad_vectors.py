@@ -1,4 +1,4 @@
-"""Vectors that cannot be read: what is said about them, and what is read in spite of them."""
+"""Bad vectors: their error messages, and reading the rows around them."""
 
 import gzip
 import random
@@ -17,7 +17,7 @@ from tests.data.vectors import NONE, REMEDY, ROWS, THREE, VOCABULARY, as_binary,
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damaged_npz(tmp_path, save):
-    """Whichever byte is wrong: an error, or a byte that says nothing of the vectors."""
+    """Any wrong byte is an error, unless it does not concern the vectors."""
     whole = saved(save, words=np.array(["the", "Cat"]), vectors=np.array([[1, 2], [3, 0.5]], dtype=np.float32))
     path = write(tmp_path, "v.npz", whole)
     expected, errors = load_vectors(path, VOCABULARY).matrix, 0
@@ -41,7 +41,7 @@ def test_damaged_npz(tmp_path, save):
         ("", NONE),
         ("of 1 2\n", NONE),
         (f"{'9' * 5000} {'9' * 5000}\n", NONE),
-        # The first line, which says what rows are.
+        # The first line, which defines the rows.
         ("the\n", ":1: expected a word and its vector"),
         ("\n", ":1: expected a word and its vector"),
         ("3 0\nthe 1\n", ":1: expected a word and its vector"),
@@ -54,7 +54,7 @@ def test_damaged_npz(tmp_path, save):
         ("4 1000000000000\n" + ROWS, ":1: expected at most 10000 numbers in a row, got 1000000000000"),
         ("the" + 10_001 * " 1", ":1: expected at most 10000 numbers in a row, got 10001"),
         ("the\t1" + 10_000 * " 1", ":1: expected at most 10000 numbers in a row, got 10001"),
-        # Where nothing says how to go on.
+        # Where reading cannot continue.
         (ROWS + (2**20 + 1) * "x", ":4: expected a line break within 1048576 bytes, got none"),
         (ROWS + (2**22 + 1) * "x" + "\nof 1\n", ":4: expected a line break within 1048576 bytes, got none"),
         (ROWS + "\n\n" + (2**20 + 1) * "x", ":6: expected a line break within 1048576 bytes, got none"),
@@ -97,7 +97,7 @@ def test_no_text_of_vectors(tmp_path, name, content, message):
         ("the 1 2 3\ncat 1 1e39 2\n", "2: expected a finite number, got '1e39'"),
         (b"the 1 \xff\nusa 1 2", "1: expected a finite number, got '\ufffd'"),
         (f"the {'9' * 5000}\nusa 1", f"1: expected a finite number, got '{'9' * 40}'"),
-        # With a tab behind the word.
+        # With a tab after the word.
         ("the\t1 2 3\ncat\t1 2\n", "2: expected 3 numbers, got 2"),
         ("the\t1 2 3\ncat\t1 2 3 4\n", "2: expected 3 numbers, got 4"),
         ("the\t1\t2\t3\ncat\t1\tx\t3\n", "2: expected a finite number, got 'x'"),
@@ -108,7 +108,7 @@ def test_no_text_of_vectors(tmp_path, name, content, message):
         ("the\t1 2 3\n1\t2 3\nof\t1 1 1", "2: expected 3 numbers, got 2; is its word missing?"),
         ("the\t1 2 3\n\ncat\t1 2 3\n", "2: expected 3 numbers, got 0"),
         ("the\t1 2 3\ncat\t\ncat\t1 2 3\n", "2: expected a tab behind the word, got none"),
-        # What the first line promises.
+        # Fewer or more rows than the first line declares.
         ("2 3\n" + ROWS, "5: expected 2 rows, as line 1 says, but the file ends after 3"),
         ("4 3\n" + ROWS, "5: expected 4 rows, as line 1 says, but the file ends after 3"),
         ("4 3\n" + ROWS + "\n \n", "5: expected 4 rows, as line 1 says, but the file ends after 3"),
@@ -143,13 +143,13 @@ BAD_ROWS = {
 
 
 class TestLeavingOut:
-    """With ``on_bad_row`` the other rows are read as if the bad ones were not there, and these are named."""
+    """With ``on_bad_row``, bad rows are reported and skipped, and the others are read as usual."""
 
     @pytest.mark.usefixtures("both_ways")
     @pytest.mark.parametrize("tab", [False, True])
     @pytest.mark.parametrize("header", [False, True])
     def test_anywhere(self, tmp_path, monkeypatch, tab, header):
-        """Bad rows between good ones, alone and several together, however the file is cut."""
+        """Single bad rows and groups of them between good ones, wherever the file is cut."""
         draw = random.Random(f"{tab}{header}")
         vocabulary = vocabulary_of(*(f"w{number}" for number in range(10)))
         for _ in range(60):
@@ -175,7 +175,7 @@ class TestLeavingOut:
 
     @pytest.mark.parametrize("cached", [False, True])
     def test_second_time(self, tmp_path, cached):
-        """What is kept names the same rows, and is refused to who wants none of them."""
+        """The cache reports the same rows, and raises without ``on_bad_row``."""
         path, cache = write(tmp_path, "v.txt", "5 3\n" + ROWS + "of 1\n"), tmp_path / "cache" if cached else None
         rows = [BadRow(5, "expected 3 numbers, got 1")]
         rows.append(BadRow(6, "expected 5 rows, as line 1 says, but the file ends after 4"))
@@ -209,7 +209,7 @@ class TestLeavingOut:
         assert said == f"{path}:7: {found[0].reason}, and 5 rows before it are bad as well"
 
     def test_nobody_goes_on_after_too_many(self):
-        """Nor does a worker, whose result would fill the memory."""
+        """Workers also stop, because their results would fill the memory."""
         read: list[int] = []
         blocks = (read.append(number) or b"the\n" * 100 for number in range(1000))
         layout = vector_files._Layout(None, 3, b" ", 0)
@@ -232,7 +232,7 @@ def test_longest_line(tmp_path, monkeypatch, ending):
 
 @pytest.mark.parametrize("name", ["v.txt", "v.bin"])
 def test_truncated_gzip(tmp_path, name):
-    """The line, or row, is the one after the last that could be read."""
+    """The message names the line or row after the last one that could be read."""
     noise = np.random.default_rng(0).normal(size=(3000, 3)).astype(np.float32)
     rows = [(f"w{i:04}", row) for i, row in enumerate(noise)]
     whole = gzip.compress(as_text(rows) if name == "v.txt" else as_binary(rows))
@@ -266,7 +266,7 @@ COUNTS = "1: expected the number of rows and of numbers in each, got"
         (b"9" * 30 + b" 1\n", f":{COUNTS} '{'9' * 30} 1'"),
         (b"1 0\nthe ", ":1: expected 1 to 10000 numbers in a row, got 0"),
         (b"1 1000000000000\nthe ", ":1: expected 1 to 10000 numbers in a row, got 1000000000000"),
-        # More rows than it says.
+        # Another number of rows than it declares.
         (with_counts("2 2"), ": expected 2 rows, as line 1 says, got more"),
         (with_counts("0 2"), ": expected 0 rows, as line 1 says, got more"),
         (as_binary(THREE) + b"\n\n", ": expected 3 rows, as line 1 says, got more"),
@@ -315,7 +315,7 @@ def test_bad_rows_of_binary(tmp_path, name, content, message, found):
 @pytest.mark.parametrize(
     ("name", "whole", "last"),
     [
-        # Digits that the last number loses are not noticed, nor the line feed behind the last row.
+        # Missing digits of the last number and a missing final line feed cannot be noticed.
         pytest.param("v.txt", f"3 3\n{ROWS}".encode(), 2, id="text"),
         *((name, compressed(name, f"3 3\n{ROWS}".encode()), 0) for name in ("v.txt.gz", "v.bz2", "v.vec.xz", "v.zip")),
         *((name, compressed(name, as_binary(THREE)), 0) for name in ("v.bin.gz", "v.bin.bz2", "v.bin.xz", "v.bin.zip")),
@@ -379,7 +379,7 @@ COMPRESSED = saved(np.savez_compressed, words=np.array(["the"]), vectors=np.rand
         saved(np.save, NUMBERS),
         COMPRESSED[: len(COMPRESSED) // 2],
         COMPRESSED[:700] + bytes(60) + COMPRESSED[760:],
-        # More words, or more numbers, than their headers say.
+        # More words or numbers than their headers declare.
         zipped({"words.npy": saved(np.save, WORDS) + b"x", "vectors.npy": saved(np.save, NUMBERS)}),
         zipped({"words.npy": saved(np.save, WORDS), "vectors.npy": saved(np.save, NUMBERS) + b"x"}),
     ],
@@ -399,5 +399,5 @@ def test_not_gzip(tmp_path):
     path = tmp_path / "v.txt.gz"
     path.write_text(ROWS)
     assert refusal(load_vectors, path, VOCABULARY) == f"{path}:1: Not a gzipped file (b'th')"
-    path.write_bytes(b"\x1f\x8b\x08\x08" + b"x" * 100_000)  # a name without an end
+    path.write_bytes(b"\x1f\x8b\x08\x08" + b"x" * 100_000)  # a name that never ends
     assert refusal(load_vectors, path, VOCABULARY).startswith(f"{path}:1: ")

@@ -1,4 +1,4 @@
-"""Batches: every pair once, its own words, little padding."""
+"""Batches have every pair once, with its own words and little padding."""
 
 import copy
 import dataclasses
@@ -24,14 +24,14 @@ LABELS = ["entailment", "neutral", "contradiction"]
 
 
 def random_pairs(count: int, seed: int = 0) -> tuple[EncodedPairs, list[tuple[list[int], list[int]]]]:
-    """Pairs of 0 to 30 random ids, as a dataset and as lists."""
+    """Pairs of sentences with 0 to 30 random ids, as a dataset and as lists."""
     rng = np.random.default_rng(seed)
     pairs = [tuple(rng.integers(2, 1000, rng.integers(31)).tolist() for _ in range(2)) for _ in range(count)]
     return EncodedPairs([p for p, _ in pairs], [h for _, h in pairs], [i % 3 for i in range(count)]), pairs
 
 
 def sentences(batch: Batch) -> tuple[list[list[int]], list[list[int]]]:
-    """The ids of a batch's premises and of its hypotheses, one list for each sentence."""
+    """The ids of a batch's premises and hypotheses, one list per sentence."""
     tokens = batch.pairs.tokens
     premises, hypotheses, _ = batch.pairs.rows(1)
     return tuple(
@@ -41,7 +41,7 @@ def sentences(batch: Batch) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def padded_size(batch: Batch) -> int:
-    """How many ids there would be if the batch were padded to its longest sentences."""
+    """The number of ids if the batch were padded to its longest sentences."""
     return len(batch) * sum(batch.pairs.longest)
 
 
@@ -118,7 +118,7 @@ def test_shuffling_follows_from_seed_and_epoch(size):
     for seed, epoch in ((1, 3), (2, 2), (2, 1)):
         other = order(batches(dataset, **size, shuffle=True, seed=seed, epoch=epoch))
         assert other != first
-        # Not the same batches in another order: other pairs meet.
+        # Other pairs share a batch, and not only the order of batches changes.
         assert len({tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch)) for batch in other}) < 25
 
 
@@ -166,7 +166,7 @@ def test_batches_made_ahead_are_the_same():
 
 
 class Counting(EncodedPairs):
-    """Counts its batches; the tenth is more than it can make."""
+    """Counts its batches and fails at the tenth."""
 
     made = 0
 
@@ -213,7 +213,7 @@ def test_batches_by_words(count, max_tokens, shuffle):
     assert sorted(chain.from_iterable(cut)) == list(range(count))
     for batch in cut:
         assert len(batch) == 1 or words[batch].sum() <= max_tokens
-    if not shuffle:  # none could have taken the next one's first pair as well
+    if not shuffle:  # no batch has room for the next one's first pair
         for batch, following in pairwise(cut):
             assert words[batch].sum() + words[following[0]] > max_tokens
 
@@ -259,12 +259,12 @@ def test_real_corpus(real_data):
     assert len(dataset) == 9842
     found = list(batches(dataset, 32, shuffle=True))
     assert sum(map(len, found)) == 9842
-    # Unbucketed batches of 32 hold more than twice as much padding as words.
+    # Without buckets, batches of 32 have more than twice as much padding as words.
     assert sum(map(padded_size, found)) < 1.35 * int(dataset.lengths.sum())
 
 
 def applied(function, data):
-    """``function`` on all tensors of a batch, as Lightning does it: on the fields of a copy, which are then set."""
+    """Applies ``function`` to all tensors of a batch like Lightning, which sets the fields of a copy."""
     if isinstance(data, torch.Tensor):
         return function(data)
     if not dataclasses.is_dataclass(data):
@@ -278,7 +278,7 @@ def applied(function, data):
 
 @pytest.mark.parametrize("part", ["batch", "pairs"])
 def test_frameworks_go_through_the_tensors(part):
-    """With ``precision="64-true"`` Lightning makes floating-point tensors double, wherever they are in a batch."""
+    """With ``precision="64-true"``, Lightning converts all floating-point tensors in a batch to double."""
     dataset, _ = random_pairs(20)
     for batch in batches(dataset, 8, shuffle=False):
         sent = batch if part == "batch" else batch.pairs
@@ -303,8 +303,8 @@ def test_torchs_loader_hands_batches_over(part, monkeypatch):
     made = [batch if part == "batch" else batch.pairs for batch in batches(dataset, 8, shuffle=False)]
     for found, sent in zip(DataLoader(made, batch_size=None), made, strict=True):
         assert found is sent
-        assert len(pickle.loads(pickle.dumps(found))) == len(sent)  # as from a worker process
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which needs a GPU
+        assert len(pickle.loads(pickle.dumps(found))) == len(sent)  # like a batch from a worker process
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # the real one needs a GPU
     pinned = pin_memory(made[0])
     assert type(pinned) is type(made[0])
     assert pinned is not made[0]

@@ -1,4 +1,4 @@
-"""What is kept between runs: used while it is right, made again when it is not."""
+"""The cache between runs: entries are used while valid and rebuilt otherwise."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ OPTIONS = {"format": "1"}
 
 
 class Maker:
-    """Makes arrays of a source's content, and counts how often."""
+    """Makes arrays from a source's content, and counts its calls."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -63,7 +63,7 @@ def test_it_is_made_once_if_there_is_a_folder(folder, make):
     assert [path.suffix for path in files(folder)] == [".safetensors"]
     assert fetch(None, make) == fetch(None, make) == b"content"
     assert make.count == 3
-    # Where it is known by its time and size, but neither of them tells.
+    # A file known by its time and size, neither of which reveals the change.
 
 
 def test_other_options_are_kept_beside(folder, make):
@@ -73,7 +73,7 @@ def test_other_options_are_kept_beside(folder, make):
 
 
 def rewrite(source: Path, content: bytes) -> None:
-    """Neither size nor time tells."""
+    """Rewrites a file without changing its size or time."""
     about = source.stat()
     source.write_bytes(content)
     os.utime(source, ns=(about.st_atime_ns, about.st_mtime_ns))
@@ -85,7 +85,7 @@ def test_other_content_replaces(folder, source, make):
     assert fetch(folder, make) == b"CONTENT"
     assert (make.count, len(files(folder))) == (2, 1)
     source.unlink()
-    source.write_bytes(b"CONTENT")  # the same content written anew is known
+    source.write_bytes(b"CONTENT")  # the same content written again is recognized
     fetch(folder, make)
     assert make.count == 2
 
@@ -94,8 +94,8 @@ def test_a_large_file_is_known_by_its_time_and_size(folder, source, make, monkey
     monkeypatch.setattr("esim_fast.data.cache._LARGE", 1)
     assert fetch(folder, make) == fetch(folder, make)
     assert make.count == 1
-    time.sleep(0.02)  # more than a tick of the clock
-    rewrite(source, b"CONTENT")  # nobody can set the time of this change
+    time.sleep(0.02)  # longer than a tick of the clock
+    rewrite(source, b"CONTENT")  # its ctime cannot be set
     assert fetch(folder, make) == b"CONTENT"
 
 

@@ -1,4 +1,4 @@
-"""Which column is which where no header of known names says so: decided by what the columns hold, or refused."""
+"""Columns without a header of known names: detected from their content, or rejected."""
 
 import pytest
 
@@ -30,9 +30,9 @@ FAQ = [(QUESTIONS[i % 3], answer, str(i % 2)) for i, answer in enumerate(ANSWERS
         FAQ,
         [(HANZI[i % 3], answer, str(i % 2)) for i, answer in enumerate(ANSWERS)],
         [(q, a, ("entailment", "not_entailment")[int(label)]) for q, a, label in FAQ],
-        [(q, a, ("suits", "misfits")[int(label)]) for q, a, label in FAQ],  # names that nobody knows
+        [(q, a, ("suits", "misfits")[int(label)]) for q, a, label in FAQ],  # unknown names
         [(q, a, f"{label}.0") for q, a, label in FAQ],
-        [(ANSWERS[-i], answer, "- 01"[i % 4].strip() or "-") for i, answer in enumerate(ANSWERS)],  # no premise twice
+        [(ANSWERS[-i], answer, "- 01"[i % 4].strip() or "-") for i, answer in enumerate(ANSWERS)],  # unique premises
         FAQ[:3],
     ],
     ids=["faq", "no blanks", "words", "other words", "floats", "distinct", "three rows"],
@@ -90,7 +90,7 @@ def test_a_header_of_unknown_names(tmp_path, header, rows):
 
 
 def test_first_rows_that_are_no_header(tmp_path):
-    """A label may be there once; of a known name, or among others that are there once, it is one."""
+    """A label that occurs only once is a label if its name is known, or if others also occur once."""
     for rows in ([("neutral", "a b", "c"), *[("entailment", "d e", "f")] * 3], [("x", "a", "b"), ("y", "c", "d")]):
         assert len(read(write(tmp_path, "a.tsv", table(rows)))) == len(rows)
 
@@ -126,7 +126,7 @@ def test_delimiters_are_seen(tmp_path, delimiter, name, header):
     path = write(tmp_path, name, header.format(delimiter) + table(rows, delimiter))
     expected = [(p, h, label) for label, p, h in rows]
     assert read(path, CorpusFormat(delimiter=delimiter)) == expected
-    if delimiter == "," and name == "a.tsv" and not header:  # these could be sentences with commas
+    if delimiter == "," and name == "a.tsv" and not header:  # could be sentences with commas
         assert "Give it with --delimiter" in refusal(read, path)
     else:
         assert read(path) == expected
@@ -135,7 +135,7 @@ def test_delimiters_are_seen(tmp_path, delimiter, name, header):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        # A first sentence with a comma; one comma in each sentence; a row that is cut.
+        # A first sentence with a comma, one comma in each sentence, and a truncated row.
         ("a.csv", "1\ta, b\tc\n0\td\te\n", [("a, b", "c", "1"), ("d", "e", "0")]),
         ("a.tsv", "1\ta, b\tc\n0\td, e\tf\n", [("a, b", "c", "1"), ("d, e", "f", "0")]),
         ("a.csv", '1,"a; b; c",d\n0,"e; f; g",h\n', [("a; b; c", "d", "1"), ("e; f; g", "h", "0")]),
@@ -181,7 +181,7 @@ def test_columns_that_two_delimiters_could_separate(tmp_path):
     ids=["numbers", "topics", "answers"],
 )
 def test_labels_of_ones_own_beside_short_hypotheses(tmp_path, rows):
-    """Never as if the label stood last, without a word."""
+    """The label is never silently taken from the last column."""
     assert refusal(read, write(tmp_path, "a.tsv", table(rows))).partition(":1: ")[2].startswith(UNCLEAR)
     few = write(tmp_path, "b.tsv", table(rows[:5]))
     if "sports" in rows[0]:
@@ -268,7 +268,7 @@ def test_rows_for_another_part(tmp_path, name, content, line, part):
     first = "TRAIN" if "TRAIN" in content else "train"
     expected = f"this row is for {part}, but the first row is for {first}: write a file for each part"
     assert refusal(read, path) == f"{path}:{line}: {expected}"
-    assert len(read(path, labeled=False)) == line - ("jsonl" not in name)  # to predict, it does not matter
+    assert len(read(path, labeled=False)) == line - ("jsonl" not in name)  # irrelevant for prediction
 
 
 @pytest.mark.parametrize("values", [("1", "2"), ("seen", "unseen")])

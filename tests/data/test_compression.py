@@ -1,4 +1,4 @@
-"""Compressed files: all of their bytes or an error, whatever they are cut into."""
+"""Compressed files give all of their bytes or an error, in reads of any size."""
 
 import bz2
 import gzip
@@ -59,7 +59,7 @@ def test_created_files_read_back(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", MODULES)
 def test_several_streams(tmp_path, ending):
-    """One behind the other, as pbzip2, cat and others make them, with zeros between them as .xz and .gz may have."""
+    """Concatenated, as by pbzip2 or cat, with zeros in between, as .xz and .gz allow."""
     parts = [b"", TEXT, b"a", NOISE[:1000]]
     for zeros in (0, 4, _BLOCK - 4, _BLOCK, 3 * _BLOCK) if ending == "xz" else (0,):
         path = tmp_path / f"v.{ending}"
@@ -82,7 +82,7 @@ def test_cut_off_anywhere(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_damaged(tmp_path, ending):
-    """No byte that is wrong passes unnoticed, but for those that say nothing of the content."""
+    """Any wrong byte is noticed, unless it does not concern the content."""
     streams = [MODULES[ending].compress(part) for part in (TEXT[:500], b"the end\n")] if ending != "zip" else []
     whole = b"".join(streams) or compressed("v.zip", TEXT[:500])
     expected = TEXT[:500] + b"the end\n" * bool(streams)
@@ -101,7 +101,7 @@ def test_damaged(tmp_path, ending):
 
 
 def test_what_xz_may_take(tmp_path):
-    """The dictionary of xz -9 and half as much again, not 128 MiB or more."""
+    """The dictionary of xz -9 and 1.5 times that are allowed, 128 MiB and more are not."""
     for code in (0, 28, 29):
         (tmp_path / "v.xz").write_bytes(xz_with_dictionary(TEXT[:4000], code))
         assert read(tmp_path / "v.xz") == TEXT[:4000]

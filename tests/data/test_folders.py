@@ -1,4 +1,4 @@
-"""Folders of official releases, and others."""
+"""Folders of official releases and other folders."""
 
 import os
 from pathlib import Path

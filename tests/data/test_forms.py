@@ -1,4 +1,4 @@
-"""Files in other packings and spellings: each is read right, or the reason names what it is and what to do."""
+"""Files in other containers and encodings are read, or the error names what they are and what to do."""
 
 import bz2
 import gzip
@@ -101,7 +101,7 @@ def test_compressed(tmp_path, name, pack):
     assert read(path) == PAIRS
     corpus = prepare(path, "whitespace", cache=tmp_path / "cache")
     assert len(corpus) == len(prepare(path, "whitespace", cache=tmp_path / "cache")) == 30
-    # Cut, or damaged: what can be read is a beginning, and the rest is named.
+    # Truncated or damaged files: the readable beginning is read, and the rest is reported.
     for content in (packed[: len(packed) // 2], packed[:40] + bytes(30) + packed[70:]):
         path.write_bytes(content)
         bad: list[BadRow] = []
@@ -186,7 +186,7 @@ def test_a_file_of_another_kind_gives_one_message(tmp_path, name):
         assert "--columns (40 of the first 40 rows cannot be read)" in said
     else:
         assert "(convert it: iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, " in said
-    # A few of them are rows like any other.
+    # A few of them are ordinary rows.
     header = "" if name == "a.jsonl" else gbk.replace(keys[0], "label").replace(keys[1], "premise")
     write(tmp_path, name, header.replace(keys[2], "hypothesis").encode() + text.encode("gbk") * 4)
     assert read(path, on_bad_row=bad.append, labeled=False) == []
@@ -213,7 +213,7 @@ def test_labels_and_sentences_that_are_numbers_or_missing(tmp_path, name, conten
 
 @pytest.mark.parametrize("label", ["", "nan", "NaN", " "])
 def test_labels_that_are_missing(tmp_path, label):
-    """An error where they are needed; a pair like any other where they are not."""
+    """An error if labels are needed, otherwise ordinary pairs."""
     for name, content in (
         ("a.csv", f"label,premise,hypothesis\n{label},a,b\n"),
         ("a.tsv", f"{label}\ta\tb\n"),
@@ -254,7 +254,7 @@ def test_gold_labels_behind_those_of_annotators(tmp_path, given):
 
 
 class TestParquet:
-    """With a name for each class, as Hugging Face's library writes it, and without."""
+    """With names of classes, as Hugging Face's library writes them, and without."""
 
     pyarrow = pytest.importorskip("pyarrow", reason="the extra [hub] is not installed")
 

@@ -1,4 +1,4 @@
-"""Corpora with damaged rows: each row is read right or reported with its line, whatever happened to its neighbors."""
+"""Corpora with damaged rows: each row is read correctly or reported with its line, whatever its neighbors are."""
 
 import csv
 import gzip
@@ -13,7 +13,7 @@ from esim_fast.data import BadRow, CorpusFormat, DataError, Pair, prepare, read_
 from esim_fast.data.reading import Form, parse_pairs
 from tests.data.files import damage, pairs_of
 
-FILES, ROWS, DAMAGED = 400, 12, 7  # 2,800 damaged rows for each of four forms
+FILES, ROWS, DAMAGED = 400, 12, 7  # 2,800 damaged rows in each of four forms
 WORDS = ["a", "man", "isn't", '"so"', "Ünïcode", "睡觉", "3,5", "\u2028", "", " ", "{x}", "-", "\\", "🙂", "'"]
 PIECES = [b"\t", b",", b'"', b'""', b"\n", b"\r\n", b"\r", b"\0", b"-", b"\\", b"{", b"}", b" ", b'","', b"\t\t"]
 PIECES += [b"null", b"\xff", b"\xef\xbb\xbf"]
@@ -54,7 +54,7 @@ def as_read(row: Row) -> tuple[str, str, str | None]:
 
 
 def damaged_row(row: bytes, draw: random.Random) -> bytes:
-    """A row with one to three things done to it; its line feed stays."""
+    """A row with one to three random changes, which keep its line feed."""
     return damage(row.removesuffix(b"\n"), draw, PIECES) + b"\n"
 
 
@@ -66,11 +66,11 @@ def damaged_rows(write: Callable[[Row], bytes], draw: random.Random) -> list[byt
 
 
 def expected_pair(line: bytes, form: str) -> tuple[str, str, str | None] | None:
-    """What one line of an unquoted form says, None if it is not as it should be; written from the rules alone."""
+    """The pair on a line of an unquoted form, or None if it is bad; an independent implementation of the rules."""
     try:
         text = line.decode().removesuffix("\n").removesuffix("\r")
         fields = text.split("\t") if form == "tsv" else [json.loads(text)[name] for name in NAMES]
-    except (ValueError, KeyError, TypeError):  # not UTF-8, not JSON, a key is missing, no object
+    except (ValueError, KeyError, TypeError):  # not UTF-8, not JSON, a missing key, not an object
         return None
     if form == "json" and isinstance(fields[0], int):
         fields[0] = json.dumps(fields[0])
@@ -92,7 +92,7 @@ def read(content: bytes, form: str) -> tuple[list[Pair], list[BadRow]]:
 
 
 def named_lines(bad: list[BadRow]) -> list[int]:
-    """The lines that are reported, each of several blank ones too."""
+    """The reported lines, with every one of several blank lines."""
     several = {row.line: int(row.reason.split()[0]) for row in bad if row.reason.endswith(" blank lines")}
     return sorted(row.line + more for row in bad for more in range(several.get(row.line, 1)))
 
@@ -106,7 +106,7 @@ def test_a_row_a_line(form):
         content = HEADERS[form] + b"".join(damaged_rows(write, draw))
         lines = content.split(b"\n")
         while lines and not lines[-1].rstrip(b"\r"):
-            del lines[-1]  # blank ones may end a file
+            del lines[-1]  # a file may end with blank lines
         first = 0 if form == "json" else 1
         expected = {number: expected_pair(line, form) for number, line in enumerate(lines[first:], start=first + 1)}
         if form == "json" and lines and lines[0].startswith(b"\xef\xbb\xbf"):
@@ -119,12 +119,12 @@ def test_a_row_a_line(form):
         if bad:
             with pytest.raises(DataError, match=rf"^memory:{bad[0].line}: "):
                 list(parse_pairs(io.BytesIO(content), "memory", CorpusFormat(), form=form, labeled=True))  # type: ignore[arg-type]
-    assert reported > FILES  # or nothing was damaged
+    assert reported > FILES  # otherwise nothing was damaged
 
 
 @pytest.mark.parametrize("form", ["csv", "quoted-tsv", "semicolons"])
 def test_rows_of_several_lines(form):
-    """A damaged quote may hide the rows behind it, but they are named or plainly part of one that is."""
+    """A damaged quote may hide the rows after it, but they are reported or part of a reported row."""
     draw = random.Random(form)
     delimiter = DELIMITERS[form]
     write = quoted(delimiter)
@@ -151,12 +151,12 @@ def test_rows_of_several_lines(form):
             if begin in at:
                 assert at[begin][:3] == as_read(row), content
             elif begin not in named:
-                # Inside another row, then, whose quotes hold this one's line break.
+                # Then it is inside another row, whose quotes contain its line break.
                 before = max(number for number in {*at, *named} if number < begin)
                 assert before in at or "not valid quoting" in reasons[before], content
                 assert b'"' in b"\n".join(lines[before - 1 : begin]), content
                 assert begin <= blank_end, content
-        for number, pair in at.items():  # what a strict parser makes of the lines from there on
+        for number, pair in at.items():  # a strict parser's result from that line on
             following = b"\n".join(lines[number - 1 :]).decode(errors="surrogateescape")
             label, premise, hypothesis = next(
                 csv.reader(io.StringIO(following, newline=""), delimiter=delimiter, strict=True)
@@ -165,7 +165,7 @@ def test_rows_of_several_lines(form):
 
 
 def test_damaged_arrays(tmp_path):
-    """Of a JSON array, the objects before the damage are read right, and whatever is left out is named."""
+    """In a JSON array, the objects before the damage are read correctly, and all skipped ones are reported."""
     draw = random.Random(0)
     path = tmp_path / "a.json"
     reported = 0
@@ -181,11 +181,11 @@ def test_damaged_arrays(tmp_path):
         bad: list[BadRow] = []
         try:
             pairs = list(read_pairs(path, on_bad_row=bad.append))
-        except DataError as error:  # the damage is in the first of the file's bytes, or leaves no row
+        except DataError as error:  # the damage is at the start of the file, or leaves no row
             assert str(error).startswith(str(path))  # noqa: PT017
             continue
         found = {pair.line: pair[:3] for pair in pairs}
-        # The damage may join the object before: what is between two objects says where they end.
+        # The damage may join the previous object, because the text between two objects ends them.
         for number in range(1, place):
             assert found[number] == as_read(rows[number - 1]), path.read_bytes()
         assert sorted([*found, *(row.line for row in bad)]) == list(range(1, len(found) + len(bad) + 1))
@@ -194,7 +194,7 @@ def test_damaged_arrays(tmp_path):
 
 
 def test_damaged_archives(tmp_path):
-    """Of a gzip file with damaged bytes, what is read is a beginning of what was written, and the rest is reported."""
+    """A gzip file with damaged bytes gives a beginning of its content, and the rest is reported."""
     draw = random.Random(0)
     rows = [draw_row(draw) for _ in range(300)]
     whole = gzip.compress(b"".join(map(tsv, rows)))
@@ -210,17 +210,17 @@ def test_damaged_archives(tmp_path):
         bad: list[BadRow] = []
         try:
             pairs = list(read_pairs(path, on_bad_row=bad.append))
-        except DataError as error:  # without a first row there is nothing to begin with
+        except DataError as error:  # not even the first row can be read
             assert str(error).startswith(f"{path}:1: ")  # noqa: PT017
             continue
         assert bad, "damage passed unnoticed"
-        if len(content) < len(whole):  # a flipped bit may change rows before the checksum at the end tells
+        if len(content) < len(whole):  # a flipped bit may change rows, which only the final checksum reveals
             assert [pair[:3] for pair in pairs] == expected[: len(pairs)]
 
 
 @pytest.mark.parametrize("form", ["tsv", "csv", "quoted-tsv", "semicolons"])
 def test_damaged_headers(form):
-    """Either the header is refused, or the rows behind it are read as if nothing had happened to it."""
+    """Either the header is rejected, or the rows after it are read as usual."""
     draw = random.Random(form)
     write = tsv if form == "tsv" else quoted(DELIMITERS[form])
     refused = 0

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, here as its library saves them."""
+"""Data sets of the Hugging Face hub, in the form that its library saves."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.data.files import refusal
 
 datasets = pytest.importorskip("datasets", reason="the extra [hub] is not installed")
 
-CLASSES = ["neutral", "contradiction", "entailment"]  # in an order of their own
+CLASSES = ["neutral", "contradiction", "entailment"]  # not sorted
 ROWS = {"premise": ["A b.", "c", "d"], "hypothesis": ["B", "c?", ""], "label": [2, -1, 0], "idx": [0, 1, 2]}
 
 
@@ -40,7 +40,7 @@ def test_rows_and_names_of_labels(corpus, tmp_path, monkeypatch):
     assert prepared.labels.tolist() == [0, module.NO_LABEL, 1]
     assert prepared.label_names == ["entailment", "neutral"]
     assert prepared.lines.tolist() == [1, 2, 3]
-    monkeypatch.setattr(module, "_tokenize_part", None)  # for it is kept
+    monkeypatch.setattr(module, "_tokenize_part", None)  # the prepared corpus is cached
     assert np.array_equal(prepare(f"{corpus}#train", cache=tmp_path / "cache").tokens, prepared.tokens)
 
 

@@ -1,5 +1,7 @@
-"""Miniatures of known corpora, in exactly the columns, names and spellings of their releases: docs/corpora.md lists
-the same files."""
+"""Miniatures of known corpora, with exactly the columns, names and spellings of their releases.
+
+docs/corpora.md lists the same files.
+"""
 
 import json
 from pathlib import Path
@@ -116,7 +118,7 @@ CORPORA = {
 
 STSB = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
 SCORED = {
-    # GLUE's, Hugging Face's as GLUE has it and as sentence-transformers has it; SICK's scores beside its labels.
+    # GLUE's, Hugging Face's in the forms of GLUE and of sentence-transformers, and SICK's scores beside its labels.
     "glue-stsb-train.tsv": (
         f"{STSB}\tscore\n0\tmain-captions\tMSRvid\t2012test\t0001\tnone\tnone\t{P}\t{H}\t5.000\n"
         f"1\tmain-captions\tMSRvid\t2012test\t0004\tnone\tnone\t{P}\t{H}\t3.800\n",
@@ -143,7 +145,7 @@ def test_read_as_they_are(tmp_path, name):
     pairs = list(read_pairs(write(tmp_path, name, content)))
     assert [pair.label for pair in pairs] == labels
     assert pairs[0][:2] == (P, H)
-    # A test file has no labels, or no column of them.
+    # A test file has no labels, or no label column.
     assert next(iter(read_pairs(tmp_path / name, labeled=False)))[:2] == (P, H)
 
 
@@ -157,7 +159,7 @@ def test_scores_are_read_as_they_are(tmp_path, name):
 
 
 def test_quoted_paws(tmp_path):
-    """PAWS-Wiki quotes nothing; Quora's release of QQP as .tsv quotes everything: --quoted."""
+    """PAWS-Wiki quotes nothing. Quora's release of QQP as .tsv quotes everything and needs --quoted."""
     content = CORPORA["quora_duplicate_questions.csv"][0].replace('","', '"\t"').replace(",", "\t", 5)
     path = write(tmp_path, "quora_duplicate_questions.tsv", content)
     assert [pair[:3] for pair in read_pairs(path, CorpusFormat(quoted=True))] == [(P, H, "1")]

@@ -1,4 +1,4 @@
-"""Prepared corpora: the tokenizer's words, the file's labels and lines, whoever worked on them and whenever."""
+"""Prepared corpora have the tokenizer's words and the file's labels and lines, from any process and from the cache."""
 
 import bz2
 import gzip
@@ -42,7 +42,7 @@ def same(one: PreparedCorpus, other: PreparedCorpus) -> bool:
 
 
 def many_rows(count: int) -> str:
-    """Rows of words that come back and words that do not."""
+    """Rows with repeated and with unique words."""
     draw = random.Random(count)
     words = [f"w{i}" for i in range(500)] + ["can't", "It's", "3.5", "(x)", '"so"']
     rows = []
@@ -54,7 +54,7 @@ def many_rows(count: int) -> str:
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    """A corpus of a thousand rows, of which fifty are a part of the work."""
+    """A corpus of a thousand rows, which workers process in parts of fifty."""
     monkeypatch.setattr(module, "ROWS", 50)
     return write(tmp_path, many_rows(1000))
 
@@ -81,7 +81,7 @@ def test_encoding(tmp_path):
     assert len(dataset) == 2
     assert dataset.labels.tolist() == [1, 0]
     assert dataset.lengths.tolist() == [[4, 1], [2, 3]]
-    assert dataset[[0]].pairs.tokens.tolist() == [3, 2, 2, 0, 4]  # a b(hypothesis) b c .: time-major
+    assert dataset[[0]].pairs.tokens.tolist() == [3, 2, 2, 0, 4]  # time-major: a b(hypothesis) b c .
     said = refusal(corpus.encode, vocabulary_of(), ["x", "z"])
     assert said == f"{corpus.path}:4: {OTHER_LABEL}"
 
@@ -185,7 +185,7 @@ def test_a_digest_tells_contents_apart(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bad_corpora(tmp_path, content, message, workers):
     path = write(tmp_path, content)
-    for _ in range(2):  # nor may a second call find something kept
+    for _ in range(2):  # the first call must cache nothing
         assert refusal(prepare, path, cache=tmp_path / "cache", workers=workers) == f"{path}{message}"
 
 
@@ -304,7 +304,7 @@ class TestProcesses:
         begin = time.monotonic()
         said = refusal(prepare, path, lambda text: time.sleep(0.02) or text.split(), workers=2)
         assert said == f"{path}:61: expected 3 columns, got 2"
-        assert time.monotonic() - begin < 12  # all of it would take 40 seconds, what is under way half of that
+        assert time.monotonic() - begin < 12  # all work would take 40 seconds, started work half of that
         assert set(children(os.getpid())) <= set(before)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -328,7 +328,7 @@ def is_running(pid: int) -> bool:
 
 
 def _prepare(corpus: Path, cache: Path, at: str | None) -> None:
-    """Prepares a corpus; ``at`` is a step of writing it before or after which to be killed."""
+    """Prepares a corpus and kills the process before or after the step ``at`` of writing it."""
     if at is not None:
         name, _, when = at.partition(" ")
         step = getattr(os, name)
@@ -351,16 +351,16 @@ def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, s
     expected = [prepare(write(tmp_path, content), workers=2) for content in contents]
     seconds = (time.perf_counter() - begin) / 2
     context = multiprocessing.get_context("fork")
-    waits, step = [None], steps  # until the process has killed itself
+    waits, step = [None], steps  # wait until the process kills itself
     if steps == "any moment":
-        # An early one and a late one, and any between; a busy machine may take longer than before.
+        # An early and a late moment, and random ones in between; a busy machine may be slower than before.
         draw = random.Random(0)
         waits, step = [0.0, None, *(draw.uniform(0, 1.3 * seconds) for _ in range(7))], None
     replaced = 0
     for trial, wait in enumerate(waits):
         shutil.rmtree(cache, ignore_errors=True)
         path.write_text(contents[0])
-        if trial % 3:  # an older state is there
+        if trial % 3:  # an older entry exists
             prepare(path, cache=cache)
         before = kept_files(cache)
         path.write_text(contents[1])
@@ -369,7 +369,7 @@ def test_killing_leaves_the_old_state_or_a_complete_one(tmp_path, monkeypatch, s
         process.join(wait)
         process.kill()
         process.join()
-        if kept_files(cache) != before:  # then it is complete: nothing has to be tokenized
+        if kept_files(cache) != before:  # then it is complete, and nothing is tokenized again
             replaced += 1
             with monkeypatch.context() as patch:
                 patch.setattr(module, "_tokenize_part", None)
@@ -394,7 +394,7 @@ def test_both_forms_of_snli_hold_the_same_examples(real_data):
 @pytest.mark.parametrize("skip_bad_rows", [True, False])
 @pytest.mark.parametrize(("ending", "module"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
 def test_a_file_that_is_cut_off_is_no_bad_row(tmp_path, ending, module, skip_bad_rows):
-    """Whatever is left out, all pairs behind the cut must not be lost so."""
+    """Skipping bad rows must not hide that all pairs after the cut are lost."""
     path = tmp_path / f"a.tsv.{ending}"
     whole = module.compress("".join(f"x\t{i * 7919 % 10007}\t{i}\n" for i in range(50_000)).encode())
     path.write_bytes(whole[: len(whole) // 2])

@@ -1,4 +1,4 @@
-"""Corpora: what is read, and what is said about files that are wrong."""
+"""Reading corpora, and the messages about bad files."""
 
 import contextlib
 import gzip
@@ -47,11 +47,11 @@ def test_tab_separated(tmp_path, name, content):
     ("header", "row"),
     [
         ("gold_label\tsentence1\tsentence2", "entailment\tA man sleeps.\tHe rests."),
-        # Any order, and other columns; any case, and blanks; a gold label rather than a label.
+        # Any order, other columns, any case, blanks; a gold label is preferred to a label.
         ("hypothesis\tid\tlabel\tpremise", "He rests.\t7\tentailment\tA man sleeps."),
         ("Label \t Premise\tHYPOTHESIS", " entailment \tA man sleeps.\tHe rests."),
         ("label\tgold_label\tsentence1\tsentence2", "x\tentailment\tA man sleeps.\tHe rests."),
-        # MultiNLI leaves out the last columns.
+        # MultiNLI omits the last columns.
         (MULTINLI, "entailment\tA man sleeps.\tHe rests.\tfiction\tentailment"),
     ],
 )
@@ -67,7 +67,7 @@ def test_header(tmp_path, header, row):
         ("pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n6\ta\tb\t4.7\tNEUTRAL\n", ["6"]),
         ("label\tpremise\thypothesis\tid\tpairID\nx\ta\tb\t1\t2-x\n", ["2-x"]),
         (OFFICIAL.replace("label5", "x") + "x\t(a)\t(b)\ta\tb\t34.jpg#1r1n\t1\t2\t3\t4\t5\n", ["34.jpg#1r1n"]),
-        ("id\tid\tlabel\tpremise\thypothesis\n1\t2\tx\ta\tb\n", [None]),  # which one?
+        ("id\tid\tlabel\tpremise\thypothesis\n1\t2\tx\ta\tb\n", [None]),  # ambiguous
         ("id\tlabel\tpremise\thypothesis2\n", None),
         ("7\ta\tb\n8\tc\td\n", [None, None]),  # never guessed
         ('{"premise": "a", "hypothesis": "b", "idx": 0}\n{"premise": "a", "hypothesis": "b", "idx": "é"}', [0, "é"]),
@@ -108,7 +108,7 @@ def test_quotes_and_unicode_line_ends_are_ordinary_characters(tmp_path):
     "keys", [("gold_label", "sentence1", "sentence2"), ("label", "premise", "hypothesis")], ids=lambda keys: keys[0]
 )
 def test_json_lines(tmp_path, name, keys):
-    other = {"pairID": 7, "label": "x", "premise": "x"}  # where there are others, they are not what is read
+    other = {"pairID": 7, "label": "x", "premise": "x"}  # ignored beside the known keys
     rows = [other | dict(zip(keys, (row.label, row.premise, row.hypothesis), strict=True)) for row in ROWS]
     found = list(read_pairs(write(tmp_path, name, "\n".join(map(json.dumps, rows)) + "\n\n")))
     assert found == [row._replace(id=7) for row in ROWS]
@@ -193,7 +193,7 @@ def json_of(**keys: object) -> str:
         ("a.jsonl", GOOD_JSON + "{oops}\n", ":2: not valid JSON at character 2"),
         ("a.jsonl", GOOD_JSON[:20], ":1: not valid JSON at character 16"),
         ("a.jsonl", GOOD_JSON + "[" * 900_000 + "\n", ":2: not valid JSON…"),
-        ("a.jsonl", "9" * 10_000, ":1: …"),  # more digits than Python takes
+        ("a.jsonl", "9" * 10_000, ":1: …"),  # more digits than Python parses
         ("a.jsonl", GOOD_JSON + "[1]\n", ":2: expected a JSON object"),
         ("a.jsonl", GOOD_JSON + '"gold_label"\n', ":2: expected a JSON object"),
         ("a.jsonl", GOOD_JSON + "\n" + GOOD_JSON, ":2: blank line"),
@@ -218,7 +218,7 @@ def test_bad_file(tmp_path, name, content, message):
     said = refusal(lambda: list(read_pairs(path)))
     beginning, rest, _ = message.partition("…")
     assert said.startswith(f"{path}{beginning}") if rest else said == f"{path}{message}"
-    # Nor is anything else said of rows that are left out.
+    # Skipped rows are reported with the same words.
     bad: list[BadRow] = []
     with contextlib.suppress(DataError):
         list(read_pairs(path, on_bad_row=bad.append))
@@ -319,7 +319,7 @@ def test_columns(tmp_path, name, content, columns):
 def test_two_columns_where_labels_are_not_needed(tmp_path):
     path = write(tmp_path, "a.tsv", QQP)
     assert read(path, "question1", "question2", labeled=False) == [("Why?", "How?", None)]
-    for columns in (("question1", "question2", "other"), ("4", "5", "7")):  # nor need a label's column be there
+    for columns in (("question1", "question2", "other"), ("4", "5", "7")):  # without a label column
         assert read(path, *columns, labeled=False) == [("Why?", "How?", None)]
 
 
@@ -334,7 +334,7 @@ def test_quoted_fields(tmp_path):
     csv = 'label,premise,hypothesis\r\nx,"a, ""b""\nc",d\r\n"y","",e\n'
     path = write(tmp_path, "a.csv", csv)
     assert list(read_pairs(path)) == [Pair('a, "b"\nc', "d", "x", 2), Pair("", "e", "y", 4)]
-    # The same with tabs; it is a tab that separates then, so the comma says nothing.
+    # The same with tabs, beside which commas are ordinary characters.
     tsv = write(tmp_path, "a.tsv", csv.replace(",", "\t").replace("a\t", "a,"))
     assert list(read_pairs(tsv, CorpusFormat(quoted=True))) == list(read_pairs(path))
 
@@ -367,7 +367,7 @@ def test_reading_that_fails_within_a_row_of_several_lines_loses_no_row_before(tm
         assert bad[-1].reason == ENDED
 
 
-# Two lines each, never closed, open for ever, a quote a line, nothing but quotes.
+# Two lines per row, unclosed quotes, one quote that never closes, a quote per line, only quotes.
 @pytest.mark.parametrize("row", ['x,"a\nb",c\n', 'x,"a,b\n', 'a",""",' + 100 * "b" + "\n", '"\n', '""""""\n'], ids=repr)
 def test_time_grows_with_the_file_and_not_faster(row):
     assert_linear(lambda count: parse(io.BytesIO(b"x,a,b\n" + row.encode() * count), "csv", lambda row: None))

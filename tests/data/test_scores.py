@@ -1,4 +1,4 @@
-"""Files of scores: which column holds them, what a number is, and what is said of files of the other kind."""
+"""Files of scores: their column, valid numbers, and errors for files with labels instead."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_what_is_no_number(tmp_path, text):
     bad = prepare(path, "whitespace", SCORES, skip_bad_rows=True)
     assert [row.line for row in bad.bad_rows] == [3]
     assert bad.scores().tolist() == [1]
-    # Where nobody needs a score, it is none.
+    # If scores are not needed, it is None.
     assert labels_of(path, labeled=False) == ["1", None]
 
 

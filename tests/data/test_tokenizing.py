@@ -1,4 +1,4 @@
-"""Tokenizers: NLTK's answers, lower-cased afterwards."""
+"""Tokenizers give NLTK's words in lowercase."""
 
 import re
 import string
@@ -27,7 +27,7 @@ texts = st.text() | st.text("aB.'\"`,:-$( )\n?") | st.lists(pieces).map("".join)
         ("nltk", 'He said: "Go, now!"', ["he", "said", ":", "``", "go", ",", "now", "!", "''"]),
         ("nltk", "It costs $3.88 (or so).", ["it", "costs", "$", "3.88", "(", "or", "so", ")", "."]),
         ("nltk", "One sentence. And another.", ["one", "sentence.", "and", "another", "."]),
-        ("nltk", "DON'T Don'T", ["do", "n't", "don't"]),  # split first, then lowered
+        ("nltk", "DON'T Don'T", ["do", "n't", "don't"]),  # split first, then lowercased
         ("nltk", "Ünïcode\u2028\x85\x1c\u00a0CAFÉ", ["ünïcode", "café"]),
         ("nltk", "I Cannot wait, gonna go", ["i", "can", "not", "wait", ",", "gon", "na", "go"]),
         ("nltk", "3 of us, , .", ["3", "of", "us", ",", ",", "."]),
@@ -44,7 +44,7 @@ texts = st.text() | st.text("aB.'\"`,:-$( )\n?") | st.lists(pieces).map("".join)
 )
 def test_words(name, text, words):
     assert get_tokenizer(name)(text) == words
-    if name == "nltk":  # as by default
+    if name == "nltk":  # the default
         assert get_tokenizer()(text) == words
 
 
@@ -63,7 +63,7 @@ def test_nltk_is_word_tokenize_lowered(text):
 
 
 def test_all_contractions_of_nltks():
-    """Those of this release, of which plain sentences are split without NLTK."""
+    """Those of the installed release; esim_fast splits plain sentences without NLTK."""
     for rule in NLTKWordTokenizer.CONTRACTIONS2:
         contraction = "".join(re.findall(r"\(([\w']+)\)", rule.pattern))
         text = f"I {contraction} go."
@@ -80,7 +80,7 @@ def test_nltk_on_real_sentences(real_data):
 
 @pytest.fixture
 def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder as the only place where NLTK looks for data."""
+    """An empty folder as NLTK's only data path."""
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     nltk.tokenize._get_punkt_tokenizer.cache_clear()
     yield tmp_path
@@ -92,7 +92,7 @@ def test_punkt_splits_sentences_first(nltk_data):
     assert refusal(get_tokenizer, "nltk-punkt") == missing
     folder = nltk_data / "tokenizers" / "punkt_tab" / "english"
     folder.mkdir(parents=True)
-    # Punkt's parameters, with one thing learnt: "mr" is an abbreviation.
+    # Punkt's parameters, with "mr" learned as an abbreviation.
     (folder / "abbrev_types.txt").write_text("mr")
     for name in ("collocations.tab", "sent_starters.txt", "ortho_context.tab"):
         (folder / name).write_text("")

@@ -1,4 +1,4 @@
-"""Files that are no vectors, or not of the kind that their names say: they are called what they are."""
+"""Files that are not vectors, or not of the kind their names suggest: the error names their kind."""
 
 import bz2
 import gzip

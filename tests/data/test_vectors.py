@@ -1,4 +1,4 @@
-"""Pretrained vectors: the right row at the right id, to the last bit."""
+"""Pretrained vectors: the right row for each id, bit for bit."""
 
 import os
 import threading
@@ -29,10 +29,10 @@ from tests.data.vectors import BEHIND_TABS, REMEDY, ROWS, THREE, VOCABULARY, Row
         ROWS.removesuffix("\n"),
         ROWS + ". . . 7 7 7\nthe end 8 8 8\nat nan@domain.com 9 9 9\n",  # blanks in words
         ROWS + "the 7 7 7\n",  # the first of two counts
-        ROWS + "<unk> 100 100 100\n<pad> 100 100 100\n",  # are not looked up
-        ROWS.encode() + b"\xff\x85\xe3\x80\x80 7 7 7\nof 1 x nan\n",  # are not needed
+        ROWS + "<unk> 100 100 100\n<pad> 100 100 100\n",  # not looked up
+        ROWS.encode() + b"\xff\x85\xe3\x80\x80 7 7 7\nof 1 x nan\n",  # not needed
         "\ufeff" + ROWS,  # a byte order mark
-        "\ufeff3 3\n" + ROWS,  # with word2vec's first line
+        "\ufeff3 3\n" + ROWS,  # with word2vec's header
         "3 3\n" + ROWS,
         "3 3 \r\n" + ROWS,
         ROWS + "\n\n",  # blank lines at the end
@@ -60,14 +60,14 @@ def test_text(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("words", "rows", "expected"),
     [
-        # For a word in lower case: itself, then with a capital, then in capitals, then any other.
+        # For a lowercase word: itself, then capitalized, then in capitals, then any other.
         ("paris", "PARIS 1, Paris 2, paris 3", [3]),
         ("paris", "paris 3, Paris 2, PARIS 1", [3]),
         ("paris", "PARIS 1, Paris 2", [2]),
         ("paris", "Paris 2, PARIS 1", [2]),
         ("paris", "PARIS 1, pARIS 4", [1]),
         ("paris", "PARIS 1, paris 2, PARIS 3, paris 4", [2]),
-        # For one with capitals: itself, in lower case, with one capital, in capitals.
+        # For a word with capitals: itself, lowercase, capitalized, in capitals.
         ("McDonald", "MCDONALD 4, Mcdonald 3, mcdonald 2, McDonald 1", [1]),
         ("McDonald", "MCDONALD 4, Mcdonald 3, mcdonald 2", [2]),
         ("McDonald", "MCDONALD 4, Mcdonald 3", [3]),
@@ -107,11 +107,11 @@ def test_more_words(tmp_path):
     assert matrix[:, 0][[2, 5, 7, 8, 9]].tolist() == [3, 1, 7, 2, 4]
     assert found == 5
     assert VOCABULARY.words[-1] == "unheard"
-    # All rows found are what the others resemble, and those of more_words are drawn for nobody else.
+    # Missing words resemble all found rows; rows of more_words do not change the other draws.
     rows, noise = torch.tensor([3, 1, 7, 2, 4.0]), torch.randn(5, 1, generator=torch.Generator().manual_seed(0))
     expected = rows.mean() + rows.std(correction=0) * noise
     torch.testing.assert_close(matrix[[0, 3, 4, 6]], expected[[0, 2, 3, 4]])
-    # Where only one of those is found:
+    # If only one of those is found:
     path = write(tmp_path, "v.txt", "yak 7\n")
     vocabulary, matrix, found = load_vectors(path, VOCABULARY, more_words=["yak", "none"])
     assert vocabulary.words == [*VOCABULARY.words, "yak"]
@@ -120,7 +120,7 @@ def test_more_words(tmp_path):
 
 
 class TestCache:
-    """Rows that were found once are not looked for again, unless anything that decides them is another."""
+    """Rows found once come from the cache, unless something that determines them has changed."""
 
     @pytest.fixture
     def path(self, tmp_path):
@@ -133,7 +133,7 @@ class TestCache:
 
     @pytest.fixture
     def parsed(self, monkeypatch):
-        """The names of the files that were parsed."""
+        """Records the names of the parsed files."""
         names, parse = [], vectors_module.wanted_rows
         noting = lambda name, *rest: names.append(name) or parse(name, *rest)  # noqa: E731
         monkeypatch.setattr(vectors_module, "wanted_rows", noting)
@@ -141,7 +141,7 @@ class TestCache:
 
     def test_second_time(self, path, cached, parsed):
         first = cached(VOCABULARY, more_words=["zebra", "ape"])
-        first.matrix[2] = 0  # its memory is not the file's
+        first.matrix[2] = 0  # its memory is separate from the file's
         again = cached(VOCABULARY, more_words=["zebra", "ape"])
         without = load_vectors(path, VOCABULARY, more_words=["zebra", "ape"])
         assert parsed == [str(path)] * 2
@@ -160,14 +160,14 @@ class TestCache:
         for vocabulary in (VOCABULARY, Vocabulary([*VOCABULARY.words, "of"]), vocabulary_of("cat", "the")):
             assert torch.equal(cached(vocabulary).matrix, load_vectors(path, vocabulary).matrix)
         cached(VOCABULARY, more_words=["zebra"])
-        cached(VOCABULARY, more_words=["the"])  # no other words
+        cached(VOCABULARY, more_words=["the"])  # no additional words
         assert len(parsed) == 7
 
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False).map(np.float32)
 
 
-# Without the characters that end a word or a line in the file, and of one case, so that no word stands in for another.
+# Without characters that end a word or a line, and in one case, so that no word is used for another.
 characters = st.characters(exclude_categories=["Cs", "Lu", "Ll", "Lt"], exclude_characters=" \n\r\0")
 
 
@@ -193,9 +193,9 @@ def test_whatever_is_written_reads_back(tmp_path_factory, form, rows):
         path = write(folder, "v.bin", as_binary(rows, b"\n" if form.startswith("word2vec") else b""))
     else:
         dimension, word_end, between = len(rows[0][1]), "\t" if "tab" in form else " ", "\t" if "tabs" in form else " "
-        if "tab" in form:  # words may have blanks inside, but no tabs
+        if "tab" in form:  # words may contain blanks but not tabs
             rows = [(word.replace("\t", " ") + str(number), row) for number, (word, row) in enumerate(rows)]
-        # Not GloVe's first row, or a file of single numbers might begin with what looks like a header.
+        # Without GloVe's first row, because single numbers in it could look like a header.
         header = f"{len(rows)}{between}{dimension}\n"
         first = header if form.startswith("word2vec") else f"1st{word_end}{between.join('0' * dimension)}\n"
         path = write(folder, "v.txt", first.encode() + as_text(rows, word_end.encode(), between.encode()))
@@ -215,7 +215,7 @@ def test_missing_words_resemble_the_found_ones(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert found == 500
     np.testing.assert_array_equal(vectors[2:502], rows.astype(np.float32))
-    # Five standard errors of 4,000 draws around the moments of the 500 found rows.
+    # Within five standard errors of 4,000 draws from the moments of the 500 found rows.
     drawn = vectors[502:].double().numpy()
     tolerance = 5 * rows.std(0) / 4000**0.5
     assert (abs(drawn.mean(0) - rows.mean(0)) < tolerance).all()
@@ -261,7 +261,7 @@ class TestProcesses:
 
     @pytest.fixture
     def tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Numbers are those of the processes that parsed them."""
+        """Records the ids of the processes that parse."""
         monkeypatch.setattr(vector_files, "_parse", lambda fields: np.full(len(fields), os.getpid(), dtype=np.float32))
 
     @pytest.mark.usefixtures("tell")
@@ -309,7 +309,7 @@ class TestProcesses:
 
 NUMBERS_AS_TEXT = ["1.00000005960464477539", "1.000000059604644775390625", "1.0000000596046447753906251", "16777217"]
 
-NUMBERS_AS_TEXT += ["3.4028235e38", "-3.4028235677973362e38", "3.4028234663852886e38"]  # rounded to float32's largest
+NUMBERS_AS_TEXT += ["3.4028235e38", "-3.4028235677973362e38", "3.4028234663852886e38"]  # round to float32's largest
 
 NUMBERS_AS_TEXT += ["1e-45", "7e-46", "7.1e-46", "-1e-400", "-0", "0e99"]
 
@@ -329,12 +329,12 @@ def test_numbers_are_rounded_once_from_double(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        as_binary(THREE),  # as gensim writes it
-        as_binary(THREE, b"\n"),  # as word2vec does
+        as_binary(THREE),  # gensim's form
+        as_binary(THREE, b"\n"),  # word2vec's form
         as_binary([*THREE, ("the", np.zeros(2))]),  # the first of two counts
         as_binary([*THREE, ("x" * 2000, np.zeros(2))], b"\n"),  # the longest word
         as_binary(THREE).replace(b"of", b"\xff\xfe"),  # not UTF-8
-        as_binary(THREE).replace(b"of", b""),  # no word
+        as_binary(THREE).replace(b"of", b""),  # an empty word
     ],
 )
 def test_binary(tmp_path, name, content):
@@ -371,7 +371,7 @@ def test_real_vectors(real_data):
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", ["v.txt", "v.txt.gz", "v.bin", "v.npz"])
 def test_progress(tmp_path, monkeypatch, name):
-    """A bar counts the bytes that are read, of as many as there are."""
+    """A bar counts the bytes read, out of the file's size."""
     shown = []
 
     def bar(desc, total, disable, **_):

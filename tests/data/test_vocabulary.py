@@ -1,4 +1,4 @@
-"""The vocabulary: ids, special words, and a file that always reads back."""
+"""The vocabulary: ids, special words, and its file."""
 
 import re
 from collections import Counter
@@ -38,7 +38,7 @@ def test_encode():
     assert vocabulary.encode([]) == []
     assert "a" in vocabulary
     assert "c" not in vocabulary
-    # Special words in a text are unknown.
+    # In a text, special words are unknown.
     assert vocabulary.words[UNKNOWN_ID] == UNKNOWN
     assert vocabulary.words[PADDING_ID] == PADDING
     assert vocabulary.encode(["<pad>", "<unk>", "a"]) == [UNKNOWN_ID, UNKNOWN_ID, 2]

@@ -1,4 +1,4 @@
-"""Files of word vectors for tests, as their writers write them."""
+"""Files of word vectors for tests, in the forms of GloVe, word2vec and gensim."""
 
 import io
 from pathlib import Path
@@ -28,18 +28,18 @@ def saved(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
 
 
 def as_text(rows: Rows, word_end: bytes = b" ", between: bytes = b" ") -> bytes:
-    """As GloVe writes it, with just so many digits that float32 numbers read back."""
+    """GloVe's form, with enough digits to read float32 numbers back."""
     return b"".join(word.encode() + word_end + between.join(str(n).encode() for n in row) + b"\n" for word, row in rows)
 
 
 def as_binary(rows: Rows, ending: bytes = b"") -> bytes:
-    """As word2vec (the ending is a line feed) and gensim (there is none) write it."""
+    """The binary form of word2vec (``ending`` is a line feed) and gensim (no ending)."""
     header = f"{len(rows)} {len(rows[0][1])}\n".encode()
     return header + b"".join(word.encode() + b" " + row.astype("<f4").tobytes() + ending for word, row in rows)
 
 
 THREE = [
     ("the", np.array([1, 2], dtype=np.float32)),
-    ("of", np.array([np.nan, np.inf], dtype=np.float32)),  # not needed, so not looked at
-    ("Cat", np.frombuffer(b"\n \x00\x3f \n\x20\x40", dtype="<f4")),  # their bytes are those of text
+    ("of", np.array([np.nan, np.inf], dtype=np.float32)),  # not needed, so not checked
+    ("Cat", np.frombuffer(b"\n \x00\x3f \n\x20\x40", dtype="<f4")),  # its bytes look like text
 ]
