@@ -185,7 +185,7 @@ def test_damaged_arrays(tmp_path):
             assert str(error).startswith(str(path))  # noqa: PT017
             continue
         found = {pair.line: pair[:3] for pair in pairs}
-        # The damage may join the previous object, because the text between two objects ends them.
+        # The damage may change where the previous object ends, because that depends on the text between them.
         for number in range(1, place):
             assert found[number] == as_read(rows[number - 1]), path.read_bytes()
         assert sorted([*found, *(row.line for row in bad)]) == list(range(1, len(found) + len(bad) + 1))

@@ -218,7 +218,7 @@ def test_bad_file(tmp_path, name, content, message):
     said = refusal(lambda: list(read_pairs(path)))
     beginning, rest, _ = message.partition("…")
     assert said.startswith(f"{path}{beginning}") if rest else said == f"{path}{message}"
-    # Skipped rows are reported with the same words.
+    # With on_bad_row, the reasons are also short and printable.
     bad: list[BadRow] = []
     with contextlib.suppress(DataError):
         list(read_pairs(path, on_bad_row=bad.append))
@@ -367,7 +367,7 @@ def test_reading_that_fails_within_a_row_of_several_lines_loses_no_row_before(tm
         assert bad[-1].reason == ENDED
 
 
-# Two lines per row, unclosed quotes, one quote that never closes, a quote per line, only quotes.
+# A quoted row on two lines, unclosed quotes, an open quote after others, one quote per line, only quotes.
 @pytest.mark.parametrize("row", ['x,"a\nb",c\n', 'x,"a,b\n', 'a",""",' + 100 * "b" + "\n", '"\n', '""""""\n'], ids=repr)
 def test_time_grows_with_the_file_and_not_faster(row):
     assert_linear(lambda count: parse(io.BytesIO(b"x,a,b\n" + row.encode() * count), "csv", lambda row: None))
