@@ -1,4 +1,4 @@
-"""The command line as a user meets it, run in this process: a new one would import torch each time."""
+"""The command line, run in this process, because a new one would import torch each time."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ def esim_fast(*arguments, stdin="", cwd=None):
         stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(given)))
         try:
             code = main([str(argument) for argument in arguments])
-        except SystemExit as exit:  # argparse's way out
+        except SystemExit as exit:  # raised by argparse
             code = exit.code
     return Result(code, out.getvalue(), err.getvalue())
 
@@ -52,7 +52,7 @@ def succeeds(*arguments, **options):
 
 
 def answers(text):
-    """What predict printed, but for the lines of the rows."""
+    """The output of predict without line numbers."""
     return [{key: value for key, value in json.loads(line).items() if key != "line"} for line in text.splitlines()]
 
 
@@ -62,7 +62,7 @@ def training(corpus, output, *options):
 
 
 def fails(*arguments, **options):
-    """A user's mistake: exit code 2, one line on stderr, nothing on stdout."""
+    """Checks a usage error: exit code 2, one line on stderr, nothing on stdout."""
     result = esim_fast(*arguments, **options)
     assert result.returncode == 2, result
     assert result.stdout == ""

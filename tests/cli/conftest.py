@@ -1,4 +1,4 @@
-"""A corpus, and a model that was trained on it, for the tests of all commands."""
+"""A corpus and a model trained on it, for the tests of all commands."""
 
 import pytest
 

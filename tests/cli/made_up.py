@@ -1,4 +1,4 @@
-"""Models whose weights are drawn: what they say is senseless, but differs from pair to pair. And files for them."""
+"""Models with random weights, whose predictions differ from pair to pair, and files for them."""
 
 import random
 from pathlib import Path
@@ -20,7 +20,7 @@ def random_model(labels: list[str], **options) -> Classifier:
     draw = random.Random(0)
     pairs = [(sentence(draw), sentence(draw)) for _ in range(200)]
     encoded = esim_fast.data.EncodedPairs(*([model.encode(pair[side]) for pair in pairs] for side in (0, 1)), None)
-    with torch.no_grad():  # no label is always the likeliest
+    with torch.no_grad():  # so that no label always wins
         scores, layer = model.logits(encoded), net.linear.mlp[3]
         factor = 1.5 / scores.std(0)
         layer.weight.mul_(factor[:, None])

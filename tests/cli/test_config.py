@@ -1,4 +1,4 @@
-"""``--config``: options from a file are those of the command line, which overrides them."""
+"""``--config`` reads options from a file; the command line overrides them."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def parsed(*arguments):
 
 @pytest.fixture
 def config(tmp_path):
-    """``config("lr: 1", name=…)``: the path of a file with this text."""
+    """``config("lr: 1", name=…)`` writes a file and returns its path."""
 
     def write(text, name="run.yaml"):
         path = tmp_path / name
@@ -65,7 +65,7 @@ def test_a_file_says_what_the_command_line_says(config):
     yaml = pytest.importorskip("yaml")
     assert parsed("--config", config(yaml.safe_dump(ALL))) == parsed(*SAME)
     assert parsed(f"--config={config('')}") == parsed()
-    # YAML takes 1e-3 for text; comments, and other forms of values.
+    # YAML reads 1e-3 as text; also comments and other forms of values.
     text = "learning_rate: 1e-3  # Adam's\ntrain: a.tsv\nmap_labels: a=b\ncolumns: p,h\n"
     expected = parsed("--lr", "0.001", "--train", "a.tsv", "--map-labels", "a=b", "--columns", "p,h")
     assert parsed("--config", config(text)) == expected
@@ -156,7 +156,7 @@ def test_mistakes_in_yaml(config, tmp_path, monkeypatch):
 
 
 def test_a_run_again_from_its_own_config(corpus, tmp_path):
-    """The same weights to the bit, whatever the options; and others where the command line says so."""
+    """The same weights bit for bit, unless the command line overrides an option."""
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("man 1 2 3\nrun 2 3 4\ndogs 5 5 5\n")
     renamed = ["--map-labels", "neutral=contradiction", "--columns", "sentence2,sentence1,gold_label"]
@@ -209,7 +209,7 @@ def test_limit(corpus, tmp_path):
     succeeds(*training(corpus, tmp_path / "all"))
     limited = training(corpus, tmp_path / "all", "--resume", "--limit", 4)
     assert fails(*limited).endswith("all: this run began without --limit: resume it so")
-    damaged = tmp_path / "damaged.tsv"  # behind what is read
+    damaged = tmp_path / "damaged.tsv"  # after the limit
     damaged.write_bytes(corpus.read_bytes() + b"entailment\n")
     assert "expected 3 columns" in fails(*training(damaged, tmp_path / "n"))
     succeeds("train", "--train", damaged, "--dev", corpus, *SMALL, "--limit", 5, "--output", tmp_path / "n")

@@ -1,4 +1,4 @@
-"""``esim-fast convert``: checkpoints of other ESIMs become models."""
+"""``esim-fast convert`` turns checkpoints of other ESIMs into models."""
 
 import json
 import pickle
@@ -44,7 +44,7 @@ def test_nothing_but_a_checkpoint(state):
 
 @pytest.fixture
 def run(tmp_path):
-    """What AllenNLP leaves of a training run."""
+    """The files of an AllenNLP training run."""
     torch.manual_seed(0)
     (tmp_path / "run" / "vocabulary").mkdir(parents=True)
     torch.save({**AllenNLP(5, 4, 6).state_dict(), "_loss.weight": torch.ones(3)}, tmp_path / "run" / "weights.th")
@@ -104,7 +104,7 @@ def test_archives_that_are_no_model(run, tmp_path):
 
 
 def test_a_checkpoint_as_people_have_it(state):
-    """Of Lightning, with an average, a loss and numbers of numpy's beside the network."""
+    """A Lightning checkpoint with averaged weights, a loss and NumPy numbers beside the network."""
     net = torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(Coetaur0(12, 4, 6)))
     entries = {**{f"esim.{name}": entry for name, entry in net.state_dict().items()}, "criterion.weight": torch.ones(3)}
     content = {"epoch": 3, "best_score": np.float64(0.5), "callbacks": {}, "model_state": entries}

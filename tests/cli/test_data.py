@@ -1,4 +1,4 @@
-"""``esim-fast data``: what corpora hold."""
+"""``esim-fast data`` describes corpora."""
 
 import pytest
 
@@ -38,14 +38,14 @@ def test_bad_rows(corpus, tmp_path):
     assert result.returncode == 1
     assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}:9: NUL character\n"
     assert "  pairs          6, 1 without a gold label, 2 bad rows\n" in result.stdout
-    bad.write_text("label\tpremise\thypothesis\nneutral\tonly one\n")  # and nothing else
+    bad.write_text("label\tpremise\thypothesis\nneutral\tonly one\n")  # the only row
     result = esim_fast("data", bad)
     assert (result.returncode, result.stderr) == (1, f"{bad}:2: expected 3 columns, got 2\n")
     assert "  pairs          0, 0 without a gold label, 1 bad row\n" in result.stdout
 
 
 def test_bad_rows_of_vectors(corpus, tmp_path):
-    """Each is named once, whichever corpora would want it."""
+    """Each is reported once, even if several corpora need it."""
     vectors, dev = tmp_path / "glove.txt", write_tsv(tmp_path / "dev.tsv", [("neutral", "zebra", "A man")])
     vectors.write_text("9 2\nman 1 2\nzebra x 4\nnone 1\nA 3 4\n")
     lines = [f"{vectors}:4: expected 2 numbers, got 1"]

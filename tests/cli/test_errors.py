@@ -1,4 +1,4 @@
-"""``esim-fast evaluate --errors`` and ``--confusion``: what is written for people to look at."""
+"""``esim-fast evaluate --errors`` and ``--confusion``."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def pairs(tmp_path_factory):
 
 
 def written(path, *arguments):
-    """What is in a file of errors."""
+    """The contents of a file of errors."""
     result = esim_fast("evaluate", *arguments, "--errors", path, "--no-cache", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     text = path.read_text(encoding="utf-8")
@@ -159,7 +159,7 @@ def test_no_errors(models, tmp_path):
     ],
 )
 def test_files_that_cannot_be_written(tmp_path, option, name, message):
-    """Said before anything is read: there is no such model."""
+    """The error comes before anything is read: the model does not exist."""
     (tmp_path / "folder.html").mkdir()
     content = '{"premise": "a", "hypothesis": "b", "label": "neutral"}\n'
     (tmp_path / "a.jsonl").write_text(content)
@@ -169,7 +169,7 @@ def test_files_that_cannot_be_written(tmp_path, option, name, message):
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
-    with mock.patch("os.access", return_value=False):  # root may write everywhere
+    with mock.patch("os.access", return_value=False):  # root can write everywhere
         said = fails("evaluate", "no-model", "a.tsv", "--errors", tmp_path / "a.html")
     assert said == f"esim-fast: --errors {tmp_path / 'a.html'}: {tmp_path} cannot be written to"
 
@@ -195,7 +195,7 @@ class TestConfusion:
         assert matrix.tolist() == [list(row.values()) for row in rows]
 
     def texts(self, labels, matrix, path):
-        """What is written in a picture."""
+        """The texts in a picture."""
         from matplotlib.text import Text
 
         drawn, draw = set(), Text.draw

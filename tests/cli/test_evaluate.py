@@ -1,4 +1,4 @@
-"""``esim-fast evaluate``: figures that follow from the answers."""
+"""``esim-fast evaluate``: figures of the predictions."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.cli.commands import TRAIN, esim_fast, fails, succeeds, write_tsv
 def test_report(model, corpus):
     report = json.loads(succeeds("evaluate", model, corpus))
     assert (report["pairs"], report["dropped"]) == (5, 1)
-    # As predict answers.
+    # The predictions of esim-fast predict.
     answers = [json.loads(line)["label"] for line in succeeds("predict", model, corpus).splitlines()]
     assert report["accuracy"] == sum(answer == gold for answer, (gold, *_) in zip(answers, TRAIN, strict=True)) / 5
     confusion, classes = report["confusion_matrix"], report["classes"]
@@ -63,7 +63,7 @@ def test_labels_that_never_occur(model, tmp_path):
 
 
 def test_other_names_for_labels(model, corpus, tmp_path):
-    """Gold labels and answers alike: two labels that are one are no mistake any more."""
+    """Renaming applies to gold and predicted labels: confusing merged labels is not an error."""
     two = [("non" if label == "contradiction" else label, p, h) for label, p, h in TRAIN]
     rows = write_tsv(tmp_path / "two.tsv", two)
     options = ["--map-labels", "contradiction=non,neutral=non"]

@@ -1,4 +1,4 @@
-"""Readers that go away, writers that die, workers that are killed: what was complete stays, nobody waits forever."""
+"""Readers that leave, writers that die, workers that are killed: complete output stays, and nothing hangs."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from esim_fast import Classifier, streaming
 from tests.processes import assert_nobody_is_left, children, places, start, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs signals and /proc")
-ROWS = 20_000  # more than a pipe or a part of the work holds
+ROWS = 20_000  # more than fit into a pipe or a worker's part
 
 
 def two_workers() -> None:
@@ -51,7 +51,7 @@ class TestPredict:
         assert_nobody_is_left(command.pid)
 
     def test_ctrl_c_twice(self, model, pairs):
-        """It ends at once, and so do the processes that it started."""
+        """It ends at once, with the processes that it started."""
         with start("predict", model, pairs, "--device", "cpu", prepare=two_workers) as command:
             command.stdout.readline()
             os.kill(command.pid, signal.SIGINT)
@@ -62,7 +62,7 @@ class TestPredict:
         assert_nobody_is_left(command.pid)
 
     def test_answers_come_as_soon_as_the_pairs(self, model):
-        """Whoever writes pairs may wait for each answer before writing the next."""
+        """A program that writes pairs may wait for each prediction before it writes the next pair."""
         with start("predict", model, "-", stdin=True) as command:
             for number in (1, 2, 3):
                 print("a man sleeps\ta man runs", file=command.stdin, flush=True)
@@ -76,7 +76,7 @@ class TestPredict:
             if fate == "deleted":
                 pairs.unlink()
             else:
-                os.truncate(pairs, 12 * (ROWS - 2000) + 3)  # within a row
+                os.truncate(pairs, 12 * (ROWS - 2000) + 3)  # inside a row
             code, rest, stderr = command.finish()
         answers = [json.loads(line)["line"] for line in (first + rest).splitlines()]
         assert answers == list(range(1, len(answers) + 1))
@@ -98,7 +98,7 @@ def train(tmp_path):
 
 class TestTrain:
     def test_its_files_go_away(self, train, tmp_path):
-        """They are read when a run begins; prepared ones are held by whoever uses them."""
+        """They are read at the start of a run; cached files stay open while in use."""
         with train(2, "--cache", tmp_path / "cache") as command:
             wait_for((tmp_path / "m" / "checkpoint" / "last.pt").exists)
             (tmp_path / "train.tsv").unlink()
@@ -109,7 +109,7 @@ class TestTrain:
         Classifier.from_pretrained(tmp_path / "m")
 
     def test_nobody_reads_what_it_says(self, train, tmp_path):
-        """As in ``esim-fast train … 2>&1 | head -1``: it ends as if interrupted, or goes on to the end."""
+        """As in ``esim-fast train … 2>&1 | head -1``: it ends as if interrupted, or runs to the end."""
         with train(2, together=True) as command:
             command.stdout.readline()
             command.stdout.close()
@@ -119,7 +119,7 @@ class TestTrain:
         Classifier.from_pretrained(tmp_path / "m")
 
     def test_one_of_two_processes_is_killed(self, train, tmp_path):
-        """The other one ends by itself, and they go on together."""
+        """The other one ends too, and both can resume."""
 
         def both(epochs, *more):
             return [train(epochs, *more, environment=place) for place in places(2)]

@@ -1,4 +1,4 @@
-"""``esim-fast evaluate`` on made-up files in the shape of known corpora: figures are scikit-learn's and SciPy's."""
+"""``esim-fast evaluate`` on made-up files like known corpora gives scikit-learn's and SciPy's figures."""
 
 import json
 import random
@@ -93,7 +93,7 @@ def test_scores_as_in_stsb(models, tmp_path):
 
 
 def test_scores_and_classes_as_in_sick(models, tmp_path):
-    """Each model finds its own column."""
+    """A regression model and a classifier each use their own column."""
     draw = random.Random(2)
     names = [label.upper() for label in NLI]
     rows = [(i, sentence(draw), sentence(draw), draw.randint(10, 50) / 10, draw.choice(names)) for i in range(300)]
@@ -112,7 +112,7 @@ def test_scores_and_classes_as_in_sick(models, tmp_path):
 
 @pytest.mark.parametrize("name", ["qqp", "calibrated"])
 def test_two_classes_as_in_qqp(models, tmp_path, name):
-    """Few pairs are positive; with a threshold labels change, and with a temperature probabilities do."""
+    """Few pairs are positive. A threshold changes labels, and a temperature changes probabilities."""
     draw = random.Random(3)
     rows = [(i, 2 * i, 2 * i + 1, sentence(draw), sentence(draw), int(draw.random() < 0.1)) for i in range(500)]
     path = write_rows(tmp_path / "dev.tsv", "id qid1 qid2 question1 question2 is_duplicate", rows)
@@ -143,7 +143,7 @@ def test_probabilities_of_labels_that_are_made_one(models, tmp_path):
 
 
 def ranked(queries, relevant, score):
-    """Means over queries; no two scores are equal here."""
+    """Expected means over queries, without ties."""
     figures = []
     for query in sorted(set(queries)):
         of_query = np.array([other == query for other in queries])
@@ -160,7 +160,7 @@ def ranked(queries, relevant, score):
 
 def test_ranking(models, tmp_path):
     draw = random.Random(5)
-    queries = [f"{sentence(draw)} w{i}" for i in range(12)]  # no two are the same
+    queries = [f"{sentence(draw)} w{i}" for i in range(12)]  # all different
     rows = [
         (query, f"{sentence(draw)} {sentence(draw)}", 0 if i == 3 else int(draw.random() < 0.2), draw.randint(0, 3))
         for i, query in enumerate(queries)
@@ -220,7 +220,7 @@ def test_ranking_needs_a_label(models, tmp_path):
 def test_numbers_that_are_none(models, tmp_path):
     model = Classifier.from_pretrained(models / "scores", device="cpu")
     with torch.no_grad():
-        model.net.linear.mlp[1].bias.fill_(1e3)  # its units give 1, all of them
+        model.net.linear.mlp[1].bias.fill_(1e3)  # all units are 1
         model.net.linear.mlp[3].weight.fill_(3e38)
     model.save_pretrained(tmp_path / "model")
     path = write_tsv(tmp_path / "a.tsv", [("1", "a man", "two dogs"), ("2", "c", "d")])

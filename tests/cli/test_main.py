@@ -1,4 +1,4 @@
-"""The command itself: its version, its help, and the ways to start it."""
+"""The command itself: version, help, and ways to start it."""
 
 import importlib.metadata
 import subprocess
@@ -21,7 +21,7 @@ def test_version_and_help():
 
 
 def test_nobody_waits_for_torch_who_does_not_compute():
-    """It takes seconds to import, and NumPy some tenths of one."""
+    """Importing torch takes seconds, and NumPy tenths of a second."""
     asked = [["--version"], ["--help"], *([command, "--help"] for command in COMMANDS)]
     asked += [
         [],

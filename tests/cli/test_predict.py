@@ -1,4 +1,4 @@
-"""``esim-fast predict``: the model's answers, in the order of the pairs, and what it says of mistakes."""
+"""``esim-fast predict``: the model's predictions, in the order of the pairs, and its error messages."""
 
 import contextlib
 import gzip
@@ -115,7 +115,7 @@ def test_stopping_at_a_bad_row_loses_nothing_before_it(model, tmp_path):
     result = esim_fast("predict", model, "-", "--stop-at-bad-row", stdin="a\tb\nc\td\nonly one\ne\tf\n")
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 2)
     assert result.stderr == "esim-fast: stdin:3: expected 2 columns, got 1\n"
-    # The first row says how many columns there are, and may itself be the bad one.
+    # The first row determines the number of columns, and may itself be bad.
     path = write_tsv(tmp_path / "rows.tsv", [("a man", "only two"), *TRAIN], header=False)
     result = esim_fast("predict", model, path)
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 1)
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_fails(corpus, tmp_path, monkeypatch):
 def test_numbers_that_are_none(model, tmp_path):
     found = Classifier.from_pretrained(model, device="cpu")
     with torch.no_grad():
-        found.net.linear.mlp[1].bias.fill_(1e3)  # its units give 1, all of them
+        found.net.linear.mlp[1].bias.fill_(1e3)  # all units are 1
         found.net.linear.mlp[3].weight.fill_(3e38)
     found.save_pretrained(tmp_path / "model")
     result = esim_fast("predict", tmp_path / "model", "-", stdin="a man sleeps\ta man runs\n")
@@ -166,7 +166,7 @@ def test_numbers_that_are_none(model, tmp_path):
 
 
 def test_long_rows_take_turns(model, tmp_path):
-    """Rows of many words come to the network in small batches."""
+    """Long rows are run in small batches."""
     path = write_tsv(tmp_path / "long.tsv", [("man " * (20_000 + i), "man") for i in range(3)], header=False)
     sizes, forward = [], ESIM.forward
     with mock.patch.object(ESIM, "forward", lambda net, pairs: sizes.append(len(pairs)) or forward(net, pairs)):
@@ -179,7 +179,7 @@ def test_other_processes_give_the_same(model, tmp_path):
     rows = [(line, *pair) for line, pair in enumerate(pairs, start=1)]
     path = write_tsv(tmp_path / "many.tsv", [*pairs, ("only one",)], header=False)
 
-    def on_a_gpu(job, records, as_they_come, workers):  # the others split and look up words, and the network is here
+    def on_a_gpu(job, records, as_they_come, workers):  # workers only tokenize, and the network runs here
         yield from map(job.answer, in_parts(job.encode, records, 2))
 
     with mock.patch.object(streaming, "processors", return_value=1):
@@ -196,7 +196,7 @@ def test_other_processes_give_the_same(model, tmp_path):
             found = esim_fast("predict", model, path, "--device", "cpu")
         assert found.stderr == alone.stderr
         for one, other in zip(expected, map(json.loads, found.stdout.splitlines()), strict=True):
-            # An LSTM's sums come in another order on another number of threads.
+            # Another number of threads changes the order of an LSTM's sums.
             assert {**other, "probabilities": pytest.approx(other["probabilities"], abs=3e-6)} == one
 
 
@@ -222,7 +222,7 @@ def test_a_closed_stdin(model):
 
 
 def test_words_that_the_model_does_not_know(model, tmp_path):
-    """Each answer counts those of each sentence; where more than a third are unknown, one line says so."""
+    """Each prediction counts those of both sentences; one warning appears if more than a third are unknown."""
     known, unknown = ("A man is sleeping.", "A man runs."), ("Zorp blick snuv.", "A glorp runs")
     counts = {known: {"premise": 0, "hypothesis": 0}, unknown: {"premise": 3, "hypothesis": 1}}
     warnings = {(known, unknown): "", (unknown, known, unknown): "8 of 23", (unknown,): "4 of 7"}
@@ -247,7 +247,7 @@ def test_a_regression_model_gives_scores(corpus, tmp_path):
     model = regression_model()
     model.save_pretrained(tmp_path)
     lines = [json.loads(line) for line in succeeds("predict", tmp_path, corpus, "--device", "cpu").splitlines()]
-    assert lines[0].keys() == {"line", "premise", "hypothesis", "score", "unknown_words"}  # names are no gold scores
+    assert lines[0].keys() == {"line", "premise", "hypothesis", "score", "unknown_words"}  # no gold scores
     scores = "score\tlabel\tsentence1\tsentence2\n3.750\tx\ta\tb\n"
     (answer,) = map(json.loads, succeeds("predict", tmp_path, "-", stdin=scores).splitlines())
     assert answer["gold"] == 3.75

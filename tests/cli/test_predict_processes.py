@@ -1,4 +1,4 @@
-"""``esim-fast predict`` as a process: what it does with its output, and the memory that it takes."""
+"""``esim-fast predict`` as a process: its output and its memory."""
 
 import json
 import subprocess
@@ -12,13 +12,13 @@ PAIR = ("--premise", "睡觉", "--hypothesis", "Schläft")
 
 
 def close_stdout() -> None:
-    """As a shell's >&- does."""
+    """Closes stdout, like a shell's >&-."""
     sys.stdout.close()
     sys.stdout = None
 
 
 def speak_latin_1() -> None:
-    """As PYTHONIOENCODING=latin-1 does."""
+    """Makes stdout Latin-1, like PYTHONIOENCODING=latin-1."""
     sys.stdout.reconfigure(encoding="latin-1")
 
 
@@ -37,7 +37,7 @@ def test_output_is_utf8_whatever_the_terminal_speaks(model):
 
 
 def test_memory_does_not_grow_with_the_number_of_pairs(model, tmp_path):
-    """Peak resident memory, of this process and of its workers, for 5,000 and for 20,000 rows of 5,000 bytes."""
+    """Peak resident memory of the process and its workers, for 5,000 and for 20,000 rows of 5,000 bytes."""
     code = (
         "import resource, sys; from esim_fast.cli import main; code = main(sys.argv[1:]); "
         "peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]; "
@@ -54,4 +54,4 @@ def test_memory_does_not_grow_with_the_number_of_pairs(model, tmp_path):
         assert exit_code == 0
         peaks.append([peak / 1024 for peak in kilobytes])
     for few, many in zip(*peaks, strict=True):
-        assert many - few < 60, f"{peaks} MiB"  # the answers to what is added hold 75 MB
+        assert many - few < 60, f"{peaks} MiB"  # the predictions of the additional rows take 75 MB

@@ -1,4 +1,4 @@
-"""``esim-fast rank``: candidates of a file or stdin in their order, and what it says of mistakes."""
+"""``esim-fast rank``: candidates from a file or stdin, ranked, and its error messages."""
 
 import gzip
 import json
@@ -101,7 +101,7 @@ def test_mistakes(model, options, stdin, message):
 def test_numbers_that_are_none(model, candidates, tmp_path):
     found = Classifier.from_pretrained(model, device="cpu")
     with torch.no_grad():
-        found.net.linear.mlp[1].bias.fill_(1e3)  # its units give 1, all of them
+        found.net.linear.mlp[1].bias.fill_(1e3)  # all units are 1
         found.net.linear.mlp[3].weight.fill_(3e38)
     found.save_pretrained(tmp_path / "model")
     result = esim_fast("rank", tmp_path / "model", *QUERY, "--candidates", candidates)

@@ -1,4 +1,4 @@
-"""``esim-fast train --resume``: to the bit, and never with other settings or data."""
+"""``esim-fast train --resume``: bit for bit, and never with other settings or data."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ def test_resume(corpus, tmp_path):
         return training(corpus, tmp_path / output, "--epochs", epochs, "--resume", *options)
 
     succeeds(*parts(3, output="whole"))
-    succeeds(*parts(1))  # nothing to resume: starts afresh
+    succeeds(*parts(1))  # nothing to resume: starts from scratch
     succeeds(*parts(3))
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -40,7 +40,7 @@ def test_resuming_with_other_data(corpus, tmp_path):
     for _ in range(2):
         succeeds(*options, "--vectors", vectors)
     before = (tmp_path / "m" / "model.safetensors").read_bytes()
-    # The same number of words and pairs, but other ones: ids would silently mean something else.
+    # The same numbers of words and pairs, but other words: ids would silently change their meaning.
     others = [(label, p.replace("man", "boy"), h.replace("man", "boy")) for label, p, h in TRAIN]
     for rows in (others, [*TRAIN, ("neutral", "Many new words here.", "No.")]):
         write_tsv(data, rows)
@@ -55,7 +55,7 @@ def test_resuming_with_other_data(corpus, tmp_path):
 
 def test_damage(corpus, model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
-    (tmp_path / "m" / "metrics.jsonl").write_text("")  # a lost line comes back
+    (tmp_path / "m" / "metrics.jsonl").write_text("")  # a lost line is restored
     succeeds(*training(corpus, tmp_path / "m", "--resume"))
     assert (tmp_path / "m" / "metrics.jsonl").read_bytes() == (model / "metrics.jsonl").read_bytes()
     path = tmp_path / "m" / "checkpoint" / "last.pt"

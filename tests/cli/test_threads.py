@@ -1,4 +1,4 @@
-"""How many threads compute, and how long they look for work before they sleep."""
+"""The number of threads, and how long idle threads spin before they sleep."""
 
 import os
 from unittest import mock
@@ -14,7 +14,7 @@ SPINS = {"GOMP_SPINCOUNT": str(threads.SPINS)}
 @pytest.mark.parametrize(
     ("usable", "given", "chosen"),
     [
-        (8, {}, SPINS),  # torch's own choice, which may be one thread for two processors of a core
+        (8, {}, SPINS),  # torch's default, which may be one thread per core with two processors
         (2, {}, {"OMP_NUM_THREADS": "2", **SPINS}),
         (2, {"OMP_NUM_THREADS": "5"}, SPINS),
         (2, {"MKL_NUM_THREADS": "5"}, SPINS),
@@ -34,7 +34,7 @@ def test_what_the_user_has_set_stays(usable, given, chosen):
 
 
 def test_as_many_as_one_says(model, corpus):
-    """And as many processes, for a file; the environment says otherwise."""
+    """A file also gets as many processes; the environment has other settings."""
     program = """
 import contextlib, io, sys
 from unittest import mock

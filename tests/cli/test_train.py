@@ -1,4 +1,4 @@
-"""``esim-fast train``: what it prints, what it leaves behind, and what it says of mistakes."""
+"""``esim-fast train``: its output, its files and its error messages."""
 
 import json
 import re
@@ -93,7 +93,7 @@ def test_seeds(corpus, tmp_path):
         accuracies.append(max(json.loads(line)["dev_accuracy"] for line in lines))
     summary = json.loads((tmp_path / "m" / "seeds.json").read_text())
     assert summary["seeds"] == [5, 6, 7]
-    assert summary["dev"]["accuracies"] == summary["test"]["accuracies"] == accuracies  # of the same file
+    assert summary["dev"]["accuracies"] == summary["test"]["accuracies"] == accuracies  # on the same file
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
     assert summary["dev"]["mean"] == pytest.approx(mean)
     assert summary["dev"]["standard_deviation"] == pytest.approx(deviation)
@@ -106,7 +106,7 @@ def test_seeds(corpus, tmp_path):
     for _ in range(2):
         again = succeeds(*options, *seeds, "--resume").splitlines()
         assert [line for line in again if "seeds" in line] == [line for line in output.splitlines() if "seeds" in line]
-        (tmp_path / "m" / "model.safetensors").unlink()  # as if it had been killed just before the end
+        (tmp_path / "m" / "model.safetensors").unlink()  # as if killed just before the end
     succeeds(*options, *seeds, "--resume")
     single = [*options[:-1], tmp_path / "5"]
     assert "5 holds a run of a single seed: --seeds needs" in fails(*single, "--seeds", 2, "--resume")
@@ -148,7 +148,7 @@ def test_a_run_that_ends_with_weights_that_are_no_numbers(corpus, tmp_path):
         (["--data", "nowhere"], "nowhere: no such directory"),
         (["--train", "nowhere.tsv", "--dev", "{corpus}"], "nowhere.tsv: No such file or directory"),
         (["--train", "{corpus}", "--dev", "{corpus}", "--vectors", "no.txt"], "no.txt: No such file"),
-        (["--epochs", "1", "--vectors", "no.txt"], "no.txt: No such file"),  # of the bundled sample
+        (["--epochs", "1", "--vectors", "no.txt"], "no.txt: No such file"),  # with the bundled sample
         (["--embedding-dim", "5", "--vectors", "no.txt"], "--embedding-dim and --vectors exclude each other"),
         (["--accumulate", "0"], "argument --accumulate: expected an integer from 1 to 1000000, got '0'"),
         (["--warmup-steps", "-1"], "argument --warmup-steps: expected an integer from 0 to 1000000, got '-1'"),
@@ -168,7 +168,7 @@ def test_a_run_that_ends_with_weights_that_are_no_numbers(corpus, tmp_path):
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
         (["--precision", "int8"], "argument --precision: invalid choice"),
         (["--unheard-of"], "unrecognized arguments: --unheard-of (see esim-fast train --help)"),
-        # no guessing at abbreviations
+        # no abbreviated options
         (["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs? (see esim-fast train --help)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""``esim-fast train``: the files it learns from, in every form, and what it says of bad ones."""
+"""``esim-fast train``: its training files in every form, and errors for bad ones."""
 
 import gzip
 import json
@@ -83,13 +83,13 @@ def test_bad_rows_of_vectors(corpus, tmp_path):
     result = esim_fast(*options, "--skip-bad-rows", "--output", tmp_path / "c")
     assert f"{vectors}: vectors for 2 of 14 words\n" in result.stderr
     assert len({(tmp_path / run / "model.safetensors").read_bytes() for run in "abc"}) == 1
-    # Truncated, and so many of them that nobody would read on.
+    # Truncated vectors, and too many bad rows.
     vectors.write_text("5000 2\nman 1 2\n" + 1999 * "of 1\n")
     listed = [f"{vectors}:{line}: expected 2 numbers, got 1" for line in range(3, 23)]
     result = esim_fast(*options, "--skip-bad-rows", "--seeds", 2, "--output", tmp_path / "d")
     first = f"{vectors}: vectors for 1 of 14 words; 2,000 bad rows left out:"
     assert result.stderr.splitlines()[2:24] == [first, *listed, f"{vectors}: and 1,980 more"]
-    assert result.stderr.count("bad rows") == 1  # once for all seeds
+    assert result.stderr.count("bad rows") == 1  # once, not per seed
     vectors.write_text("2 2\nof 1\nnone 3 4\n")
     message = (
         f"{vectors}: expected vectors of the vocabulary's words, got none of 14 that can be read; line 2: expected"
@@ -113,7 +113,7 @@ def test_extending_the_vocabulary(corpus, tmp_path):
     assert new_words() == []
     assert new_words("--extend-vocabulary") == ["zebra"]
     assert new_words("--extend-vocabulary", more) == ["yak", "zebra"]
-    assert new_words("--extend-vocabulary", more, dev) == ["zebra", "yak"]  # the more frequent first
+    assert new_words("--extend-vocabulary", more, dev) == ["zebra", "yak"]  # more frequent words first
     text = tmp_path / "words.txt"
     text.write_text("Yak\nA zebra sings.\nunheard\n")
     assert new_words("--extend-vocabulary", text, more) == ["yak", "zebra", "unheard"]
@@ -127,7 +127,7 @@ def test_extending_the_vocabulary(corpus, tmp_path):
     odd.write_text("a zebra\tb\nonly one\n")
     result = esim_fast(*options, "--extend-vocabulary", odd, "--skip-bad-rows", "--output", tmp_path / "odd")
     assert (result.returncode, f"{odd}:2: expected 2 columns, got 1\n" in result.stderr) == (0, True)
-    # Labels are not looked at for that, not even whether there are any.
+    # Labels are not needed for that and are ignored.
     dev.write_text(dev.read_text().replace("neutral\tA zebra", "-\tA zebra"))
     assert new_words("--extend-vocabulary") == ["zebra"]
     options = options[:5] + SMALL
@@ -144,7 +144,7 @@ def test_prepared_files(corpus, tmp_path, cache):
     before = set(cache.iterdir())
     succeeds(*training(other, tmp_path / "c"), "--no-cache")
     assert set(cache.iterdir()) == before
-    for command in (["data", other], training(other, tmp_path / "d")):  # what one prepares the other uses
+    for command in (["data", other], training(other, tmp_path / "d")):  # both commands share the cache
         succeeds(*command)
         assert len(list(cache.glob("other_pairs-*.safetensors"))) == 1
     assert len({(tmp_path / run / "model.safetensors").read_bytes() for run in "abcd"}) == 1
@@ -254,7 +254,7 @@ def test_several_training_files(corpus, model, tmp_path):
         ([("entailment", "one", "two"), ("entailment", "only one")], "bad.tsv:3: expected 3 columns, got 2"),
         ([("entailment", "one", "two")], "expected 2 to 1000 labels, got only 'entailment'"),
         ([], "bad.tsv: expected sentence pairs, got none"),
-        # Sentences where labels should be, or a header that nobody named.
+        # Sentences in place of labels, or a header with unknown names.
         (
             [(f"one {i}", f"two {i}", f"{i} a") for i in range(1001)],
             "expected 2 to 1000 labels, got 1001, such as",
@@ -330,7 +330,7 @@ class TestLabels:
 
 @pytest.mark.parametrize("name", ["afqmc.json", "pairs.parquet", "pairs.tsv.xz", "pairs.csv"])
 def test_other_forms(corpus, model, tmp_path, name):
-    """Whatever they are packed in, the same pairs give the same model."""
+    """The same pairs give the same model in any file form."""
     path = tmp_path / name
     records = [dict(zip(("label", "premise", "hypothesis"), row, strict=True)) for row in TRAIN]
     if name == "afqmc.json":

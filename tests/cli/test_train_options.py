@@ -1,4 +1,4 @@
-"""``esim-fast train`` on scores and on imbalanced pairs: what its options do, keep, say and refuse."""
+"""``esim-fast train`` on scores and on imbalanced pairs: its options, files, messages and errors."""
 
 import json
 
@@ -13,7 +13,7 @@ WORDS = ["man", "dog", "runs", "sleeps", "park"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files in the columns of STS-B, SICK and QQP."""
+    """Files with the columns of STS-B, SICK and QQP."""
     folder = tmp_path_factory.mktemp("corpora")
     pairs = [(f"A {WORDS[i % 5]} {WORDS[i * 3 % 5]}.", f"The {WORDS[i % 4]} {WORDS[i * 2 % 5]}.", i) for i in range(30)]
     (folder / "sts.tsv").write_text(
@@ -60,7 +60,7 @@ class TestRegression:
         assert f"test Spearman {test['spearman']:.4f}, Pearson {test['pearson']:.4f}\n" in result.stdout
         model = Classifier.from_pretrained(tmp_path / "m")
         assert (model.task, model.labels) == ("regression", ["score"])
-        assert 1 < model.predict(("A man runs.", "The man sleeps.")) < 4  # it begins with the mean
+        assert 1 < model.predict(("A man runs.", "The man sleeps.")) < 4  # training starts at the mean
 
     def test_the_scores_of_sick(self, folder, tmp_path):
         result = esim_fast(*train(folder, "SICK.txt", tmp_path / "m", "--task", "regression", "--best-by", "pearson"))
@@ -115,7 +115,7 @@ class TestImbalance:
         assert test == f"test accuracy {figures['accuracy']:.2%}, F1 of 1 {figures['f1']:.2%}"
         model = Classifier.from_pretrained(tmp_path / "m")
         assert (model.temperature, model.threshold) == (config.get("temperature", 1), config["threshold"])
-        # A run that is over, and several seeds, come to the same.
+        # A finished run and several seeds give the same results.
         assert succeeds(*command, "--resume").splitlines()[:4] == [first, calibrated, threshold, test]
         assert config_of(tmp_path / "m") == config
         succeeds(*train(folder, "qqp.tsv", tmp_path / "n", *options, "--seeds", 2))
@@ -126,7 +126,7 @@ class TestImbalance:
             assert (tmp_path / "n" / name).read_bytes() == (tmp_path / "n" / f"seed-{seed}" / name).read_bytes()
 
     def test_after_a_run_and_going_on(self, folder, tmp_path):
-        """What is asked for at the end may be asked for later; a run that goes on decides anew."""
+        """Options for the end of a run may be added to a finished run; a resumed run chooses again."""
         plain = train(folder, "qqp.tsv", tmp_path / "m", "--resume")
         succeeds(*plain)
         weights = (tmp_path / "m" / "last" / "model.safetensors").read_bytes()
@@ -169,7 +169,7 @@ class TestImbalance:
             options = ["--best-by", best_by, "--epochs", 4, "--patience", 1, "--lr", "1e-30"]
             output = succeeds(*train(folder, "qqp.tsv", tmp_path / best_by, *options))
             assert output.startswith(f"dev {name} ")
-            # So small a rate changes nothing.
+            # A rate this small changes no prediction.
             assert f"best epoch  1 of 2; 1 without a better dev {name} ended the run (--patience)\n" in output
 
 
