@@ -1,4 +1,4 @@
-"""For the tests of ops."""
+"""Fixtures of the tests of ops."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def device(request):
 
 @pytest.fixture
 def poisoned():
-    """New memory holds NaN, so that what nobody wrote is seen; what does not repeat itself raises."""
+    """Fills new memory with NaN, so that unwritten results are seen, and makes nondeterministic operations raise."""
     torch.use_deterministic_algorithms(True)
     assert torch.zeros(1).new_empty(3).isnan().all()
     yield
@@ -20,7 +20,7 @@ def poisoned():
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads; puts it back."""
+    """Sets the number of threads and restores it."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Which implementations of local inference there are, and their operators."""
+"""The implementations of local inference, and their operators."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ IMPLEMENTATIONS = [
 
 
 def operators(backend, layout):
-    """Forward and backward, which take and return the same on all backends."""
+    """The forward and backward operators, with the same signatures on all backends."""
     name = "local_inference" + "_packed" * (layout == "one tensor") + "_triton" * (backend == "triton")
     return getattr(torch.ops.esim_fast, name), getattr(torch.ops.esim_fast, f"{name}_backward")
 
@@ -28,7 +28,7 @@ def as_list(results):
 
 
 def case(device, layout, longest=9):
-    """The arguments of the operators for three pairs."""
+    """Arguments of the operators for three pairs."""
     lengths = [3, longest, 0], [2, 0, 7]
     width = 12
     if layout == "one tensor":

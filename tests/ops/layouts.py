@@ -1,4 +1,4 @@
-"""The layouts in which sentences reach an op, with NaN wherever no sentence is: it must have no influence."""
+"""The layouts in which an op gets sentences, with NaN outside the sentences, which must have no effect."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ LAYOUTS = ["lengths", "mask", "concatenated", "packed"]
 
 
 def packed_rows(lengths: Tensor | list[int], width: int) -> tuple[Rows, int]:
-    """Rows of sentences scattered over a tensor: sorted and time-major, as an LSTM packs them. Returns N too."""
+    """Rows of sentences in a tensor, sorted and time-major as for a packed LSTM, and N."""
     lengths = torch.as_tensor(lengths)
     order = lengths.argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
@@ -26,12 +26,12 @@ def packed_rows(lengths: Tensor | list[int], width: int) -> tuple[Rows, int]:
 
 @dataclass
 class Layout:
-    """Where the tokens of some sentences lie.
+    """The places of sentences' tokens in a tensor.
 
     Attributes:
-        shape: of a tensor that holds them, without D.
-        numbers: int64, the row of each token, sentence by sentence, in that tensor flattened to ``[N, D]``.
-        given_as: how an op is told, for instance ``{"lengths": ...}``.
+        shape: the tensor's shape, without D.
+        numbers: int64, each token's row in the tensor flattened to ``[N, D]``, sentence by sentence.
+        given_as: the op's arguments, for instance ``{"lengths": ...}``.
     """
 
     shape: tuple[int, ...]
@@ -41,11 +41,11 @@ class Layout:
 
     @classmethod
     def make(cls, name: str, lengths: list[int], width: int, seed: int = 0, padding: int = 2) -> "Layout":
-        """One of LAYOUTS, with ``padding`` tokens more than the longest sentence, or "packed" rows than all have."""
+        """One of LAYOUTS, with ``padding`` more tokens than the longest sentence, or than all sentences if packed."""
         if name in ("lengths", "mask"):
             length = max(lengths) + padding
             mask = torch.arange(length) < torch.tensor(lengths)[:, None]
-            if name == "mask":  # any pattern of as many ones
+            if name == "mask":  # in any pattern
                 shuffled = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).argsort(1)
                 mask = mask.gather(1, shuffled)
             given_as = {"mask": mask} if name == "mask" else {"lengths": torch.tensor(lengths)}
@@ -59,14 +59,14 @@ class Layout:
         return cls((words + padding * (name == "packed"),), offset // max(width, 1), lengths, {"rows": rows})
 
     def fill(self, sentences: list[Tensor], elsewhere: float = math.nan) -> Tensor:
-        """``[*shape, D]`` with the sentences ``[n, D]`` in their places."""
+        """Puts sentences ``[n, D]`` into a tensor ``[*shape, D]``."""
         width = sentences[0].shape[1]
         flat = sentences[0].new_full((math.prod(self.shape), width), elsewhere)
         flat[self.numbers] = torch.cat(sentences)
         return flat.view(*self.shape, width)
 
     def sentences(self, x: Tensor) -> list[Tensor]:
-        """The reverse of :meth:`fill`; whatever lies elsewhere must be zero."""
+        """Reverses ``fill``, and checks that everything else is zero."""
         flat = x.detach().cpu().reshape(-1, x.shape[-1])
         elsewhere = torch.ones(len(flat), dtype=torch.bool).index_fill(0, self.numbers, False)
         assert not flat[elsewhere].any(), "something is left outside the sentences"

@@ -1,8 +1,8 @@
-"""The rules by which results in low precision are judged, in one place.
+"""Error bounds for results in low precision.
 
-Over a family of cases the error against an fp64 reference (norms taken over all of them) is at most twice that of
-eager PyTorch in the same dtype. Single cases are no measure: an equally good variant loses many of them by chance.
-Each element is bounded by what the arithmetic allows: here for local inference, for simpler ops in their tests.
+Over a family of cases, the error against an fp64 reference (with norms over all cases) is at most twice that of
+eager PyTorch in the same dtype. Single cases prove nothing, because an equally good variant loses many by chance.
+Each element is also bounded by what the arithmetic allows, here for local inference and in the tests of simpler ops.
 """
 
 import math
@@ -23,23 +23,23 @@ def assert_as_exact_as_eager(ours, eager, exact):
 
 
 def local_inference_bounds(a, b, grad_m_a, grad_m_b, dtype, product):
-    """How far m_a, m_b and the gradients of a and b of one pair may be off when fp32 sums are rounded to ``dtype``.
+    """Error bounds of m_a, m_b and the gradients of a and b of one pair, when fp32 sums are rounded to ``dtype``.
 
-    Every sum is replaced by that of its terms' magnitudes. A score is off by a few ``product`` of its own (in theory
-    by one for each term, but their roundings do not conspire); a weight, an exponential of scores, relatively by the
-    error of two of them; and whatever is computed from weights by that of two weights and a few roundings to
-    ``dtype``, of its magnitude.
+    Every sum is bounded by the sum of its terms' magnitudes. The error of a score is a few times ``product`` of it (in
+    theory one for each term, but roundings partly cancel). The relative error of a weight, an exponential of scores, is
+    that of two scores. Results computed from weights have the error of two weights and a few roundings to ``dtype``,
+    relative to their magnitude.
 
     Args:
         a, b: fp64 ``[La, D]`` and ``[Lb, D]``.
         grad_m_a, grad_m_b: fp64 ``[La, 4D]`` and ``[Lb, 4D]``.
-        dtype: of the results, and of the weights before they are multiplied.
-        product: the relative error of one rounded product and sum: fp32's epsilon, or TF32's.
+        dtype: dtype of the results, and of the weights before they are multiplied.
+        product: relative error of one rounded product and sum, fp32's epsilon or TF32's.
     """
     scores, magnitude = a @ b.T, a.abs() @ b.T.abs()
     off = 8 * product * float(magnitude.max()) if magnitude.numel() else 0.0
     relative = math.expm1(4 * off) + 8 * torch.finfo(dtype).eps + 8 * product
-    floor = torch.finfo(dtype).smallest_normal  # below which rounding is no longer relative
+    floor = torch.finfo(dtype).smallest_normal  # below it, rounding is no longer relative
     alpha = scores.softmax(1) + floor if len(b) else scores
     beta = scores.softmax(0) + floor if len(a) else scores
 

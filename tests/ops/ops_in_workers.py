@@ -1,5 +1,8 @@
-"""A data loader whose workers pack pairs and run the ops, after their parent has: ``python -m
-tests.ops.ops_in_workers fork|spawn|forkserver`` prints "same bits". A program of its own, because it may hang."""
+"""A data loader whose workers pack pairs and run the ops after their parent has run them.
+
+``python -m tests.ops.ops_in_workers fork|spawn|forkserver`` prints "same bits". It is a separate program because it
+might hang.
+"""
 
 import sys
 
@@ -45,7 +48,7 @@ def main(method):
     data = examples(6)
     torch.set_num_threads(1)
     wanted = [run_ops(*example) for example in data]
-    torch.set_num_threads(4)  # from here on the parent has threads, which no forked worker has
+    torch.set_num_threads(4)  # from now on the parent has threads, and forked workers do not
     for _ in range(2 if method == "fork" else 1):
         results = [run_ops(*example) for example in data]
         loader = DataLoader(data, 1, collate_fn=collate, num_workers=2, multiprocessing_context=method)

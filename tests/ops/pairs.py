@@ -1,4 +1,4 @@
-"""Sentence pairs and what local inference makes of them, by the equations and through the op."""
+"""Sentence pairs, and their local inference from the equations and from the op."""
 
 import math
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ class Pairs:
 
     @classmethod
     def draw(cls, lengths, width, seed=0, score=1.0, dtype=torch.float64):
-        """Random pairs of ``lengths [(of a, of b), ...]`` with scores about as large as ``score``."""
+        """Random pairs of ``lengths [(of a, of b), ...]`` with scores of about ``score``."""
         generator = torch.Generator().manual_seed(seed)
         scale = (score / max(width, 1) ** 0.5) ** 0.5
         if dtype == torch.float16:
-            scale = min(scale, 40.0)  # whose squares are still numbers
+            scale = min(scale, 40.0)  # so that squares do not overflow
 
         def sentences(side, width, scale):
             of_a_kind = {"generator": generator, "dtype": torch.float64}
             return [(torch.randn(pair[side], width, **of_a_kind) * scale).to(dtype) for pair in lengths]
 
-        # Products of gradients must still be numbers in fp16.
+        # Products of gradients must not overflow in fp16.
         sides = [sentences(side, width, scale) for side in (0, 1)]
         return cls(*sides, *(sentences(side, 4 * width, min(1.0, 0.1 / scale)) for side in (0, 1)))
 
@@ -51,7 +51,7 @@ class Pairs:
         return zip(self.a, self.b, self.grad_m_a, self.grad_m_b, strict=True)
 
     def expected(self, dtype=torch.float64):
-        """m_a, m_b and the gradients of a and b, pair by pair, by the equations in ``dtype``."""
+        """m_a, m_b and the gradients of a and b, pair by pair, from the equations in ``dtype``."""
         results = []
         for a, b, *grad_m in self:
             a, b = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
@@ -61,13 +61,13 @@ class Pairs:
         return results
 
     def bounds(self, product):
-        """How far each of the results may be off in the dtype of the pairs, see :func:`local_inference_bounds`."""
+        """Error bounds of the results in the dtype of the pairs, see ``local_inference_bounds``."""
         return [local_inference_bounds(*(x.detach().double() for x in pair), pair[0].dtype, product) for pair in self]
 
     def through_the_op(self, layout, device="cpu", backend=None, seed=0, elsewhere=math.nan, padding=2):
-        """The same through ``local_inference``; one of LAYOUTS, or "one tensor" for both sides, packed.
+        """The same from ``local_inference``, in one of LAYOUTS or in "one tensor" for both packed sides.
 
-        ``elsewhere`` fills what no sentence holds, ``padding`` tokens are more than the longest sentence has.
+        ``elsewhere`` fills the space outside the sentences, and ``padding`` is added to the longest sentence.
         """
         lengths_a, lengths_b = ([len(x) for x in side] for side in (self.a, self.b))
         width = self.a[0].shape[1]
@@ -90,7 +90,7 @@ class Pairs:
             side.fill(x, elsewhere).to(device).requires_grad_() for side, x in zip(sides, (self.a, self.b), strict=True)
         )
         options = {
-            # Lengths may be on the CPU; then they also say how large a tile must be.
+            # Lengths may be on the CPU, where they also determine the tile.
             f"{name}_{key}": value if key == "lengths" and seed % 2 == 0 else value.to(device)
             for name, side in zip("ab", sides, strict=True)
             for key, value in side.given_as.items()

@@ -44,10 +44,10 @@ def check(lstm, x, batch_sizes, grad_y, backend="cpp", device="cpu"):
     ours = run(lstm, x, batch_sizes, grad_y, backend, device)
     exact = exactly(lstm, x, batch_sizes, grad_y)
     for mine, wanted in zip(ours, exact, strict=True):
-        # A sum of n products of magnitude s is off by about sqrt(n) eps s, and states pass that on: 100 is generous.
+        # A sum of n products of magnitude s has an error of about sqrt(n) eps s. States propagate it; 100 is generous.
         allowed = 100 * torch.finfo(torch.float32).eps * (1 + wanted.abs().max())
         assert (mine - wanted).abs().max() <= allowed
-    if backend == "cpp":  # without gradients, with packed weights, it rounds as little
+    if backend == "cpp":  # without gradients, packed weights must be as exact
         with torch.no_grad():
             states = bilstm(lstm, x, batch_sizes, backend=backend)
         assert (states - exact[0]).abs().max() <= 200 * torch.finfo(torch.float32).eps
@@ -55,7 +55,7 @@ def check(lstm, x, batch_sizes, grad_y, backend="cpp", device="cpu"):
 
 
 def test_cudnn_s_training_mode_changes_nothing_else():
-    """How gradients are had in evaluation mode on a GPU, on the CPU, where PyTorch has them anyway."""
+    """The way to get gradients in evaluation mode on a GPU, tested on a CPU, where PyTorch supports them."""
     lstm, x, batch_sizes, grad_y = make([9, 4, 4, 1], 5, 7)
     lstm.eval()
     y, expected = _in_training_mode(lstm, x, batch_sizes), lstm(PackedSequence(x, batch_sizes))[0].data
@@ -77,7 +77,7 @@ class TestOnAGPU:
 
     @pytest.mark.parametrize("backend", ["triton", "cudnn"])
     def test_gradients_do_not_underflow_in_bf16(self, backend):
-        """PyTorch's autocast runs cuDNN's LSTMs in fp16, where the least number is 6e-8."""
+        """PyTorch's autocast runs cuDNN's LSTMs in fp16, whose smallest number is 6e-8."""
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
         grad_y *= 1e-9
         exact = exactly(lstm, x, batch_sizes, grad_y)
@@ -88,7 +88,7 @@ class TestOnAGPU:
             assert (mine.double() - wanted).norm() < 0.02 * wanted.norm()
 
     def test_the_same_bits_every_time(self):
-        """A step reads what all threads of the program wrote in the one before: without a barrier, by chance."""
+        """A step reads what all threads wrote in the previous one, which needs a barrier."""
         lstm, x, batch_sizes, grad_y = make(sorted([*range(1, 41)] * 20, reverse=True), 300, 300)
         first = run(lstm, x, batch_sizes, grad_y, "triton", "cuda")
         for _ in range(30):
@@ -113,7 +113,7 @@ lengths = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
 def test_random_cases(backend, device):
     families = [], [], []
-    # The interpreter takes a hundred times as long as C++, and on a GPU each number of units is compiled.
+    # The interpreter is a hundred times slower than C++, and a GPU compiles for each number of units.
     sizes = [1, 3, 16, 17, 64, 70] if device == "cpu" else [3, 16, 70]
 
     @settings(max_examples=100 if backend == "cpp" else 20 if device == "cuda" else 8)
@@ -141,7 +141,7 @@ def test_shapes_of_real_batches(lengths, hidden_size, backend, device):
 @pytest.mark.parametrize(("backend", "device"), KERNELS[1:])
 @pytest.mark.parametrize(
     ("lengths", "hidden_size"),
-    # A program takes 16 sentences, the last one those that are left, and 64 units at a time.
+    # A program handles 16 sentences (the last one the rest), 64 units at a time.
     [([4, 3, 1], 300), ([2] * 33, 130), ([1], 300), ([40, 35], 5), ([3, *[2] * 40, *[1] * 20], 8)],
     ids=["300 units", "33 sentences", "one word", "long", "61 sentences"],
 )
@@ -163,7 +163,7 @@ def test_nothing_else_than_what_is_asked_for(backend, device):
     lstm.requires_grad_()
     y = bilstm(lstm, x, batch_sizes, backend=backend)
     first = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y, retain_graph=True)
-    again = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)  # a backward pass can be repeated
+    again = torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)  # backward can be repeated
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     lstm.weight_hh_l0.requires_grad_(False)
     bilstm(lstm, x.detach(), batch_sizes, backend=backend).backward(grad_y)
@@ -177,13 +177,13 @@ def test_a_bad_sentence_spoils_no_other(backend, device):
     lstm, x, batch_sizes, _ = make([6, 4, 4, 1], 6, 20)
     lstm, x = lstm.to(device), x.detach().to(device)
     clean = bilstm(lstm, x, batch_sizes, backend=backend).detach().cpu()
-    second = (batch_sizes.cumsum(0) - batch_sizes)[:4] + 1  # the second sentence's rows
+    second = (batch_sizes.cumsum(0) - batch_sizes)[:4] + 1  # rows of the second sentence
     x[second[2], 0] = float("nan")
     y = bilstm(lstm, x, batch_sizes, backend=backend).detach().cpu()
     others = torch.ones(len(x), dtype=torch.bool).index_fill(0, second, False)
     assert torch.equal(y[others], clean[others])
     assert y[second[2]].isnan().all()
-    assert y[second[0], :20].isfinite().all()  # the forward direction has not met it yet
+    assert y[second[0], :20].isfinite().all()  # the forward direction has not reached it yet
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
@@ -199,7 +199,7 @@ def test_sizes_that_cannot_be(sizes, backend):
 @pytest.mark.interpreter
 @pytest.mark.parametrize("first_row", [[0, 1], [0, 0], [3, 1], [0, 7], [-5, 2**62]], ids=str)
 def test_a_lying_first_row_leads_nowhere_else(first_row):
-    """Whatever it says, what lies behind the cells' gradients is not written."""
+    """Whatever its values, nothing is written past the cells' gradients."""
     from esim_fast.ops.triton import bilstm
 
     rows, sentences, H = 8, 2, 3
@@ -229,7 +229,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", ["reference", None, "cuDNN's training mode"])
 def test_parameters_in_the_place_of_others(backend, training, device):
-    """As torch.func.functional_call puts them there."""
+    """As torch.func.functional_call replaces them."""
     lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
     lstm, x = lstm.train(training).to(device), x.detach().to(device)
     others = {f"lstm.{name}": torch.full_like(x, 0.1).requires_grad_() for name, x in lstm.named_parameters()}
@@ -240,7 +240,7 @@ def test_parameters_in_the_place_of_others(backend, training, device):
         return bilstm(lstm, x, batch_sizes, backend=backend)
 
     def theirs(lstm, x):
-        return lstm.train()(PackedSequence(x, batch_sizes))[0].data  # cuDNN has no gradients otherwise
+        return lstm.train()(PackedSequence(x, batch_sizes))[0].data  # cuDNN needs training mode for gradients
 
     results = []
     for run in (ours, theirs):
@@ -250,8 +250,8 @@ def test_parameters_in_the_place_of_others(backend, training, device):
     torch.testing.assert_close(*results)
 
 
-# Prints the largest error of the gates' functions in units in the last place: a program of its own, because the
-# processor is asked once.
+# Prints the largest error of the gates' functions in units in the last place. It is a separate program, because the
+# processor is detected once per process.
 ON_ONE_PROCESSOR = """
 import torch, esim_fast.ops
 x = torch.cat([torch.linspace(-110, 110, 40_001), torch.logspace(-30, 0, 4_000), -torch.logspace(-30, 0, 4_000)])
@@ -324,7 +324,7 @@ class TestIntegration:
 
     def test_compiled(self):
         lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
-        compiled = torch.compile(bilstm)  # a graph ends before an nn.LSTM, and another begins
+        compiled = torch.compile(bilstm)  # the graph breaks at an nn.LSTM
         wanted = run(lstm, x, batch_sizes, grad_y, "cpp")
         y = compiled(lstm, x, batch_sizes)
         torch.testing.assert_close([y, *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)], wanted)
@@ -336,7 +336,7 @@ class TestIntegration:
             torch.testing.assert_close(compiled(lstm, x, batch_sizes), bilstm(lstm, x, batch_sizes))
 
     def test_gradients(self):
-        """They are tensors of their own; other derivatives are refused and not ignored."""
+        """They are separate tensors; other derivatives raise and are not ignored."""
         lstm, x, batch_sizes, grad_y = make([3, 2], 4, 5)
         y = bilstm(lstm, x, batch_sizes)
         gradients = torch.autograd.grad(y, [*lstm.parameters()], grad_y, retain_graph=True)

@@ -1,4 +1,4 @@
-"""The same arguments and the same seed give the same bits: ops, model, training run, process after process."""
+"""The same arguments and the same seed give the same bits in ops, models, training runs and new processes."""
 
 import random
 
@@ -20,7 +20,7 @@ WORDS = 50
 
 
 def results_of(op, device, dtype=torch.float32):
-    """Results and gradients of one op on a batch that is large enough to be shared out among threads."""
+    """Results and gradients of an op on a batch that is large enough to be split among threads."""
     torch.manual_seed(0)
     lengths, width = torch.randint(0, 30, (64,)).tolist(), 24
     if op == "bilstm":
@@ -61,7 +61,7 @@ def test_ops_repeat_themselves(op, dtype, device, poisoned):
 
 
 def trained(device, steps=4):
-    """Weights, and the loss of each step, of a model that trains with dropout and everything else of the recipe."""
+    """Weights and losses of a model in training, with dropout and all parts of the recipe."""
     torch.manual_seed(1)
     generator = random.Random(1)
     sentences = [
@@ -92,7 +92,7 @@ def test_training_steps_and_threads(threads):
     for count in THREADS[1:]:
         threads(count)
         for x, y in zip(trained("cpu"), first, strict=True):
-            # Adam turns the sign of a gradient that is nothing but rounding into a whole step of its own: 4e-4.
+            # Adam turns even a gradient that is only rounding error into a full step of 4e-4.
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-3)
             assert float((x - y).abs().mean()) <= 1e-6 * max(1.0, float(y.abs().mean()))
 
@@ -106,7 +106,7 @@ def test_runs_repeat_themselves(tmp_path, monkeypatch):
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))
     options = ["train", "--train", "pairs.tsv", "--dev", "pairs.tsv", "--epochs", "2", "--batch-size", "8"]
     options += ["--hidden-size", "8", "--embedding-dim", "8", "--no-cache", "--output"]
-    succeeds(*options, "run-1", cwd=tmp_path)  # in this process, whose hash seed is another
+    succeeds(*options, "run-1", cwd=tmp_path)  # in this process, with another hash seed
     monkeypatch.chdir(tmp_path)
     run_2 = "import sys; from esim_fast.cli import main; sys.exit(main(sys.argv[1:]))"
     output_of(run_2, *options, "run-2", PYTHONHASHSEED="2")

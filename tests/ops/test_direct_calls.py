@@ -1,5 +1,7 @@
-"""The operators without the Python checks before them, as compiled graphs call them: nothing is read or written outside
-the tensors, whatever they are given. tools/sanitize.py runs this file where a single byte too far is an error."""
+"""Operators called without the Python checks, as in compiled graphs, never read or write outside their tensors.
+
+tools/sanitize.py runs this file with sanitizers, which detect a single byte out of bounds.
+"""
 
 import random
 
@@ -27,7 +29,7 @@ def bilstm_int8_call(batch_sizes, hidden):
 
 
 def valid_calls():
-    """Arguments that each operator takes, small, and with every optional tensor given."""
+    """Small valid arguments of each operator, with every optional tensor."""
     torch.manual_seed(0)
     rows, starts, steps, lengths = torch.randn(7, 4), index(0, 12), index(0, 4, 8), index(3, 2)
     mask = torch.tensor([[1, 0, 1], [1, 1, 1]]).bool()
@@ -76,7 +78,7 @@ def call(name, arguments):
 
 
 def mutated(value, rng):
-    """Something else of the same type, mostly wrong: another shape, dtype or layout, other values, nothing at all."""
+    """Another argument of the same type, mostly invalid: another shape, dtype or layout, other values, or None."""
     if isinstance(value, bool):
         return not value
     if value is None or isinstance(value, int):
@@ -116,7 +118,7 @@ def mutated(value, rng):
 def test_wrong_arguments_of_every_kind(name):
     rng = random.Random(name)
     cases = 40 if "triton" in name else 400
-    call(name, CALLS[name])  # which is valid
+    call(name, CALLS[name])  # the unchanged arguments are valid
     refused = 0
     for _ in range(cases):
         arguments = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in CALLS[name]]
@@ -124,17 +126,17 @@ def test_wrong_arguments_of_every_kind(name):
             arguments[number] = mutated(arguments[number], rng)
         try:
             call(name, arguments)
-        except (RuntimeError, ValueError, TypeError):  # the operator's own, or its schema's
+        except (RuntimeError, ValueError, TypeError):  # from the operator or its schema
             refused += 1
-    assert cases / 4 < refused < cases + (name == "bilstm_pack")  # which takes nothing else
+    assert cases / 4 < refused < cases + (name == "bilstm_pack")  # it accepts nothing else
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        # 64 bits are not enough to count these rows: they come to the 5 that there are.
-        ("bilstm", {4: index(HUGE, HUGE, HUGE, HUGE, 5)}, "overflows the number of rows"),
-        ("bilstm_backward", {7: index(HUGE, HUGE, HUGE, HUGE, 5)}, "overflows the number of rows"),
+        # The count of these rows overflows 64 bits, to exactly the 5 existing ones.
+        ("bilstm", {4: index(HUGE, HUGE, HUGE, HUGE, 5)}, "more rows than can be counted"),
+        ("bilstm_backward", {7: index(HUGE, HUGE, HUGE, HUGE, 5)}, "more rows than can be counted"),
         ("bilstm", {4: index(3, 3)}, "of the right shape"),
         ("bilstm", {4: index(2, 3)}, "non-increasing"),
         ("bilstm", {4: index(5, 0)}, "positive"),
@@ -171,7 +173,7 @@ def test_tables_without_elements():
 
 
 def test_masks_that_are_views_of_other_integers():
-    """Bytes other than 0 and 1 are true, as they are for torch: C++ itself leaves open what such a bool is."""
+    """Bytes other than 0 and 1 are true, as in torch; in C++ such a bool would be undefined behavior."""
     mask = torch.tensor([[2, 0, 255]], dtype=torch.uint8).view(torch.bool)
     x, clean = torch.randn(1, 3, 4), torch.tensor([[True, False, True]])
     for run in (

@@ -1,4 +1,4 @@
-"""No padding is computed: a ragged batch takes the floating-point operations of its pairs, one by one, and no more."""
+"""Padding costs nothing: a ragged batch takes the floating-point operations of its single pairs."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ LENGTHS = [(30, 4), (3, 25), (1, 1), (9, 8), (14, 6), (2, 17)]
 
 
 def raw(formula):
-    """Marks a formula that wants an operator's arguments themselves, not their shapes."""
+    """Marks a formula that takes an operator's arguments and not their shapes."""
     formula._get_raw = True
     return formula
 
@@ -22,7 +22,7 @@ def linear(x, weight, bias, *_, **__):
 
 
 def recurrent(rows, batch_sizes, weight):
-    """Two directions; the first step of a sentence has no state before it to multiply."""
+    """Two directions; the first step of a sentence has no previous state to multiply."""
     return 2 * 2 * weight.numel() * (rows - int(batch_sizes[0]))
 
 
@@ -32,14 +32,14 @@ def scores(arguments):
     return 2 * int((a_lengths * b_lengths).sum()) * x.shape[1]
 
 
-# What the counter does not know. The kernels' own work, by hand: their loops run over the tokens that lengths name.
+# Operators that the counter does not know, counted by hand: the kernels loop over the tokens given by lengths.
 FORMULAS = {
     torch.ops.mkldnn._linear_pointwise: raw(linear),
     torch.ops.esim_fast.bilstm: raw(lambda gates, _, w, __, sizes, **___: recurrent(len(gates), sizes, w)),
     torch.ops.esim_fast.bilstm_backward: raw(
         lambda grad_y, _y, _c, _g, _r, w, _w, sizes, **__: recurrent(len(grad_y), sizes, w)
     ),
-    # Scores and two alignments; in the backward pass those again, and a product for each operand of each.
+    # Scores and two alignments; backward repeats them and has a product for each operand of each.
     torch.ops.esim_fast.local_inference_packed: raw(lambda *arguments, **_: 3 * scores(arguments)),
     torch.ops.esim_fast.local_inference_packed_backward: raw(lambda *arguments, **_: 9 * scores(arguments[1:])),
 }
@@ -69,8 +69,8 @@ def by_hand(lengths, train):
     classifier = pairs * (8 * H * H + H * 3)
     if not train:
         return 2 * (lstms + projection + attention + classifier)
-    # Each product has two operands with a gradient. That of the recurrent weights is taken over all rows at once, so
-    # also where the state before a sentence is zero. Attention is computed again, and then has six products.
+    # Each product has two operands with gradients. The recurrent weights' gradient is one product over all rows, and
+    # so includes the zero states before sentences. Attention is recomputed and then has six products.
     lstms = 3 * lstms + 2 * 2 * 4 * H * H * sentences
     return 2 * (lstms + 3 * projection + (1 + 3) * attention + 3 * classifier)
 
@@ -88,7 +88,7 @@ def test_a_ragged_batch_costs_what_its_words_cost(train):
 
 
 def test_the_counter_counts():
-    """It sees padding where there is some: the eager model's projection and attention run over it."""
+    """It counts padding in the eager model, whose projection and attention run over it."""
     net = NotebookESIM(HIDDEN, WIDTH, 50, 3)
     ragged = flops(net, *batch(LENGTHS)[:2])
     assert ragged > sum(flops(net, *batch([pair])[:2]) for pair in LENGTHS)

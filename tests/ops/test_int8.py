@@ -1,4 +1,4 @@
-"""Inference in int8: the kernels against plain PyTorch that quantizes alike, and both against fp64."""
+"""Inference in int8: the kernels against equivalent quantization in PyTorch, and both against fp64."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SIZES = st.sampled_from([1, 3, 16, 17, 63, 300])
 
 
 def rounding_of(x):
-    """What quantizing each element of ``x [N, K]`` changes at most."""
+    """The largest quantization error of each element of ``x [N, K]``."""
     return x.abs().amax(1, keepdim=True) * (0.5 / 127)
 
 
@@ -58,8 +58,10 @@ def test_linear(rows, inputs, outputs, seed):
 
 
 def assert_quantized_alike(lstm, x, batch_sizes):
-    """A state that lies between two integers may be rounded up here and down there, which changes the gates after it by
-    a step of its scale: such are few, and of several sentences a small part."""
+    """A state halfway between two integers may round differently, which changes the following gates by a step.
+
+    Such states are few, and affect a small part of the sentences.
+    """
     y, wanted = int8.bilstm(lstm, x, batch_sizes), reference.int8_bilstm(lstm, x, batch_sizes)
     exact = lstm.double()(nn.utils.rnn.PackedSequence(x.double(), batch_sizes))[0].data
     lstm.float()

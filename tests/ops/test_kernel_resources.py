@@ -1,4 +1,4 @@
-"""The Triton kernels fit the GPUs they are launched on: the compiler says so, and no GPU is needed to ask it."""
+"""The Triton kernels fit the supported GPUs, according to the compiler, which needs no GPU."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from tests.processes import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
-# A program of its own, because here Triton's interpreter may be on. The same kernel is compiled once.
+# A separate program, because Triton's interpreter may be on here. It compiles each kernel once.
 PROGRAM = """
 import json, sys
 from unittest import mock
@@ -41,7 +41,7 @@ WIDTHS = [600, 601]
 
 @pytest.fixture(scope="session")
 def compiled(once):
-    """What each launch of some cases needs, see ``kernel_resources.Resources``."""
+    """The resources of each launch of some cases, see ``kernel_resources.Resources``."""
     pytest.importorskip("triton")
     jobs = {f"fits {name}": [(name, *lengths), target, []] for name, target in FITTING for lengths in [(32, 16)]}
     jobs |= {f"fits {name}, many tiles": [(name, 100, 100), target, []] for name, target in FITTING}
@@ -59,7 +59,7 @@ def compiled(once):
 
 @pytest.mark.parametrize("arithmetic", [name for name, _ in FITTING])
 def test_default_configurations_fit(compiled, arithmetic):
-    """A tile and many tiles; tools/kernel_resources.py, which CI runs too, asks for all configurations and GPUs."""
+    """One tile and many tiles; CI also runs tools/kernel_resources.py for all configurations and GPUs."""
     found = compiled[f"fits {arithmetic}"] + compiled[f"fits {arithmetic}, many tiles"]
     many = ["scores", *["forward"] * 2, *["backward_enhance"] * 2, "products"]
     many += ["backward_softmax"] * 2 + ["backward"] * 2
@@ -77,13 +77,13 @@ def test_a_configuration_broken_on_purpose_is_found(compiled, problem):
 
 
 def test_aligned_rows_move_16_bytes_at_a_time(compiled):
-    """Which the compiler cannot know of packed rows unless it is told, and odd widths do not allow."""
+    """The compiler must be told that packed rows are aligned, and odd widths are not."""
     aligned, odd = (compiled[f"width {width}"] for width in WIDTHS)
     assert [(resources["widest_load"], resources["widest_store"]) for resources in aligned] == [(16, 16), (16, 16)]
     assert all(resources["widest_load"] < 16 and resources["widest_store"] < 16 for resources in odd)
 
 
-# A call as far as it goes without a GPU: from the operator to what would be compiled.
+# A call as far as possible without a GPU, from the operator to the kernels to compile.
 CALLS = """
 import json
 import torch, triton
@@ -139,9 +139,9 @@ print(json.dumps(counts))
 
 
 def test_lengths_do_not_make_the_kernels_compile_again():
-    """Neither a multiple of 16 nor a 1 among them, nor an odd number of pairs, whose addresses begin anywhere."""
+    """Not even multiples of 16, a length of 1, or an odd number of pairs, whose addresses are not aligned."""
     pytest.importorskip("triton")
     counts = json.loads(output_of(CALLS, TRITON_INTERPRET="0"))
-    # In each layout one tile takes two kernels and many take six, three of which are compiled for each side.
+    # In each layout one tile needs two kernels. Many tiles need six, three of which are compiled for each side.
     tiles = [2, 2, 2, 11, 11, 11]
     assert counts == [layout * 11 + count for layout in range(3) for count in tiles]

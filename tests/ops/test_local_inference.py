@@ -1,6 +1,6 @@
-"""local_inference: the paper's equations, sentence by sentence, and independence of what is not the sentence.
+"""local_inference follows the paper's equations for each sentence, and nothing outside a sentence affects it.
 
-The reference is held to the equations in fp64, the kernels to the equations in each dtype by the rules of numerics.py.
+The reference is compared with the equations in fp64, and the kernels in each dtype within the bounds of numerics.py.
 """
 
 import functools
@@ -42,16 +42,16 @@ def test_fp64_equals_the_equations(backend, lengths, width, seed, score, layout)
 def test_random_cases(dtype, backend, device, poisoned):
     ours, eager, exact = [], [], []
     product = torch.finfo(torch.float32).eps
-    # On a GPU each width is compiled, for each tile.
+    # A GPU compiles for each width and tile.
     widths = [1, 7, 16, 30, 64, 72, 130] if device == "cpu" else [7, 64, 130]
 
-    # The interpreter takes a hundred times as long as C++, and what is new to a GPU a second to compile.
+    # The interpreter is a hundred times slower than C++, and on a GPU each new kernel takes a second to compile.
     many = 150 if dtype == torch.float32 and backend == "cpp" else 60
     examples = {"triton-cpu": 24, "triton-cuda": 30}.get(f"{backend}-{device}", many)
 
     @settings(max_examples=examples)
     @given(
-        # Tiles are 16, 32 and 64 tokens wide; beyond, there are many of them.
+        # Tiles are 16, 32 and 64 tokens wide; longer sentences take many tiles.
         longest=st.sampled_from([(5, 9), (16, 17), (33, 20), (64, 3), (70, 12), (9, 100)]),
         shares=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=2),
         width=st.sampled_from(widths),
@@ -69,9 +69,9 @@ def test_random_cases(dtype, backend, device, poisoned):
             for result, in_dtype, value, bound in zip(results, *expected, strict=True):
                 assert result.dtype == dtype
                 assert ((result.double() - value).abs() <= bound).all()
-                if score > 100:  # one case's rounding outweighs all others' then: the bounds alone judge
+                if score > 100:  # then one case's rounding outweighs all others, and only the bounds apply
                     continue
-                # Every case counts the same, however large its values are and however much its scores' rounding does.
+                # Every case has the same weight, whatever the size of its values and its scores' rounding.
                 size = max(float(bound.norm()), 1e-30)
                 ours.append(result.double() / size)
                 eager.append(in_dtype.double() / size)
@@ -93,7 +93,7 @@ class TestKernels:
             ([(5, 6)], 2048, "mask"),
             ([(82, 62), (60, 3)], 72, "one tensor"),  # SNLI's longest
             ([(205, 1), (40, 64)], 24, "mask"),
-            # Tiles by blocks of features: 4 by 2, and 8 by 4 in the backward pass.
+            # 4 tiles by 2 blocks of features, and 8 by 4 in the backward pass.
             ([(113, 3)], 400, "one tensor"),
             ([(300, 7), (0, 4), (3, 0)], 5, "one tensor"),
         ],
@@ -101,7 +101,7 @@ class TestKernels:
     )
     def test_sizes(self, lengths, width, layout, backend, device, poisoned):
         pairs = Pairs.draw(lengths, width, dtype=torch.float32)
-        # The interpreter takes seconds for each.
+        # The interpreter needs seconds for each.
         expected, allowed = pairs.expected(), pairs.bounds(torch.finfo(torch.float32).eps)
         for given_as in [layout] if (backend, device) == ("triton", "cpu") else ["mask", "one tensor"]:
             got = pairs.through_the_op(given_as, device, backend)
@@ -111,7 +111,7 @@ class TestKernels:
                     assert error_norm([result], [value]) <= 1e-5 * float(value.norm())
 
     def test_the_longest_sentences(self, backend, device):
-        """The online softmax goes through all tiles: 4,096 tokens, but for the interpreter."""
+        """The online softmax goes through all tiles of 4,096 tokens (fewer in the interpreter)."""
         longest = 512 if (backend, device) == ("triton", "cpu") else 4096
         pairs = Pairs.draw([(longest, 3)], 3, dtype=torch.float32)
         for results, values in zip(pairs.through_the_op("lengths", device, backend), pairs.expected(), strict=True):
@@ -131,8 +131,8 @@ class TestKernels:
         [
             lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),  # time-major
             lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],  # a slice of wider rows
-            lambda x: torch.cat([x, x], 2)[:, :, 3 : x.shape[2] + 3],  # which begins at no multiple of 16 bytes
-            lambda x: torch.cat([x, x[:, :, :1]], 2)[:, :, : x.shape[2]],  # rows begin at none
+            lambda x: torch.cat([x, x], 2)[:, :, 3 : x.shape[2] + 3],  # not aligned to 16 bytes
+            lambda x: torch.cat([x, x[:, :, :1]], 2)[:, :, : x.shape[2]],  # rows that are not aligned to 16 bytes
             lambda x: torch.cat([x, x], 1)[:, ::2][:, : x.shape[1] // 2],  # every other token
             lambda x: x[:1].expand(3, -1, -1),  # one sentence, three times
         ],
@@ -144,14 +144,14 @@ class TestKernels:
         for x, y in ((a, b), (a.contiguous(), b.contiguous())):
             x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
             m = local_inference(x, y, [3, 0, 5], [2, 3, 0], backend=backend)
-            # Gradients that arrive with strides of their own are taken as they come.
+            # Gradients with other strides are used without a copy.
             apart = [torch.stack([g, g], 3)[..., 0] for g in grad_m]
             results.append([*m, *torch.autograd.grad(m, (x, y), apart)])
         assert all(torch.equal(ours, contiguous) for ours, contiguous in zip(*results, strict=True))
 
     @pytest.mark.parametrize("lengths", [([5, 3], [4, 16]), ([70, 3], [5, 66])], ids=["one tile", "many tiles"])
     def test_padding_behind_sentences(self, lengths, backend, device, poisoned):
-        """Lengths on the CPU say that a small tile will do, however wide the padding is."""
+        """Lengths on the CPU allow a small tile, however wide the padding is."""
         a, b = (torch.randn(2, n, 8, device=device) for n in (150, 81))
         counts = [torch.arange(x.shape[1]) < torch.tensor(n)[:, None] for x, n in zip((a, b), lengths, strict=True)]
         results = []
@@ -166,7 +166,7 @@ class TestKernels:
 
     @pytest.mark.parametrize("length", [20, 70])
     def test_scores_that_overflow_are_seen(self, length, backend, device):
-        """Each is minus infinity, and a softmax of nothing else is NaN, not an alignment with nothing."""
+        """All are minus infinity, and their softmax is NaN and not an alignment with nothing."""
         a, b = (torch.full((1, length, 1), value, device=device).requires_grad_() for value in (-1e30, 1e30))
         m = local_inference(a, b, backend=backend)
         assert all(side[..., 1].isnan().all() for side in m)
@@ -180,11 +180,11 @@ class TestKernels:
         for ours, expected in zip(*got, strict=True):
             torch.testing.assert_close(ours, expected, equal_nan=True)
             assert ours[0].isfinite().all()
-        assert not got[0][0][1, 4:].any()  # not even its padding
+        assert not got[0][0][1, 4:].any()  # nor its padding
 
     @pytest.mark.parametrize("length", [10, 70])
     def test_one_of_two_results(self, length, backend, device):
-        """The gradient of the other is nothing."""
+        """The other result's gradient is None."""
         a, b = (torch.randn(2, length, 8, device=device) for _ in range(2))
         for side in (0, 1):
             gradients = []
@@ -211,7 +211,7 @@ def test_many_tiles_take_memory_for_the_longest_sentence_not_for_padding():
     assert all(matrix.shape == (32, 70, 80) for matrix in matrices)
 
 
-# Prints how far results are off, in units of what they may be. A program of its own: the processor is asked once.
+# Prints errors relative to their bounds. A separate program, because the processor is detected once per process.
 ON_ONE_PROCESSOR = """
 import torch
 from tests.ops.pairs import Pairs
@@ -233,7 +233,7 @@ NO_ROWS = dict.fromkeys(["a_start", "a_step", "b_start", "b_step"])
 
 
 class TestCpp:
-    """What is said of the kernels on the CPU alone."""
+    """Properties of the CPU kernels only."""
 
     @pytest.mark.parametrize("capability", ["default", "avx2"])
     def test_other_processors(self, capability):
@@ -241,7 +241,7 @@ class TestCpp:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_every_number_of_16_bits(self, dtype):
-        """Without a hypothesis premises come out as they went in, and two gradients are added and rounded once."""
+        """Without a hypothesis, premises do not change, and two gradients are added and rounded once."""
         x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).reshape(1024, 1, 64)
         x.requires_grad_()
         m, _ = local_inference(x, x.new_zeros(1024, 0, 64), backend="cpp")
@@ -328,7 +328,7 @@ def test_half_precision_is_rounded_once(dtype, backend):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_no_shape_depends_on_values(backward):
-    """On tensors without values everything that would wait for a GPU raises."""
+    """On meta tensors, everything that would synchronize with a GPU raises."""
     rows = [Rows.concatenated(torch.tensor(lengths), 4) for lengths in ([2, 0, 1], [1, 3, 0])]
     a_rows, b_rows = (Rows(*(t.to("meta") for t in (r.start, r.step, r.lengths)), r.max_length) for r in rows)
     x = torch.randn(7, 4, device="meta", requires_grad=backward)

@@ -1,4 +1,4 @@
-"""local_inference under autograd, autocast, torch.compile and torch.func; of nothing; and what it says of bad input."""
+"""local_inference with autograd, autocast, torch.compile and torch.func, on empty input and on bad input."""
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ class TestIntegration:
             return m_a.square().sum() + m_b.sum()
 
         gradients = []
-        # What may go wrong with them does when the graph is made, before any compiler of kernels.
+        # Problems with them occur while the graph is made, before any kernel is compiled.
         for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
             x = a.clone().requires_grad_()
             gradients.append(torch.autograd.grad(run(x, b), x)[0])
@@ -136,7 +136,7 @@ class TestIntegration:
         (gradient,) = torch.autograd.grad(m_a.square().sum(), a, create_graph=True)
         with pytest.raises(RuntimeError, match="local_inference has no second derivative"):
             gradient.square().sum().backward()
-        # A gradient penalty through another path is never silently wrong.
+        # A gradient penalty through another path must not be silently wrong.
         w = torch.randn(4, device=device, requires_grad=True)
         m_a, _ = local_inference(a * w, b, backend=backend)
         (gradient,) = torch.autograd.grad(m_a.sum() + (a**3).sum(), a, create_graph=True)
@@ -144,7 +144,7 @@ class TestIntegration:
             torch.autograd.grad(gradient.square().sum(), (a, w))
 
     def test_memory_saved_for_the_backward_pass(self, backend, device):
-        """At SNLI's shapes at most half of eager's: the encoded sentences, and nothing that is computed from them."""
+        """At SNLI's shapes, at most half of eager's: only the encoded sentences are saved."""
         count = 4 if (backend, device) == ("triton", "cpu") else 32
         lengths_p = torch.randint(5, 21, (count,))
         lengths_h = torch.randint(3, 13, (count,))
@@ -170,7 +170,7 @@ class TestIntegration:
         assert ours <= eager / 2
 
     def test_esim_takes_the_same_steps_as_with_the_reference(self, backend, device):
-        """Three steps of training on the kernels and three on plain PyTorch."""
+        """Three training steps with the kernels and three in plain PyTorch."""
         generator = torch.Generator().manual_seed(0)
         p, h = (torch.randint(2, 30, (4, n), generator=generator).to(device) for n in (7, 20))
         p[1, 3:], h[0, 15:], h[2, :] = 1, 1, 1

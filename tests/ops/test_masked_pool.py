@@ -1,4 +1,4 @@
-"""masked_pool against its fp64 reference: both layouts, every mask, every dtype, and what users get wrong."""
+"""masked_pool against its fp64 reference, in both layouts, with every mask and dtype, and with bad input."""
 
 import math
 
@@ -14,7 +14,7 @@ from tests.ops.numerics import DTYPES, assert_as_exact_as_eager
 
 NAN, INF = math.nan, math.inf
 KERNEL = {"cpu": "cpp", "cuda": "cuda"}  # by device
-WIDTHS = [1, 3, 600, 601]  # odd ones take the scalar path of the CUDA kernel, 600 the 16-byte one
+WIDTHS = [1, 3, 600, 601]  # odd ones take the CUDA kernel's scalar path, 600 its 16-byte path
 
 
 def forward_and_gradient(pool, x, *arguments, **options):
@@ -43,7 +43,7 @@ def test_as_exact_as_eager(dtype, width, device):
             exact += [exact_v, exact_gradient]
 
             assert v.dtype == gradient.dtype == dtype
-            # A maximum is one of its inputs; an average is off by its own rounding and that of a sum of n terms.
+            # A maximum is exact; an average has its own rounding error and that of a sum of n terms.
             assert torch.equal(v[:, width:].double(), exact_v[:, width:])
             magnitude = reference.masked_pool(x.double().abs(), mask=mask)[:, :width]
             bound = torch.finfo(dtype).eps * magnitude + length * torch.finfo(torch.float32).eps * magnitude
@@ -53,7 +53,7 @@ def test_as_exact_as_eager(dtype, width, device):
 
 
 def test_rounding_grows_slowly():
-    """Sums of 16 rows, then of those sums: 16 + n/16 roundings one behind the other, and not n."""
+    """Sums of 16 rows and then of those sums have 16 + n/16 sequential roundings and not n."""
     n, value = 16384, torch.tensor(0.1)
     average = float(masked_pool(value.expand(1, n, 3), backend="cpp")[0, 0])
     error, half = abs(average / float(value) - 1), torch.finfo(torch.float32).eps / 2
@@ -83,19 +83,19 @@ class TestDefinition:
             ([1, 2, 3], [1, 1, 1], 2, 3, [1 / 3, 1 / 3, 1 / 3 + 10]),
             ([1, 2, 3], [1, 1, 0], 1.5, 2, [0.5, 10.5, 0]),
             ([3, 2, 1], [0, 1, 1], 1.5, 2, [0, 10.5, 0.5]),
-            ([2, 5, 5], [1, 1, 1], 4, 5, [1 / 3, 1 / 3 + 10, 1 / 3]),  # a tie: the first
-            ([5, 2, 5], [0, 1, 1], 3.5, 5, [0, 0.5, 10.5]),  # the masked one of the tie does not count
+            ([2, 5, 5], [1, 1, 1], 4, 5, [1 / 3, 1 / 3 + 10, 1 / 3]),  # a tie: the first one wins
+            ([5, 2, 5], [0, 1, 1], 3.5, 5, [0, 0.5, 10.5]),  # a tie with a masked value
             ([-3, -2, -3], [1, 0, 1], -3, -3, [10.5, 0, 0.5]),  # all negative: padding's 0 must not win
-            ([NAN, INF, 1], [0, 0, 1], 1, 1, [0, 0, 11]),  # nothing masked has influence
+            ([NAN, INF, 1], [0, 0, 1], 1, 1, [0, 0, 11]),  # masked values have no effect
             ([1, NAN, 2], [1, 1, 1], NAN, NAN, [1 / 3, 1 / 3 + 10, 1 / 3]),  # NaN propagates
             ([NAN, 3, NAN], [1, 1, 1], NAN, NAN, [1 / 3 + 10, 1 / 3, 1 / 3]),  # the first NaN
             ([1, INF, 2], [1, 1, 1], INF, INF, [1 / 3, 1 / 3 + 10, 1 / 3]),
-            ([7, -INF, -INF], [0, 1, 1], -INF, -INF, [0, 10.5, 0.5]),  # -inf is a value like any other
+            ([7, -INF, -INF], [0, 1, 1], -INF, -INF, [0, 10.5, 0.5]),  # -inf is an ordinary value
             ([1, 2, NAN], [0, 0, 0], 0, 0, [0, 0, 0]),  # an empty sentence
         ],
     )
     def test_table(self, column, mask, average, maximum, gradient, dtype, backend, device):
-        # Wide enough to reach every lane and the tail of a vector loop.
+        # Wide enough for every lane and the tail of a vector loop.
         x = torch.tensor(column, dtype=dtype, device=device)[None, :, None].repeat(1, 1, 37).requires_grad_()
         backend = KERNEL[device] if backend == "kernel" else backend
         v = masked_pool(x, mask=torch.tensor([mask], device=device), backend=backend)
@@ -124,7 +124,7 @@ class TestLayouts:
         padded[torch.arange(36) >= lengths[:, None]] = math.nan
         packed, count = packed_rows(lengths, width)
         for rows in (packed, Rows.concatenated(lengths, width)):
-            # Two rows more than are addressed: they must not be read and get no gradient.
+            # Two more rows than are addressed; they must not be read, and get no gradient.
             data = torch.full((count + 2, width), math.nan, dtype=dtype)
             offset = (rows.start[:, None] + rows.step) // width
             valid = torch.arange(36) < lengths[:, None]
@@ -143,15 +143,15 @@ class TestLayouts:
         narrowed = {"rows": rows.to(device), "mask": mask}
         ours, expected = (forward_and_gradient(op, data, **narrowed) for op in (masked_pool, reference.masked_pool))
         torch.testing.assert_close(ours, expected)
-        assert not ours[0][1].any()  # no word is left of the second
+        assert not ours[0][1].any()  # the second sentence has no words left
 
     @pytest.mark.parametrize(
         "view",
         [
             lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),  # time-major
             lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],  # a slice of wider rows
-            lambda x: torch.cat([x, x], 2)[:, :, 1 : x.shape[2] + 1],  # which begins at no multiple of 16 bytes
-            lambda x: torch.stack([x, x], 3)[..., 0],  # columns apart
+            lambda x: torch.cat([x, x], 2)[:, :, 1 : x.shape[2] + 1],  # not aligned to 16 bytes
+            lambda x: torch.stack([x, x], 3)[..., 0],  # columns that are not contiguous
             lambda x: torch.cat([x, x], 1)[:, ::2][:, : x.shape[1] // 2],  # every other token
             lambda x: x[:1].expand(5, -1, -1),  # one sentence, five times
             lambda x: x.flip(1),
@@ -238,7 +238,7 @@ class TestIntegration:
         torch.testing.assert_close(*results)
 
     def test_second_derivatives(self):
-        """They raise, or are right: where the pooling's gradient is constant, a gradient penalty needs none of it."""
+        """They raise or are correct: a gradient penalty is fine where the pooling's gradient is constant."""
         x, w = torch.randn(2, 3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
         (gradient,) = torch.autograd.grad(masked_pool(x).square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="masked_pool has no second derivative"):
@@ -256,8 +256,8 @@ class TestIntegration:
     ("architectures", "capability", "expected"),
     [
         (["8.0", "9.0+PTX"], (8, 0), True),
-        (["8.0", "9.0+PTX"], (8, 9), True),  # machine code serves its generation
-        (["8.0", "9.0+PTX"], (12, 0), True),  # PTX serves what comes later
+        (["8.0", "9.0+PTX"], (8, 9), True),  # machine code runs on its generation
+        (["8.0", "9.0+PTX"], (12, 0), True),  # PTX runs on later GPUs
         (["8.0", "9.0"], (12, 0), False),
         (["8.6"], (8, 0), False),
         (["8.0", "9.0+PTX"], (7, 5), False),

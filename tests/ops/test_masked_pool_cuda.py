@@ -1,4 +1,4 @@
-"""The CUDA kernels of masked_pool, compiled for the CPU and run there: what they compute, read and write."""
+"""The CUDA kernels of masked_pool, compiled for the CPU: results, reads and writes."""
 
 import math
 import sys
@@ -13,8 +13,8 @@ from tests.ops.large_tensors import FAR, reserve, spread
 from tests.ops.layouts import LAYOUTS, Layout
 
 NAMES = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
-# A thread takes a column, or 2 to 8 by accesses of 16 bytes, which 7 and 601 rule out; it takes 8 rows at a time, 8
-# warps together 64, and a warp of the backward pass 64.
+# A thread handles one column, or 2 to 8 with accesses of 16 bytes, which widths of 7 and 601 rule out. It takes 8 rows
+# at a time, 8 warps together take 64, and a warp of the backward pass takes 64.
 WIDTHS = [1, 7, 8, 600, 601]
 LENGTHS = [70, 0, 1, 133, 17]
 
@@ -30,11 +30,11 @@ def cuda(once):
 
 @pytest.fixture(autouse=True)
 def _kernels(cuda, monkeypatch):
-    """The op runs CUDA's kernels, and all that it does not write is NaN or the largest integer."""
+    """The op runs the CUDA kernels, and unwritten results are NaN or the largest integer."""
     for name, operator in cuda.operators().items():
         monkeypatch.setattr(torch.ops.esim_fast, name, operator)
     cuda.launches()
-    torch.use_deterministic_algorithms(True)  # it fills what torch.empty returns
+    torch.use_deterministic_algorithms(True)  # fills the result of torch.empty
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
@@ -46,20 +46,20 @@ def values_per_access(dtype, width):
 
 
 def launched(dtype, vector, split, vector_backward=None):
-    """The names of the kernels for an op and its gradient."""
+    """The kernels launched for an op and its gradient."""
     forward = f"pool_kernel<{NAMES[dtype]}, {vector}, {8 if split else 1}>"
     return [forward, f"gradient_kernel<{NAMES[dtype]}, {vector_backward or vector}>"]
 
 
 @pytest.fixture(params=[False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 def split(cuda, request):
-    """A large GPU is filled by many warps for each sentence, one without processors by any."""
+    """A large GPU takes many warps per sentence; a GPU without processors takes one."""
     cuda.set_multiprocessors(10**6 if request.param else 0)
     return request.param
 
 
 def numbers(*shape, dtype=torch.float32, seed=0):
-    """Multiples of 1/8, as large as bf16 or fp16 has them: sums of a few are exact in fp32 alone."""
+    """Multiples of 1/8 up to the range of bf16 or fp16, whose sums are exact only in fp32."""
     largest = 255 if dtype == torch.bfloat16 else 2047
     return torch.randint(-largest, largest + 1, shape, generator=torch.Generator().manual_seed(seed)).to(dtype) / 8
 
@@ -71,10 +71,10 @@ def with_gradient(pool, x, grad_v, **given_as):
 
 
 def assert_agrees(x, **given_as):
-    """The op's results and gradient are those of the reference in fp64; returns the gradient."""
+    """Compares the op's results and gradient with the fp64 reference; returns the gradient."""
     batch = len(given_as["rows"].start) if "rows" in given_as else len(x)
     generator = torch.Generator().manual_seed(1)
-    # Above zero, so that an average's share and a maximum's do not cancel.
+    # Positive, so that gradients of averages and maxima do not cancel.
     grad_v = (torch.rand(batch, 2 * x.shape[-1], generator=generator, dtype=torch.float64) + 0.5).to(x.dtype)
     v, grad_x = with_gradient(masked_pool, x, grad_v, backend="cpp", **given_as)
     exact_v, exact_grad_x = with_gradient(reference.masked_pool, x.double(), grad_v.double(), **given_as)
@@ -91,7 +91,7 @@ def assert_agrees(x, **given_as):
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_every_kernel_in_every_layout(cuda, dtype, given_as, width, split):
     if given_as == "nothing":
-        layout = Layout.make("lengths", [128, 128], width, padding=0)  # all that two warps write of a gradient
+        layout = Layout.make("lengths", [128, 128], width, padding=0)  # the part of a gradient that two warps write
         layout.given_as.clear()
     else:
         layout = Layout.make(given_as.split()[0], LENGTHS, width, seed=width)
@@ -107,7 +107,7 @@ def test_every_kernel_in_every_layout(cuda, dtype, given_as, width, split):
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_first_maxima_infinity_and_nan(cuda, dtype, width, split):
     nan, inf = math.nan, math.inf
-    # A column holds some of: its few values come in every order, and the first maximum in every warp's share.
+    # Each column has a few of these values in some order, and the first maximum occurs in every warp's share.
     choices = [[-inf], [-inf, -1], [-1, 0, 1], [1, inf], [-inf, 0, inf], [nan, 0], [nan, -inf, inf], [nan], [2]]
     generator = torch.Generator().manual_seed(width)
     columns = [torch.tensor(choices[column % len(choices)]) for column in range(width)]
@@ -121,7 +121,7 @@ def test_first_maxima_infinity_and_nan(cuda, dtype, width, split):
 
 @pytest.mark.parametrize("first", range(24))
 def test_the_first_maximum_in_every_place(split, first):
-    """All later tokens are as large: wherever the first is among a warp's rows, or a block's warps, it wins."""
+    """All later tokens tie, and the first one wins at any place in a warp's rows and a block's warps."""
     x = torch.zeros(2, 90, 8)
     x[0, first:], x[1, 3 * first :] = 1, math.nan
     v, argmax, count = torch.ops.esim_fast.masked_pool(x, None, None, None, None)
@@ -132,7 +132,7 @@ def test_the_first_maximum_in_every_place(split, first):
 
 
 def chosen_by_torch(x, counts):
-    """The first NaN among the tokens that count, or else the first maximum; -1 where none counts."""
+    """The first NaN among the unmasked tokens, otherwise the first maximum; -1 if all are masked."""
     counts, tokens = counts[:, :, None], torch.arange(x.shape[1])[:, None]
     nan, maximum = x.isnan() & counts, x.masked_fill(~counts, -math.inf).nan_to_num(-math.inf, math.inf, -math.inf)
     best = torch.where(nan.any(1, keepdim=True), nan, counts & (x == maximum.amax(1, keepdim=True)))
@@ -143,7 +143,7 @@ def chosen_by_torch(x, counts):
 @pytest.mark.parametrize("length", [17, 24, 63, 64, 65, 130])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
-    """In sentences of every length, of which a warp has many: anywhere in a group of rows, alone or again later."""
+    """In sentences of every length, with many per warp, at any place in a group of rows, once or repeatedly."""
     nan, inf = math.nan, math.inf
     generator = torch.Generator().manual_seed(length)
 
@@ -158,7 +158,7 @@ def test_values_that_comparisons_pass_over(cuda, dtype, length, split):
         some(-inf),
         some(0.0, -0.0),
         some(-1, 1).masked_fill(rarely, inf),
-        some(-inf, -1).masked_fill(rarely, inf),  # their sum is NaN, they are not
+        some(-inf, -1).masked_fill(rarely, inf),  # their sum is NaN, although they are not
         some(-2, 2).masked_fill(rarely, -inf),
     ]
     x = torch.stack(columns, 2).to(dtype)
@@ -190,12 +190,12 @@ def test_argmax_and_count_of_the_empty(split):
     [
         (lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), 4),  # time-major
         (lambda x: torch.cat([x, x], 2)[:, :, :24], 4),  # a slice of wider rows
-        (lambda x: torch.cat([x, x], 2)[:, :, 4:28], 4),  # which begins at a multiple of 16 bytes
-        (lambda x: torch.cat([x, x], 2)[:, :, 1:25], 1),  # and which does not
+        (lambda x: torch.cat([x, x], 2)[:, :, 4:28], 4),  # starting at a multiple of 16 bytes
+        (lambda x: torch.cat([x, x], 2)[:, :, 1:25], 1),  # not starting at a multiple of 16 bytes
         (lambda x: torch.cat([x, x], 2)[:, :, :23], 1),
-        (lambda x: torch.cat([x, x[:, :, :1]], 2)[:, :, :24], 1),  # rows apart by no multiple of 16 bytes
-        (lambda x: torch.cat([x.flatten(1), x[:, 0, :1]], 1)[:, :-1].unflatten(1, (20, 24)), 1),  # or sentences
-        (lambda x: torch.stack([x, x], 3)[..., 0], 4),  # columns apart, which are copied
+        (lambda x: torch.cat([x, x[:, :, :1]], 2)[:, :, :24], 1),  # rows not aligned to 16 bytes
+        (lambda x: torch.cat([x.flatten(1), x[:, 0, :1]], 1)[:, :-1].unflatten(1, (20, 24)), 1),  # nor sentences
+        (lambda x: torch.stack([x, x], 3)[..., 0], 4),  # columns that are not contiguous, which are copied
         (lambda x: torch.cat([x, x], 1)[:, ::2], 4),  # every other token
         (lambda x: x[:1].expand(5, -1, -1), 4),  # one sentence, five times
         (lambda x: x[:, :1].expand(-1, 30, -1), 4),  # one token, thirty times
@@ -212,7 +212,7 @@ def test_strides(cuda, view, vector, split):
 @pytest.mark.parametrize("given_as", ["lengths", "packed"])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_tensors_that_begin_anywhere(cuda, dtype, given_as):
-    """Neither rows nor gradients from autograd need begin at a multiple of 16 bytes."""
+    """Rows and gradients from autograd may start at any address."""
 
     def moved(tensor):
         return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
@@ -234,7 +234,7 @@ def test_tensors_that_begin_anywhere(cuda, dtype, given_as):
 
 
 def test_misaligned_rows_are_noticed():
-    """Rows asks for multiples of D; told others, a GPU refuses to go on, and so does what runs here in its place."""
+    """Rows requires multiples of D. With others, a GPU stops with an error, and so does its replacement here."""
     x, start, step, lengths = torch.zeros(4, 8), torch.tensor([1]), torch.tensor([0, 8]), torch.tensor([2])
     with pytest.raises(RuntimeError, match="misaligned address"):
         torch.ops.esim_fast.masked_pool(x, start, step, lengths, None)
@@ -242,7 +242,7 @@ def test_misaligned_rows_are_noticed():
 
 @pytest.mark.parametrize("given_as", ["lengths", "concatenated"])
 def test_impossible_lengths_are_clamped(split, given_as):
-    """Lengths on a GPU are not read back to be checked."""
+    """Lengths on a GPU are not read back for checks."""
     layout = Layout.make(given_as, [0, 40, 2], 8, padding=0)
     x = layout.fill(list(numbers(42, 8).split(layout.lengths)))
     rows = layout.given_as.get("rows")
@@ -270,7 +270,7 @@ def test_nothing_to_pool(shape, dtype):
 
 
 class TestMoreElementsThan32BitsCount:
-    """Wherever an index were cut off, zeros lie."""
+    """A truncated index would lead to zeros."""
 
     @pytest.mark.parametrize("along", [0, 1], ids=["batch", "time"])
     def test_strides(self, cuda, along, split):

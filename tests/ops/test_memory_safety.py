@@ -1,4 +1,4 @@
-"""Tensors of more than 2**31 elements: values lie where a 32-bit index would wrap, zeros where it would then lead."""
+"""Tensors of more than 2**31 elements, with values where a 32-bit index would wrap and zeros where it would lead."""
 
 import re
 import sys
@@ -67,7 +67,7 @@ class TestStrides:
 
 
 class TestRows:
-    """Sentences at the far end and at the near one, with nothing between them."""
+    """Sentences at both ends of a tensor, with nothing in between."""
 
     @pytest.mark.parametrize("backend", ["cpp", "reference"])
     def test_masked_pool(self, backend):
@@ -81,7 +81,7 @@ class TestRows:
 
     @pytest.mark.parametrize("backend", ["cpp", INTERPRETED])
     def test_local_inference(self, backend):
-        """Results are four times as wide as their rows, and alone beyond 2**31."""
+        """Only the results, four times as wide as the rows, exceed 2**31 elements."""
         width, sentences, grad_m = 16, torch.randn(5, 16).to(HALF), torch.randn(5, 64).to(HALF)
         operators = [f"local_inference_packed{'_triton' * (backend == 'triton')}{end}" for end in ("", "_backward")]
         forward, backward = (getattr(OPERATORS, name) for name in operators)
@@ -105,7 +105,7 @@ class TestRows:
         assert_same([torch.cat([result[far], result[:2]]) for result in (ours, ours_grad)], wanted)
 
     def test_masks(self):
-        """A mask of more than 2**31 positions, of sentences that are empty but for the last."""
+        """A mask of more than 2**31 positions, in which only the last sentence has words."""
         pairs, longest, width = 2**10 + 1, 2**21, 8
         x, mask, lengths = torch.randn(4, width), reserve((pairs, longest), torch.bool), torch.zeros(pairs).long()
         mask[-1, :4], lengths[-1] = torch.tensor([True, False, True, True]), 4
@@ -120,7 +120,7 @@ class TestRows:
 
 @pytest.mark.interpreter
 class TestTritonPrograms:
-    """The last pair of a batch with more than 2**31 elements in everything: its programs alone are run."""
+    """Runs only the programs of the last pair, in a batch whose tensors all have more than 2**31 elements."""
 
     @staticmethod
     def run_last_pair(launches, pairs):
@@ -136,7 +136,7 @@ class TestTritonPrograms:
                 patch.setattr(builder, "set_grid_idx", at)
                 planned.kernel[(of_a_pair,)](*planned.arguments, **planned.constants, **planned.options)
 
-    # No tensor takes 16 GiB: more than a machine has in all would be refused, written or not.
+    # Tensors stay below 16 GiB, because the system rejects larger ones than its memory even if unwritten.
     @pytest.mark.parametrize(("pairs", "length", "width"), [(2**25 + 1, 64, 1), (3 * 2**17 + 1, 70, 80)], ids=str)
     def test_last_pair(self, pairs, length, width):
         from esim_fast.ops.triton import local_inference as kernels
@@ -169,7 +169,7 @@ class TestTritonPrograms:
 
 
 def test_a_gradient_that_is_written_as_a_whole():
-    """It takes memory, 4 GiB."""
+    """It takes 4 GiB of memory."""
     needs_memory(6)
     rows, width = 2**22 + 8, 256
     argmax = torch.full((2, width), rows - 1, dtype=torch.int32)

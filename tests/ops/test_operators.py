@@ -1,4 +1,4 @@
-"""The operators called directly, without the checks that the functions make: nothing may be read out of bounds."""
+"""Operators called directly, without the functions' checks, must not read out of bounds."""
 
 import pytest
 import torch
@@ -20,12 +20,12 @@ def index(*values):
 
 
 def spread(x):
-    """The same values, no two of them one behind the other."""
+    """The same values, without two contiguous ones."""
     return torch.stack([x, torch.full_like(x, 1)], -1)[..., 0]
 
 
 def pooled(layout):
-    """What masked_pool_backward takes, of three sentences."""
+    """Arguments of masked_pool_backward for three sentences."""
     rows, count = packed_rows(LENGTHS, 4)
     x = torch.randn(count, 4)
     addresses = {"start": rows.start, "step": rows.step, "lengths": rows.lengths, "mask": None}
@@ -91,7 +91,7 @@ class TestRefused:
             ((X[0], index(0), index(0), None, None), "needs lengths"),
             ((X[0], index(2**63 - 1), index(1), index(1), None), "is outside x"),
             ((X[0], index(2**63 - 1), index(0), index(1), None), "is outside x"),
-            # The last row is the last that can be addressed.
+            # The last row is the last addressable one.
             ((X[0], index(9), index(0), index(1), None), "is outside x, which has 12 elements"),
             ((X[0], index(-1), index(0), index(1), None), "is outside x, which has 12 elements"),
             ((X[:, :1, :0].expand(2, 2**31, 0), None, None, None, None), "longer than supported"),
@@ -139,7 +139,7 @@ class TestStrides:
 
     @pytest.mark.parametrize("spread_out", range(4))
     def test_local_inference(self, spread_out):
-        """Input, masks and gradients, one of them at a time."""
+        """Strides of input, masks and gradients, one at a time."""
         a, b = torch.randn(3, 6, 4), torch.randn(3, 5, 4)
         masks = torch.rand(3, 6) < 0.6, torch.rand(3, 5) < 0.6
         grad_m = [torch.randn(3, 6, 16), torch.randn(3, 5, 16)]

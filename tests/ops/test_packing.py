@@ -1,4 +1,4 @@
-"""What is made of parameters once: never used after these have changed, whoever changed them and how."""
+"""Packed parameters are never used after a parameter has changed, however it changed."""
 
 import copy
 import gc
@@ -19,7 +19,7 @@ BATCH_SIZES = torch.tensor([4, 3, 3, 1])
 
 
 class Net(nn.Module):
-    """All that keeps something: two entries."""
+    """Both layers that cache packed parameters, so two entries."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def make_net():
-    """A network that has predicted, and input."""
+    """A network after a prediction, and its input."""
     net, x = Net(), torch.randn(11, 12)
     predict(net, x)
     return net, x
@@ -44,7 +44,7 @@ def predict(net, x):
 
 
 def step(optimizer):
-    """Gradients of 1, and a step."""
+    """A step with gradients of 1."""
 
     def change(net):
         for parameter in net.parameters():
@@ -85,7 +85,7 @@ def other_data(net):
 
 
 def other_data_again(net):
-    for _ in range(5):  # memory that has become free is what the next one gets
+    for _ in range(5):  # the next one gets the freed memory
         other_data(net)
 
 
@@ -97,7 +97,7 @@ def other_parameter(net):
 def same_memory_of_another(net):
     net.lstm.weight_hh_l0_reverse[3, 4] += 1
     other = nn.Parameter(net.lstm.weight_hh_l0_reverse.data)
-    other.add_(0)  # as many changes as the first one counted
+    other.add_(0)  # the same version counter as the first one
     net.lstm.weight_hh_l0_reverse = other
 
 
@@ -144,7 +144,7 @@ def test_every_change_is_noticed(change):
     before = predict(net, x)
     change(net)
     after = predict(net, x)
-    assert torch.equal(after, predict(copy.deepcopy(net), x))  # of which nothing has been kept
+    assert torch.equal(after, predict(copy.deepcopy(net), x))  # a copy has nothing cached
     assert not torch.equal(after, before)
 
 
@@ -170,14 +170,14 @@ def test_parameters_in_the_place_of_others():
 
 def test_what_autograd_records_is_not_made_of_what_is_kept():
     net, x = Net(), torch.randn(11, 12)
-    with torch.inference_mode():  # what is made there serves outside, too
+    with torch.inference_mode():  # what is packed there is also used outside
         net(x)
     wanted = predict(net, x)
     ours = net(x)
     torch.testing.assert_close(ours, wanted)
     assert all(gradient.any() for gradient in torch.autograd.grad(ours.sum(), net.parameters()))
     net.requires_grad_(False)
-    assert torch.equal(net(x), wanted)  # nothing to record
+    assert torch.equal(net(x), wanted)  # nothing needs recording
     x.requires_grad_()
     assert torch.autograd.grad(net(x).sum(), x)[0].any()
 
@@ -191,7 +191,7 @@ def test_bf16_autocast():
     torch.testing.assert_close(predict_bf16(net, x), recorded, rtol=2**-6, atol=2**-8)
     in_place(net)
     assert torch.equal(predict_bf16(net, x), predict_bf16(copy.deepcopy(net), x))
-    assert torch.equal(predict(net, x), predict(copy.deepcopy(net), x))  # fp32 is kept beside it
+    assert torch.equal(predict(net, x), predict(copy.deepcopy(net), x))  # fp32 is cached beside it
 
 
 @pytest.mark.skipif(not int8.LANES, reason="this processor has no VNNI")
@@ -238,7 +238,7 @@ def test_made_once():
     packed(others, *parameters)
     packed(make, *parameters[::-1])
     assert others.calls == 1
-    assert len(packing._kept) == before + 1  # for the one that has become the first
+    assert len(packing._kept) == before + 1  # for the parameter that is first when reversed
 
 
 def test_nothing_outlives_its_parameters():
@@ -253,7 +253,7 @@ def test_nothing_outlives_its_parameters():
     gc.disable()
     try:
         del net
-        assert len(packing._kept) == before  # at once: there are no cycles
+        assert len(packing._kept) == before  # freed at once, because there are no cycles
     finally:
         gc.enable()
 
@@ -311,7 +311,7 @@ def test_several_threads():
 
 
 def test_memory_can_be_resized():
-    """As sharded training frees weights that it can get back."""
+    """As in sharded training, which frees weights and restores them."""
     net, x = make_net()
     expected, weight = predict(net, x), net.linear.weight
     values, storage = weight.detach().clone(), weight.untyped_storage()

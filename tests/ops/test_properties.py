@@ -1,7 +1,7 @@
-"""What must hold whatever the sentences are: hypothesis looks for the ones for which it does not.
+"""Properties that hold for all sentences; hypothesis searches for counterexamples.
 
-A property is a function; its docstring is what is promised. The number of examples is the profile's: 1,500 and more
-as the tests are, 50,000 and more with ``--hypothesis-profile nightly``.
+Each property is a function, and its docstring states the guarantee. The profile sets the number of examples: at least
+1,500 by default and 50,000 with ``--hypothesis-profile nightly``.
 """
 
 import math
@@ -24,13 +24,13 @@ EXAMPLES = settings.default.max_examples
 
 
 def each(properties):
-    """One test for each property."""
+    """One test per property."""
     return pytest.mark.parametrize("holds", [pytest.param(holds, id=holds.__name__) for holds in properties])
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sentence pairs and two ways to give them to an op."""
+    """Sentence pairs, and two ways to pass them to an op."""
 
     lengths: list[tuple[int, int]]
     width: int
@@ -50,7 +50,7 @@ class Case:
         return torch.randperm(len(self.lengths), generator=self.generator()).tolist()
 
     def cut(self):
-        """Between two pairs, somewhere in the batch."""
+        """A place between two pairs of the batch."""
         return self.seed % max(len(self.lengths) - 1, 1) + 1
 
 
@@ -71,7 +71,7 @@ cases = st.builds(
 
 
 def assert_same(ours, theirs, exactly):
-    """Sentence by sentence; to the bit, or to a few roundings of sums in another order."""
+    """Compares sentence by sentence, bit for bit or up to a few roundings of sums in another order."""
     for left, right in zip(ours, theirs, strict=True):
         for x, y in zip(left, right, strict=True):
             assert x.shape == y.shape
@@ -83,7 +83,7 @@ def assert_same(ours, theirs, exactly):
 
 
 def align(case, pairs, backend, way=0, one_tensor=False):
-    """m_a, m_b and the gradients of a and b, pair by pair; what lies outside the sentences is found to be zero."""
+    """m_a, m_b and the gradients of a and b, pair by pair; checks that everything else is zero."""
     layout = "one tensor" if one_tensor else case.layouts[way]
     return pairs.through_the_op(layout, "cpu", backend, case.seed, case.elsewhere[way], case.padding[way])
 
@@ -93,7 +93,7 @@ def dtype_of(backend):
 
 
 def layouts_agree(case, backend):
-    """Local inference: padding, masks, packing and concatenation are the same, whatever lies outside the sentences."""
+    """Local inference: the results do not depend on the layout or on what is outside the sentences."""
     pairs = case.pairs(dtype_of(backend))
     first = align(case, pairs, backend)
     assert_same(first, align(case, pairs, backend, way=1), exactly=backend == "cpp")
@@ -109,14 +109,14 @@ def follows_the_order_of_the_batch(case, backend):
 
 
 def swaps_with_its_sides(case, backend):
-    """Local inference: a and b swapped give the results swapped."""
+    """Local inference: swapping a and b swaps the results."""
     pairs = case.pairs(dtype_of(backend))
     swapped = align(case, Pairs(pairs.b, pairs.a, pairs.grad_m_b, pairs.grad_m_a), backend, way=1)
     assert_same(align(case, pairs, backend), [(m_a, m_b, a, b) for m_b, m_a, b, a in swapped], exactly=False)
 
 
 def splits_with_the_batch(case, backend):
-    """Local inference: a batch in two parts gives what it gives as a whole."""
+    """Local inference: two parts of a batch give the same results as the whole."""
     pairs, cut = case.pairs(dtype_of(backend)), case.cut()
     everything = pairs.a, pairs.b, pairs.grad_m_a, pairs.grad_m_b
     parts = [Pairs(*(values[part] for values in everything)) for part in (slice(0, cut), slice(cut, None))]
@@ -126,11 +126,11 @@ def splits_with_the_batch(case, backend):
 
 
 def weights_sum_to_one(case, backend):
-    """Local inference: a word is aligned with a weighted mean of the other sentence, with zero if that is empty."""
+    """Local inference: a word is aligned with a weighted mean of the other sentence, or with zero if it is empty."""
     pairs = case.pairs(dtype_of(backend))
     for sentences in (pairs.a, pairs.b):
         for x in sentences:
-            x[:, -1] = 1.0  # the mean of ones
+            x[:, -1] = 1.0  # a weighted mean of ones is one
     for (m_a, m_b, *_), a, b in zip(align(case, pairs, backend), pairs.a, pairs.b, strict=True):
         for m, other in ((m_a, b), (m_b, a)):
             if not len(m):
@@ -146,13 +146,13 @@ def weights_sum_to_one(case, backend):
 
 
 def gradients_are_linear(case, backend):
-    """Local inference: twice the gradient of the results is twice that of the sentences, and none is none."""
+    """Local inference: doubling the results' gradient doubles the sentences' gradient, and zero gives zero."""
     pairs = case.pairs(dtype_of(backend))
     results = align(case, pairs, backend)
     for factor in (2.0, 0.0):
         scaled = Pairs(pairs.a, pairs.b, [factor * g for g in pairs.grad_m_a], [factor * g for g in pairs.grad_m_b])
         expected = [(m_a, m_b, factor * a, factor * b) for m_a, m_b, a, b in results]
-        # Powers of two are exact, but for numbers too small to be halved.
+        # Powers of two are exact, except for subnormal numbers.
         assert_same(align(case, scaled, backend), expected, exactly=factor == 0)
 
 
@@ -169,14 +169,14 @@ def test_local_inference(holds, backend, case):
 
 @each(LOCAL_INFERENCE)
 @pytest.mark.interpreter
-@settings(max_examples=max(1, EXAMPLES // 12))  # one takes the interpreter a hundred times as long
+@settings(max_examples=max(1, EXAMPLES // 12))  # the interpreter is a hundred times slower
 @given(case=cases)
 def test_interpreted_local_inference(holds, case):
     holds(case, "triton")
 
 
 def pool(case, backend, sentences, grad_v, way=0):
-    """v and the gradient of its tokens, sentence by sentence."""
+    """v and the tokens' gradient, sentence by sentence."""
     lengths = [len(x) for x in sentences]
     given_as = Layout.make(case.layouts[way], lengths, case.width, case.seed, case.padding[way])
     x = given_as.fill(sentences, case.elsewhere[way]).requires_grad_()
@@ -185,7 +185,7 @@ def pool(case, backend, sentences, grad_v, way=0):
 
 
 def draw_sentences(case):
-    """Sentences with many ties, and the gradient of what they are pooled to."""
+    """Sentences with many ties, and the gradient of their pooled vectors."""
     generator = case.generator()
     of_a_kind = {"generator": generator, "dtype": torch.float64}
     sentences = [torch.randn(n, case.width, **of_a_kind).round(decimals=case.seed % 2) for n, _ in case.lengths]
@@ -193,14 +193,14 @@ def draw_sentences(case):
 
 
 def pooling_has_no_layout(case, backend):
-    """Pooling: padding, masks, packing and concatenation are the same, whatever lies outside the sentences."""
+    """Pooling: the results do not depend on the layout or on what is outside the sentences."""
     sentences, grad_v = draw_sentences(case)
     first, second = (pool(case, backend, sentences, grad_v, way) for way in (0, 1))
     assert_same(first, second, exactly=False)
 
 
 def pooling_follows_the_batch(case, backend):
-    """Pooling: sentences in another order, or in two batches, give the same."""
+    """Pooling: sentences in another order or in two batches give the same results."""
     sentences, grad_v = draw_sentences(case)
     results, order, cut = pool(case, backend, sentences, grad_v), case.order(), case.cut()
     moved = pool(case, backend, [sentences[i] for i in order], grad_v[order])
@@ -212,7 +212,7 @@ def pooling_follows_the_batch(case, backend):
 
 
 def pools_to_what_is_there(case, backend):
-    """Pooling: the average is that of the tokens, the maximum one of them, and nothing is zero."""
+    """Pooling: the average is the tokens' average, the maximum is one of them, and an empty sentence gives zeros."""
     sentences, grad_v = draw_sentences(case)
     for x, (v, _) in zip(sentences, pool(case, backend, sentences, grad_v), strict=True):
         average, maximum = v.chunk(2)
@@ -224,7 +224,7 @@ def pools_to_what_is_there(case, backend):
 
 
 def gradients_of_pooling_are_shared_out(case, backend):
-    """Pooling: each token gets its share of the average's gradient, the first maximum alone the maximum's."""
+    """Pooling: each token gets its share of the average's gradient, and only the first maximum gets the maximum's."""
     sentences, grad_v = draw_sentences(case)
     for x, grad, (_, grad_x) in zip(sentences, grad_v, pool(case, backend, sentences, grad_v), strict=True):
         if len(x):
@@ -291,7 +291,7 @@ class Batch:
         return [tuple(torch.randint(2, WORDS, (n,), generator=generator) for n in pair) for pair in self.lengths]
 
     def padded(self, sentences, scattered=False):
-        """Premises and hypotheses, padded behind, or with padding anywhere between the words."""
+        """Premises and hypotheses, right-padded or with padding between the words."""
         generator, sides = torch.Generator().manual_seed(self.seed + 1), []
         for side in zip(*sentences, strict=True):
             ids = torch.full((len(side), max(map(len, side)) + self.padding), PADDING)
@@ -311,7 +311,7 @@ def make_net(variant, seed):
 
 def logits_and_gradients(net, *batch):
     logits = net(*batch)
-    # Where no sentence has a word, the LSTMs have no part in it.
+    # If no sentence has words, the LSTMs do not run.
     gradients = torch.autograd.grad(logits.square().sum(), list(net.parameters()), materialize_grads=True)
     return [logits.detach(), *gradients]
 
@@ -322,14 +322,14 @@ def assert_close(ours, theirs):
 
 
 def padding_is_no_word(batch, net):
-    """ESIM: padding ids have no influence wherever they stand, nor has their vector, and it gets no gradient."""
+    """ESIM: padding ids have no effect anywhere, nor does their vector, which gets no gradient."""
     plain = logits_and_gradients(net, *batch.padded(batch.sentences()))
     with torch.no_grad():
         net.embedding.weight[PADDING] = math.nan
     p, h = batch.padded(batch.sentences(), scattered=True)
     scattered = logits_and_gradients(net, p, h)
     assert_close(scattered, plain)
-    if net.device.type == "cpu":  # with lengths, ids on a GPU are not looked at, and have their padding behind
+    if net.device.type == "cpu":  # with lengths, a GPU ignores padding ids and expects right padding
         full = [torch.full((len(ids),), ids.shape[1]) for ids in (p, h)]
         assert_close(logits_and_gradients(net, p, h, *full), plain)
     of_words = dict(zip(dict(net.named_parameters()), scattered[1:], strict=True))["embedding.weight"]
@@ -337,7 +337,7 @@ def padding_is_no_word(batch, net):
 
 
 def logits_follow_the_batch(batch, net):
-    """ESIM: pairs in another order, or one at a time, get the same logits, and parameters the same gradients."""
+    """ESIM: pairs in another order or one at a time get the same logits, and parameters get the same gradients."""
     sentences = batch.sentences()
     together = logits_and_gradients(net, *batch.padded(sentences))
     moved = logits_and_gradients(net, *batch.padded(sentences[::-1]))
@@ -348,7 +348,7 @@ def logits_follow_the_batch(batch, net):
 
 
 def all_ways_in_are_one(batch, net):
-    """ESIM: ids alone, with lengths, as int32 and as packed pairs are the same, in bf16 to its rounding."""
+    """ESIM: ids alone, ids with lengths, int32 ids and packed pairs give the same results, in bf16 up to rounding."""
     p, h = batch.padded(batch.sentences())
     lengths = [torch.tensor([pair[side] for pair in batch.lengths]) for side in (0, 1)]
     plain = logits_and_gradients(net, p, h)
@@ -360,7 +360,7 @@ def all_ways_in_are_one(batch, net):
 
 
 def attention_is_a_distribution(batch, net):
-    """ESIM: a word's attention sums to one, is zero at padding wherever that stands, and swaps with the sentences."""
+    """ESIM: a word's attention sums to one, is zero at padding anywhere, and swaps with the sentences."""
     p, h = batch.padded(batch.sentences())
     behind = [weights[(p != PADDING)[:, :, None] & (h != PADDING)[:, None]] for weights in net.attention(p, h)]
     p, h = batch.padded(batch.sentences(), scattered=True)

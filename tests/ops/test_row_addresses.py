@@ -1,4 +1,4 @@
-"""Rows that leave some of their tensor out, tensors that hold both sides, and padding beside words of NaN."""
+"""Rows that skip parts of their tensor, tensors with both sides, and padding beside NaN words."""
 
 import math
 
@@ -11,7 +11,7 @@ from tests.ops.layouts import packed_rows
 
 
 def rows_of(lengths, width, before=0):
-    """Rows one behind the other, that many rows behind the beginning."""
+    """Contiguous rows, starting at the given row."""
     rows = Rows.concatenated(lengths, width)
     return Rows(rows.start + before * width, rows.step, rows.lengths, rows.max_length, rows.tokens)
 
@@ -22,7 +22,7 @@ def test_one_side_leaves_rows_out(side, backend, poisoned):
     width, lengths = 8, {"a": [2, 3], "b": [4, 0]}
     counts = {name: sum(lengths[name]) + 3 * (side in (name, "both")) for name in "ab"}
     if side == "a":
-        lengths["b"] = [counts["a"] - 1, 1]  # as many words as the other tensor has rows
+        lengths["b"] = [counts["a"] - 1, 1]  # the number of rows of the other tensor
         counts["b"] = sum(lengths["b"])
     tensors = [torch.randn(counts[name], width, requires_grad=True) for name in "ab"]
     a_rows, b_rows = (rows_of(lengths[name], width, before=counts[name] - sum(lengths[name])) for name in "ab")
@@ -53,7 +53,7 @@ def test_padding_beside_nan(bad, backend, longest):
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_one_tensor_for_both_sides(backend):
-    """Given as two tensors there are two results, each zero in the rows of the other side; autocast is heeded."""
+    """Passed twice, it gives two results, each zero in the other side's rows; autocast is respected."""
     rows, count = packed_rows([3, 1, 2, 4], 8)
     halves = [Rows(rows.start[part], rows.step, rows.lengths[part], 4) for part in (slice(2), slice(2, 4))]
     x = torch.randn(count, 8, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The ops on any number of threads, from several threads at once, and in the workers of a data loader."""
+"""The ops with any number of threads, from several threads at once, and in workers of a data loader."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.ops.ops_in_workers import examples, run_ops
 from tests.ops.test_direct_calls import bilstm_int8_call
 
 OPERATORS = torch.ops.esim_fast
-MANY = [2, 3, 8, 64]  # of which the last are more than there are cores, sentences and columns to share out
+MANY = [2, 3, 8, 64]  # the last ones exceed the cores, sentences and columns to split
 
 
 def drawn(*shape, seed=0, dtype=torch.float32):
@@ -103,6 +103,6 @@ def test_workers_of_a_data_loader(method):
         try:
             stdout, stderr = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+            os.killpg(process.pid, signal.SIGKILL)  # also its workers
             raise
     assert stdout == "same bits\n", stderr
