@@ -66,7 +66,7 @@ def test_moves_from_pinned_memory():
         assert torch.equal(getattr(on_gpu, name).cpu(), getattr(pairs, name))
 
 
-def test_padding_goes_behind_the_sentence():
+def test_padding_comes_after_the_sentence():
     ids = torch.tensor([[5, 6, 1, 1], [1, 7, 1, 8], [1, 1, 1, 1], [2, 3, 4, 5]])
     aligned, lengths = _left_align("p", ids, ids, None, 1)
     assert lengths.tolist() == [2, 2, 0, 4]

@@ -60,7 +60,7 @@ SAME = [
 ]
 
 
-def test_a_file_says_what_the_command_line_says(config):
+def test_same_as_the_command_line(config):
     assert parsed("--config", config(ALL, "run.json")) == parsed(*SAME)
     yaml = pytest.importorskip("yaml")
     assert parsed("--config", config(yaml.safe_dump(ALL))) == parsed(*SAME)
@@ -155,7 +155,7 @@ def test_mistakes_in_yaml(config, tmp_path, monkeypatch):
     assert message.startswith(f'esim-fast train: --config {tmp_path / "run.yaml"}: needs PyYAML: pip install "esim_f')
 
 
-def test_a_run_again_from_its_own_config(corpus, tmp_path):
+def test_repeating_a_run_from_its_config(corpus, tmp_path):
     """The same weights bit for bit, unless the command line overrides an option."""
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("man 1 2 3\nrun 2 3 4\ndogs 5 5 5\n")
@@ -177,7 +177,7 @@ def test_a_run_again_from_its_own_config(corpus, tmp_path):
         assert (other / "model.safetensors").read_bytes() != (first / "model.safetensors").read_bytes()
 
 
-def test_what_begins_the_run_is_of_the_file(corpus, config, tmp_path):
+def test_options_at_the_start_of_the_run(corpus, config, tmp_path):
     path = config({"train": str(corpus), "dev": str(corpus), "output": str(tmp_path / "m"), "hidden_size": 8}, "a.json")
     succeeds("train", "--config", path, *SMALL[2:])
     assert json.loads((tmp_path / "m" / "config.json").read_text())["hidden_size"] == 8

@@ -35,7 +35,7 @@ def test_a_checkpoint(state):
     assert set(answer["probabilities"]) == {"yes", "maybe", "no"}
 
 
-def test_nothing_but_a_checkpoint(state):
+def test_a_checkpoint_alone(state):
     result = esim_fast("convert", state / "best.pth.tar", state / "model")
     assert "without --vocabulary, sentences are word ids with blanks between them" in result.stderr
     answer = json.loads(succeeds("predict", state / "model", "--premise", "7 3 5", "--hypothesis", "11"))
@@ -82,7 +82,7 @@ def test_an_archive_of_allennlps(run, tmp_path, name, packing, inside, form):
         assert (tmp_path / "model" / part.name).read_bytes() == part.read_bytes()
 
 
-def test_archives_that_are_no_model(run, tmp_path):
+def test_archives_without_a_model(run, tmp_path):
     for left_out, message in (
         ("weights.th", ": expected a file, or a folder of AllenNLP's; this one has neither best.th nor weights.th"),
         ("vocabulary/tokens.txt", "/vocabulary/tokens.txt: No such file or directory"),
@@ -103,7 +103,7 @@ def test_archives_that_are_no_model(run, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_checkpoint_as_people_have_it(state):
+def test_a_checkpoint_from_lightning(state):
     """A Lightning checkpoint with averaged weights, a loss and NumPy numbers beside the network."""
     net = torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(Coetaur0(12, 4, 6)))
     entries = {**{f"esim.{name}": entry for name, entry in net.state_dict().items()}, "criterion.weight": torch.ones(3)}
@@ -125,7 +125,7 @@ def test_a_pickled_dictionary_of_words(state):
     assert f"pass {state / 'worddict.json'} instead" in message
 
 
-def test_the_notebooks_are_told_what_they_have(tmp_path):
+def test_checkpoints_of_the_notebook(tmp_path):
     torch.save(Notebook(6, 4, 5, 3).state_dict(), tmp_path / "net.pt")
     assert "Its LSTMs ran across the batch" in esim_fast("convert", tmp_path / "net.pt", tmp_path / "model").stderr
     own = tmp_path / "own"

@@ -67,7 +67,7 @@ def test_bad_rows_of_vectors(corpus, tmp_path):
 
 @pytest.mark.parametrize("name", ["v.txt", "v.vec.bz2", "v.txt.xz", "v.txt.gz", "glove.840B.300d.zip"])
 @pytest.mark.parametrize("rows", ["A 1 2\nman 3 4\n", "2 2\nA\t1 2\nman\t3 4\n", "A\t1\t2\nman\t3\t4\n\n"])
-def test_vectors_as_people_have_them(corpus, tmp_path, name, rows):
+def test_vectors_of_several_kinds(corpus, tmp_path, name, rows):
     printed = succeeds("data", corpus, "--vectors", write(tmp_path, name, rows))
     assert "  with a vector  13.33% of the words, 23.53% of the text\n" in printed
 

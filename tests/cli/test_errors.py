@@ -50,7 +50,7 @@ def embedded(text):
     return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
 
 
-def test_they_are_the_wrong_answers_of_predict(models, pairs, tmp_path):
+def test_same_errors_as_predict(models, pairs, tmp_path):
     rows = written(tmp_path / "errors.jsonl", models / "nli", pairs)
     answers = [json.loads(line) for line in succeeds("predict", models / "nli", pairs).splitlines()]
     wrong = {answer["line"]: answer for answer in answers if "gold" in answer and answer["gold"] != answer["label"]}
@@ -128,7 +128,7 @@ def test_scores(models, tmp_path):
     assert "labels" not in page
 
 
-def test_other_names_and_rows_that_are_left_out(models, tmp_path):
+def test_other_names_and_skipped_rows(models, tmp_path):
     path = write_tsv(tmp_path / "a.tsv", [("non", "a man", "two dogs"), ("x",), ("yes", "a", "b"), ("non", "", "cats")])
     options = ["--map-labels", "yes=entailment,contradiction=non,neutral=non", "--skip-bad-rows"]
     rows = written(tmp_path / "errors.jsonl", models / "nli", path, *options)
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     assert said == f"esim-fast: --errors {tmp_path / 'a.html'}: {tmp_path} cannot be written to"
 
 
-def test_a_file_that_changes_meanwhile(models, pairs, tmp_path):
+def test_a_file_that_changes_during_the_run(models, pairs, tmp_path):
     with mock.patch("esim_fast.cli.evaluate.read_pairs", return_value=iter(())):
         said = fails("evaluate", models / "nli", pairs, "--errors", tmp_path / "errors.html", "--no-cache")
     assert said == f"esim-fast: {pairs}: the file was changed meanwhile"

@@ -86,11 +86,11 @@ def test_other_names_for_labels(model, corpus, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a", "a=", "=b", "a=b,", "a=b,a=c", ""])
-def test_what_is_no_name_for_a_label(model, corpus, text):
+def test_bad_names_for_labels(model, corpus, text):
     assert f"expected OLD=NEW,…, each OLD once, got {text!r}" in fails("evaluate", model, corpus, "--map-labels", text)
     assert "the model cannot predict -" in fails("evaluate", model, corpus, "--map-labels", "neutral=-")
 
 
-def test_one_label_is_no_task(model, corpus):
+def test_a_single_label(model, corpus):
     said = fails("evaluate", model, corpus, "--map-labels", "contradiction=x,entailment=x,neutral=x")
     assert said.endswith("--map-labels: only one label is left, x")

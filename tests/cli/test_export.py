@@ -41,7 +41,7 @@ def test_mistakes(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tokenizer_of_ones_own(model, tmp_path):
+def test_a_custom_tokenizer(model, tmp_path):
     for file in model.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -30,7 +30,7 @@ def pairs(tmp_path: Path) -> Path:
 
 class TestPredict:
     @pytest.mark.parametrize("prepare", [None, two_workers], ids=["as it is", "two workers"])
-    def test_whoever_reads_has_seen_enough(self, model, pairs, prepare):
+    def test_a_reader_that_stops_early(self, model, pairs, prepare):
         with start("predict", model, pairs, "--device", "cpu", prepare=prepare) as command:
             first = json.loads(command.stdout.readline())
             command.stdout.close()
@@ -61,7 +61,7 @@ class TestPredict:
             command.finish()
         assert_nobody_is_left(command.pid)
 
-    def test_answers_come_as_soon_as_the_pairs(self, model):
+    def test_predictions_without_delay(self, model):
         """A program that writes pairs may wait for each prediction before it writes the next pair."""
         with start("predict", model, "-", stdin=True) as command:
             for number in (1, 2, 3):
@@ -108,7 +108,7 @@ class TestTrain:
         assert "Traceback" not in stderr
         Classifier.from_pretrained(tmp_path / "m")
 
-    def test_nobody_reads_what_it_says(self, train, tmp_path):
+    def test_closed_output(self, train, tmp_path):
         """As in ``esim-fast train … 2>&1 | head -1``: it ends as if interrupted, or runs to the end."""
         with train(2, together=True) as command:
             command.stdout.readline()

@@ -129,7 +129,7 @@ def test_two_classes_as_in_qqp(models, tmp_path, name):
     assert report["confusion_matrix"]["0"]["1"] == sum(a["label"] > a["gold"] for a in answers)
 
 
-def test_probabilities_of_labels_that_are_made_one(models, tmp_path):
+def test_probabilities_of_merged_labels(models, tmp_path):
     draw = random.Random(4)
     rows = [(draw.choice(["entailment", "non"]), sentence(draw), sentence(draw)) for _ in range(200)]
     path = write_tsv(tmp_path / "hans.tsv", rows)
@@ -217,7 +217,7 @@ def test_ranking_needs_a_label(models, tmp_path):
     assert report["ranking"]["relevant_label"] == "1"
 
 
-def test_numbers_that_are_none(models, tmp_path):
+def test_outputs_that_are_not_finite(models, tmp_path):
     model = Classifier.from_pretrained(models / "scores", device="cpu")
     with torch.no_grad():
         model.net.linear.mlp[1].bias.fill_(1e3)  # all units are 1

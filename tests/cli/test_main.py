@@ -20,7 +20,7 @@ def test_version_and_help():
     assert "see esim-fast --help" in fails()
 
 
-def test_nobody_waits_for_torch_who_does_not_compute():
+def test_torch_is_imported_only_to_compute():
     """Importing torch takes seconds, and NumPy tenths of a second."""
     asked = [["--version"], ["--help"], *([command, "--help"] for command in COMMANDS)]
     asked += [

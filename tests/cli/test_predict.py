@@ -49,7 +49,7 @@ def test_files_and_stdin_give_the_same(model, corpus, tmp_path):
         assert answers("-", stdin=path.read_text()) == from_one
 
 
-def test_what_is_printed_is_what_json_makes_of_it(model, tmp_path):
+def test_output_is_json(model, tmp_path):
     rows = [
         ('say "hi" \\ 100% {x}', "tab\u2028 é 😀"),
         ("", "\x7f"),
@@ -94,7 +94,7 @@ def test_precision(model):
         assert fails("predict", model, *PAIR, "--precision", "fp16") == message
 
 
-def test_bad_rows_are_reported_and_left_out(model, tmp_path):
+def test_bad_rows_are_reported_and_skipped(model, tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_bytes(b"a\tb\nonly one\nc\td\n\xff\tx\ne\tf\ncut of")
     for name, source in ((path, path), ("stdin", "-")):
@@ -153,7 +153,7 @@ def test_a_tokenizer_that_fails(corpus, tmp_path, monkeypatch):
         assert (result.returncode, result.stderr) == (2, f"esim-fast: {message}\n")
 
 
-def test_numbers_that_are_none(model, tmp_path):
+def test_outputs_that_are_not_finite(model, tmp_path):
     found = Classifier.from_pretrained(model, device="cpu")
     with torch.no_grad():
         found.net.linear.mlp[1].bias.fill_(1e3)  # all units are 1
@@ -165,7 +165,7 @@ def test_numbers_that_are_none(model, tmp_path):
     assert "must be finite" in fails("predict", tmp_path / "model", *PAIR)
 
 
-def test_long_rows_take_turns(model, tmp_path):
+def test_long_rows_in_small_batches(model, tmp_path):
     """Long rows are run in small batches."""
     path = write_tsv(tmp_path / "long.tsv", [("man " * (20_000 + i), "man") for i in range(3)], header=False)
     sizes, forward = [], ESIM.forward

@@ -29,7 +29,7 @@ def test_a_closed_stdout(model, corpus, source):
     assert "Traceback" not in stderr
 
 
-def test_output_is_utf8_whatever_the_terminal_speaks(model):
+def test_output_is_always_utf8(model):
     with start("predict", model, *PAIR, prepare=speak_latin_1) as command:
         code, stdout, stderr = command.finish()
     assert code == 0, stderr

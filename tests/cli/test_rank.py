@@ -98,7 +98,7 @@ def test_mistakes(model, options, stdin, message):
     assert message in fails("rank", model, *options, stdin=stdin)
 
 
-def test_numbers_that_are_none(model, candidates, tmp_path):
+def test_outputs_that_are_not_finite(model, candidates, tmp_path):
     found = Classifier.from_pretrained(model, device="cpu")
     with torch.no_grad():
         found.net.linear.mlp[1].bias.fill_(1e3)  # all units are 1
@@ -109,6 +109,6 @@ def test_numbers_that_are_none(model, candidates, tmp_path):
     assert result.stderr == "esim-fast: the network's output must be finite, got NaN or infinity\n"
 
 
-def test_a_table_is_no_list_of_sentences(model, corpus):
+def test_a_table_in_place_of_candidates(model, corpus):
     said = fails("rank", model, "--query", "A man sleeps.", "--candidates", corpus)
     assert said == f"esim-fast: {corpus}:1: expected one sentence, got columns"

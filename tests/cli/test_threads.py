@@ -22,7 +22,7 @@ SPINS = {"GOMP_SPINCOUNT": str(threads.SPINS)}
         (8, {"GOMP_SPINCOUNT": "7"}, {}),
     ],
 )
-def test_what_the_user_has_set_stays(usable, given, chosen):
+def test_user_settings_are_kept(usable, given, chosen):
     with (
         mock.patch.object(threads, "usable_processors", return_value=usable),
         mock.patch.object(os, "cpu_count", return_value=8),
@@ -33,7 +33,7 @@ def test_what_the_user_has_set_stays(usable, given, chosen):
         assert dict(os.environ) == {**given, **chosen}
 
 
-def test_as_many_as_one_says(model, corpus):
+def test_the_requested_number(model, corpus):
     """A file also gets as many processes; the environment has other settings."""
     program = """
 import contextlib, io, sys

@@ -35,7 +35,7 @@ def test_bf16_where_it_is_slower(corpus, tmp_path, monkeypatch):
         assert result.stderr.count("--precision bf16 is slower than fp32 on this processor\n") == slower
 
 
-def test_every_knob_is_an_option_and_written_down(corpus, tmp_path):
+def test_every_setting_is_an_option_and_recorded(corpus, tmp_path):
     given = {"--epochs": 1, "--patience": 7, "--batch-size": 3, "--accumulate": 2, "--seed": 11, "--precision": "bf16"}
     given |= {"--lr": 0.002, "--warmup-steps": 5, "--lr-decay": 0.7, "--weight-decay": 0.01, "--label-smoothing": 0.1}
     given |= {"--ema-decay": 0.9, "--max-grad-norm": 3.0}
@@ -115,7 +115,7 @@ def test_seeds(corpus, tmp_path):
     assert "m: already holds a model" in fails(*options)
 
 
-def test_a_batch_that_breaks_is_named_by_its_lines(corpus, tmp_path):
+def test_a_bad_batch_is_named_by_its_lines(corpus, tmp_path):
     options = ["train", "--train", corpus, corpus, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
     result = esim_fast(*options, "--lr", "1e38")
     message = result.stderr.splitlines()[-1]
@@ -129,7 +129,7 @@ def test_a_batch_that_breaks_is_named_by_its_lines(corpus, tmp_path):
     assert set(lines) <= {2, 3, 4, 5, 6}
 
 
-def test_a_run_that_ends_with_weights_that_are_no_numbers(corpus, tmp_path):
+def test_a_run_that_ends_with_nan_weights(corpus, tmp_path):
     result = esim_fast(*training(corpus, tmp_path / "m", "--epochs", 1, "--batch-size", 8, "--lr", "1e38"))
     assert result.returncode == 2
     assert "epoch 1: the loss on dev is nan; a lower learning rate (--lr) may help; the last" in result.stderr

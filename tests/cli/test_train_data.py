@@ -31,7 +31,7 @@ def test_other_columns(corpus, model, tmp_path):
         assert first == second
 
 
-def test_bad_rows_are_listed_and_left_out(corpus, model, tmp_path):
+def test_bad_rows_are_listed_and_skipped(corpus, model, tmp_path):
     bad = tmp_path / "bad.tsv"
     bad.write_text(corpus.read_text() + "neutral\tonly one\n")
     dev = tmp_path / "dev.tsv"
@@ -160,7 +160,7 @@ def test_a_folder_with_columns_of_other_names(tmp_path):
     assert "test.tsv: not used, because it has no labels\n" in esim_fast(*options, "--output", tmp_path / "n").stderr
 
 
-def test_a_tokenizer_of_ones_own(corpus, tmp_path, monkeypatch):
+def test_a_custom_tokenizer(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "own_words.py").write_text("def split(text):\n    return text.upper().split()\n")
     own = ["--tokenizer", "own_words:split"]
@@ -174,7 +174,7 @@ def test_a_tokenizer_of_ones_own(corpus, tmp_path, monkeypatch):
         assert message in fails("train", "--tokenizer", name, cwd=tmp_path)
 
 
-def test_columns_that_stand_otherwise(model, tmp_path):
+def test_columns_in_another_order(model, tmp_path):
     rotated = write_tsv(tmp_path / "b.tsv", [(p, h, label) for label, p, h in TRAIN] * 5, header=False)
     answers = [json.loads(line) for line in succeeds("predict", model, rotated).splitlines()]
     assert [(answer["premise"], answer["hypothesis"]) for answer in answers] == [(p, h) for _, p, h in TRAIN] * 5
@@ -286,7 +286,7 @@ class TestLabels:
         assert f"{path}: 55 pairs (" in result.stderr
         assert "); 5 more without a gold label dropped\n" in result.stderr
 
-    def test_minus_one_that_may_be_a_class(self, tmp_path):
+    def test_minus_one_may_be_a_class(self, tmp_path):
         result, path = self.train(tmp_path, ("-1", "0", "1"))
         said = f"{path}: 20 of 60 pairs have no gold label: if -1 is a class, name it, --map-labels=-1=NAME; if not, "
         assert said in result.stderr
@@ -295,12 +295,12 @@ class TestLabels:
         result, _ = self.train(tmp_path, ("-1", "0", "1"), "--map-labels=-1=-", "--output", tmp_path / "n")
         assert f"{path}: 40 pairs (0 20, 1 20); 20 more without a gold label dropped\n" in result.stderr
 
-    def test_names_that_no_label_has(self, tmp_path):
+    def test_unknown_labels(self, tmp_path):
         result, _ = self.train(tmp_path, ("0", "1"), "--map-labels", "0=no,7=seven")
         assert result.stderr == "esim-fast: --map-labels 7=seven: no pair has the label 7\n"
 
     @pytest.mark.parametrize("labels", [[f"{i / 8:.3f}" for i in range(40)], ["0.5", "1", "1.5", "2", "2.5", "3"]])
-    def test_scores_are_no_classes(self, tmp_path, labels):
+    def test_scores_in_place_of_classes(self, tmp_path, labels):
         result, path = self.train(tmp_path, labels)
         assert result.returncode == 2
         said = f"{path}: expected classes, got {len(labels)} scores, such as 0."

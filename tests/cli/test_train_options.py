@@ -91,7 +91,7 @@ class TestRegression:
 
 
 class TestImbalance:
-    def test_what_is_kept_and_said(self, folder, tmp_path):
+    def test_files_and_messages(self, folder, tmp_path):
         options = ["--class-weights", "balanced", "--best-by", "f1:1", "--calibrate", "--threshold", "f1"]
         command = train(folder, "qqp.tsv", tmp_path / "m", *options, "--test", folder / "qqp.tsv")
         result = esim_fast(*command)
@@ -125,7 +125,7 @@ class TestImbalance:
         for name in ("config.json", "model.safetensors"):
             assert (tmp_path / "n" / name).read_bytes() == (tmp_path / "n" / f"seed-{seed}" / name).read_bytes()
 
-    def test_after_a_run_and_going_on(self, folder, tmp_path):
+    def test_options_for_the_end_of_a_run(self, folder, tmp_path):
         """Options for the end of a run may be added to a finished run; a resumed run chooses again."""
         plain = train(folder, "qqp.tsv", tmp_path / "m", "--resume")
         succeeds(*plain)

@@ -208,7 +208,7 @@ class TestLeavingOut:
         said = refusal(load_vectors, path, VOCABULARY, on_bad_row=found.append)
         assert said == f"{path}:7: {found[0].reason}, and 5 rows before it are bad as well"
 
-    def test_nobody_goes_on_after_too_many(self):
+    def test_reading_stops_after_too_many(self):
         """Workers also stop, because their results would fill the memory."""
         read: list[int] = []
         blocks = (read.append(number) or b"the\n" * 100 for number in range(1000))

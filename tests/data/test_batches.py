@@ -143,7 +143,7 @@ def test_bucketing_saves_padding(size, shuffle):
 
 
 @pytest.mark.parametrize("labels", [[0, 1], None])
-def test_moving_a_batch_leaves_on_the_cpu_what_decides_launches(labels):
+def test_moving_a_batch_keeps_launch_sizes_on_the_cpu(labels):
     batch = EncodedPairs([[2], [3, 4]], [[5], []], labels)[[0, 1]].to("meta")
     assert batch.pairs.tokens.device.type == batch.pairs.lengths.device.type == "meta"
     assert batch.pairs.batch_sizes.tolist() == [3, 1]
@@ -196,7 +196,7 @@ def test_a_failure_while_making_ahead_arrives():
 
 @pytest.mark.parametrize("size", [{"batch_size": 7}, {"max_tokens": 200}])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_an_epoch_goes_on_in_its_middle(size, shuffle):
+def test_resuming_in_the_middle_of_an_epoch(size, shuffle):
     dataset, _ = random_pairs(100)
     whole = order(batches(dataset, **size, shuffle=shuffle, seed=3, epoch=2))
     for start in (0, 1, 5, len(whole), len(whole) + 1):

@@ -175,7 +175,7 @@ def _fetch_slowly(folder: Path, source: Path, made: Path) -> None:
     fetch(folder, Slow(source))
 
 
-def test_of_several_processes_one_makes_it(folder, source, tmp_path_factory):
+def test_one_of_several_processes_makes_it(folder, source, tmp_path_factory):
     made = tmp_path_factory.mktemp("made")
     processes = [fork(_fetch_slowly, folder, source, made) for _ in range(4)]
     for process in processes:
@@ -184,7 +184,7 @@ def test_of_several_processes_one_makes_it(folder, source, tmp_path_factory):
     assert len(list(made.iterdir())) == len(files(folder)) == 1
 
 
-def test_where_the_users_cache_is(monkeypatch):
+def test_location_of_the_users_cache(monkeypatch):
     monkeypatch.setenv("ESIM_FAST_CACHE", "/a/b")
     assert default_cache() == Path("/a/b")
     monkeypatch.setenv("ESIM_FAST_CACHE", "")

@@ -37,7 +37,7 @@ FAQ = [(QUESTIONS[i % 3], answer, str(i % 2)) for i, answer in enumerate(ANSWERS
     ],
     ids=["faq", "no blanks", "words", "other words", "floats", "distinct", "three rows"],
 )
-def test_a_label_that_stands_last(tmp_path, rows, labeled):
+def test_a_label_in_the_last_column(tmp_path, rows, labeled):
     expected = [(p, h, None if label == "-" else label.removesuffix(".0")) for p, h, label in rows]
     assert read(write(tmp_path, "a.tsv", table(rows)), labeled=labeled) == expected
     first = write(tmp_path, "b.tsv", table((label, p, h) for p, h, label in rows))
@@ -89,7 +89,7 @@ def test_a_header_of_unknown_names(tmp_path, header, rows):
     assert len(read(path, CorpusFormat(columns))) == len(rows)
 
 
-def test_first_rows_that_are_no_header(tmp_path):
+def test_first_rows_that_are_not_a_header(tmp_path):
     """A label that occurs only once is a label if its name is known, or if others also occur once."""
     for rows in ([("neutral", "a b", "c"), *[("entailment", "d e", "f")] * 3], [("x", "a", "b"), ("y", "c", "d")]):
         assert len(read(write(tmp_path, "a.tsv", table(rows)))) == len(rows)
@@ -105,7 +105,7 @@ def test_a_header_of_which_the_label_alone_is_known(tmp_path, header, lacking):
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
 @pytest.mark.parametrize("again", ["label\tpremise\thypothesis", "gold_label\tsentence1\tsentence2"])
 @pytest.mark.parametrize("header", ["label\tpremise\thypothesis\n", "", "id\tpremise\n"], ids=["", "none", "other"])
-def test_a_header_once_more_is_a_bad_row(tmp_path, name, again, header):
+def test_a_repeated_header_is_a_bad_row(tmp_path, name, again, header):
     if header.startswith("id"):
         header, again = "y\tq1\tq2\n", "y\tq1\tq2"
     rows = "0\ta\tb\n1\tc\td\n"
@@ -180,7 +180,7 @@ def test_columns_that_two_delimiters_could_separate(tmp_path):
     ],
     ids=["numbers", "topics", "answers"],
 )
-def test_labels_of_ones_own_beside_short_hypotheses(tmp_path, rows):
+def test_custom_labels_beside_short_hypotheses(tmp_path, rows):
     """The label is never silently taken from the last column."""
     assert refusal(read, write(tmp_path, "a.tsv", table(rows))).partition(":1: ")[2].startswith(UNCLEAR)
     few = write(tmp_path, "b.tsv", table(rows[:5]))
@@ -210,7 +210,7 @@ def test_a_first_label_that_is_there_once(tmp_path, labels):
         [(QUESTIONS[i % 2], f"Number {i}.", ("It is right.", "It is wrong.")[i % 3 // 2]) for i in range(60)],
     ],
 )
-def test_few_premises_and_labels_of_ones_own(tmp_path, rows):
+def test_few_premises_and_custom_labels(tmp_path, rows):
     assert UNCLEAR in refusal(read, write(tmp_path, "a.tsv", table(rows)))
 
 
@@ -239,7 +239,7 @@ def test_two_columns_of_one_name(tmp_path):
 
 
 @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n", "x", "，"])
-def test_what_is_no_delimiter(delimiter):
+def test_bad_delimiters(delimiter):
     with pytest.raises(ValueError, match="delimiter must be an ASCII character"):
         CorpusFormat(delimiter=delimiter)
 
@@ -272,6 +272,6 @@ def test_rows_for_another_part(tmp_path, name, content, line, part):
 
 
 @pytest.mark.parametrize("values", [("1", "2"), ("seen", "unseen")])
-def test_splits_that_are_no_parts(tmp_path, values):
+def test_splits_are_not_parts(tmp_path, values):
     rows = "".join(f"0\ta\tb\t{value}\n" for value in values)
     assert len(read(write(tmp_path, "a.tsv", "label\tpremise\thypothesis\tsplit\n" + rows))) == 2

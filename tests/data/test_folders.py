@@ -60,7 +60,7 @@ def test_mistakes(tmp_path, names, message):
     assert refusal(found, tmp_path, *names) == f"{tmp_path}{message}"
 
 
-def test_what_is_no_folder_or_holds_no_files(tmp_path):
+def test_bad_folders(tmp_path):
     assert refusal(find_corpus, tmp_path / "a\nb") == rf"{tmp_path}/a\nb: no such directory"
     for name in ("train.tsv", "dev.tsv"):
         os.mkfifo(tmp_path / name)

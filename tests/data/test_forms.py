@@ -140,7 +140,7 @@ def test_archives_of_several_files(tmp_path, members, message):
         ("a.csv", b"PAR1\x15\x04\x15", "a Parquet file: it must not be compressed, and"),
     ],
 )
-def test_what_is_no_text(tmp_path, name, content, what):
+def test_files_that_are_not_text(tmp_path, name, content, what):
     path = tmp_path / name
     path.write_bytes(content)
     assert refusal(read, path).startswith(f"{path}: expected text in UTF-8, got {what}")
@@ -244,7 +244,7 @@ def test_other_labels_before_the_last_column(tmp_path):
 
 
 @pytest.mark.parametrize("given", [1, 5])
-def test_gold_labels_behind_those_of_annotators(tmp_path, given):
+def test_gold_labels_after_annotators_labels(tmp_path, given):
     header = "\t".join([*SNLI, *(f"label{i + 1}" for i in range(given)), "gold_label"])
     rows = [[*map(str, range(7)), "A b.", "C.", *["neutral"] * others, "entailment"] for others in (given, 1, 5)]
     path = write(tmp_path, "train.tsv", header + "\n" + "".join("\t".join(row) + "\n" for row in rows))

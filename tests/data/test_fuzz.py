@@ -243,7 +243,7 @@ def test_damaged_headers(form):
 
 
 @pytest.mark.parametrize(("name", "write"), [("a.tsv", tsv), ("a.jsonl", jsonl), ("a.csv", quoted(","))])
-def test_prepared_corpora_hold_what_is_read(tmp_path, name, write):
+def test_prepared_corpora_match_reading(tmp_path, name, write):
     draw = random.Random(name)
     path = tmp_path / name
     for _ in range(30):

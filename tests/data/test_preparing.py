@@ -97,7 +97,7 @@ def test_labels_by_id(tmp_path, labels):
                 ask(wrong)
 
 
-def test_of_hundreds_of_labels_a_message_lists_some(tmp_path):
+def test_messages_list_few_of_many_labels(tmp_path):
     corpus, many = prepare(write(tmp_path, TSV)), [f"label {number}" for number in range(500)]
     for ask in (corpus.label_ids, corpus.without_other_labels):
         said = refusal(ask, many)
@@ -106,7 +106,7 @@ def test_of_hundreds_of_labels_a_message_lists_some(tmp_path):
     assert len(corpus.without_other_labels(["x", *many]).bad_rows[0].reason) < 300
 
 
-def test_other_labels_can_be_left_out(tmp_path):
+def test_other_labels_can_be_skipped(tmp_path):
     corpus = prepare(write(tmp_path, TSV)).without_other_labels(["x", "z"])
     assert corpus.bad_rows == [BadRow(4, OTHER_LABEL)]
     dataset = corpus.encode(vocabulary_of(), ["z", "x"])
@@ -117,7 +117,7 @@ def test_other_labels_can_be_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_all_ways_give_what_reading_and_tokenizing_give(tmp_path, path, cached):
+def test_all_ways_match_reading_and_tokenizing(tmp_path, path, cached):
     packed = write(tmp_path, path.read_bytes(), "packed.tsv.gz")
     cache = tmp_path / "cache" if cached else None
     tokenize = get_tokenizer()
@@ -140,7 +140,7 @@ def test_the_second_time_nothing_is_tokenized(tmp_path, monkeypatch):
             prepare(path, cache=tmp_path / "cache", **options)
 
 
-def test_what_a_name_says_of_the_form_is_part_of_the_key(tmp_path):
+def test_the_cache_key_includes_the_form_from_the_name(tmp_path):
     tsv = write(tmp_path, "x,y\ta,b\tc\n", "w.tsv")
     (tmp_path / "w.csv").symlink_to(tsv)
     prepare(tsv, cache=tmp_path / "cache")
@@ -280,7 +280,7 @@ class TestProcesses:
 
         assert refusal(prepare, path, tokenize, workers=2) == "a worker process was killed; is memory short?"
 
-    def test_inside_a_process_that_may_have_none(self, path):
+    def test_inside_a_process_that_must_not_start_any(self, path):
         context = multiprocessing.get_context("fork")
         process = context.Process(target=prepare, args=(path,), kwargs={"workers": 2}, daemon=True)
         process.start()
@@ -296,7 +296,7 @@ class TestProcesses:
         results.close()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-    def test_after_a_mistake_nobody_waits_for_them(self, tmp_path, path):
+    def test_an_error_does_not_wait_for_them(self, tmp_path, path):
         rows = many_rows(2000).splitlines(keepends=True)
         rows[60] = "x\tonly one\n"
         write(tmp_path, "".join(rows))
@@ -393,7 +393,7 @@ def test_both_forms_of_snli_hold_the_same_examples(real_data):
 
 @pytest.mark.parametrize("skip_bad_rows", [True, False])
 @pytest.mark.parametrize(("ending", "module"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
-def test_a_file_that_is_cut_off_is_no_bad_row(tmp_path, ending, module, skip_bad_rows):
+def test_a_truncated_file_is_not_a_bad_row(tmp_path, ending, module, skip_bad_rows):
     """Skipping bad rows must not hide that all pairs after the cut are lost."""
     path = tmp_path / f"a.tsv.{ending}"
     whole = module.compress("".join(f"x\t{i * 7919 % 10007}\t{i}\n" for i in range(50_000)).encode())

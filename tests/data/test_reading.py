@@ -285,7 +285,7 @@ labels = sentences.map(str.strip).filter(lambda label: label not in ("", "-", "-
 
 
 @given(st.lists(st.tuples(labels, sentences, sentences), min_size=1))
-def test_whatever_is_written_is_read_back(rows):
+def test_written_rows_read_back(rows):
     keys = "label", "premise", "hypothesis"
     tsv = "".join("\t".join(row) + "\n" for row in [keys, *rows])
     jsonl = "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows)
@@ -323,7 +323,7 @@ def test_two_columns_where_labels_are_not_needed(tmp_path):
         assert read(path, *columns, labeled=False) == [("Why?", "How?", None)]
 
 
-def test_labels_that_json_writes_otherwise(tmp_path):
+def test_other_json_labels(tmp_path):
     rows = "".join(
         f'{{"premise": "a", "hypothesis": "b", "label": {label}}}\n' for label in ("2.0", "10", "true", "0.5")
     )
@@ -352,7 +352,7 @@ def test_quoted_fields(tmp_path):
         ("a.jsonl", GOOD_JSON + "{\n" + GOOD_JSON, [1, 3], [2]),
     ],
 )
-def test_bad_rows_can_be_left_out(tmp_path, name, content, lines, bad):
+def test_bad_rows_can_be_skipped(tmp_path, name, content, lines, bad):
     pairs, rows = read_and_bad_rows(write(tmp_path, name, content))
     assert ([pair.line for pair in pairs], [row.line for row in rows]) == (lines, bad)
 
@@ -369,7 +369,7 @@ def test_reading_that_fails_within_a_row_of_several_lines_loses_no_row_before(tm
 
 # A quoted row on two lines, unclosed quotes, an open quote after others, one quote per line, only quotes.
 @pytest.mark.parametrize("row", ['x,"a\nb",c\n', 'x,"a,b\n', 'a",""",' + 100 * "b" + "\n", '"\n', '""""""\n'], ids=repr)
-def test_time_grows_with_the_file_and_not_faster(row):
+def test_time_is_linear_in_the_file(row):
     assert_linear(lambda count: parse(io.BytesIO(b"x,a,b\n" + row.encode() * count), "csv", lambda row: None))
 
 

@@ -22,7 +22,7 @@ def test_numbers(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["neutral", "3,75", "1_000", "inf", "1e39", "٣", "3 4", "0x1", "."])
-def test_what_is_no_number(tmp_path, text):
+def test_bad_numbers(tmp_path, text):
     path = write(tmp_path, "a.tsv", f"sentence1\tsentence2\tscore\na\tb\t1\na\tb\t{text}\n")
     message = refusal(prepare, path, "whitespace", SCORES)
     assert message.startswith(

@@ -54,7 +54,7 @@ def check(lstm, x, batch_sizes, grad_y, backend="cpp", device="cpu"):
     return ours, exact
 
 
-def test_cudnn_s_training_mode_changes_nothing_else():
+def test_cudnn_training_mode_changes_only_gradients():
     """The way to get gradients in evaluation mode on a GPU, tested on a CPU, where PyTorch supports them."""
     lstm, x, batch_sizes, grad_y = make([9, 4, 4, 1], 5, 7)
     lstm.eval()
@@ -69,7 +69,7 @@ def test_cudnn_s_training_mode_changes_nothing_else():
 class TestOnAGPU:
     @pytest.mark.parametrize("backend", ["triton", "cudnn"])
     @pytest.mark.parametrize("training", [True, False])
-    def test_as_torch_nn_lstm(self, training, backend):
+    def test_same_as_nn_lstm(self, training, backend):
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
         exact = exactly(lstm, x, batch_sizes, grad_y)
         for mine, wanted in zip(run(lstm.train(training), x, batch_sizes, grad_y, backend, "cuda"), exact, strict=True):
@@ -150,7 +150,7 @@ def test_shapes_of_triton_s_programs(lengths, hidden_size, backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
-def test_nothing_else_than_what_is_asked_for(backend, device):
+def test_only_the_requested_results(backend, device):
     lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
     exact = exactly(lstm, x, batch_sizes, grad_y)
     lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
@@ -173,7 +173,7 @@ def test_nothing_else_than_what_is_asked_for(backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
-def test_a_bad_sentence_spoils_no_other(backend, device):
+def test_a_bad_sentence_affects_no_other(backend, device):
     lstm, x, batch_sizes, _ = make([6, 4, 4, 1], 6, 20)
     lstm, x = lstm.to(device), x.detach().to(device)
     clean = bilstm(lstm, x, batch_sizes, backend=backend).detach().cpu()
@@ -188,7 +188,7 @@ def test_a_bad_sentence_spoils_no_other(backend, device):
 
 @pytest.mark.parametrize("backend", ["cpp", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
 @pytest.mark.parametrize("sizes", [[2, 3], [1, 4], [0, 5], [5, 0], [6, -1]], ids=str)
-def test_sizes_that_cannot_be(sizes, backend):
+def test_impossible_sizes(sizes, backend):
     lstm, x, _, _ = make([5], 6, 7)
     with pytest.raises(
         ValueError, match=f"^batch_sizes must be positive and non-increasing, got {re.escape(str(sizes))}$"
@@ -198,7 +198,7 @@ def test_sizes_that_cannot_be(sizes, backend):
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("first_row", [[0, 1], [0, 0], [3, 1], [0, 7], [-5, 2**62]], ids=str)
-def test_a_lying_first_row_leads_nowhere_else(first_row):
+def test_a_wrong_first_row_stays_in_bounds(first_row):
     """Whatever its values, nothing is written past the cells' gradients."""
     from esim_fast.ops.triton import bilstm
 
@@ -228,7 +228,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", ["reference", None, "cuDNN's training mode"])
-def test_parameters_in_the_place_of_others(backend, training, device):
+def test_replaced_parameters(backend, training, device):
     """As torch.func.functional_call replaces them."""
     lstm, x, batch_sizes, _ = make([5, 3, 3], 6, 7)
     lstm, x = lstm.train(training).to(device), x.detach().to(device)
@@ -351,7 +351,7 @@ class TestIntegration:
         with pytest.raises(RuntimeError, match=r"jvp|forward"):
             torch.func.jvp(lambda x: bilstm(lstm, x, batch_sizes), (x.detach(),), (torch.ones_like(x),))
 
-    def test_what_changes_an_lstm_is_kept(self):
+    def test_customized_lstms(self):
         lstm, x, batch_sizes, _ = make([3, 2], 4, 5)
         calls = []
         lstm.register_forward_hook(lambda *_: calls.append(1))

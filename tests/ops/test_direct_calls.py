@@ -158,7 +158,7 @@ def test_wrong_arguments_of_every_kind(name):
         ("embedding_backward", {2: index(1, 1)}, "esim_fast: "),
     ],
 )
-def test_sizes_that_lie(name, changes, message):
+def test_wrong_sizes(name, changes, message):
     if name not in CALLS:
         pytest.skip("this processor has no VNNI")
     arguments = [changes.get(number, argument) for number, argument in enumerate(CALLS[name])]

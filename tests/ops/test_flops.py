@@ -76,7 +76,7 @@ def by_hand(lengths, train):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_a_ragged_batch_costs_what_its_words_cost(train):
+def test_a_ragged_batch_costs_only_its_words(train):
     net = esim_fast.ESIM(HIDDEN, WIDTH, 50, 3)
     p, h, p_lengths, h_lengths = batch(LENGTHS)
     together = flops(net, esim_fast.pack_pairs(p, h, p_lengths, h_lengths), train=train)

@@ -89,7 +89,7 @@ def test_empty_batches():
 
 
 @torch.no_grad()
-def test_huge_numbers_saturate_and_what_is_not_finite_stays_in_its_sentence():
+def test_huge_numbers_saturate_and_infinities_stay_in_their_sentence():
     lstm, x, batch_sizes, _ = make([5, 4, 4, 1], 20, 33)
     y = int8.bilstm(lstm, x, batch_sizes)
     second = [1, 5, 8, 11]  # rows of the second sentence

@@ -150,7 +150,7 @@ class TestKernels:
         assert all(torch.equal(ours, contiguous) for ours, contiguous in zip(*results, strict=True))
 
     @pytest.mark.parametrize("lengths", [([5, 3], [4, 16]), ([70, 3], [5, 66])], ids=["one tile", "many tiles"])
-    def test_padding_behind_sentences(self, lengths, backend, device, poisoned):
+    def test_right_padding(self, lengths, backend, device, poisoned):
         """Lengths on the CPU allow a small tile, however wide the padding is."""
         a, b = (torch.randn(2, n, 8, device=device) for n in (150, 81))
         counts = [torch.arange(x.shape[1]) < torch.tensor(n)[:, None] for x, n in zip((a, b), lengths, strict=True)]
@@ -286,7 +286,7 @@ class TestCpp:
         with pytest.raises(RuntimeError, match=message):
             run_backward(*grad_m, *given.values()) if backward else run(*given.values())
 
-    def test_gradients_of_a_wrong_shape_are_refused(self):
+    def test_gradients_of_a_wrong_shape_raise(self):
         arguments = case("cpu", "lengths")
         forward, backward = operators("cpp", "lengths")
         m_a, m_b = forward(*arguments)

@@ -111,7 +111,7 @@ class TestIntegration:
         m_a.float().sum().backward()
         assert a.grad.dtype == torch.float32
 
-    def test_forward_mode_is_refused_and_not_ignored(self, backend, device):
+    def test_forward_mode_raises(self, backend, device):
         a, b = torch.randn(2, 3, 8, device=device), torch.randn(2, 4, 8, device=device)
         with pytest.raises(RuntimeError, match=r"jvp|forward"):
             torch.func.jvp(lambda a: local_inference(a, b, backend=backend)[0], (a,), (torch.ones_like(a),))

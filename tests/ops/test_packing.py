@@ -157,7 +157,7 @@ def test_a_change_of_each_parameter_is_noticed(name):
         assert torch.equal(predict(net, x), predict(copy.deepcopy(net), x))
 
 
-def test_parameters_in_the_place_of_others():
+def test_replaced_parameters():
     net, x = make_net()
     other = copy.deepcopy(net)
     other_data(other)
@@ -168,7 +168,7 @@ def test_parameters_in_the_place_of_others():
     assert torch.equal(predict(net, x), before)
 
 
-def test_what_autograd_records_is_not_made_of_what_is_kept():
+def test_autograd_does_not_use_the_cache():
     net, x = Net(), torch.randn(11, 12)
     with torch.inference_mode():  # what is packed there is also used outside
         net(x)
@@ -287,7 +287,7 @@ MODES = {
     [*((x, nullcontext) for x in NOT_KEPT.values()), *((torch.randn(8, 4), mode) for mode in MODES.values())],
     ids=[*NOT_KEPT, *MODES],
 )
-def test_what_is_not_kept(x, mode):
+def test_parameters_that_are_not_cached(x, mode):
     with mode():
         assert not can_keep(x)
 

@@ -243,7 +243,7 @@ def test_masked_pool(holds, backend, case):
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @given(shape=st.tuples(*[st.integers(0, 2)] * 4), masked=st.booleans())
-def test_nothing_of_anything(backend, shape, masked):
+def test_empty_input(backend, shape, masked):
     batch, la, lb, width = shape
     a, b = (torch.randn(batch, n, width, requires_grad=True) for n in (la, lb))
     masks = [torch.zeros(batch, n, dtype=torch.bool) for n in (la, lb)] if masked else [None, None]
