@@ -48,17 +48,19 @@ def code_of(page: str, language: str) -> list[str]:
 def run(page: str, names: dict[str, object]) -> None:
     """Runs all blocks of a page in the current directory, Python's with ``names``.
 
-    A block of YAML is written to the file that its first comment names. A block marked ``<!-- not run -->`` needs a
-    network or a GPU.
+    A block of YAML or Python whose first comment names a file is written to it. A block marked
+    ``<!-- not run -->`` needs a network or a GPU.
     """
     for language, code, run_by_ci in blocks(page):
         if run_by_ci or language in SHOWN or language in ("bash skip", "python skip"):
             continue
+        if file := re.match(r"# (\S+\.(?:yaml|py))\n", code):
+            Path(file[1]).write_text(code, encoding="utf-8")
         if language == "bash":
             for line in code.replace("\\\n", " ").splitlines():
                 run_line(line)
         elif language == "yaml":
-            Path(re.match("# (.*)\n", code)[1]).write_text(code)
+            assert file, code
         elif "e = a @ b.T" in code:
             check_equations(code)
         else:

@@ -14,7 +14,7 @@ import torch
 import esim_fast
 from esim_fast import Classifier, metrics, recipe
 from tests import documented_files
-from tests.pages import PAGES, READMES, ROOT, SHOWN, blocks, needs, run, skip_without, text_of
+from tests.pages import PAGES, READMES, ROOT, SHOWN, blocks, needs, run, run_line, skip_without, text_of
 
 # What a page's code shows is a part of a training script, or of a network, that the reader has.
 WITH_A_SCRIPT = {*READMES, "docs/checkpoints.md", "docs/ops.md", "docs/differences.md", "docs/how-it-works.md"}
@@ -70,7 +70,9 @@ def test_every_block_runs(page, folder, capsys):
     run(page, names)
     for directory in re.findall(r"""--output ([\w-]+)|save_pretrained\("([\w-]+)"\)""", code):
         if "seeds" not in code:
-            Classifier.from_pretrained(folder / "".join(directory), device="cpu")
+            path = folder / "".join(directory)
+            tokenizer = json.loads((path / "config.json").read_text())["tokenizer"]
+            Classifier.from_pretrained(path, device="cpu", tokenizer=tokenizer)
     for name in re.findall(r"(?:-o|--errors|--confusion|>) ([\w.-]+)$", code, re.M):
         assert (folder / name).stat().st_size
     if page in checks:
@@ -111,6 +113,18 @@ def check_readme(names, printed):
     assert len(names["history"]) > 1
     assert [entry.keys() for entry in names["ranked"]] == [{"corpus_id", "score"}] * 2
     assert Path("attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+@after("README.zh-CN.md")
+def check_readme_in_chinese(names, printed):
+    for name in ("answers.jsonl", "answers-jieba.jsonl"):
+        answers = [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
+        assert len(answers) == 20
+        assert {answer["label"] for answer in answers} <= {"0", "1"}
+    for name in ("attention.html", "attention-jieba.html"):
+        assert "注销" in Path(name).read_text(encoding="utf-8")
+    assert names["cut"]("iPhone 的花呗") == ["iphone", "的", "花呗"]
+    run_line("esim-fast train --data lcqmc --tokenizer mytok:cut --output lcqmc-mytok")
 
 
 @after("docs/objectives.md")
