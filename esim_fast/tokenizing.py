@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cache
+from inspect import ismethod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import DataError, kind_and_reason
@@ -159,6 +161,9 @@ def name_of(tokenizer: str | Tokenizer) -> str:
     if isinstance(tokenizer, str):
         return tokenizer
     kind = tokenizer if hasattr(tokenizer, "__qualname__") else type(tokenizer)
+    # A module may export a method of an object, as jieba exports lcut. The class's method could not be called later.
+    if ismethod(kind) and getattr(sys.modules.get(kind.__module__), kind.__name__, None) == kind:
+        return f"{kind.__module__}:{kind.__name__}"
     return f"{getattr(kind, '__module__', 'builtins')}:{kind.__qualname__}"
 
 

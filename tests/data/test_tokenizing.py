@@ -1,5 +1,6 @@
 """Tokenizers give NLTK's words in lowercase."""
 
+import random
 import re
 import string
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def test_a_function_by_name():
     assert get_tokenizer("builtins:str.split") is str.split
     assert name_of(string.capwords) == "string:capwords"
     assert name_of(str.split) == "builtins:str.split"
+    assert name_of(random.choices) == "random:choices"  # a method of an object, as jieba.lcut
+    assert get_tokenizer("random:choices") == random.choices
     assert name_of("nltk") == "nltk"
 
 
