@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .layers import LocalInference, Pooling
     from .model import ESIM
     from .packed import PackedPairs, Rows, pack_pairs
+
+    __version__: str
 else:
     from importlib import import_module
 
@@ -33,6 +35,10 @@ else:
     }
 
     def __getattr__(name):  # noqa: ANN001
+        if name == "__version__":
+            from importlib.metadata import version  # not above, where it would be a name of this package
+
+            return version("esim_fast")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = import_module(f".{_HOMES[name]}", __name__)
@@ -41,7 +47,7 @@ else:
         return globals()[name]
 
     def __dir__():
-        return sorted({*globals(), *_HOMES})
+        return sorted({*globals(), *_HOMES, "__version__"})
 
 
 __all__ = [
