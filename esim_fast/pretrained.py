@@ -92,8 +92,8 @@ def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | No
         raise DataError(f"{path}: the model was trained with the tokenizer {trained_with}, not {given}")
     if given is None and ":" in trained_with:
         raise OwnTokenizerError(
-            f"{path}: the model was trained with a custom tokenizer, {trained_with}: "
-            "pass it as tokenizer= or --tokenizer to import and run it"
+            f"{path}: the model was trained with a custom tokenizer, which is imported only if you name it: "
+            f"--tokenizer {trained_with}, or tokenizer={trained_with!r} in Python"
         )
     return trained_with if given is None else given
 

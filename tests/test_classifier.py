@@ -277,7 +277,7 @@ class TestCustomTokenizer:
         monkeypatch.syspath_prepend(str(directory))
         config = json.loads((directory / "config.json").read_text()) | {"tokenizer": "evil:tokenize"}
         (directory / "config.json").write_text(json.dumps(config))
-        with pytest.raises(DataError, match=r"a custom tokenizer, evil:tokenize: pass it as tokenizer="):
+        with pytest.raises(DataError, match=r"a custom tokenizer, .*: --tokenizer evil:tokenize, or tokenizer="):
             Classifier.from_pretrained(directory)
 
     @pytest.mark.parametrize(
