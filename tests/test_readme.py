@@ -22,6 +22,12 @@ def test_what_ci_runs_is_the_same_on_every_page():
         assert all(block == readme[block.run_by_ci] for block in blocks(page) if block.run_by_ci)
 
 
+def test_it_is_read_in_minutes():
+    text = (ROOT / READMES[0]).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    assert len(text.split()) <= 1600
+
+
 def test_requirements_are_the_extras():
     extra = re.search(r"^test = (\[.*\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     lines = (ROOT / "requirements-test.txt").read_text().splitlines()
