@@ -31,17 +31,27 @@ from .trainable import Trainable
 
 
 class Prediction(NamedTuple):
-    """The prediction for one pair."""
+    """The prediction for one pair.
+
+    Attributes:
+        label: the predicted label.
+        probabilities: float32 ``[number of labels]`` on the CPU, in the order of ``Classifier.labels``.
+    """
 
     label: str
-    probabilities: Tensor  # float32 [number of labels] on the CPU, in the order of Classifier.labels
+    probabilities: Tensor
 
 
 class Predictions(NamedTuple):
-    """The predictions for n pairs, in input order."""
+    """The predictions for n pairs, in input order.
+
+    Attributes:
+        labels: the predicted labels.
+        probabilities: float32 ``[n, number of labels]`` on the CPU, columns in the order of ``Classifier.labels``.
+    """
 
     labels: list[str]
-    probabilities: Tensor  # float32 [n, number of labels] on the CPU, columns in the order of Classifier.labels
+    probabilities: Tensor
 
 
 class Classifier(Trainable):

@@ -38,7 +38,14 @@ def confusion_matrix(gold: ArrayLike, predicted: ArrayLike, labels: int) -> Arra
 
 
 class ClassFigures(NamedTuple):
-    """Metrics of each class: float64 ``[labels]``; ``support`` is its number of pairs, int64 ``[labels]``."""
+    """Metrics of each class.
+
+    Attributes:
+        precision: float64 ``[labels]``.
+        recall: float64 ``[labels]``.
+        f1: float64 ``[labels]``.
+        support: its number of pairs, int64 ``[labels]``.
+    """
 
     precision: Array
     recall: Array

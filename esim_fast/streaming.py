@@ -29,12 +29,19 @@ Written = TypeVar("Written")
 
 
 class Answer(NamedTuple):
-    """The prediction for a row."""
+    """The prediction for a row.
 
-    pair: Pair  # as in the file, with its line number
-    label: str  # for a regression model, the score's name
-    probabilities: list[float]  # in the order of Classifier.labels; for a regression model, only the score
-    unknown_words: tuple[int, int]  # how many words of the premise and of the hypothesis the model does not know
+    Attributes:
+        pair: as in the file, with its line number.
+        label: the predicted label; for a regression model, the score's name.
+        probabilities: in the order of ``Classifier.labels``; for a regression model, only the score.
+        unknown_words: how many words of the premise and of the hypothesis the model does not know.
+    """
+
+    pair: Pair
+    label: str
+    probabilities: list[float]
+    unknown_words: tuple[int, int]
 
 
 @dataclass(frozen=True)
