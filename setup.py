@@ -53,7 +53,9 @@ def find_cuda() -> Cuda | None:
     top = re.search(r"^#\$ TOP=(.+)$", text, flags=re.MULTILINE)
     if plan.returncode != 0 or top is None:
         sys.exit(f"esim_fast: {nvcc} does not work (ESIM_FAST_CUDA=0 builds without it): {text.strip()[-300:]}")
-    return Cuda(os.path.realpath(top[1]), re.findall(r'"(-L[^"]+)"', text))
+    home = os.path.realpath(top[1])
+    # NVIDIA's packages on PyPI have the libraries in lib, where their nvcc does not look.
+    return Cuda(home, [*re.findall(r'"(-L[^"]+)"', text), f"-L{home}/lib"])
 
 
 def cuda_architectures(cuda_home: str) -> list[str]:
