@@ -1,4 +1,4 @@
-"""From a file of sentence pairs to batches of word ids: read, tokenize, look up, batch."""
+"""Turn a file of sentence pairs into batches of word ids: read, tokenize, look up, batch."""
 
 from ..errors import DataError
 from ..tokenizing import TOKENIZERS, Tokenizer, get_tokenizer

@@ -1,7 +1,7 @@
-"""Pairs of sentences as word ids, in packed batches of similar length.
+"""Batch pairs of word ids, packed and of similar length.
 
-Nothing is padded, but bucketing by length pays all the same: a batch takes as many steps as its longest sentence has
-words, and SNLI's vary from 1 to 82.
+Bucketing by length pays even without padding, because a batch takes as many steps as its longest sentence has words,
+and SNLI's sentences have 1 to 82.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,45 +17,55 @@ from torch.utils.data import Dataset
 from ..packed import PackedPairs, move, pack_flat
 from .parallel import map_ahead
 
-_POOL = 100  # batches that are sorted together: enough for little padding, few enough to mix pairs between epochs
+_POOL = 100  # batches to sort together: enough that lengths are similar, few enough to mix pairs between epochs
 
 
-@dataclass(eq=False)  # not frozen, as PackedPairs
+@dataclass(eq=False)  # not frozen, like PackedPairs
 class Batch:
-    """B pairs as a model takes them: ``net(batch.pairs)``."""
+    """B pairs in the form that a model takes: ``net(batch.pairs)``.
+
+    Attributes:
+        pairs: the packed word ids.
+        labels: int64 ``[B]``, or float32 ``[B]`` for scores, or None.
+        indices: int64 ``[B]`` on the CPU, the place of each pair in the dataset.
+        whole: the number of pairs in the batch that this is a part of; B if it was not divided.
+    """
 
     pairs: PackedPairs
-    labels: torch.Tensor | None  # [B] int64, or float32 for scores
-    indices: torch.Tensor  # [B] int64, on the CPU: where in the dataset each pair stands
-    whole: int  # pairs of the batch that this is a part of: B, if it is not divided
+    labels: torch.Tensor | None
+    indices: torch.Tensor
+    whole: int
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on ``device``; a copy to a GPU is queued without waiting for it."""
+        """Return the batch on ``device``; copies to a GPU are asynchronous if the batch is pinned."""
         labels = None if self.labels is None else move(self.labels, device)
         return replace(self, pairs=self.pairs.to(device), labels=labels)
 
     def pin_memory(self) -> "Batch":
-        """The batch in pinned memory."""
+        """Return the batch in pinned memory."""
         labels = None if self.labels is None else self.labels.pin_memory()
         return replace(self, pairs=self.pairs.pin_memory(), labels=labels)
 
 
 class EncodedPairs(Dataset[Batch]):
-    """The word ids of n pairs.  ``dataset[indices]`` is the :class:`Batch` of those pairs.
+    """The word ids of n pairs; ``dataset[indices]`` is the ``Batch`` of those pairs.
 
-    All words lie one sentence after the other in a single array, which may be a file in memory, so a batch is one
-    gather, without a Python object per sentence or word.
+    All words are stored in one contiguous array, which may be memory-mapped. A batch is a single gather, without a
+    Python object per sentence or word.
 
     Args:
-        premises, hypotheses: n sequences of word ids each.
-        labels: n label ids, or n scores, which are floats; or None.
+        premises: n sequences of word ids.
+        hypotheses: n sequences of word ids.
+        labels: n label ids, or n scores as floats, or None.
 
     Attributes:
-        tokens, ids, begins: as :meth:`of_tokens` takes them.
-        lengths: int64 ``[n, 2]``, words of each premise and hypothesis.
+        tokens: int32 or int64 ``[number of tokens]``, word ids, or indices into ``ids``.
+        ids: int64 ``[distinct words]``, or None if tokens are word ids.
+        begins: int64 ``[n, 2]``, the offsets of each premise and hypothesis in ``tokens``.
+        lengths: int64 ``[n, 2]``, the number of words in each premise and hypothesis.
         labels: int64 ``[n]``, or float32 ``[n]`` for scores, or None.
     """
 
@@ -83,12 +93,13 @@ class EncodedPairs(Dataset[Batch]):
         lengths: np.ndarray,
         labels: np.ndarray | None = None,
     ) -> "EncodedPairs":
-        """Pairs whose words are numbered in their own way; no copy is made of them.
+        """Make pairs from a flat array of tokens, without copying it.
 
         Args:
-            tokens: int32 or int64 ``[number of tokens]``, places in ``ids``.
-            ids: int64 ``[distinct words]``, the id of each word; None where tokens are ids themselves.
-            begins, lengths: int64 ``[n, 2]``, where in ``tokens`` each premise and hypothesis lies.
+            tokens: int32 or int64 ``[number of tokens]``, word ids, or indices into ``ids``.
+            ids: int64 ``[distinct words]``, the id of each word; None if tokens are word ids.
+            begins: int64 ``[n, 2]``, the offsets of each premise and hypothesis in ``tokens``.
+            lengths: int64 ``[n, 2]``, the number of words in each premise and hypothesis.
             labels: int64 ``[n]``, or float32 ``[n]`` for scores, or None.
         """
         pairs = cls.__new__(cls)
@@ -98,13 +109,13 @@ class EncodedPairs(Dataset[Batch]):
 
     @classmethod
     def concatenated(cls, parts: "Sequence[EncodedPairs]") -> "EncodedPairs":
-        """The pairs of several, one behind the other; a single one is taken as it is.
+        """Concatenate the pairs of several datasets; a single one is returned unchanged.
 
         Raises:
-            ValueError: there are none, or some have labels and others have not.
+            ValueError: there are no datasets, or only some of them have labels.
         """
         if not parts or len({part.labels is None for part in parts}) > 1:
-            raise ValueError("expected pairs, all of them with labels or all without")
+            raise ValueError("expected one dataset or more, all with labels or all without")
         if len(parts) == 1:
             return parts[0]
         first_tokens = np.cumsum([0, *(len(part.tokens) for part in parts[:-1])])
@@ -148,26 +159,32 @@ def batches(
     prefetch: int = 0,
     pin_memory: bool = False,
 ) -> "Batches":
-    """Every pair once, in batches of pairs of similar length.
+    """Cut a dataset into batches of pairs of similar length, with every pair once.
 
-    With ``shuffle``, which pairs meet in a batch and the order of the batches follow from ``seed`` and ``epoch``
-    alone; without, the shortest pairs come first and the order is always the same.  ``Batch.indices`` puts
-    predictions back in the dataset's order.
+    With ``shuffle``, the batches and their order depend only on ``seed`` and ``epoch``. Without it, the shortest pairs
+    come first. Use ``Batch.indices`` to put predictions back in the dataset's order.
 
     Args:
-        batch_size: pairs in a batch (the last one may be smaller); this or ``max_tokens`` is given, or both.
-        max_tokens: tokens in a batch at most, premises and hypotheses together: long sentences come in small batches. A
-            pair with more tokens than that is a batch of its own.
-        start: batches to leave out at the beginning, where an epoch goes on in its middle.
-        shard: (r, n): of each batch, the r-th of n nearly equal parts, which together are the whole. All shards have
-            the same number of batches; parts of a batch of fewer than n pairs may be empty.
-        parts: into how many nearly equal parts, one after the other, each batch (or its shard) is divided in turn; the
-            last ones of a small batch may be empty.
-        prefetch: batches that a thread makes ahead. A GPU gains by that; a CPU that trains is busy itself.
-        pin_memory: batches lie where a GPU fetches them by itself.
+        dataset: the pairs.
+        batch_size: pairs in a batch; the last one may be smaller. Required unless ``max_tokens`` is given.
+        max_tokens: most tokens in a batch, counting premises and hypotheses, so that long sentences come in small
+            batches. A pair with more tokens has its own batch.
+        shuffle: whether to mix the pairs.
+        seed: seed of the random order.
+        epoch: number of the epoch, so that each epoch has another order.
+        start: batches to skip at the beginning, to continue in the middle of an epoch.
+        shard: (r, n), to get the r-th of n nearly equal parts of each batch, which together are the whole. All shards
+            have the same number of batches; parts of a batch of fewer than n pairs may be empty.
+        parts: yield each batch (or its shard) as this many nearly equal parts in a row; the last parts of a small batch
+            may be empty.
+        prefetch: batches that a thread prepares ahead. This helps on a GPU, but not if the CPU is busy training.
+        pin_memory: put batches in pinned memory, for asynchronous copies to a GPU.
+
+    Returns:
+        An iterable of batches that has a length and can be iterated over again.
 
     Raises:
-        ValueError: an argument is not as described.
+        ValueError: an argument is out of range, or neither ``batch_size`` nor ``max_tokens`` is given.
     """
     if batch_size is None and max_tokens is None:
         raise ValueError("expected batch_size or max_tokens, got neither")
@@ -188,10 +205,10 @@ def batches(
 
 @dataclass(eq=False, repr=False)
 class Batches:
-    """What :func:`batches` returns: the same batches in the same order, as often as it is iterated over."""
+    """The result of ``batches``: the same batches in the same order each time it is iterated over."""
 
     dataset: EncodedPairs
-    order: Sequence[tuple[np.ndarray, int]]  # a batch's indices, and the size of the batch that it is part of
+    order: Sequence[tuple[np.ndarray, int]]  # each batch's indices, and the size of the batch that it is a part of
     prefetch: int
     pin_memory: bool
 
@@ -202,7 +219,7 @@ class Batches:
         if not self.prefetch:
             yield from map(self._make, self.order)
             return
-        pool = ThreadPoolExecutor(1)  # a thread: processes take longer to hand a batch over than to make it
+        pool = ThreadPoolExecutor(1)  # a thread, because passing a batch between processes takes longer than making it
         try:
             yield from map_ahead(pool, self._make, self.order, self.prefetch)
         finally:
@@ -217,7 +234,7 @@ class Batches:
 def _order(
     dataset: EncodedPairs, batch_size: int | None, max_tokens: int | None, rng: np.random.Generator | None
 ) -> list[np.ndarray]:
-    """The dataset's indices, cut into batches of similar length."""
+    """Cut the dataset's indices into batches of similar length."""
     count, words = len(dataset), dataset.lengths.sum(1)
     if not count:
         return []
@@ -239,7 +256,7 @@ def _order(
 
 
 def _bounds(words: np.ndarray, most_words: int, most_pairs: int) -> list[int]:
-    """Where to cut, so that each piece has at most so many words and pairs, or is a single pair."""
+    """Return where to cut, so that each piece has at most so many words and pairs, or is a single pair."""
     ends, bounds = words.cumsum(), [0]
     while (begin := bounds[-1]) < len(words):
         before = ends[begin - 1] if begin else 0

@@ -1,8 +1,8 @@
-"""Results that took long to make, kept in files for the next start.
+"""Cache slow results in files.
 
-A file is memory-mapped safetensors: nothing in it is executed, and its sizes are checked before memory is taken. It is
-used if it was made from the same content with the same options and every byte is as it was written; otherwise it is
-made again.
+A cache file is memory-mapped safetensors, so that nothing in it is executed and its sizes are checked before memory is
+allocated. It is used only if it was made from the same content with the same options and its checksum matches.
+Otherwise the result is made again.
 """
 
 import hashlib
@@ -26,25 +26,30 @@ from .compression import compression_of
 
 Arrays = dict[str, Tensor]
 
-_LARGE = 512 * 2**20  # bytes of a file that take too long to read at every start
+_LARGE = 512 * 2**20  # bytes in a file that is too slow to hash at every start
 _log = logging.getLogger(__name__)
 
 
 def default_cache() -> Path | None:
-    """Where results are kept unless someone says otherwise: ``ESIM_FAST_CACHE``, or the user's folder for caches."""
+    """Return the default cache folder.
+
+    Returns:
+        ``ESIM_FAST_CACHE`` if that variable is set, otherwise ``esim_fast`` in the user's cache folder; None
+        for a user without a home.
+    """
     if os.environ.get("ESIM_FAST_CACHE"):
         return Path(os.environ["ESIM_FAST_CACHE"])
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches, "esim_fast") if os.path.isabs(caches) else None  # a user without a home
+    return Path(caches, "esim_fast") if os.path.isabs(caches) else None  # expanduser found no home
 
 
 def text_array(text: str) -> Tensor:
-    """A text, as an array among others."""
+    """Store a text as an array of bytes."""
     return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
 
 
 def text_of(array: Tensor) -> str:
-    """The text of such an array; ValueError if it is none."""
+    """Return the text in such an array; raise ValueError if it is not UTF-8."""
     return array.numpy().tobytes().decode()
 
 
@@ -57,23 +62,27 @@ def kept(
     content: str | None = None,
     fits: Callable[[Arrays], bool] = lambda arrays: True,
 ) -> Arrays:
-    """What ``make()`` returns for the file ``source`` under these options, kept in the folder ``cache``.
+    """Return ``make()`` for the file ``source`` and these options, from the cache if possible.
 
-    One process makes it and others that want the same wait for it. There is one file for each source and set of
-    options, replaced when the source's content has changed. Where nothing can be written, that is logged and the result
-    is returned all the same; with None as ``cache`` nothing is kept.
+    If several processes want the same result, one makes it and the others wait. Each source and set of options has one
+    file, which is replaced when the source's content has changed. If the file cannot be written, a warning is logged
+    and the result is returned all the same.
 
     Args:
-        content: what tells one content of the source from another; by default it is a file and looked at.
-        fits: whether arrays are such as ``make()`` returns: a checksum tells of damage, not of somebody else's writing.
+        cache: the folder of cache files; None saves nothing.
+        source: the name of the source.
+        options: everything else that the result depends on.
+        make: makes the result.
+        content: a string that changes with the source's content; None: work it out from the file.
+        fits: checks that cached arrays are valid; the checksum detects damage, but not a file that someone else wrote.
 
     Raises:
-        DataError: the source cannot be read.
-        Exception: whatever ``make`` raises; nothing is kept then.
+        DataError: the source cannot be read, or changed while it was read.
+        Exception: whatever ``make`` raises; nothing is saved then.
     """
     if cache is None or (content is None and not os.path.isfile(source)):  # a pipe can be read only once
         return make()
-    options = {**options, "compression": compression_of(source)}  # that, too, is said by the name alone
+    options = {**options, "compression": compression_of(source)}  # which only the source's name tells
     place = json.dumps({"source": os.path.realpath(source), **options}, sort_keys=True)
     stem = re.sub(r"\W", "-", Path(source).name.partition(".")[0], flags=re.ASCII)[:64]
     path = Path(cache) / f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:16]}.safetensors"
@@ -87,13 +96,13 @@ def kept(
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            _log.warning("%s: waiting for another process that prepares it", source)
+            _log.warning("%s: waiting for another process that is preparing it", source)
             lock.acquire()
-    except (OSError, NotImplementedError) as error:  # the latter where the file system knows no locks
-        _log.warning("%s: cannot be written, so the next start will take as long: %s", cache, error)
+    except (OSError, NotImplementedError) as error:  # the latter if the file system does not support locks
+        _log.warning("%s: cannot write the cache, so the next start will take as long: %s", cache, error)
         return make()
     try:
-        found = _read(path, key, fits)  # made by another process meanwhile
+        found = _read(path, key, fits)  # another process may have made it meanwhile
         return _make(path, key, make, None if content else source, fits) if found is None else found
     finally:
         lock.release()
@@ -104,22 +113,22 @@ def _make(
 ) -> Arrays:
     arrays = make()
     if source is not None and _content(source) != json.loads(key)["content"]:
-        raise DataError(f"{source}: it was changed while it was read")
+        raise DataError(f"{source}: the file changed while it was read")
     metadata = {"key": key, "checksum": _checksum(key, arrays)}
     contiguous = {name: array.contiguous() for name, array in arrays.items()}
     try:
         replace_file(path, lambda partial: safetensors.torch.save_file(contiguous, partial, metadata))
     except (OSError, safetensors.SafetensorError) as error:
-        _log.warning("%s: cannot be written, so the next start will take as long: %s", path, first_line(error))
+        _log.warning("%s: cannot write the cache, so the next start will take as long: %s", path, first_line(error))
         return arrays
-    return _read(path, key, fits) or arrays  # from the file, their memory can be taken back when it is short
+    return _read(path, key, fits) or arrays  # the system can reclaim memory-mapped pages when memory is short
 
 
 def _content(source: str) -> str:
-    """What tells one content of a file from another.
+    """Return a string that changes with the content of a file.
 
-    A small file is known by its bytes. A large one is known by its place on the disk, its size and when it changed:
-    reading it takes longer than a clock's tick, so no change can hide between two looks at it.
+    A small file is identified by a hash. A large one is identified by its inode, size and times of change. Reading it
+    takes longer than a tick of the file system's clock, so a change between two looks at these always shows.
     """
     with naming(source), open(source, "rb") as file:
         about = os.fstat(file.fileno())
@@ -132,8 +141,8 @@ def _content(source: str) -> str:
 
 
 def _read(path: Path, key: str, fits: Callable[[Arrays], bool]) -> Arrays | None:
-    """The arrays of a file, if it is whole and has this key."""
-    if not path.is_file():  # nobody waits for a pipe
+    """Return the arrays of a file, or None unless it is intact and has this key."""
+    if not path.is_file():  # opening a pipe would block
         return None
     try:
         with safetensors.safe_open(path, "pt") as file:

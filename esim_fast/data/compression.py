@@ -1,4 +1,4 @@
-"""Opens files, and unpacks those whose names say so (``.gz``, ``.bz2``, ``.xz``, ``.zip``), a piece at a time."""
+"""Open files, decompressing a block at a time those whose names end in ``.gz``, ``.bz2``, ``.xz`` or ``.zip``."""
 
 import bz2
 import contextlib
@@ -18,52 +18,52 @@ from ..errors import DataError, listed, reason_of
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)  # what reading a file raises
 
-_XZ_MEMORY = 2**27  # bytes that its decoder may take; xz -9 needs half of that
+_XZ_MEMORY = 2**27  # bytes that the decoder may use; xz -9 needs half of that
 ZIP_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_NO_ZIP = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OverflowError)  # what its directory can lead to
-_BLOCK = 2**16  # compressed bytes that are read at once
-# How files begin that are not text, and what to do about them.
+_NO_ZIP = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OverflowError)  # what a bad zip directory can raise
+_BLOCK = 2**16  # compressed bytes to read at a time
+# The first bytes of files that are not plain UTF-8 text, and the remedy for each.
 _BEGINNINGS = {
-    b"\x1f\x8b": "a gzip file: its name should end in .gz",
-    **{b"BZh%d1AY&SY" % level: "a bzip2 file: its name should end in .bz2" for level in range(1, 10)},
-    b"\xfd7zXZ\0": "an xz file: its name should end in .xz",
-    b"\x28\xb5\x2f\xfd": "a zstd file: unpack it first",
-    b"ARROW1": "an Arrow file: write it as .parquet, or as .csv",
-    b"\xd0\xcf\x11\xe0": "a file of Excel or Word: save it as .csv",
-    b"PK\x03\x04": "a zip archive: its name should end in .zip",
-    b"PAR1\x15": "a Parquet file: it must not be compressed, and its name should end in .parquet",
-    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive: unpack it first",
-    b"Rar!\x1a": "a RAR archive: unpack it first",
-    b"\xff\xfe\0\0": "UTF-32: convert it: iconv -f UTF-32 -t UTF-8 OLD > NEW",
-    b"\0\0\xfe\xff": "UTF-32: convert it: iconv -f UTF-32 -t UTF-8 OLD > NEW",
-    b"\xff\xfe": "UTF-16: convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
-    b"\xfe\xff": "UTF-16: convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
-    b"version https://git-lfs": "a pointer of Git LFS, not the file: fetch that with git lfs pull",
+    b"\x1f\x8b": "a gzip file; its name should end in .gz",
+    **{b"BZh%d1AY&SY" % level: "a bzip2 file; its name should end in .bz2" for level in range(1, 10)},
+    b"\xfd7zXZ\0": "an xz file; its name should end in .xz",
+    b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first",
+    b"ARROW1": "an Arrow file; save it as .parquet or .csv",
+    b"\xd0\xcf\x11\xe0": "an Excel or Word file; save it as .csv",
+    b"PK\x03\x04": "a zip archive; its name should end in .zip",
+    b"PAR1\x15": "a Parquet file; it must not be compressed, and its name should end in .parquet",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive; unpack it first",
+    b"Rar!\x1a": "a RAR archive; unpack it first",
+    b"\xff\xfe\0\0": "UTF-32; convert it with iconv -f UTF-32 -t UTF-8 OLD > NEW",
+    b"\0\0\xfe\xff": "UTF-32; convert it with iconv -f UTF-32 -t UTF-8 OLD > NEW",
+    b"\xff\xfe": "UTF-16; convert it with iconv -f UTF-16 -t UTF-8 OLD > NEW",
+    b"\xfe\xff": "UTF-16; convert it with iconv -f UTF-16 -t UTF-8 OLD > NEW",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file; download it with git lfs pull",
 }
 _WEB_PAGES = (b"<!doctype", b"<html")
 
 
 def what_it_is(beginning: bytes) -> str | None:
-    """What a file is that begins like this and is not what was expected, with the remedy; None if that does not say."""
+    """Return what kind of file begins like this, with the remedy; None if it may be plain text."""
     if beginning.removeprefix(BYTE_ORDER_MARK).lstrip()[:9].lower().startswith(_WEB_PAGES) and b"\t" not in beginning:
-        return "a web page, not the file: download it again"
+        return "a web page instead of the file; download it again"
     if beginning[257:265] in (b"ustar\x0000", b"ustar  \0"):
-        return "a tar archive: unpack it first"
+        return "a tar archive; unpack it first"
     if beginning.startswith(b"PK\x03\x04") and b"[Content_Types].xml" in beginning[:100]:
-        return "a file of Excel or Word: save it as .csv"
+        return "an Excel or Word file; save it as .csv"
     return next((what for magic, what in _BEGINNINGS.items() if beginning.startswith(magic)), None)
 
 
 def compression_of(name: str) -> str:
-    """How a file of this name is compressed: "gz", "bz2", "xz", "zip", or "" if it is not."""
+    """Return a file's compression by its name: "gz", "bz2", "xz", "zip", or "" for none."""
     ending = os.path.splitext(name.lower())[1].removeprefix(".")
     return ending if ending in _OPENERS else ""
 
 
 def unpacked_name(name: str) -> str:
-    """The name of what a file holds, in lower case, without the ending of its compression.
+    """Return a file's name in lower case, without the suffix of its compression.
 
-    Of a zip archive that can be read, that is the name of its only part.
+    For a readable zip archive of one file, return the name of that file.
     """
     compression = compression_of(name)
     if compression == "zip" and os.path.isfile(name):
@@ -75,10 +75,10 @@ def unpacked_name(name: str) -> str:
 
 
 def open_file(path: str | os.PathLike[str]) -> BufferedIOBase:
-    """Open a file to read its bytes, through the decompression that its name asks for.
+    """Open a file for reading bytes, decompressed according to its name.
 
     Raises:
-        DataError: a zip archive is damaged, or holds no file, several, or one with a password.
+        DataError: a zip archive is damaged, password-protected, or does not hold exactly one file.
         OSError: the file cannot be opened.
     """
     name = os.fspath(path)
@@ -86,10 +86,10 @@ def open_file(path: str | os.PathLike[str]) -> BufferedIOBase:
 
 
 def create_file(path: str | os.PathLike[str]) -> BufferedIOBase:
-    """Open a file to write bytes to it, compressed as its name says.
+    """Open a file for writing bytes, compressed according to its name.
 
     Raises:
-        ValueError: its name ends in ``.zip``.
+        ValueError: the name ends in ``.zip``.
         OSError: the file cannot be opened.
     """
     name = os.fspath(path)
@@ -122,10 +122,10 @@ def _open_zip(name: str) -> BufferedIOBase:
             parts = _parts(archive)
             if len(parts) != 1:
                 names = listed([part.filename for part in parts]) or "none"
-                raise DataError(f"{name}: expected a zip archive of one file, got {names}: unpack it and name the file")
+                raise DataError(f"{name}: expected a zip archive of one file, got {names}; unpack it and name the file")
             if parts[0].flag_bits & 1 or parts[0].compress_type not in ZIP_COMPRESSIONS:
-                raise DataError(f"{name}: a zip archive with a password or of an unusual compression: unpack it first")
-            return cast(BufferedIOBase, archive.open(parts[0]))  # which stays open
+                raise DataError(f"{name}: a zip archive with a password or unsupported compression; unpack it first")
+            return cast(BufferedIOBase, archive.open(parts[0]))  # stays open after the archive is closed
     except DataError:
         raise
     except _NO_ZIP as error:
@@ -141,15 +141,15 @@ _OPENERS: dict[str, Callable[[str], BufferedIOBase]] = {
 
 
 def _parts(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The files of an archive, without the folders, and what macOS adds."""
-    files = [part for part in archive.infolist() if not part.filename.endswith("/")]  # is_dir() wants a name
+    """Return the files of an archive, without folders and without the metadata that macOS adds."""
+    files = [part for part in archive.infolist() if not part.filename.endswith("/")]  # is_dir() fails on an empty name
     return [part for part in files if not part.filename.startswith("__MACOSX/")]
 
 
 class _Streams(io.RawIOBase):
-    """The bytes of a .bz2 or .xz file, which is one compressed stream or several, one behind the other.
+    """The bytes of a .bz2 or .xz file, which may be several compressed streams in a row.
 
-    Python's own readers take a damaged stream behind the first for the end of the file, and of .xz as much memory as
+    Python's own readers end silently at a damaged stream after the first one. For .xz, they also use as much memory as
     the file asks for, up to 4 GiB.
     """
 
@@ -180,7 +180,7 @@ class _Streams(io.RawIOBase):
                     return len(found)
 
     def _next_stream(self) -> bytes:
-        """The first bytes of the stream behind this one, if there is any; zeros may be between them."""
+        """Return the first bytes of the next stream, if there is one; skip zeros before it."""
         rest = self._decoder.unused_data.lstrip(b"\0")
         while not rest and (block := self._file.read(_BLOCK)):
             rest = block.lstrip(b"\0")
@@ -192,7 +192,7 @@ class _Streams(io.RawIOBase):
         except lzma.LZMAError as error:
             if "Memory usage limit" not in str(error):
                 raise
-            message = f"unpacking it takes more than {_XZ_MEMORY // 2**20} MiB of memory: unpack it first with xz -d"
+            message = f"unpacking it takes more than {_XZ_MEMORY // 2**20} MiB of memory; unpack it first with xz -d"
             raise lzma.LZMAError(message) from error
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Pairs by the distinct sentences in them: what is done for a sentence alone need be done only once."""
+"""Group pairs by their distinct sentences, so that work on a sentence alone is done only once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from .batches import EncodedPairs
 
 @dataclass(frozen=True, eq=False)
 class SharedSentences:
-    """n pairs of S distinct sentences, with R words in all.
+    """n pairs made of S distinct sentences, which have R words in all.
 
     Attributes:
-        source: where the sentences' words are.
-        begins, lengths: int64 ``[S]``, where in ``source.tokens`` each sentence lies.
-        members: int64 ``[n, 2]``, which sentences are premise and hypothesis of each pair.
+        source: the pairs that hold the sentences' words.
+        begins: int64 ``[S]``, the offset of each sentence in ``source.tokens``.
+        lengths: int64 ``[S]``, words in each sentence.
+        members: int64 ``[n, 2]``, the sentences that are each pair's premise and hypothesis.
     """
 
     source: EncodedPairs
@@ -27,28 +28,28 @@ class SharedSentences:
 
     @classmethod
     def of(cls, sentences: Sequence[Sequence[int]], members: np.ndarray) -> "SharedSentences":
-        """Pairs of sentences that are given as word ids."""
+        """Make pairs of sentences that are given as word ids."""
         source = EncodedPairs(sentences, [()] * len(sentences), None)
         return cls(source, source.begins[:, 0], source.lengths[:, 0], members)
 
     @property
     def words(self) -> int:
-        """R."""
+        """R, the number of words in all sentences."""
         return int(self.lengths.sum())
 
     def word_ids(self) -> torch.Tensor:
-        """int64 ``[R]``, the words of all sentences, one sentence behind the other."""
+        """Return the words of all sentences, concatenated: int64 ``[R]``."""
         places = np.repeat(self.begins - self._first_rows, self.lengths) + np.arange(self.words)
         tokens = self.source.tokens[places].long()
         return tokens if self.source.ids is None else self.source.ids[tokens]
 
     def sentences(self) -> EncodedPairs:
-        """Each sentence, as a pair with an empty one. In place of word ids there are places in :meth:`word_ids`."""
+        """Return each sentence paired with an empty one; its tokens are positions in ``word_ids()``."""
         begins, lengths = (np.stack([part, np.zeros_like(part)], 1) for part in (self._first_rows, self.lengths))
         return EncodedPairs.of_tokens(np.arange(self.words), None, begins, lengths)
 
     def pairs(self, tokens: torch.Tensor | None = None) -> EncodedPairs:
-        """The pairs, with ``tokens [R]`` in place of word ids; None: places in :meth:`word_ids`."""
+        """Return the pairs, with ``tokens`` ``[R]`` as their tokens; None: positions in ``word_ids()``."""
         begins, lengths = self._first_rows[self.members], self.lengths[self.members]
         return EncodedPairs.of_tokens(
             np.arange(self.words) if tokens is None else tokens.numpy(), None, begins, lengths
@@ -60,13 +61,13 @@ class SharedSentences:
 
 
 def shared_sentences(pairs: EncodedPairs, words: int) -> Iterator[SharedSentences]:
-    """All pairs in their order, a part at a time: each ends with the pair that brings its sentences to ``words``."""
+    """Yield all pairs in order, in parts that each end once their distinct sentences have ``words`` words."""
     tokens, begins, lengths = pairs.tokens.numpy(), pairs.begins.ravel(), pairs.lengths.ravel()
     size, content = tokens.itemsize, memoryview(cast(Any, tokens.view(np.uint8)))
-    place_of: dict[bytes, int] = {}  # the same bytes are the same words
-    firsts: list[int] = []  # where each sentence stands for the first time
+    place_of: dict[bytes, int] = {}  # by token bytes, which are equal exactly if the words are
+    firsts: list[int] = []  # where each sentence first occurs
     members: list[int] = []
-    found = 0  # words of these sentences
+    found = 0  # words in these sentences
 
     def part() -> SharedSentences:
         return SharedSentences(pairs, begins[firsts], lengths[firsts], np.array(members, np.int64).reshape(-1, 2))

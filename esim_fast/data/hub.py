@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face hub, or saved by its library: ``hub:NAME``, ``hub:NAME:CONFIGURATION``, ``…#SPLIT``;
-and Parquet, in which it keeps them.
+"""Read datasets of the Hugging Face hub, datasets saved to disk, and Parquet files.
 
-Needs the extra ``esim_fast[hub]``. Classes become their names, so that no order of theirs can change a label's meaning.
+Datasets are named ``hub:NAME`` or ``hub:NAME:CONFIGURATION``, and their splits ``…#SPLIT``. This module needs the
+extra ``esim_fast[hub]``. Class ids become class names, so that no order of classes can change what a label means.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .compression import open_file
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-_ROWS, _ROWS_AT_ONCE = 1000, 16  # that are decoded together, and made objects of Python
-_LARGEST_GROUP = 2**30  # bytes of rows that Parquet keeps together, and that must be read so
+_ROWS, _ROWS_AT_ONCE = 1000, 16  # rows to decode together, and to convert to Python objects together
+_LARGEST_GROUP = 2**30  # bytes in a row group, which Parquet can only read as a whole
 _SPLITS = {
     "train": ("train",),
     "dev": ("validation", "dev", "validation_matched"),
@@ -27,12 +27,12 @@ _SPLITS = {
 
 
 def find_splits(name: str) -> tuple[str, str, str | None]:
-    """Names of the training, dev and test split of a data set."""
+    """Return the names of a dataset's training, dev and test splits."""
     splits = _load(name)
     train, dev, test = (
         next((f"{name}#{split}" for split in names if split in splits), None) for names in _SPLITS.values()
     )
-    if "validation_matched" in splits:  # the labels of MultiNLI's test sets are not public
+    if "validation_matched" in splits:  # MultiNLI, whose test labels are not public
         test = f"{name}#validation_mismatched"
     if train is None or dev is None:
         expected = _SPLITS["dev" if train else "train"]
@@ -41,7 +41,7 @@ def find_splits(name: str) -> tuple[str, str, str | None]:
 
 
 def dataset_lines(name: str) -> Iterator[bytes]:
-    """The rows of ``hub:NAME#SPLIT`` as lines of JSON."""
+    """Yield the rows of ``hub:NAME#SPLIT`` as lines of JSON."""
     from datasets import ClassLabel, Value  # optional, and slow to import
 
     rows = _split(name)
@@ -51,10 +51,10 @@ def dataset_lines(name: str) -> Iterator[bytes]:
 
 
 def parquet_lines(name: str) -> Iterator[bytes]:
-    """The rows of a Parquet file as lines of JSON. Columns of anything but text, numbers and booleans are left out.
+    """Yield the rows of a Parquet file as lines of JSON; skip columns other than text, numbers and booleans.
 
     Raises:
-        DataError: pyarrow is not installed, the file is not Parquet, or its rows take more memory than they may.
+        DataError: pyarrow is not installed, the file is not Parquet, or a row group is too large.
     """
     try:
         import pyarrow  # optional, and slow to import
@@ -72,7 +72,7 @@ def parquet_lines(name: str) -> Iterator[bytes]:
                 [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
                 for kinds in (text, plain)
             )
-            # A string that many rows share must not take its size in each of them.
+            # Keep a string that many rows share in memory only once.
             file = parquet.ParquetFile(source, read_dictionary=strings)
             classes = _classes_of(schema.metadata or {})
             for group in range(file.num_row_groups):
@@ -86,7 +86,7 @@ def parquet_lines(name: str) -> Iterator[bytes]:
 
 
 def _classes_of(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of classes by column, as Hugging Face's library notes them in a Parquet file."""
+    """Return class names by column, as Hugging Face's library stores them in a Parquet file."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {name: list(map(str, kind["names"])) for name, kind in features.items() if "names" in kind}
@@ -104,7 +104,7 @@ def _json_lines(rows: Iterable[dict[str, Any]], classes: dict[str, list[str]]) -
 
 
 def fingerprint(name: str) -> str:
-    """What tells one content of a split from another."""
+    """Return a string that changes with the content of a split."""
     return str(_split(name)._fingerprint)
 
 

@@ -1,4 +1,4 @@
-"""Word vectors in ``.npz`` archives: the arrays ``words`` and ``vectors``, of which a part at a time is read."""
+"""Read word vectors from ``.npz`` archives with the arrays ``words`` and ``vectors``, a block of rows at a time."""
 
 import math
 import warnings
@@ -14,25 +14,27 @@ from ..errors import DataError, naming, one_line
 from .compression import ZIP_COMPRESSIONS
 from .reading import BadRow
 
-OnRead: TypeAlias = Callable[[int], object]  # gets a number of bytes
+OnRead: TypeAlias = Callable[[int], object]  # called with a number of bytes
 
-WIDEST = 10_000  # numbers of a vector; whoever says more must not make us take the memory
+WIDEST = 10_000  # numbers in a vector; a header that claims more must not make us allocate that much
 LONGEST_WORD = 2_000  # characters, or bytes
-_BLOCK = 2**18  # bytes that are read at once
-# SystemError: of Python, for what numpy takes for a character and is none.
+_BLOCK = 2**18  # bytes to read at a time
+# Python raises SystemError for invalid characters in an array of text.
 _NO_NPZ = (EOFError, ValueError, RuntimeError, OverflowError, SystemError, zipfile.BadZipFile, zlib.error)
 
 
 def npz_rows(
     name: str, wanted: Collection[str], on_read: OnRead
 ) -> Generator[tuple[str, np.ndarray] | BadRow, None, None]:
-    """Yield the wanted words of an ``.npz`` archive with their vectors, or why a row cannot be used.
+    """Yield the wanted words of an ``.npz`` archive with their vectors, and the rows that cannot be used.
 
     Args:
-        on_read: called with how many unpacked bytes were read, some at a time.
+        name: the archive.
+        wanted: the words to look for.
+        on_read: called now and then with the number of uncompressed bytes read since the last call.
 
     Raises:
-        DataError: the file cannot be read or is no such archive.
+        DataError: the file cannot be read, or is not such an archive.
     """
     try:
         with naming(name), zipfile.ZipFile(name) as archive:
@@ -40,7 +42,7 @@ def npz_rows(
             if files.count("words.npy") != 1 or files.count("vectors.npy") != 1:
                 keys = ", ".join(file.removesuffix(".npy") for file in files)
                 raise DataError(f"{name}: expected the arrays words and vectors, got {keys or 'none'}")
-            # Those that numpy has; others expand without bounds.
+            # Only numpy's own compressions are allowed, because others may expand without bounds.
             if any(
                 archive.getinfo(file).compress_type not in ZIP_COMPRESSIONS for file in ("words.npy", "vectors.npy")
             ):
@@ -48,7 +50,7 @@ def npz_rows(
             with archive.open("words.npy") as words_file, archive.open("vectors.npy") as vectors_file:
                 words, vectors = _StoredArray(words_file, on_read), _StoredArray(vectors_file, on_read)
                 _check_npz(words, vectors, name)
-                rows: dict[str, int] = {}  # the first of each word
+                rows: dict[str, int] = {}  # the first row of each word
                 for row, word in enumerate(chain.from_iterable(block.tolist() for block in words.blocks())):
                     if word in wanted:
                         rows.setdefault(word, row)
@@ -66,17 +68,17 @@ def npz_rows(
 
 
 class _StoredArray:
-    """An array in an archive, of which some rows at a time are read."""
+    """An array in an archive, read a block of rows at a time."""
 
     def __init__(self, file: IO[bytes], on_read: OnRead) -> None:
-        """Read what comes before the numbers, or raise a ValueError."""
-        if np.lib.format.read_magic(file) != (1, 0):  # the later ones are for arrays of records
+        """Read the header; raise ValueError if it is invalid."""
+        if np.lib.format.read_magic(file) != (1, 0):  # later versions are for structured arrays
             raise ValueError("not a plain array")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Python 2 is no more
+                warnings.simplefilter("error")  # reject headers written by Python 2
                 self.shape, is_fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
-        except Exception as error:  # numpy has a parser for headers, and each of its parts raises something else
+        except Exception as error:  # numpy's header parser raises many kinds of exceptions
             raise ValueError("not a plain array") from error
         if self.dtype.hasobject or not self.dtype.itemsize or min(self.shape, default=-1) < 0:
             raise ValueError("not a plain array")
@@ -84,13 +86,13 @@ class _StoredArray:
         self._file, self._on_read = file, on_read
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield all rows, some at a time, or raise a ValueError where they are not all there, or not all there is."""
+        """Yield all rows in blocks; raise ValueError if rows are missing or bytes follow them."""
         count, *others = self.shape
         yield from self._read(count, *others)
         self._check_end()
 
     def taken(self, places: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield the rows at these places, which rise; raises as :meth:`blocks` does."""
+        """Yield the rows at ascending places; raise ValueError as ``blocks`` does."""
         if not self.is_fortran:
             wanted = set(places)
             yield from (row for place, row in enumerate(chain.from_iterable(self.blocks())) if place in wanted)

@@ -1,4 +1,4 @@
-"""From a row's bytes to a pair of sentences, or to what is wrong with the row."""
+"""Parse a row's bytes into a pair of sentences, or say what is wrong with the row."""
 
 import contextlib
 import json
@@ -13,16 +13,21 @@ from .columns import IDS, NAMES, SCORE_NAMES, SPLITS, Columns, either, split_row
 from .compression import what_it_is
 from .scores import is_score, score_of
 
-NO_LABELS = ("-", "-1")  # where the annotators did not agree: of SNLI and MultiNLI, of Hugging Face's data sets
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which JSON can spell and no file of ours could hold
+NO_LABELS = ("-", "-1")  # no gold label: "-" in SNLI and MultiNLI, -1 in Hugging Face's datasets
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can spell but UTF-8 cannot encode
 _WHOLE_NUMBER = re.compile(r"(-?\d+)\.0+")
 _PREMISES, _HYPOTHESES = frozenset(NAMES["premise"]), frozenset(NAMES["hypothesis"])
 
 
 class Pair(NamedTuple):
-    """Two sentences and how they relate; ``label`` is None where nobody said, ``line`` counts from 1 in its file.
+    """Two sentences and their label.
 
-    ``id`` is what the file calls the row, if it has a column or key of a known name for that.
+    Attributes:
+        premise: the first sentence.
+        hypothesis: the second sentence.
+        label: the label, or None if there is no gold label.
+        line: the row's line in the file, counted from 1.
+        id: the row's id, if the file has a column or key with one of the known names for ids.
     """
 
     premise: str
@@ -34,24 +39,24 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class DelimitedRows:
-    """Parses the rows of a file of columns, once its first rows have settled which is which."""
+    """Parse the rows of a file with columns, once its first rows have settled which column is which."""
 
     columns: Columns
     delimiter: str | None
     labeled: bool
     label_map: Mapping[str, str]
-    part: str | None  # what the first row is for, where a column says it
+    part: str | None  # the split of the first row, if a column names it
     scores: bool  # whether labels are scores
 
     def __call__(self, content: bytes, line: int) -> Pair:
         fields, columns, places = split_row(decode(content), self.delimiter), self.columns, self.columns.places
         if len(fields) not in columns.widths:
             unquoted = self.delimiter is None and any(field.startswith('"') for field in fields)
-            hint = " (are there quoted fields?)" if unquoted else ""
+            hint = " (are some fields quoted?)" if unquoted else ""
             raise BadRowError(f"expected {columns.widths[0]} columns, got {len(fields)}{hint}")
         premise, hypothesis = fields[places["premise"]], fields[places["hypothesis"]]
         if (premise in _PREMISES and hypothesis in _HYPOTHESES) or fields == columns.header:
-            raise BadRowError("expected a pair, got the header again: were two files joined?")
+            raise BadRowError("expected a pair, got the header again (were two files joined?)")
         if self.part is not None and columns.split is not None:
             _check_part(fields[columns.split], self.part)
         label = None
@@ -63,7 +68,7 @@ class DelimitedRows:
 
 
 class JsonRows:
-    """Parses the rows of a file that holds JSON objects."""
+    """Parse the rows of a file of JSON objects."""
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class JsonRows:
         self.keys = SCORE_NAMES if scores else NAMES
         if columns is not None:
             self.keys = {role: (key,) for role, key in zip(NAMES, columns, strict=False)}
-        self.hint = ": name the keys with --columns" if columns is None else ""
+        self.hint = "; name the keys with --columns" if columns is None else ""
         self.labeled, self.label_map, self.part, self.scores = labeled, label_map, part, scores
         self.id_key = id_key
 
@@ -87,7 +92,7 @@ class JsonRows:
         if self.part is not None:
             _check_part(part_of(record), self.part)
         label = None
-        # Where no label is needed, one that cannot be read is none.
+        # Unless labels are required, a label that cannot be read counts as none.
         with contextlib.nullcontext() if self.labeled else contextlib.suppress(BadRowError):
             if self.labeled or "label" in self.keys:
                 label = gold_label(self._text(record, "label"), self.label_map)
@@ -100,36 +105,36 @@ class JsonRows:
         if key is None:
             names, hint = either(self.keys[role][:4]), self.hint
             if role == "label" and self.keys is NAMES and not record.keys().isdisjoint(SCORE_NAMES["label"]):
-                hint += " (for scores: train --task regression)"
+                hint += " (for scores, use train --task regression)"
             raise BadRowError(f"expected a key {names}, got {listed(list(record)) or 'none'}{hint}")
         value = record[key]
         if not isinstance(value, str):
             return _written(value, key, role)
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no file of ours could hold
+        except UnicodeEncodeError as error:  # a lone surrogate
             raise BadRowError(f"{key}: not valid Unicode at character {error.start + 1}") from error
         return value
 
 
 def _written(value: Any, key: str, role: str) -> str:
-    """A value that is no string, as a table has it: null is an empty field."""
+    """Return a value that is not a string as a table would show it; null is an empty field."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, int | float) and (role == "label" or not isinstance(value, bool)):
         return json.dumps(value)
-    hint = " (of pandas? Write it with orient='records')" if isinstance(value, dict) else ""
+    hint = " (from pandas? Write it with orient='records')" if isinstance(value, dict) else ""
     raise BadRowError(f"{key}: expected a string, got {type(value).__name__}{hint}")
 
 
 def id_key(record: Mapping[str, Any], others: Collection[str]) -> str | None:
-    """The key of a known name for ids that an object has; none of ``others``."""
+    """Return the key of an object that has a known name for ids and is not among ``others``."""
     keys = {key.lower(): key for key in record if key not in others}
     return next((keys[name] for name in IDS if name in keys), None)
 
 
 def _id(value: Any) -> str | float | None:
-    """A string or a number as it stands in an object; whatever else is no id."""
+    """Return an id if it is a string or a finite number, else None."""
     if isinstance(value, str):
         return None if _HALF_PAIR.search(value) else value or None
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -137,18 +142,18 @@ def _id(value: Any) -> str | float | None:
 
 
 def part_of(record: Mapping[str, Any]) -> str | None:
-    """The part of a corpus that an object is for, if it says so."""
+    """Return the split that an object says it belongs to, if any."""
     return next((str(value) for name, value in record.items() if name.lower() in SPLITS), None)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object of a row; BadRowError if there is none."""
+    """Parse the JSON object of a row; raise BadRowError if there is none."""
     try:
         record = json.loads(decode(content))
     except json.JSONDecodeError as error:
-        hint = " (expected an object a line, or one array of objects)" if content.strip() == b"{" else ""
+        hint = " (expected one object per line, or a single array of objects)" if content.strip() == b"{" else ""
         raise BadRowError(f"not valid JSON at character {error.pos + 1}{hint}") from error
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits; nesting as deep
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or very deep nesting
         raise BadRowError(f"not valid JSON: {error}") from error
     if not isinstance(record, dict):
         raise BadRowError("expected a JSON object")
@@ -156,12 +161,12 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def parse_sentence(content: bytes, line: int) -> Pair:
-    """Takes each line for a sentence by itself, a premise without a hypothesis."""
+    """Take a whole line as the premise of a pair without a hypothesis."""
     return Pair(decode(content), "", None, line)
 
 
 def decode(content: bytes) -> str:
-    """The text of a row, without the end of its line; BadRowError if it is no UTF-8."""
+    """Decode a row and strip its line ending; raise BadRowError if it is not UTF-8."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -172,17 +177,17 @@ def decode(content: bytes) -> str:
 def _encoding_hint(content: bytes) -> str:
     what = what_it_is(content)
     if what is None:
-        what = "convert it: iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, -f CP1252 if it is Western European"
+        what = "convert it with iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, -f CP1252 if Western European"
     return f" ({what})"
 
 
 def gold_label(label: str, label_map: Mapping[str, str]) -> str | None:
-    """The name of a label as it stands in a file, None for what means that there is no gold label.
+    """Return a label's name, or None if the label in the file stands for no gold label.
 
     Raises:
-        BadRowError: it is empty.
+        BadRowError: the label is empty.
     """
-    label = label.strip()  # blanks around it would make another label of it, which nobody sees
+    label = label.strip()  # invisible blanks must not make it a different label
     if _is_blank(label):
         raise BadRowError("empty label")
     name = label_name(label, label_map)
@@ -190,26 +195,25 @@ def gold_label(label: str, label_map: Mapping[str, str]) -> str | None:
 
 
 def _score(label: str, labeled: bool) -> str | None:
-    """A label that has to be a score; where none is needed, None for one that is no number."""
+    """Check a label that must be a score; unless labels are required, return None if it is not a number."""
     if labeled:
         score_of(label)
     return label if is_score(label) else None
 
 
 def _is_blank(label: str) -> bool:
-    """Whether a table has no label here."""
     return label.strip().lower() in ("", "nan")
 
 
 def label_name(label: str, label_map: Mapping[str, str]) -> str:
-    """What a label is called: as the map says, if it does, and a class by number without a fraction of zeros."""
+    """Return the label's name in the map, if it is there; otherwise the label, with a class such as 1.0 as 1."""
     if label in label_map:
         return label_map[label]
-    if "." in label and (number := _WHOLE_NUMBER.fullmatch(label)):  # pandas writes classes so, if one is missing
+    if "." in label and (number := _WHOLE_NUMBER.fullmatch(label)):  # pandas writes classes so if one is missing
         label = number[1]
     return label_map.get(label, label)
 
 
 def _check_part(part: str | None, first: str) -> None:
     if part != first:
-        raise BadRowError(f"this row is for {part}, but the first row is for {first}: write a file for each part")
+        raise BadRowError(f"this row belongs to {part}, but the first row to {first}; write one file per split")

@@ -1,7 +1,7 @@
-"""Corpora as arrays: read, tokenized in parallel processes, and kept for the next start.
+"""Turn corpora into arrays: read them, tokenize them in parallel, and cache the result.
 
-What is kept knows nothing of a vocabulary or of a model's labels: words and labels are numbered within the file. A
-model's ids come from two small tables, so the same file serves every model.
+The cached arrays do not depend on a vocabulary or on a model's labels, because words and labels are numbered within the
+file. Two small tables map these numbers to a model's ids, so all models share one cached file.
 """
 
 import hashlib
@@ -34,34 +34,34 @@ from .records import Record
 from .scores import score_of
 from .vocabulary import UNSAVABLE, Vocabulary
 
-NO_LABEL, LEFT_OUT = -1, -2  # in place of a label's number
+NO_LABEL, LEFT_OUT = -1, -2  # instead of a label's number
 
-_FORMAT = "3"  # of what is kept; anything else is made anew
-ROWS, BYTES = 2048, 2**22  # that are tokenized together, at most
-_PARALLEL_FROM = 4  # times as many; fewer are done before other processes have started
+_FORMAT = "3"  # of cached corpora; others are not used
+ROWS, BYTES = 2048, 2**22  # the most to tokenize as one chunk
+_PARALLEL_FROM = 4  # chunks; fewer are done before other processes have started
 _EXPECTED = {  # dtype and dimensions
     **dict.fromkeys(("tokens", "labels"), (torch.int32, 1)),
     **dict.fromkeys(("ends", "lines"), (torch.int64, 1)),
     **dict.fromkeys(("words", "label_names", "bad_rows"), (torch.uint8, 1)),
 }
-# Tokenizers whose words depend on nothing but their names and NLTK's version: not on functions or data of the user's.
+# Tokenizers that depend only on their name and NLTK's version, so that their results can be cached.
 _LASTING = TOKENIZERS.keys() - {"nltk-punkt"}
 
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """The n pairs of a file as flat arrays, in the file's order; rows without a gold label are among them.
+    """The n pairs of a file as flat arrays, in the file's order, including rows without a gold label.
 
     Attributes:
         path: the file.
-        tokens: int32 ``[number of tokens]``, places in :attr:`words`; premise and hypothesis of the first pair, then of
+        tokens: int32 ``[number of tokens]``, indices into ``words``: premise and hypothesis of the first pair, then of
             the second, and so on.
-        ends: int64 ``[2n]``, where each sentence ends in ``tokens``.
-        labels: int32 ``[n]``, places in :attr:`label_names`, or ``NO_LABEL`` or ``LEFT_OUT``.
-        lines: int64 ``[n]``, the line of the file that each pair is from.
-        words: the distinct words, the first to occur first.
-        label_names: the distinct labels, likewise.
-        bad_rows: the rows that were left out because they could not be read.
+        ends: int64 ``[2n]``, the end of each sentence in ``tokens``.
+        labels: int32 ``[n]``, indices into ``label_names``; -1 for no gold label, -2 for a pair that is skipped.
+        lines: int64 ``[n]``, the line of each pair in the file.
+        words: the distinct words, in order of first occurrence.
+        label_names: the distinct labels, in order of first occurrence.
+        bad_rows: the rows that were skipped because they could not be read.
     """
 
     path: str
@@ -78,26 +78,26 @@ class PreparedCorpus:
 
     @cached_property
     def labeled(self) -> np.ndarray:
-        """Boolean ``[n]``: which pairs have a label."""
+        """Which pairs have a label: bool ``[n]``."""
         return self.labels >= 0
 
     @property
     def unlabeled(self) -> int:
-        """How many pairs have no gold label."""
+        """The number of pairs without a gold label."""
         return int((self.labels == NO_LABEL).sum())
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """int64 ``[n, 2]``, words of each premise and hypothesis."""
+        """The number of words in each premise and hypothesis: int64 ``[n, 2]``."""
         return np.diff(self.ends, prepend=0).reshape(-1, 2)
 
     def label_counts(self) -> dict[str, int]:
-        """How many pairs have each label, by name."""
+        """Count the pairs with each label, by name."""
         counts = np.bincount(self.labels[self.labeled], minlength=len(self.label_names))
         return dict(sorted(zip(self.label_names, counts.tolist(), strict=True)))
 
     def word_counts(self, *, labeled: bool) -> Counter[str]:
-        """How often each word occurs; with ``labeled``, in the pairs that have a label."""
+        """Count how often each word occurs; with ``labeled``, only in pairs with a label."""
         tokens = self.tokens
         if labeled and not self.labeled.all():
             tokens = tokens[np.repeat(self.labeled, self.lengths.sum(1))]
@@ -106,20 +106,21 @@ class PreparedCorpus:
 
     @cached_property
     def digest(self) -> str:
-        """What tells one content from another: equal for equal pairs, wherever they were read."""
+        """A hash of the content: equal pairs have equal digests, whatever file they are from."""
         digest = hashlib.sha256("\n".join((*self.words, *self.label_names)).encode())
         for part in (self.tokens, self.ends, self.labels):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
     def label_ids(self, labels: LabelNames) -> np.ndarray:
-        """int64, the labels of the labeled pairs as places in ``labels``.
+        """Return the labels of the labeled pairs as indices into ``labels``: int64.
 
         Args:
             labels: names in the order of their ids, or a dict of ids by name or of names by id.
 
         Raises:
-            TypeError, ValueError: ``labels`` are something else.
+            TypeError: ``labels`` has another type.
+            ValueError: a label is repeated, or the ids are not 0 to n - 1.
             DataError: a pair's label is not among ``labels``.
         """
         names = label_names(labels)
@@ -130,10 +131,14 @@ class PreparedCorpus:
         return ids[self.labels[self.labeled]]
 
     def without_other_labels(self, labels: LabelNames) -> "PreparedCorpus":
-        """The same, with pairs of labels that are not among ``labels`` left out and listed as bad rows.
+        """Return the corpus with pairs of any other label skipped and listed as bad rows.
+
+        Args:
+            labels: as for ``label_ids``.
 
         Raises:
-            TypeError, ValueError: ``labels`` are not what :meth:`label_ids` takes.
+            TypeError: ``labels`` has another type.
+            ValueError: a label is repeated, or the ids are not 0 to n - 1.
             DataError: no pair is left.
         """
         names = label_names(labels)
@@ -146,17 +151,18 @@ class PreparedCorpus:
     def _with_other_labels(self, labels: list[str]) -> list[BadRow]:
         others = [place for place, name in enumerate(self.label_names) if name not in labels]
         expected = f"expected a label among {listed(labels)}, got"
-        remedy = " (another name for one? --map-labels OLD=NEW renames it)"
+        remedy = " (to rename it, use --map-labels OLD=NEW)"
         return [
             BadRow(int(self.lines[pair]), f"{expected} {self.label_names[self.labels[pair]]!r}{remedy}")
             for pair in np.flatnonzero(np.isin(self.labels, others))
         ]
 
     def scores(self) -> np.ndarray:
-        """float64, the labels of the labeled pairs as numbers.
+        """Return the labels of the labeled pairs as numbers: float64.
 
         Raises:
-            DataError: a label is no number; or a pair has no gold label where -1, which means that, may be a score.
+            DataError: a label is not a number; or some scores are negative while some pairs have no gold label, so that
+                -1 could mean either.
         """
         numbers = np.empty(len(self.label_names), dtype=np.float64)
         for place, name in enumerate(self.label_names):
@@ -167,17 +173,17 @@ class PreparedCorpus:
                 raise DataError(f"{self.path}:{line}: {error}") from error
         if self.unlabeled and (numbers < 0).any():
             raise DataError(
-                f"{self.path}: {self.unlabeled} pairs have no gold score (- or -1), but some scores are negative: "
-                "if -1 is a score, say so, --map-labels=-1=-1e0; if not, leave these pairs out"
+                f"{self.path}: {self.unlabeled} pairs have no gold score (- or -1), but some scores are negative; "
+                "if -1 is a score, use --map-labels=-1=-1e0, otherwise remove these pairs"
             )
         return numbers[self.labels[self.labeled]]
 
     def encode(self, vocabulary: Vocabulary, labels: LabelNames) -> EncodedPairs:
-        """The labeled pairs as word ids and label ids; raises as :meth:`label_ids` does."""
+        """Return the labeled pairs as word ids and label ids; raises as ``label_ids`` does."""
         return self._encode(vocabulary, self.label_ids(labels))
 
     def encode_scores(self, vocabulary: Vocabulary) -> EncodedPairs:
-        """The labeled pairs as word ids and scores in float32; raises as :meth:`scores` does."""
+        """Return the labeled pairs as word ids and float32 scores; raises as ``scores`` does."""
         return self._encode(vocabulary, self.scores().astype(np.float32))
 
     def _encode(self, vocabulary: Vocabulary, labels: np.ndarray) -> EncodedPairs:
@@ -199,17 +205,23 @@ def prepare(
     cache: str | os.PathLike[str] | None = None,
     workers: int | None = None,
 ) -> PreparedCorpus:
-    """Read and tokenize a corpus, or take what an earlier call kept of it.
+    """Read and tokenize a corpus, or load the cached result of an earlier call.
 
     Args:
-        tokenizer: a name, as :func:`get_tokenizer` knows them, or a function from a sentence to its words.
-        corpus_format, labeled: as for :func:`read_pairs`.
-        skip_bad_rows: leave out what cannot be read, and list it in ``bad_rows``.
-        allow_empty: whether a corpus without any pair is fine.
-        limit: read no more than that many rows, from the beginning.
-        cache: the folder to keep the result in, such as :func:`default_cache`; nothing is kept of what a function of
-            yours returned, or NLTK's Punkt data, because nobody can say whether it would come out the same again.
-        workers: processes that tokenize; by default one for each processor that this process may use.
+        path: the file, or ``hub:NAME#SPLIT``.
+        tokenizer: a name that ``get_tokenizer`` knows, or a function from a sentence to its words.
+        corpus_format: how the rows are written.
+        labeled: whether every row needs a label.
+        skip_bad_rows: skip rows that cannot be read, and list them in ``bad_rows``.
+        allow_empty: allow a corpus without pairs.
+        limit: read at most this many rows from the beginning.
+        cache: the folder in which to save the result, such as ``default_cache()``; None saves nothing. Results of your
+            own tokenizer, or of NLTK's Punkt data, are never saved, because the same call could return something else
+            later.
+        workers: processes that tokenize; None: one for each usable CPU, at most 16.
+
+    Returns:
+        The corpus as arrays.
 
     Raises:
         DataError: the file cannot be read, a row is malformed, or no pair is left.
@@ -238,7 +250,7 @@ def prepare(
         raise DataError(f"{name}:{corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}")
     usable = int(corpus.labeled.sum()) if labeled else len(corpus)
     if not usable and not allow_empty:
-        got = f"only {len(corpus)} labeled -" if len(corpus) else "none"
+        got = f"only {len(corpus)} without a gold label" if len(corpus) else "none"
         if corpus.bad_rows:
             got += f" that can be read; line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}"
         raise DataError(f"{name}: expected sentence pairs, got {got}")
@@ -248,7 +260,7 @@ def prepare(
 def prepare_lines(
     lines: Iterable[bytes], name: str, tokenizer: str | Tokenizer, corpus_format: CorpusFormat
 ) -> PreparedCorpus:
-    """The same for labeled pairs that are in no file, as a JSON object a line; nothing is kept.
+    """Do the same for labeled pairs given as JSON objects, one per line; nothing is cached.
 
     Raises:
         DataError: a row is malformed, or no pair has a label.
@@ -271,7 +283,7 @@ def _tokenize(
     workers: int | None,
 ) -> Arrays:
     if tokenizer_name in TOKENIZERS:
-        tokenize(NOT_PLAIN)  # has it import what it needs, once for all processes
+        tokenize(NOT_PLAIN)  # import what it needs once, before forking
     work = partial(_tokenize_part, parse=parse, tokenize=tokenize, name=name, tokenizer=tokenizer_name)
     with closing(in_parts(work, records, workers or processors())) as parts:
         return _put_together(parts, name, skip_bad_rows)
@@ -290,7 +302,7 @@ def _unpack(name: str, arrays: Arrays) -> PreparedCorpus:
 
 
 def _fits(arrays: Arrays) -> bool:
-    """Whether arrays are a corpus, whose numbers lead nowhere outside it."""
+    """Return whether cached arrays form a valid corpus, with all indices in range."""
     if {name: (array.dtype, array.dim()) for name, array in arrays.items()} != _EXPECTED:
         return False
     try:
@@ -319,7 +331,7 @@ def _lie_within(numbers: np.ndarray, least: int, most: int) -> bool:
 
 
 class _Tokenized(NamedTuple):
-    """Some rows, tokenized; words and labels are numbered as they occur in them."""
+    """Some tokenized rows; words and labels are numbered in order of first occurrence."""
 
     tokens: array  # of int32
     lengths: array  # of int32, two for each pair
@@ -331,7 +343,7 @@ class _Tokenized(NamedTuple):
 
 
 class _Numbers(dict[str, int]):
-    """Words, numbered as they first occur: each is looked at then, and not every time that it comes again."""
+    """Numbers of words in order of first occurrence; only a word's first occurrence is checked."""
 
     def __missing__(self, word: str) -> int:
         if not word or UNSAVABLE.search(word):
@@ -339,7 +351,7 @@ class _Numbers(dict[str, int]):
         return self.setdefault(word, len(self))
 
     def of(self, sentence: str, tokenize: Tokenizer, tokenizer: str) -> array:
-        """Of the words of a sentence; raises a DataError if the tokenizer finds something else."""
+        """Return the numbers of a sentence's words; raise DataError if the tokenizer returns anything else."""
         found = split(sentence, tokenize, tokenizer)
         try:
             return array("i", map(self.__getitem__, found))
@@ -353,12 +365,12 @@ def _tokenize_part(
 ) -> _Tokenized:
     words = _Numbers()
     names: dict[str, int] = {}
-    known: dict[str, array] = {}  # SNLI has three hypotheses to a premise
+    known: dict[str, array] = {}  # by sentence; SNLI has three hypotheses for each premise
     part = _Tokenized(array("i"), array("i"), array("i"), array("q"), [], [], [])
     for record in records:
         if should_stop():
             raise KeyboardInterrupt
-        if record.is_end:  # no bad row: all that may follow is lost
+        if record.is_end:  # not just a bad row, because the rest of the file is lost
             raise DataError(f"{name}:{record.line}: {record.problem}")
         try:
             pair = parse_record(record, parse)
@@ -381,12 +393,12 @@ def _tokenize_part(
 
 
 def _put_together(found: Iterable[_Tokenized], name: str, skip_bad_rows: bool) -> Arrays:
-    """The parts of a corpus as one, in their order: how it was cut and who worked on it changes nothing."""
+    """Join the parts of a corpus in order; the result does not depend on how it was cut."""
     words: dict[str, int] = {}
     names: dict[str, int] = {}
     parts: list[tuple[np.ndarray, ...]] = []
     bad_rows: list[BadRow] = []
-    pause = 0.2 if is_watched() else 10.0  # seconds; a log file needs few lines
+    pause = 0.2 if is_watched() else 10.0  # seconds; a log file should stay short
     with tqdm(desc=f"{name}: tokenizing", unit="row", unit_scale=True, delay=1, mininterval=pause, leave=False) as bar:
         for part in found:
             if part.bad_rows and not skip_bad_rows:
@@ -394,7 +406,7 @@ def _put_together(found: Iterable[_Tokenized], name: str, skip_bad_rows: bool) -
             places = np.array([words.setdefault(word, len(words)) for word in part.words], dtype=np.int32)
             ids = [names.setdefault(label, len(names)) for label in part.label_names]
             tokens, labels = places[np.asarray(part.tokens)], np.array([*ids, NO_LABEL], dtype=np.int32)
-            labels = labels[np.asarray(part.labels)]  # NO_LABEL, which is -1, takes the last of them
+            labels = labels[np.asarray(part.labels)]  # NO_LABEL is -1, so it picks the last element
             parts.append((tokens, np.asarray(part.lengths), labels, np.asarray(part.lines)))
             bad_rows += part.bad_rows
             bar.update(len(part.labels))
@@ -414,7 +426,7 @@ def _put_together(found: Iterable[_Tokenized], name: str, skip_bad_rows: bool) -
 def in_parts(
     work: Callable[[list[Record], ShouldStop], Result], records: Iterator[Record], workers: int
 ) -> Generator[Result, None, None]:
-    """What ``work`` makes of rows, some at a time and in their order: in other processes, if there are many."""
+    """Yield what ``work`` returns for each chunk of rows, in order; use other processes if there are many rows."""
     cut = _chunks(records)
     first = list(islice(cut, _PARALLEL_FROM))
     if workers > 1 and len(first) == _PARALLEL_FROM and can_fork():

@@ -1,17 +1,17 @@
-"""Corpora of sentence pairs, read so that every mistake in a file is named by file and line.
+"""Read corpora of sentence pairs; errors name the file and the line.
 
-Four forms are understood, each but the last also compressed (``.gz``, ``.bz2``, ``.xz``, or ``.zip`` of one file):
+Files have one of four forms. All but Parquet may be compressed (``.gz``, ``.bz2``, ``.xz``, or ``.zip`` of one file):
 
-* ``.jsonl`` and ``.json``: an object a line, or one array of objects;
-* ``.csv``: comma-separated columns, fields in double quotes where need be;
-* ``.parquet``, with the extra ``esim_fast[hub]``;
-* anything else: tab-separated columns, without quoting unless :attr:`CorpusFormat.quoted` says otherwise.
+* ``.jsonl`` and ``.json``: one object per line, or a single array of objects.
+* ``.csv``: comma-separated columns; fields may be in double quotes.
+* ``.parquet``: needs the extra ``esim_fast[hub]``.
+* Anything else: tab-separated columns, without quoting unless ``CorpusFormat.quoted`` is set.
 
-Where all the first lines have another delimiter, that one counts. Columns and keys are recognized by the names that
-known corpora give them (columns.py), in any order and among any others. Without a header the columns are label,
-premise, hypothesis, or premise, hypothesis, label: whichever the first rows look like.
+If the first lines all have another delimiter, that one is used. Columns and keys are recognized by the names that known
+corpora use (see ``columns.py``), in any order and among any others. Without a header, the columns are label, premise,
+hypothesis or premise, hypothesis, label, whichever the first rows look like.
 
-Rows are counted by lines; those of an array or of Parquet one by one.
+Rows are numbered by line. Those of an array or a Parquet file are numbered one by one.
 """
 
 import contextlib
@@ -32,14 +32,19 @@ from .records import Record, numbered, read_json, read_raw_lines
 
 Form: TypeAlias = Literal["tsv", "csv", "json"]
 
-_SAMPLE_ROWS, _SAMPLE_BYTES = 200, 2**22  # that are looked at before anything is decided
-_SAMPLE_LINES = 20  # that tell the delimiter
-_ALL_BAD_FROM = 10  # rows that cannot be read, nearly all of them: then it is the file, and not its rows
+_SAMPLE_ROWS, _SAMPLE_BYTES = 200, 2**22  # to look at before deciding on columns
+_SAMPLE_LINES = 20  # to detect the delimiter
+_ALL_BAD_FROM = 10  # bad rows, if they are nearly all rows: then the whole file is wrong
 _FORMS: dict[str, Form] = {"csv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "parquet": "json"}
 
 
 class BadRow(NamedTuple):
-    """A row that could not be read, and why."""
+    """A row that cannot be read, and why.
+
+    Attributes:
+        line: the row's line in the file, counted from 1.
+        reason: what is wrong with it.
+    """
 
     line: int
     reason: str
@@ -47,17 +52,21 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusFormat:
-    """How the rows of a corpus are written, where its name and header do not say it.
+    """How the rows of a corpus are written, if its name and header do not say it.
 
     Attributes:
-        columns: where premise, hypothesis and (if there is one) label stand: names in the header or keys of an object,
-            or numbers of columns, counted from 1. None: by the known names.
-        quoted: whether the fields of a tab-separated file may be in double quotes, as in Quora's own release of QQP.
-        text: whether there are no columns, but a sentence a line, of which only the words are wanted.
-        delimiter: what separates columns, one ASCII character. None: a tab, or a comma in ``.csv``, unless the first
-            lines say otherwise.
-        label_map: other names for labels, by the names in the file; "-" stands for no gold label.
-        scores: whether labels are scores, as in STS-B, whose columns have other names; they must be numbers then.
+        columns: the columns of premise, hypothesis and, if there is one, label: names in the header, keys of an object,
+            or numbers counted from 1. None: find them by the known names.
+        quoted: whether fields of a tab-separated file may be in double quotes, as in Quora's release of QQP.
+        text: whether the file is plain text with one sentence per line, of which only the words are used.
+        delimiter: one ASCII character that separates columns. None: a tab, or a comma in ``.csv``, unless the first
+            lines suggest another.
+        label_map: new names for labels, by their names in the file; "-" stands for no gold label.
+        scores: whether labels are scores, as in STS-B. They must be numbers, and their columns have other known names.
+
+    Raises:
+        TypeError: ``columns`` is a string.
+        ValueError: ``delimiter`` is not an ASCII character that can separate columns.
     """
 
     columns: tuple[str, ...] | None = None
@@ -75,13 +84,13 @@ class CorpusFormat:
         object.__setattr__(self, "label_map", dict(self.label_map))
         if self.delimiter is not None and (not isinstance(self.delimiter, str) or not is_delimiter(self.delimiter)):
             got = f"got {self.delimiter!r}"
-            raise ValueError(f"delimiter must be an ASCII character, no quote, letter or digit, {got}")
+            raise ValueError(f"delimiter must be one ASCII character other than a quote, letter or digit, {got}")
 
 
 KNOWN_NAMES = CorpusFormat()
 
 
-RowParser: TypeAlias = Callable[[bytes, int], Pair]  # of a row's bytes and line; raises BadRowError
+RowParser: TypeAlias = Callable[[bytes, int], Pair]  # called with a row's bytes and line; raises BadRowError
 
 
 def read_pairs(
@@ -91,14 +100,17 @@ def read_pairs(
     labeled: bool = True,
     on_bad_row: Callable[[BadRow], object] | None = None,
 ) -> Iterator[Pair]:
-    """Yield the pairs of a file, one after the other.
-
-    With ``labeled`` every row needs a label; that of rows whose gold label is "-" or -1 is None. Without it labels may
-    be missing, as may their column.
+    """Yield the sentence pairs of a file.
 
     Args:
-        on_bad_row: called for each row that is not as it should be, which is then left out. With None such a row is an
-            error.
+        path: the file, or ``hub:NAME#SPLIT``.
+        corpus_format: how the rows are written.
+        labeled: whether every row needs a label; a gold label of "-" or -1 is read as None. If false, labels and their
+            column may be missing.
+        on_bad_row: called for each malformed row, which is then skipped. If None, such a row raises ``DataError``.
+
+    Yields:
+        The pairs, in the file's order.
 
     Raises:
         DataError: the file cannot be read, a row is malformed, or the header lacks a column.
@@ -118,9 +130,9 @@ def parse_pairs(
     on_bad_row: Callable[[BadRow], object] | None = None,
     look_ahead: bool = False,
 ) -> Iterator[Pair]:
-    """The same for lines from anywhere; ``name`` is what messages call them.
+    """Yield the pairs of any source of lines, which messages call ``name``.
 
-    Each pair is there as soon as its line arrives, unless ``look_ahead`` says as for :func:`open_corpus`.
+    Each pair is yielded as soon as its line arrives, unless ``look_ahead`` is set (see ``open_corpus``).
     """
     records, parse = open_corpus(lines, name, corpus_format, form=form, labeled=labeled, look_ahead=look_ahead)
     for record in records:
@@ -133,7 +145,7 @@ def parse_pairs(
 
 
 def parse_record(record: Record, parse: RowParser) -> Pair:
-    """The pair of a record; BadRowError if there is none."""
+    """Parse a record into a pair; raise BadRowError if that fails."""
     if record.problem is not None:
         raise BadRowError(record.problem)
     pair = parse(record.content, record.line)
@@ -145,16 +157,19 @@ def parse_record(record: Record, parse: RowParser) -> Pair:
 def open_corpus(
     lines: Iterable[bytes], name: str, corpus_format: CorpusFormat, *, form: Form, labeled: bool, look_ahead: bool
 ) -> tuple[Iterator[Record], RowParser]:
-    """The rows of a corpus, not yet parsed, and what parses them, in whatever process.
+    """Return the unparsed rows of a corpus, and a function that parses them in any process.
 
     Args:
-        lines: undecoded lines, for example ``sys.stdin.buffer``: text streams split at more than line feeds.
+        lines: lines as bytes, for example ``sys.stdin.buffer``; text streams split at more than line feeds.
         name: what messages call the source.
-        look_ahead: whether some hundred rows may be waited for before the first one is given out. They tell the
-            delimiter, the columns where there is no header, and whether the whole file is of another kind.
+        corpus_format: how the rows are written.
+        form: the form of the lines.
+        labeled: whether every row needs a label.
+        look_ahead: whether to wait for up to 200 rows before yielding the first one. They settle the
+            delimiter, the columns if there is no header, and whether the file is of another kind altogether.
 
     Raises:
-        DataError: the first rows, which settle the columns, are not as they should be.
+        DataError: the first rows are malformed or do not settle the columns.
     """
     wanted = corpus_format.columns
     if labeled and wanted is not None and len(wanted) < len(NAMES):
@@ -164,7 +179,7 @@ def open_corpus(
         raise DataError(f"{name}: expected text in UTF-8, got {what}")
     if corpus_format.text:
         return numbered(lines, None, text=True), parse_sentence
-    if form == "json" or (begun and is_object(begun[0])):  # as SciTail has it, in a file named .txt
+    if form == "json" or (begun and is_object(begun[0])):  # SciTail has JSON in files named .txt
         sample, records = _sample(numbered(lines, None), look_ahead)
         parse: RowParser = _json_rows(sample, corpus_format, labeled)
     else:
@@ -186,7 +201,7 @@ def open_corpus(
 
 
 def _begin(lines: Iterable[bytes], count: int) -> tuple[list[bytes], Iterator[bytes]]:
-    """The first lines, and all of them."""
+    """Return the first lines, and an iterator over all lines."""
     begun: list[bytes] = []
     lines = iter(lines)
     try:
@@ -202,15 +217,15 @@ def _raising(error: BaseException) -> Iterator[bytes]:
 
 
 def _no_text(line: bytes) -> str | None:
-    """What a file is, with the remedy, if its first line says that it is no text in UTF-8."""
+    """Return what kind of file this is, with the remedy, if its first line shows that it is not UTF-8 text."""
     what = what_it_is(line)
     if what is None and line.count(b"\0") > len(line) / 3:
-        return "NUL characters: UTF-16 without its mark? Convert it: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
+        return "NUL characters (UTF-16 without a byte order mark? Convert it with iconv -f UTF-16LE -t UTF-8 OLD > NEW)"
     return what
 
 
 def is_object(line: bytes) -> bool:
-    """Whether a line is a JSON object."""
+    """Return whether a line is a JSON object."""
     if not line.removeprefix(BYTE_ORDER_MARK).startswith(b"{"):
         return False
     try:
@@ -221,7 +236,7 @@ def is_object(line: bytes) -> bool:
 
 
 def _sample(records: Iterator[Record], look_ahead: bool) -> tuple[list[Record], Iterator[Record]]:
-    """The first rows, and all of them."""
+    """Return the first rows, and an iterator over all rows."""
     sample: list[Record] = []
     size = 0
     for record in islice(records, _SAMPLE_ROWS if look_ahead else 1):
@@ -233,7 +248,7 @@ def _sample(records: Iterator[Record], look_ahead: bool) -> tuple[list[Record], 
 
 
 def _delimiter(lines: Sequence[bytes], corpus_format: CorpusFormat, form: Form) -> str | None:
-    """What separates columns; None is a tab in a file without quoting."""
+    """Return the delimiter, or None for tabs in a file without quoting."""
     usual = "," if form == "csv" else "\t"
     delimiter = corpus_format.delimiter
     if delimiter is None:
@@ -268,7 +283,7 @@ def _delimited_rows(
                 rows.append(split_row(decode(record.content), delimiter))
         is_quoted = all(re.fullmatch('".*"', value, re.DOTALL) for value in chain(*rows))
         if delimiter is None and len(rows) > 1 and is_quoted:
-            raise BadRowError("all fields are in double quotes: give --quoted")
+            raise BadRowError("all fields are in double quotes; use --quoted")
         columns = find_columns(rows, corpus_format.columns, labeled, corpus_format.scores)
     except BadRowError as error:
         raise DataError(f"{name}:{first.line}: {error}") from error
@@ -279,7 +294,7 @@ def _delimited_rows(
 
 
 def _refuse_other_kinds(sample: Sequence[Record], parse: RowParser, name: str) -> None:
-    """Raises DataError where nearly no row of a file can be read: each would be listed with the same reason."""
+    """Raise DataError if nearly no row can be read, instead of reporting each with the same reason."""
     bad: list[BadRow] = []
     for record in sample:
         try:
@@ -292,7 +307,7 @@ def _refuse_other_kinds(sample: Sequence[Record], parse: RowParser, name: str) -
 
 
 def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
-    """The lines of a corpus, and their form."""
+    """Return the lines of a corpus and their form."""
     form = corpus_form(name)
     if name.startswith("hub:"):
         return dataset_lines(name), form
@@ -302,5 +317,5 @@ def corpus_lines(name: str) -> tuple[Iterator[bytes], Form]:
 
 
 def corpus_form(name: str) -> Form:
-    """What a file of this name holds."""
+    """Return the form of a file by its name."""
     return "json" if name.startswith("hub:") else _FORMS.get(unpacked_name(name).rpartition(".")[2], "tsv")

@@ -1,6 +1,7 @@
-"""From a file's bytes to numbered rows, which are not parsed yet.
+"""Split a file's bytes into numbered rows without parsing them.
 
-Only a line feed (optionally after a carriage return) ends a row: sentences from the web hold U+2028 and its like.
+Only a line feed, optionally after a carriage return, ends a row. Text from the web contains other line separators, such
+as U+2028, inside sentences.
 """
 
 import codecs
@@ -16,26 +17,26 @@ from typing import IO, NamedTuple
 from ..errors import DataError, naming, reason_of
 from .compression import BYTE_ORDER_MARK, UNREADABLE, open_file
 
-LONGEST_LINE = 1_000_000  # bytes; whatever is longer is no sentence pair and must not fill the memory
-_BLOCK = 2**16  # bytes of an array that are read at once
+LONGEST_LINE = 1_000_000  # bytes; a longer line is not a sentence pair and must not fill up memory
+_BLOCK = 2**16  # bytes of an array to read at a time
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_MOST_LINES = 50  # of a row with line breaks inside quotes: more, and a quote was forgotten
+_MOST_LINES = 50  # in a row with quoted line breaks; more lines mean an unclosed quote
 
 
 class Record(NamedTuple):
-    """One row as it stands in the file, or why it cannot be had."""
+    """One row of a file as raw bytes, or the reason why it cannot be read."""
 
     line: int
     content: bytes
     problem: str | None = None
-    is_end: bool = False  # whether the file could not be read any further
+    is_end: bool = False  # whether the rest of the file is unreadable
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yield a file's lines as :func:`bounded_lines` does.
+    """Yield a file's lines as ``bounded_lines`` does.
 
     Raises:
-        DataError: the file cannot be read, from its beginning or from some line on.
+        DataError: the file, or the rest of it, cannot be read.
     """
     name, read = os.fspath(path), 0
     try:
@@ -47,7 +48,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 def read_raw_lines(name: str) -> Iterator[bytes]:
-    """The same, but what goes wrong after the file was opened comes as Python raises it."""
+    """Do the same as ``read_lines``, but pass on errors after opening as Python raises them."""
     with naming(name):
         file = open_file(name)
     with file:
@@ -55,9 +56,11 @@ def read_raw_lines(name: str) -> Iterator[bytes]:
 
 
 def bounded_lines(file: IO[bytes] | BufferedIOBase, first: bytes = b"") -> Iterator[bytes]:
-    """Yield lines with their line feeds; of one of more than ``LONGEST_LINE`` bytes, that many and one, without.
+    """Yield lines with their line feeds; cut longer ones to ``LONGEST_LINE + 1`` bytes without a line feed.
 
-    ``first`` is what ``readline(LONGEST_LINE + 2)`` has returned already.
+    Args:
+        file: the file to read.
+        first: what ``readline(LONGEST_LINE + 2)`` has already returned.
     """
     while line := first or file.readline(LONGEST_LINE + 2):
         first = b""
@@ -70,7 +73,7 @@ def bounded_lines(file: IO[bytes] | BufferedIOBase, first: bytes = b"") -> Itera
 
 
 def read_json(name: str) -> Iterator[bytes]:
-    """Yield the rows of a file that holds a JSON object a line, or a single array of objects."""
+    """Yield the rows of a file that holds one JSON object per line, or a single array of objects."""
     with naming(name):
         file = open_file(name)
     with file:
@@ -82,17 +85,17 @@ def read_json(name: str) -> Iterator[bytes]:
 
 
 class MalformedFileError(OSError):
-    """A file in which no further row can be found."""
+    """The rest of a file cannot be split into rows."""
 
 
 def _elements(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the objects of a JSON array, each as soon as it is there.
+    """Yield each object of a JSON array as soon as it is complete.
 
     Raises:
-        MalformedFileError: what follows is no such array.
+        MalformedFileError: the input is not an array of objects.
     """
     texts = _decoded(blocks)
-    text, place, before = "", 0, "["  # before: what must come before the next element
+    text, place, before = "", 0, "["  # before: the token required before the next element
     scan = json.JSONDecoder().raw_decode
     while True:
         place = _BLANKS.match(text, place).end()  # type: ignore[union-attr]
@@ -105,7 +108,7 @@ def _elements(blocks: Iterable[bytes]) -> Iterator[bytes]:
                     raise MalformedFileError(
                         f"not valid JSON, or an object of more than {LONGEST_LINE} bytes"
                     ) from error
-            except (ValueError, RecursionError) as error:  # a number with thousands of digits; nesting as deep
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or very deep nesting
                 raise MalformedFileError(f"not valid JSON: {error}") from error
         if object_end is not None:
             yield text[place:object_end].encode(errors="surrogateescape")
@@ -115,7 +118,7 @@ def _elements(blocks: Iterable[bytes]) -> Iterator[bytes]:
         elif before != "[" and text.startswith("]", place):
             rest = chain([text[place + 1 :]], texts)
             if any(map(str.strip, rest)):
-                raise MalformedFileError("expected the end of the file after its array")
+                raise MalformedFileError("expected the end of the file after the array")
             return
         elif place < len(text) and (before or text[place] != "{"):
             raise MalformedFileError(
@@ -124,24 +127,24 @@ def _elements(blocks: Iterable[bytes]) -> Iterator[bytes]:
         else:
             more = next(texts, None)
             if more is None:
-                raise MalformedFileError("the file ends within its array, or is no valid JSON from here on")
+                raise MalformedFileError("the file ends inside its array, or the rest is not valid JSON")
             text, place = text[place:] + more, 0
 
 
 def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
-    # Bytes that are no UTF-8 come through, to be reported with the object that they are in.
+    # Keep invalid UTF-8, so that the error can name the object that contains it.
     decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
     yield from map(decoder.decode, blocks)
     yield decoder.decode(b"", final=True)
 
 
 class _Lines:
-    """Lines to take one by one, with a way to put some back."""
+    """An iterator over lines that can take lines back."""
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = iter(lines)
         self._returned: deque[bytes] = deque()
-        self.problem: str | None = None  # why there are no more, if reading failed
+        self.problem: str | None = None  # the error that ended reading, if any
 
     def take(self) -> bytes | None:
         if self._returned:
@@ -157,19 +160,19 @@ class _Lines:
 
 
 def numbered(lines: Iterable[bytes], delimiter: str | None, *, text: bool = False) -> Iterator[Record]:
-    """Number the rows, and put together those that hold line breaks between quotes.
+    """Number the rows, and join the lines of a row that has line breaks inside quotes.
 
-    Blank lines may only end a file, but in a text they do not matter.
+    Blank lines are allowed only at the end of a file, or anywhere if ``text`` is true.
     """
     source = _Lines(lines)
-    number = blank = 0  # blank: how many such lines have come one after the other
+    number = blank = 0  # blank: consecutive blank lines so far
     while (line := source.take()) is not None:
         number += 1
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
             if _is_of_carriage_returns(line):
                 yield Record(
-                    1, b"", "lines end in carriage returns alone: convert them: tr '\\r' '\\n' < OLD > NEW", is_end=True
+                    1, b"", "lines end in carriage returns only; convert with tr '\\r' '\\n' < OLD > NEW", is_end=True
                 )
                 return
         if not line.rstrip(b"\r\n"):
@@ -179,13 +182,13 @@ def numbered(lines: Iterable[bytes], delimiter: str | None, *, text: bool = Fals
             yield Record(number - blank, b"", "blank line" if blank == 1 else f"{blank} blank lines")
             blank = 0
         if len(line) > LONGEST_LINE and len(line.rstrip(b"\r\n")) > LONGEST_LINE:
-            yield Record(number, b"", f"expected at most {LONGEST_LINE} bytes in a row, got more")
+            yield Record(number, b"", f"expected at most {LONGEST_LINE} bytes per row, got more")
         elif delimiter is None or b'"' not in line:
             yield Record(number, line)
         else:
             following = _rest_of_row(line, source, delimiter.encode())
             if following is None:
-                yield Record(number, b"", "a double quote is not closed, or not followed by the next field")
+                yield Record(number, b"", "a double quote is not closed, or is not followed by the next field")
             else:
                 yield Record(number, line + b"".join(following))
                 number += len(following)
@@ -194,14 +197,14 @@ def numbered(lines: Iterable[bytes], delimiter: str | None, *, text: bool = Fals
 
 
 def _is_of_carriage_returns(line: bytes) -> bool:
-    """Whether the lines of a file end in CR alone, as on the classic Mac: then its first line is all of it."""
+    """Return whether lines end in CR alone (classic Mac OS), given the first line, which is then the whole file."""
     return b"\n" not in line and b"\r" in line.rstrip(b"\r")
 
 
 def _rest_of_row(line: bytes, source: _Lines, delimiter: bytes) -> list[bytes] | None:
-    """The following lines that belong to a row, because it has quotes around line breaks.
+    """Take the lines that continue a row because it has line breaks inside quotes.
 
-    None if its quoting is not valid; then the following lines stay where they are.
+    If the quoting is invalid, return None and put the lines back.
     """
     following: list[bytes] = []
     length = len(line)
@@ -220,14 +223,14 @@ def _rest_of_row(line: bytes, source: _Lines, delimiter: bytes) -> list[bytes] |
 
 
 def _ends_in_quotes(line: bytes, is_open: bool, delimiter: bytes) -> bool | None:
-    """Whether a line ends inside quotes, given whether it begins there; None if a quote is where none may be."""
+    """Return whether a line ends inside quotes, given whether it begins there; None if a quote is misplaced."""
     place, end = 0, len(line.rstrip(b"\r\n"))
     while True:
         if is_open:
             place = line.find(b'"', place) + 1
             if not place:
                 return True
-            if line.startswith(b'"', place):  # doubled, it stands for itself
+            if line.startswith(b'"', place):  # a doubled quote is a literal one
                 place += 1
             elif place >= end:
                 return False
@@ -235,7 +238,7 @@ def _ends_in_quotes(line: bytes, is_open: bool, delimiter: bytes) -> bool | None
                 place, is_open = place + 1, False
             else:
                 return None
-        elif line.startswith(b'"', place):  # only at the beginning of a field is it more than a character
+        elif line.startswith(b'"', place):  # a quote is special only at the beginning of a field
             place, is_open = place + 1, True
         else:
             place = line.find(delimiter, place) + 1

@@ -1,4 +1,4 @@
-"""Scores: numbers that stand where other corpora have labels, such as how alike two sentences are."""
+"""Parse scores: labels that are numbers, such as how similar two sentences are."""
 
 import re
 
@@ -11,13 +11,13 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_score(text: str) -> bool:
-    """Whether a text is a decimal number that float32 holds."""
+    """Return whether a text is a decimal number within float32's range."""
     return _NUMBER.fullmatch(text) is not None and abs(float(text)) <= _LARGEST
 
 
 def score_of(text: str) -> float:
-    """The number that a label is; BadRowError if it is none."""
+    """Parse a label as a number; raise BadRowError if it is not one."""
     if not is_score(text):
         message = f"expected a number as the score, got {text[:40]!r}"
-        raise BadRowError(f"{message} (regression is for scores, not for classes)")
+        raise BadRowError(f"{message} (regression needs scores, not classes)")
     return float(text)

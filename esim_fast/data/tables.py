@@ -1,4 +1,4 @@
-"""Pairs and labels as a script has them: lists, tables of pandas and the like, data sets of Hugging Face."""
+"""Take pairs and labels from Python: lists, dicts of columns, DataFrames, Hugging Face datasets."""
 
 import json
 import numbers
@@ -16,19 +16,19 @@ from .preparing import PreparedCorpus, prepare_lines
 from .reading import CorpusFormat
 
 _COLUMNS = ("premise", "hypothesis", "label")
-_MOST_LABELS = 1000  # more are something else, such as sentences
+_MOST_LABELS = 1000  # a column with more distinct values holds something else, such as sentences
 
 
 @dataclass(frozen=True)
 class LabeledPairs:
-    """Pairs with what they are to be learned as.
+    """Pairs with the labels to learn.
 
     Attributes:
-        name: what messages call them; rows count from 1.
-        pairs: (premise, hypothesis).
-        labels: a string, a number or None (no gold label) for each.
+        name: what messages call the pairs; they count rows from 1.
+        pairs: (premise, hypothesis) tuples.
+        labels: for each pair, a string, a number, or None if there is no gold label.
         task: "classification" or "regression".
-        classes: the names of the labels in the order of their ids, where the data set says it.
+        classes: the names of the labels in the order of their ids, if the dataset defines it.
     """
 
     name: str
@@ -41,10 +41,10 @@ class LabeledPairs:
         return len(self.pairs)
 
     def split(self, share: float, seed: int) -> "tuple[LabeledPairs, LabeledPairs]":
-        """These pairs without a share of them that is drawn at random, and that share.
+        """Hold out a random ``share`` of the pairs, and return (the rest, the pairs held out).
 
         Raises:
-            ValueError: one of them would be empty.
+            ValueError: either part would be empty.
         """
         count = len(self)
         held = round(share * count)
@@ -59,52 +59,53 @@ class LabeledPairs:
         return replace(self, name=name, pairs=pairs, labels=labels)
 
     def prepared(self, tokenizer: str | Tokenizer) -> PreparedCorpus:
-        """The pairs tokenized; raises DataError for a row that cannot be read."""
+        """Tokenize the pairs; raise DataError for a row that cannot be read."""
         corpus_format = CorpusFormat(_COLUMNS, scores=self.task == "regression")
         return prepare_lines(self._lines(), self.name, tokenizer, corpus_format)
 
     def _lines(self) -> Iterator[bytes]:
         for (premise, hypothesis), label in zip(self.pairs, self.labels, strict=True):
             if label is None:
-                if self.task == "regression":  # where "-" could mean a score of -1
+                if self.task == "regression":  # "-" rows would make negative scores ambiguous
                     continue
                 label = "-"
             elif self.task == "regression" and label == -1:
-                label = "-1e0"  # a score, where -1 would say that there is none
+                label = "-1e0"  # a score; "-1" would mean no gold label
             yield json.dumps(dict(zip(_COLUMNS, (premise, hypothesis, label), strict=True))).encode()
 
     def label_names(self, corpora: Sequence[PreparedCorpus]) -> list[str]:
-        """The labels to be told apart, in the order of their ids.
+        """Return the labels to learn, in the order of their ids.
 
         Args:
-            corpora: these pairs, prepared; or the parts that they were split into.
+            corpora: these pairs, prepared, or the parts they were split into.
 
         Raises:
-            ValueError: there are fewer than two, or too many.
+            ValueError: there are fewer than two labels, or too many.
         """
         counts = sum((Counter(corpus.label_counts()) for corpus in corpora), Counter())
         found = sorted(counts) if self.classes is None else [name for name in self.classes if name in counts]
         if not 2 <= len(found) <= _MOST_LABELS:
             got = f"only {found[0]!r}" if len(found) == 1 else f"{len(found)}, such as {found[0][:40]!r}"
             missing = any(corpus.unlabeled for corpus in corpora)
-            hint = ' (None, "-" and -1 mean that there is no gold label)' if missing else ""
+            hint = ' (None, "-" and -1 mean no gold label)' if missing else ""
             raise ValueError(one_line(f"{self.name}: expected 2 to {_MOST_LABELS} labels, got {got}{hint}"))
         return found
 
 
 def labeled_pairs(name: str, pairs: Any, labels: Any = None, task: str | None = None) -> LabeledPairs:
-    """Pairs and labels in any of the forms that people have.
+    """Read pairs and labels from any of the supported forms.
 
     Args:
-        pairs: (premise, hypothesis) pairs; or a table with columns of known names: a DataFrame, a ``datasets.Dataset``
-            or a dict of columns.
-        labels: strings, integers or scores (floats), one for each pair, None where there is no gold label; if they are
-            None, they are a column of the table.
+        name: what messages call the pairs.
+        pairs: (premise, hypothesis) pairs, or a table with known column names: a DataFrame, a ``datasets.Dataset`` or a
+            dict of columns.
+        labels: a string, an integer or a score (float) for each pair, None for no gold label. Without ``labels``, they
+            are a column of the table.
         task: "classification" or "regression"; None: regression if labels are floats.
 
     Raises:
-        TypeError: pairs or labels are something else.
-        ValueError: there are none, not as many of both, or the table lacks a column.
+        TypeError: pairs or labels have another type.
+        ValueError: there are no pairs, their number differs from that of the labels, or the table lacks a column.
     """
     classes: list[str] | None = None
     names = _column_names(pairs)
@@ -114,7 +115,7 @@ def labeled_pairs(name: str, pairs: Any, labels: Any = None, task: str | None = 
             if role not in places:
                 raise ValueError(_lacks(name, role, NAMES, names))
         if labels is None:
-            if "label" not in places and task is None:  # of scores
+            if "label" not in places and task is None:  # the table may have scores instead
                 places = _known(names, scores=True)
                 task = "regression" if "label" in places else None
             if "label" not in places:
@@ -134,7 +135,7 @@ def labeled_pairs(name: str, pairs: Any, labels: Any = None, task: str | None = 
     else:
         rows = _checked_pairs(name, pairs)
         if labels is None:
-            raise TypeError(f"{name}: expected labels as well, or a table with a column of them")
+            raise TypeError(f"{name}: expected labels as well, or a table with a label column")
     if isinstance(labels, (str, bytes, Mapping)) or not isinstance(labels, Iterable):
         raise TypeError(f"{name}: expected a list of labels, got {type(labels).__name__}")
     values = [None if _is_missing(label) else label for label in _values(labels)]
@@ -148,16 +149,16 @@ def labeled_pairs(name: str, pairs: Any, labels: Any = None, task: str | None = 
 
 
 def _column_names(table: Any) -> list[str] | None:
-    """The columns of a table; None if this is none."""
+    """Return the column names of a table, or None if it is not a table."""
     if isinstance(table, Mapping):
         return list(table)
-    if hasattr(table, "column_names"):  # datasets'
+    if hasattr(table, "column_names"):  # a datasets.Dataset
         return list(table.column_names)
     return list(table.columns) if hasattr(table, "columns") else None
 
 
 def _known(names: Sequence[Any], scores: bool) -> dict[str, Any]:
-    """Columns by what they stand for."""
+    """Map roles (premise, hypothesis, label) to the columns with known names."""
     lower = {str(name).strip().lower(): name for name in reversed(names)}
     known = SCORE_NAMES if scores else NAMES
     found = {role: next((lower[name] for name in known[role] if name in lower), None) for role in _COLUMNS}
@@ -167,18 +168,18 @@ def _known(names: Sequence[Any], scores: bool) -> dict[str, Any]:
 def _lacks(name: str, role: str, known: Mapping[str, Sequence[str]], names: Sequence[Any]) -> str:
     expected, found = either(known[role][:4]), listed(list(map(str, names))) or "none"
     return one_line(
-        f"{name}: expected a column {expected}, got {found}: rename yours, or give pairs and labels as lists"
+        f"{name}: expected a column {expected}, got {found}; rename yours, or pass pairs and labels as lists"
     )
 
 
 def _values(column: Any) -> list[Any]:
-    """A column, an array or a list as a list of Python's own values."""
+    """Convert a column, array or list to a list of Python values."""
     values = column.tolist() if hasattr(column, "tolist") else list(column)
     return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
 def _text(name: str, index: int, value: Any) -> str:
-    """A sentence of a table; what is missing is an empty one."""
+    """Return a sentence of a table; a missing value is an empty sentence."""
     if _is_missing(value):
         return ""
     if not isinstance(value, (str, numbers.Real)):
@@ -200,7 +201,7 @@ def _checked_pairs(name: str, pairs: Any) -> list[tuple[str, str]]:
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether a table has no label here: None, NaN or pandas' NA."""
+    """Return whether a value is missing: None, NaN, NaT or pandas' NA."""
     return label is None or (not isinstance(label, str) and str(label).lower() in ("nan", "<na>", "nat"))
 
 
@@ -219,7 +220,7 @@ def _task_of(name: str, labels: Sequence[Any]) -> str:
     few = len(given) < len(labels) or len(set(given)) <= 2
     if few and all(float(label).is_integer() for label in given):
         raise ValueError(
-            f"{name}: labels are whole numbers as floats, as pandas makes of classes where some are missing: say what "
-            'they are, task="classification" or task="regression"'
+            f"{name}: labels are whole numbers as floats, which may be scores, or classes that pandas converted "
+            'because some are missing; pass task="classification" or task="regression"'
         )
     return "regression"

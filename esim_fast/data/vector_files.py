@@ -1,8 +1,7 @@
-"""Files of word vectors, of which only the rows of some words are wanted.
+"""Read the vectors of given words from large files.
 
-They hold millions of words, and tens of thousands are wanted: a file is read some bytes at a time and only the rows
-asked for are parsed, so memory is bounded by the result. Large files of text are cut into ranges of bytes that several
-processes read.
+Files hold millions of words, of which tens of thousands are wanted. They are read in blocks, and only the wanted rows
+are parsed, so that memory is bounded by the result. Several processes read large text files in byte ranges.
 """
 
 import io
@@ -24,28 +23,30 @@ from .parallel import ShouldStop, can_fork, map_in_processes, processors
 from .reading import BadRow
 from .vector_kinds import BLANKS, fields_of, is_number, is_row, is_text, other_than_vectors
 
-Row: TypeAlias = tuple[str, np.ndarray] | BadRow  # a word with its vector, or why there is none
+Row: TypeAlias = tuple[str, np.ndarray] | BadRow  # a word with its vector, or a row that cannot be used
 
 _LONGEST_LINE = 2**20  # bytes
-_LONGEST_HEADER = 100  # bytes that are quoted
-_BLOCK = 2**18  # bytes that are read at once, and stay in a processor's cache
-_RANGE = 2**25  # bytes of a text that a process reads; of fewer than two ranges this one does
-_HEADER = re.compile(rb"(\d{1,18})[ \t](\d{1,18})\s*")  # of word2vec's files: rows, and numbers in each
+_LONGEST_HEADER = 100  # bytes to quote in a message
+_BLOCK = 2**18  # bytes to read at a time, few enough to stay in a CPU's cache
+_RANGE = 2**25  # bytes of text for each process; a file of less than two ranges is read by this process
+_HEADER = re.compile(rb"(\d{1,18})[ \t](\d{1,18})\s*")  # word2vec's first line: rows, numbers per row
 
 
 def wanted_rows(
     name: str, wanted: Collection[str], most_bad: int, on_read: OnRead = lambda size: None
 ) -> Generator[Row, None, None]:
-    """Yield the wanted words of a file with their float32 or float16 vectors, and what is bad, in the file's order.
+    """Yield the wanted words with their float32 or float16 vectors, and the bad rows, in the file's order.
 
-    Close it if it is not exhausted.
+    Close the generator if you do not exhaust it.
 
-    Rows of other words are checked in text alone, for being too short and for NUL bytes. Of an ``.npz`` or a binary
-    file, a bad row's ``line`` is the row, counted from 1.
+    In text files, rows of other words are checked only for being too short and for NUL bytes. In ``.npz`` and binary
+    files, a bad row's ``line`` is the row, counted from 1.
 
     Args:
-        most_bad: how many bad rows may be passed over; after more of them, reading may stop early.
-        on_read: called with how many (unpacked) bytes were read, some at a time.
+        name: the file.
+        wanted: the words to look for.
+        most_bad: bad rows to tolerate; after more of them, reading may stop early.
+        on_read: called now and then with the number of (uncompressed) bytes read since the last call.
 
     Raises:
         DataError: the file cannot be read, or is not what its name says.
@@ -57,31 +58,31 @@ def wanted_rows(
 
 
 def form_of(name: str) -> str:
-    """What a file of this name holds."""
+    """Return the form of a file with this name: "npz", "binary" or "text"."""
     if name.lower().endswith(".npz"):
         return "npz"
     return "binary" if unpacked_name(name).endswith(".bin") else "text"
 
 
 class _Layout(NamedTuple):
-    """How a file of text is written, as its first two lines say."""
+    """The layout of a text file, which its first two lines determine."""
 
-    rows: int | None  # how many it has, if its first line is a header
+    rows: int | None  # the number of rows, if the first line is a header
     dimension: int
-    separator: bytes  # behind the word: a space, or a tab, which then may separate the numbers too
-    begin: int  # the byte at which the rows begin
+    separator: bytes  # after the word: a space, or a tab, in which case tabs may separate the numbers too
+    begin: int  # the offset of the first row in bytes
 
 
 class _ScannedLines(NamedTuple):
-    """What some lines hold."""
+    """The result of scanning some lines."""
 
-    lines: int  # without the blank ones at the end
-    blank: int  # lines at the end
+    lines: int  # without trailing blank lines
+    blank: int  # trailing blank lines
     words: list[str]
     vectors: np.ndarray  # float32 [words, dimension]
-    bad_rows: list[BadRow]  # with lines counted from 1 in these
-    size: int = 0  # bytes of all these lines
-    end: str | None = None  # why nothing can be read behind them
+    bad_rows: list[BadRow]  # with lines counted from 1 within these lines
+    size: int = 0  # bytes in all these lines
+    end: str | None = None  # why the next line cannot be read
 
 
 def _text_rows(name: str, wanted: Collection[str], most_bad: int, on_read: OnRead) -> Generator[Row, None, None]:
@@ -100,7 +101,7 @@ def _text_rows(name: str, wanted: Collection[str], most_bad: int, on_read: OnRea
     else:
         scanned = ([lines] for lines in scan(_line_blocks(chain(first, blocks)), skipped=layout.begin))
     number = header = 0 if layout.rows is None else 1  # lines so far
-    blank = 0  # lines behind those, which may end the file
+    blank = 0  # blank lines after those, which are valid only at the end of the file
     with closing(scanned):
         for found in chain.from_iterable(scanned):
             on_read(found.size)
@@ -119,7 +120,7 @@ def _text_rows(name: str, wanted: Collection[str], most_bad: int, on_read: OnRea
 
 
 def _first_blocks(blocks: Iterator[bytes], name: str) -> list[bytes]:
-    """What a file begins with: its first two lines, if they are not too long."""
+    """Return the beginning of a file, up to its second line unless the lines are too long."""
     found: list[bytes] = []
     lines = size = 0
     try:
@@ -132,7 +133,7 @@ def _first_blocks(blocks: Iterator[bytes], name: str) -> list[bytes]:
 
 
 def _layout(beginning: bytes, name: str) -> _Layout:
-    """How a file of text that begins like this is written; DataError if it is none, or of no vectors."""
+    """Work out a text file's layout from its beginning; raise DataError if it does not hold vectors as text."""
     mark = len(BYTE_ORDER_MARK) if beginning.startswith(BYTE_ORDER_MARK) else 0
     line, line_feed, rest = beginning[mark:].partition(b"\n")
     line_end = mark + len(line + line_feed)
@@ -153,16 +154,16 @@ def _layout(beginning: bytes, name: str) -> _Layout:
     if dimension > WIDEST:
         raise DataError(f"{name}:1: expected at most {WIDEST} numbers in a row, got {dimension}")
     if header and not is_row(row, dimension) and not is_text(rest.partition(b" ")[2][: 4 * dimension]):
-        what = "word2vec's binary form: its name should end in .bin"
+        what = "word2vec's binary form; its name should end in .bin"
         raise DataError(f"{name}: expected word vectors as text, got {what}")
     separator = b"\t" if has_tabs else b" "
     return _Layout(int(header[1]) if header else None, dimension, separator, line_end if header else mark)
 
 
 def _workers(name: str) -> int:
-    """How many processes should read a file of text.
+    """Return how many processes should read a text file.
 
-    Only one can read a compressed file or a pipe, from the beginning, and on some systems what is opened as /dev/stdin.
+    Compressed files and pipes allow only one reader, and so may whatever is opened as /dev/stdin.
     """
     if compression_of(name) or name.startswith("/dev/") or not os.path.isfile(name):
         return 1
@@ -170,12 +171,12 @@ def _workers(name: str) -> int:
 
 
 def _ranges(name: str, begin: int) -> Iterator[tuple[int, int]]:
-    """Cut a file into ranges of bytes that end where lines do, from ``begin`` on."""
+    """Cut a file from ``begin`` on into byte ranges that end at line ends."""
     with naming(name), open(name, "rb") as file:
         size = os.path.getsize(name)
         while begin < size:
             file.seek(begin + _RANGE)
-            # A line that is too long is the problem of the range that it begins in; those behind do not matter.
+            # A line that is too long fails the range in which it begins, so the ranges after it do not matter.
             file.readline(_LONGEST_LINE + 1)
             end = min(file.tell(), size)
             yield begin, end
@@ -201,11 +202,15 @@ def _scan(
     most_bad: int,
     skipped: int = 0,
 ) -> Iterator[_ScannedLines]:
-    """Look for the wanted words in blocks of lines, behind the bytes to be ``skipped``.
+    """Look for the wanted words in blocks of lines, after skipping some bytes.
 
     Args:
-        beginnings: those of the words, up to the first separator.
-        most_bad: the scan ends behind more bad rows than that.
+        blocks: blocks of whole lines.
+        wanted: the words by their UTF-8 bytes.
+        beginnings: the beginnings of the words, up to the first separator.
+        layout: the file's layout.
+        most_bad: bad rows to tolerate; the scan ends after more of them.
+        skipped: bytes to skip at the beginning.
     """
     bad = 0
     try:
@@ -227,7 +232,7 @@ def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], 
     if not last_line.rstrip(BLANKS):
         lines = block.rstrip(BLANKS)
         blank = block.count(b"\n", len(lines)) - bool(lines)
-    # Both are looked for in many lines at once: bytes.count() would take twice as long as all the rest.
+    # Search many lines at once: calling bytes.count() for each line would take twice as long as all the rest.
     codes, has_nul = np.frombuffer(lines, dtype=np.uint8), b"\0" in lines
     is_separator = codes == ord(" ")
     if separator == b"\t":
@@ -256,7 +261,7 @@ def _scan_block(block: bytes, wanted: dict[bytes, str], beginnings: set[bytes], 
 
 
 def _split(line: bytes, layout: _Layout) -> tuple[bytes, list[bytes]]:
-    """The word of a row, and its numbers as they are spelled."""
+    """Split a row into its word and its numbers as spelled."""
     _, dimension, separator, _ = layout
     if separator == b"\t":
         word, _, numbers = line.partition(b"\t")
@@ -264,7 +269,7 @@ def _split(line: bytes, layout: _Layout) -> tuple[bytes, list[bytes]]:
         if len(fields) != dimension:
             raise BadRowError(f"expected {dimension} numbers, got {len(fields)}")
     else:
-        # From the right: GloVe 840B has words with spaces inside, such as ". . .".
+        # Split from the right, because GloVe 840B has words with spaces, such as ". . .".
         word, *fields = line.rsplit(b" ", dimension)
         if b" " in word and is_number(word.rpartition(b" ")[2]):
             raise BadRowError(f"expected {dimension} numbers, got {line.count(b' ')}")
@@ -272,15 +277,15 @@ def _split(line: bytes, layout: _Layout) -> tuple[bytes, list[bytes]]:
 
 
 def _too_few(line: bytes, layout: _Layout) -> str:
-    """What is wrong with a row that is too short."""
+    """Say what is wrong with a row that is too short."""
     if layout.separator == b"\t":
         word, tab, numbers = line.partition(b"\t")
         if word and not tab:
-            return "expected a tab behind the word, got none"
+            return "expected a tab after the word, got none"
         fields = fields_of(numbers) if tab else []
     else:
         word, *fields = line.split(b" ")
-    hint = "; is its word missing?" if is_number(word) and len(fields) == layout.dimension - 1 else ""
+    hint = " (is the word missing?)" if is_number(word) and len(fields) == layout.dimension - 1 else ""
     return f"expected {layout.dimension} numbers, got {len(fields)}{hint}"
 
 
@@ -289,7 +294,7 @@ def _too_long() -> BadRowError:
 
 
 def _parse(fields: list[bytes]) -> np.ndarray:
-    """Numbers rounded to float32, in which all must be finite."""
+    """Round numbers to float32; raise BadRowError if one is not finite."""
     try:
         with np.errstate(over="ignore"):
             vector = np.fromiter(map(float, fields), dtype=np.float32, count=len(fields))
@@ -302,12 +307,12 @@ def _parse(fields: list[bytes]) -> np.ndarray:
 
 
 def _line_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file, many at once, each with a line feed.
+    """Yield the lines of a file in large blocks; every line ends in a line feed.
 
     Raises:
         BadRowError: the next line is too long, or cannot be read.
     """
-    parts: list[bytes] = []  # of a line that is not complete
+    parts: list[bytes] = []  # the beginning of an incomplete line
     size = 0
     for block in blocks:
         size += len(block)
@@ -325,11 +330,11 @@ def _line_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]:
-    """Yield the bytes of a file from ``begin`` to ``end``, some at once.
+    """Yield the bytes of a file from ``begin`` to ``end`` in blocks.
 
     Raises:
         DataError: the file cannot be opened.
-        BadRowError: it cannot be read any further.
+        BadRowError: the rest of it cannot be read.
     """
     with naming(name):
         file = open_file(name)
@@ -337,7 +342,7 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
         try:
             if begin:
                 file.seek(begin)
-            # All that can be had at once: of a gzip file that was cut off, that is everything before the cut.
+            # read1 returns what is available, so everything before the cut of a truncated gzip file is read.
             while block := file.read1(int(min(_BLOCK, end - begin))):
                 begin += len(block)
                 yield block
@@ -346,13 +351,13 @@ def _blocks(name: str, begin: int = 0, end: float = math.inf) -> Iterator[bytes]
 
 
 def _binary_rows(name: str, wanted: Collection[str], on_read: OnRead) -> Generator[Row, None, None]:
-    """What :func:`wanted_rows` says, of a file in word2vec's binary form.
+    """Do what ``wanted_rows`` says for a file in word2vec's binary form.
 
-    It is a line "count dimension", then for each row the word, a space and float32 numbers, and from some writers a
+    The form is a line "count dimension", then for each row the word, a space, float32 numbers and, from some writers, a
     line feed.
     """
     spellings = {spelling.encode(): spelling for spelling in wanted}
-    row = 0  # the last that was read, counted from 1
+    row = 0  # the last row read, counted from 1
     blocks = _blocks(name)
     following = _located(blocks, lambda: f"{name}: row {row + 1}")
     beginning = b"".join(_first_blocks(blocks, name))
@@ -360,12 +365,12 @@ def _binary_rows(name: str, wanted: Collection[str], on_read: OnRead) -> Generat
     header = _HEADER.fullmatch(first_line)
     what = None if header else other_than_vectors(beginning)
     if is_row(buffer.partition(b"\n")[0], int(header[2])) if header else is_row(first_line):
-        what = "text: its name should end in .txt or .vec"
+        what = "text; its name should end in .txt or .vec"
     if what:
         raise DataError(f"{name}: expected word2vec's binary form, got {what}")
     if not header or not line_feed:
         start = first_line[:_LONGEST_HEADER].decode(errors="replace")
-        raise DataError(f"{name}:1: expected the number of rows and of numbers in each, got {start!r}")
+        raise DataError(f"{name}:1: expected the number of rows and of numbers per row, got {start!r}")
     rows, dimension = int(header[1]), int(header[2])
     if not 1 <= dimension <= WIDEST:
         raise DataError(f"{name}:1: expected 1 to {WIDEST} numbers in a row, got {dimension}")
@@ -398,7 +403,7 @@ def _binary_rows(name: str, wanted: Collection[str], on_read: OnRead) -> Generat
 
 
 def _located(blocks: Iterable[bytes], where: Callable[[], str]) -> Iterator[bytes]:
-    """Yield the same; ``where()`` says how far they have been understood, for an error."""
+    """Yield the same blocks; in an error, prefix the place that ``where()`` returns."""
     try:
         yield from blocks
     except BadRowError as error:

@@ -1,4 +1,4 @@
-"""Pretrained word vectors, for the words of a vocabulary."""
+"""Load pretrained word vectors for the words of a vocabulary."""
 
 import hashlib
 import json
@@ -22,21 +22,27 @@ from .reading import BadRow
 from .vector_files import form_of, wanted_rows
 from .vocabulary import PADDING, PADDING_ID, UNKNOWN, UNKNOWN_ID, Vocabulary
 
-_CASES: Sequence[Callable[[str], str]] = (str, str.lower, str.capitalize, str.upper)  # by preference
+_CASES: Sequence[Callable[[str], str]] = (str, str.lower, str.capitalize, str.upper)  # in order of preference
 _EXPECTED = {  # dtype and dimensions
     "rows": (torch.float32, 2),
     "found": (torch.bool, 1),
     "bad_rows": (torch.uint8, 1),
 }
-_MOST_BAD_ROWS = 100_000  # of a file; with more of them it is something else, and they would fill the memory
+_MOST_BAD_ROWS = 100_000  # in a file; more mean that it is something else, and would fill up memory
 
 
 class PretrainedVectors(NamedTuple):
-    """Vectors for the words of a vocabulary."""
+    """A vocabulary and its word vectors.
 
-    vocabulary: Vocabulary  # the given one, with those of more_words that have a vector behind it
-    matrix: Tensor  # float32 [len(vocabulary), dimension]
-    found: int  # how many of its words have a vector
+    Attributes:
+        vocabulary: the given vocabulary, followed by those of ``more_words`` that have a vector.
+        matrix: float32 ``[len(vocabulary), dimension]``, the embedding matrix.
+        found: how many words of the vocabulary have a vector.
+    """
+
+    vocabulary: Vocabulary
+    matrix: Tensor
+    found: int
 
 
 def load_vectors(
@@ -49,32 +55,40 @@ def load_vectors(
     on_bad_row: Callable[[BadRow], object] | None = None,
     show_progress_bar: bool = False,
 ) -> PretrainedVectors:
-    """Read the vectors of a vocabulary's words.
+    """Load the word vectors for a vocabulary from a file.
 
-    The name of the file says what it holds. Of a word that it holds twice the first vector counts.
+    The suffix of the file's name says what it holds:
 
-    * ``.npz``: the arrays ``words`` [n] and ``vectors`` [n, dimension] (fp16, fp32 or fp64);
-    * ``.bin``: word2vec's binary form;
-    * anything else: text as of GloVe, word2vec and fastText, a word and its numbers a line, separated by single spaces,
-      or the word by a tab and the numbers by spaces or tabs, with or without a first line "count dimension". Rows that
-      are not needed are checked for being too short and for NUL bytes only.
+    * ``.npz``: the arrays ``words`` [n] and ``vectors`` [n, dimension] (fp16, fp32 or fp64).
+    * ``.bin``: word2vec's binary form.
+    * Anything else: text as written by GloVe, word2vec and fastText, one word and its numbers per line, with or without
+      a first line "count dimension". Single spaces separate the fields; or a tab follows the word, and spaces or tabs
+      separate the numbers. Rows of other words are checked only for being too short and for NUL bytes.
 
-    Either may be compressed: ``.gz``, ``.bz2``, ``.xz`` or a ``.zip`` of one file.
+    ``.bin`` and text files may be compressed as ``.gz``, ``.bz2``, ``.xz`` or a ``.zip`` of one file. If a file has
+    several vectors for a word, the first one counts.
 
-    Where the file lacks a word as it is spelled, its vector is that of the word in lower case, else Capitalized, else
-    in UPPER case. Words found in no case, and the unknown word, get normal random values with the mean and standard
-    deviation of the found rows, dimension by dimension; the padding row is zero.
+    If the file lacks a word as spelled, the vector of its lowercase, Capitalized or UPPERCASE form is used, in this
+    order. Words without a vector, and the unknown word, get normally distributed random values with the mean and
+    standard deviation of the found rows in each dimension. The padding row is zero.
 
     Args:
-        more_words: words that join the vocabulary if they have a vector, in this order; what the vocabulary lists or
-            could not list is passed over.
-        cache: folder that keeps the rows found for the next time; None keeps nothing.
-        on_bad_row: called for each row that cannot be read, which is then left out; what its first line promises in
-            vain counts as one. ``line`` is the row in ``.bin`` and ``.npz`` files. With None such a row is an error.
-        show_progress_bar: show on stderr how much of the file is read, where that takes longer than a second.
+        path: the file of vectors.
+        vocabulary: the words to find vectors for.
+        more_words: words that join the vocabulary, in this order, if they have a vector. Words that the vocabulary
+            already lists or cannot list are skipped.
+        seed: seed of the random values.
+        cache: the folder in which to save the rows found, for the next call; None saves nothing.
+        on_bad_row: called for each row that cannot be read, which is then skipped, and if the file has fewer rows than
+            its first line says. In ``.bin`` and ``.npz`` files, ``line`` is the row. If None, a bad row raises
+            ``DataError``.
+        show_progress_bar: show progress on stderr if reading takes longer than a second.
+
+    Returns:
+        The vocabulary, extended by ``more_words``, its embedding matrix and the number of words found.
 
     Raises:
-        DataError: the file cannot be read, is malformed or has none of the words.
+        DataError: the file cannot be read, is malformed or has a vector for none of the words.
     """
     asked = vocabulary.extended(more_words)
     arrays = _found_rows(path, asked, cache, on_bad_row, show_progress_bar)
@@ -98,15 +112,29 @@ def words_with_vector(
     on_bad_row: Callable[[BadRow], object] | None = None,
     show_progress_bar: bool = False,
 ) -> list[str]:
-    """Those of some words for which a file has a vector, as :func:`load_vectors` looks for them."""
+    """Return those of ``words`` for which a file has a vector.
+
+    Args:
+        path: the file of vectors.
+        words: the words to look for, spelled in any case as in ``load_vectors``.
+        cache: as for ``load_vectors``.
+        on_bad_row: as for ``load_vectors``.
+        show_progress_bar: as for ``load_vectors``.
+
+    Returns:
+        The words found, each once, in order of first occurrence.
+
+    Raises:
+        DataError: the file cannot be read or is malformed.
+    """
     asked = Vocabulary([UNKNOWN, PADDING]).extended(words)
     return list(compress(asked.words, _found_rows(path, asked, cache, on_bad_row, show_progress_bar)["found"]))
 
 
 def _fill(matrix: Tensor, found: Tensor, seed: int) -> None:
-    """Give the rows that were not ``found`` values that resemble those of the others."""
+    """Fill the rows that were not found with random values that resemble the found ones."""
     known = matrix[found].numpy()
-    # A single vector says nothing of how a dimension varies: then its numbers are taken together.
+    # One vector has no deviation within a dimension, so take the moments over all its numbers.
     axis = 0 if len(known) > 1 else None
     moments = (moment(known, axis=axis, dtype=np.float64) for moment in (np.mean, np.std))
     mean, deviation = (torch.as_tensor(moment).float() for moment in moments)
@@ -122,8 +150,11 @@ def _found_rows(
     on_bad_row: Callable[[BadRow], object] | None,
     show_progress_bar: bool,
 ) -> Arrays:
-    """The ``rows`` of a vocabulary's words, float32 [words, dimension], zero where they were not ``found``, bool
-    [words]; and the ``bad_rows``, as JSON.
+    """Find the vectors of a vocabulary's words, in the cache or in the file.
+
+    Returns:
+        ``rows``: float32 ``[words, dimension]``, zero for words not found; ``found``: bool ``[words]``; ``bad_rows``:
+        JSON.
     """
     name = os.fspath(path)
     options = {
@@ -143,7 +174,7 @@ def _found_rows(
 
 
 def _fit(arrays: Arrays, count: int) -> bool:
-    """Whether these are the rows of ``count`` words."""
+    """Return whether cached arrays are valid for ``count`` words."""
     if {name: (array.dtype, array.dim()) for name, array in arrays.items()} != _EXPECTED:
         return False
     try:
@@ -164,14 +195,14 @@ def _bad_rows(arrays: Arrays) -> list[BadRow]:
 
 
 def _refusal(name: str, row: BadRow, before: int = 0) -> DataError:
-    remedy = " (to leave out such rows: --skip-bad-rows or on_bad_row=)"
+    remedy = " (to skip such rows, use --skip-bad-rows or on_bad_row=)"
     more = f", and {before:,} rows before it are bad as well" if before else remedy
     return DataError(f"{name}:{row.line}: {row.reason}{more}")
 
 
 def _read_rows(name: str, vocabulary: Vocabulary, most_bad: int, show_progress_bar: bool) -> Arrays:
     wanted = _spellings(vocabulary)
-    preference = np.full(len(vocabulary), len(_CASES))  # of the spelling found so far
+    preference = np.full(len(vocabulary), len(_CASES))  # rank of the spelling found so far
     table = None
     bad_rows: list[BadRow] = []
     with _bar(name, show_progress_bar) as bar, closing(wanted_rows(name, wanted, most_bad, bar.update)) as rows:
@@ -198,14 +229,14 @@ def _read_rows(name: str, vocabulary: Vocabulary, most_bad: int, show_progress_b
 
 
 def _bar(name: str, shown: bool) -> tqdm:
-    """Counts the bytes that are read; how many there are is not known of a file that is packed."""
+    """Return a bar that counts bytes; the total of a compressed file is unknown."""
     is_plain = os.path.isfile(name) and form_of(name) != "npz" and not compression_of(name)
     size = os.path.getsize(name) if is_plain else None
     return tqdm(desc=name, total=size, unit="B", unit_scale=True, delay=1, leave=False, disable=not shown)
 
 
 def _spellings(vocabulary: Vocabulary) -> dict[str, list[tuple[int, int]]]:
-    """For every spelling to look for: the rows that it can fill, each with its rank among the cases."""
+    """Map each spelling to look for to the rows that it can fill, with its rank in ``_CASES``."""
     wanted = defaultdict(list)
     for row, word in enumerate(vocabulary.words):
         if row not in (UNKNOWN_ID, PADDING_ID):

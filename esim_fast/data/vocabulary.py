@@ -1,4 +1,4 @@
-"""Words and their ids."""
+"""Map words to ids."""
 
 import os
 import re
@@ -9,32 +9,33 @@ from ..errors import DataError
 from .compression import create_file
 from .records import read_lines
 
-UNKNOWN, UNKNOWN_ID = "<unk>", 0  # as in torchtext, so that its users' embedding matrices keep their rows
+UNKNOWN, UNKNOWN_ID = "<unk>", 0  # as in torchtext, so that embedding matrices made for it keep their rows
 PADDING, PADDING_ID = "<pad>", 1
 
-# A word is one line of the saved file, in UTF-8.  Carriage returns are refused as well, because editors and version
-# control rewrite them.
+# A word is one line of the saved UTF-8 file. Carriage returns are excluded as well, because editors and version control
+# rewrite them.
 UNSAVABLE = re.compile("[\n\r\ud800-\udfff]")
 
 
 class Vocabulary:
-    """A list of words, each standing at its id: ``<unk>``, ``<pad>``, then the words of the text.
+    """A list of words, where a word's index is its id: ``<unk>``, ``<pad>``, then the words of the text.
 
-    The two special words are never words of the text: where a text holds ``<pad>`` literally, it is unknown like any
-    other word that is not listed, and never mistaken for padding.
+    The two special words never match words of a text. A literal ``<pad>`` in a text is encoded as unknown, like any
+    other word that is not listed, and never as padding.
+
+    Args:
+        words: the full list of words, with the special ones first.
+
+    Raises:
+        TypeError: ``words`` has no order of ids: it is a dict, a set or a string.
+        ValueError: the special words are not first, or a word is repeated, empty or contains a line break.
     """
 
     words: list[str]
 
     def __init__(self, words: Sequence[str]) -> None:
-        """Take the full list of words, the special ones first.
-
-        Raises:
-            TypeError: ``words`` have no order of ids: a dict, a set or a string.
-            ValueError: the special words are not where they belong, or a word is repeated, empty or holds a line break.
-        """
         if isinstance(words, (str, bytes, Mapping, Set)):
-            hint = ": give sorted(words, key=words.get) for ids by word" if isinstance(words, Mapping) else ""
+            hint = "; for ids by word, pass sorted(words, key=words.get)" if isinstance(words, Mapping) else ""
             raise TypeError(f"words must be a list in the order of their ids, got {type(words).__name__}{hint}")
         self.words = list(words)
         for index, word in enumerate(self.words):
@@ -51,29 +52,33 @@ class Vocabulary:
 
     @classmethod
     def build(cls, counts: Mapping[str, int], *, min_count: int = 1) -> "Vocabulary":
-        """The words that occur at least ``min_count`` times, the most frequent first, then alphabetically.
+        """Build a vocabulary from word counts, the most frequent words first, then alphabetically.
+
+        Args:
+            counts: how often each word occurs.
+            min_count: the least count of a word that is listed.
 
         Raises:
-            ValueError: a word is empty or holds a line break.
+            ValueError: a word is empty or contains a line break.
         """
         frequent = [word for word, count in counts.items() if count >= min_count and word not in (UNKNOWN, PADDING)]
         return cls([UNKNOWN, PADDING, *sorted(frequent, key=lambda word: (-counts[word], word))])
 
     def extended(self, words: Iterable[str]) -> "Vocabulary":
-        """This vocabulary with more words behind its own, in the order in which they come first.
+        """Return this vocabulary followed by more words, in order of first occurrence.
 
-        What it lists already is passed over, and so is what it cannot list: the special words, and words that are empty
-        or hold a line break.
+        Words that it already lists are skipped, and so are words that it cannot list: the special words, and words that
+        are empty or contain a line break.
         """
         more = {word: None for word in words if word not in self and not _why_invalid(2, word)}
         return Vocabulary([*self.words, *(word for word in more if word not in (UNKNOWN, PADDING))])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Read what :meth:`save` wrote.
+        """Load a vocabulary that ``save`` wrote.
 
         Raises:
-            DataError: the file cannot be read, or a line of it is not what :meth:`save` writes.
+            DataError: the file cannot be read, or has a line that ``save`` would not write.
         """
         name = os.fspath(path)
         lines: dict[str, int] = {}
@@ -95,16 +100,21 @@ class Vocabulary:
         return cls(list(lines))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one word a line, in the order of their ids: UTF-8, ended by line feeds."""
+        """Write one word per line in the order of ids, as UTF-8 with line feeds.
+
+        Raises:
+            ValueError: the name ends in ``.zip``.
+            OSError: the file cannot be written.
+        """
         with create_file(path) as file:
             file.write("".join(f"{word}\n" for word in self.words).encode())
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """The ids of a sentence's words, :data:`UNKNOWN_ID` for those not listed."""
+        """Return the ids of a sentence's words, ``UNKNOWN_ID`` for words that are not listed."""
         return [self._ids.get(token, UNKNOWN_ID) for token in tokens]
 
     def __contains__(self, word: object) -> bool:
-        """Whether a word of the text has an id of its own (the special words are not words of a text)."""
+        """Return whether a word of a text has an id of its own; the special words are never words of a text."""
         return word in self._ids
 
     def __len__(self) -> int:
@@ -120,7 +130,7 @@ class Vocabulary:
 
 
 def _why_invalid(index: int, word: str) -> str | None:
-    """What is wrong with a word at this place of the list, looked at by itself."""
+    """Say what is wrong with a word at this index, regardless of the other words; None if nothing is."""
     special = (UNKNOWN, PADDING)
     if index < 2 and word != special[index]:
         return f"expected {special[index]}, got {word[:100]!r}"

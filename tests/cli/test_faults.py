@@ -45,7 +45,7 @@ class TestPredict:
             os.kill(children(command.pid)[0], signal.SIGKILL)
             code, rest, stderr = command.finish()
         assert code == 2
-        assert stderr == "esim-fast: a worker process was killed; is memory short?\n"
+        assert stderr == "esim-fast: a worker process was killed, possibly for lack of memory\n"
         lines = [json.loads(line)["line"] for line in (first + rest).splitlines()]
         assert lines == list(range(1, len(lines) + 1))
         assert_nobody_is_left(command.pid)

@@ -16,7 +16,7 @@ from esim_fast.cli import main
 from esim_fast.data.preparing import in_parts
 from tests.cli.commands import TRAIN, esim_fast, fails, succeeds, training, write_tsv
 
-CONVERT = " (convert it: iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, -f CP1252 if it is Western European)"
+CONVERT = " (convert it with iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, -f CP1252 if Western European)"
 PAIR = "--premise", "A man sleeps.", "--hypothesis", "A man runs."
 
 

@@ -44,7 +44,7 @@ def test_bad_rows_are_listed_and_skipped(corpus, model, tmp_path):
     assert result.returncode == 0
     assert f"{bad}: 5 pairs" in result.stderr
     assert f"1 bad row left out:\n{bad}:8: expected 3 columns, got 2\n" in result.stderr
-    assert f"{unknown} (another name for one? --map-labels OLD=NEW renames it)\n" in result.stderr
+    assert f"{unknown} (to rename it, use --map-labels OLD=NEW)\n" in result.stderr
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     others = write_tsv(tmp_path / "others.tsv", [("maybe", "one", "two")])
     for command in (["evaluate", model, others], training(bad, tmp_path / "n", "--dev", others)):
@@ -66,8 +66,8 @@ def test_bad_rows_of_vectors(corpus, tmp_path):
     vectors = tmp_path / "glove.txt"
     vectors.write_text("man 1 2\n0.5 0.5\nA x 4\ndogs 5 6\n\nnone 7\nwoman 8 9\n")
     options = [*training(corpus, tmp_path / "m"), "--cache", tmp_path / "cache", "--vectors", vectors]
-    message = f"{vectors}:2: expected 2 numbers, got 1; is its word missing?"
-    assert fails(*options) == f"esim-fast: {message} (to leave out such rows: --skip-bad-rows or on_bad_row=)"
+    message = f"{vectors}:2: expected 2 numbers, got 1 (is the word missing?)"
+    assert fails(*options) == f"esim-fast: {message} (to skip such rows, use --skip-bad-rows or on_bad_row=)"
     assert not (tmp_path / "m").exists()
     for output in "ab":  # the second time from the cache
         result = esim_fast(*options, "--skip-bad-rows", "--output", tmp_path / output)

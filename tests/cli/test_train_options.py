@@ -182,13 +182,13 @@ REGRESSION = ["--task", "regression"]
         (
             "sts.tsv",
             [],
-            "score: name the columns with --columns (for scores: train --task regression)",
+            "score; name the columns with --columns (for scores, use train --task regression)",
         ),
         ("qqp.tsv", ["--best-by", "foo"], "expected accuracy, macro-f1, auc, loss, pearson, spearman or f1:LABEL, got"),
         (
             "SICK.txt",
             ["--columns", "sentence_A,sentence_B,entailment_judgment", *REGRESSION],
-            "SICK.txt:2: expected a number as the score, got 'NEUTRAL' (regression is for scores, not for classes)",
+            "SICK.txt:2: expected a number as the score, got 'NEUTRAL' (regression needs scores, not classes)",
         ),
         ("constant.tsv", REGRESSION, "constant.tsv: expected scores that differ, got only 2"),
         ("sts.tsv", [*REGRESSION, "--label-smoothing", "0.1"], "--label-smoothing: scores have no classes"),

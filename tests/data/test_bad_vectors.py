@@ -78,7 +78,7 @@ def test_no_text_of_vectors(tmp_path, name, content, message):
         ("the 1 2 3\nunneeded 1 2\t \t\n", "2: expected 3 numbers, got 2"),
         ("the 1 2 3\nunneeded 1 2 \r\n", "2: expected 3 numbers, got 2"),
         ("the 1 2 3\nunneeded 1 2", "2: expected 3 numbers, got 2"),
-        ("the 1 2 3\n1 2 3\ncat 1 2 3\n", "2: expected 3 numbers, got 2; is its word missing?"),
+        ("the 1 2 3\n1 2 3\ncat 1 2 3\n", "2: expected 3 numbers, got 2 (is the word missing?)"),
         ("the 1 2 3\n 1 2\ncat 1 2 3\n", "2: expected 3 numbers, got 2"),
         ("the 1 2 3\n7 2\ncat 1 2 3\n", "2: expected 3 numbers, got 1"),
         (ROWS + "cat 1 2\nof 1 1 1\n", "4: expected 3 numbers, got 2"),
@@ -102,12 +102,12 @@ def test_no_text_of_vectors(tmp_path, name, content, message):
         ("the\t1 2 3\ncat\t1 2 3 4\n", "2: expected 3 numbers, got 4"),
         ("the\t1\t2\t3\ncat\t1\tx\t3\n", "2: expected a finite number, got 'x'"),
         ("the\t1 2 3\nroute 66\t1 2\nroute 66\t1 2 3\n", "2: expected 3 numbers, got 2"),
-        ("the\t1 2\ncat 1 2\n", "2: expected a tab behind the word, got none"),
-        ("the\t1 2\nthe cat 1 2\n", "2: expected a tab behind the word, got none"),
+        ("the\t1 2\ncat 1 2\n", "2: expected a tab after the word, got none"),
+        ("the\t1 2\nthe cat 1 2\n", "2: expected a tab after the word, got none"),
         ("3\t3\nthe\t1 2 3\ncat 1 2\t3\nof\t1 1 1", "3: expected 3 numbers, got 1"),
-        ("the\t1 2 3\n1\t2 3\nof\t1 1 1", "2: expected 3 numbers, got 2; is its word missing?"),
+        ("the\t1 2 3\n1\t2 3\nof\t1 1 1", "2: expected 3 numbers, got 2 (is the word missing?)"),
         ("the\t1 2 3\n\ncat\t1 2 3\n", "2: expected 3 numbers, got 0"),
-        ("the\t1 2 3\ncat\t\ncat\t1 2 3\n", "2: expected a tab behind the word, got none"),
+        ("the\t1 2 3\ncat\t\ncat\t1 2 3\n", "2: expected a tab after the word, got none"),
         # Fewer or more rows than the first line declares.
         ("2 3\n" + ROWS, "5: expected 2 rows, as line 1 says, but the file ends after 3"),
         ("4 3\n" + ROWS, "5: expected 4 rows, as line 1 says, but the file ends after 3"),
@@ -135,7 +135,7 @@ BAD_ROWS = {
     "w8 1 2 3 4": "expected 3 numbers, got 4",
     "w9 1 x 3": "expected a finite number, got 'x'",
     "w9 inf 2 3": "expected a finite number, got 'inf'",
-    "0.1 2 3": "expected 3 numbers, got 2; is its word missing?",
+    "0.1 2 3": "expected 3 numbers, got 2 (is the word missing?)",
     "of 1 \0 3": "NUL byte",
     "": "expected 3 numbers, got 0",
     " \t\r": "expected 3 numbers, got 0",
@@ -249,7 +249,7 @@ def with_counts(line: str) -> bytes:
     return as_binary(THREE).replace(b"3 2", line.encode())
 
 
-COUNTS = "1: expected the number of rows and of numbers in each, got"
+COUNTS = "1: expected the number of rows and of numbers per row, got"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_several_datasets_are_one(tmp_path):
         assert sentences(whole[indices]) == tuple([expected[index][side] for index in indices] for side in (0, 1))
     assert EncodedPairs.concatenated([first]) is first
     for wrong in ([], [first, EncodedPairs([[2]], [[3]], None)]):
-        with pytest.raises(ValueError, match="expected pairs, all of them with labels or all without"):
+        with pytest.raises(ValueError, match="expected one dataset or more, all with labels or all without"):
             EncodedPairs.concatenated(wrong)
 
 

@@ -145,7 +145,7 @@ def test_a_source_that_changes_meanwhile(folder, source, make):
         source.write_bytes(b"content, and more")
         return arrays
 
-    assert refusal(kept, folder, str(source), OPTIONS, changing) == f"{source}: it was changed while it was read"
+    assert refusal(kept, folder, str(source), OPTIONS, changing) == f"{source}: the file changed while it was read"
     assert files(folder) == []
 
 
@@ -153,7 +153,7 @@ def test_where_nothing_can_be_written(tmp_path, source, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert fetch(blocked / "folder", Maker(source)) == b"content"
-    assert "cannot be written, so the next start will take as long" in caplog.text
+    assert "cannot write the cache, so the next start will take as long" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

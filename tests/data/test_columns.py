@@ -19,7 +19,7 @@ def read(path, corpus_format=None, labeled=True):
     return [(pair.premise, pair.hypothesis, pair.label) for pair in pairs]
 
 
-UNCLEAR = "it is not clear which column is the label: columns "
+UNCLEAR = "columns "
 FAQ = [(QUESTIONS[i % 3], answer, str(i % 2)) for i, answer in enumerate(ANSWERS)]
 
 
@@ -51,7 +51,7 @@ def test_a_single_row_is_as_documented(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(q, str(i % 2), a) for i, (q, a, _) in enumerate(FAQ)], "column 2 looks like the label: name the columns wi"),
+        ([(q, str(i % 2), a) for i, (q, a, _) in enumerate(FAQ)], "column 2 looks like the label; name the columns wi"),
         (
             [("entailment", a, str(i % 2)) for i, (_, a, _) in enumerate(FAQ)],
             UNCLEAR + "1 and 3 could",
@@ -98,7 +98,7 @@ def test_first_rows_that_are_not_a_header(tmp_path):
 @pytest.mark.parametrize(("header", "lacking"), [("label\tq1\tq2", "sentence1"), ("q1\tq2\tgold_label", "sentence1")])
 def test_a_header_of_which_the_label_alone_is_known(tmp_path, header, lacking):
     said = refusal(read, write(tmp_path, "a.tsv", f"{header}\n" + "0\ta b\tc\n1\td e\tf\n" * 3))
-    assert said.endswith(": name the columns with --columns")
+    assert said.endswith("; name the columns with --columns")
     assert f":1: expected a column {lacking}" in said
 
 
@@ -115,7 +115,7 @@ def test_a_repeated_header_is_a_bad_row(tmp_path, name, again, header):
     pairs = list(read_pairs(write(tmp_path, name, content), corpus_format, on_bad_row=bad.append))
     assert [pair.label for pair in pairs] == ["0", "1", "0", "1"]
     assert [row.line for row in bad] == [4 if header else 3]
-    assert bad[0].reason == "expected a pair, got the header again: were two files joined?"
+    assert bad[0].reason == "expected a pair, got the header again (were two files joined?)"
 
 
 @pytest.mark.parametrize("delimiter", ["\t", ";", "|", ","])
@@ -127,7 +127,7 @@ def test_delimiters_are_seen(tmp_path, delimiter, name, header):
     expected = [(p, h, label) for label, p, h in rows]
     assert read(path, CorpusFormat(delimiter=delimiter)) == expected
     if delimiter == "," and name == "a.tsv" and not header:  # could be sentences with commas
-        assert "Give it with --delimiter" in refusal(read, path)
+        assert "Use --delimiter" in refusal(read, path)
     else:
         assert read(path) == expected
 
@@ -168,7 +168,7 @@ def test_sentences_without_labels_are_not_cut(tmp_path, content, expected):
 
 def test_columns_that_two_delimiters_could_separate(tmp_path):
     path = write(tmp_path, "a.csv", "0;A, x;B, y\n0;C, x;D, y\n")
-    assert refusal(read, path) == f"{path}: columns could be separated by ; or ,: say which with --delimiter"
+    assert refusal(read, path) == f"{path}: columns could be separated by ; or ,; choose one with --delimiter"
 
 
 @pytest.mark.parametrize(
@@ -217,18 +217,18 @@ def test_few_premises_and_custom_labels(tmp_path, rows):
 @pytest.mark.parametrize("first", ['"label"\t"premise"\t"hypothesis"\n', '"y"\t"q1"\t"q2"\n'])
 def test_a_quoted_header(tmp_path, first):
     path = write(tmp_path, "a.tsv", first + '"1"\t"a b"\t"c"\n' * 3)
-    assert refusal(read, path) == f"{path}:1: all fields are in double quotes: give --quoted"
+    assert refusal(read, path) == f"{path}:1: all fields are in double quotes; use --quoted"
 
 
 def test_excels_mark_of_a_delimiter(tmp_path):
     path = write(tmp_path, "a.csv", "sep=;\nlabel;premise;hypothesis\n1;a;b\n")
-    assert "got 1: sep=; (Excel's mark of a delimiter: remove this line)" in refusal(read, path)
+    assert "got 1: sep=; (Excel's delimiter line; remove it)" in refusal(read, path)
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.txt"])
 def test_quoted_fields_in_a_table_of_tabs(tmp_path, name):
     path = write(tmp_path, name, '"1"\t"a b"\t"c"\n"0"\t"d"\t"e"\n')
-    assert refusal(read, path) == f"{path}:1: all fields are in double quotes: give --quoted"
+    assert refusal(read, path) == f"{path}:1: all fields are in double quotes; use --quoted"
     assert read(path, CorpusFormat(quoted=True)) == [("a b", "c", "1"), ("d", "e", "0")]
 
 
@@ -240,7 +240,7 @@ def test_two_columns_of_one_name(tmp_path):
 
 @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n", "x", "，"])
 def test_bad_delimiters(delimiter):
-    with pytest.raises(ValueError, match="delimiter must be an ASCII character"):
+    with pytest.raises(ValueError, match="delimiter must be one ASCII character"):
         CorpusFormat(delimiter=delimiter)
 
 
@@ -266,7 +266,7 @@ SICK = "pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSe
 def test_rows_for_another_part(tmp_path, name, content, line, part):
     path = write(tmp_path, name, content)
     first = "TRAIN" if "TRAIN" in content else "train"
-    expected = f"this row is for {part}, but the first row is for {first}: write a file for each part"
+    expected = f"this row belongs to {part}, but the first row to {first}; write one file per split"
     assert refusal(read, path) == f"{path}:{line}: {expected}"
     assert len(read(path, labeled=False)) == line - ("jsonl" not in name)  # irrelevant for prediction
 

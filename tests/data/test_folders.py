@@ -50,10 +50,10 @@ def test_layouts(tmp_path, names, expected):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], ": expected a file with train in its name and a corpus's ending"),
-        (["train.tsv"], ": expected a file with dev in its name and a corpus's ending"),
-        (["train.doc", "dev.doc"], ": expected a file with train in its name and a corpus's ending"),
-        (["a_train.tsv", "b_train.tsv", "dev.tsv"], ": which is the train file? a_train.tsv, b_train.tsv"),
+        ([], ": expected a file with train in its name that ends in .tsv, .jsonl or the like"),
+        (["train.tsv"], ": expected a file with dev in its name that ends in .tsv, .jsonl or the like"),
+        (["train.doc", "dev.doc"], ": expected a file with train in its name that ends in .tsv, .jsonl or the like"),
+        (["a_train.tsv", "b_train.tsv", "dev.tsv"], ": expected one train file, got a_train.tsv, b_train.tsv"),
     ],
 )
 def test_mistakes(tmp_path, names, message):

@@ -49,15 +49,15 @@ def test_json_lines_in_a_file_named_txt(tmp_path, mark):
     [
         ("[]", None),
         ("[1, 2]", ":1: expected an object in the array, got '1'"),
-        (json.dumps(RECORDS)[:-1], ":31: the file ends within its array, or is no valid JSON from here on"),
-        (json.dumps(RECORDS)[:-9], ":30: the file ends within its array, or is no valid JSON from here on"),
-        (json.dumps(RECORDS) + "[", ":31: expected the end of the file after its array"),
+        (json.dumps(RECORDS)[:-1], ":31: the file ends inside its array, or the rest is not valid JSON"),
+        (json.dumps(RECORDS)[:-9], ":30: the file ends inside its array, or the rest is not valid JSON"),
+        (json.dumps(RECORDS) + "[", ":31: expected the end of the file after the array"),
         (json.dumps(RECORDS[:2]).replace("}, {", "} {"), ":2: expected ',' in the array, got '{'"),
         ('[{"a": ' + "[" * 200_000, ":1: not valid JSON: "),
         ('[{"a": ' + "9" * 5000 + "}]", ":1: not valid JSON: "),
         ('[{"a": "' + "x" * 1_200_000 + '"}]', ":1: not valid JSON, or an object of more than 1000000 bytes"),
         ('[{"a": "' + "x" * 3_000_000, ":1: not valid JSON, or an object of more than 1000000 bytes"),
-        (json.dumps(RECORDS[0], indent=1), ":1: not valid JSON at character 2 (expected an object a line, or one ar"),
+        (json.dumps(RECORDS[0], indent=1), ":1: not valid JSON at character 2 (expected one object per line, or a s"),
         ('[{"sentence1": "a"}, {}]', ":1: expected a key sentence2, "),
         (b'[{"a": "\xff"}]', ":1: not valid UTF-8 at byte 8"),
         (b"[\xff", ":1: expected an object in the array, got '\\udcff'"),
@@ -118,7 +118,7 @@ def test_compressed(tmp_path, name, pack):
     ("members", "message"),
     [
         ({}, "expected a zip archive of one file, got none"),
-        ({"train.tsv": b"", "dev.tsv": b""}, "expected a zip archive of one file, got train.tsv, dev.tsv: unpack it"),
+        ({"train.tsv": b"", "dev.tsv": b""}, "expected a zip archive of one file, got train.tsv, dev.tsv; unpack it"),
     ],
 )
 def test_archives_of_several_files(tmp_path, members, message):
@@ -130,14 +130,14 @@ def test_archives_of_several_files(tmp_path, members, message):
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("a.tsv", "neutral\ta\tb\n".encode("utf-16"), "UTF-16: convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
-        ("a.tsv", "neutral\ta\tb\n".encode("utf-16-be"), "NUL characters: UTF-16 without its mark?"),
-        ("a.jsonl", LINES.encode("utf-32"), "UTF-32: convert it: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
-        ("a.csv", b"\xfe\xff" + "neutral,a,b\n".encode("utf-16-be"), "UTF-16: convert it"),
-        ("a.tsv", bz2.compress(LINES.encode()), "a bzip2 file: its name should end in .bz2"),
-        ("a.jsonl", lzma.compress(LINES.encode()), "an xz file: its name should end in .xz"),
-        ("a.txt", zipped({"a": b"b"}), "a zip archive: its name should end in .zip"),
-        ("a.csv", b"PAR1\x15\x04\x15", "a Parquet file: it must not be compressed, and"),
+        ("a.tsv", "neutral\ta\tb\n".encode("utf-16"), "UTF-16; convert it with iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+        ("a.tsv", "neutral\ta\tb\n".encode("utf-16-be"), "NUL characters (UTF-16 without a byte order mark?"),
+        ("a.jsonl", LINES.encode("utf-32"), "UTF-32; convert it with iconv -f UTF-32 -t UTF-8 OLD > NEW"),
+        ("a.csv", b"\xfe\xff" + "neutral,a,b\n".encode("utf-16-be"), "UTF-16; convert it"),
+        ("a.tsv", bz2.compress(LINES.encode()), "a bzip2 file; its name should end in .bz2"),
+        ("a.jsonl", lzma.compress(LINES.encode()), "an xz file; its name should end in .xz"),
+        ("a.txt", zipped({"a": b"b"}), "a zip archive; its name should end in .zip"),
+        ("a.csv", b"PAR1\x15\x04\x15", "a Parquet file; it must not be compressed, and"),
     ],
 )
 def test_files_that_are_not_text(tmp_path, name, content, what):
@@ -153,7 +153,7 @@ def test_lines_that_end_in_carriage_returns_alone(tmp_path, name, header):
     if name == "a.csv":
         content = content.replace("\t", ",")
     path = write(tmp_path, name, content)
-    expected = f"{path}:1: lines end in carriage returns alone: convert them: tr '\\r' '\\n' < OLD > NEW"
+    expected = f"{path}:1: lines end in carriage returns only; convert with tr '\\r' '\\n' < OLD > NEW"
     assert refusal(read, path) == expected
     assert refusal(lambda: prepare(path, skip_bad_rows=True, allow_empty=True)) == expected
 
@@ -185,7 +185,7 @@ def test_a_file_of_another_kind_gives_one_message(tmp_path, name):
         assert f"{path}:1: expected a key sentence1" in said
         assert "--columns (40 of the first 40 rows cannot be read)" in said
     else:
-        assert "(convert it: iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, " in said
+        assert "(convert it with iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese, " in said
     # A few of them are ordinary rows.
     header = "" if name == "a.jsonl" else gbk.replace(keys[0], "label").replace(keys[1], "premise")
     write(tmp_path, name, header.replace(keys[2], "hypothesis").encode() + text.encode("gbk") * 4)

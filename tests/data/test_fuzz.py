@@ -153,7 +153,7 @@ def test_rows_of_several_lines(form):
             elif begin not in named:
                 # Then it is inside another row, whose quotes contain its line break.
                 before = max(number for number in {*at, *named} if number < begin)
-                assert before in at or "not valid quoting" in reasons[before], content
+                assert before in at or "invalid quoting" in reasons[before], content
                 assert b'"' in b"\n".join(lines[before - 1 : begin]), content
                 assert begin <= blank_end, content
         for number, pair in at.items():  # a strict parser's result from that line on

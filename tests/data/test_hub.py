@@ -51,7 +51,7 @@ def test_splits(corpus):
 def test_mistakes(corpus, tmp_path):
     splits = "expected one of its splits after #, train, validation, test, got 'dev'"
     assert refusal(prepare, f"{corpus}#dev").endswith(splits)
-    assert refusal(prepare, f"{corpus}#test").endswith("expected sentence pairs, got only 3 labeled -")
+    assert refusal(prepare, f"{corpus}#test").endswith("expected sentence pairs, got only 3 without a gold label")
     (tmp_path / "empty").mkdir()
     refusal(prepare, f"hub:{tmp_path / 'empty'}#train")
 

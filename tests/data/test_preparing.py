@@ -28,7 +28,7 @@ from tests.processes import children, fork, wait_for
 TSV = "label\tpremise\thypothesis\nx\tA b c.\tB\n-\td\t\ny\tB c\tA, a\n"
 
 
-OTHER_LABEL = "expected a label among x, z, got 'y' (another name for one? --map-labels OLD=NEW renames it)"
+OTHER_LABEL = "expected a label among x, z, got 'y' (to rename it, use --map-labels OLD=NEW)"
 
 
 def write(folder: Path, content: str | bytes, name: str = "corpus.tsv") -> Path:
@@ -178,7 +178,7 @@ def test_a_digest_tells_contents_apart(tmp_path):
         ("", ": expected sentence pairs, got none"),
         ("\n\n", ": expected sentence pairs, got none"),
         ("label\tpremise\thypothesis\n", ": expected sentence pairs, got none"),
-        ("-\ta\tb\n-\tc\td\n", ": expected sentence pairs, got only 2 labeled -"),
+        ("-\ta\tb\n-\tc\td\n", ": expected sentence pairs, got only 2 without a gold label"),
         (TSV + "x\ta\n", ":5: expected 3 columns, got 2"),
     ],
 )
@@ -278,7 +278,7 @@ class TestProcesses:
                 os.kill(os.getpid(), signal.SIGKILL)
             return text.split()
 
-        assert refusal(prepare, path, tokenize, workers=2) == "a worker process was killed; is memory short?"
+        assert refusal(prepare, path, tokenize, workers=2) == "a worker process was killed, possibly for lack of memory"
 
     def test_inside_a_process_that_must_not_start_any(self, path):
         context = multiprocessing.get_context("fork")

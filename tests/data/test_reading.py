@@ -139,7 +139,7 @@ def test_labels_may_be_absent(tmp_path, name, content, label, line):
 TSV3 = ":1: expected 3 columns, a header with known names, or --columns, got"
 FIRST, SECOND = "sentence1, premise, question1 or text_a", "sentence2, hypothesis, question2 or text_b"
 THIRD = "gold_label, label, is_duplicate or entailment_label"
-COLUMNS, KEYS = ": name the columns with --columns", ": name the keys with --columns"
+COLUMNS, KEYS = "; name the columns with --columns", "; name the keys with --columns"
 QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWhy?\tHow?\t0\n"
 ENDED = "Compressed file ended before the end-of-stream marker was reached"
 GOOD = "neutral\ta\tb\n"
@@ -167,27 +167,31 @@ def json_of(**keys: object) -> str:
             f":1: expected a column {SECOND} in the header, got label, sentence1{COLUMNS}",
         ),
         ("a.tsv", "premise\thypothesis\na\tb\n", f":1: expected a column {THIRD} in the header, got …"),
-        ("a.tsv", 'label\tpremise\thypothesis\nx\t"a\nb"\tc\n', ":2: expected 3 columns, got 2 (are there quoted…"),
+        ("a.tsv", 'label\tpremise\thypothesis\nx\t"a\nb"\tc\n', ":2: expected 3 columns, got 2 (are some fields quot…"),
         ("a.tsv", OFFICIAL + "x\t(\t(\ta\tb\t7\tx\tx\tx\tx\n", ":2: expected 11 columns, got 10"),
         # Lines and characters.
         ("a.tsv", GOOD + "\n\n" + GOOD, ":2: 2 blank lines"),
         ("a.tsv", GOOD + "\ta\tb\n", ":2: empty label"),
         ("a.tsv", GOOD + "x\ta\0\tb\n", ":2: NUL character"),
-        ("a.tsv", b"\0\0\0", ": expected text in UTF-8, got NUL characters: UTF-16 without its mark? Convert it:…"),
-        ("a.tsv", GOOD + "x\t" + "a" * LONGEST_LINE + "\tb\n", ":2: expected at most 1000000 bytes in a row, got…"),
-        ("a.tsv", "x" * 5 * LONGEST_LINE, ":1: expected at most 1000000 bytes in a row, got…"),
+        (
+            "a.tsv",
+            b"\0\0\0",
+            ": expected text in UTF-8, got NUL characters (UTF-16 without a byte order mark?…",
+        ),
+        ("a.tsv", GOOD + "x\t" + "a" * LONGEST_LINE + "\tb\n", ":2: expected at most 1000000 bytes per row, got…"),
+        ("a.tsv", "x" * 5 * LONGEST_LINE, ":1: expected at most 1000000 bytes per row, got…"),
         ("a.tsv", GOOD.encode() + b"x\ta\xff\tb\n", ":2: not valid UTF-8 at byte 4…"),
         (
             "a.tsv",
             GOOD.encode("utf-16"),
-            ": expected text in UTF-8, got UTF-16: convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+            ": expected text in UTF-8, got UTF-16; convert it with iconv -f UTF-16 -t UTF-8 OLD > NEW",
         ),
-        ("a.tsv", gzip.compress(b"a", mtime=0), ": expected text in UTF-8, got a gzip file: its name…"),
+        ("a.tsv", gzip.compress(b"a", mtime=0), ": expected text in UTF-8, got a gzip file; its name…"),
         # Quoted fields.
-        ("a.csv", 'label,premise,hypothesis\nx,"a"b,c\n', ":2: a double quote is not closed, or not followed by…"),
-        ("a.csv", 'label,premise,hypothesis\nx,"a,b\nx,a,b\n', ":2: a double quote is not closed, or not followed…"),
-        ("a.csv", "label,premise,hypothesis\nx,a\rb,c\n", ":2: not valid quoting: new-line character seen in…"),
-        ("a.csv", f"x,a,b\nx,{'c' * 140_000},d\n", ":2: not valid quoting: field larger than field limit…"),
+        ("a.csv", 'label,premise,hypothesis\nx,"a"b,c\n', ":2: a double quote is not closed, or is not followed by…"),
+        ("a.csv", 'label,premise,hypothesis\nx,"a,b\nx,a,b\n', ":2: a double quote is not closed, or is not followed…"),
+        ("a.csv", "label,premise,hypothesis\nx,a\rb,c\n", ":2: invalid quoting: new-line character seen in…"),
+        ("a.csv", f"x,a,b\nx,{'c' * 140_000},d\n", ":2: invalid quoting: field larger than field limit…"),
         ("a.csv", "x,a\0,b\n", ":1: NUL character"),
         # JSON.
         ("a.jsonl", GOOD_JSON + "{oops}\n", ":2: not valid JSON at character 2"),
@@ -205,7 +209,7 @@ def json_of(**keys: object) -> str:
         (
             "a.jsonl",
             json_of(label="x", premise={}),
-            ":1: premise: expected a string, got dict (of pandas?…",
+            ":1: premise: expected a string, got dict (from pandas?…",
         ),
         ("a.jsonl", json_of(label=None), ":1: empty label"),
         ("a.jsonl", json_of(label=""), ":1: empty label"),
@@ -230,7 +234,7 @@ def test_bad_file(tmp_path, name, content, message):
     [
         (
             "a\n",
-            TSV3.replace("3 columns", "2 or 3 columns") + " 1: a (another delimiter? Give…",
+            TSV3.replace("3 columns", "2 or 3 columns") + " 1: a (another delimiter? Use…",
         ),
         ("a\tb\nx\ta\tb\n", ":2: expected 2 columns, got 3"),
         ("x\ta\tb\na\tb\n", ":2: expected 3 columns, got 2"),

@@ -25,9 +25,7 @@ def test_numbers(tmp_path, text):
 def test_bad_numbers(tmp_path, text):
     path = write(tmp_path, "a.tsv", f"sentence1\tsentence2\tscore\na\tb\t1\na\tb\t{text}\n")
     message = refusal(prepare, path, "whitespace", SCORES)
-    assert message.startswith(
-        f"{path}:3: expected a number as the score, got '{text}' (regression is for scores, not for"
-    )
+    assert message.startswith(f"{path}:3: expected a number as the score, got '{text}' (regression needs scores, not")
     bad = prepare(path, "whitespace", SCORES, skip_bad_rows=True)
     assert [row.line for row in bad.bad_rows] == [3]
     assert bad.scores().tolist() == [1]
@@ -53,7 +51,7 @@ def test_scores_and_words_of_the_labeled_pairs(tmp_path):
 def test_minus_one_beside_negative_scores(tmp_path):
     path = write(tmp_path, "a.tsv", "sentence1\tsentence2\tscore\na\tb\t0.5\na\tb\t-1\na\tb\t-0.25\n")
     corpus = prepare(path, "whitespace", SCORES)
-    with pytest.raises(DataError, match=r"1 pairs have no gold score .* --map-labels=-1=-1e0; if not, leave"):
+    with pytest.raises(DataError, match=r"1 pairs have no gold score .* --map-labels=-1=-1e0, otherwise remove"):
         corpus.scores()
     as_score = CorpusFormat(scores=True, label_map={"-1": "-1e0"})
     assert prepare(path, "whitespace", as_score).scores().tolist() == [0.5, -1, -0.25]
@@ -72,18 +70,18 @@ def test_a_column_of_scores_where_labels_are_wanted(tmp_path, ending):
         "json": '{"sentence1": "a", "sentence2": "b", "score": 0.5}',
     }
     path = write(tmp_path, f"a.{ending}", content[ending])
-    assert refusal(labels_of, path, CorpusFormat()).endswith("--columns (for scores: train --task regression)")
+    assert refusal(labels_of, path, CorpusFormat()).endswith("--columns (for scores, use train --task regression)")
 
 
 def test_columns_without_a_header(tmp_path):
     sentences = "Two men run.\tTwo dogs sleep.\t"
     assert labels_of(write(tmp_path, "a.tsv", f"{sentences}3.75\n{sentences}.5\n")) == ["3.75", ".5"]
     message = refusal(labels_of, write(tmp_path, "b.tsv", f"text a\ttext b\tpoints\n{sentences}3.75\n{sentences}0.5\n"))
-    assert "no other row has the label 'points': if this row is a header" in message
+    assert "no other row has the label 'points'; if this row is a header" in message
     message = refusal(labels_of, write(tmp_path, "c.tsv", "a b\t1.5\tb c\n" * 12))
-    assert message.endswith("column 2 looks like the label: name the columns with --columns 1,3,2")
+    assert message.endswith("column 2 looks like the label; name the columns with --columns 1,3,2")
     message = refusal(labels_of, write(tmp_path, "d.tsv", "1.5\ta b\t3.5\n" * 12))
-    assert "it is not clear which column is the label: columns 1 and 3 could be" in message
+    assert "columns 1 and 3 could be" in message
 
 
 def test_named_columns(tmp_path):

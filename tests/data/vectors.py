@@ -11,7 +11,7 @@ Rows = list[tuple[str, np.ndarray]]
 
 VOCABULARY = vocabulary_of("the", "cat", "paris", "usa", "unheard")
 NONE = ": expected vectors of the vocabulary's words, got none of 5"
-REMEDY = " (to leave out such rows: --skip-bad-rows or on_bad_row=)"
+REMEDY = " (to skip such rows, use --skip-bad-rows or on_bad_row=)"
 ROWS = "the 1 2 3\nof 9 9 9\ncat -1e-1 0.5 4\n"
 BEHIND_TABS = "the\t1 2 3\nof\t9 9 9\ncat\t-1e-1 0.5 4\n"
 

@@ -293,7 +293,7 @@ class TestFurtherTraining:
         ((PAIRS, [None] * 120), DataError, "pairs: expected labeled pairs, got 120 without a gold label"),
         ((PAIRS, ["same"] * 120), ValueError, "pairs: expected 2 to 1000 labels, got only 'same'"),
         ((PAIRS, [1, -1] * 60), ValueError, "pairs: expected 2 to 1000 labels, got only '1' (None, \"-\" and -1 mean"),
-        ((PAIRS,), TypeError, "pairs: expected labels as well, or a table with a column of them"),
+        ((PAIRS,), TypeError, "pairs: expected labels as well, or a table with a label column"),
         ((PAIRS, "neutral"), TypeError, "pairs: expected a list of labels, got str"),
         ((PAIRS, [*GOLD[:-1], 1]), TypeError, "pairs: expected labels that are all strings or all numbers, got 119 st"),
         ((PAIRS, [*GOLD[:-1], [1]]), TypeError, "pairs: labels[119] must be a string or a number, got [1]"),
