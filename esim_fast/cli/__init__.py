@@ -1,7 +1,11 @@
-"""The command line, one file for each command; what they ask for is in arguments.py.
+"""The command line: one module for each command, and their arguments in ``arguments.py``.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0; 2, with one line on stderr, for a user's mistake
-or what the machine lacks; 1 where `data` finds bad rows; 128 and a signal's number.
+Results go to stdout, progress and messages to stderr. Exit codes:
+
+* 0: success.
+* 1: ``data`` found bad rows.
+* 2: a user's mistake or a limit of the machine, with one line on stderr.
+* 128 + N: stopped by signal N.
 """
 
 import atexit
@@ -21,20 +25,20 @@ from .threads import choose_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code."""
+    """Run a command and return its exit code."""
     options = parse(arguments)
     bound_caches()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the locale says
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = _imported(f"{__name__}.{options.command}").run(options)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as in `esim-fast predict … | head`
+    except BrokenPipeError:  # the reader has closed the pipe, as in `esim-fast predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (DataError, UsageError) as error:
-        # Of several processes, all find the same mistake.
+        # All processes of a run find the same mistake, so only the first one reports it.
         return 2 if os.environ.get("RANK", "0") != "0" else _fail(error)
     except FloatingPointError as error:
         return _fail(error)
@@ -53,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _imported(name: str) -> Any:
-    """The module of a command. It imports torch, which takes seconds, and so is not there before it is needed."""
+    """Import a command's module, and with it torch, which takes seconds."""
     if "torch" not in sys.modules:
         choose_threads()
-        gc.disable()  # what imports make stays: looking for garbage in it takes a tenth of a second each time
+        gc.disable()  # objects that imports make stay, and each garbage collection would take 0.1 s
         try:
             import_module(name)
             gc.freeze()
         finally:
             gc.enable()
-        atexit.register(gc.unfreeze)  # or some of them report a leak
+        atexit.register(gc.unfreeze)  # without this, some libraries report leaks
     return import_module(name)
 
 

@@ -1,4 +1,4 @@
-"""What several commands do."""
+"""Code that several commands share."""
 
 import argparse
 import io
@@ -21,9 +21,9 @@ from ..errors import one_line
 from ..quantized import inference_precision
 from .options import UsageError, say
 
-VECTOR_ROWS = 20  # that are named if they are bad
-_LABELS = 20  # that are named
-_CHINESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # and Japanese, which have no blanks between words either
+VECTOR_ROWS = 20  # bad rows of vectors to list
+_LABELS = 20  # labels to list
+_CHINESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # and Japanese, which has no spaces between words either
 
 
 def load_model(options: argparse.Namespace) -> Classifier:
@@ -33,7 +33,7 @@ def load_model(options: argparse.Namespace) -> Classifier:
 
 
 def check_possible(check: Callable[[str, torch.device], object], precision: str, device: torch.device) -> None:
-    """Raises UsageError where the device does not have the precision."""
+    """Raise UsageError if the device does not support the precision."""
     try:
         check(precision, device)
     except ValueError as error:
@@ -41,7 +41,7 @@ def check_possible(check: Callable[[str, torch.device], object], precision: str,
 
 
 def corpus_format(options: argparse.Namespace) -> CorpusFormat:
-    label_map = getattr(options, "map_labels", {})  # which a command that needs no labels does not ask for
+    label_map = getattr(options, "map_labels", {})  # commands that need no labels lack this option
     scores = getattr(options, "task", None) == "regression"
     return CorpusFormat(
         options.columns, options.quoted, delimiter=options.delimiter, label_map=label_map, scores=scores
@@ -49,11 +49,12 @@ def corpus_format(options: argparse.Namespace) -> CorpusFormat:
 
 
 def check_label_map(options: argparse.Namespace, names: Collection[str], dropped: int) -> None:
-    """Raises UsageError for an OLD of --map-labels that nothing was called.
+    """Raise UsageError if a label to rename with --map-labels does not occur.
 
     Args:
-        names: of all labels, after they were renamed.
-        dropped: how many pairs have no gold label.
+        options: the command line.
+        names: all labels after renaming.
+        dropped: the number of pairs without a gold label.
     """
     for old, new in options.map_labels.items():
         if new not in names and (new != NO_LABELS[0] or not dropped):
@@ -67,17 +68,17 @@ def cache(options: argparse.Namespace) -> Path | None:
 
 
 def prepared(path: str, options: argparse.Namespace, tokenizer: str | Tokenizer, **how: Any) -> PreparedCorpus:
-    """A corpus as the options of :func:`esim_fast.cli.options.add_reading` and :func:`add_cache` want it."""
+    """Prepare a corpus according to the options of ``add_reading`` and ``add_cache``."""
     given = {"corpus_format": corpus_format(options), "cache": cache(options), "workers": workers(options)}
     given["limit"] = getattr(options, "limit", None)
     return prepare(path, tokenizer, **{**given, **how})
 
 
 def lines_of_stdin() -> Iterator[bytes]:
-    """As :func:`esim_fast.data.records.bounded_lines` yields them."""
+    """Yield the lines of stdin as ``bounded_lines`` does."""
     if sys.stdin is None:
         raise UsageError("stdin is closed")
-    try:  # a reader of its own: at exit, Python waits for nobody who still reads there
+    try:  # use a separate reader, because Python waits at exit for threads that read from sys.stdin
         file: Any = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     except (OSError, io.UnsupportedOperation):
         file = sys.stdin.buffer
@@ -85,13 +86,13 @@ def lines_of_stdin() -> Iterator[bytes]:
 
 
 def workers(options: argparse.Namespace) -> int | None:
-    """How many processes may work on a file, if the options say how many threads there are."""
-    threads = getattr(options, "threads", None)  # a command that computes nothing does not ask for it
+    """Return how many processes may work on a file, or None if --threads is not given."""
+    threads = getattr(options, "threads", None)  # commands without a model lack this option
     return None if threads is None else min(threads, processors())
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device that the options want, and from now on as many threads."""
+    """Return the device that the options ask for, and set the number of threads."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     name = options.device
@@ -107,27 +108,27 @@ def bad_rows(count: int) -> str:
 
 
 def labels_of(corpus: PreparedCorpus) -> list[tuple[str, int]]:
-    """Labels and how often they occur, no more of them than a person reads."""
+    """Return the most frequent labels with their counts, and the rest in one entry."""
     counts = (+Counter(corpus.label_counts())).most_common()
     named, rest = [(one_line(label[:40]), count) for label, count in counts[:_LABELS]], counts[_LABELS:]
     return [*named, (f"{len(rest):,} others", sum(count for _, count in rest))] if rest else named
 
 
 def describe_scores(corpus: PreparedCorpus) -> str:
-    """Of a corpus that has some: where they lie."""
+    """Describe the range and mean of a corpus's scores; it must have some."""
     scores = corpus.scores()
     return f"from {scores.min():g} to {scores.max():g}, {scores.mean(dtype=float):.2f} on average"
 
 
 def tokenizer_hint(corpus: PreparedCorpus) -> str | None:
-    """What to say if sentences seem to want another tokenizer."""
+    """Return a hint if the sentences seem to need another tokenizer."""
     if not corpus.lengths.size or corpus.lengths.mean() >= 1.5 or not any(map(_CHINESE.search, corpus.words[:1000])):
         return None
-    return "sentences are single words: Chinese or Japanese wants --tokenizer characters"
+    return "sentences are single words; use --tokenizer characters for Chinese or Japanese"
 
 
 def list_bad_rows(path: str, rows: Sequence[BadRow], most: int | None = None) -> None:
-    """Names all of them, or the first ones and how many more there are."""
+    """Print bad rows on stderr, at most ``most`` of them and then the number of the others."""
     for row in rows[:most]:
         say(f"{path}:{row.line}: {row.reason}")
     if len(rows) > len(rows[:most]):

@@ -1,4 +1,4 @@
-"""``--config``: options from a file, YAML or JSON, or from the config.json that a run left."""
+"""``--config``: options from a YAML or JSON file, or from the ``config.json`` of a run."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from .options import UsageError
 from .recipe import preset_fields
 
 _NOT_IN_FILES = ("help", "config")
-# What is given on the command line takes the place of these in the file as well.
+# Options on the command line also replace options in the file that they exclude.
 _EXCLUDE_EACH_OTHER = (
     ({"data"}, {"train", "dev", "test"}),
     ({"batch_size"}, {"max_tokens"}),
@@ -22,14 +22,16 @@ _OF_NETWORK = ("hidden_size", "embedding_dim", "dropout", "embedding_dropout", "
 
 
 def set_defaults(command: argparse.ArgumentParser, path: str, given: argparse.Namespace, names: Iterable[str]) -> None:
-    """Makes what a file says the defaults of a command's options.
+    """Set the defaults of a command's options from a file.
 
     Args:
-        given: what the command line says without the file.
-        names: of the options that it gives, by what they set.
+        command: the command's parser.
+        path: the file.
+        given: the parsed command line.
+        names: the options on the command line, by their ``dest``.
 
     Raises:
-        UsageError: the file cannot be read, names an option that there is not, or has a value that is none of its.
+        UsageError: the file cannot be read, names an unknown option, or has an invalid value.
     """
     actions = {
         _plain(name): action
@@ -38,7 +40,7 @@ def set_defaults(command: argparse.ArgumentParser, path: str, given: argparse.Na
         for name in (action.dest, *action.option_strings)
     }
     values: dict[str, Any] = {}
-    keys: dict[str, str] = {}  # by what they set
+    keys: dict[str, str] = {}  # the file's keys by the options' dest
     for key, value in _read(path, has_files=bool({"train", "data"} & set(names))).items():
         action = actions.get(_plain(key))
         if action is None:
@@ -71,7 +73,7 @@ def set_defaults(command: argparse.ArgumentParser, path: str, given: argparse.Na
 
 
 def given_options(command: argparse.ArgumentParser, arguments: Sequence[str]) -> set[str]:
-    """What the options of a command line set."""
+    """Return the options on a command line, by their ``dest``."""
     known = command._option_string_actions
     options = (argument.partition("=")[0] for argument in arguments)
     return {known[option].dest for option in options if option in known}
@@ -82,13 +84,13 @@ def _plain(name: str) -> str:
 
 
 def _value_of(action: argparse.Action, value: Any) -> Any:
-    """A value as the command line would give it; ArgumentTypeError, TypeError or ValueError if it cannot."""
+    """Convert a value as the command line would; raise ArgumentTypeError, TypeError or ValueError if it is invalid."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise TypeError(f"expected true or false, got {value!r}")
         return value
     if action.nargs in ("+", "*"):
-        if value is True and action.nargs == "*":  # the option without values
+        if value is True and action.nargs == "*":  # the option without arguments
             return []
         texts = [_text(part) for part in value] if isinstance(value, list) else [_text(value)]
         if not texts and action.nargs == "+":
@@ -103,14 +105,14 @@ def _value_of(action: argparse.Action, value: Any) -> Any:
             raise ValueError(f"expected values without commas, got {listed(parts)}")
         value = ",".join(parts)
     text = _text(value)
-    found = text if action.type is None else action.type(text)  # type: ignore[operator]  # none is registered by name
+    found = text if action.type is None else action.type(text)  # type: ignore[operator]  # never a registered name
     if action.choices is not None and found not in action.choices:
         raise ValueError(f"expected one of {', '.join(action.choices)}, got {text!r}")
     return found
 
 
 def _text(value: Any) -> str:
-    """A plain value as it is written on a command line."""
+    """Return a plain value as it would be written on a command line."""
     if isinstance(value, bool):
         raise TypeError(f"expected text or a number, got {str(value).lower()} (text needs quotes)")
     if not isinstance(value, (str, int, float)):
@@ -119,7 +121,7 @@ def _text(value: Any) -> str:
 
 
 def _read(path: str, has_files: bool) -> dict[str, Any]:
-    """The options of a file by their names; ``has_files`` if the command line names the training pairs."""
+    """Read the options in a file, by name; ``has_files`` if the command line names the training pairs."""
     is_yaml = path.lower().endswith((".yaml", ".yml"))
     if not is_yaml and not path.lower().endswith(".json"):
         raise UsageError(f"--config {path}: expected a name that ends in .json, .yaml or .yml")
@@ -132,7 +134,7 @@ def _read(path: str, has_files: bool) -> dict[str, Any]:
         raise UsageError(f"--config {path}: expected text in UTF-8, got something else") from error
     found = _parse_yaml(path, text) if is_yaml else _parse_json(path, text)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UsageError(f"{path}: expected values by the names of options, such as lr: 0.001")
+        raise UsageError(f"{path}: expected options with values, such as lr: 0.001")
     return _of_run(path, found, has_files) if found.get("model") == "ESIM" else found
 
 
@@ -141,7 +143,7 @@ def _parse_json(path: str, text: str) -> Any:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)} occurs twice")
         return found
 
     try:
@@ -161,14 +163,14 @@ def _parse_yaml(path: str, text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = path if mark is None else f"{path}:{mark.line + 1}"
         raise UsageError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    return {} if found is None else found  # of comments alone
+    return {} if found is None else found  # None if there are only comments
 
 
 def _of_run(path: str, config: dict[str, Any], has_files: bool) -> dict[str, Any]:
-    """What a run was started with, of the config.json that it left."""
+    """Return the options of a run from its ``config.json``."""
     training = config.get("training")
     if not isinstance(training, dict) or not isinstance(training.get("recipe"), dict):
-        raise UsageError(f"{path}: expected the config.json of a model that esim-fast train has trained")
+        raise UsageError(f"{path}: expected the config.json of a model trained by esim-fast train")
     parts = [training.get(name) for name in ("files", "options")]
     values = {
         **{name: config.get(name) for name in _OF_NETWORK},
@@ -176,10 +178,10 @@ def _of_run(path: str, config: dict[str, Any], has_files: bool) -> dict[str, Any
         "forget_bias": training.get("forget_bias"),
         **{name: value for part in parts if isinstance(part, dict) for name, value in part.items()},
     }
-    if not values.get("train") and not has_files:  # it was trained by Classifier.fit
-        raise UsageError(f"{path}: it names no training files: give --train and --dev")
+    if not values.get("train") and not has_files:  # the model was trained by Classifier.fit
+        raise UsageError(f"{path}: names no training files; use --train and --dev")
     values.pop("unlabeled", None)  # a test file that was not used
-    # Of two that exclude each other a run writes both down.
+    # A run saves both of two options that exclude each other.
     for used, unused in (("max_tokens", "batch_size"), ("vectors", "embedding_dim")):
         if values.get(used) is not None:
             values.pop(unused, None)

@@ -1,4 +1,4 @@
-"""``esim-fast convert``: somebody's checkpoint into a model directory."""
+"""``esim-fast convert``: turn a checkpoint from elsewhere into a model directory."""
 
 import argparse
 from pathlib import Path
@@ -14,8 +14,8 @@ from .options import say
 def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if any((output / name).exists() for name in MODEL_FILES):
-        raise DataError(f"{output}: already holds a model: choose another directory, or delete this one")
-    notes: list[str] = []  # for the case that it succeeds
+        raise DataError(f"{output}: already holds a model; choose another directory, or delete this one")
+    notes: list[str] = []  # printed only on success
     with archives.as_folder(Path(options.source)) as source:
         weights, vocabulary, labels = _parts(source, options)
         state_dict = checkpoints.read_state_dict(weights, notes.append)
@@ -36,27 +36,27 @@ def run(options: argparse.Namespace) -> None:
     say(
         f"{output}: {sizes.vocab_size:,} words of {sizes.embedding_dim} numbers, hidden size "
         f"{sizes.hidden_size}, {sizes.num_labels} labels, tokenizer {model.tokenizer}, "
-        f"from the names of {NAMING_SCHEMES[named].source}"
+        f"parameter names from {NAMING_SCHEMES[named].source}"
     )
     if words is None:
-        say("without --vocabulary, sentences are word ids with blanks between them")
+        say("without --vocabulary, write sentences as word ids separated by spaces")
     if named == "notebook" and options.source_of is None:
         say(
-            "taken for the notebook's mathematics (--from esim_fast: our own network). Its LSTMs ran across the batch: "
-            "such weights must be trained further, along the sentence, before they are useful"
+            "assuming the notebook's equations (for this library's network, use --from esim_fast); the notebook's "
+            "LSTMs ran across the batch, so train these weights further, along the sentence, before you use them"
         )
 
 
 def _parts(source: Path, options: argparse.Namespace) -> tuple[Path, Path | None, list[str] | None]:
-    """Where the weights and the words are, and the labels, if they are known."""
+    """Return the files of weights and words, and the labels, if they are known."""
     vocabulary, labels = options.vocabulary and Path(options.vocabulary), options.labels
     if not source.is_dir():
         return source, vocabulary, labels
-    # What AllenNLP leaves of a training run.
+    # The files that AllenNLP leaves after training.
     found = [source / name for name in archives.WEIGHTS if (source / name).is_file()]
     if not found:
         what = "is a model already" if (source / CONFIG).exists() else "has neither best.th nor weights.th"
-        raise DataError(f"{source}: expected a file, or a folder of AllenNLP's; this one {what}")
+        raise DataError(f"{source}: expected a file or an AllenNLP folder; this one {what}")
     for name in (archives.TOKENS, archives.LABELS):
         check_kind(source / name)
     labels = labels or checkpoints.read_words(source / archives.LABELS)

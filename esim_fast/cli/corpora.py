@@ -1,4 +1,4 @@
-"""What a model is trained on: found, read and described."""
+"""Find, read and describe the data that a model is trained on."""
 
 import argparse
 import hashlib
@@ -21,28 +21,28 @@ from ..errors import DataError
 from . import common
 from .options import UsageError, say
 
-_MOST_LABELS = 1000  # more are sentences in the wrong column
-_FEW_LABELS = 10  # need not recur
-_FEW_SCORES = 5  # may be classes that have numbers for names
+_MOST_LABELS = 1000  # with more, the column holds something else, such as sentences
+_FEW_LABELS = 10  # so few labels need not recur
+_FEW_SCORES = 5  # so few numbers may be names of classes
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
-_MANY_UNLABELED = 0.2  # of all pairs: then the -1 among class numbers may be a class itself
+_MANY_UNLABELED = 0.2  # of all pairs; with more, the -1 among numbered classes may be a class
 _SCORE = ["score"]  # the one label of a regression model
-_PROBE = 100  # rows: a test file with no label among so many has none
-_HEADER_FROM = 100  # rows of a file from which on a label that only its first row has is a header's
-_MOST_PLACES = 8  # rows that are named
+_PROBE = 100  # rows; a test file without a label in so many rows is unlabeled
+_HEADER_FROM = 100  # rows; in a file of so many, a label that occurs only in the first row is a column's name
+_MOST_PLACES = 8  # rows to list
 
 
 class TrainingFiles(NamedTuple):
-    """Paths."""
+    """The files that a model is trained on."""
 
     train: list[str]
     dev: str
     test: str | None
-    unlabeled: str | None  # a test file of a folder that is left out for its lack of labels
+    unlabeled: str | None  # the folder's test file, if it is not used because it has no labels
 
 
 def find_files(options: argparse.Namespace) -> TrainingFiles:
-    """The files that the command line asks for."""
+    """Return the files that the command line asks for."""
     named = [option for option in ("train", "dev", "test") if getattr(options, option)]
     if options.data:
         if named:
@@ -67,14 +67,14 @@ def _has_labels(path: str, options: argparse.Namespace) -> bool:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is in the files."""
+    """The content of the training files."""
 
     train: list[PreparedCorpus]
     dev: PreparedCorpus
     test: PreparedCorpus | None
     vocabulary: Vocabulary  # of the training pairs
-    more_words: list[str]  # that join it if they have a vector
-    labels: list[str]  # of scores, a single one
+    more_words: list[str]  # words that join the vocabulary if they have a vector
+    labels: list[str]  # one placeholder in regression
     digest: str  # of the training and dev pairs
 
     @property
@@ -82,19 +82,18 @@ class TrainingData:
         return self.labels == _SCORE
 
     def encode_train(self, vocabulary: Vocabulary) -> EncodedPairs:
-        """The training pairs of all files, one file after the other."""
+        """Return the training pairs of all files, concatenated."""
         return EncodedPairs.concatenated([self.encode(corpus, vocabulary) for corpus in self.train])
 
     def encode(self, corpus: PreparedCorpus, vocabulary: Vocabulary) -> EncodedPairs:
-        """One of these corpora."""
         return corpus.encode_scores(vocabulary) if self.has_scores else corpus.encode(vocabulary, self.labels)
 
     def mean_score(self) -> float:
-        """Of the training pairs."""
+        """Return the mean score of the training pairs."""
         return float(np.concatenate([corpus.scores() for corpus in self.train]).mean(dtype=float))
 
     def places(self, indices: Sequence[int]) -> str:
-        """Where the training pairs of these indices stand: file and lines."""
+        """Return files and lines of the training pairs with these indices."""
         places, begin = [], 0
         for corpus in self.train:
             lines = np.asarray(corpus.lines)[corpus.labeled]
@@ -106,14 +105,14 @@ class TrainingData:
         return "; ".join(places)
 
     def describe(self) -> None:
-        """Says what was read, on stderr."""
+        """Print on stderr what was read."""
         for corpus in filter(None, (*self.train, self.dev, self.test)):
             if self.has_scores:
                 counts = f"scores {common.describe_scores(corpus)}"
             else:
                 counts = ", ".join(f"{label} {count}" for label, count in sorted(common.labels_of(corpus)))
-            dropped = f"; {corpus.unlabeled} more without a gold label dropped" if corpus.unlabeled else ""
-            bad = f"; {common.bad_rows(len(corpus.bad_rows))} left out:" if corpus.bad_rows else ""
+            dropped = f"; skipped {corpus.unlabeled} without a gold label" if corpus.unlabeled else ""
+            bad = f"; skipped {common.bad_rows(len(corpus.bad_rows))}:" if corpus.bad_rows else ""
             say(f"{corpus.path}: {corpus.labeled.sum()} pairs ({counts}){dropped}{bad}")
             common.list_bad_rows(corpus.path, corpus.bad_rows)
             if hint := common.tokenizer_hint(corpus):
@@ -121,7 +120,7 @@ class TrainingData:
 
 
 def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingData:
-    """Reads everything before anything is trained: a mistake in the test file is not found out hours later."""
+    """Read all files before training starts, so that a mistake in the test file does not show up hours later."""
 
     def read(path: str, **how: Any) -> PreparedCorpus:
         return common.prepared(path, options, options.tokenizer, skip_bad_rows=options.skip_bad_rows, **how)
@@ -151,7 +150,7 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
         unlabeled = read(files.unlabeled, labeled=False) if files.unlabeled and not test else None
         more = [dev, test or unlabeled]
     others = list(filter(None, more))
-    for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the rest
+    for corpus in others if options.extend_vocabulary else ():  # dev and test are described with the other files
         common.list_bad_rows(corpus.path, corpus.bad_rows)
     counts = sum((corpus.word_counts(labeled=False) for corpus in others), Counter())
     digests = " ".join(corpus.digest for corpus in (*train, dev))
@@ -167,7 +166,7 @@ def read_files(files: TrainingFiles, options: argparse.Namespace) -> TrainingDat
 
 
 def _has_columns(path: str) -> bool:
-    """Whether a file holds pairs, as all do but plain text or a list of words."""
+    """Return whether a file holds pairs, rather than plain text or a list of words."""
     if corpus_form(path) != "tsv" or not os.path.isfile(path):
         return True
     first = next(read_lines(path), b"")
@@ -175,11 +174,11 @@ def _has_columns(path: str) -> bool:
 
 
 def _labels(train: Sequence[PreparedCorpus], is_minus_one_clear: bool) -> list[str]:
-    """The labels of the training corpora, in the order of their ids."""
+    """Return the labels of the training corpora in the order of their ids; raise DataError if they look wrong."""
     counts = sum((Counter(corpus.label_counts()) for corpus in train), Counter())
     labels = sorted(counts)
     path = ", ".join(corpus.path for corpus in train)
-    hint = "(is the label in another column? Then name the columns with --columns)"
+    hint = "(is the label in another column? Name the columns with --columns)"
     _refuse_scores(path, labels)
     if not 2 <= len(labels) <= _MOST_LABELS:
         few = "only " + repr(labels[0]) if len(labels) == 1 else f"{len(labels)}, such as {labels[0][:40]!r}"
@@ -191,14 +190,14 @@ def _labels(train: Sequence[PreparedCorpus], is_minus_one_clear: bool) -> list[s
     unlabeled = sum(corpus.unlabeled for corpus in train)
     if not is_minus_one_clear and all(map(str.isdecimal, labels)) and unlabeled > _MANY_UNLABELED * (unlabeled + pairs):
         raise DataError(
-            f"{path}: {unlabeled} of {unlabeled + pairs} pairs have no gold label: if -1 is a class, name it, "
-            "--map-labels=-1=NAME; if not, say so, --map-labels=-1=-"
+            f"{path}: {unlabeled} of {unlabeled + pairs} pairs have no gold label; if -1 is a class, name it with "
+            "--map-labels=-1=NAME, otherwise use --map-labels=-1=-"
         )
     for label, other in pairwise(sorted(labels, key=str.casefold)):
         if label.casefold() == other.casefold():
             raise DataError(
-                f"{path}: expected labels that differ by more than case, got {label!r} and {other!r}: "
-                f"make one of them with --map-labels {label}={other}"
+                f"{path}: expected labels that differ by more than case, got {label!r} and {other!r}; "
+                f"merge them with --map-labels {label}={other}"
             )
     lone = [label for label in labels if counts[label] == 1]
     for corpus in train:
@@ -212,19 +211,19 @@ def _labels(train: Sequence[PreparedCorpus], is_minus_one_clear: bool) -> list[s
 
 
 def _refuse_scores(path: str, labels: Sequence[str]) -> None:
-    """Raises DataError for labels such as STS-B's, which say how alike two sentences are."""
+    """Raise DataError if labels are fractions, such as STS-B's scores of similarity."""
     if len(labels) <= _FEW_SCORES or not all(map(_NUMBER.fullmatch, labels)):
         return
     fractions = [label for label in labels if "." in label]
     if fractions:
         raise DataError(
-            f"{path}: expected classes, got {len(labels)} scores, such as {fractions[0][:40]}: learn them with "
-            "--task regression, or put them into bins"
+            f"{path}: expected classes, got {len(labels)} scores, such as {fractions[0][:40]}; use "
+            "--task regression, or put the scores into bins"
         )
 
 
 def _check_scores(train: Sequence[PreparedCorpus], every: Sequence[PreparedCorpus]) -> None:
-    """Raises DataError for scores that are none, or from which nothing can be learned."""
+    """Raise DataError for scores that are not numbers, or that are all the same."""
     for corpus in every:
         corpus.scores()
     scores = np.concatenate([corpus.scores() for corpus in train])

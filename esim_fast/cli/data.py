@@ -1,4 +1,4 @@
-"""``esim-fast data``: what a corpus holds."""
+"""``esim-fast data``: describe corpora."""
 
 import argparse
 from collections import Counter
@@ -15,13 +15,13 @@ from .options import say
 
 def run(options: argparse.Namespace) -> int:
     first: tuple[str, Counter[str]] | None = None
-    listed: set[BadRow] = set()  # of the vectors
+    listed: set[BadRow] = set()  # bad rows of the vectors that were listed already
     code = 0
     for path in options.files:
         try:
             corpus = _prepare(path, options)
             if options.task == "regression":
-                corpus.scores()  # which says what is wrong with them
+                corpus.scores()  # raises DataError if they are not numbers
         except DataError as error:
             say(f"esim-fast: {error}")
             code = 2
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
-    """The corpus as training would read it, or without labels if it has none."""
+    """Read the corpus as training would, or without labels if it has none."""
 
     def read(labeled: bool) -> PreparedCorpus:
         how = {"labeled": labeled, "skip_bad_rows": True, "allow_empty": True}
@@ -65,7 +65,7 @@ def _prepare(path: str, options: argparse.Namespace) -> PreparedCorpus:
         corpus = read(labeled=True)
     except DataError:
         corpus = read(labeled=False)
-        if corpus.labeled.any():  # it has labels, and something else is wrong
+        if corpus.labeled.any():  # it has labels, so something else is wrong
             raise
         return corpus
     return corpus if len(corpus) else read(labeled=False)
@@ -85,9 +85,9 @@ def _figures(corpus: PreparedCorpus, words: Counter[str], has_scores: bool) -> d
         lengths = corpus.lengths[:, side]
         empty = f", {np.count_nonzero(lengths == 0):,} empty" if not lengths.all() else ""
         middle, most = np.percentile(lengths, (50, 99), method="higher")
-        spread = f"half of them at most {middle}, 99 % at most {most}, the longest {lengths.max()}"
+        spread = f"median {middle}, 99th percentile {most}, longest {lengths.max()}"
         figures[name] = f"{lengths.mean():.1f} words on average, {spread}{empty}"
-    figures["vocabulary"] = f"{len(words):,} different words of {words.total():,}"
+    figures["vocabulary"] = f"{len(words):,} distinct words of {words.total():,}"
     if hint := common.tokenizer_hint(corpus):
         figures["look"] = hint
     return figures

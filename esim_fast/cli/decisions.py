@@ -1,4 +1,4 @@
-"""What ``esim-fast train`` decides on dev after training: temperature and threshold of the best model."""
+"""What ``esim-fast train`` fits on dev after training: the best model's temperature and threshold."""
 
 import argparse
 
@@ -11,24 +11,24 @@ from .options import UsageError
 
 
 def check(options: argparse.Namespace, data: TrainingData) -> None:
-    """Raises UsageError for what would fail after hours of training."""
+    """Raise UsageError for what would fail only after hours of training."""
     if options.calibrate and data.has_scores:
-        raise UsageError("--calibrate is for classes: scores have no probabilities")
+        raise UsageError("--calibrate needs classes; scores have no probabilities")
     if options.threshold is None:
         return
     if len(data.labels) != 2:
         what = "scores have no probabilities" if data.has_scores else f"there are {len(data.labels)}"
-        raise UsageError(f"--threshold is for two labels: {what}")
-    positive = str(positive_or_second(data.labels))  # there is one of two labels
+        raise UsageError(f"--threshold needs two labels; {what}")
+    positive = str(positive_or_second(data.labels))  # never None with two labels
     if options.threshold == "f1" and not data.dev.label_counts().get(positive):
         raise UsageError(f"--threshold f1: no pair of {data.dev.path} has the label {positive}")
 
 
 def decide(model: Classifier, dev: EncodedPairs, options: argparse.Namespace) -> list[str]:
-    """Gives a model what the options ask for.
+    """Fit the temperature and the threshold that the options ask for, and note them in ``model.training``.
 
     Returns:
-        What to say about it, by lines. ``model.training`` keeps the same.
+        Lines to print.
     """
     lines, kept = [], dict(model.training or {})
     if options.calibrate:
@@ -40,13 +40,13 @@ def decide(model: Classifier, dev: EncodedPairs, options: argparse.Namespace) ->
             f"expected calibration error {error[0]:.2%} -> {error[1]:.2%}"
         )
         if calibration.temperature == 1:
-            lines[-1] += " (none is the best: every pair is right, or the model is worse than chance)"
+            lines[-1] += " (no temperature is better: every pair is right, or the model is worse than chance)"
     if options.threshold is not None:
         chosen = choose_threshold(model, dev, options.threshold)
         figure = "accuracy" if options.threshold == "accuracy" else f"F1 of {chosen.label}"
         kept["threshold"] = {"label": chosen.label, "figure": figure, "before": chosen.before, "after": chosen.after}
         lines.append(
-            f"threshold {chosen.threshold:.4g}: {chosen.label} is given from this probability on; dev {figure} "
+            f"threshold {chosen.threshold:.4g}: {chosen.label} is predicted from this probability on; dev {figure} "
             f"{chosen.before:.2%} -> {chosen.after:.2%}"
         )
     model.training = kept

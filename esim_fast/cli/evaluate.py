@@ -26,17 +26,17 @@ from ..scoring import NOT_FINITE
 from . import common
 from .options import UsageError, say
 
-_NAMED = 10  # labels
+_NAMED = 10  # labels to list
 
 
 def run(options: argparse.Namespace) -> None:
     if NO_LABELS[0] in options.map_labels.values():
-        raise UsageError("--map-labels: the model cannot predict -")
+        raise UsageError("--map-labels: expected a label that the model can predict, got -")
     _check_output(options.errors, "--errors", errors.FORMS, options.file)
     _check_output(options.confusion, "--confusion", (".png",), options.file)
     model = common.load_model(options)
     is_regression = model.task == "regression"
-    # The names of gold labels go the same way.
+    # The model's labels are renamed like the gold labels.
     names = [label_name(label, options.map_labels) for label in model.labels]
     labels = list(dict.fromkeys(names))
     _check_possible(options, labels, is_regression)
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_output(name: str | None, option: str, endings: Sequence[str], source: str) -> None:
-    """Raises UsageError for a file that could not be written, before an hour's work is lost."""
+    """Raise UsageError if a file cannot be written, before an hour's work is lost."""
     if name is None:
         return
     path = Path(name)
@@ -86,9 +86,9 @@ def _check_output(name: str | None, option: str, endings: Sequence[str], source:
     if not path.parent.is_dir():
         raise UsageError(f"{option} {name}: no such directory: {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{option} {name}: {path.parent} cannot be written to")
+        raise UsageError(f"{option} {name}: cannot write to {path.parent}")
     if path.exists() and os.path.exists(source) and path.samefile(source):
-        raise UsageError(f"{option} {name}: that is the file of pairs, which would be overwritten")
+        raise UsageError(f"{option} {name}: this would overwrite the file of pairs")
     if option == "--confusion":
         try:
             import matplotlib  # noqa: F401
@@ -97,30 +97,30 @@ def _check_output(name: str | None, option: str, endings: Sequence[str], source:
 
 
 def _check_possible(options: argparse.Namespace, labels: list[str], is_regression: bool) -> None:
-    """Raises UsageError for what this model does not have."""
+    """Raise UsageError for options that do not suit the model."""
     if len(labels) == 1 and not is_regression:
         raise UsageError(f"--map-labels: only one label is left, {labels[0]}")
     if is_regression and options.confusion:
-        raise UsageError("--confusion: this is a regression model, which gives scores and no labels")
+        raise UsageError("--confusion: a regression model predicts scores, not labels")
     if options.ranking and not is_regression and positive_or_second(labels) is None:
         raise UsageError(
-            f"--ranking: which label means relevant? Expected entailment or 1, got {listed(labels)}: "
-            "rename it with --map-labels OLD=1"
+            f"--ranking: expected a label entailment or 1 that means relevant, got {listed(labels)}; "
+            "rename yours with --map-labels OLD=1"
         )
 
 
 def _refuse_scores(corpus: PreparedCorpus, labels: Sequence[str], model: str) -> None:
-    """Raises DataError for a file of scores, of which each one would be said to be a wrong label."""
+    """Raise DataError for a file of scores, instead of reporting each score as a wrong label."""
     scores = [name for name in corpus.label_names if name not in labels and "." in name]
     if scores and all(map(is_score, corpus.label_names)):
         raise DataError(
-            f"{corpus.path}: expected a label among {listed(labels)}, got scores such as {scores[0]}: {model} is a "
-            "model of classes; for scores train one with --task regression"
+            f"{corpus.path}: expected a label among {listed(labels)}, got scores such as {scores[0]}; {model} predicts "
+            "classes; for scores, train a model with --task regression"
         )
 
 
 def _logits(model: Classifier, pairs: EncodedPairs, options: argparse.Namespace) -> torch.Tensor:
-    """In float64, so that no two probabilities are rounded to the same number."""
+    """Return float64 logits, so that no two probabilities round to the same number."""
     logits = model.logits(pairs, batch_size=options.batch_size).double()
     if not logits.isfinite().all():
         raise FloatingPointError(NOT_FINITE)
@@ -128,11 +128,11 @@ def _logits(model: Classifier, pairs: EncodedPairs, options: argparse.Namespace)
 
 
 def _answers(model: Classifier, names: list[str], pairs: EncodedPairs, options: argparse.Namespace) -> Answers:
-    """``names`` are those of the model's labels, of which several may be the same: it is one label then."""
+    """Return the model's answers, adding up the probabilities of labels with the same name in ``names``."""
     labels = list(dict.fromkeys(names))
     place = torch.tensor([labels.index(name) for name in names])
     logits = _logits(model, pairs, options)
-    given = place[model.decide(model.probabilities(logits.float()))]  # as predict does
+    given = place[model.decide(model.probabilities(logits.float()))]  # the same answers as from predict
     probabilities = torch.zeros(len(logits), len(labels), dtype=torch.float64)
     probabilities.index_add_(1, place, model.probabilities(logits))
     assert pairs.labels is not None
@@ -140,7 +140,7 @@ def _answers(model: Classifier, names: list[str], pairs: EncodedPairs, options: 
 
 
 def _queries(corpus: PreparedCorpus) -> np.ndarray:
-    """int64, the number of each labeled pair's premise: one for premises of the same words."""
+    """Number the premises of the labeled pairs: int64, the same number for premises with the same words."""
     numbers: dict[bytes, int] = {}
     begins = corpus.ends.reshape(-1, 2) - corpus.lengths
     premises = zip(begins[corpus.labeled, 0], corpus.lengths[corpus.labeled, 0], strict=True)
@@ -163,11 +163,11 @@ def _write_errors(
 
 
 def _pairs_at(places: Mapping[int, int], path: str, corpus_format: CorpusFormat) -> dict[int, Pair]:
-    """The pairs of some lines, which are the keys, as they stand in the file; what is prepared holds only words."""
+    """Read the pairs of some lines, the keys of ``places``, from the file; the prepared corpus has only words."""
     rows = read_pairs(path, corpus_format, on_bad_row=lambda row: None)
     found = {places[pair.line]: pair for pair in rows if pair.line in places}
     if len(found) < len(places):
-        raise DataError(f"{path}: the file was changed meanwhile")
+        raise DataError(f"{path}: the file changed while it was evaluated")
     return found
 
 
@@ -181,10 +181,10 @@ def _draw_confusion(name: str, answers: Answers) -> None:
 
 def _say_what_is_not_scored(path: str, report: dict[str, Any]) -> None:
     others, absent = report["left_out"]["other_labels"], report["absent_labels"]
-    remedy = "; --map-labels OLD=NEW makes one label of several"
+    remedy = "; to merge labels, use --map-labels OLD=NEW"
     if others:
         counts = ", ".join(f"{label} {count}" for label, count in islice(others.items(), _NAMED))
         labels = listed(list(report["classes"]))
-        say(f"{path}: {sum(others.values())} pairs left out: expected a label among {labels}, got {counts}{remedy}")
+        say(f"{path}: skipped {sum(others.values())} pairs: expected a label among {labels}, got {counts}{remedy}")
     if absent:
-        say(f"{path}: no pair has the label {listed(absent)}, although the model can predict it{remedy}")
+        say(f"{path}: no pair has the label {listed(absent)}, which the model can predict{remedy}")

@@ -1,4 +1,4 @@
-"""``esim-fast explain``: which words of a pair look at which."""
+"""``esim-fast explain``: draw the attention maps of a pair."""
 
 import argparse
 import warnings
@@ -23,9 +23,9 @@ def run(options: argparse.Namespace) -> None:
             explanation.save(options.output)
     except ImportError as error:
         raise UsageError(
-            f"{options.output}: a picture needs matplotlib (pip install matplotlib), a page or numbers do not"
+            f"{options.output}: .png needs matplotlib (pip install matplotlib); .html and .json do not"
         ) from error
     for warning in caught:
         say(f"esim-fast: {options.output}: {warning.message}")
-    probability = explanation.probabilities.get(explanation.label)  # a regression model has none
+    probability = explanation.probabilities.get(explanation.label)  # None for a regression model
     say(f"{options.output}: {explanation.label}" + ("" if probability is None else f" ({probability:.1%})"))

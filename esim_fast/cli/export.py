@@ -1,4 +1,4 @@
-"""``esim-fast export``: a model as a file for ONNX Runtime."""
+"""``esim-fast export``: export a model to ONNX."""
 
 import argparse
 
@@ -14,7 +14,7 @@ def run(options: argparse.Namespace) -> None:
         done = to_onnx(model, options.output, int8=options.int8, words=options.words)
     except OwnTokenizerError as error:
         raise DataError(
-            f"{options.model}: a tokenizer of your own cannot be exported. In Python, "
+            f"{options.model}: a custom tokenizer cannot be exported. In Python, "
             "esim_fast.export.to_onnx(model.net, FILE) exports the network alone, which takes ids"
         ) from error
     except DataError:
@@ -24,5 +24,5 @@ def run(options: argparse.Namespace) -> None:
     size = f"{done.size / 1e6:,.1f} MB" if done.size >= 1e6 else f"{done.size / 1e3:,.0f} kB"
     say(
         f"{done.path}: {size}, logits within {done.difference:.1e} of the network's; "
-        f"{done.description} says how to use it"
+        f"see {done.description} for how to use it"
     )

@@ -1,4 +1,4 @@
-"""What several commands ask for, and how a mistake on the command line is said."""
+"""Options that several commands share, and how mistakes on the command line are reported."""
 
 import argparse
 import math
@@ -14,17 +14,17 @@ from ..errors import one_line
 from ..recipe import BEST_BY
 from ..tokenizing import TOKENIZERS
 
-MODEL = "the directory of a model, or user/name of one on the Hugging Face hub"
-LOGS = ("csv", "tensorboard", "wandb")  # where the curves of a run may go
+MODEL = "a model directory, or user/name on the Hugging Face hub"
+LOGS = ("csv", "tensorboard", "wandb")  # places for a run's curves
 
 FILES = (
-    ".jsonl, .json, .csv, .parquet or tab-separated, also compressed (.gz, .bz2, .xz, .zip), with the columns of a "
-    "known corpus (docs/corpora.md) or --columns"
+    ".jsonl, .json, .csv, .parquet or tab-separated, optionally compressed (.gz, .bz2, .xz, .zip), with column names "
+    "of a known corpus (docs/corpora.md) or --columns"
 )
 
 
 class UsageError(Exception):
-    """A command line that cannot be carried out; the message is one line."""
+    """A command line that cannot be executed; the message is one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,78 +32,80 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """One line, instead of argparse's usage and line."""
+        """Print one line, without argparse's usage."""
         self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def add_task(command: argparse.ArgumentParser) -> None:
-    tasks = "what the labels are: classes, or scores (regression), as of STS-B; default: %(default)s"
+    tasks = "classification: labels are classes; regression: labels are scores, as in STS-B (default: %(default)s)"
     command.add_argument("--task", choices=("classification", "regression"), default="classification", help=tasks)
 
 
 def add_reading(command: argparse.ArgumentParser) -> None:
-    """How files of sentence pairs are read."""
+    """Add options on how to read files of sentence pairs."""
     columns = (
-        "columns (or keys) of premise, hypothesis and label: by name, or without a header by number from 1; "
-        "default: by the known names, or as the rows look, with the label first or last"
+        "columns (or keys) of premise, hypothesis and label, by name, or by number from 1 if there is no header "
+        "(default: find known names; without a header, detect whether the label is first or last)"
     )
     command.add_argument("--columns", type=_columns, metavar="P,H[,L]", help=columns)
     command.add_argument("--quoted", action="store_true", help="fields of .tsv files may be in double quotes")
-    separator = 'what separates columns: a character, or "tab"; default: as the first lines of a file have it'
+    separator = 'column separator: a character or "tab" (default: detected from the first lines)'
     command.add_argument("--delimiter", type=delimiter, metavar="CHAR", help=separator)
 
 
 def add_label_map(command: argparse.ArgumentParser) -> None:
-    names = "rename labels of the files, before anything else; several OLD may get the same NEW"
+    names = "rename labels of the files before anything else; several OLD may become the same NEW"
     command.add_argument("--map-labels", type=label_map, default={}, metavar="OLD=NEW,…", help=names)
 
 
 def add_skipping(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--skip-bad-rows", action="store_true", help="list rows that cannot be read, and go on")
+    command.add_argument("--skip-bad-rows", action="store_true", help="list rows that cannot be read, and skip them")
 
 
 def add_cache(command: argparse.ArgumentParser) -> None:
-    """Where prepared files are kept."""
+    """Add options on where to cache prepared files."""
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--cache", metavar="DIR", help="folder of prepared files; default: ~/.cache/esim_fast")
-    where.add_argument("--no-cache", action="store_true", help="prepare everything anew")
+    where.add_argument("--cache", metavar="DIR", help="cache folder for prepared files (default: ~/.cache/esim_fast)")
+    where.add_argument("--no-cache", action="store_true", help="do not use a cache")
 
 
 def add_tokenizer(command: argparse.ArgumentParser) -> None:
-    names = f"{', '.join(TOKENIZERS)}, or module:function for one of yours"
-    command.add_argument("--tokenizer", type=tokenizer, default="nltk", metavar="NAME", help=f"{names}; default: nltk")
+    names = f"{', '.join(TOKENIZERS)}, or module:function for your own (default: nltk)"
+    command.add_argument("--tokenizer", type=tokenizer, default="nltk", metavar="NAME", help=names)
 
 
 def add_model_use(command: argparse.ArgumentParser) -> None:
-    """How a trained model is run on many pairs."""
-    command.add_argument("--batch-size", type=count, default=256, metavar="N", help="default: %(default)s")
+    """Add options on how to run a trained model on many pairs."""
+    how_many = "pairs per batch (default: %(default)s)"
+    command.add_argument("--batch-size", type=count, default=256, metavar="N", help=how_many)
     command.add_argument(
         "--precision",
         choices=INFERENCE_PRECISIONS,
         default="fp32",
-        help="default: %(default)s; bf16, fp16: autocast; int8: quantized, on CPUs with VNNI; auto: int8 or fp32",
+        help="bf16, fp16: autocast; int8: quantized, on CPUs with VNNI; auto: int8 or fp32 (default: %(default)s)",
     )
     add_loading(command)
 
 
 def add_loading(command: argparse.ArgumentParser) -> None:
-    """How a trained model is loaded."""
+    """Add options on how to load a trained model."""
     command.add_argument(
-        "--tokenizer", type=tokenizer, metavar="NAME", help="only for a model trained with a function of yours"
+        "--tokenizer", type=tokenizer, metavar="NAME", help="only for a model trained with your own function"
     )
     add_device(command)
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
-    """What computes."""
+    """Add options on what computes."""
     choices = ("auto", "cpu", "cuda")
-    command.add_argument("--device", choices=choices, default="auto", help="default: %(default)s")
-    how_many = "number of compute threads; default: one for each core that this process may use"
+    gpu = "auto: a GPU if there is one (default: %(default)s)"
+    command.add_argument("--device", choices=choices, default="auto", help=gpu)
+    how_many = "compute threads (default: one for each core that this process may use)"
     command.add_argument("--threads", type=threads, metavar="N", help=how_many)
 
 
 def text(value: str) -> str:
-    """An argparse type: a sentence."""
+    """Parse a sentence (an argparse type)."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -112,7 +114,7 @@ def text(value: str) -> str:
 
 
 def tokenizer(name: str) -> str:
-    """An argparse type: the name of a tokenizer, or module:function, found from the current directory too."""
+    """Parse the name of a tokenizer, or module:function, which may be in the current directory (an argparse type)."""
     if ":" in name:
         sys.path.insert(0, os.getcwd())
     elif name not in TOKENIZERS:
@@ -121,32 +123,34 @@ def tokenizer(name: str) -> str:
 
 
 def logs(text: str) -> list[str]:
-    """An argparse type: where the curves of a run go, whose libraries are there."""
+    """Parse the places for a run's curves, whose libraries must be installed (an argparse type)."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in LOGS:
             raise argparse.ArgumentTypeError(f"expected {', '.join(LOGS)}, or several of them, got {text!r}")
         spec = None if name == "csv" else find_spec(name)
-        if name != "csv" and (spec is None or spec.origin is None):  # a folder of this name is no library
+        if name != "csv" and (spec is None or spec.origin is None):  # a folder of this name is not the library
             raise argparse.ArgumentTypeError(f'{name} is not installed: pip install "esim_fast[{name}]"')
     return names
 
 
 def say(message: str) -> None:
-    """A line on stderr."""
+    """Print one line on stderr."""
     print(one_line(message), file=sys.stderr)
 
 
 def delimiter(text: str) -> str:
-    """An argparse type: what separates columns."""
+    """Parse a column separator (an argparse type)."""
     character = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}.get(text, text)
     if not is_delimiter(character):
-        raise argparse.ArgumentTypeError(f"expected one character, no quote, letter or digit, or tab, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected one character other than a quote, letter or digit, or tab, got {text!r}"
+        )
     return character
 
 
 def label_map(text: str) -> dict[str, str]:
-    """An argparse type: names of labels, and what is to be read instead."""
+    """Parse new names of labels by their names in the files (an argparse type)."""
     names: dict[str, str] = {}
     for part in text.split(","):
         old, _, new = map(str.strip, part.partition("="))
@@ -157,7 +161,7 @@ def label_map(text: str) -> dict[str, str]:
 
 
 def _number(kind: Callable[[str], Any], expected: str, accept: Callable[[Any], bool]) -> Callable[[str], Any]:
-    """An argparse type that says what it expected."""
+    """Make an argparse type whose error says what it expected."""
 
     def parse(text: str) -> Any:
         try:
@@ -184,12 +188,12 @@ steps = _number(int, "an integer from 0 to 1000000", lambda value: 0 <= value <=
 
 
 def patience(text: str) -> int | None:
-    """An argparse type: a number of epochs, of which 0 means that there is no limit."""
+    """Parse a number of epochs, where 0 means no limit (an argparse type)."""
     return steps(text) or None
 
 
 def best_by(text: str) -> str:
-    """An argparse type: a figure, or the F1 of a label."""
+    """Parse the name of a figure, or the F1 of a label (an argparse type)."""
     text = text if text.startswith("f1:") else text.replace("_", "-")
     if text not in BEST_BY and not (text.startswith("f1:") and text[3:]):
         raise argparse.ArgumentTypeError(f"expected {', '.join(BEST_BY)} or f1:LABEL, got {text!r}")
@@ -197,7 +201,7 @@ def best_by(text: str) -> str:
 
 
 def class_weights(text: str) -> str | dict[str, float]:
-    """An argparse type: "balanced", or weights by label."""
+    """Parse "balanced", or weights by label (an argparse type)."""
     if text == "balanced":
         return text
     weights: dict[str, float] = {}
@@ -210,7 +214,7 @@ def class_weights(text: str) -> str | dict[str, float]:
 
 
 def threshold(text: str) -> str | float:
-    """An argparse type: what to choose a threshold by, or the threshold."""
+    """Parse a threshold, or the figure to choose it by (an argparse type)."""
     return text if text in ("f1", "accuracy") else _probability(text)
 
 

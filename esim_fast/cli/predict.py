@@ -1,4 +1,4 @@
-"""``esim-fast predict``: label pairs, one or millions of them, in constant memory."""
+"""``esim-fast predict``: label one pair or millions, in constant memory."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     write = _Lines(model.labels)
     if options.file is None:
         answer = model.predict((options.premise, options.hypothesis))
-        # A regression model gives a score.
+        # A regression model returns a score.
         label, figures = (answer[0], answer[1].tolist()) if isinstance(answer, tuple) else (model.labels[0], [answer])
         if not all(map(math.isfinite, figures)):
             raise FloatingPointError(NOT_FINITE)
@@ -68,11 +68,11 @@ def run(options: argparse.Namespace) -> None:
             bar.update(block.size)
     if left_out > answered:
         raise DataError(
-            f"{name}: {left_out:,} bad rows, and {answered:,} that can be read: are the columns as expected?"
+            f"{name}: {left_out:,} bad rows, and only {answered:,} that can be read (are the columns as expected?)"
         )
     _warn_of_unknown_words(name, unknown_words, words)
     if left_out:
-        say(f"{name}: {common.bad_rows(left_out)} left out")
+        say(f"{name}: skipped {common.bad_rows(left_out)}")
 
 
 def _warn_of_unknown_words(name: str, unknown: int, words: int) -> None:
@@ -81,11 +81,11 @@ def _warn_of_unknown_words(name: str, unknown: int, words: int) -> None:
 
 
 class _Lines:
-    """Writes what is printed of a pair: json.dumps of all of it would take three times as long."""
+    """Format the printed lines; json.dumps on the whole answer would take three times as long."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._text = json.JSONEncoder(ensure_ascii=False).encode
-        self._gold: Callable[[str], object] = float if len(labels) == 1 else str  # of a regression model: a score
+        self._gold: Callable[[str], object] = float if len(labels) == 1 else str  # a regression model's gold is a score
         names = {label: self._text(label).replace("%", "%%") for label in labels}
         figures = ", ".join(f"{name}: %.6f" for name in names.values())
         self._figures = {
@@ -95,7 +95,7 @@ class _Lines:
 
     def line_of(self, answer: Answer) -> str:
         (premise, hypothesis, gold, number, name), label, figures, unknown = answer
-        where = f'"line": {number}, ' if number else ""  # which a pair of the command line has not
+        where = f'"line": {number}, ' if number else ""  # a pair of the command line has none
         if name is not None:
             where += f'"id": {self._text(name)}, '
         said = "" if gold is None else f'"gold": {self._text(self._gold(gold))}, '
@@ -107,9 +107,9 @@ class _Lines:
 
 
 def _progress(path: str) -> tqdm:
-    """A bar for people who do not see the answers go by, in bytes that were read."""
+    """Return a bar that counts bytes read, hidden if the answers themselves scroll by."""
     goes_by = sys.stdout is not None and sys.stdout.isatty()
-    # How many bytes there are to read is not known of stdin or a compressed file.
+    # The total is unknown for stdin and compressed files.
     size = os.path.getsize(path) if Path(path).is_file() and not compression_of(path) else None
     return tqdm(
         desc=path, total=size, unit="B", unit_scale=True, delay=1, leave=False, disable=goes_by or not is_watched()

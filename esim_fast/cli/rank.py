@@ -1,4 +1,4 @@
-"""``esim-fast rank``: which of many candidates go best with a query, as JSON lines, in constant memory."""
+"""``esim-fast rank``: find the candidates that best match a query, in constant memory."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _sentences(path: str) -> Iterator[tuple[int, str]]:
-    """The lines of a file, or of stdin, that hold more than blanks, with their numbers; DataError if none does."""
+    """Yield the non-blank lines of a file or stdin with their numbers; raise DataError if there are none."""
     if path == "-":
         path = "stdin"
         pairs = parse_pairs(common.lines_of_stdin(), path, _SENTENCES, form="tsv", labeled=False)
@@ -46,4 +46,4 @@ def _sentences(path: str) -> Iterator[tuple[int, str]]:
             raise DataError(f"{path}:{pair.line}: expected one sentence, got columns")
         yield pair.line, pair.premise
     if pair is None:
-        raise DataError(f"{path}: expected a sentence a line, got none")
+        raise DataError(f"{path}: expected one sentence per line, got none")

@@ -1,17 +1,17 @@
-"""How many threads compute, and how they wait for one another."""
+"""Set how many threads compute, and how they wait for each other."""
 
 import os
 
 from ..processors import bound_processors, usable_processors
 
-SPINS = 1000  # rounds in which a thread of libgomp looks for work before it sleeps; libgomp's default is 300,000
+SPINS = 1000  # times that a waiting thread of libgomp polls before it sleeps; its default is 300,000
 
 
 def choose_threads() -> None:
-    """Sets environment variables that torch reads when it is imported; the user's settings are kept.
+    """Set environment variables that torch reads on import; variables that the user has set are kept.
 
-    torch itself starts a thread for each core that this process is bound to. It knows nothing of a container's CPU
-    quota, nor that threads which spin while they wait slow everything down on a busy machine.
+    By default, torch starts a thread for each core in this process's affinity mask. It ignores a container's CPU quota,
+    and threads that spin while they wait slow down a busy machine.
     """
     if (usable := usable_processors()) < bound_processors() and not {
         "OMP_NUM_THREADS",

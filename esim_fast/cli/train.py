@@ -1,4 +1,4 @@
-"""``esim-fast train``: from files of sentence pairs to a model directory."""
+"""``esim-fast train``: train a model on files of sentence pairs."""
 
 import argparse
 import contextlib
@@ -37,13 +37,13 @@ from .corpora import TrainingData, TrainingFiles, find_files, read_files
 from .options import UsageError, say
 from .recipe import OPTION_NAMES, recipe_of
 
-# Options that are kept with a model, where they are not as usual, so that --config makes the same one of them again.
+# Options saved with a model unless they have these defaults, so that --config repeats the run.
 _WRITTEN_DOWN: dict[str, Any] = {
     **{"columns": None, "quoted": False, "delimiter": None, "map_labels": {}, "skip_bad_rows": False, "limit": None},
     **{"task": "classification", "calibrate": False, "threshold": None},
 }
-_SEEDS = "seeds.json"  # what came of several
-# What a run began with, where it is not an option's value.
+_SEEDS = "seeds.json"  # the results of --seeds
+# What a run cannot change when it is resumed, apart from options.
 _DATA = {"pairs": "training or dev pairs", "words": "words", "vectors": "word vectors"}
 
 
@@ -62,11 +62,11 @@ def run(options: argparse.Namespace) -> int | None:
         if recipe.seed + options.seeds > 2**63:
             raise UsageError(f"--seeds {options.seeds}: the last seed would be above 2**63 - 1")
         if RunDirectory(output).checkpoint.exists():
-            raise UsageError(f"{output} holds a run of a single seed: --seeds needs a directory of its own")
+            raise UsageError(f"{output} holds a run with a single seed; choose another directory for --seeds")
         if not (output / _SEEDS).exists():
             RunDirectory(output).check(resume=False)
         elif not options.resume:
-            raise UsageError(f"{output} already holds runs: resume them (--resume), or choose another directory")
+            raise UsageError(f"{output} already holds runs; use --resume, or choose another directory")
         runs = {seed: output / f"seed-{seed}" for seed in range(recipe.seed, recipe.seed + options.seeds)}
     for directory in runs.values():
         RunDirectory(directory).check(options.resume)
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int | None:
     caught: list[int] = []
     try:
         with contextlib.ExitStack() as stack:
-            if not started_by_torchrun():  # several processes would not stop after the same step
+            if not started_by_torchrun():  # several processes would stop after different steps
                 stack.enter_context(_noting_signals(caught))
             try:
                 device = stack.enter_context(joined(device))
@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> int | None:
                 _summarize_seeds(output, results, options.tokenizer)
     except KeyboardInterrupt:
         if this_worker().leads:
-            there = "there" if this_worker().count == 1 else "the last checkpoint"
-            say(f"esim-fast: interrupted; the same command with --resume goes on from {there}")
+            there = "" if this_worker().count == 1 else ", which continues from the last checkpoint"
+            say(f"esim-fast: interrupted; to continue, run the same command with --resume{there}")
         return 128 + (caught[0] if caught else signal.SIGINT)
     except RuntimeError as error:
         if short_of_memory(error) is not None or not lost_connection(error):
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int | None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one model is made of."""
+    """All that one model is made of."""
 
     options: argparse.Namespace
     files: TrainingFiles
@@ -115,22 +115,22 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Result:
-    """What came of it."""
+    """The result of training one model."""
 
     plan: _Plan
     best: EpochMetrics
-    figure: Figure  # by which it is the best
+    figure: Figure  # the dev figure that chose the best epoch
     test: dict[str, Any] | None  # figures on the test pairs
 
     def value(self, part: str) -> float | None:
-        """The figure on dev or on the test pairs, if there are any."""
+        """Return the figure on dev or on the test pairs, or None without test pairs."""
         if part == "dev":
             return getattr(self.best, f"dev_{self.figure.field}")
         return None if self.test is None else self.test[self.figure.field]
 
 
 def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Result:
-    """Trains one model, and says on stdout how good it is; of the ``first`` one, also what the data are."""
+    """Train one model and print its result; with ``first``, also describe the data."""
     options, data, recipe, worker = plan.options, plan.data, plan.recipe, this_worker()
     classifier, found, bad = _new_classifier(plan)
     train, dev = data.encode_train(classifier.vocabulary), data.encode(data.dev, classifier.vocabulary)
@@ -144,27 +144,27 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             log.begin({**config, "vectors": options.vectors}, trainer.progress, trainer.resumed)
         say_what_begins()
 
-    def say_what_begins() -> None:  # only then: until there a mistake is the one line on stderr
+    def say_what_begins() -> None:  # not earlier, because a mistake must be the only line on stderr
         if first and worker.leads:
             if recipe.precision == "bf16" and plan.device.type == "cpu" and products.bf16_is_slower():
                 say("esim-fast: --precision bf16 is slower than fp32 on this processor")
             if options.limit:
-                say(f"--limit {options.limit}: no more than the first {options.limit:,} pairs of each file are read")
+                say(f"--limit {options.limit}: reading only the first {options.limit:,} pairs of each file")
             data.describe()
             if plan.files.unlabeled:
                 say(f"{plan.files.unlabeled}: not used, because it has no labels")
             if found is not None:
                 new = len(classifier.vocabulary) - len(data.vocabulary)
                 those = f", {new} of them not in training" if data.more_words else ""
-                rest = f"{those}; {common.bad_rows(len(bad))} left out:" if bad else those
+                rest = f"{those}; skipped {common.bad_rows(len(bad))}:" if bad else those
                 say(f"{options.vectors}: vectors for {found} of {len(classifier.vocabulary) - 2} words{rest}")
                 common.list_bad_rows(options.vectors, bad, common.VECTOR_ROWS)
         if options.resume and worker.leads:
             progress = trainer.progress
-            where = f"goes on with epoch {progress.epoch}, batch {progress.batch + 1}"
+            where = f"continuing with epoch {progress.epoch}, batch {progress.batch + 1}"
             if trainer.is_over:
-                where = f"is done after {len(progress.history)} epochs"
-            say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a run begins'}")
+                where = f"already finished after {len(progress.history)} epochs"
+            say(f"{plan.directory}: {where if trainer.resumed else 'nothing to resume, so a new run begins'}")
 
     def on_epoch(metrics: EpochMetrics) -> None:
         log.epoch(metrics, trainer.progress.steps)
@@ -228,7 +228,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
 
 
 def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
-    """A model to train, how many of its words have a vector, if vectors are used, and which of these are left out."""
+    """Return a model to train, how many of its words have a vector (None without --vectors), and bad vectors."""
     options, data, recipe = plan.options, plan.data, plan.recipe
     torch.manual_seed(recipe.seed)
     vocabulary, vectors, found = data.vocabulary, None, None
@@ -260,16 +260,16 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
 
 def _other_settings(error: OtherSettingsError) -> str:
     if error.name in _DATA:
-        return f"this run began with other {_DATA[error.name]}"
+        return f"this run began with different {_DATA[error.name]}"
     option = OPTION_NAMES[error.name]
     if error.before is None or isinstance(error.before, bool):
-        return f"this run began {'with' if error.before else 'without'} {option}: resume it so"
+        return f"this run began {'with' if error.before else 'without'} {option}; resume it the same way"
     before, now = (
         ",".join(f"{label}={weight:g}" for label, weight in value.items()) if isinstance(value, dict) else value
         for value in (error.before, error.now)
     )
     instead = "" if now is None else f", not {now}"
-    return f"this run began with {option} {before}{instead}: resume it with that"
+    return f"this run began with {option} {before}{instead}; resume it with that value"
 
 
 def _say_beside_bars(message: str) -> None:
@@ -290,10 +290,10 @@ def _say_epoch(metrics: EpochMetrics, recipe: Recipe, figure: Figure, several: b
 
 
 def _summarize(result: _Result, history: Sequence[EpochMetrics], decided: Sequence[str], pairs: int) -> None:
-    """The result of a run, on stdout."""
+    """Print the result of a run."""
     plan, best, figure = result.plan, result.best, result.figure
     seconds = sum(metrics.seconds for metrics in history)
-    patience = f"; {plan.recipe.patience} without a better dev {figure.name} ended the run (--patience)"
+    patience = f"; stopped after {plan.recipe.patience} without a better dev {figure.name} (--patience)"
     stopped = patience if len(history) < plan.recipe.epochs else ""
     print(f"dev {figure.text(result.value('dev'))}; the model is in {plan.directory}")
     for line in decided:
@@ -301,11 +301,11 @@ def _summarize(result: _Result, history: Sequence[EpochMetrics], decided: Sequen
     if result.test is not None:
         print(f"test {', '.join(figure.texts(result.test))}")
     paths = RunDirectory(plan.directory)
-    no_curves = 'not drawn, for lack of matplotlib: pip install "matplotlib>=3.8"'
+    no_curves = 'not drawn; needs matplotlib: pip install "matplotlib>=3.8"'
     lines = {
         "best epoch": f"{best.epoch} of {len(history)}{stopped}",
-        "loss": f"{best.train_loss:.4f} training, over that epoch, {best.dev_loss:.4f} dev",
-        "time": f"{seconds:,.0f} s, {pairs * len(history) / max(seconds, 1e-9):,.0f} pairs a second",
+        "loss": f"{best.train_loss:.4f} in training, {best.dev_loss:.4f} on dev",
+        "time": f"{seconds:,.0f} s, {pairs * len(history) / max(seconds, 1e-9):,.0f} pairs per second",
         "last model": paths.last,
         "metrics": paths.metrics,
         "curves": paths.curves if paths.curves.exists() else no_curves,
@@ -315,7 +315,7 @@ def _summarize(result: _Result, history: Sequence[EpochMetrics], decided: Sequen
 
 
 def _summarize_seeds(output: Path, results: Sequence[_Result], tokenizer: str) -> None:
-    """The result of several runs, on stdout and in ``seeds.json``; the best model goes where one run's would."""
+    """Print the results of several runs, write ``seeds.json``, and copy the best model to ``output``."""
     figure = results[0].figure
     best = max(results, key=lambda result: figure.rank(result.value("dev")))
     summary: dict[str, Any] = {}
@@ -328,15 +328,15 @@ def _summarize_seeds(output: Path, results: Sequence[_Result], tokenizer: str) -
             spread = f"{mean(values):{form}} ± {deviation:{form}} (standard deviation)"
             print(f"{part} {figure.name} {spread} of {len(values)} seeds")
     summary["seeds"] = [result.plan.recipe.seed for result in results]
-    # First, so that a run that ends before the model is there can be resumed.
+    # Written before the model, so that a run interrupted in between can be resumed.
     write_json(output / _SEEDS, summary)
     Classifier.from_pretrained(best.plan.directory, tokenizer=tokenizer).save_pretrained(output)
-    print(f"the best of them, seed {best.plan.recipe.seed}, is in {output}")
+    print(f"the best model, seed {best.plan.recipe.seed}, is in {output}")
 
 
 @contextlib.contextmanager
 def _noting_signals(caught: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are noted in the list, once; a second one ends the process as ever."""
+    """Append the first Ctrl-C or SIGTERM to ``caught``; a second one ends the process as usual."""
 
     def note(number: int, frame: object) -> None:
         caught.append(number)

@@ -116,15 +116,15 @@ def test_the_command_line_overrides_it(config):
         ({"lr": 1, "learning-rate": 2}, "lr and learning-rate are the same option"),
         ({"batch_size": 1, "max_tokens": 2}, "batch_size and max_tokens exclude each other"),
         ({"log": "excel"}, "log: expected csv, tensorboard, wandb, or several of them, got 'excel'"),
-        ({"model": "ESIM"}, "expected the config.json of a model that esim-fast train has trained"),
+        ({"model": "ESIM"}, "expected the config.json of a model trained by esim-fast train"),
         (
             {"model": "ESIM", "training": {"recipe": {"speed": 3}, "files": {"train": ["a.tsv"]}}},
             "speed: not an option of train; did you mean seed?",
         ),
-        ({"model": "ESIM", "training": {"recipe": {}}}, "it names no training files: give --train and --dev"),
-        ([1], "expected values by the names of options, such as lr: 0.001"),
+        ({"model": "ESIM", "training": {"recipe": {}}}, "names no training files; use --train and --dev"),
+        ([1], "expected options with values, such as lr: 0.001"),
         ("{", "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ('{"lr": 1, "lr": 2}', "not valid JSON: lr is there twice"),
+        ('{"lr": 1, "lr": 2}', "not valid JSON: lr occurs twice"),
         ("[" * 100_000, "not valid JSON: "),
     ],
 )
@@ -141,7 +141,7 @@ def test_mistakes_in_yaml(config, tmp_path, monkeypatch):
     path = config("map-labels: {yes: entailment}\n")
     assert "map-labels: expected text or a number, got true (text needs quotes)" in fails("train", "--config", path)
     path = config("1: 2\n")
-    assert "expected values by the names of options" in fails("train", "--config", path)
+    assert "expected options with values" in fails("train", "--config", path)
     for code in ("!!python/object/apply:os.system [ls]", "a: !!python/name:os.system"):
         assert "not valid YAML" in fails("train", "--config", config(code))
     path = config("", "run.toml")
@@ -196,19 +196,19 @@ print({"torch", "yaml", "wandb", "tensorboard"} & {*sys.modules})
 def test_limit(corpus, tmp_path):
     options = training(corpus, tmp_path / "m", "--limit", 4)
     result = esim_fast(*options)
-    assert "--limit 4: no more than the first 4 pairs of each file are read\n" in result.stderr
+    assert "--limit 4: reading only the first 4 pairs of each file\n" in result.stderr
     assert result.stderr.count("pairs.tsv: 4 pairs (") == 2  # train and dev
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["training"]["options"] == {"limit": 4}
     assert (config["num_labels"], "dogs" in (tmp_path / "m" / "vocabulary.txt").read_text().split()) == (3, True)
     succeeds(*options, "--resume")
     other = training(corpus, tmp_path / "m", "--resume", "--limit", 3)
-    assert fails(*other).endswith("m: this run began with --limit 4, not 3: resume it with that")
+    assert fails(*other).endswith("m: this run began with --limit 4, not 3; resume it with that value")
     without = training(corpus, tmp_path / "m", "--resume")
-    assert fails(*without).endswith("m: this run began with --limit 4: resume it with that")
+    assert fails(*without).endswith("m: this run began with --limit 4; resume it with that value")
     succeeds(*training(corpus, tmp_path / "all"))
     limited = training(corpus, tmp_path / "all", "--resume", "--limit", 4)
-    assert fails(*limited).endswith("all: this run began without --limit: resume it so")
+    assert fails(*limited).endswith("all: this run began without --limit; resume it the same way")
     damaged = tmp_path / "damaged.tsv"  # after the limit
     damaged.write_bytes(corpus.read_bytes() + b"entailment\n")
     assert "expected 3 columns" in fails(*training(damaged, tmp_path / "n"))

@@ -29,7 +29,7 @@ def test_a_checkpoint(state):
     assert result.returncode == 0
     assert result.stderr == (
         f"{state / 'model'}: 12 words of 4 numbers, hidden size 6, 3 labels, tokenizer coetaur0, "
-        "from the names of coetaur0/ESIM\n"
+        "parameter names from coetaur0/ESIM\n"
     )
     answer = json.loads(succeeds("predict", state / "model", "--premise", "A C", "--hypothesis", "H"))
     assert set(answer["probabilities"]) == {"yes", "maybe", "no"}
@@ -37,7 +37,7 @@ def test_a_checkpoint(state):
 
 def test_a_checkpoint_alone(state):
     result = esim_fast("convert", state / "best.pth.tar", state / "model")
-    assert "without --vocabulary, sentences are word ids with blanks between them" in result.stderr
+    assert "without --vocabulary, write sentences as word ids separated by spaces" in result.stderr
     answer = json.loads(succeeds("predict", state / "model", "--premise", "7 3 5", "--hypothesis", "11"))
     assert set(answer["probabilities"]) == {"0", "1", "2"}
 
@@ -84,7 +84,7 @@ def test_an_archive_of_allennlps(run, tmp_path, name, packing, inside, form):
 
 def test_archives_without_a_model(run, tmp_path):
     for left_out, message in (
-        ("weights.th", ": expected a file, or a folder of AllenNLP's; this one has neither best.th nor weights.th"),
+        ("weights.th", ": expected a file or an AllenNLP folder; this one has neither best.th nor weights.th"),
         ("vocabulary/tokens.txt", "/vocabulary/tokens.txt: No such file or directory"),
         ("vocabulary/labels.txt", "/vocabulary/labels.txt: No such file or directory"),
     ):
@@ -127,12 +127,12 @@ def test_a_pickled_dictionary_of_words(state):
 
 def test_checkpoints_of_the_notebook(tmp_path):
     torch.save(Notebook(6, 4, 5, 3).state_dict(), tmp_path / "net.pt")
-    assert "Its LSTMs ran across the batch" in esim_fast("convert", tmp_path / "net.pt", tmp_path / "model").stderr
+    assert "LSTMs ran across the batch" in esim_fast("convert", tmp_path / "net.pt", tmp_path / "model").stderr
     own = tmp_path / "own"
-    assert "already holds a model: choose another" in fails("convert", tmp_path / "net.pt", tmp_path / "model")
+    assert "already holds a model; choose another" in fails("convert", tmp_path / "net.pt", tmp_path / "model")
     result = esim_fast("convert", tmp_path / "net.pt", own, "--from", "esim_fast")
     assert "across the batch" not in result.stderr
-    assert "expected a file, or a folder of AllenNLP's; this one is a model already" in fails("convert", own, "x")
+    assert "expected a file or an AllenNLP folder; this one is a model already" in fails("convert", own, "x")
     assert Classifier.from_pretrained(own).net.config.classifier_activation == "tanh"
 
 
@@ -145,7 +145,7 @@ def test_mistakes(state):
         (state, [], "this one has neither best.th nor weights.th"),
         (state / "whole.pt", [], "whole.pt: holds Python objects"),
         (source, ["--labels", "yes,no"], f"{source}: labels must name the network's 3 outputs, got 2"),
-        (source, ["--labels", "a,,b"], "expected distinct labels with commas between, got 'a,,b'"),
+        (source, ["--labels", "a,,b"], "expected distinct labels separated by commas, got 'a,,b'"),
         (
             source,
             ["--vocabulary", words],

@@ -15,17 +15,17 @@ def test_what_it_prints(corpus, tmp_path):
         str(corpus),
         "  pairs          6, 1 without a gold label",
         "  labels         contradiction 2 (33.3%), entailment 2 (33.3%), neutral 1 (16.7%)",
-        "  premises       5.0 words on average, half of them at most 5, 99 % at most 5, the longest 5",
-        "  hypotheses     3.5 words on average, half of them at most 4, 99 % at most 4, the longest 4",
-        "  vocabulary     15 different words of 51",
+        "  premises       5.0 words on average, median 5, 99th percentile 5, longest 5",
+        "  hypotheses     3.5 words on average, median 4, 99th percentile 4, longest 4",
+        "  vocabulary     15 distinct words of 51",
         "  with a vector  13.33% of the words, 23.53% of the text",
         "",
         str(dev),
         "  pairs          2, 0 without a gold label",
         "  labels         neutral 1 (50.0%), other 1 (50.0%)",
-        "  premises       1.0 words on average, half of them at most 2, 99 % at most 2, the longest 2, 1 empty",
-        "  hypotheses     2.0 words on average, half of them at most 3, 99 % at most 3, the longest 3",
-        "  vocabulary     5 different words of 6",
+        "  premises       1.0 words on average, median 2, 99th percentile 2, longest 2, 1 empty",
+        "  hypotheses     2.0 words on average, median 3, 99th percentile 3, longest 3",
+        "  vocabulary     5 distinct words of 6",
         f"  known          80.00% of the words, 83.33% of the text are in {corpus}",
         "  with a vector  40.00% of the words, 50.00% of the text",
     ]
@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(corpus, tmp_path):
     assert result.stderr == f"esim-fast: {tmp_path / 'none.tsv'}: No such file or directory\n"
 
 
-HINT = "sentences are single words: Chinese or Japanese wants --tokenizer characters"
+HINT = "sentences are single words; use --tokenizer characters for Chinese or Japanese"
 
 
 @pytest.mark.parametrize(

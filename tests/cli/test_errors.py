@@ -155,7 +155,7 @@ def test_no_errors(models, tmp_path):
         ("--confusion", "matrix.svg", "--confusion matrix.svg: expected a name that ends in .png"),
         ("--errors", "nowhere/a.html", "--errors nowhere/a.html: no such directory: nowhere"),
         ("--errors", "folder.html", "--errors folder.html: expected a file, got a directory"),
-        ("--errors", "a.jsonl", "--errors a.jsonl: that is the file of pairs, which would be overwritten"),
+        ("--errors", "a.jsonl", "--errors a.jsonl: this would overwrite the file of pairs"),
     ],
 )
 def test_files_that_cannot_be_written(tmp_path, option, name, message):
@@ -171,13 +171,13 @@ def test_files_that_cannot_be_written(tmp_path, option, name, message):
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     with mock.patch("os.access", return_value=False):  # root can write everywhere
         said = fails("evaluate", "no-model", "a.tsv", "--errors", tmp_path / "a.html")
-    assert said == f"esim-fast: --errors {tmp_path / 'a.html'}: {tmp_path} cannot be written to"
+    assert said == f"esim-fast: --errors {tmp_path / 'a.html'}: cannot write to {tmp_path}"
 
 
 def test_a_file_that_changes_during_the_run(models, pairs, tmp_path):
     with mock.patch("esim_fast.cli.evaluate.read_pairs", return_value=iter(())):
         said = fails("evaluate", models / "nli", pairs, "--errors", tmp_path / "errors.html", "--no-cache")
-    assert said == f"esim-fast: {pairs}: the file was changed meanwhile"
+    assert said == f"esim-fast: {pairs}: the file changed while it was evaluated"
     assert not list(tmp_path.iterdir())
 
 

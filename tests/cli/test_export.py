@@ -20,7 +20,7 @@ def test_files(model, tmp_path):
         done = esim_fast("export", model, tmp_path / "m.onnx", *options)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1), done
         assert re.search(rf"^{tmp_path}/m.onnx: \d+ kB, ", done.stderr)
-        assert "m.onnx.json says how to use it" in done.stderr
+        assert "m.onnx.json for how to use it" in done.stderr
         about = json.loads((tmp_path / "m.onnx.json").read_text())
         assert about["inputs"] == ("words" if options == ["--words"] else "ids")
         sizes.append((tmp_path / "m.onnx").stat().st_size)
@@ -48,7 +48,7 @@ def test_a_custom_tokenizer(model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "tokenizer": "mine:split"}))
     said = fails("export", tmp_path, tmp_path / "m.onnx")
-    assert f"{tmp_path}: a tokenizer of your own cannot be exported. In Python, esim_fast.export.to_onnx(" in said
+    assert f"{tmp_path}: a custom tokenizer cannot be exported. In Python, esim_fast.export.to_onnx(" in said
     assert not (tmp_path / "m.onnx").exists()
 
 

@@ -192,11 +192,11 @@ def test_figures_that_are_not_defined(models, tmp_path):
 
 def test_a_mistaken_task(models, tmp_path):
     scores = write_tsv(tmp_path / "scores.tsv", [("3", "a", "b"), ("3.75", "a", "b"), ("0.5", "c", "d")])
-    message = f"expected a label among contradiction, entailment, neutral, got scores such as 3.75: {models / 'nli'} is"
-    assert f"{scores}: {message} a model of classes; for scores" in fails("evaluate", models / "nli", scores)
+    message = f"expected a label among contradiction, entailment, neutral, got scores such as 3.75; {models / 'nli'}"
+    assert f"{scores}: {message} predicts classes; for scores" in fails("evaluate", models / "nli", scores)
     names = write_tsv(tmp_path / "names.tsv", [("entailment", "a", "b"), ("neutral", "a", "b")])
     assert f"{names}:2: expected a number as the score, got 'entailment'" in fails("evaluate", models / "scores", names)
-    assert "this is a regression model" in fails("evaluate", models / "scores", scores, "--confusion", "a.png")
+    assert "a regression model predicts scores" in fails("evaluate", models / "scores", scores, "--confusion", "a.png")
 
 
 def test_rows_without_a_score(models, tmp_path):
@@ -211,7 +211,7 @@ def test_rows_without_a_score(models, tmp_path):
 def test_ranking_needs_a_label(models, tmp_path):
     random_model(["x", "y", "z"]).save_pretrained(tmp_path / "xyz")
     path = write_tsv(tmp_path / "a.tsv", [("x", "a", "b"), ("y", "c", "d")])
-    message = "esim-fast: --ranking: which label means relevant? Expected entailment or 1, got x, y, z: rename it with"
+    message = "esim-fast: --ranking: expected a label entailment or 1 that means relevant, got x, y, z; rename yours"
     assert fails("evaluate", tmp_path / "xyz", path, "--ranking").startswith(message)
     report = evaluated(tmp_path / "xyz", path, "--ranking", "--map-labels", "x=1")
     assert report["ranking"]["relevant_label"] == "1"

@@ -108,7 +108,7 @@ def test_bad_rows_are_reported_and_skipped(model, tmp_path):
         }
         lines = [f"{name}:{line}: {reason}" for line, reason in reasons.items()]
         lines += [f"{name}: the model does not know 5 of 6 words; do not rely on its answers"]
-        assert result.stderr.splitlines() == [*lines, f"{name}: 3 bad rows left out"]
+        assert result.stderr.splitlines() == [*lines, f"{name}: skipped 3 bad rows"]
 
 
 def test_stopping_at_a_bad_row_loses_nothing_before_it(model, tmp_path):
@@ -119,7 +119,7 @@ def test_stopping_at_a_bad_row_loses_nothing_before_it(model, tmp_path):
     path = write_tsv(tmp_path / "rows.tsv", [("a man", "only two"), *TRAIN], header=False)
     result = esim_fast("predict", model, path)
     assert (result.returncode, len(result.stdout.splitlines())) == (2, 1)
-    assert result.stderr.endswith(f"{path}: 6 bad rows, and 1 that can be read: are the columns as expected?\n")
+    assert result.stderr.endswith(f"{path}: 6 bad rows, and only 1 that can be read (are the columns as expected?)\n")
 
 
 def test_a_file_that_ends_early(model, tmp_path):
@@ -185,7 +185,7 @@ def test_other_processes_give_the_same(model, tmp_path):
     with mock.patch.object(streaming, "processors", return_value=1):
         alone = esim_fast("predict", model, path, "--device", "cpu")
     unknown = f"{path}: the model does not know 53,995 of 80,995 words; do not rely on its answers\n"
-    assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{unknown}{path}: 1 bad row left out\n"
+    assert alone.stderr == f"{path}:9001: expected 2 columns, got 1\n{unknown}{path}: skipped 1 bad row\n"
     expected = [json.loads(line) for line in alone.stdout.splitlines()]
     assert [(answer["line"], answer["premise"], answer["hypothesis"]) for answer in expected] == rows
     _, probabilities = Classifier.from_pretrained(model).predict(pairs[2040:2060])

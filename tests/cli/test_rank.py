@@ -72,8 +72,8 @@ def test_more_candidates_than_the_default(model):
 @pytest.mark.parametrize(
     ("options", "stdin", "message"),
     [
-        ([*QUERY, "--candidates", "-"], b"", "esim-fast: stdin: expected a sentence a line, got none"),
-        ([*QUERY, "--candidates", "-"], b"\n\n", "esim-fast: stdin: expected a sentence a line, got none"),
+        ([*QUERY, "--candidates", "-"], b"", "esim-fast: stdin: expected one sentence per line, got none"),
+        ([*QUERY, "--candidates", "-"], b"\n\n", "esim-fast: stdin: expected one sentence per line, got none"),
         ([*QUERY, "--candidates", "no.txt"], b"", "esim-fast: no.txt: No such file or directory"),
         (
             [*QUERY, "--candidates", "-"],

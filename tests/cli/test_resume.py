@@ -24,10 +24,10 @@ def test_resume(corpus, tmp_path):
     assert succeeds(*parts(3)).startswith("dev accuracy ")
     assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == before
     for option, message in (
-        (["--lr", "0.1"], "with --lr 0.0004, not 0.1: resume it with that"),
-        (["--freeze-embedding"], "without --freeze-embedding: resume it so"),
-        (["--tokenizer", "whitespace"], "with --tokenizer nltk, not whitespace: resume it with that"),
-        (["--dropout", "0.1"], "with --dropout 0.5, not 0.1: resume it with that"),
+        (["--lr", "0.1"], "with --lr 0.0004, not 0.1; resume it with that value"),
+        (["--freeze-embedding"], "without --freeze-embedding; resume it the same way"),
+        (["--tokenizer", "whitespace"], "with --tokenizer nltk, not whitespace; resume it with that value"),
+        (["--dropout", "0.1"], "with --dropout 0.5, not 0.1; resume it with that value"),
     ):
         assert f"this run began {message}" in fails(*parts(3, *option))
     assert "already holds a run: resume it (--resume)" in fails(*training(corpus, tmp_path / "parts", "--epochs", 3))
@@ -44,12 +44,12 @@ def test_resuming_with_other_data(corpus, tmp_path):
     others = [(label, p.replace("man", "boy"), h.replace("man", "boy")) for label, p, h in TRAIN]
     for rows in (others, [*TRAIN, ("neutral", "Many new words here.", "No.")]):
         write_tsv(data, rows)
-        assert "this run began with other training or dev pairs" in fails(*options, "--vectors", vectors)
+        assert "this run began with different training or dev pairs" in fails(*options, "--vectors", vectors)
     write_tsv(data, TRAIN)
-    assert "this run began with other word vectors" in fails(*options, "--embedding-dim", 3)
+    assert "this run began with different word vectors" in fails(*options, "--embedding-dim", 3)
     for content in ("man 1 2 4\nis 2 3 4\n", "man 1 2\nis 2 3\n"):
         vectors.write_text(content)
-        assert "this run began with other word vectors" in fails(*options, "--vectors", vectors)
+        assert "this run began with different word vectors" in fails(*options, "--vectors", vectors)
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 

@@ -14,7 +14,7 @@ def test_messages(corpus, tmp_path):
     options = training(corpus, tmp_path / "m", "--test", corpus)
     result = esim_fast(*options)
     assert result.returncode == 0
-    assert "5 pairs (contradiction 2, entailment 2, neutral 1); 1 more without a gold label dropped" in result.stderr
+    assert "5 pairs (contradiction 2, entailment 2, neutral 1); skipped 1 without a gold label" in result.stderr
     assert "epoch 2/2: train loss" in result.stderr
     assert "\r" not in result.stderr
     assert result.stdout.startswith("dev accuracy ")
@@ -22,9 +22,9 @@ def test_messages(corpus, tmp_path):
     test = json.loads((tmp_path / "m" / "test.json").read_text())
     assert test["file"] == str(corpus)
     assert f"test accuracy {test['accuracy']:.2%}\n" in result.stdout
-    assert "is done after 2 epochs\n" in esim_fast(*options, "--resume").stderr
+    assert "already finished after 2 epochs\n" in esim_fast(*options, "--resume").stderr
     begun = esim_fast(*training(corpus, tmp_path / "n", "--resume"))
-    assert "n: nothing to resume, so a run begins\n" in begun.stderr
+    assert "n: nothing to resume, so a new run begins\n" in begun.stderr
 
 
 def test_bf16_where_it_is_slower(corpus, tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_seeds(corpus, tmp_path):
     assert summary["dev"]["standard_deviation"] == pytest.approx(deviation)
     assert f"dev accuracy {mean:.2%} ± {deviation:.2%} (standard deviation) of 3 seeds\n" in output
     best = 5 + accuracies.index(max(accuracies))
-    assert f"the best of them, seed {best}, is in {tmp_path / 'm'}\n" in output
+    assert f"the best model, seed {best}, is in {tmp_path / 'm'}\n" in output
     expected = (tmp_path / f"{best}" / "model.safetensors").read_bytes()
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == expected
     assert "accuracy" in succeeds("evaluate", tmp_path / "m", corpus)
@@ -109,7 +109,7 @@ def test_seeds(corpus, tmp_path):
         (tmp_path / "m" / "model.safetensors").unlink()  # as if killed just before the end
     succeeds(*options, *seeds, "--resume")
     single = [*options[:-1], tmp_path / "5"]
-    assert "5 holds a run of a single seed: --seeds needs" in fails(*single, "--seeds", 2, "--resume")
+    assert "5 holds a run with a single seed; choose" in fails(*single, "--seeds", 2, "--resume")
     for unasked in (seeds, ["--seeds", 3, "--seed", 8]):
         assert "m already holds runs" in fails(*options, *unasked)
     assert "m: already holds a model" in fails(*options)

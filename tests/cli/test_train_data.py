@@ -43,7 +43,7 @@ def test_bad_rows_are_listed_and_skipped(corpus, model, tmp_path):
     result = esim_fast(*options, "--skip-bad-rows")
     assert result.returncode == 0
     assert f"{bad}: 5 pairs" in result.stderr
-    assert f"1 bad row left out:\n{bad}:8: expected 3 columns, got 2\n" in result.stderr
+    assert f"skipped 1 bad row:\n{bad}:8: expected 3 columns, got 2\n" in result.stderr
     assert f"{unknown} (to rename it, use --map-labels OLD=NEW)\n" in result.stderr
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     others = write_tsv(tmp_path / "others.tsv", [("maybe", "one", "two")])
@@ -59,7 +59,7 @@ def test_bad_rows_are_listed_and_skipped(corpus, model, tmp_path):
         assert report == json.loads(succeeds("evaluate", model, corpus)) | {"left_out": left_out}
     result = esim_fast("predict", model, bad)
     assert result.stdout == succeeds("predict", model, corpus)
-    assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}: 1 bad row left out\n"
+    assert result.stderr == f"{bad}:8: expected 3 columns, got 2\n{bad}: skipped 1 bad row\n"
 
 
 def test_bad_rows_of_vectors(corpus, tmp_path):
@@ -73,7 +73,7 @@ def test_bad_rows_of_vectors(corpus, tmp_path):
         result = esim_fast(*options, "--skip-bad-rows", "--output", tmp_path / output)
         assert result.returncode == 0, result.stderr
         assert result.stderr.splitlines()[2:7] == [
-            f"{vectors}: vectors for 2 of 14 words; 4 bad rows left out:",
+            f"{vectors}: vectors for 2 of 14 words; skipped 4 bad rows:",
             message,
             f"{vectors}:3: expected a finite number, got 'x'",
             f"{vectors}:5: expected 2 numbers, got 0",
@@ -87,7 +87,7 @@ def test_bad_rows_of_vectors(corpus, tmp_path):
     vectors.write_text("5000 2\nman 1 2\n" + 1999 * "of 1\n")
     listed = [f"{vectors}:{line}: expected 2 numbers, got 1" for line in range(3, 23)]
     result = esim_fast(*options, "--skip-bad-rows", "--seeds", 2, "--output", tmp_path / "d")
-    first = f"{vectors}: vectors for 1 of 14 words; 2,000 bad rows left out:"
+    first = f"{vectors}: vectors for 1 of 14 words; skipped 2,000 bad rows:"
     assert result.stderr.splitlines()[2:24] == [first, *listed, f"{vectors}: and 1,980 more"]
     assert result.stderr.count("bad rows") == 1  # once, not per seed
     vectors.write_text("2 2\nof 1\nnone 3 4\n")
@@ -225,7 +225,7 @@ def test_the_documented_command_for_snli(tmp_path):
     (tmp_path / "glove.840B.300d.txt").write_text("\n".join(rows) + "\n")
     result = esim_fast(*shlex.split(command)[1:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("15 pairs (contradiction 6, entailment 6, neutral 3); 3 more without a gold label") == 3
+    assert result.stderr.count("(contradiction 6, entailment 6, neutral 3); skipped 3 without a gold label") == 3
     assert re.search(r"glove\.840B\.300d\.txt: vectors for 6 of 1\d words\n", result.stderr)
     assert "test accuracy " in result.stdout
     (model,) = tmp_path.glob("*/model.safetensors")
@@ -239,7 +239,7 @@ def test_several_training_files(corpus, model, tmp_path):
     options = ["train", "--train", corpus, rows, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
     result = esim_fast(*options)
     assert result.returncode == 0, result.stderr
-    assert f"{rows}: 1 pairs (neutral 1); 1 more without a gold label dropped\n" in result.stderr
+    assert f"{rows}: 1 pairs (neutral 1); skipped 1 without a gold label\n" in result.stderr
     whole = write_tsv(tmp_path / "whole.tsv", [*TRAIN, ("neutral", "A zebra sleeps.", "A zebra dreams.")])
     succeeds(*training(corpus, tmp_path / "n", "--train", whole))
     for name in ("model.safetensors", "vocabulary.txt"):
@@ -267,7 +267,7 @@ def test_bad_corpora(corpus, tmp_path, rows, message):
     bad = write_tsv(tmp_path / "bad.tsv", rows, header=len(rows) < 5)
     said = fails(*training(corpus, tmp_path / "m"), "--train", bad)
     assert message in said
-    assert len(rows) < 5 or re.search("name (the columns with --columns|its columns)", said)
+    assert len(rows) < 5 or "--columns" in said
     assert not (tmp_path / "m").exists()
 
 
@@ -284,16 +284,16 @@ class TestLabels:
         result, path = self.train(tmp_path, labels[:2] * 4 + labels)
         assert result.returncode == 0, result.stderr
         assert f"{path}: 55 pairs (" in result.stderr
-        assert "); 5 more without a gold label dropped\n" in result.stderr
+        assert "); skipped 5 without a gold label\n" in result.stderr
 
     def test_minus_one_may_be_a_class(self, tmp_path):
         result, path = self.train(tmp_path, ("-1", "0", "1"))
-        said = f"{path}: 20 of 60 pairs have no gold label: if -1 is a class, name it, --map-labels=-1=NAME; if not, "
+        said = f"{path}: 20 of 60 pairs have no gold label; if -1 is a class, name it with --map-labels=-1=NAME, "
         assert said in result.stderr
         result, _ = self.train(tmp_path, ("-1", "0", "1"), "--map-labels=-1=against")
         assert f"{path}: 60 pairs (0 20, 1 20, against 20)\n" in result.stderr
         result, _ = self.train(tmp_path, ("-1", "0", "1"), "--map-labels=-1=-", "--output", tmp_path / "n")
-        assert f"{path}: 40 pairs (0 20, 1 20); 20 more without a gold label dropped\n" in result.stderr
+        assert f"{path}: 40 pairs (0 20, 1 20); skipped 20 without a gold label\n" in result.stderr
 
     def test_unknown_labels(self, tmp_path):
         result, _ = self.train(tmp_path, ("0", "1"), "--map-labels", "0=no,7=seven")
@@ -305,7 +305,7 @@ class TestLabels:
         assert result.returncode == 2
         said = f"{path}: expected classes, got {len(labels)} scores, such as 0."
         assert said in result.stderr
-        assert result.stderr.endswith("learn them with --task regression, or put them into bins\n")
+        assert result.stderr.endswith("use --task regression, or put the scores into bins\n")
 
     @pytest.mark.parametrize("labels", [("0", "0.5", "1"), ("0", "1", "2", "3", "4", "5"), ("1", "2.0", "3.00")])
     def test_numbers_that_are_classes(self, tmp_path, labels):
@@ -315,7 +315,7 @@ class TestLabels:
         labels = ("neutral", "Neutral", "contradictory")
         result, path = self.train(tmp_path, labels)
         assert result.returncode == 2
-        said = f"{path}: expected labels that differ by more than case, got 'Neutral' and 'neutral': make one of them"
+        said = f"{path}: expected labels that differ by more than case, got 'Neutral' and 'neutral'; merge them"
         assert result.stderr.startswith(f"esim-fast: {said} with --map-labels Neutral=neutral")
         result, _ = self.train(tmp_path, labels, "--map-labels", "Neutral=neutral, contradictory=contradiction")
         assert f"{path}: 60 pairs (contradiction 20, neutral 40)\n" in result.stderr
@@ -351,6 +351,6 @@ def test_other_forms(corpus, model, tmp_path, name):
 def test_chinese_without_its_tokenizer(tmp_path):
     rows = [(label, "男人在睡觉", f"他睡着了{i}") for i, label in enumerate(("no", "yes") * 3)]
     path = write_tsv(tmp_path / "a.tsv", rows)
-    hint = f"{path}: sentences are single words: Chinese or Japanese wants --tokenizer characters\n"
+    hint = f"{path}: sentences are single words; use --tokenizer characters for Chinese or Japanese\n"
     assert esim_fast(*training(path, tmp_path / "m")).stderr.count(hint) == 2
     assert hint not in esim_fast(*training(path, tmp_path / "n", "--tokenizer", "characters")).stderr

@@ -87,7 +87,7 @@ class TestRegression:
         options = ["train", "--train", path, "--dev", folder / "sts.tsv", "--output", tmp_path / "m", *SMALL]
         assert "bad.tsv:32: expected a number as the score, got 'many'" in fails(*options, "--task", "regression")
         said = esim_fast(*options, "--task", "regression", "--skip-bad-rows").stderr
-        assert "bad.tsv: 30 pairs (scores from 0 to 5, 2.30 on average); 1 bad row left out:\n" in said
+        assert "bad.tsv: 30 pairs (scores from 0 to 5, 2.30 on average); skipped 1 bad row:\n" in said
 
 
 class TestImbalance:
@@ -103,7 +103,7 @@ class TestImbalance:
         assert first == f"dev F1 of 1 {best:.2%}; the model is in {tmp_path / 'm'}"
         assert calibrated.startswith(f"calibrated on dev: temperature {config.get('temperature', 1):.4g}, log loss 0.")
         assert threshold.startswith(
-            f"threshold {config['threshold']:.4g}: 1 is given from this probability on; dev F1 of 1 "
+            f"threshold {config['threshold']:.4g}: 1 is predicted from this probability on; dev F1 of 1 "
         )
         assert config["training"]["recipe"]["class_weights"] == "balanced"
         assert config["training"]["recipe"]["best_by"] == "f1:1"
@@ -151,16 +151,19 @@ class TestImbalance:
 
         succeeds(*run("--class-weights", "1=2", "--best-by", "auc"))
         for options, message in (
-            (["--best-by", "auc"], "began with --class-weights 1=2: resume it with that"),
-            (["--best-by", "auc", "--class-weights", "1=3"], "with --class-weights 1=2, not 1=3: resume it with that"),
-            (["--class-weights", "1=2"], "began with --best-by auc: resume it with that"),
+            (["--best-by", "auc"], "began with --class-weights 1=2; resume it with that value"),
+            (
+                ["--best-by", "auc", "--class-weights", "1=3"],
+                "with --class-weights 1=2, not 1=3; resume it with that value",
+            ),
+            (["--class-weights", "1=2"], "began with --best-by auc; resume it with that value"),
         ):
             assert message in fails(*run(*options))
         succeeds(*train(folder, "qqp.tsv", tmp_path / "n"))
         again = train(folder, "qqp.tsv", tmp_path / "n", "--resume")
         succeeds(*again, "--best-by", "accuracy")
-        assert "this run began without --best-by: resume it so" in fails(*again, "--best-by", "loss")
-        assert "this run began without --task: resume it so" in fails(
+        assert "this run began without --best-by; resume it the same way" in fails(*again, "--best-by", "loss")
+        assert "this run began without --task; resume it the same way" in fails(
             *again, "--task", "regression", "--columns", "question1,question2,is_duplicate"
         )
 
@@ -170,7 +173,7 @@ class TestImbalance:
             output = succeeds(*train(folder, "qqp.tsv", tmp_path / best_by, *options))
             assert output.startswith(f"dev {name} ")
             # A rate this small changes no prediction.
-            assert f"best epoch  1 of 2; 1 without a better dev {name} ended the run (--patience)\n" in output
+            assert f"best epoch  1 of 2; stopped after 1 without a better dev {name} (--patience)\n" in output
 
 
 REGRESSION = ["--task", "regression"]
@@ -194,8 +197,8 @@ REGRESSION = ["--task", "regression"]
         ("sts.tsv", [*REGRESSION, "--label-smoothing", "0.1"], "--label-smoothing: scores have no classes"),
         ("sts.tsv", [*REGRESSION, "--class-weights", "balanced"], "--class-weights: scores have no classes"),
         ("sts.tsv", [*REGRESSION, "--best-by", "auc"], "--best-by: regression has spearman, pearson, loss, but no auc"),
-        ("sts.tsv", [*REGRESSION, "--calibrate"], "--calibrate is for classes: scores have no probabilities"),
-        ("sts.tsv", [*REGRESSION, "--threshold", "f1"], "--threshold is for two labels: scores have no probabilities"),
+        ("sts.tsv", [*REGRESSION, "--calibrate"], "--calibrate needs classes; scores have no probabilities"),
+        ("sts.tsv", [*REGRESSION, "--threshold", "f1"], "--threshold needs two labels; scores have no probabilities"),
         ("qqp.tsv", ["--class-weights", "yes=2"], "--class-weights: there is no label 'yes', only 0, 1"),
         ("qqp.tsv", ["--class-weights", "1=0"], "argument --class-weights: expected a positive number, got '0'"),
         ("qqp.tsv", ["--class-weights", "1=2,1=3"], "expected balanced, or LABEL=WEIGHT,…, each LABEL once, got '1=2,"),
@@ -224,7 +227,7 @@ def test_mistakes(folder, tmp_path, corpus, options, message):
 
 def test_three_labels_have_no_threshold_and_no_auc(corpus, tmp_path):
     options = ["train", "--train", corpus, "--dev", corpus, *SMALL, "--output", tmp_path / "m"]
-    assert fails(*options, "--threshold", "f1").endswith("--threshold is for two labels: there are 3")
+    assert fails(*options, "--threshold", "f1").endswith("--threshold needs two labels; there are 3")
     said = fails(*options, "--best-by", "auc")
     assert said.endswith("--best-by: the AUC needs two labels, and there are 3: contradiction, entailment, neutral")
     assert not (tmp_path / "m").exists()

@@ -121,7 +121,7 @@ class TestCommand:
         for message in ("dev accuracy", "test accuracy", "best epoch"):
             assert several.stdout.count(message) == 1, several.stdout
         assert several.stderr.count("epoch 2/2: train loss") == 1
-        assert several.stderr.count("pairs.tsv: 14 pairs (no 7, yes 7); 7 more without a gold label dropped") == 3
+        assert several.stderr.count("pairs.tsv: 14 pairs (no 7, yes 7); skipped 7 without a gold label") == 3
         alone = succeeds(*options, "--output", tmp_path / "one")
         # Gloo says something among it, with torch 2.10.
         accuracies = [re.findall("^test accuracy .*", stdout, re.M) for stdout in (several.stdout, alone)]

@@ -163,7 +163,7 @@ class TestForms:
         assert len(model.vocabulary) == len(self.fit(PAIRS, GOLD).vocabulary)
         label = model.predict(PAIRS[0]).label
         assert label in LABELS
-        with pytest.raises(ValueError, match=r"^pairs: expected a column sentence1.*, got train, test: rename yours"):
+        with pytest.raises(ValueError, match=r"^pairs: expected a column sentence1.*, got train, test; rename yours"):
             self.fit(datasets.DatasetDict({"train": rows, "test": rows}))
 
     @pytest.mark.parametrize("numbers", [list, np.array, torch.tensor, lambda ids: [np.int32(label) for label in ids]])
@@ -207,7 +207,7 @@ class TestScores:
         assert self.fit([0.5 * label for label in ids], dev).model.labels == ["score"]
         assert self.fit(ids, dev, task="classification").model.labels == ["0", "1"]
         assert self.fit(list(map(int, ids)), dev, task="regression").model.labels == ["score"]
-        with pytest.raises(ValueError, match=r"^pairs: labels are whole numbers as floats, as pandas makes of classes"):
+        with pytest.raises(ValueError, match=r"^pairs: labels are whole numbers as floats, which may be scores"):
             self.fit(ids, dev)
         assert self.fit([*ids[:-1], None], dev, task="classification").model.labels == ["0", "1"]
 
@@ -388,7 +388,7 @@ def test_configuration_from_a_run_of_fit(tmp_path):
     """It records no files, and must not be mistaken for a run on the sample."""
     Classifier.fit(PAIRS, GOLD, dev=DEV, output=tmp_path / "m", epochs=1, **SMALL)
     said = fails("train", "--config", tmp_path / "m" / "config.json", "--output", tmp_path / "n")
-    assert "config.json: it names no training files: give --train and --dev" in said
+    assert "config.json: names no training files; use --train and --dev" in said
 
 
 def test_a_failed_fit_restores_the_mode():

@@ -119,7 +119,7 @@ def test_a_signal_ends_a_run_after_the_current_step(start, command, goes_on, tmp
     process.join(90)
     assert process.exitcode == 128 + number, log.read_text()
     said = log.read_text().rstrip().splitlines()[-1]
-    assert said == "esim-fast: interrupted; the same command with --resume goes on from there"
+    assert said == "esim-fast: interrupted; to continue, run the same command with --resume"
     assert "Traceback" not in log.read_text()
     steps = Checkpoint.load(tmp_path / "m" / "checkpoint" / "last.pt").progress["steps"]
     assert 0 < steps < 30
