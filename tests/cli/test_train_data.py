@@ -166,7 +166,9 @@ def test_a_custom_tokenizer(corpus, tmp_path, monkeypatch):
     own = ["--tokenizer", "own_words:split"]
     succeeds(*training(corpus, "m"), *own, cwd=tmp_path)
     assert "SLEEPING." in (tmp_path / "m" / "vocabulary.txt").read_text().split()
-    assert "a custom tokenizer, own_words:split" in fails("evaluate", "m", corpus, cwd=tmp_path)
+    assert "a custom tokenizer, which is imported only if you name it: --tokenizer own_words:split" in fails(
+        "evaluate", "m", corpus, cwd=tmp_path
+    )
     for command in ("evaluate", "predict"):
         succeeds(command, "m", corpus, *own, cwd=tmp_path)
     names = "nltk, nltk-cased, nltk-punkt, whitespace, characters, coetaur0 or module:function"
