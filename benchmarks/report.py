@@ -1,7 +1,7 @@
-"""What ``pytest benchmarks/ --benchmark-json FILE`` measured as a page with tables and figures.
+"""Turns the JSON of ``pytest benchmarks/ --benchmark-json FILE`` into a page with tables and figures.
 
-``python -m benchmarks.report FILE ...`` makes a folder benchmarks/results/<hardware>-<date> with report.md, its figures
-and results.json: all that one machine's files hold, without the single rounds.
+``python -m benchmarks.report FILE ...`` writes report.md, its figures and results.json to the folder
+benchmarks/results/<hardware>-<date>. All files must come from one machine; single rounds are left out.
 """
 
 import json
@@ -18,8 +18,8 @@ RESULTS = Path(__file__).parent / "results"
 
 class Figure(NamedTuple):
     title: str
-    groups: str  # a pattern, as is the next
-    variants: str = ".*"
+    groups: str  # regular expression
+    variants: str = ".*"  # regular expression
     side_by_side: bool = False
 
 
@@ -36,7 +36,7 @@ FIGURES = {
     ),
     "cross-encoders.png": Figure("ESIM beside cross-encoders, times as fast as eager ESIM", r"cross encoders, .*"),
 }
-# A column's key in extra_info, its heading, scale and form.
+# Key in extra_info, heading, scale and number format of each column.
 COLUMNS = (
     ("times_as_fast", "times as fast", 1, ",.2f"),
     ("peak_bytes", "peak memory, MB", 1e-6, ",.1f"),
@@ -50,7 +50,7 @@ COLUMNS = (
 
 
 class Row(NamedTuple):
-    """One variant's line; ``info`` is pytest-benchmark's extra_info."""
+    """The result of one variant; ``info`` is pytest-benchmark's extra_info."""
 
     variant: str
     seconds: float
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 def read(files: list[Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Runs on one machine as one, without the single rounds, and the lines of each group; raises UsageError."""
+    """Merges files of one machine; returns the merged JSON and the rows of each group, or raises UsageError."""
     merged, groups = {}, {}
     for file in files:
         try:
@@ -86,7 +86,7 @@ def hardware(run: dict[str, Any]) -> str:
 
 
 def write(files: list[Path], folder: Path | None = None) -> Path:
-    """Writes tables, figures and a copy of what was measured; returns the folder."""
+    """Writes tables, figures and a copy of the results; returns the folder."""
     if not find_spec("matplotlib"):
         raise UsageError('figures need matplotlib (pip install "matplotlib>=3.8")')
     run, groups = read(files)
@@ -104,7 +104,7 @@ def write(files: list[Path], folder: Path | None = None) -> Path:
 
 
 def page(run: dict[str, Any], groups: dict[str, list[Row]], figures: list[str]) -> str:
-    """The report in Markdown."""
+    """Formats the report in Markdown."""
     machine = run["machine_info"]
     names = ("esim_fast", "torch", "triton", "onnxruntime", "transformers", "cuda", "compiler", "python_version")
     versions = [f"{name} {machine[name]}" for name in names if name in machine]
@@ -115,7 +115,7 @@ def page(run: dict[str, Any], groups: dict[str, list[Row]], figures: list[str]) 
 
 
 def table(rows: list[Row]) -> list[str]:
-    """A group's lines, as Markdown that is readable in a terminal too."""
+    """Formats a group as a Markdown table that is also readable in a terminal."""
     columns = [column for column in COLUMNS if any(column[0] in row.info for row in rows)]
     cells = [["variant", "ms", *(heading for _, heading, *_ in columns), "rounds"]]
     for row in rows:
@@ -128,7 +128,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def draw(groups: dict[str, list[Row]], figure: Figure, path: Path) -> None:
-    """Bars for each group: how many times as fast as its first each variant is."""
+    """Draws a bar chart for each group: the speed of each variant relative to the first."""
     import matplotlib.pyplot as plt
 
     panels = {
@@ -158,8 +158,8 @@ def draw(groups: dict[str, list[Row]], figure: Figure, path: Path) -> None:
 
 def main() -> int:
     parser = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what --benchmark-json wrote")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder, instead of benchmarks/results/…")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a file written by --benchmark-json")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write to this folder instead of benchmarks/results/…")
     options = parser.parse_args()
     try:
         print(write(options.files, options.output))
