@@ -159,7 +159,7 @@ def draw(groups: dict[str, list[Row]], figure: Figure, path: Path) -> None:
 def main() -> int:
     parser = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a file written by --benchmark-json")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write to this folder instead of benchmarks/results/…")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="instead of benchmarks/results/…")
     options = parser.parse_args()
     try:
         print(write(options.files, options.output))
