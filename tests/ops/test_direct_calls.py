@@ -135,8 +135,8 @@ def test_wrong_arguments_of_every_kind(name):
     ("name", "changes", "message"),
     [
         # The count of these rows overflows 64 bits, to exactly the 5 existing ones.
-        ("bilstm", {4: index(HUGE, HUGE, HUGE, HUGE, 5)}, "more rows than can be counted"),
-        ("bilstm_backward", {7: index(HUGE, HUGE, HUGE, HUGE, 5)}, "more rows than can be counted"),
+        ("bilstm", {4: index(HUGE, HUGE, HUGE, HUGE, 5)}, "overflows the number of rows"),
+        ("bilstm_backward", {7: index(HUGE, HUGE, HUGE, HUGE, 5)}, "overflows the number of rows"),
         ("bilstm", {4: index(3, 3)}, "of the right shape"),
         ("bilstm", {4: index(2, 3)}, "non-increasing"),
         ("bilstm", {4: index(5, 0)}, "positive"),
