@@ -1,4 +1,4 @@
-"""Makes pytest-benchmark fair on a shared machine.
+"""Make pytest-benchmark fair on a shared machine.
 
 pytest-benchmark times one test after another while the machine's speed drifts. Here the first test of a group checks
 all variants of the group and times them in turns (measure.py). Each test then passes the rounds of its variant to

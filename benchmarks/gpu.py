@@ -1,4 +1,4 @@
-"""Tests and benchmarks the library on an NVIDIA GPU, the most important parts first.
+"""Test and benchmark the library on an NVIDIA GPU, the most important parts first.
 
     python -m benchmarks.gpu [--minutes 30] [--out DIR] [--parts NAME ...] [--dry-run]
 
@@ -48,7 +48,7 @@ def arguments_of(part: str, dry_run: bool) -> str:
 
 
 def run(name: str, arguments: str, folder: Path, left: float) -> str:
-    """Runs a part and returns how it ended."""
+    """Run a part and return how it ended."""
     limit = left if name == "sweep" else min(left, LIMIT)  # the sweep gets its limit as an option
     if left < LEAST:
         return "not started: out of time"

@@ -108,7 +108,7 @@ def seconds_of_replays(replay: Call) -> float:
 
 
 def recorded(call: Call) -> Call:
-    """Records the call's launches as a CUDA graph and returns its replay; RuntimeError if that is impossible."""
+    """Record the call's launches as a CUDA graph and return its replay; RuntimeError if that is impossible."""
     if DEVICE.type != "cuda":
         return call
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -177,7 +177,7 @@ def product_rate(precision: str, size: int = 8192 if FULL_SIZE else 1024) -> flo
 
 @contextmanager
 def precision_set(precision: str) -> Iterator[None]:
-    """Sets whether fp32 products and LSTMs use TF32: both for precision "tf32", only LSTMs for "bf16"."""
+    """Set whether fp32 products and LSTMs use TF32: both for precision "tf32", only LSTMs for "bf16"."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision in ("tf32", "bf16")

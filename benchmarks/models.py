@@ -111,7 +111,7 @@ def variants(found: dict[str, Model | str], pairs: int, precision: str, training
 
 
 class Check:
-    """Compares models with the notebook's mathematics in fp64, without dropout and with padding out of the recurrence.
+    """Compare models with the notebook's mathematics in fp64, without dropout and with padding out of the recurrence.
 
     A recurrence over padding gives other results wherever there is padding. Such models are compared only on a batch
     whose sentences are filled up to the padded length; all others on both batches.
@@ -130,7 +130,7 @@ class Check:
             self.cases.append((x, decided, self._results(exact, x, decided)))
 
     def __call__(self, model: Model) -> None:
-        """Loads the check's weights into the model and raises AssertionError if its results are wrong."""
+        """Load the check's weights into the model and raise AssertionError if its results are wrong."""
         model.net.load_state_dict(self.weights)
         with precision_set(self.precision), ExitStack() as after:
             for module in model.net.modules():
@@ -166,7 +166,7 @@ def _decided(exact_net: NotebookESIM, batch: PairBatch) -> Tensor:
 
 
 def assert_equal(results: Mapping[str, Tensor], exact: Mapping[str, Tensor], tolerance: float) -> None:
-    """Raises AssertionError if the norm of a difference exceeds the tolerance, relative to the exact value's norm."""
+    """Raise AssertionError if the norm of a difference exceeds the tolerance, relative to the exact value's norm."""
     for name, value in exact.items():
         error = float((results[name].detach().double() - value.detach()).norm() / value.detach().norm())
         if not error <= tolerance:  # also true for NaN

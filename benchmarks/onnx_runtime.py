@@ -20,7 +20,7 @@ INPUTS = {"premise": "p", "hypothesis": "h", "premise_lengths": "p_lengths", "hy
 
 
 def exported(net: ESIM, int8: bool) -> tuple[Callable[[PairBatch], Tensor], int]:
-    """Exports ``net``; returns a function that computes a batch's logits, and the file's size in bytes."""
+    """Export ``net``; return a function that computes a batch's logits, and the file's size in bytes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -1,4 +1,4 @@
-"""Turns the JSON of ``pytest benchmarks/ --benchmark-json FILE`` into a page with tables and figures.
+"""Turn the JSON of ``pytest benchmarks/ --benchmark-json FILE`` into a page with tables and figures.
 
 ``python -m benchmarks.report FILE ...`` writes report.md, its figures and results.json to the folder
 benchmarks/results/<hardware>-<date>. All files must come from one machine; single rounds are left out.
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 def read(files: list[Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Merges files of one machine; returns the merged JSON and the rows of each group, or raises UsageError."""
+    """Merge files of one machine; return the merged JSON and the rows of each group, or raise UsageError."""
     merged, groups = {}, {}
     for file in files:
         try:
@@ -86,7 +86,7 @@ def hardware(run: dict[str, Any]) -> str:
 
 
 def write(files: list[Path], folder: Path | None = None) -> Path:
-    """Writes tables, figures and a copy of the results; returns the folder."""
+    """Write tables, figures and a copy of the results; return the folder."""
     if not find_spec("matplotlib"):
         raise UsageError('figures need matplotlib (pip install "matplotlib>=3.8")')
     run, groups = read(files)
@@ -104,7 +104,7 @@ def write(files: list[Path], folder: Path | None = None) -> Path:
 
 
 def page(run: dict[str, Any], groups: dict[str, list[Row]], figures: list[str]) -> str:
-    """Formats the report in Markdown."""
+    """Format the report in Markdown."""
     machine = run["machine_info"]
     names = ("esim_fast", "torch", "triton", "onnxruntime", "transformers", "cuda", "compiler", "python_version")
     versions = [f"{name} {machine[name]}" for name in names if name in machine]
@@ -115,7 +115,7 @@ def page(run: dict[str, Any], groups: dict[str, list[Row]], figures: list[str]) 
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Formats a group as a Markdown table that is also readable in a terminal."""
+    """Format a group as a Markdown table that is also readable in a terminal."""
     columns = [column for column in COLUMNS if any(column[0] in row.info for row in rows)]
     cells = [["variant", "ms", *(heading for _, heading, *_ in columns), "rounds"]]
     for row in rows:
@@ -128,7 +128,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def draw(groups: dict[str, list[Row]], figure: Figure, path: Path) -> None:
-    """Draws a bar chart for each group: the speed of each variant relative to the first."""
+    """Draw a bar chart for each group: the speed of each variant relative to the first."""
     import matplotlib.pyplot as plt
 
     panels = {

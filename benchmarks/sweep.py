@@ -115,7 +115,7 @@ class Inputs:
 
 
 def refusal(case: tuple, config: Config, batch: Batch, gpu: tuple[GPUTarget, int, int]) -> str | None:
-    """Compiles a candidate into Triton's cache, without using a GPU; returns why it is unusable, or None."""
+    """Compile a candidate into Triton's cache, without using a GPU; return why it is unusable, or None."""
     signal.alarm(COMPILING)  # ends the process
     triton.runtime.driver.set_active(Mock(get_current_target=lambda: gpu[0], get_current_device=lambda: 0))
     runtime.multiprocessors = lambda _: gpu[1]
@@ -158,7 +158,7 @@ def measured(case: tuple, batch: Batch, refused: dict[Config, str]) -> dict[Conf
 
 
 def tried(case: tuple, compiling: dict, end: float) -> dict[str, object]:
-    """Prints and returns the best candidate and, for each one, microseconds by batch or why it is unusable."""
+    """Print and return the best candidate and, for each one, microseconds by batch or why it is unusable."""
     present, refused, limit = PRESENT[case], {}, min(end, time.monotonic() + 3 * COMPILING)
     for batch, config in product(batches(case), candidates(case)):
         result = compiling[case, config, batch]

@@ -47,7 +47,7 @@ def in_onnx_runtime(ours, precision):
 
 def in_int8(ours, pairs, precision):
     if precision != "fp32" or inference_precision("auto", DEVICE) != "int8":
-        return dict.fromkeys((ONNX_INT8, OURS_INT8), "compared beside fp32 on a CPU with VNNI only")
+        return dict.fromkeys((ONNX_INT8, OURS_INT8), "timed only in the fp32 group, on a CPU with VNNI")
     quantized = Model(ours.net, lambda batch: quantized_logits(ours.net, batch.pairs))
     found = {ONNX_INT8: in_onnx_runtime(ours, "int8"), OURS_INT8: quantized}
     return variants(found, pairs, "int8", training=False)

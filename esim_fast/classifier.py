@@ -80,8 +80,8 @@ class Classifier(Trainable):
     Raises:
         TypeError: labels are not strings or have no order, or temperature or threshold is not a number.
         ValueError: vocabulary or labels do not fit the network, a label is repeated, the temperature is not positive,
-            the threshold lies outside 0..1 or the model does not have two labels, or the tokenizer or the precision is
-            unknown or unavailable on the network's device.
+            the threshold lies outside 0..1, a threshold is given and there are not two labels, or the tokenizer or the
+            precision is unknown or unavailable on the network's device.
         DataError: the tokenizer cannot be imported.
     """
 

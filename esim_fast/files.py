@@ -132,7 +132,7 @@ def load_saved(file: IO[bytes], *, leave_out: bool = False) -> Any:
             False, they raise UnpicklingError like any other object.
 
     Raises:
-        ValueError: the parts of the archive are larger than the file, that is compressed or overlapping.
+        ValueError: the archive's parts add up to more than the file, because they are compressed or overlap.
         UnpicklingError: it holds other Python objects, or a bytearray, which would allocate whatever size it declares.
         Exception: anything that torch raises for a damaged file.
     """

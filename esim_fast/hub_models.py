@@ -24,7 +24,7 @@ def fetch(name: str, files: Sequence[str], revision: str | None = None, token: s
     Raises:
         DataError: ``huggingface_hub`` is not installed, there is no such model, or the Hub cannot be reached.
     """
-    with telling(f"{name}: not a directory here, and not found on the Hugging Face hub"):
+    with telling(f"{name}: not a directory here, and not found on the Hugging Face Hub"):
         import huggingface_hub  # optional, and slow to import
 
         by_us = {"library_name": "esim_fast", "library_version": version("esim_fast")}
@@ -33,7 +33,7 @@ def fetch(name: str, files: Sequence[str], revision: str | None = None, token: s
         )
     for file in files:
         if not (Path(folder) / file).is_file():
-            raise DataError(f"{name}: not an esim_fast model, {file} is missing on the hub")
+            raise DataError(f"{name}: not an esim_fast model; {file} is missing on the Hub")
     return Path(folder)
 
 
@@ -45,7 +45,7 @@ def telling(what: str) -> Iterator[None]:
     except DataError:
         raise
     except ImportError as error:
-        raise DataError(f'{what}: needs huggingface_hub, pip install "esim_fast[hub]"') from error
+        raise DataError(f'{what}: needs huggingface_hub; pip install "esim_fast[hub]"') from error
     except Exception as error:  # its network and file layers raise many types
         raise DataError(f"{what}: {_reason(error)}") from error
 

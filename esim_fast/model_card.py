@@ -44,7 +44,7 @@ def model_card(model: Classifier, name: str) -> str:
     parts = [
         f"---\n{about.to_yaml()}\n---",
         f"# {name}",
-        f"An [ESIM](https://aclanthology.org/P17-1152) model trained with esim_fast. It predicts {gives} for a pair of "
+        f"An [ESIM](https://aclanthology.org/P17-1152) model for esim_fast. It predicts {gives} for a pair of "
         "sentences.",
         _USE.format(arguments=arguments),
     ]

@@ -1,5 +1,6 @@
 """Find, read and check a model in a directory or on the Hugging Face Hub. Nothing in it is executed."""
 
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -93,7 +94,7 @@ def _agreed_tokenizer(path: Path, trained_with: Any, given: str | Tokenizer | No
     if given is None and ":" in trained_with:
         raise OwnTokenizerError(
             f"{path}: the model was trained with a custom tokenizer, which is imported only if you name it: "
-            f"--tokenizer {trained_with}, or tokenizer={trained_with!r} in Python"
+            f"--tokenizer {shlex.quote(trained_with)}, or tokenizer={trained_with!r} in Python"
         )
     return trained_with if given is None else given
 

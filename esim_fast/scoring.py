@@ -147,8 +147,11 @@ def _encode(net: ESIM, sentences: PackedPairs, precision: str) -> Tensor:
 class _Comparison:
     """The network after the encoder, on pairs of encoded sentences: equations 11 to 20 and the classifier.
 
-    In fp32 the projection F (equation 16) of m = [a, ã, a - ã, a ⊙ ã] is computed as (F1 + F3) a + (F2 - F3) ã + F4 (a
-    ⊙ ã). The first term depends on the word alone, so it is computed once, before sentences are paired.
+    In fp32 the projection F (equation 16) of m = [a, ã, a - ã, a ⊙ ã] is computed as
+
+        (F1 + F3) a + (F2 - F3) ã + F4 (a ⊙ ã)
+
+    The first term depends on the word alone, so it is computed once, before sentences are paired.
     """
 
     def __init__(self, net: ESIM, encoded: Tensor, precision: str) -> None:

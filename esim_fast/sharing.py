@@ -32,7 +32,7 @@ def push(
         hub.create_repo(name, private=private, exist_ok=True)
         if private is not None and bool(hub.model_info(name).private) != private:
             now = "public" if private else "private"
-            raise DataError(f"{name}: the model exists and is {now}, change that in its settings on the hub first")
+            raise DataError(f"{name}: the model exists and is {now}; change that in its settings on the Hub first")
         shown = copy.copy(model)
         shown.training = without_folders(model.training)
         shown.save_pretrained(folder)

@@ -54,7 +54,7 @@ class NamingScheme:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Matches this scheme's names of entries, with any prefix that a wrapper adds."""
+        """Match this scheme's names of entries, with any prefix that a wrapper adds."""
         modules = "|".join(map(re.escape, self.modules))
         return re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{modules})\.[^.]+", re.DOTALL)
 

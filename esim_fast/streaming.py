@@ -106,7 +106,7 @@ def predict_blocks(
     """Yield blocks of rows instead of single answers, and report their bad rows after each block.
 
     Args:
-        model: as for ``predict_file``, like all arguments not listed here.
+        model: as for ``predict_file``.
         source: a file or lines.
         write: turns each ``Answer`` into an element of the block; may run in a worker process.
         name: name of ``source`` in messages if it is not a path.

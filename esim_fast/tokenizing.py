@@ -98,7 +98,7 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
     - ``"nltk"`` splits like NLTK's ``word_tokenize(text, preserve_line=True)`` and lowercases. It needs no download.
     - ``"nltk-cased"`` is the same without lowercasing.
     - ``"nltk-punkt"`` is ``word_tokenize(text)``, lowercased. It first splits sentences with NLTK's Punkt data, so
-      periods within the text also become words.
+      the period of a sentence inside the text also becomes a word.
     - ``"whitespace"`` is for text that is already tokenized; it lowercases.
     - ``"characters"`` is for Chinese: every character is a word, but runs of Latin letters and digits stay together; it
       lowercases.
@@ -122,7 +122,7 @@ def get_tokenizer(name: str = "nltk") -> Tokenizer:
             nltk.data.find("tokenizers/punkt_tab/english/")
         except LookupError as error:
             raise DataError(
-                "tokenizer nltk-punkt: NLTK's data punkt_tab is missing, run `python -m nltk.downloader punkt_tab`"
+                "tokenizer nltk-punkt: NLTK's data punkt_tab is missing; run `python -m nltk.downloader punkt_tab`"
             ) from error
     return TOKENIZERS[name]
 

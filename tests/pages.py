@@ -1,6 +1,7 @@
 """The READMEs and the pages in docs/: their code blocks, and what runs these as they are written."""
 
 import ast
+import itertools
 import os
 import re
 import shlex
@@ -27,7 +28,7 @@ SHOWN = {"", "text", "json", "diff", "cpp", "bibtex"}  # what is printed, or is 
 class Block(NamedTuple):
     language: str
     code: str
-    run_by_ci: str | None  # under which name
+    run_by_ci: str | None  # the name in "CI runs this as NAME"
 
 
 def text_of(page: str) -> str:
@@ -81,8 +82,8 @@ def check_equations(code: str) -> None:
 
 
 def run_line(line: str) -> None:
-    """A line of the shell, which prints what it prints. ``esim-fast`` runs in this process: a new one would import
-    torch each time."""
+    """Runs a shell line and prints its output. ``esim-fast`` runs in this process, because a new one would import torch
+    each time."""
     output = ""
     for stage in line.split(" | "):
         output = _run_command(stage, output)
@@ -91,8 +92,9 @@ def run_line(line: str) -> None:
 
 def _run_command(line: str, given: str) -> str:
     words = shlex.split(line, comments=True)
-    environment = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
-    words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+    assignments = list(itertools.takewhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    environment = dict(word.split("=", 1) for word in assignments)
+    words = words[len(assignments) :]
     if not words:
         return ""
     command, *arguments = words
@@ -137,7 +139,7 @@ def _run_processes(arguments: list[str]) -> None:
 
 
 def _check_extras(arguments: list[str]) -> None:
-    """That what pip is asked to install from here is there."""
+    """Checks that the extras and requirement files that pip is given exist."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for argument in arguments:
         if found := re.match(r"(?:esim_fast|\.)\[([\w,]+)\]$", argument):
@@ -148,21 +150,24 @@ def _check_extras(arguments: list[str]) -> None:
 
 
 def _check_tests(arguments: list[str]) -> None:
-    """That there are the tests that pytest is asked for; collecting them takes a minute."""
+    """Checks that the test files exist, without collecting, which takes a minute."""
     for argument in arguments:
         if argument.startswith(("tests", "benchmarks")):
             assert (ROOT / argument).exists(), argument
 
 
 def needs(page: str) -> Iterable[str]:
-    """The packages beyond esim_fast's own that its code imports."""
+    """Yields the packages, except esim_fast, that a page's code imports."""
     code = "\n".join(block.code for block in blocks(page) if not (block.run_by_ci or block.language in SHOWN))
     for text in code_of(page, "python"):
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
-                yield from (name.name for name in node.names)
+                modules = [name.name for name in node.names]
             elif isinstance(node, ast.ImportFrom):
-                yield node.module
+                modules = [node.module]
+            else:
+                continue
+            yield from (module for module in modules if module.split(".")[0] != "esim_fast")
     for pattern, names in (
         (r"\.png\b", ["matplotlib"]),
         (r"\.yaml\b", ["yaml"]),

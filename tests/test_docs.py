@@ -24,7 +24,7 @@ checks: dict[str, Check] = {}
 
 
 def after(page: str) -> Callable[[Check], Check]:
-    """Registers what is looked at, in a page's folder, when its code has run."""
+    """Registers a check that runs in the page's folder after its code."""
 
     def register(check: Check) -> Check:
         assert (ROOT / page).is_file(), page
@@ -64,11 +64,13 @@ def folder(files, tmp_path, monkeypatch):
 def test_every_block_runs(page, folder, capsys):
     skip_without(needs(page))
     code = "\n".join(block.code for block in blocks(page))
-    if re.search(r"""--output model\b|output="model"|convert \S+ model\b""", code):
+    if re.search(r"--output model\b|convert \S+ model\b", code):
         shutil.rmtree(folder / "model")
     names = documented_files.script() if page in WITH_A_SCRIPT else {}
     run(page, names)
-    for directory in re.findall(r"""--output ([\w-]+)|save_pretrained\("([\w-]+)"\)""", code):
+    for directory in re.findall(
+        r"""--output ([\w-]+)|save_pretrained\("([\w-]+)"\)|esim-fast convert \S+ ([\w-]+)""", code
+    ):
         path = folder / "".join(directory)
         tokenizer = json.loads((path / "config.json").read_text())["tokenizer"]
         Classifier.from_pretrained(path, device="cpu", tokenizer=tokenizer)
@@ -76,6 +78,11 @@ def test_every_block_runs(page, folder, capsys):
         assert (folder / name).stat().st_size
     if page in checks:
         checks[page](names, capsys.readouterr().out)
+
+
+def test_blocks_that_do_not_run():
+    skipped = [(page, block.language) for page in PAGES for block in blocks(page) if block.language.endswith(" skip")]
+    assert skipped == [("docs/python.md", "python skip")]  # it needs the Hugging Face Hub
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -156,7 +163,9 @@ def check_python(names, printed):
 @after("docs/evaluation.md")
 def check_evaluation(names, printed):
     assert len(names["wrong"]) == len(Path("errors.jsonl").read_text().splitlines())
-    for report in (json.loads(line) for line in printed.splitlines() if line.startswith('{"pairs"')):
+    reports = [json.loads(line) for line in printed.splitlines() if line.startswith('{"pairs"')]
+    assert len(reports) == text_of("docs/evaluation.md").count("\nesim-fast evaluate ")
+    for report in reports:
         for name in {*report, *report.get("ranking", {})} - {"absent_labels", "relevant_label"}:
             assert f"`{name}`" in text_of("docs/evaluation.md")
     assert metrics.roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) == 0.75
@@ -166,6 +175,13 @@ def check_evaluation(names, printed):
 def check_export(names, printed):
     assert names["label"].shape == (1,)
     assert Path("network.onnx").stat().st_size == names["file"].size
+    assert all(Path(name).stat().st_size for name in ("model.onnx", "model.onnx.json", "words.onnx", "small.onnx"))
+
+
+@after("docs/ranking.md")
+def check_ranking(names, printed):
+    assert len(printed.splitlines()) >= 8
+    assert sum('"score"' in line for line in printed.splitlines()) >= 4
 
 
 @after("docs/compile.md")
@@ -191,7 +207,7 @@ def check_attribution(names, printed):
 
 
 def test_attribution_to_the_layer():
-    """Of several pairs with padding at either end, by a method that goes by pairs and one that goes by layers."""
+    """Several pairs with padding at either end: attribution by vectors equals attribution by layer."""
     attr = pytest.importorskip("captum.attr")
     torch.manual_seed(0)
     net = esim_fast.ESIM(8, 12, 50, 3).eval()

@@ -1,4 +1,4 @@
-"""The examples run, on fewer pairs than for a reader, and the notebook's outputs are of the code that is there."""
+"""The examples run, on fewer pairs than in the docs, and the notebook's outputs have the form of its code's."""
 
 import ast
 import io

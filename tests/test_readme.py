@@ -1,4 +1,4 @@
-"""What is said in the READMEs of CI, of what is installed and of the bundled sample. Their code: test_docs.py."""
+"""Checks what the READMEs say about CI, requirements and the bundled sample; test_docs.py runs their code."""
 
 import json
 import re
@@ -32,6 +32,12 @@ def test_requirements_are_the_extras():
     extra = re.search(r"^test = (\[.*\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     lines = (ROOT / "requirements-test.txt").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == json.loads(extra)
+
+
+def test_ci_installs_the_extra_for_the_site():
+    extra = json.loads(re.search(r"^docs = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.M)[1])
+    ci = (ROOT / ".ci/run").read_text()
+    assert all(f'"{requirement}"' in ci for requirement in extra)
 
 
 def test_the_rows_of_the_sample_in_it():

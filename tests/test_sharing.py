@@ -93,7 +93,7 @@ def test_a_directory_comes_first(model, hub, tmp_path, monkeypatch):
     assert hub.asked == []
     with pytest.raises(ValueError, match=r"^revision v1 needs a model on the hub, but user/name is a local directory$"):
         Classifier.from_pretrained("user/name", revision="v1")
-    with pytest.raises(DataError, match=r"^user/other: not an esim_fast model, config.json is missing on the hub$"):
+    with pytest.raises(DataError, match=r"^user/other: not an esim_fast model; config.json is missing on the Hub$"):
         Classifier.from_pretrained("user/other")
 
 
@@ -110,11 +110,11 @@ def test_other_names_are_not_looked_up(model, hub, name):
 
 def test_private_and_public(model, hub):
     (hub.place / "user/name").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"^user/name: the model exists and is public, change that in its settings"):
+    with pytest.raises(DataError, match=r"^user/name: the model exists and is public; change that in its settings"):
         model.push_to_hub("user/name", private=True)
     assert not any((hub.place / "user/name").iterdir())
     (hub.place / "user/name" / "private").touch()
-    with pytest.raises(DataError, match=r"^user/name: the model exists and is private, change that"):
+    with pytest.raises(DataError, match=r"^user/name: the model exists and is private; change that"):
         model.push_to_hub("user/name", private=False)
     model.push_to_hub("user/name")
     (hub.place / "user/name" / "README.md").write_text("What I have to say")
@@ -159,7 +159,7 @@ def test_errors_of_the_hub(model, hub, monkeypatch, kind, text, message):
 
 def test_without_its_library(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    hint = r'needs huggingface_hub, pip install "esim_fast\[hub\]"$'
+    hint = r'needs huggingface_hub; pip install "esim_fast\[hub\]"$'
     with pytest.raises(DataError, match=rf"^{FROM_THE_HUB}: {hint}"):
         Classifier.from_pretrained("user/name")
     with pytest.raises(DataError, match=rf"^user/name: {hint}"):

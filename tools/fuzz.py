@@ -1,4 +1,4 @@
-"""Fuzzes everything that reads files, with atheris and coverage guidance.
+"""Fuzz everything that reads files, with atheris and coverage guidance.
 
     python -m tools.fuzz [--runs N | --total N] [--target NAME ...] [--seconds S] [--seed N]
 
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
-    """Runs one target in a child process, because libFuzzer ends its process.
+    """Run one target in a child process, because libFuzzer ends its process.
 
     Returns:
         Runs, seconds, new crashes, crashes kept from earlier runs (also used as seeds), and branches covered.
@@ -121,7 +121,7 @@ def _fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, float]:
 
 
 def _escaped(piece: str) -> str:
-    """Escapes a string for a libFuzzer dictionary."""
+    """Escape a string for a libFuzzer dictionary."""
     return "".join(f"\\x{byte:02x}" for byte in piece.encode())
 
 

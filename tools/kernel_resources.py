@@ -160,7 +160,7 @@ def _recurrence(case: Case) -> list[runtime.Launch]:
 
 
 def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
-    """Compiles a launch like a call would, with pointers aligned like an allocator's."""
+    """Compile a launch like a call would, with pointers aligned like an allocator's."""
     names = planned.kernel.arg_names
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}

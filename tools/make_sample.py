@@ -1,4 +1,4 @@
-"""Writes the bundled sample corpus, esim_fast/data/sample/{train,dev}.tsv, byte for byte the same on every run.
+"""Write the bundled sample corpus, esim_fast/data/sample/{train,dev}.tsv, byte for byte the same on every run.
 
 The corpus describes a small world of asymmetric facts (older / younger, above / below, is chasing / is being chased
 by). Every premise has one hypothesis of each label. The three use the same words wherever possible, so that word order
@@ -179,7 +179,7 @@ DOMAINS = (PEOPLE, ANIMALS, VEHICLES, *OBJECTS, *PLACES)
 
 
 class Generator:
-    """Draws premises and hypotheses from one seeded random stream."""
+    """Draw premises and hypotheses from one seeded random stream."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed).random

@@ -1,4 +1,4 @@
-"""Runs the ops' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Run the ops' tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 
     python -m tools.sanitize [--quick] [pytest arguments ...]
 
@@ -94,7 +94,7 @@ def libraries(compiler: str) -> list[str]:
 
 
 def build(tree: Path, compiler: str) -> float:
-    """Builds in place what has changed; returns the seconds it took."""
+    """Build in place what has changed; return the seconds it took."""
     wrapper = tree / "compiler"
     wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {" ".join(FLAGS)}\n', encoding="utf-8")
     wrapper.chmod(0o755)
@@ -130,7 +130,7 @@ def run_tests(
 
 
 def plant(tree: Path, compiler: str, wanted: str) -> None:
-    """Plants an error in the C++ and exits unless it is reported as ``wanted``."""
+    """Plant an error in the C++ and exit unless it is reported as ``wanted``."""
     source = tree / EMBEDDING
     original = source.read_text(encoding="utf-8")
     right, wrong = PLANTED[wanted]

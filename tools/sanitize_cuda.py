@@ -1,4 +1,4 @@
-"""Runs the Triton and CUDA kernels, forward and backward, under NVIDIA's compute-sanitizer.
+"""Run the Triton and CUDA kernels, forward and backward, under NVIDIA's compute-sanitizer.
 
     python -m tools.sanitize_cuda [--tools memcheck racecheck] [--json FILE] [--dry-run]
 
@@ -30,7 +30,7 @@ CASES = [([(5, 3), (1, 16), (0, 4), (12, 9)], 600), ([(70, 3), (20, 90)], 37)]
 
 
 def run_cases(device: str) -> int:
-    """Runs every kernel in every dtype on small batches; returns how many results were compared with the equations."""
+    """Run every kernel in every dtype on small batches; return how many results were compared with the equations."""
     import torch
 
     from esim_fast.ops import masked_pool, reference
@@ -78,7 +78,7 @@ def run_cases(device: str) -> int:
 
 
 def plant_an_error() -> None:
-    """Reads far past the end of a tensor."""
+    """Read far past the end of a tensor."""
     import torch
     import triton
     import triton.language as tl
@@ -98,7 +98,7 @@ def sanitizer() -> str | None:
 
 
 def under(tool: str | None, case: str) -> tuple[int, int, str]:
-    """Runs a case in a new process; returns the exit code, the tool's number of errors, and the end of the output."""
+    """Run a case in a new process; return the exit code, the tool's number of errors, and the end of the output."""
     command = [sys.executable, "-m", "tools.sanitize_cuda", "--case", case]
     if tool:
         options = ["--tool", tool, "--error-exitcode", "86", "--target-processes", "application-only"]

@@ -112,7 +112,7 @@ def evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", metavar="FILE", help=FILES)
     ranking = (
         "also report MAP, MRR and recall@k; pairs with the same premise are one query's candidates, and those labeled "
-        "entailment or 1 (or with a score above 0) are relevant"
+        "entailment, else 1, else the second of two labels (or with a score above 0) are relevant"
     )
     command.add_argument("--ranking", action="store_true", help=ranking)
     wrong = "write the wrong pairs, most confident answers first, as a web page (.html) or .jsonl"

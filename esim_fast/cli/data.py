@@ -89,7 +89,7 @@ def _figures(corpus: PreparedCorpus, words: Counter[str], has_scores: bool) -> d
         figures[name] = f"{lengths.mean():.1f} words on average, {spread}{empty}"
     figures["vocabulary"] = f"{len(words):,} distinct words of {words.total():,}"
     if hint := common.tokenizer_hint(corpus):
-        figures["look"] = hint
+        figures["hint"] = hint
     return figures
 
 

@@ -46,7 +46,7 @@ _RECIPE = {
     "best_by": (
         "--best-by",
         best_by,
-        "FIGURE",
+        "METRIC",
         "dev figure that chooses the best epoch: accuracy (default), macro-f1, f1:LABEL, auc or loss; for scores, "
         "spearman (default), pearson or loss",
     ),

@@ -293,7 +293,8 @@ def _summarize(result: _Result, history: Sequence[EpochMetrics], decided: Sequen
     """Print the result of a run."""
     plan, best, figure = result.plan, result.best, result.figure
     seconds = sum(metrics.seconds for metrics in history)
-    patience = f"; stopped after {plan.recipe.patience} without a better dev {figure.name} (--patience)"
+    epochs = f"{plan.recipe.patience} epoch{'s' if plan.recipe.patience != 1 else ''}"
+    patience = f"; stopped after {epochs} without a better dev {figure.name} (--patience)"
     stopped = patience if len(history) < plan.recipe.epochs else ""
     print(f"dev {figure.text(result.value('dev'))}; the model is in {plan.directory}")
     for line in decided:
@@ -304,7 +305,7 @@ def _summarize(result: _Result, history: Sequence[EpochMetrics], decided: Sequen
     no_curves = 'not drawn; needs matplotlib: pip install "matplotlib>=3.8"'
     lines = {
         "best epoch": f"{best.epoch} of {len(history)}{stopped}",
-        "loss": f"{best.train_loss:.4f} in training, {best.dev_loss:.4f} on dev",
+        "loss": f"{best.train_loss:.4f} in training (mean of the epoch), {best.dev_loss:.4f} on dev",
         "time": f"{seconds:,.0f} s, {pairs * len(history) / max(seconds, 1e-9):,.0f} pairs per second",
         "last model": paths.last,
         "metrics": paths.metrics,

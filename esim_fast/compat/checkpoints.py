@@ -220,7 +220,10 @@ def _check_sizes(path: Path, entries: Mapping[str, Tensor]) -> None:
     shown, stored = 0, {}
     for name, entry in entries.items():
         if entry.layout != torch.strided or entry.is_meta or entry.is_nested:
-            raise DataError(f"{path}: {name} must be a dense tensor with values")
+            found = (
+                "one without values (meta)" if entry.is_meta else "a nested one" if entry.is_nested else entry.layout
+            )
+            raise DataError(f"{path}: {name} must be a dense tensor with values, got {found}")
         if entry.numel() * entry.element_size() > entry.untyped_storage().nbytes():
             raise DataError(f"{path}: {name} has shape {list(entry.shape)}, but the file stores fewer numbers")
         shown += entry.numel() * entry.element_size()

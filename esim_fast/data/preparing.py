@@ -252,7 +252,8 @@ def prepare(
     if not usable and not allow_empty:
         got = f"only {len(corpus)} without a gold label" if len(corpus) else "none"
         if corpus.bad_rows:
-            got += f" that can be read; line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}"
+            found = "; bad row at" if len(corpus) else " that can be read;"
+            got += f"{found} line {corpus.bad_rows[0].line}: {corpus.bad_rows[0].reason}"
         raise DataError(f"{name}: expected sentence pairs, got {got}")
     return corpus
 

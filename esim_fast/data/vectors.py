@@ -79,9 +79,9 @@ def load_vectors(
             already lists or cannot list are skipped.
         seed: seed of the random values.
         cache: the folder in which to save the rows found, for the next call; None saves nothing.
-        on_bad_row: called for each row that cannot be read, which is then skipped, and if the file has fewer rows than
-            its first line says. In ``.bin`` and ``.npz`` files, ``line`` is the row. If None, a bad row raises
-            ``DataError``.
+        on_bad_row: called for each row that cannot be read, which is then skipped, and once if the number of rows is
+            not the one that the first line says. In ``.bin`` and ``.npz`` files, ``line`` is the row. If None, a bad
+            row raises ``DataError``.
         show_progress_bar: show progress on stderr if reading takes longer than a second.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Reports on a model's predictions: figures, confusion matrix and errors."""
+"""Report on a model's predictions: figures, confusion matrix and errors."""

@@ -1,4 +1,4 @@
-"""Draws a confusion matrix."""
+"""Draw a confusion matrix."""
 
 import warnings
 from pathlib import Path
@@ -13,7 +13,7 @@ _FEW = 40  # most labels whose cells have numbers
 
 
 def draw(path: Path, labels: list[str], confusion: np.ndarray) -> None:
-    """Draws a PNG with matplotlib, whatever the suffix of ``path``.
+    """Draw a PNG with matplotlib, whatever the suffix of ``path``.
 
     Args:
         path: the file to write.

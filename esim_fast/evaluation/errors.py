@@ -1,4 +1,4 @@
-"""Writes the pairs that a model got wrong, as an HTML page or as JSON lines."""
+"""Write the pairs that a model got wrong, as an HTML page or as JSON lines."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ def worst_first(answers: Answers | Scores) -> np.ndarray:
 
 
 def save(path: Path, answers: Answers | Scores, pairs: Mapping[int, Pair], model: Classifier, source: str) -> None:
-    """Writes the pairs of ``worst_first`` to a file.
+    """Write the pairs of ``worst_first`` to a file.
 
     Args:
         path: the file, whose suffix is one of ``FORMS``.

@@ -52,7 +52,7 @@ class Explanation:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves a picture (``.png``, needs matplotlib), an HTML page (``.html``) or the numbers (``.json``).
+        """Save a picture (``.png``, needs matplotlib), an HTML page (``.html``) or the numbers (``.json``).
 
         Args:
             path: the file, whose suffix chooses the format.
@@ -75,7 +75,7 @@ class Explanation:
 
 
 def page_of(template: str, content: dict[str, Any]) -> str:
-    """Fills a template with the code that draws attention maps and with ``content`` as JSON.
+    """Fill a template with the code that draws attention maps and with ``content`` as JSON.
 
     The page loads no other file, and no content can become markup.
     """
@@ -88,7 +88,7 @@ def page_of(template: str, content: dict[str, Any]) -> str:
 
 
 def check_form(path: str | os.PathLike[str]) -> None:
-    """Checks that ``Explanation.save`` supports the suffix.
+    """Check that ``Explanation.save`` supports the suffix.
 
     Raises:
         ValueError: it does not.

@@ -1,4 +1,4 @@
-"""Draws an explanation: both directions of attention, side by side."""
+"""Draw an explanation: both directions of attention, side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw(
     probabilities: dict[str, float],
     unknown: set[str],
 ) -> None:
-    """Draws an Explanation's fields as a PNG with matplotlib, whatever the suffix of ``path``."""
+    """Draw an Explanation's fields as a PNG with matplotlib, whatever the suffix of ``path``."""
     # Here, because importing it takes a second; without pyplot, which holds on to every figure.
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Exports a trained model to ONNX, to run it without PyTorch and without this library."""
+"""Export a trained model to ONNX, to run it without PyTorch and without this library."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class OnnxFile(NamedTuple):
 def to_onnx(
     model: Classifier | ESIM, path: str | os.PathLike[str], *, int8: bool = False, words: bool = False
 ) -> OnnxFile:
-    """Exports a model to ``NAME.onnx``, with ``NAME.onnx.json`` beside it to prepare its input.
+    """Export a model to ``NAME.onnx``, with ``NAME.onnx.json`` beside it to prepare its input.
 
     The inputs are ``premise [B, Lp]``, ``hypothesis [B, Lh]``, ``premise_lengths [B]`` and ``hypothesis_lengths [B]``.
     The first ``lengths[b]`` entries of a row are its sentence; the padding after them may hold any valid id or word.

@@ -1,4 +1,4 @@
-"""Checks that an exported model reproduces the network's logits in ONNX Runtime."""
+"""Check that an exported model reproduces the network's logits in ONNX Runtime."""
 
 from collections.abc import Sequence
 from copy import deepcopy

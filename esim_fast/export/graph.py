@@ -1,4 +1,4 @@
-"""Builds the network from standard ONNX operators, in the form that ONNX Runtime runs fastest on a CPU."""
+"""Build the network from standard ONNX operators, in the form that ONNX Runtime runs fastest on a CPU."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PROJECTION = "infercomposition.composition.F"
 
 
 class Graph:
-    """Collects nodes and constants in order; only ``model`` needs the onnx package."""
+    """Collect nodes and constants in order; only ``model`` needs the onnx package."""
 
     def __init__(self) -> None:
         self._nodes: list[tuple[str, tuple[str, ...], str, dict[str, Any]]] = []
         self._constants: dict[str, np.ndarray] = {}
 
     def node(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """Adds an operator and returns the name of its first output."""
+        """Add an operator and return the name of its first output."""
         output = name or f"{op}_{len(self._nodes)}"
         self._nodes.append((op, inputs, output, attributes))
         return output
@@ -61,7 +61,7 @@ class Graph:
 
 
 def add_logits(graph: Graph, config: ESIMConfig, weights: Mapping[str, np.ndarray], words: Sequence[str] | None) -> str:
-    """Adds the network up to ``logits [B, num_labels]`` and returns their name.
+    """Add the network up to ``logits [B, num_labels]`` and return their name.
 
     The inputs are ``premise [B, Lp]``, ``hypothesis [B, Lh]`` and their lengths, int64 ``[B]``.
 
@@ -95,7 +95,7 @@ def add_logits(graph: Graph, config: ESIMConfig, weights: Mapping[str, np.ndarra
 
 
 def add_decision(graph: Graph, temperature: float, positive: int | None, threshold: float | None) -> None:
-    """Adds ``probabilities [B, num_labels]`` and ``label [B]``, the predicted label's index.
+    """Add ``probabilities [B, num_labels]`` and ``label [B]``, the predicted label's index.
 
     Args:
         graph: the graph to extend, which has ``logits``.
@@ -131,7 +131,7 @@ class _Sentence:
 
 
 def _not_empty(graph: Graph, x: str, dimensions: int) -> str:
-    """Extends dimensions of size 0 to size 1, filled with zeros."""
+    """Extend dimensions of size 0 to size 1, filled with zeros."""
     missing = graph.node("Max", graph.node("Sub", graph.constant(1), graph.node("Shape", x)), graph.constant(0))
     return graph.node("Pad", x, graph.node("Concat", graph.constant([0] * dimensions), missing, axis=0))
 
@@ -171,7 +171,7 @@ def _pooled(graph: Graph, states: str, x: _Sentence, size: int) -> str:
 
 
 def _joined(projection: np.ndarray) -> np.ndarray:
-    """Folds the weights of ``x - y`` into those of x and y, so that the projection takes 6H inputs and not 8H."""
+    """Fold the weights of ``x - y`` into those of x and y, so that the projection takes 6H inputs and not 8H."""
     of_x, of_y, of_difference, of_product = np.split(projection, 4, axis=1)
     return np.concatenate([of_x + of_difference, of_y - of_difference, of_product], axis=1)
 

@@ -1,4 +1,4 @@
-"""Quantizes a model to int8 with ONNX Runtime's quantizer."""
+"""Quantize a model to int8 with ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WEIGHTS = (1, 2)  # inputs of an LSTM that are weight matrices
 
 
 def quantized(model: ModelProto) -> ModelProto:
-    """Quantizes LSTMs and products by weights to int8; modifies ``model``.
+    """Quantize LSTMs and products by weights to int8; modify ``model`` in place.
 
     Weights have one scale per output. Activations are quantized dynamically, in every call. Weights use seven bits,
     because processors without VNNI add two products in 16 bits, which eight bits would overflow.
@@ -33,7 +33,7 @@ def quantized(model: ModelProto) -> ModelProto:
 
 
 def _unshare(model: ModelProto) -> None:
-    """Copies weights that LSTMs share, because the quantizer would transpose them once per LSTM."""
+    """Copy weights that LSTMs share, because the quantizer would transpose them once per LSTM."""
     weights, taken = {tensor.name: tensor for tensor in model.graph.initializer}, set()
     for number, node in enumerate(model.graph.node):
         for place in _WEIGHTS if node.op_type == "LSTM" else ():
@@ -46,7 +46,7 @@ def _unshare(model: ModelProto) -> None:
 
 
 def _share(model: ModelProto) -> None:
-    """Merges equal constants."""
+    """Merge equal constants."""
     from onnx import numpy_helper
 
     firsts: dict[tuple, str] = {}

@@ -73,7 +73,7 @@ def choose(backend: str | None, op: str, order: Sequence[str], x: torch.Tensor) 
         if name in order and runs_on(name, x.device):
             return name
     possible = ", ".join(repr(name) for name in order if runs_on(name, x.device))
-    raise ValueError(f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}, available here: {possible}")
+    raise ValueError(f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}; available here: {possible}")
 
 
 def backends_of_ops(backend: str | None, device: torch.device | str | None = None) -> dict[str, str | None]:

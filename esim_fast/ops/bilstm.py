@@ -204,7 +204,7 @@ def _shut(gates_reverse: Tensor, padding: Tensor | None) -> None:
 
 
 class _BiLSTM(torch.autograd.Function):
-    """Returns y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
+    """Return y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
 
     # No *args: torch.compile counts parameters to decide whether the first is a context.
     @staticmethod
@@ -260,7 +260,7 @@ def _precision() -> str:
 
 
 class _TritonBiLSTM(torch.autograd.Function):
-    """Uses one product with the input for both directions; their gates lie side by side in ``[N, 8H]``."""
+    """Use one product with the input for both directions; their gates lie side by side in ``[N, 8H]``."""
 
     @staticmethod
     def forward(x, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, first_row, padding, sentences, precision):

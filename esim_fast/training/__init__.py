@@ -1,6 +1,6 @@
 """Training: recipes, runs, and checkpoints to resume from.
 
-Train a ``esim_fast.Classifier`` on pairs encoded by ``esim_fast.data``:
+Train an ``esim_fast.Classifier`` on pairs encoded by ``esim_fast.data``:
 
     initialize(model.net)
     history = Trainer(model, train, dev, Recipe(epochs=10), "model").run()

@@ -27,7 +27,7 @@ class MovingAverage(Generic[Net]):
 
     @torch.no_grad()
     def update(self, net: nn.Module, steps: int, steps_of_epoch: int) -> None:
-        """Updates the average after a step of the run; most calls do nothing."""
+        """Update the average after a step of the run; most calls do nothing."""
         every = max(1, min(_SELDOM, steps_of_epoch // _OFTEN))
         if steps % every == 0:
             kept = min(self.decay, (1 + steps) / (10 + steps)) ** every

@@ -33,7 +33,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(model: Classifier, pairs: EncodedPairs, *, batch_size: int = 256) -> Calibration:
-    """Sets the temperature that gives the lowest log loss on labeled pairs.
+    """Set the temperature that gives the lowest log loss on labeled pairs.
 
     Use pairs that the model was not trained on, such as the dev set. Predicted labels do not change unless the model
     has a threshold, so choose that afterwards.

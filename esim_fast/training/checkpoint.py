@@ -31,7 +31,7 @@ class Checkpoint:
     random: list[dict[str, Tensor]]
 
     def restore(self, owners: dict[str, Any], device: torch.device, rank: int = 0) -> dict[str, Tensor]:
-        """Loads the state dicts into ``owners``.
+        """Load the state dicts into ``owners``.
 
         Returns:
             The states of this process's generators, for ``set_random_states``; empty if the checkpoint was written by
@@ -55,7 +55,7 @@ class Checkpoint:
         return random
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint, replacing an earlier one atomically.
+        """Write the checkpoint, replacing an earlier one atomically.
 
         Raises:
             OSError: the file cannot be written.
@@ -74,7 +74,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Checkpoint":
-        """Reads a checkpoint, without executing anything in it.
+        """Read a checkpoint, without executing anything in it.
 
         Raises:
             DataError: the file is not a checkpoint.
@@ -95,7 +95,7 @@ class Checkpoint:
 
 
 def _load_optimizer(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Loads an AdamW's averages, keeping this run's options.
+    """Load an AdamW's averages, keeping this run's options.
 
     Torch checks no shapes here, and a fused step would write out of bounds.
     """
@@ -125,6 +125,6 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Restores what ``random_states`` returned; other generators keep their states."""
+    """Restore what ``random_states`` returned; other generators keep their states."""
     for kind, state in states.items():
         torch.cuda.set_rng_state(state, device) if kind == "cuda" else torch.set_rng_state(state)

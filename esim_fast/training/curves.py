@@ -1,4 +1,4 @@
-"""Draws the curves of a run."""
+"""Draw the curves of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ _IN_PERCENT = ("accuracy", "F1")
 
 
 def draw_curves(history: Sequence[EpochMetrics], best: EpochMetrics, figure: Figure, path: Path) -> None:
-    """Draws the metrics by epoch, if matplotlib is installed.
+    """Draw the metrics by epoch, if matplotlib is installed.
 
     Args:
         history: metrics of every epoch.

@@ -34,7 +34,7 @@ class RunDirectory:
         self.curves = self.path / "curves.png"
 
     def check(self, resume: bool) -> None:
-        """Raises if the run would overwrite a trained model.
+        """Raise if the run would overwrite a trained model.
 
         Raises:
             NotADirectoryError: the path is a file.
@@ -52,7 +52,7 @@ class RunDirectory:
             raise FileExistsError(errno.EEXIST, reason, str(self.path))
 
     def open(self, resume: bool) -> Checkpoint | None:
-        """Loads the checkpoint, if there is one.
+        """Load the checkpoint, if there is one.
 
         Raises:
             DataError: the checkpoint is damaged.
@@ -62,14 +62,14 @@ class RunDirectory:
         return Checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
 
     def begin(self, model: Classifier, history: Sequence[EpochMetrics], described: bool) -> None:
-        """Writes the metrics so far and, unless ``described``, the model's description."""
+        """Write the metrics so far and, unless ``described``, the model's description."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if not described:
             model.save_description(self.path)
         self._write_metrics(history)
 
     def keep(self, model: Classifier, history: Sequence[EpochMetrics], best: bool) -> None:
-        """Saves an epoch's model and metrics."""
+        """Save an epoch's model and metrics."""
         if best:
             model.save_pretrained(self.path)
         model.save_pretrained(self.last)

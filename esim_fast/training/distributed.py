@@ -22,13 +22,13 @@ class Worker(NamedTuple):
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """Sums ``values`` over all workers, in place and in every worker."""
+        """Sum ``values`` over all workers, in place and in every worker."""
         if self.count > 1:
             distributed.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Collects every worker's ``value``, in every worker."""
+        """Collect every worker's ``value``, in every worker."""
         values = [value]
         if self.count > 1:
             values *= self.count
@@ -64,7 +64,7 @@ def lost_connection(error: Exception) -> bool:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the process group if torchrun started this process: NCCL with one GPU per process, otherwise Gloo.
+    """Join the process group if torchrun started this process: NCCL with one GPU per process, otherwise Gloo.
 
     Yields:
         The device of this process.

@@ -86,7 +86,7 @@ def figure_of(best_by: str | None, labels: Sequence[str]) -> Figure:
 
 
 def check_dev(figure: Figure, model: Classifier, dev: EncodedPairs) -> None:
-    """Raises ValueError if the figure is not defined on the dev pairs."""
+    """Raise ValueError if the figure is not defined on the dev pairs."""
     gold = np.asarray(dev.labels)
     if figure.field in ("pearson", "spearman") and gold.min() == gold.max():
         raise ValueError(f"dev: expected scores that differ, got only {gold[0]:g}")
@@ -99,7 +99,7 @@ def check_dev(figure: Figure, model: Classifier, dev: EncodedPairs) -> None:
 def assess(
     figure: Figure, model: Classifier, pairs: EncodedPairs, *, worker: Worker = ALONE, **size: Any
 ) -> dict[str, Any]:
-    """Measures a model on labeled pairs, as a dictionary by field.
+    """Measure a model on labeled pairs, as a dictionary by field.
 
     It always has ``loss`` and ``accuracy``, and in regression both correlations.
 

@@ -59,7 +59,7 @@ def fit(
     on_epoch: Callable[[EpochMetrics], object] | None,
     **options: Any,
 ) -> History:
-    """Implements ``esim_fast.Classifier.fit``; ``model`` is None for a new model."""
+    """Implement ``esim_fast.Classifier.fit``; ``model`` is None for a new model."""
     recipe, network = _settings(preset, recipe, options)
     if task not in _TASKS:
         raise ValueError(f"task must be one of {', '.join(map(repr, _TASKS))}, got {task!r}")

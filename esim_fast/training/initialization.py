@@ -13,7 +13,7 @@ from ..recipe import ModelOptions
 
 @torch.no_grad()
 def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0) -> None:
-    """Initializes all weights except the word vectors.
+    """Initialize all weights except the word vectors.
 
     Recurrent weights are orthogonal in each gate, so that states neither vanish nor explode over long sentences. Other
     weights are Xavier uniform. Biases are zero, except those of the LSTMs' forget gates.
@@ -44,7 +44,7 @@ def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0)
 def new_network(
     options: ModelOptions, words: int, labels: int, *, vectors: Tensor | None = None, output_bias: float = 0.0
 ) -> ESIM:
-    """Creates a network and initializes it with ``initialize``.
+    """Create a network and initialize it with ``initialize``.
 
     Args:
         options: sizes, dropout and the forget gates' bias.

@@ -1,4 +1,4 @@
-"""Logs a run's metrics to CSV files, TensorBoard and Weights & Biases."""
+"""Log a run's metrics to CSV files, TensorBoard and Weights & Biases."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ Values = dict[str, float]
 
 
 class RunLog:
-    """Writes a run's metrics to several loggers at once.
+    """Write a run's metrics to several loggers at once.
 
     If a logger fails during the run, for example on a full disk, it is reported and dropped; training continues. Steps
     count over the whole run, so a resumed run continues the same curves.
@@ -35,7 +35,7 @@ class RunLog:
         self._unwritten: list[StepMetrics] = []
 
     def begin(self, config: Mapping[str, Any], progress: Progress, resumed: bool) -> None:
-        """Opens the loggers.
+        """Open the loggers.
 
         Args:
             config: the recipe and other settings that describe the run.
@@ -52,13 +52,13 @@ class RunLog:
                 raise DataError(f"log {name}: {kind_and_reason(error)}") from error
 
     def step(self, metrics: StepMetrics) -> None:
-        """Adds one step."""
+        """Add one step."""
         self._unwritten.append(metrics)
         if metrics.step % _EVERY == 0:
             self._write_steps()
 
     def epoch(self, metrics: EpochMetrics, step: int) -> None:
-        """Writes the metrics of an epoch that ended after ``step`` steps."""
+        """Write the metrics of an epoch that ended after ``step`` steps."""
         self._write_steps()
         self._each(lambda logger: logger.epoch(metrics, step))
 
@@ -66,13 +66,13 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes the loggers, at the end of the run or on an error."""
+        """Close the loggers, at the end of the run or on an error."""
         self._write_steps()
         self._each(lambda logger: logger.close(finished=kind is None))
         self._loggers.clear()
 
     def _write_steps(self) -> None:
-        """Writes a point for the steps since the last one: their means, and the last learning rate."""
+        """Write a point for the steps since the last one: their means, and the last learning rate."""
         steps, self._unwritten = self._unwritten, []
         if not steps:
             return

@@ -45,7 +45,7 @@ def no_target(targets: Tensor) -> Tensor:
 
 
 def check_targets(name: str, pairs: EncodedPairs, model: Classifier) -> None:
-    """Raises ValueError if a model cannot learn from these pairs, or be measured on them.
+    """Raise ValueError if a model cannot learn from these pairs, or be measured on them.
 
     Args:
         name: the pairs' name in messages.

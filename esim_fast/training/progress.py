@@ -81,7 +81,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
-        """Reverses ``dataclasses.asdict``; raises KeyError, TypeError or ValueError if the values are invalid."""
+        """Reverse ``dataclasses.asdict``; raise KeyError, TypeError or ValueError if the values are invalid."""
         progress = cls(**{**values, "history": [EpochMetrics(**metrics) for metrics in values["history"]]})
         measured: list[Progress | EpochMetrics] = [progress, *progress.history]
         for part in measured:

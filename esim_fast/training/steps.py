@@ -40,7 +40,7 @@ def training_step(
     workers: int = 1,
     class_weights: Tensor | None = None,
 ) -> StepResult:
-    """Runs forward, backward, gradient clipping and the optimizer's update, without a GPU sync.
+    """Run forward, backward, gradient clipping and the optimizer's update, without a GPU sync.
 
     The loss is cross entropy for labels and squared error for scores.
 
@@ -99,7 +99,7 @@ def evaluate(
     worker: Worker = ALONE,
     logits: Tensor | None = None,
 ) -> Score:
-    """Computes loss and accuracy on labeled pairs, without dropout.
+    """Compute loss and accuracy on labeled pairs, without dropout.
 
     Args:
         net: the network.

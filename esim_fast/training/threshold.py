@@ -31,7 +31,7 @@ class Threshold(NamedTuple):
 def choose_threshold(
     model: Classifier, pairs: EncodedPairs, best: str | float = "f1", *, batch_size: int = 256
 ) -> Threshold:
-    """Sets the decision threshold that is best on labeled pairs, for a model with two labels.
+    """Set the decision threshold that is best on labeled pairs, for a model with two labels.
 
     The model then gives the positive label if its probability reaches the threshold. Use pairs that the model was not
     trained on, such as the dev set. If you calibrate the model, do it first.

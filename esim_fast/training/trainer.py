@@ -63,7 +63,7 @@ def _seed_of(seed: int, rank: int) -> int:
 
 
 class Trainer:
-    """Trains a classifier, from the start or from a checkpoint.
+    """Train a classifier, from the start or from a checkpoint.
 
     Creating a trainer reads the checkpoint, if any. It writes nothing and leaves torch's generators alone until
     ``run``.
@@ -81,7 +81,7 @@ class Trainer:
         checkpoint_steps: steps between the checkpoints within an epoch. Another is written at its end.
         on_begin: called by ``run`` once the directory has been written to, before the first step.
         on_epoch: called with the metrics of each epoch, before its checkpoint is written.
-        on_step: called with the metrics of each step; on a GPU, up to 20 steps later.
+        on_step: called with the metrics of each step; on a GPU, some steps later.
         should_stop: called after each step. If it returns true, the run writes a checkpoint and raises
             KeyboardInterrupt. In a process group, it must return true after the same step in every process.
 
@@ -151,7 +151,9 @@ class Trainer:
         if checkpoint is not None:
             self._restore(checkpoint)
         if len(set(self.worker.gather((self.progress.epoch, self.progress.batch)))) > 1:
-            raise DataError(f"{self.directory.path}: processes see different checkpoints: they must share a disk")
+            raise DataError(
+                f"{self.directory.path}: processes see different checkpoints; the directory must be on a shared disk"
+            )
         self.parallel: nn.Module = self.net
 
     @property
@@ -165,7 +167,7 @@ class Trainer:
         return self.progress.best(self.figure)
 
     def run(self) -> list[EpochMetrics]:
-        """Trains to the end and writes the best model, the last model, metrics and curves to the directory.
+        """Train to the end and write the best model, the last model, metrics and curves to the directory.
 
         Returns:
             Metrics of every epoch, including those before a resumption.
@@ -174,7 +176,7 @@ class Trainer:
             NotFiniteError: the loss or gradient of a batch, or the loss on dev, is not finite. No checkpoint is
                 written; the last one is intact.
             MemoryError: a batch was too large.
-            OSError: the directory cannot be written to. Its files are unchanged.
+            OSError: the directory cannot be written to. Every file in it is complete, old or new.
             KeyboardInterrupt: ``should_stop`` returned true. A checkpoint has been written.
         """
         torch.manual_seed(_seed_of(self.recipe.seed, self.worker.rank))  # for dropout
@@ -204,7 +206,7 @@ class Trainer:
             draw_curves(self.progress.history, self.best, self.figure, self.directory.curves)
 
     def _train_epoch(self) -> None:
-        """Trains on the remaining batches of the current epoch."""
+        """Train on the remaining batches of the current epoch."""
         recipe, progress, on_gpu = self.recipe, self.progress, self.device.type == "cuda"
         self.net.train()
         loader = batches(
@@ -274,7 +276,7 @@ class Trainer:
         return replace(extended, labels=labels, whole=part.whole)
 
     def _look(self, unseen: list[tuple[StepResult, list[Tensor]]]) -> None:
-        """Reads the results of steps, checks that they are finite and adds them up."""
+        """Read the results of steps, check that they are finite and add them up."""
         progress = self.progress
         measured = torch.stack([torch.stack([value.float() for value in result]) for result, _ in unseen]).tolist()
         first = progress.batch - len(unseen) + 1
@@ -295,7 +297,7 @@ class Trainer:
                 self.on_step(StepMetrics(step, sum(map(len, indices)), loss, rate, norm))
 
     def _end_epoch(self) -> None:
-        """Evaluates on dev and saves the epoch's models and metrics."""
+        """Evaluate on dev and save the epoch's models and metrics."""
         begin = time.perf_counter()
         progress, ranks = self.progress, self.progress.ranks(self.figure)
         loss_sum, correct = self._settle()
@@ -321,7 +323,7 @@ class Trainer:
         self._save_checkpoint()
 
     def _assess(self) -> dict[str, Any]:
-        """Evaluates on dev, in batches that take no more memory than training."""
+        """Evaluate on dev, in batches that take no more memory than training."""
         recipe = self.recipe
         size = None if recipe.max_tokens else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
         with _naming_what_is_too_large(lambda: f"epoch {self.progress.epoch}, evaluation on dev"):
@@ -332,7 +334,7 @@ class Trainer:
         return found
 
     def _settle(self) -> tuple[float, int]:
-        """Moves all workers' sums to the first worker; returns the total loss and correct answers to every worker."""
+        """Move all workers' sums to the first worker; return the total loss and correct answers to every worker."""
         progress = self.progress
         sums = torch.tensor([progress.loss_sum, progress.correct, progress.seen], dtype=torch.float64)
         loss_sum, correct, seen = self.worker.total(sums.to(self.device) if self.worker.count > 1 else sums).tolist()
@@ -383,7 +385,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def _naming_what_is_too_large(what: Callable[[], str]) -> Iterator[None]:
-    """Turns any out-of-memory error into a MemoryError that names the batch."""
+    """Turn any out-of-memory error into a MemoryError that names the batch."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

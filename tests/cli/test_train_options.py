@@ -173,7 +173,7 @@ class TestImbalance:
             output = succeeds(*train(folder, "qqp.tsv", tmp_path / best_by, *options))
             assert output.startswith(f"dev {name} ")
             # A rate this small changes no prediction.
-            assert f"best epoch  1 of 2; stopped after 1 without a better dev {name} (--patience)\n" in output
+            assert f"best epoch  1 of 2; stopped after 1 epoch without a better dev {name} (--patience)\n" in output
 
 
 REGRESSION = ["--task", "regression"]

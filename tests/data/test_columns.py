@@ -54,11 +54,11 @@ def test_a_single_row_is_as_documented(tmp_path):
         ([(q, str(i % 2), a) for i, (q, a, _) in enumerate(FAQ)], "column 2 looks like the label; name the columns wi"),
         (
             [("entailment", a, str(i % 2)) for i, (_, a, _) in enumerate(FAQ)],
-            UNCLEAR + "1 and 3 could",
+            "columns 1 and 3 could be",
         ),
         (
             [(("退款", "发货", "付款")[i % 3], a, ("适合", "不")[i % 2]) for i, (_, a, _) in enumerate(FAQ)],
-            UNCLEAR + "1 and 3 could",
+            "columns 1 and 3 could be",
         ),
         ([("yes", "yes", "no")] * 12, UNCLEAR + "1, 2 and 3 could"),
     ],

@@ -89,7 +89,7 @@ def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_punkt_splits_sentences_first(nltk_data):
-    missing = "tokenizer nltk-punkt: NLTK's data punkt_tab is missing, run `python -m nltk.downloader punkt_tab`"
+    missing = "tokenizer nltk-punkt: NLTK's data punkt_tab is missing; run `python -m nltk.downloader punkt_tab`"
     assert refusal(get_tokenizer, "nltk-punkt") == missing
     folder = nltk_data / "tokenizers" / "punkt_tab" / "english"
     folder.mkdir(parents=True)

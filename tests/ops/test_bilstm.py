@@ -282,7 +282,7 @@ def test_every_kind_of_processor(capability):
     assert output_of(lines, ATEN_CPU_CAPABILITY=capability) == "right\n"
 
 
-ELSEWHERE = r"cannot run bilstm on cpu in torch\.float32, available here"
+ELSEWHERE = r"cannot run bilstm on cpu in torch\.float32; available here"
 
 
 class TestPrecision:
@@ -305,7 +305,7 @@ class TestPrecision:
         lstm, x = lstm.to(dtype), x.detach().to(dtype)
         wanted = lstm(PackedSequence(x, batch_sizes))[0].data
         assert torch.equal(bilstm(lstm, x, batch_sizes), wanted)
-        with pytest.raises(ValueError, match=r"^backend='cpp' cannot run bilstm on cpu in torch\.\w+, available here"):
+        with pytest.raises(ValueError, match=r"^backend='cpp' cannot run bilstm on cpu in torch\.\w+; available here"):
             bilstm(lstm, x, batch_sizes, backend="cpp")
 
 

@@ -194,9 +194,9 @@ class TestIntegration:
 
 
 X = torch.zeros(2, 3, 4)
-ON_META = "backend='cpp' cannot run local_inference on meta .*, available here: 'reference'"
+ON_META = "backend='cpp' cannot run local_inference on meta .*; available here: 'reference'"
 STRIDES = r"a must have contiguous values in its last dimension, got strides \[12, 1, 3\]"
-IN_FP64 = "backend='triton' cannot run local_inference on cpu in torch.float64, available here: 'cpp', 'reference'"
+IN_FP64 = "backend='triton' cannot run local_inference on cpu in torch.float64; available here: 'cpp', 'reference'"
 
 
 @pytest.mark.parametrize(

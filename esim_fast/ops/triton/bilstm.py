@@ -94,7 +94,7 @@ def forward(
     H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Writes ``y [N, 2H]`` and ``c [N, 2H]``; ``gates [N, 8H]`` hold products with the input and are overwritten by the
+    """Write ``y [N, 2H]`` and ``c [N, 2H]``; ``gates [N, 8H]`` hold products with the input and are overwritten by the
     gates.
     """
     backwards = tl.program_id(0) % 2
@@ -143,7 +143,7 @@ def backward(
     H: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Writes ``grad_gates [N, 8H]``, gradients of the products with the input, and ``previous [N, 2H]``, the initial
+    """Write ``grad_gates [N, 8H]``, gradients of the products with the input, and ``previous [N, 2H]``, the initial
     states of the steps.
 
     ``grad_c`` carries gradients from step to step, with a row for each sentence that a program can have.
