@@ -59,5 +59,5 @@ def _reason(error: Exception) -> str:
     if "RevisionNotFoundError" in kinds:
         return "there is no such revision"
     if kinds & _UNREACHABLE:
-        return "the hub cannot be reached"
+        return "the Hub cannot be reached"
     return kind_and_reason(error)

@@ -39,7 +39,7 @@ def directory_of(name: str, revision: str | None, token: str | bool | None) -> P
     """
     if Path(name).is_dir():
         if revision is not None:
-            raise ValueError(f"revision {revision} needs a model on the hub, but {name} is a local directory")
+            raise ValueError(f"revision {revision} needs a model on the Hub, but {name} is a local directory")
         return Path(name)
     if not is_hub_name(name):
         raise DataError(f"{name}: no such model directory")

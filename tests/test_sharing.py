@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, with a folder in place of the hub, so nothing leaves this machine."""
+"""Models on the Hugging Face Hub, with a folder in place of the hub, so nothing leaves this machine."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_a_directory_comes_first(model, hub, tmp_path, monkeypatch):
     model.save_pretrained("user/name")
     assert Classifier.from_pretrained("user/name", device="cpu").directory == Path("user/name")
     assert hub.asked == []
-    with pytest.raises(ValueError, match=r"^revision v1 needs a model on the hub, but user/name is a local directory$"):
+    with pytest.raises(ValueError, match=r"^revision v1 needs a model on the Hub, but user/name is a local directory$"):
         Classifier.from_pretrained("user/name", revision="v1")
     with pytest.raises(DataError, match=r"^user/other: not an esim_fast model; config.json is missing on the Hub$"):
         Classifier.from_pretrained("user/other")
@@ -122,8 +122,8 @@ def test_private_and_public(model, hub):
     assert (hub.place / "user/name" / "README.md").read_text() == "What I have to say"
 
 
-FROM_THE_HUB = "user/name: not a directory here, and not found on the Hugging Face hub"
-UNREACHABLE = "the hub cannot be reached"
+FROM_THE_HUB = "user/name: not a directory here, and not found on the Hugging Face Hub"
+UNREACHABLE = "the Hub cannot be reached"
 MISSING = "there is no such model, or it is private and you must give a token (token=, HF_TOKEN or `hf auth login`)"
 
 
@@ -174,7 +174,7 @@ def test_offline(tmp_path):
         code, stdout, stderr = command.finish()
     assert (code, stdout) == (2, "")
     assert stderr.startswith(
-        "esim-fast: user/name: not a directory here, and not found on the Hugging Face hub: the hub cannot be reached"
+        "esim-fast: user/name: not a directory here, and not found on the Hugging Face Hub: the Hub cannot be reached"
     )
     assert stderr.count("\n") == 1
 

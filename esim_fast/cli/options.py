@@ -14,7 +14,7 @@ from ..errors import one_line
 from ..recipe import BEST_BY
 from ..tokenizing import TOKENIZERS
 
-MODEL = "a model directory, or user/name on the Hugging Face hub"
+MODEL = "a model directory, or user/name on the Hugging Face Hub"
 LOGS = ("csv", "tensorboard", "wandb")  # places for a run's curves
 
 FILES = (

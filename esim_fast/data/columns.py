@@ -28,7 +28,7 @@ SCORE_NAMES = {
     **NAMES,
     "label": (
         *("score", "relatedness_score"),  # STS-B, SICK
-        *("similarity_score", "similarity", "label", "gold_label"),  # label: STS-B on the Hugging Face hub
+        *("similarity_score", "similarity", "label", "gold_label"),  # label: STS-B on the Hugging Face Hub
     ),
 }
 # Known names of ids, from SNLI, SICK, sentence-transformers, ANLI, Quora, Hugging Face's datasets and GLUE.

@@ -1,4 +1,4 @@
-"""Read datasets of the Hugging Face hub, datasets saved to disk, and Parquet files.
+"""Read datasets of the Hugging Face Hub, datasets saved to disk, and Parquet files.
 
 Datasets are named ``hub:NAME`` or ``hub:NAME:CONFIGURATION``, and their splits ``…#SPLIT``. This module needs the
 extra ``esim_fast[hub]``. Class ids become class names, so that no order of classes can change what a label means.

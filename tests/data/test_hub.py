@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, in the form that its library saves."""
+"""Data sets of the Hugging Face Hub, in the form that its library saves."""
 
 from pathlib import Path
 
