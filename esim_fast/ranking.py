@@ -84,7 +84,7 @@ def output_of(model: Model, label: str | None) -> int:
         return 0
     name = positive_label(model.labels) if label is None else str(label)
     if name not in model.labels:
-        got = "none, and no label is called entailment or 1" if label is None else repr(label)
+        got = "none; name one, because none is called entailment or 1" if label is None else repr(label)
         raise ValueError(one_line(f"label must be one of the model's ({listed(model.labels)}), got {got}"))
     return model.labels.index(name)
 

@@ -118,7 +118,7 @@ def check_readme(names, printed):
     assert names["logits"].shape[1] == 3
     assert len(names["history"]) > 1
     assert [entry.keys() for entry in names["ranked"]] == [{"corpus_id", "score"}] * 2
-    assert Path("attention.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in Path("attention.html").read_text(encoding="utf-8")
 
 
 @after("README.zh-CN.md")

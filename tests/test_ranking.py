@@ -75,7 +75,7 @@ def test_labels(model):
     names = new_model(["same", "other"])
     check(names.rank("a b", candidates, label="same"), scores(names, "a b", candidates, "same"), 10)
     with pytest.raises(
-        ValueError, match=r"^label must be one of the model's \(same, other\), got none, and no label is"
+        ValueError, match=r"^label must be one of the model's \(same, other\), got none; name one, because none is"
     ):
         names.rank("a b", candidates)
     with pytest.raises(ValueError, match=r"^label must be one of the model's \(contradiction, .*\), got 'entails'$"):

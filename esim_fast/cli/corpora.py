@@ -56,7 +56,7 @@ def find_files(options: argparse.Namespace) -> TrainingFiles:
         return TrainingFiles([str(sample / "train.tsv")], str(sample / "dev.tsv"), None, None)
     for part in ("train", "dev"):
         if part not in named:
-            raise UsageError(f"--{named[0]} needs --{part} as well")
+            raise UsageError(f"--{named[0]} needs --{part} as well, a file of its own")
     return TrainingFiles(options.train, options.dev, options.test, None)
 
 

@@ -158,8 +158,8 @@ def _write_errors(
     lines = corpus.lines[corpus.labeled]
     pairs = _pairs_at({int(lines[index]): int(index) for index in order}, corpus.path, corpus_format)
     errors.save(Path(options.errors), answers, pairs, model, os.path.basename(corpus.path))
-    what = "pairs" if isinstance(answers, Scores) else "wrong pairs"
-    say(f"{options.errors}: {len(order):,} {what}")
+    what = "pair" if isinstance(answers, Scores) else "wrong pair"
+    say(f"{options.errors}: {len(order):,} {what}{'' if len(order) == 1 else 's'}")
 
 
 def _pairs_at(places: Mapping[int, int], path: str, corpus_format: CorpusFormat) -> dict[int, Pair]:

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
             explanation.save(options.output)
     except ImportError as error:
         raise UsageError(
-            f"{options.output}: .png needs matplotlib (pip install matplotlib); .html and .json do not"
+            f'{options.output}: .png needs matplotlib (pip install "esim_fast[plot]"); .html and .json do not'
         ) from error
     for warning in caught:
         say(f"esim-fast: {options.output}: {warning.message}")

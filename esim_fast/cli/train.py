@@ -302,7 +302,7 @@ def _summarize(result: _Result, history: Sequence[EpochMetrics], decided: Sequen
     if result.test is not None:
         print(f"test {', '.join(figure.texts(result.test))}")
     paths = RunDirectory(plan.directory)
-    no_curves = 'not drawn; needs matplotlib: pip install "matplotlib>=3.8"'
+    no_curves = 'not drawn; needs matplotlib: pip install "esim_fast[plot]"'
     lines = {
         "best epoch": f"{best.epoch} of {len(history)}{stopped}",
         "loss": f"{best.train_loss:.4f} in training (mean of the epoch), {best.dev_loss:.4f} on dev",

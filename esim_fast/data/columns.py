@@ -190,7 +190,7 @@ def _without_header(rows: Sequence[Sequence[str]], labeled: bool, scores: bool) 
     if count == 2 and not labeled:
         return Columns({"premise": 0, "hypothesis": 1}, (2,))
     if count != 3:
-        expected = f"{'3' if labeled else '2 or 3'} columns, a header with known names, or --columns"
+        expected = f"{'3' if labeled else '2 or 3'} columns, a header with known names, or --columns P,H,LABEL"
         hint = ""
         if count == 1 and rows[0][0].startswith("sep="):
             hint = " (Excel's delimiter line; remove it)"

@@ -23,13 +23,15 @@ ZIP_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _NO_ZIP = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OverflowError)  # what a bad zip directory can raise
 _BLOCK = 2**16  # compressed bytes to read at a time
 # The first bytes of files that are not plain UTF-8 text, and the remedy for each.
+_OFFICE = "an Excel or Word file; save it as CSV UTF-8 (.csv)"
+_OFFICE_PARTS = (b"[Content_Types].xml", b"docProps/", b"_rels/", b"xl/")  # whichever the program wrote first
 _BEGINNINGS = {
     b"\x1f\x8b": "a gzip file; its name should end in .gz",
     **{b"BZh%d1AY&SY" % level: "a bzip2 file; its name should end in .bz2" for level in range(1, 10)},
     b"\xfd7zXZ\0": "an xz file; its name should end in .xz",
     b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first",
     b"ARROW1": "an Arrow file; save it as .parquet or .csv",
-    b"\xd0\xcf\x11\xe0": "an Excel or Word file; save it as .csv",
+    b"\xd0\xcf\x11\xe0": _OFFICE,
     b"PK\x03\x04": "a zip archive; its name should end in .zip",
     b"PAR1\x15": "a Parquet file; it must not be compressed, and its name should end in .parquet",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive; unpack it first",
@@ -49,8 +51,8 @@ def what_it_is(beginning: bytes) -> str | None:
         return "a web page instead of the file; download it again"
     if beginning[257:265] in (b"ustar\x0000", b"ustar  \0"):
         return "a tar archive; unpack it first"
-    if beginning.startswith(b"PK\x03\x04") and b"[Content_Types].xml" in beginning[:100]:
-        return "an Excel or Word file; save it as .csv"
+    if beginning.startswith(b"PK\x03\x04") and any(part in beginning[:100] for part in _OFFICE_PARTS):
+        return _OFFICE
     return next((what for magic, what in _BEGINNINGS.items() if beginning.startswith(magic)), None)
 
 

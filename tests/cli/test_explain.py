@@ -35,6 +35,6 @@ def test_mistakes(model, tmp_path):
 def test_without_matplotlib(model, tmp_path):
     with mock.patch.dict(sys.modules, {"matplotlib": None}):
         message = fails("explain", model, *PAIR, "-o", tmp_path / "map.png")
-        assert ".png needs matplotlib (pip install matplotlib); .html and .json do not" in message
+        assert '.png needs matplotlib (pip install "esim_fast[plot]"); .html and .json do not' in message
         succeeds("explain", model, *PAIR, "-o", tmp_path / "map.html")
     assert not list(tmp_path.glob("map.png*"))

@@ -195,6 +195,8 @@ def test_compression_of(name, expected):
         (b"<http://a> 1 2\n", None),
         (gzip.compress(b"", mtime=0), "a gzip file; its name should end in .gz"),
         (zipped({"a": b""}), "a zip archive; its name should end in .zip"),
+        (zipped({"[Content_Types].xml": b""}), "an Excel or Word file; save it as CSV UTF-8 (.csv)"),  # Excel's order
+        (zipped({"docProps/app.xml": b""}), "an Excel or Word file; save it as CSV UTF-8 (.csv)"),  # openpyxl's
         ("the".encode("utf-16"), "UTF-16; convert it with iconv -f UTF-16 -t UTF-8 OLD > NEW"),
         ("the".encode("utf-32"), "UTF-32; convert it with iconv -f UTF-32 -t UTF-8 OLD > NEW"),
         (b" \r\n<HtMl>", "a web page instead of the file; download it again"),

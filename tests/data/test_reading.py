@@ -136,7 +136,7 @@ def test_labels_may_be_absent(tmp_path, name, content, label, line):
     assert next(read_pairs(write(tmp_path, name, content), labeled=False)) == Pair("a", "b", label, line)
 
 
-TSV3 = ":1: expected 3 columns, a header with known names, or --columns, got"
+TSV3 = ":1: expected 3 columns, a header with known names, or --columns P,H,LABEL, got"
 FIRST, SECOND = "sentence1, premise, question1 or text_a", "sentence2, hypothesis, question2 or text_b"
 THIRD = "gold_label, label, is_duplicate or entailment_label"
 COLUMNS, KEYS = "; name the columns with --columns", "; name the keys with --columns"
