@@ -81,6 +81,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: slow; runs with --full or on a GPU")
+    config.addinivalue_line("markers", "gpu: takes minutes per round on a CPU; runs on a GPU")
     for argument in (*config.invocation_params.args, *os.environ.get("PYTEST_ADDOPTS", "").split()):
         if argument.startswith(REFUSED):
             raise pytest.UsageError(f"{argument}: variants are timed in turns, which this option cannot change")
@@ -91,6 +92,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.benchmark(timer=_tape.popleft))
         if item.get_closest_marker("full") and not _full(config):
             item.add_marker(pytest.mark.skip(reason="slow: run with --full"))
+        if item.get_closest_marker("gpu") and not measure.FULL_SIZE:
+            item.add_marker(pytest.mark.skip(reason="takes minutes per round on a CPU"))
 
 
 def group_of(item: pytest.Item) -> str:

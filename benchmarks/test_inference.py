@@ -20,7 +20,7 @@ from benchmarks.models import BATCHES, COMPILED, LABELS, OURS, PEERS, Model, log
 from esim_fast.quantized import inference_precision, quantized_logits
 
 ONNX, ONNX_INT8, OURS_INT8 = "ONNX Runtime", "ONNX Runtime, int8", "esim_fast, int8"
-PAIRS = [1, 32, 128, *(pytest.param(pairs, marks=pytest.mark.full) for pairs in (512, 1024))]
+PAIRS = [1, 32, 128, *(pytest.param(pairs, marks=pytest.mark.gpu) for pairs in (512, 1024))]
 
 # Small alternatives to ESIM. They are other models, so only time is compared.
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
