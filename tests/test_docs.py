@@ -180,8 +180,10 @@ def check_export(names, printed):
 
 @after("docs/ranking.md")
 def check_ranking(names, printed):
-    assert len(printed.splitlines()) >= 8
-    assert sum('"score"' in line for line in printed.splitlines()) >= 4
+    queries, candidates = (len(Path(f"{name}.txt").read_text().splitlines()) for name in ("queries", "candidates"))
+    answers = [line for line in printed.splitlines() if '"score"' in line]
+    assert len(answers) == 3 + queries * min(10, candidates)  # of the two commands
+    assert len(printed.splitlines()) == len(answers) + 4  # and what Python printed
 
 
 @after("docs/compile.md")
