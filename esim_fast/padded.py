@@ -1,6 +1,7 @@
 """Padded pairs for compilers: every sentence has the same number of rows, so shapes do not depend on lengths."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class PaddedPairs:
     @property
     def steps(self) -> int:
         """T, the number of time steps."""
-        return torch.sym_max(*self.longest)
+        return cast(int, torch.sym_max(*self.longest))  # a SymInt while a compiler traces it
 
     @property
     def batch_sizes(self) -> Tensor:
@@ -65,7 +66,7 @@ def pad_pairs(p: Tensor, h: Tensor, p_lengths: Tensor, h_lengths: Tensor) -> Pad
         h_lengths: the same for hypotheses.
     """
     longest = p.shape[1], h.shape[1]
-    steps = torch.sym_max(*longest)
+    steps = cast(int, torch.sym_max(*longest))
     sides = (p_lengths, longest[0]), (h_lengths, longest[1])
     lengths = torch.cat([lengths.clamp(0, length) for lengths, length in sides])
     padding = torch.arange(steps, device=lengths.device)[:, None] >= lengths  # [T, 2B]
