@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kTerms = 4;            // bytes per lane that one instruction multiplies and adds
 constexpr float kMost = 127.0f;      // the range is symmetric, so -128 is not used
-constexpr int kToUnsigned = 128;     // added to activations, because the instruction takes unsigned bytes
+constexpr int kZeroPoint = 128;      // of activations, which are unsigned, because the instruction takes such bytes
 constexpr int64_t kElementsPerTask = 1 << 16;
 constexpr int64_t kMostUnits = 1 << 16;  // with more, sums of products may exceed 32 bits
 
@@ -51,7 +51,7 @@ ESIM_INLINE Vector<int32_t, lanes> multiply_bytes(Vector<int32_t, lanes> sum, Ve
 
 struct Rows {
   const float* x;  // [rows, width]
-  int8_t* q;       // [rows, width]
+  uint8_t* q;      // [rows, width]
   float* scale;    // [rows]
   int64_t first, last, width;
 };
@@ -83,14 +83,14 @@ ESIM_INLINE Vector<int32_t, lanes> rounded(const Vector<float, lanes>& x) {
   return (Vector<int32_t, lanes>)(x + 12582912.0f) - 0x4B400000;
 }
 
-// Writes a row's integers plus an offset, and returns their scale.
-template <int lanes, int offset, typename Integer>
-ESIM_INLINE float quantize_row(Integer* q, const float* x, int64_t width) {
+// Writes a row's integers plus the zero point, and returns their scale.
+template <int lanes>
+ESIM_INLINE float quantize_row(uint8_t* q, const float* x, int64_t width) {
   using I = Vector<int32_t, lanes>;
   const float magnitude = magnitude_of<lanes>(x, width), factor = factor_of(magnitude);
   for (int64_t d = 0; d < width; d += lanes) {
     const I integers = factor == 0.0f ? I{} : rounded<lanes>(load<Vector<float, lanes>>(x + d, width - d) * factor);
-    store(q + d, __builtin_convertvector(integers + offset, Vector<Integer, lanes>), width - d);
+    store(q + d, __builtin_convertvector(integers + kZeroPoint, Vector<uint8_t, lanes>), width - d);
   }
   return magnitude / kMost;
 }
@@ -99,7 +99,7 @@ template <int lanes, int>
 ESIM_INLINE void quantize(const Rows& rows) {
   for (int64_t row = rows.first; row < rows.last; ++row) {
     const int64_t place = row * rows.width;
-    rows.scale[row] = quantize_row<lanes, 0>(rows.q + place, rows.x + place, rows.width);
+    rows.scale[row] = quantize_row<lanes>(rows.q + place, rows.x + place, rows.width);
   }
 }
 
@@ -170,7 +170,7 @@ ESIM_INLINE void recur(const Task& task) {
   constexpr int kWidth = kGates * lanes;
   const int64_t H = task.hidden, terms = (H + kTerms - 1) / kTerms, padded = up_to_multiple(terms * kTerms, 64);
   std::vector<float> c(task.sentences(0) * task.blocks * lanes);
-  std::vector<uint8_t> h(task.sentences(0) * padded, kToUnsigned);  // quantized states of the previous step
+  std::vector<uint8_t> h(task.sentences(0) * padded, kZeroPoint);  // quantized states of the previous step
   std::vector<float> h_scale(task.sentences(0));
   for (int64_t n = 0; n < task.steps->count(); ++n) {
     const int64_t t = task.in_order(n), count = task.sentences(t);
@@ -210,7 +210,7 @@ ESIM_INLINE void recur(const Task& task) {
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      h_scale[i] = quantize_row<lanes, kToUnsigned>(h.data() + i * padded, task.y + task.row(t, i) * 2 * H, H);
+      h_scale[i] = quantize_row<lanes>(h.data() + i * padded, task.y + task.row(t, i) * 2 * H, H);
     }
   }
 }
@@ -229,8 +229,8 @@ std::tuple<Tensor, Tensor> quantize_rows(const Tensor& input) {
                   "esim_fast: quantize_rows needs a float32 tensor [N, D] on the CPU");
   const Tensor x = torch::stable::contiguous(input);
   const int64_t count = x.size(0), width = x.size(1);
-  Tensor q = torch::stable::new_empty(x, {count, width}, ScalarType::Char), scale = torch::stable::new_empty(x, {count});
-  const Rows rows{x.const_data_ptr<float>(), q.mutable_data_ptr<int8_t>(), scale.mutable_data_ptr<float>(), 0, 0, width};
+  Tensor q = torch::stable::new_empty(x, {count, width}, ScalarType::Byte), scale = torch::stable::new_empty(x, {count});
+  const Rows rows{x.const_data_ptr<float>(), q.mutable_data_ptr<uint8_t>(), scale.mutable_data_ptr<float>(), 0, 0, width};
   const int64_t least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));
   torch::stable::parallel_for(0, count, least, [&](int64_t begin, int64_t end) {
     Rows mine = rows;

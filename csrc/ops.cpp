@@ -68,7 +68,7 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
 
   // fp32 lanes of the processor's vectors if it has VNNI (AVX512-VNNI: 16, AVX-VNNI: 8), else 0.
   m.def("int8_lanes() -> int");
-  // Quantizes x [N, D] to int8 [N, D], with a scale [N] for each row.
+  // Quantizes x [N, D] to uint8 [N, D] with zero point 128, and a scale [N] for each row.
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
   // The quantized recurrence of a packed BiLSTM of H units, in blocks of `lanes`. gates: [N, 2, blocks, 4, lanes],
   // products with the input's integers, whose scale is input_scale [N]. bias, scale and offset: [2, blocks, 4, lanes],

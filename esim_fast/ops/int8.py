@@ -1,8 +1,9 @@
 """LSTMs and linear layers in int8, for inference on CPUs with VNNI.
 
 Weights are quantized once, per row, and activations per token as they arrive. Both are symmetric: ``x ≈ scale * q``
-with integers ``q`` in -127..127 and ``scale = max |x| / 127`` of a row. Sums of products are exact. Gates, cell states
-and everything between the layers are fp32. Products over all words use oneDNN, the recurrence csrc/int8_cpu.cpp.
+with integers ``q`` in -127..127 and ``scale = max |x| / 127`` of a row. Activations are stored as ``q + 128``, because
+VNNI multiplies unsigned bytes by signed ones. Sums of products are exact. Gates, cell states and everything between the
+layers are fp32. Products over all words use oneDNN, the recurrence csrc/int8_cpu.cpp.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .reference import quantized_rows
 # Lanes of the processor's vectors, or 0 without VNNI.
 LANES = torch.ops.esim_fast.int8_lanes() if torch.backends.mkldnn.is_available() else 0
 _GATES, _TERMS = 4, 4  # terms: bytes that one VNNI instruction multiplies and adds
+_ZERO_POINT = 128  # of activations
 
 
 class _Weight(NamedTuple):
@@ -28,9 +30,10 @@ class _Weight(NamedTuple):
     zero_point: Tensor  # [N], zeros
 
     def product(self, x: Tensor) -> Tensor:
-        """Map ``x``, int8 ``[M, K]``, to float32 ``[M, N]``."""
+        """Map ``x``, uint8 ``[M, K]``, to float32 ``[M, N]``."""
+        # For signed activations, oneDNN has fast code only for processors with AMX.
         return torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, 0, self.onednn, self.scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+            x, 1.0, _ZERO_POINT, self.onednn, self.scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
 
@@ -70,7 +73,7 @@ def _quantized_lstm(*parameters: Tensor) -> _LSTM:
         inputs.append([_in_blocks(part) for part in quantized_rows(w_ih)])
         biases.append(_in_blocks(b_ih + b_hh))
         weight, scale = quantized_rows(w_hh)
-        offset = weight.sum(1, dtype=torch.int32) * 128  # corrects for the kernel's unsigned activations
+        offset = weight.sum(1, dtype=torch.int32) * _ZERO_POINT
         terms = -(-weight.shape[1] // _TERMS)
         weight = functional.pad(weight, (0, terms * _TERMS - weight.shape[1])).unflatten(1, (terms, _TERMS))
         recurrent.append([_in_blocks(weight).permute(0, 3, 1, 2, 4), _in_blocks(scale), _in_blocks(offset)])
