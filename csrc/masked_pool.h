@@ -41,15 +41,16 @@ struct PoolGradient {
   Tensor grad_v;   // [B, 2D], contiguous
   Tensor argmax;   // [B, D], contiguous
   Tensor count;    // [B], contiguous
-  Tensor grad_x;   // contiguous [B, L, D], or [N, D] initialized with zeros
+  Tensor grad_x;   // contiguous [B, L, D], or [N, D] initialized with zeros unless the kernel writes every row
   Layout layout;   // of grad_x
 };
 
-// `rows` is L of a padded input or N of a row-addressed one.
+// `rows` is L of a padded input or N of a row-addressed one. `written` is whether the kernel also writes the rows of a
+// row-addressed one that no sequence addresses.
 inline PoolGradient allocate_gradient(const Tensor& grad_v, const Tensor& argmax, const Tensor& count,
                                       const std::optional<Tensor>& start, const std::optional<Tensor>& step,
                                       const std::optional<Tensor>& lengths, const std::optional<Tensor>& mask,
-                                      int64_t rows) {
+                                      int64_t rows, bool written = false) {
   STD_TORCH_CHECK(grad_v.dim() == 2 && argmax.dim() == 2 && count.dim() == 1 && rows >= 0 &&
                       grad_v.size(1) % 2 == 0 && grad_v.size(1) / 2 == argmax.size(1) &&
                       grad_v.size(0) == argmax.size(0) && count.size(0) == argmax.size(0) &&
@@ -57,9 +58,9 @@ inline PoolGradient allocate_gradient(const Tensor& grad_v, const Tensor& argmax
                       argmax.device() == grad_v.device() && count.device() == grad_v.device(),
                   "esim_fast: masked_pool_backward needs grad_v [B, 2D], argmax [B, D] and count [B]");
   const int64_t batch = argmax.size(0), width = argmax.size(1);
-  // Kernels do not visit rows that no sequence addresses, so these must be zero already.
-  Tensor grad_x = start ? torch::stable::new_zeros(grad_v, {rows, width})
-                        : torch::stable::new_empty(grad_v, {batch, rows, width});
+  Tensor grad_x = !start    ? torch::stable::new_empty(grad_v, {batch, rows, width})
+                  : written ? torch::stable::new_empty(grad_v, {rows, width})
+                            : torch::stable::new_zeros(grad_v, {rows, width});
   Layout layout = make_layout(grad_x, rows * width, width, batch, rows, width, start, step, lengths, mask);
   STD_TORCH_CHECK(layout.batch == batch, "esim_fast: start must have ", batch, " entries, got ", layout.batch);
   return {torch::stable::contiguous(grad_v), torch::stable::contiguous(argmax), torch::stable::contiguous(count),

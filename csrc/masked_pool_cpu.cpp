@@ -165,7 +165,8 @@ std::tuple<Tensor, Tensor, Tensor> masked_pool_cpu(const Tensor& input, std::opt
 
 Tensor masked_pool_backward_cpu(const Tensor& grad_v, const Tensor& argmax, const Tensor& count,
                                 std::optional<Tensor> start, std::optional<Tensor> step,
-                                std::optional<Tensor> lengths, std::optional<Tensor> mask, int64_t rows) {
+                                std::optional<Tensor> lengths, std::optional<Tensor> mask, int64_t rows,
+                                std::optional<Tensor>) {
   PoolGradient g = allocate_gradient(grad_v, argmax, count, start, step, lengths, mask, rows);
   check_addresses(g.layout, g.grad_x.numel());
   const int32_t* where = g.argmax.const_data_ptr<int32_t>();

@@ -209,12 +209,13 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
   if (column == 0) count_out[b] = count;
 }
 
-// A warp writes kGradientRows rows of kLanes * kVector columns of one sequence.
+// A warp writes kGradientRows rows of kLanes * kVector columns of one sequence, and its share of the rows behind those
+// that the sequences fill, if `filled` tells how many these are.
 template <typename scalar_t, int kVector>
 __global__ void __launch_bounds__(kLanes* kWarps)
     gradient_kernel(const scalar_t* __restrict__ grad_v, const int32_t* __restrict__ argmax_in,
                     const int32_t* __restrict__ count_in, Layout layout, int64_t column_blocks, int64_t row_blocks,
-                    bool padded, scalar_t* __restrict__ grad_x) {
+                    bool padded, const int64_t* __restrict__ filled, int64_t rows, scalar_t* __restrict__ grad_x) {
   using acc_t = accumulate_t<scalar_t>;
   using vector_t = Vector<scalar_t, kVector>;
 
@@ -223,6 +224,13 @@ __global__ void __launch_bounds__(kLanes* kWarps)
   const int64_t row_block = unit / column_blocks % row_blocks;
   const int64_t b = unit / column_blocks / row_blocks;
   if (b >= layout.batch || column >= layout.width) return;
+
+  if (filled) {
+    const vector_t zeros = {};
+    for (int64_t row = max(*filled, int64_t{0}) + unit / column_blocks; row < rows; row += layout.batch * row_blocks) {
+      store(grad_x + row * layout.width + column, zeros);
+    }
+  }
 
   const scalar_t* average = grad_v + b * 2 * layout.width + column;
   const vector_t grad_average = *reinterpret_cast<const vector_t*>(average);
@@ -243,7 +251,7 @@ __global__ void __launch_bounds__(kLanes* kWarps)
   const int64_t first = row_block * kGradientRows;
   for (int64_t t = first; t < min(end, first + kGradientRows); ++t) {
     const bool counts = t < length && layout.tokens.unmasked(b, t);
-    if (!counts && !padded) continue;
+    if (!counts && !padded && !filled) continue;  // zero already
     vector_t row;
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
@@ -313,12 +321,12 @@ void launch_pool(const CudaStream& cuda, const scalar_t* x, const Layout& layout
 
 template <typename scalar_t, int kVector>
 void launch_gradient(const CudaStream& cuda, const scalar_t* grad_v, const int32_t* argmax, const int32_t* count,
-                     const Layout& layout, bool padded, scalar_t* grad_x) {
+                     const Layout& layout, bool padded, const int64_t* filled, int64_t rows, scalar_t* grad_x) {
   const int64_t column_blocks = ceil_div(layout.width, kLanes * kVector);
   const int64_t row_blocks = ceil_div(layout.tokens.max_length, kGradientRows);
   const int64_t units = layout.batch * column_blocks * row_blocks;
   gradient_kernel<scalar_t, kVector><<<grid_size(ceil_div(units, kWarps)), dim3(kLanes, kWarps), 0, cuda.stream>>>(
-      grad_v, argmax, count, layout, column_blocks, row_blocks, padded, grad_x);
+      grad_v, argmax, count, layout, column_blocks, row_blocks, padded, filled, rows, grad_x);
   check_launch("masked_pool_backward");
 }
 
@@ -347,9 +355,13 @@ std::tuple<Tensor, Tensor, Tensor> masked_pool_cuda(const Tensor& input, std::op
 
 Tensor masked_pool_backward_cuda(const Tensor& grad_v, const Tensor& argmax, const Tensor& count,
                                  std::optional<Tensor> start, std::optional<Tensor> step,
-                                 std::optional<Tensor> lengths, std::optional<Tensor> mask, int64_t rows) {
+                                 std::optional<Tensor> lengths, std::optional<Tensor> mask, int64_t rows,
+                                 std::optional<Tensor> filled) {
   const CudaStream cuda(grad_v);
-  PoolGradient g = allocate_gradient(grad_v, argmax, count, start, step, lengths, mask, rows);
+  check_vector(filled, "filled", grad_v);
+  STD_TORCH_CHECK(!filled || filled->size(0) == 1, "esim_fast: filled must have one entry, got ", filled->size(0));
+  const bool written = filled && step && step->dim() == 1 && step->size(0) > 0 && argmax.dim() == 2 && argmax.size(0) > 0;
+  PoolGradient g = allocate_gradient(grad_v, argmax, count, start, step, lengths, mask, rows, written);
   if (g.grad_x.numel() == 0 || g.layout.batch == 0 || g.layout.tokens.max_length == 0) return g.grad_x;
 
   dispatch_floating(g.grad_v.scalar_type(), "masked_pool_backward", [&](auto zero) {
@@ -359,11 +371,12 @@ Tensor masked_pool_backward_cuda(const Tensor& grad_v, const Tensor& argmax, con
     const int32_t* where = g.argmax.template const_data_ptr<int32_t>();
     const int32_t* counts = g.count.template const_data_ptr<int32_t>();
     const bool padded = !start.has_value();
+    const int64_t* end = written ? filled->template const_data_ptr<int64_t>() : nullptr;
     // grad_v comes from autograd and may have any alignment; grad_x is allocated here.
     if (rows_aligned(grad_x, g.layout) && reinterpret_cast<uintptr_t>(v) % 16 == 0) {
-      launch_gradient<scalar_t, 16 / sizeof(scalar_t)>(cuda, v, where, counts, g.layout, padded, grad_x);
+      launch_gradient<scalar_t, 16 / sizeof(scalar_t)>(cuda, v, where, counts, g.layout, padded, end, rows, grad_x);
     } else {
-      launch_gradient<scalar_t, 1>(cuda, v, where, counts, g.layout, padded, grad_x);
+      launch_gradient<scalar_t, 1>(cuda, v, where, counts, g.layout, padded, end, rows, grad_x);
     }
   });
   return g.grad_x;

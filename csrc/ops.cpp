@@ -35,10 +35,11 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
   // x: [B, L, D], or [N, D] with start [B] and step [T]. Returns v [B, 2D], int32 argmax [B, D] and int32 count [B].
   m.def(
       "masked_pool(Tensor x, Tensor? start, Tensor? step, Tensor? lengths, Tensor? mask) -> (Tensor, Tensor, Tensor)");
-  // rows: L of a padded x, or N of a row-addressed x. Returns the gradient of x.
+  // rows: L of a padded x, or N of a row-addressed x. filled: int64 [1], how many rows the sequences fill, if they fill
+  // the first rows without gaps. Returns the gradient of x.
   m.def(
       "masked_pool_backward(Tensor grad_v, Tensor argmax, Tensor count, Tensor? start, Tensor? step, Tensor? lengths, "
-      "Tensor? mask, SymInt rows) -> Tensor");
+      "Tensor? mask, SymInt rows, *, Tensor? filled=None) -> Tensor");
 
   // a and b: [B, L, D], or [N, D] with start [B], step [T] and lengths [B]. longest: upper bound of the lengths.
   // every_row: whether the addressed rows are all rows of the tensor. Returns m_a and m_b.

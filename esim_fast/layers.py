@@ -15,7 +15,7 @@ from . import ops
 from .ops.checks import constant_when_compiled, is_hooked, transforming
 from .ops.derivatives import apply
 from .ops.products import linear
-from .packed import PackedPairs, Rows, move
+from .packed import PackedPairs, Rows
 from .padded import PaddedPairs
 
 
@@ -122,12 +122,8 @@ class VariationalDropout(Dropout):
         if isinstance(pairs, PaddedPairs):
             kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
             return input * kept.repeat(pairs.steps, 1)
-        batch_sizes = pairs.batch_sizes
-        kept = super().forward(input.new_ones(int(batch_sizes[0]), input.shape[1]))
-        # Row (t, r) belongs to the r-th longest sentence.
-        first_row = (batch_sizes.cumsum(0) - batch_sizes).repeat_interleave(batch_sizes)
-        sentence = torch.arange(len(input), device="cpu") - first_row
-        return input * kept.index_select(0, move(sentence, input.device))
+        kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
+        return input * kept.index_select(0, pairs.sentence)
 
 
 def drop(layer: nn.Module, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
@@ -146,7 +142,8 @@ def bilstm(
     else:
         lstm = getattr(owner, name)
     padding = pairs.padding if isinstance(pairs, PaddedPairs) else None
-    return ops.bilstm(lstm, x, pairs.batch_sizes, first_row=pairs.first_row, padding=padding, backend=backend)
+    sizes = {"first_row": pairs.first_row, "sentences": 2 * pairs.pairs}
+    return ops.bilstm(lstm, x, pairs.batch_sizes, **sizes, padding=padding, backend=backend)
 
 
 @constant_when_compiled

@@ -264,7 +264,8 @@ class PackedLocalInference(nn.Module):
 
     def forward(self, x: Tensor, rows: PairRows) -> Tensor:
         """Map ``x [N, 2H]`` to ``[N, 8H]``."""
-        return ops.local_inference_packed(x, rows.premises, rows.hypotheses, backend=self.backend)
+        filled = rows.all.filled
+        return ops.local_inference_packed(x, rows.premises, rows.hypotheses, filled=filled, backend=self.backend)
 
 
 class InferenceComposition(nn.Module):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Extent(NamedTuple):
@@ -41,6 +42,8 @@ class Rows:
         max_length: the longest length, or any upper bound; known without reading ``lengths`` back.
         tokens: the sum of ``lengths``, if it is known without reading them back. If that is every row of the tensor,
             results need no clearing before they are written.
+        filled: int64 ``[1]``, how many rows the sentences fill, if they fill the first rows of the tensor without gaps.
+            Kernels on a GPU then clear only the rows behind them.
 
     Raises:
         TypeError: a tensor is not int64, or ``max_length`` or ``tokens`` is not an integer.
@@ -52,10 +55,13 @@ class Rows:
     lengths: Tensor
     max_length: int
     tokens: int | None = None
+    filled: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("start", "step", "lengths"):
+        for name in ("start", "step", "lengths", "filled"):
             tensor = getattr(self, name)
+            if tensor is None and name == "filled":
+                continue
             if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
                 found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise TypeError(f"Rows.{name} must be an int64 tensor, got {found}")
@@ -129,7 +135,8 @@ class Rows:
     def to(self, device: torch.device | str) -> "Rows":
         """Return the same rows with their tensors on ``device``."""
         start, step, lengths = (move(part, device) for part in (self.start, self.step, self.lengths))
-        return Rows(start, step, lengths, self.max_length, self.tokens)
+        filled = None if self.filled is None else move(self.filled, device)
+        return Rows(start, step, lengths, self.max_length, self.tokens, filled)
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -152,19 +159,20 @@ class PackedPairs:
 
     Attributes:
         tokens: int64 ``[N]``, the token ids, sorted by sentence length and time-major.
-        batch_sizes: int64 ``[T]``, always on the CPU: how many sentences reach each time step.
+        batch_sizes: int64 ``[T]``, always on the CPU: how many sentences reach each time step. None with a capacity.
         addresses: int64 on the device of ``tokens``: ``rank``, ``first_row`` and ``lengths`` concatenated, each
             starting at an even index.
-        longest: lengths of the longest premise and the longest hypothesis.
-        words: numbers of tokens in all premises and in all hypotheses.
+        longest: lengths of the longest premise and the longest hypothesis; with a capacity, the largest it has room
+            for.
+        words: numbers of tokens in all premises and in all hypotheses. None with a capacity.
         pairs: B.
     """
 
     tokens: Tensor
-    batch_sizes: Tensor
+    batch_sizes: Tensor | None
     addresses: Tensor
     longest: tuple[int, int]
-    words: tuple[int, int]
+    words: tuple[int, int] | None
     pairs: int
 
     def __len__(self) -> int:
@@ -177,31 +185,78 @@ class PackedPairs:
 
     @property
     def first_row(self) -> Tensor:
-        """int64 ``[T]``, the first row of each time step."""
-        return self.addresses[2 * self.pairs :][: len(self.batch_sizes)]
+        """int64, more than T numbers: the first row of each time step, then the number of rows that sentences fill."""
+        return self.addresses[2 * self.pairs : len(self.addresses) - 2 * self.pairs]
 
     @property
     def lengths(self) -> Tensor:
         """int64 ``[2B]``, the number of tokens in each sentence: premises first, then hypotheses."""
         return self.addresses[len(self.addresses) - 2 * self.pairs :]
 
+    @property
+    def sentence(self) -> Tensor:
+        """int64 ``[N]``, the position of each row's sentence in the sorted order; any position for an unused row."""
+        row, first_row = torch.arange(len(self.tokens), device=self.addresses.device), self.first_row
+        time = torch.searchsorted(first_row[1:], row, right=True)
+        return (row - first_row[time]).clamp(max=2 * self.pairs - 1)
+
     def rows(self, width: int) -> PairRows:
         """Return the addressing of a tensor ``[N, width]`` with a row for each token."""
         # One multiplication for both, to launch one GPU kernel instead of two.
-        start, step = (self.addresses[: 2 * self.pairs + len(self.batch_sizes)] * width).tensor_split([2 * self.pairs])
-        lengths = self.lengths
-        every = Rows(start, step, lengths, len(self.batch_sizes), len(self.tokens))
+        lengths, filled = self.lengths, self.first_row[-1:]
+        start, step = (self.addresses[: len(self.addresses) - len(lengths)] * width).tensor_split([len(lengths)])
+        count, words = (None, (None, None)) if self.words is None else (len(self.tokens), self.words)
+        every = Rows(start, step, lengths, max(self.longest), count, filled)
         sides = (slice(None, self.pairs), slice(self.pairs, None))
         premises, hypotheses = (
-            Rows(start[these], step, lengths[these], longest, words)
-            for these, longest, words in zip(sides, self.longest, self.words, strict=True)
+            Rows(start[these], step, lengths[these], longest, count)
+            for these, longest, count in zip(sides, self.longest, words, strict=True)
         )
         rows = PairRows(premises, hypotheses, every)
         extent = Extent(0, (len(self.tokens) - 1) * width, divisor=width, distinct=True)
         for part in rows:  # valid by construction, so the checks can be skipped
-            vars(part)["extent"] = extent if part.tokens else None
+            vars(part)["extent"] = None if part.tokens == 0 else extent
         rows.premises.remember_apart_from(rows.hypotheses)
         return rows
+
+    def with_capacity(self, rows: int, pairs: int | None = None, *, padding_idx: int | None = 1) -> "PackedPairs":
+        """Return the same pairs with room for more, so that tensors of different batches have the same shapes.
+
+        Everything that differs between batches of one capacity is then in ``tokens`` and ``addresses``: on a GPU, a
+        network reads nothing back and launches the same kernels for all of them. Logits and gradients are those of the
+        pairs alone. Further pairs are empty; their logits mean nothing, and a loss must leave them out.
+
+        The capacity also fixes the longest premise and hypothesis: 16 tokens, or the next power of 2. These are the
+        tiles of local inference's kernels.
+
+        Args:
+            rows: the new N. Rows behind the batch have no effect.
+            pairs: the new B; None keeps it.
+            padding_idx: the token id in rows behind the batch, the network's ``padding_idx``.
+
+        Raises:
+            ValueError: the pairs do not fit, or already have a capacity.
+        """
+        if self.batch_sizes is None:
+            raise ValueError("these pairs already have a capacity: keep the pairs without one")
+        pairs = self.pairs if pairs is None else pairs
+        if rows < len(self.tokens) or pairs < self.pairs:
+            raise ValueError(
+                f"expected room for {len(self.tokens)} rows and {self.pairs} pairs, got rows={rows} and pairs={pairs}"
+            )
+        longest = tuple(1 << max(4, (length - 1).bit_length()) for length in self.longest)
+        empty, first_row = pairs - self.pairs, self.first_row
+        # Empty sentences come last in the sorted order.
+        ranks = torch.arange(2 * self.pairs, 2 * pairs, device=self.addresses.device).tensor_split(2)
+        zeros = torch.zeros_like(ranks[0])
+        sides = [part.tensor_split(2) for part in (self.rank, self.lengths)]
+        addresses = [
+            *(sides[0][0], ranks[0], sides[0][1], ranks[1]),
+            *(first_row, first_row[-1:].expand(max(longest) + 2 - len(first_row))),
+            *(sides[1][0], zeros, sides[1][1], zeros),
+        ]
+        tokens = functional.pad(self.tokens, (0, rows - len(self.tokens)), value=padding_idx or 0)
+        return PackedPairs(tokens, None, torch.cat(addresses), (longest[0], longest[1]), None, pairs)
 
     def to(self, device: torch.device | str) -> "PackedPairs":
         """Return the same pairs with tokens and addresses on ``device``; copies to a GPU cause no sync."""
@@ -280,7 +335,10 @@ def pack_flat(
     steps = int(sorted_lengths[0]) if len(lengths) else 0
     time = torch.arange(steps, device="cpu")
     batch_sizes = torch.searchsorted(-sorted_lengths, -time)
-    first_row = batch_sizes.cumsum(0) - batch_sizes
+    words = int(premise_lengths.sum()), int(hypothesis_lengths.sum())
+    # Ends with the number of rows: twice if needed for an even length, so that the next part starts at an even index.
+    first_row = torch.full((2 * (steps // 2 + 1),), sum(words), device="cpu")
+    first_row[:steps] = batch_sizes.cumsum(0) - batch_sizes
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device="cpu")
 
@@ -289,7 +347,7 @@ def pack_flat(
     row_sentence = order[torch.arange(len(row_time), device="cpu") - first_row[row_time]]
     place = torch.cat([premise_begins, hypothesis_begins])[row_sentence] + row_time
 
-    parts = [rank, first_row, first_row.new_zeros(steps % 2), lengths]
+    parts = [rank, first_row, lengths]
     if ids.device.type == "cpu":
         tokens, addresses = ids[place], torch.cat(parts)
     else:
@@ -299,5 +357,4 @@ def pack_flat(
         addresses, place = moved.split([len(moved) - len(place), len(place)])
         tokens = ids[place]
     longest = (int(premise_lengths.max()), int(hypothesis_lengths.max())) if len(premise_lengths) else (0, 0)
-    words = int(premise_lengths.sum()), int(hypothesis_lengths.sum())
     return PackedPairs(tokens, batch_sizes, addresses, longest, words, len(premise_lengths))

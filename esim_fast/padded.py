@@ -42,8 +42,8 @@ class PaddedPairs:
 
     @property
     def first_row(self) -> Tensor:
-        """int64 ``[T]``, the first row of each time step."""
-        return torch.arange(self.steps, device=self.tokens.device) * (2 * self.pairs)
+        """int64 ``[T + 1]``, the first row of each time step, then the number of rows."""
+        return torch.arange(self.steps + 1, device=self.tokens.device) * (2 * self.pairs)
 
     def rows(self, width: int) -> PairRows:
         """Return the addressing of a tensor ``[N, width]`` with these rows."""

@@ -118,7 +118,8 @@ def test_known_rows_equal_computed_ones(width):
 def test_slices_of_addresses_are_aligned(longest):
     ids = torch.arange(2, 2 + 3 * longest).view(3, longest)
     pairs = pack_pairs(ids, ids, torch.tensor([1, longest, 2]), torch.tensor([0, 2, 1]))
-    assert len(pairs.first_row) == longest
+    assert len(pairs.first_row) > longest
+    assert pairs.first_row[longest:].tolist() == [len(pairs.tokens)] * (len(pairs.first_row) - longest)
     for part in (pairs.rank, pairs.first_row, pairs.lengths):
         assert (part.storage_offset() - pairs.addresses.storage_offset()) % 2 == 0
     assert pairs.lengths.tolist() == [1, longest, 2, 0, 2, 1]

@@ -150,7 +150,7 @@ def _recurrence(case: Case) -> list[runtime.Launch]:
     vector, sentences = 16 // dtype.itemsize, 2 * case.pairs
     gates = torch.empty(sentences * case.a_length, 8 * H, dtype=dtype, device="meta")
     weights = gates.new_empty(2, 4 * H, -(-H // vector) * vector)
-    first_row, y = gates.new_empty(case.a_length, dtype=torch.int64), gates.new_empty(len(gates), 2 * H)
+    first_row, y = gates.new_empty(case.a_length + 1, dtype=torch.int64), gates.new_empty(len(gates), 2 * H)
     c = torch.empty_like(y, dtype=torch.float32)
     precision = "tf32" if case.arithmetic == "tf32" else "tf32x3"
     return [

@@ -25,12 +25,13 @@ from .triton import runtime
 _MANY_SENTENCES = 512
 
 
-def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
+def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor | None) -> tuple[str, ...]:
     """Return the backends that support this input, the best one first."""
     autocast = autocast_dtype(x.device) is not None
     if not ((x.dtype == torch.float32 or autocast) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
-    if x.is_cuda and not autocast and not torch.compiler.is_compiling() and int(batch_sizes[0]) > _MANY_SENTENCES:
+    known = batch_sizes is not None and not torch.compiler.is_compiling()
+    if known and x.is_cuda and not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
         # With this many sentences on an H100, cuDNN's launches are hidden and its fp32 products are faster.
         return "cudnn", "triton", "reference"
     return BACKENDS["bilstm"]
@@ -39,9 +40,10 @@ def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
 def bilstm(
     lstm: nn.LSTM,
     x: Tensor,
-    batch_sizes: Tensor,
+    batch_sizes: Tensor | None,
     *,
     first_row: Tensor | None = None,
+    sentences: int | None = None,
     padding: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -54,8 +56,14 @@ def bilstm(
     Args:
         lstm: a bidirectional LSTM. The kernels support one layer with biases, without projections and hooks.
         x: ``[N, input_size]``, the rows of packed sentences, sorted by length and time-major.
-        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step.
-        first_row: int64 ``[T]`` on the device of ``x``, the first row of each time step, if already computed.
+        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step. If it is None, only ``first_row``
+            tells. The last steps may then be empty, and the sentences may fill fewer than N rows: the rows behind them,
+            whose values must be finite, have no effect and get zeros. Kernels on a GPU launch the same programs
+            whatever the sizes, and nothing is read back (other backends read ``first_row`` back).
+        first_row: int64 ``[T + 1]`` on the device of ``x``, the first row of each time step, then the number of rows
+            that the sentences fill (which may be left out after ``batch_sizes``). Required if ``batch_sizes`` is None.
+        sentences: the number of sentences, or an upper bound; by default ``batch_sizes[0]``. Required if
+            ``batch_sizes`` is None.
         padding: bool ``[N]`` on the device of ``x``, True in rows after the end of their sentence. Requires that every
             sentence has a row in every time step. These rows have no effect, and their results are undefined.
         backend: ``"cpp"`` (kernel for CPUs), ``"triton"`` (kernel for NVIDIA GPUs with compute capability 8.0 or
@@ -71,14 +79,17 @@ def bilstm(
         second derivatives are not implemented and raise RuntimeError.
 
     Raises:
-        TypeError: ``x`` is not a tensor.
+        TypeError: ``x`` is not a tensor, or nothing tells the sizes.
         ValueError: ``x`` or ``batch_sizes`` has the wrong shape, or ``backend`` cannot run here.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.dim() != 2 or x.shape[1] != lstm.input_size:
         raise ValueError(f"x must be [N, {lstm.input_size}], got shape {list(x.shape)}")
-    if batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
+    if batch_sizes is None:
+        if first_row is None or sentences is None or padding is not None:
+            raise TypeError("without batch_sizes, bilstm needs first_row and sentences, and takes no padding")
+    elif batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_sizes(batch_sizes.tolist(), len(x))
         if padding is not None and (padding.shape != x.shape[:1] or int(batch_sizes[0]) * len(batch_sizes) != len(x)):
             raise ValueError(f"padding must be [{len(x)}], and every sentence must reach every time step")
@@ -86,17 +97,23 @@ def bilstm(
     if x.shape[0] == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
     backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), x)
+    if batch_sizes is None and backend != "triton":
+        return _of_first_rows(lstm, x, cast(Tensor, first_row), backend)
     if padding is not None:
         x = x.masked_fill(padding[:, None], 0)
     if backend in ("cudnn", "reference"):
         return _torch_lstm(lstm, x, batch_sizes) if padding is None else _of_padded(lstm, x, batch_sizes, padding)
     weights = [weight for direction in lstm.all_weights for weight in direction]
-    if backend == "triton" and first_row is None:
-        first_row = move(batch_sizes.cumsum(0) - batch_sizes, x.device)
+    if backend == "triton" and batch_sizes is not None:
+        if first_row is None:
+            first_row = move(functional.pad(batch_sizes.cumsum(0), (1, 0)), x.device)
+        elif len(first_row) == len(batch_sizes):
+            first_row = functional.pad(first_row, (0, 1), value=len(x))
+        if sentences is None:
+            sentences = int(batch_sizes[0]) if padding is None else x.shape[0] // batch_sizes.shape[0]
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(dtype)
         if backend == "triton":
-            sentences = int(batch_sizes[0]) if padding is None else x.shape[0] // batch_sizes.shape[0]
             y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision())[0]
         elif padding is None and can_order(x, *weights, dtype=x.dtype):
             y = _states(x, batch_sizes, weights)
@@ -110,6 +127,13 @@ def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
         raise ValueError(f"batch_sizes must sum to the {rows} rows of x, got {sum(batch_sizes)}")
     if batch_sizes and (batch_sizes[-1] < 1 or any(before < after for before, after in pairwise(batch_sizes))):
         raise ValueError(f"batch_sizes must be positive and non-increasing, got {batch_sizes}")
+
+
+def _of_first_rows(lstm: nn.LSTM, x: Tensor, first_row: Tensor, backend: str) -> Tensor:
+    """Run a backend that needs the sizes on the CPU on the rows that the sentences fill."""
+    batch_sizes = first_row.diff().cpu()
+    y = bilstm(lstm, x[: int(batch_sizes.sum())], batch_sizes[batch_sizes > 0], backend=backend)
+    return functional.pad(y, (0, 0, 0, len(x) - len(y)))
 
 
 def _of_padded(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, padding: Tensor) -> Tensor:

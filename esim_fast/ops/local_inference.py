@@ -6,6 +6,7 @@ are in csrc/local_inference_cpu.cpp.
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def local_inference_packed(
     *,
     a_mask: Tensor | None = None,
     b_mask: Tensor | None = None,
+    filled: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Compute ``local_inference`` of sentences that lie in one tensor, as in a packed batch of pairs.
@@ -107,6 +109,8 @@ def local_inference_packed(
         b_rows: where the tokens of the second side lie.
         a_mask: ``[B, a_rows.max_length]``, bool or 0/1 of any dtype: narrows the rows.
         b_mask: ``[B, b_rows.max_length]``, likewise.
+        filled: int64 ``[1]`` on the device of ``x``, how many rows the sentences of both sides fill, if they fill the
+            first rows without gaps. The Triton kernels then clear only the rows behind them.
         backend: as for ``local_inference``.
 
     Returns:
@@ -128,9 +132,11 @@ def local_inference_packed(
         with _without_autocast(x):
             return reference.local_inference_packed(x, a_rows, b_rows, a_mask=a_mask, b_mask=b_mask)
     every_row = _are_all_rows(x, a_rows, b_rows)
+    if every_row or backend != "triton":
+        filled = None
     x, *a_address = a_side = _side(x, None, a_mask, a_rows)
     _, *b_address = _distinct(_side(x, None, b_mask, b_rows), a_side)
-    return apply(_PackedLocalInference, x, *a_address, *b_address, a_longest, b_longest, every_row, backend)
+    return apply(_PackedLocalInference, x, filled, *a_address, *b_address, a_longest, b_longest, every_row, backend)
 
 
 def _choose(backend: str | None, x: Tensor) -> str:
@@ -191,8 +197,9 @@ def _distinct(side: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _operator(name: str, backend: str, suffix: str = "") -> Any:
-    return getattr(torch.ops.esim_fast, f"{name}{'_triton' if backend == 'triton' else ''}{suffix}")
+def _operator(name: str, backend: str, suffix: str = "", filled: Tensor | None = None) -> Any:
+    operator = getattr(torch.ops.esim_fast, f"{name}{'_triton' if backend == 'triton' else ''}{suffix}")
+    return operator if filled is None else partial(operator, filled=filled)
 
 
 # No *args: torch.compile counts parameters to decide whether the first is a context. a_max and b_max are upper bounds
@@ -227,18 +234,19 @@ class _PackedLocalInference(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row, backend
-    ):
+        x, filled, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row,
+        backend,
+    ):  # fmt: skip
         sides = a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row
-        return _operator("local_inference_packed", backend)(x, *sides)
+        return _operator("local_inference_packed", backend, filled=filled)(x, *sides)
 
     setup_context = _LocalInference.setup_context
 
     @staticmethod
     def backward(ctx, grad_m):
-        operator = _operator("local_inference_packed", ctx.backend, "_backward")
-        arguments = grad_m, *ctx.saved_tensors, *ctx.options
-        return first_derivative("local_inference", operator, *arguments), *[None] * 12
+        x, filled, *addresses = ctx.saved_tensors
+        operator = _operator("local_inference_packed", ctx.backend, "_backward", filled)
+        return first_derivative("local_inference", operator, grad_m, x, *addresses, *ctx.options), *[None] * 13
 
 
 def _results(a, b, *_):
@@ -249,11 +257,11 @@ def _gradients(grad_m_a, grad_m_b, a, b, *_):
     return a.new_empty(a.shape), b.new_empty(b.shape)
 
 
-def _packed_result(x, *_):
+def _packed_result(x, *_, filled=None):
     return x.new_empty(x.shape[0], 4 * x.shape[-1])
 
 
-def _packed_gradient(grad_m, x, *_):
+def _packed_gradient(grad_m, x, *_, filled=None):
     return x.new_empty(x.shape)
 
 
@@ -276,5 +284,6 @@ for _name, (_first, _returned, _fake, _kernel) in _OPERATORS.items():
     if runtime.AVAILABLE:
         from .triton import local_inference as kernels  # imports Triton, so only if it is available
 
-        _schema = f"({_first}, {_SIDES}, SymInt a_longest, SymInt b_longest, bool every_row) -> {_returned}"
+        _filled = ", *, Tensor? filled=None" * ("_packed" in _name)
+        _schema = f"({_first}, {_SIDES}, SymInt a_longest, SymInt b_longest, bool every_row{_filled}) -> {_returned}"
         runtime.register(_name.format("_triton") + _schema, getattr(kernels, _kernel), _fake)

@@ -4,6 +4,7 @@ The kernels are csrc/masked_pool_cpu.cpp and csrc/masked_pool_cuda.cu; their sch
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,11 +52,11 @@ def masked_pool(
     lengths, mask, _ = tokens_of("x", x, lengths, mask, rows)
     if choose(backend, "masked_pool", BACKENDS["masked_pool"], x) == "reference":
         return reference.masked_pool(x, lengths, mask=mask, rows=rows)
-    start, step = None, None
+    start, step, filled = None, None, None
     if rows is not None:
         start, step = rows.start.contiguous(), rows.step[: rows.max_length].contiguous()
-        lengths = rows.lengths.contiguous()
-    v, _argmax, _count = apply(_MaskedPool, x, start, step, lengths, mask)
+        lengths, filled = rows.lengths.contiguous(), rows.filled
+    v, _argmax, _count = apply(_MaskedPool, x, filled, start, step, lengths, mask)
     return v
 
 
@@ -63,7 +64,7 @@ class _MaskedPool(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, start, step, lengths, mask):
+    def forward(x, filled, start, step, lengths, mask):
         return torch.ops.esim_fast.masked_pool(x, start, step, lengths, mask)
 
     @staticmethod
@@ -78,11 +79,11 @@ class _MaskedPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_v, _grad_argmax, _grad_count):
         if grad_v is None:
-            return (None,) * 5
-        argmax, count, *addresses = ctx.saved_tensors
-        operator = torch.ops.esim_fast.masked_pool_backward
+            return (None,) * 6
+        argmax, count, filled, *addresses = ctx.saved_tensors
+        operator = partial(torch.ops.esim_fast.masked_pool_backward, filled=filled)
         grad_x = first_derivative("masked_pool", operator, grad_v, argmax, count, *addresses, ctx.rows)
-        return grad_x, None, None, None, None
+        return grad_x, *[None] * 5
 
 
 @torch.library.register_fake("esim_fast::masked_pool")
@@ -93,6 +94,6 @@ def _masked_pool_fake(x, start, step, lengths, mask):
 
 
 @torch.library.register_fake("esim_fast::masked_pool_backward")
-def _masked_pool_backward_fake(grad_v, argmax, count, start, step, lengths, mask, rows):
+def _masked_pool_backward_fake(grad_v, argmax, count, start, step, lengths, mask, rows, *, filled=None):
     width = argmax.shape[1]
     return grad_v.new_empty(rows, width) if start is not None else grad_v.new_empty(argmax.shape[0], rows, width)

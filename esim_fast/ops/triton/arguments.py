@@ -27,11 +27,13 @@ def check_arguments(a: Tensor, b: Tensor, addresses: Sequence[Any]) -> None:
         raise ValueError(f"a and b must have the same number of sentences, got {a_pairs} and {b_pairs}")
 
 
-def check_packed(x: Tensor, addresses: Sequence[Any]) -> None:
+def check_packed(x: Tensor, addresses: Sequence[Any], filled: Tensor | None) -> None:
     """Check a tensor that holds both sides, as ``check_arguments`` does."""
     if addresses[0] is None or addresses[4] is None:
         raise ValueError("start and step must be given for both sides, because one tensor holds them")
     check_arguments(x, x, addresses)
+    if filled is not None and (filled.shape != (1,) or filled.dtype != torch.int64 or filled.device != x.device):
+        raise ValueError(f"filled must be int64 [1] on {x.device}")
 
 
 def check_gradient(name: str, grad_m: Tensor, x: Tensor) -> None:

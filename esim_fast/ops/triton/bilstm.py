@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .runtime import Config, Launch, blocks_in
-from .tokens import dot
+from .tokens import clear, dot
 
 INPUT, FORGET, CELL, OUTPUT = (tl.constexpr(gate) for gate in range(4))  # torch.nn.LSTM's order
 
@@ -56,7 +56,7 @@ def _step(first_row, rows, steps, t, sentence):
     inside = (t >= 0) & (t < steps)
     first = tl.load(first_row + t, mask=inside, other=0)
     # 0 if t is out of range, so that no row exists: Triton 3.9's interpreter supports no scalar bool in a mask.
-    last = tl.where(t + 1 == steps, rows, tl.load(first_row + t + 1, mask=inside & (t + 1 < steps), other=0))
+    last = tl.load(first_row + t + 1, mask=inside, other=0)
     row = first + sentence
     return row, (row < last) & (row >= 0) & (row < rows)
 
@@ -96,7 +96,10 @@ def forward(
 ):  # fmt: skip
     """Write ``y [N, 2H]`` and ``c [N, 2H]``; ``gates [N, 8H]`` hold products with the input and are overwritten by the
     gates.
+
+    Behind the rows that sentences fill, y is zero, and c and the gates are left as they are.
     """
+    clear(y, first_row + steps, rows, 2 * H)
     backwards = tl.program_id(0) % 2
     sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
     gates += backwards * 4 * H
@@ -144,10 +147,12 @@ def backward(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Write ``grad_gates [N, 8H]``, gradients of the products with the input, and ``previous [N, 2H]``, the initial
-    states of the steps.
+    states of the steps; both are zero behind the rows that sentences fill.
 
     ``grad_c`` carries gradients from step to step, with a row for each sentence that a program can have.
     """
+    clear(grad_gates, first_row + steps, rows, 8 * H)
+    clear(previous, first_row + steps, rows, 2 * H)
     backwards = tl.program_id(0) % 2
     sentence = tl.program_id(0).to(tl.int64) // 2 * GROUP + tl.arange(0, GROUP)
     gates += backwards * 4 * H
@@ -269,7 +274,7 @@ def _plan(
         "BLOCK_H": config.block_d,
         "BLOCK_K": config.block_k,
     }
-    arguments = (*tensors, len(gates), len(first_row))
+    arguments = (*tensors, len(gates), len(first_row) - 1)
     return Launch(kernel, 2 * blocks_in(sentences, GROUP), arguments, constants, config.options())
 
 
@@ -289,8 +294,8 @@ def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: i
         raise ValueError(f"weights must have fewer than 2**31 elements, got {list(weights.shape)}")
     if gates.dim() != 2 or gates.shape[1] != 8 * H or gates.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"gates must be [N, {8 * H}], float32, float16 or bfloat16, got {list(gates.shape)}")
-    if first_row.dim() != 1 or first_row.dtype != torch.int64 or not 0 <= sentences <= len(gates):
-        raise ValueError(f"first_row must be int64 [T], and sentences must lie between 0 and {len(gates)}")
+    if first_row.dim() != 1 or first_row.dtype != torch.int64 or not len(first_row) or sentences < 0:
+        raise ValueError(f"first_row must be int64 [T + 1], and sentences not negative, got {sentences}")
     for name, tensor in (("gates", gates), ("weights", weights), ("first_row", first_row)):
         if tensor.device != gates.device or not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous and on {gates.device}")

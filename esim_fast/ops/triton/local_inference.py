@@ -136,23 +136,23 @@ def backward(grad_m_a: Tensor, grad_m_b: Tensor, a: Tensor, b: Tensor, *addresse
     return grad_a, grad_b
 
 
-def forward_packed(x: Tensor, *addresses: Any) -> Tensor:
+def forward_packed(x: Tensor, *addresses: Any, filled: Tensor | None = None) -> Tensor:
     """Implement ``esim_fast::local_inference_packed_triton``: return m."""
-    check_packed(x, addresses)
+    check_packed(x, addresses, filled)
     sides = sides_of(x, x, addresses)
-    (m,) = _new_like("forward", sides, sides[:1], addresses, times=4)
-    _start(x, plan_forward(*sides, m, m))
+    (m,) = _new_like("forward", sides, sides[:1], addresses, times=4, filled=filled)
+    _start(x, plan_forward(*sides, m, m, filled))
     return m
 
 
-def backward_packed(grad_m: Tensor, x: Tensor, *addresses: Any) -> Tensor:
+def backward_packed(grad_m: Tensor, x: Tensor, *addresses: Any, filled: Tensor | None = None) -> Tensor:
     """Implement ``esim_fast::local_inference_packed_triton_backward``: return the gradient of x."""
-    check_packed(x, addresses)
+    check_packed(x, addresses, filled)
     check_gradient("grad_m", grad_m, x)
     sides = sides_of(x, x, addresses)
-    (grad,) = _new_like("backward", sides, sides[:1], addresses, times=1)
+    (grad,) = _new_like("backward", sides, sides[:1], addresses, times=1, filled=filled)
     grad_m = grad_m.contiguous()
-    _start(x, plan_backward(*sides, grad_m, grad_m, grad, grad))
+    _start(x, plan_backward(*sides, grad_m, grad_m, grad, grad, filled))
     return grad
 
 
@@ -163,10 +163,15 @@ def _start(x: Tensor, launches: list[Launch]) -> None:
 
 
 def _new_like(
-    kernel: str, sides: tuple[Side, Side], wanted: Sequence[Side], addresses: Sequence[Any], times: int
+    kernel: str,
+    sides: tuple[Side, Side],
+    wanted: Sequence[Side],
+    addresses: Sequence[Any],
+    times: int,
+    filled: Tensor | None = None,
 ) -> list[Tensor]:
     """Allocate a tensor per wanted side, ``times`` as wide, zeroed unless the kernels write every element."""
-    every_row = addresses[-1]
+    every_row = addresses[-1] or filled is not None
     one = _one_tile_config(kernel, *sides)
 
     def new(side: Side) -> Tensor:
@@ -180,28 +185,41 @@ def _new_like(
     return [new(side) for side in wanted]
 
 
-def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor) -> list[Launch]:
+def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor, filled: Tensor | None = None) -> list[Launch]:
+    """Plan ``m_a`` and ``m_b``. With ``filled`` they are one tensor, whose rows behind that many are cleared."""
+    rows = len(m_a)
     if config := _one_tile_config("forward", a, b):
         if a.tile < b.tile:  # the sides are symmetric, so putting the larger first halves the kernels to compile
             a, b, m_a, m_b = b, a, m_b, m_a
-        return [_one_tile(one_tile.forward, config, a, b, m_a, m_b)]
+        return [_one_tile(one_tile.forward, config, a, b, m_a, m_b, filled, rows)]
     scores = _pairs_of_words(a, b, torch.float32)
     return [
         _many_tiles(many_tiles.scores, a, b, scores),
-        _many_tiles(many_tiles.forward, a, b, scores, m_a, SWAPPED=False),
-        _many_tiles(many_tiles.forward, b, a, scores, m_b, SWAPPED=True),
+        _many_tiles(many_tiles.forward, a, b, scores, m_a, filled, rows, SWAPPED=False),
+        _many_tiles(many_tiles.forward, b, a, scores, m_b, filled, rows, SWAPPED=True),
     ]
 
 
-def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: Tensor, grad_b: Tensor) -> list[Launch]:
+def plan_backward(
+    a: Side,
+    b: Side,
+    grad_m_a: Tensor,
+    grad_m_b: Tensor,
+    grad_a: Tensor,
+    grad_b: Tensor,
+    filled: Tensor | None = None,
+) -> list[Launch]:
+    """Plan ``grad_a`` and ``grad_b``, with ``filled`` as in ``plan_forward``."""
+    rows = len(grad_a)
     if config := _one_tile_config("backward", a, b):
         if a.tile < b.tile:
             a, b, grad_m_a, grad_m_b, grad_a, grad_b = b, a, grad_m_b, grad_m_a, grad_b, grad_a
-        return [_one_tile(one_tile.backward, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b)]
+        return [_one_tile(one_tile.backward, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b, filled, rows)]
     scores, grad_alpha, grad_beta = (_pairs_of_words(a, b, torch.float32) for _ in range(3))
     alpha, beta, grad_scores = (_pairs_of_words(a, b, a.tokens.x.dtype) for _ in range(3))
     # Gradients of the alignments.
     grad_a_aligned, grad_b_aligned = (side.tokens.x.new_empty(side.tokens.x.shape) for side in (a, b))
+    of_a, of_b = (grad_m_a, grad_b_aligned, alpha, beta), (grad_m_b, grad_a_aligned, beta, alpha)
     enhance, softmax, backward = many_tiles.backward_enhance, many_tiles.backward_softmax, many_tiles.backward
     return [
         _many_tiles(enhance, a, b, grad_m_a, grad_a_aligned),
@@ -210,8 +228,8 @@ def plan_backward(a: Side, b: Side, grad_m_a: Tensor, grad_m_b: Tensor, grad_a: 
         # a's part of the gradient of the scores overwrites grad_alpha, which is not needed afterwards.
         _many_tiles(softmax, a, b, scores, grad_alpha, alpha, None, grad_alpha, SWAPPED=False),
         _many_tiles(softmax, b, a, scores, grad_beta, beta, grad_alpha, grad_scores, SWAPPED=True),
-        _many_tiles(backward, a, b, grad_m_a, grad_b_aligned, alpha, beta, grad_scores, grad_a, SWAPPED=False),
-        _many_tiles(backward, b, a, grad_m_b, grad_a_aligned, beta, alpha, grad_scores, grad_b, SWAPPED=True),
+        _many_tiles(backward, a, b, *of_a, grad_scores, grad_a, filled, rows, SWAPPED=False),
+        _many_tiles(backward, b, a, *of_b, grad_scores, grad_b, filled, rows, SWAPPED=True),
     ]
 
 
@@ -236,13 +254,13 @@ def _arithmetic(side: Side) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *tensors: Tensor) -> Launch:
+def _one_tile(kernel: Any, config: Config, a: Side, b: Side, *others: Any) -> Launch:
     blocks = max(1, blocks_in(a.width, config.block_d))
     # Split the features of small batches over more programs, as evenly as possible.
     wanted = PROGRAMS_PER_MULTIPROCESSOR * runtime.multiprocessors(a.tokens.x.device) // max(1, a.pairs)
     splits = blocks_in(blocks, blocks_in(blocks, max(1, min(blocks, wanted))))
     constants = {"A_TILE": a.tile, "B_TILE": b.tile, "SPLITS": splits, "BLOCK_D": config.block_d}
-    return _launch(kernel, config, a.pairs * splits, a, b, tensors, constants)
+    return _launch(kernel, config, a.pairs * splits, a, b, others, constants)
 
 
 def _many_tiles(kernel: Any, x: Side, y: Side, *others: Any, **constants: Any) -> Launch:

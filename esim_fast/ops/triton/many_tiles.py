@@ -12,6 +12,7 @@ import triton.language as tl
 from .tokens import (
     NOTHING,
     aligned_gradient,
+    clear,
     counting,
     direct_gradient,
     dot,
@@ -23,7 +24,7 @@ from .tokens import (
     written,
 )
 
-_UNSPECIALIZED = ["x_length", "y_length", "x_batch_stride", "y_batch_stride", "x_longest", "y_longest"]
+_UNSPECIALIZED = ["x_length", "y_length", "x_batch_stride", "y_batch_stride", "x_longest", "y_longest", "rows"]
 _UNSPECIALIZED_PRODUCTS = ["a_length", "b_length", "a_batch_stride", "b_batch_stride", "a_longest", "b_longest"]
 
 
@@ -134,10 +135,12 @@ def products(
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def forward(
     x, y, x_length, y_length, x_batch_stride, y_batch_stride, x_longest, y_longest, all_scores, m,
+    filled, rows,
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     SWAPPED: tl.constexpr,
 ):  # fmt: skip
     """Compute equations 12 and 14 (or 13 and 15) for one tile of x and one block of features."""
+    clear(m, filled, rows, 4 * D)
     pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
     x_offset, m_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
@@ -218,11 +221,12 @@ def backward_softmax(
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward(
     x, y, x_length, y_length, x_batch_stride, y_batch_stride, x_longest, y_longest, grad_m, y_grad_aligned,
-    x_weights, y_weights, grad_scores, grad_x,
+    x_weights, y_weights, grad_scores, grad_x, filled, rows,
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     SWAPPED: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient of one tile of x and one block of features: from its own alignment and from y's."""
+    clear(grad_x, filled, rows, D)
     pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
     counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
     _, grad_x_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)

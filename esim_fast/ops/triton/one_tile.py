@@ -7,7 +7,7 @@ cheap. Only the inputs are saved for the backward pass.
 import triton
 import triton.language as tl
 
-from .tokens import NOTHING, aligned_gradient, counting, direct_gradient, dot, enhance, load, offsets, store, written
+from .tokens import NOTHING, aligned_gradient, clear, counting, direct_gradient, dot, enhance, load, offsets, store, written
 
 
 @triton.jit
@@ -22,16 +22,17 @@ def _softmaxes(scores, a_counts, b_counts):
     return alpha, beta
 
 
-_UNSPECIALIZED = ["a_length", "b_length", "a_batch_stride", "b_batch_stride"]
+_UNSPECIALIZED = ["a_length", "b_length", "a_batch_stride", "b_batch_stride", "rows"]
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def forward(
-    a, b, a_length, b_length, a_batch_stride, b_batch_stride, m_a, m_b,
+    a, b, a_length, b_length, a_batch_stride, b_batch_stride, m_a, m_b, filled, rows,
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, A_TILE: tl.constexpr, B_TILE: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Compute equations 11-15 for one pair and every SPLITS-th block of features."""
+    clear(m_a, filled, rows, 4 * D)
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
     a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
@@ -60,10 +61,12 @@ def forward(
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def backward(
     a, b, a_length, b_length, a_batch_stride, b_batch_stride, grad_m_a, grad_m_b, grad_a, grad_b,
+    filled, rows,
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, A_TILE: tl.constexpr, B_TILE: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of one pair's tokens, for every SPLITS-th block of features."""
+    clear(grad_a, filled, rows, D)
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
     a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)

@@ -91,6 +91,21 @@ def store(x, offset, rows, d, value, D: tl.constexpr):
 
 
 @triton.jit
+def clear(x, filled, rows, W: tl.constexpr):
+    """Write zeros to the rows of ``x [rows, W]`` behind the first ``filled`` (in memory); all programs share the work.
+
+    If ``filled`` is None, there are none.
+    """
+    if filled is not None:
+        BLOCK: tl.constexpr = 1024
+        first = tl.minimum(tl.maximum(tl.load(filled), 0), rows)
+        for row in range(first + tl.program_id(0), rows, tl.num_programs(0)):
+            for d0 in range(0, W, BLOCK):
+                d = d0 + tl.arange(0, BLOCK)
+                tl.store(x + row * W + d, tl.zeros([BLOCK], x.dtype.element_ty), mask=d < W)
+
+
+@triton.jit
 def enhance(m, offset, counts, rows, d, x, aligned, D: tl.constexpr):
     """Write ``[x; x̃; x - x̃; x ⊙ x̃]`` (equations 14 and 15) for the rows at ``offset [T]`` of ``[..., D]``."""
     x = x.to(tl.float32)
