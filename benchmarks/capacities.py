@@ -14,7 +14,7 @@ import numpy as np
 
 from esim_fast.cli.options import Parser
 from esim_fast.data import EncodedPairs, batches, prepare
-from esim_fast.training.capacities import EAGER_USES, Size, capacity_of, plan, step_sizes
+from esim_fast.training.capacities import EAGER_USES, Size, capacity_of, plan_capacities, step_sizes
 
 PAIRS = 549_367  # in SNLI's training set
 BATCHES = 32, 128, 512, 1024
@@ -30,7 +30,7 @@ def resampled(lengths: np.ndarray) -> EncodedPairs:
 def line(pairs: EncodedPairs, batch: int) -> str:
     """A row of the table."""
     of_epochs = [step_sizes(batches(pairs, batch, shuffle=True, epoch=epoch)) for epoch in range(1, EPOCHS + 1)]
-    capacities = plan(of_epochs[0])
+    capacities = plan_capacities(of_epochs[0])
     uses: Counter[Size | None] = Counter()
     rows = padded = replayed = 0
     for size in [size for sizes in of_epochs for size in sizes]:

@@ -60,6 +60,7 @@ _MODEL = {
 }
 OPTION_NAMES = {field: option for field, (option, *_) in {**_RECIPE, **_MODEL}.items()} | {
     "precision": "--precision",
+    "cuda_graphs": "--cuda-graphs",
     "freeze_embedding": "--freeze-embedding",
     "tokenizer": "--tokenizer",
     "task": "--task",

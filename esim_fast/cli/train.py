@@ -188,6 +188,7 @@ def _train_one(plan: _Plan, first: bool, should_stop: Callable[[], bool]) -> _Re
             },
             resume=options.resume,
             checkpoint_steps=options.checkpoint_steps,
+            cuda_graphs=options.cuda_graphs,
             on_begin=begin,
             on_epoch=on_epoch,
             on_step=log.step if log.names else None,

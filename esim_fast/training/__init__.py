@@ -13,6 +13,8 @@ adjust the probabilities and the decisions of a trained model.
 from ..config import PRECISIONS
 from ..recipe import PRESETS, Recipe
 from .calibration import Calibration, calibrate
+from .capacities import plan_capacities, step_sizes
+from .capture import CapturedStep
 from .checkpoint import Checkpoint
 from .initialization import initialize
 from .progress import EpochMetrics
@@ -24,6 +26,7 @@ __all__ = [
     "PRECISIONS",
     "PRESETS",
     "Calibration",
+    "CapturedStep",
     "Checkpoint",
     "EpochMetrics",
     "NotFiniteError",
@@ -36,5 +39,7 @@ __all__ = [
     "choose_threshold",
     "evaluate",
     "initialize",
+    "plan_capacities",
+    "step_sizes",
     "training_step",
 ]

@@ -56,7 +56,7 @@ def step_sizes(loader: Batches, parts: int = 1) -> list[Size]:
     return [Size.largest(sizes[first : first + parts]) for first in range(0, len(sizes), parts)]
 
 
-def plan(sizes: Sequence[Size]) -> list[Size]:
+def plan_capacities(sizes: Sequence[Size]) -> list[Size]:
     """Choose the capacities of captured steps, at most 24, the cheapest first.
 
     A step takes the first capacity that holds it (``capacity_of``), and a step without one runs uncaptured. The plan

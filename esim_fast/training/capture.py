@@ -1,15 +1,16 @@
-"""Training steps as CUDA graphs: the host copies a batch to the GPU and replays what it once launched.
+"""Training steps as CUDA graphs: the host copies a batch to the GPU and launches a whole step at once.
 
-A step of 32 pairs is hundreds of small kernels, and launching them takes the host longer than running them takes the
-GPU. A graph launches all of them at once. It repeats the same kernels on the same addresses, so batches are padded to a
-capacity (training/capacities.py), and all that differs between steps is read from one block of memory on the GPU.
+A step of 32 pairs is hundreds of small kernels, and launching them one by one takes longer than running them. A graph
+repeats the same kernels on the same addresses. So batches are padded to a capacity (training/capacities.py), and all
+that differs between steps is copied to the same memory.
 """
 
-import math
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -19,42 +20,58 @@ from ..data import Batch
 from ..model import ESIM, is_as_made
 from ..ops.backends import runs_on
 from ..ops.bilstm import is_plain_fp32
-from ..packed import PackedPairs, pack_pairs
 from ..recipe import Recipe
 from .capacities import EAGER_USES, Size, capacity_of
+from .distributed import ALONE, Worker
 from .losses import no_target
 from .steps import StepResult, training_step
 
-_SLOTS = 4  # steps that the host can be ahead of the GPU
+_SLOTS = 4  # steps that the host may be ahead of the GPU
 _ALIGNMENT = 16  # bytes, for vector loads
 
 
 class CUDAGraphs:
-    """What captured steps need of CUDA. Tests replace it to run without a GPU."""
+    """What captured steps need from CUDA. Tests replace this class, so that they run on a CPU."""
 
     device = "cuda"
     new_event: Callable[[], Any] = torch.cuda.Event
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()  # steps run one after another, so all graphs share memory
+        self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, because no two of them run at once
 
-    @staticmethod
-    def obstacle(net: ESIM) -> str | None:
-        """Why no graph of this network can be captured, or None."""
+    def obstacle(self, net: ESIM) -> str | None:
+        """Why steps of this network cannot be captured, or None."""
         backends = {getattr(module, "backend", None) for module in net.modules()}
         if backends & {"cudnn", "reference"} or not all(runs_on(name, net.device) for name in ("triton", "cuda")):
-            return "only the Triton and CUDA kernels read no sizes back from the GPU"
+            return "it does not run on the Triton and CUDA kernels, and others read sizes back from the GPU"
         if not all(is_plain_fp32(module) for module in net.modules() if isinstance(module, nn.RNNBase)):
-            return "the kernels need parameters in fp32"
+            return "its LSTMs are not in fp32"
         return None
 
     def capture(self, step: Callable[[], object]) -> Callable[[], object]:
-        """Return a function that repeats a step, which is not executed now."""
+        """Return a function that repeats what ``step`` launches; capturing does not execute it."""
         graph = torch.cuda.CUDAGraph()
-        # Another thread may pin memory meanwhile.
+        # In other modes, a thread that pins memory meanwhile would fail.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             step()
         return graph.replay
+
+
+def wants_graphs(cuda_graphs: str, device: torch.device, worker: Worker = ALONE) -> bool:
+    """Whether to capture training steps, for an option that is ``"on"``, ``"off"`` or ``"auto"``.
+
+    Raises:
+        ValueError: they cannot be captured here, or there is no such value.
+    """
+    if cuda_graphs not in ("on", "off", "auto"):
+        raise ValueError(f"cuda_graphs: expected on, off or auto, got {cuda_graphs!r}")
+    if cuda_graphs != "on":  # auto may be on once a run on a GPU has shown that replayed steps equal eager ones
+        return False
+    if device.type != CUDAGraphs.device:
+        raise ValueError(f"cuda_graphs: steps are captured on an NVIDIA GPU only, and this device is {device}")
+    if worker.count > 1:
+        raise ValueError(f"cuda_graphs: steps are captured in a single process only, and there are {worker.count}")
+    return True
 
 
 @dataclass
@@ -67,25 +84,25 @@ class Statistics:
 
 
 class CapturedStep:
-    """``training_step`` that replays CUDA graphs:
+    """A ``training_step`` that captures CUDA graphs and replays them. It has not run on a GPU yet.
 
-        sizes = step_sizes(batches(train, 32, shuffle=True, epoch=1))
-        step = CapturedStep(net, optimizer, scaler, recipe, plan(sizes))
-        for batch in batches(train, 32, shuffle=True, epoch=1):
+        loader = batches(train, 32, shuffle=True, epoch=1)
+        step = CapturedStep(net, optimizer, scaler, recipe, plan_capacities(step_sizes(loader)))
+        for batch in loader:
             result = step([batch])
 
-    A batch is padded to its capacity. The first two steps of a capacity run eagerly, then a graph is captured. Eager
-    and replayed steps compute the same bits, so a resumed run repeats an uninterrupted one. A batch larger than every
-    capacity runs eagerly as it is. So does every step of a network with hooks, replaced forward passes or a compiled
-    call, and of an optimizer that is not fused; a warning says why. Graphs are captured anew when parameters were
-    moved, frozen or unfrozen, the optimizer's state was loaded, or dropout was switched on or off.
+    Each batch is padded to its capacity. A capacity's first two steps run eagerly, on the padded batch, then a graph is
+    captured. Batches larger than every capacity run eagerly and unpadded. So does every step while the network has
+    hooks, replaced forward passes or a compiled call, or runs on other kernels than Triton's and CUDA's, or the
+    optimizer is not fused; a warning says why. Graphs are dropped when parameters have been moved, frozen or unfrozen,
+    the optimizer's state has been loaded, or the network's mode has changed.
 
     Args:
         net: the network, on an NVIDIA GPU.
-        optimizer: made with ``fused=True``. Its learning rates may change between steps.
+        optimizer: made with ``fused=True``. Learning rates may change between steps; other options may not.
         scaler: as for ``training_step``.
-        recipe: as for ``training_step``; a step has up to ``recipe.accumulate`` parts.
-        capacities: from ``esim_fast.training.plan``.
+        recipe: as for ``training_step``.
+        capacities: from ``esim_fast.training.plan_capacities``.
         class_weights: as for ``training_step``.
 
     Attributes:
@@ -105,35 +122,168 @@ class CapturedStep:
         class_weights: Tensor | None = None,
     ) -> None:
         if net.device.type != CUDAGraphs.device:
-            raise ValueError(f"expected a network on an NVIDIA GPU, got {net.device}")
+            raise ValueError(f"expected a network on an NVIDIA GPU, got one on {net.device}")
         self.statistics = Statistics()
         self._net, self._optimizer, self._scaler, self._recipe = net, optimizer, scaler, recipe
         self._capacities, self._class_weights = capacities, class_weights
         self._graphs = CUDAGraphs()
         self._inbox: _Inbox | None = None
-        self._measured = torch.zeros(3, device=net.device)
-        self._uses: Counter[Size] = Counter()
-        self._replays: dict[Size, Callable[[], object]] = {}
-        self._captured_with: object = None
-        self._warned = False
+        self._measured = torch.zeros(len(StepResult._fields), device=net.device)
+        self._steps: dict[tuple[Size, int], _PaddedStep] = {}  # by capacity and number of parts
+        self._captured_state: object = None
+        self._has_warned = False
 
     def __call__(self, parts: Sequence[Batch]) -> StepResult:
-        """Run a step on a batch, whole or in parts, in memory of the CPU (it need not be pinned).
+        """Run a step.
+
+        Args:
+            parts: a batch in the CPU's memory, whole or in parts; it need not be pinned.
 
         Returns:
             As ``training_step``.
         """
-        size = Size.largest(_size(part) for part in parts)
-        capacity = capacity_of(size, self._capacities) if len(parts) <= self._recipe.accumulate else None
-        if capacity is None or self._is_prevented():
+        capacity = capacity_of(Size.largest(map(_size, parts)), self._capacities)
+        if capacity is None or len(parts) > self._recipe.accumulate or self._is_prevented():
             self.statistics.eager += 1
-            moved = [part.to(self._net.device) for part in parts if len(part)]
-            return self._eager(moved)
-        self._forget_if_changed()
-        inputs = self._inputs(parts, capacity)
+            return self._train([part.to(self._net.device) for part in parts if len(part)])
+        self._drop_stale_graphs()
+        padded = [self._padded(part, capacity) for part in parts]
         if self._inbox is None:
-            most = max(_layout(self._inputs(parts[:0], each))[1] for each in self._capacities)
-            self._inbox = _Inbox(most, self._net.device)
-        self._inbox.receive(inputs)
-        self._uses[capacity] += 1
-        ...
+            largest = self._padded(parts[0], Size.largest(self._capacities))
+            needed = _offsets(self._tensors([largest] * self._recipe.accumulate))[-1]
+            self._inbox = _Inbox(needed, self._net.device, self._graphs.new_event)
+        received = self._inbox.receive(self._tensors(padded))
+        step = self._steps.get((capacity, len(parts)))
+        if step is None:
+            step = self._steps[capacity, len(parts)] = _PaddedStep(partial(self._compute, padded, received))
+        step.uses += 1
+        if step.uses <= EAGER_USES:
+            self.statistics.eager += 1
+            step.compute()
+        else:
+            if step.replay is None:
+                self.statistics.captured += 1
+                with _options(self._optimizer, "capturable", [True] * len(self._optimizer.param_groups)):
+                    step.replay = self._graphs.capture(step.compute)
+            self.statistics.replayed += 1
+            step.replay()
+        loss_sum, correct, norm = self._measured.clone()
+        return StepResult(loss_sum, correct.long(), norm)
+
+    def _compute(self, padded: Sequence[Batch], received: Sequence[Tensor]) -> None:
+        """Run a step on received tensors, in memory that does not move. The padded batches tell sizes only."""
+        rates, whole, *others = received
+        parts = [
+            replace(part, pairs=replace(part.pairs, tokens=tokens, addresses=addresses), labels=labels, whole=whole)
+            for part, tokens, addresses, labels in zip(padded, *[iter(others)] * 3, strict=True)
+        ]
+        with _options(self._optimizer, "lr", list(rates)):
+            result = self._train(parts)
+        self._measured.copy_(torch.stack([value.float() for value in result]))
+
+    def _train(self, parts: Sequence[Batch]) -> StepResult:
+        weights = self._class_weights
+        return training_step(self._net, parts, self._optimizer, self._scaler, self._recipe, class_weights=weights)
+
+    def _padded(self, part: Batch, capacity: Size) -> Batch:
+        """Pad a batch with rows and pairs that change neither the loss nor the gradient."""
+        pairs = replace(part.pairs, longest=(capacity.premise, capacity.hypothesis))
+        pairs = pairs.with_capacity(capacity.rows, capacity.pairs, padding_idx=self._net.config.padding_idx)
+        labels = cast(Tensor, part.labels)
+        labels = torch.cat([labels, no_target(labels).expand(capacity.pairs - len(part))])
+        return replace(part, pairs=pairs, labels=labels)
+
+    def _tensors(self, padded: Sequence[Batch]) -> list[Tensor]:
+        """All that differs between steps of a capacity; ``_compute`` takes it in the same order."""
+        rates = torch.tensor([group["lr"] for group in self._optimizer.param_groups], dtype=torch.float32)
+        whole = torch.tensor(padded[0].whole, dtype=torch.float32)
+        batches = [(part.pairs.tokens, part.pairs.addresses, cast(Tensor, part.labels)) for part in padded]
+        return [rates, whole, *(tensor for batch in batches for tensor in batch)]
+
+    def _is_prevented(self) -> bool:
+        """Whether steps cannot be captured now; warns the first time."""
+        reason = self._obstacle()
+        if reason is not None and not self._has_warned:
+            warnings.warn(f"training steps run eagerly, not as CUDA graphs: {reason}", stacklevel=3)
+            self._has_warned = True
+        return reason is not None
+
+    def _obstacle(self) -> str | None:
+        net = self._net
+        if not isinstance(net, ESIM) or net._compiled_call_impl is not None:
+            return f"the network is not an ESIM but a {type(net).__name__}, or it is compiled"
+        hooked = any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in net.parameters())
+        if hooked or not is_as_made(net):
+            return "the network has hooks or replaced forward passes"
+        if not all(group.get("fused") for group in self._optimizer.param_groups):
+            return "the optimizer was not made with fused=True"
+        return self._graphs.obstacle(net)
+
+    def _drop_stale_graphs(self) -> None:
+        """Forget graphs that were captured with other addresses or another mode."""
+        weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._net.parameters()]
+        state = weights, self._net.training, id(self._optimizer.state)
+        if state != self._captured_state:
+            self._steps.clear()
+            self._captured_state = state
+
+
+@dataclass
+class _PaddedStep:
+    """The steps of one capacity: ``compute`` runs one on the tensors that were received last."""
+
+    compute: Callable[[], object]
+    uses: int = 0
+    replay: Callable[[], object] | None = None
+
+
+class _Inbox:
+    """Memory on the GPU that receives the tensors of each step, and pinned memory from which they are copied."""
+
+    def __init__(self, size: int, device: torch.device, new_event: Callable[[], Any]) -> None:
+        self._memory = torch.zeros(size, dtype=torch.uint8, device=device)
+        slots = [torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(_SLOTS)]
+        self._slots = [(slot, new_event()) for slot in slots]
+
+    def receive(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Begin to copy tensors to the GPU in one copy.
+
+        Returns:
+            Views of the memory, which are the same for the same shapes.
+        """
+        slot, copied = self._slots.pop(0)
+        self._slots.append((slot, copied))
+        copied.synchronize()  # an earlier copy may still read the slot
+        offsets = _offsets(tensors)
+        for offset, tensor in zip(offsets, tensors, strict=False):
+            _view(slot, offset, tensor).copy_(tensor)
+        self._memory[: offsets[-1]].copy_(slot[: offsets[-1]], non_blocking=True)
+        copied.record()
+        return [_view(self._memory, offset, tensor) for offset, tensor in zip(offsets, tensors, strict=False)]
+
+
+def _size(part: Batch) -> Size:
+    return Size(len(part), len(part.pairs.tokens), *part.pairs.longest)
+
+
+def _offsets(tensors: Sequence[Tensor]) -> list[int]:
+    """The offset of each tensor in bytes, one after another, and then their size in all."""
+    return list(accumulate((-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors), initial=0))
+
+
+def _view(memory: Tensor, offset: int, like: Tensor) -> Tensor:
+    return memory[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
+
+
+@contextmanager
+def _options(optimizer: torch.optim.Optimizer, name: str, values: Sequence[Any]) -> Iterator[None]:
+    """Change an option of each group of parameters for a while."""
+    groups = optimizer.param_groups
+    before = [group[name] for group in groups]
+    for group, value in zip(groups, values, strict=True):
+        group[name] = value
+    try:
+        yield
+    finally:
+        for group, value in zip(groups, before, strict=True):
+            group[name] = value

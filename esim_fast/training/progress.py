@@ -27,6 +27,9 @@ class EpochMetrics:
         dev_auc: if ``best_by`` asks for it.
         dev_pearson: in regression.
         dev_spearman: in regression.
+        replayed_steps: steps that replayed a CUDA graph. The last three are None without CUDA graphs.
+        eager_steps: steps that did not.
+        captured_graphs: graphs captured during the epoch.
     """
 
     epoch: int
@@ -41,6 +44,9 @@ class EpochMetrics:
     dev_auc: float | None = None
     dev_pearson: float | None = None
     dev_spearman: float | None = None
+    replayed_steps: int | None = None
+    eager_steps: int | None = None
+    captured_graphs: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The metrics that are not None, by name."""
@@ -77,6 +83,10 @@ class Progress:
     correct: int = 0
     seen: int = 0
     seconds: float = 0.0
+    # In this epoch, with CUDA graphs.
+    replayed: int = 0
+    eager: int = 0
+    captured: int = 0
     history: list[EpochMetrics] = field(default_factory=list)
 
     @classmethod
@@ -89,6 +99,8 @@ class Progress:
                 value = getattr(part, each.name)
                 most = 2**63 if each.type is int else math.inf
                 if each.type in (int, float) and not (type(value) is each.type and 0 <= value < most):
+                    raise ValueError(f"{each.name} = {value!r}")
+                if each.type == int | None and not (value is None or (type(value) is int and 0 <= value < 2**63)):
                     raise ValueError(f"{each.name} = {value!r}")
                 if each.type == float | None and not (value is None or (type(value) is float and -1 <= value <= 1)):
                     raise ValueError(f"{each.name} = {value!r}")

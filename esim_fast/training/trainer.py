@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..classifier import Classifier
-from ..data import Batch, EncodedPairs, batches
+from ..data import Batch, Batches, EncodedPairs, batches
 from ..errors import DataError
 from ..memory import short_of_memory
 from ..recipe import Recipe
 from .averaging import MovingAverage
 from .bar import progress_bar
+from .capacities import plan_capacities, step_sizes
+from .capture import CapturedStep, Statistics, wants_graphs
 from .checkpoint import Checkpoint, random_states, set_random_states
 from .curves import draw_curves
 from .directory import RunDirectory
@@ -79,6 +81,8 @@ class Trainer:
         settings: other values that must match the checkpoint's, such as a digest of the data.
         resume: continue from the directory's checkpoint, if there is one.
         checkpoint_steps: steps between the checkpoints within an epoch. Another is written at its end.
+        cuda_graphs: ``"on"`` captures training steps as CUDA graphs (``CapturedStep``), ``"off"`` runs them eagerly.
+            ``"auto"`` is ``"off"``, because captured steps have not run on a GPU yet.
         on_begin: called by ``run`` once the directory has been written to, before the first step.
         on_epoch: called with the metrics of each epoch, before its checkpoint is written.
         on_step: called with the metrics of each step; on a GPU, some steps later.
@@ -87,7 +91,8 @@ class Trainer:
 
     Raises:
         ValueError: there are no pairs, their labels do not suit the network, the recipe does not suit them, the figure
-            that chooses the best epoch is not defined on dev, or ``checkpoint_steps`` is not positive.
+            that chooses the best epoch is not defined on dev, ``checkpoint_steps`` is not positive, or steps cannot be
+            captured on the model's device or in several processes.
         DataError: the checkpoint is damaged or belongs to another run.
         FileExistsError: the directory holds a model, and ``resume`` is not set.
         OSError: the directory or its checkpoint cannot be read.
@@ -104,6 +109,7 @@ class Trainer:
         settings: dict[str, Any] | None = None,
         resume: bool = False,
         checkpoint_steps: int = 1000,
+        cuda_graphs: str = "auto",
         on_begin: Callable[[], object] | None = None,
         on_epoch: Callable[[EpochMetrics], object] | None = None,
         on_step: Callable[[StepMetrics], object] | None = None,
@@ -155,6 +161,13 @@ class Trainer:
                 f"{self.directory.path}: processes see different checkpoints; the directory must be on a shared disk"
             )
         self.parallel: nn.Module = self.net
+        self.captured: CapturedStep | None = None
+        if wants_graphs(cuda_graphs, self.device, self.worker):
+            # Always those of the first epoch, so that a resumed run has the same.
+            capacities = plan_capacities(step_sizes(self._batches(epoch=1), recipe.accumulate))
+            self.captured = CapturedStep(
+                self.net, self.optimizer, self.scaler, recipe, capacities, class_weights=self.class_weights
+            )
 
     @property
     def is_over(self) -> bool:
@@ -207,21 +220,11 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """Train on the remaining batches of the current epoch."""
-        recipe, progress, on_gpu = self.recipe, self.progress, self.device.type == "cuda"
+        recipe, progress = self.recipe, self.progress
         self.net.train()
-        loader = batches(
-            self.train,
-            None if recipe.max_tokens else recipe.batch_size,
-            max_tokens=recipe.max_tokens,
-            shuffle=True,
-            seed=recipe.seed,
-            epoch=progress.epoch,
-            start=progress.batch,
-            shard=self.worker,
-            parts=recipe.accumulate,
-            prefetch=_PREFETCH if on_gpu else 0,
-            pin_memory=on_gpu,
-        )
+        if self.captured is not None:
+            self.captured.statistics = Statistics(progress.replayed, progress.eager, progress.captured)
+        loader = self._batches(progress.epoch, start=progress.batch)
         left = len(loader) // recipe.accumulate
         self.steps_of_epoch = progress.batch + left
         unseen: list[tuple[StepResult, list[Tensor]]] = []  # results not read yet, and the indices of their pairs
@@ -249,6 +252,23 @@ class Trainer:
                     raise KeyboardInterrupt
         progress.seconds += time.perf_counter() - begin
 
+    def _batches(self, epoch: int, start: int = 0) -> Batches:
+        """This process's parts of an epoch's batches."""
+        recipe, on_gpu = self.recipe, self.device.type == "cuda"
+        return batches(
+            self.train,
+            None if recipe.max_tokens else recipe.batch_size,
+            max_tokens=recipe.max_tokens,
+            shuffle=True,
+            seed=recipe.seed,
+            epoch=epoch,
+            start=start,
+            shard=self.worker,
+            parts=recipe.accumulate,
+            prefetch=_PREFETCH if on_gpu else 0,
+            pin_memory=on_gpu and self.captured is None,  # captured steps have pinned memory of their own
+        )
+
     def _step(self, parts: Sequence[Batch]) -> StepResult:
         """One training step on this process's share of a batch."""
         progress = self.progress
@@ -260,10 +280,18 @@ class Trainer:
         else:
             parts = [part for part in parts if len(part)]
         with _naming_what_is_too_large(lambda: self._name(parts)):
-            moved = [part.to(self.device) for part in parts]
-            result = training_step(
-                self.parallel, moved, self.optimizer, self.scaler, self.recipe, self.worker.count, self.class_weights
-            )
+            if self.captured is not None:
+                result = self.captured(parts)
+            else:
+                result = training_step(
+                    self.parallel,
+                    [part.to(self.device) for part in parts],
+                    self.optimizer,
+                    self.scaler,
+                    self.recipe,
+                    self.worker.count,
+                    self.class_weights,
+                )
         if self.average is not None:
             self.average.update(self.net, progress.steps + 1, self.steps_of_epoch)
         return result
@@ -279,6 +307,8 @@ class Trainer:
         """Read the results of steps, check that they are finite and add them up."""
         progress = self.progress
         measured = torch.stack([torch.stack([value.float() for value in result]) for result, _ in unseen]).tolist()
+        if self.captured is not None:
+            progress.replayed, progress.eager, progress.captured = astuple(self.captured.statistics)
         first = progress.batch - len(unseen) + 1
         for batch, ((loss, correct, norm), (_, indices)) in enumerate(zip(measured, unseen, strict=True), start=first):
             for name, value in (("loss", loss), ("gradient's norm", norm)):
@@ -303,6 +333,10 @@ class Trainer:
         loss_sum, correct = self._settle()
         on_dev = self._assess()
         progress.seconds += time.perf_counter() - begin
+        graphs: dict[str, int] = {}
+        if self.captured is not None:
+            graphs = {"replayed_steps": progress.replayed, "eager_steps": progress.eager}
+            graphs["captured_graphs"] = progress.captured
         metrics = EpochMetrics(
             epoch=progress.epoch,
             train_loss=loss_sum / len(self.train),
@@ -310,10 +344,12 @@ class Trainer:
             learning_rate=self.recipe.rate(progress.steps - 1, ranks),
             seconds=round(progress.seconds, 3),
             **{f"dev_{name}": value for name, value in on_dev.items()},
+            **graphs,
         )
         progress.history.append(metrics)
         progress.epoch += 1
         progress.batch = progress.correct = progress.seen = 0
+        progress.replayed = progress.eager = progress.captured = 0
         progress.loss_sum = progress.seconds = 0.0
         if self.worker.leads:
             self.directory.keep(self.model, progress.history, best=metrics is self.best)

@@ -1,14 +1,12 @@
 """The CUDA kernels of masked_pool, compiled for the CPU: results, reads and writes."""
 
 import math
-import sys
 
 import pytest
 import torch
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool, reference
-from tests.ops.cuda_on_cpu import LIBRARY, CudaOnCpu, build, compiler
 from tests.ops.large_tensors import FAR, reserve, spread
 from tests.ops.layouts import LAYOUTS, Layout
 
@@ -17,15 +15,6 @@ NAMES = {torch.float32: "float", torch.float64: "double", torch.float16: "Half",
 # at a time, 8 warps together take 64, and a warp of the backward pass takes 64.
 WIDTHS = [1, 7, 8, 600, 601]
 LENGTHS = [70, 0, 1, 133, 17]
-
-
-@pytest.fixture(scope="session")
-def cuda(once):
-    if sys.platform != "linux":
-        pytest.skip("CUDA code is built for Linux alone")
-    if (command := compiler()) is None:
-        pytest.skip("no C++ compiler here to build CUDA code for the CPU")
-    return CudaOnCpu(once("cuda-on-cpu", lambda folder: build(folder, command)) / LIBRARY)
 
 
 @pytest.fixture(autouse=True)

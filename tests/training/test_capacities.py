@@ -8,7 +8,7 @@ import pytest
 from benchmarks import capacities as benchmark
 from benchmarks.corpus import draw_lengths, draw_pairs
 from esim_fast.data import EncodedPairs, batches
-from esim_fast.training.capacities import Size, capacity_of, plan, row_capacities, step_sizes
+from esim_fast.training.capacities import Size, capacity_of, plan_capacities, row_capacities, step_sizes
 
 
 def added(rows, capacities):
@@ -48,7 +48,7 @@ class TestRowCapacities:
 class TestPlan:
     def test_it_holds_every_step_without_long_sentences(self):
         sizes = snli_sizes()
-        capacities = plan(sizes)
+        capacities = plan_capacities(sizes)
         assert len(capacities) <= 24
         assert len({capacity.rows for capacity in capacities}) <= 12
         held = [(size, capacity_of(size, capacities)) for size in sizes]
@@ -62,32 +62,32 @@ class TestPlan:
     def test_it_depends_on_the_sizes_alone(self):
         sizes = snli_sizes()
         mixed = [sizes[index] for index in np.random.default_rng(0).permutation(len(sizes))]
-        assert plan(sizes) == plan(sizes) == plan(mixed) != plan(snli_sizes(epoch=2))
+        assert plan_capacities(sizes) == plan_capacities(sizes) == plan_capacities(mixed) != plan_capacities(snli_sizes(epoch=2))
 
     def test_longest_sentences_are_those_of_kernels(self):
-        assert plan([Size(3, 30, 5, 0)]) == [Size(3, 32, 16, 16)]
-        assert plan([Size(3, 90, 17, 16)]) == [Size(3, 96, 32, 16)]
-        assert plan([Size(3, 200, 33, 64)]) == [Size(3, 208, 64, 64)]
+        assert plan_capacities([Size(3, 30, 5, 0)]) == [Size(3, 32, 16, 16)]
+        assert plan_capacities([Size(3, 90, 17, 16)]) == [Size(3, 96, 32, 16)]
+        assert plan_capacities([Size(3, 200, 33, 64)]) == [Size(3, 208, 64, 64)]
 
     def test_small_batches_get_pairs_without_words(self):
-        assert plan([Size(8, 100, 9, 9), Size(3, 40, 9, 9)]) == [Size(8, 48, 16, 16), Size(8, 112, 16, 16)]
+        assert plan_capacities([Size(8, 100, 9, 9), Size(3, 40, 9, 9)]) == [Size(8, 48, 16, 16), Size(8, 112, 16, 16)]
 
     def test_rare_sizes_share_a_capacity(self):
         """80 sizes are possible; those that many steps use keep their own."""
         sides = [(16, 16), (32, 16), (16, 32), (32, 32), (64, 16), (16, 64), (64, 32), (64, 64)]
         possible = [Size(32, 160 * (1 + index), *longest) for index in range(10) for longest in sides]
         frequent = possible[::8]
-        capacities = plan([*possible, *frequent * 50])
+        capacities = plan_capacities([*possible, *frequent * 50])
         assert len(capacities) == 24
         assert {*frequent} <= {*capacities}
         assert Size(32, 1600, 64, 64) in capacities
         assert capacity_of(Size(20, 100, 10, 10), capacities) == frequent[0]
 
     def test_nothing_to_plan(self):
-        assert plan([]) == [] == plan([Size(4, 0, 0, 0)]) == plan([Size(4, 100, 65, 3)])
+        assert plan_capacities([]) == [] == plan_capacities([Size(4, 0, 0, 0)]) == plan_capacities([Size(4, 100, 65, 3)])
 
     def test_new_lengths(self):
-        capacities = plan(snli_sizes())
+        capacities = plan_capacities(snli_sizes())
         assert capacity_of(Size(33, 700, 20, 10), capacities) is None
         assert capacity_of(Size(32, 10**6, 20, 10), capacities) is None
         assert capacity_of(Size(32, 700, 20, 65), capacities) is None
