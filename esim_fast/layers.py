@@ -142,8 +142,15 @@ def bilstm(
     else:
         lstm = getattr(owner, name)
     padding = pairs.padding if isinstance(pairs, PaddedPairs) else None
-    sizes = {"first_row": pairs.first_row, "sentences": 2 * pairs.pairs}
-    return ops.bilstm(lstm, x, pairs.batch_sizes, **sizes, padding=padding, backend=backend)
+    return ops.bilstm(
+        lstm,
+        x,
+        pairs.batch_sizes,
+        first_row=pairs.first_row,
+        sentences=2 * pairs.pairs,
+        padding=padding,
+        backend=backend,
+    )
 
 
 @constant_when_compiled

@@ -245,8 +245,8 @@ class PackedPairs:
                 f"expected room for {len(self.tokens)} rows and {self.pairs} pairs, got rows={rows} and pairs={pairs}"
             )
         longest = tuple(1 << max(4, (length - 1).bit_length()) for length in self.longest)
-        empty, first_row = pairs - self.pairs, self.first_row
-        # Empty sentences come last in the sorted order.
+        first_row = self.first_row
+        # The further sentences come last in the sorted order.
         ranks = torch.arange(2 * self.pairs, 2 * pairs, device=self.addresses.device).tensor_split(2)
         zeros = torch.zeros_like(ranks[0])
         sides = [part.tensor_split(2) for part in (self.rank, self.lengths)]

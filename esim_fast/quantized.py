@@ -79,7 +79,7 @@ def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
     """Compute ``net.encode(pairs)`` in int8 and without dropout: float32 ``[N, 2H]``."""
     with torch.autocast("cpu", enabled=False):
         x = net.embedding(pairs.tokens)  # [N, embedding_dim]
-        return int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)
+        return int8.bilstm(net.encoder.lstm, x, cast(Tensor, pairs.batch_sizes))
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def quantized_comparison(net: ESIM, x: Tensor, pairs: PackedPairs) -> Tensor:
         m = net.inference(x, rows)  # [N, 8H]
         composition = net.infercomposition.composition
         y = composition.activation(int8.linear(composition.F, m))  # [N, H]
-        y = int8.bilstm(composition.lstm, y, pairs.batch_sizes)  # [N, 2H]
+        y = int8.bilstm(composition.lstm, y, cast(Tensor, pairs.batch_sizes))  # [N, 2H]
         v = net.infercomposition.pool(y, rows)  # [B, 8H]
         hidden, (activation, _), output = (cast(Any, layer) for layer in list(net.linear.mlp)[1:])
         return output(activation(int8.linear(hidden, v)))

@@ -30,8 +30,8 @@ def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor | None) -> tuple[str
     autocast = autocast_dtype(x.device) is not None
     if not ((x.dtype == torch.float32 or autocast) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
-    known = batch_sizes is not None and not torch.compiler.is_compiling()
-    if known and x.is_cuda and not autocast and int(batch_sizes[0]) > _MANY_SENTENCES:
+    eager = x.is_cuda and not torch.compiler.is_compiling()
+    if eager and not autocast and batch_sizes is not None and int(batch_sizes[0]) > _MANY_SENTENCES:
         # With this many sentences on an H100, cuDNN's launches are hidden and its fp32 products are faster.
         return "cudnn", "triton", "reference"
     return BACKENDS["bilstm"]
@@ -56,10 +56,9 @@ def bilstm(
     Args:
         lstm: a bidirectional LSTM. The kernels support one layer with biases, without projections and hooks.
         x: ``[N, input_size]``, the rows of packed sentences, sorted by length and time-major.
-        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step. If it is None, only ``first_row``
-            tells. The last steps may then be empty, and the sentences may fill fewer than N rows: the rows behind them,
-            whose values must be finite, have no effect and get zeros. Kernels on a GPU launch the same programs
-            whatever the sizes, and nothing is read back (other backends read ``first_row`` back).
+        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step. If it is None, ``first_row``
+            tells, and Triton's kernels read nothing back (other backends do). The last steps may then be empty, and the
+            sentences may fill fewer than N rows: those behind have no effect if they are finite, and get zeros.
         first_row: int64 ``[T + 1]`` on the device of ``x``, the first row of each time step, then the number of rows
             that the sentences fill (which may be left out after ``batch_sizes``). Required if ``batch_sizes`` is None.
         sentences: the number of sentences, or an upper bound; by default ``batch_sizes[0]``. Required if
@@ -101,8 +100,9 @@ def bilstm(
         return _of_first_rows(lstm, x, cast(Tensor, first_row), backend)
     if padding is not None:
         x = x.masked_fill(padding[:, None], 0)
+    sizes = cast(Tensor, batch_sizes)  # None for Triton alone, which then needs none
     if backend in ("cudnn", "reference"):
-        return _torch_lstm(lstm, x, batch_sizes) if padding is None else _of_padded(lstm, x, batch_sizes, padding)
+        return _torch_lstm(lstm, x, sizes) if padding is None else _of_padded(lstm, x, sizes, padding)
     weights = [weight for direction in lstm.all_weights for weight in direction]
     if backend == "triton" and batch_sizes is not None:
         if first_row is None:
@@ -116,7 +116,7 @@ def bilstm(
         if backend == "triton":
             y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision())[0]
         elif padding is None and can_order(x, *weights, dtype=x.dtype):
-            y = _states(x, batch_sizes, weights)
+            y = _states(x, sizes, weights)
         else:
             y = apply(_BiLSTM, x, batch_sizes, padding, *weights)[0]
         return y.to(dtype)

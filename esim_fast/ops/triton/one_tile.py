@@ -7,7 +7,19 @@ cheap. Only the inputs are saved for the backward pass.
 import triton
 import triton.language as tl
 
-from .tokens import NOTHING, aligned_gradient, clear, counting, direct_gradient, dot, enhance, load, offsets, store, written
+from .tokens import (
+    NOTHING,
+    aligned_gradient,
+    clear,
+    counting,
+    direct_gradient,
+    dot,
+    enhance,
+    load,
+    offsets,
+    store,
+    written,
+)
 
 
 @triton.jit
