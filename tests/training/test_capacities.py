@@ -62,7 +62,12 @@ class TestPlan:
     def test_it_depends_on_the_sizes_alone(self):
         sizes = snli_sizes()
         mixed = [sizes[index] for index in np.random.default_rng(0).permutation(len(sizes))]
-        assert plan_capacities(sizes) == plan_capacities(sizes) == plan_capacities(mixed) != plan_capacities(snli_sizes(epoch=2))
+        assert (
+            plan_capacities(sizes)
+            == plan_capacities(sizes)
+            == plan_capacities(mixed)
+            != plan_capacities(snli_sizes(epoch=2))
+        )
 
     def test_longest_sentences_are_those_of_kernels(self):
         assert plan_capacities([Size(3, 30, 5, 0)]) == [Size(3, 32, 16, 16)]
@@ -84,7 +89,9 @@ class TestPlan:
         assert capacity_of(Size(20, 100, 10, 10), capacities) == frequent[0]
 
     def test_nothing_to_plan(self):
-        assert plan_capacities([]) == [] == plan_capacities([Size(4, 0, 0, 0)]) == plan_capacities([Size(4, 100, 65, 3)])
+        assert (
+            plan_capacities([]) == [] == plan_capacities([Size(4, 0, 0, 0)]) == plan_capacities([Size(4, 100, 65, 3)])
+        )
 
     def test_new_lengths(self):
         capacities = plan_capacities(snli_sizes())
