@@ -34,7 +34,6 @@ class CUDAGraphs:
     """What captured steps need from CUDA. Tests replace this class, so that they run on a CPU."""
 
     device = "cuda"
-    new_event: Callable[[], Any] = torch.cuda.Event
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, because no two of them run at once
@@ -47,6 +46,10 @@ class CUDAGraphs:
         if not all(is_plain_fp32(module) for module in net.modules() if isinstance(module, nn.RNNBase)):
             return "its LSTMs are not in fp32"
         return None
+
+    def new_slot(self, size: int) -> tuple[Tensor, Any]:
+        """Return pinned memory of so many bytes, and an event."""
+        return torch.zeros(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
 
     def capture(self, step: Callable[[], object]) -> Callable[[], object]:
         """Return a function that repeats what ``step`` launches; capturing does not execute it."""
@@ -151,7 +154,8 @@ class CapturedStep:
         if self._inbox is None:
             largest = self._padded(parts[0], Size.largest(self._capacities))
             needed = _offsets(self._tensors([largest] * self._recipe.accumulate))[-1]
-            self._inbox = _Inbox(needed, self._net.device, self._graphs.new_event)
+            slots = [self._graphs.new_slot(needed) for _ in range(_SLOTS)]
+            self._inbox = _Inbox(slots, self._net.device)
         received = self._inbox.receive(self._tensors(padded))
         step = self._steps.get((capacity, len(parts)))
         if step is None:
@@ -238,12 +242,11 @@ class _PaddedStep:
 
 
 class _Inbox:
-    """Memory on the GPU that receives the tensors of each step, and pinned memory from which they are copied."""
+    """Memory on the GPU that receives the tensors of each step."""
 
-    def __init__(self, size: int, device: torch.device, new_event: Callable[[], Any]) -> None:
-        self._memory = torch.zeros(size, dtype=torch.uint8, device=device)
-        slots = [torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(_SLOTS)]
-        self._slots = [(slot, new_event()) for slot in slots]
+    def __init__(self, slots: Sequence[tuple[Tensor, Any]], device: torch.device) -> None:
+        self._slots = list(slots)  # pinned memory to copy from, with an event; the one to use next comes first
+        self._memory = torch.zeros_like(slots[0][0], device=device)
 
     def receive(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Begin to copy tensors to the GPU in one copy.

@@ -35,16 +35,18 @@ class Event:
 
 
 class OnCPU(capture.CUDAGraphs):
-    device, new_event = "cpu", Event
+    device = "cpu"
 
     def __init__(self):
-        self.captures = 0
+        pass
 
     def obstacle(self, net):
         return None
 
+    def new_slot(self, size):
+        return torch.zeros(size, dtype=torch.uint8), Event()
+
     def capture(self, step):
-        self.captures += 1
         return step
 
 
@@ -307,21 +309,16 @@ class TestObstacles:
 
 class TestInbox:
     def test_slots_are_not_overwritten_before_they_are_copied(self):
-        events = []
-
-        def new_event():
-            events.append(Event())
-            return events[-1]
-
-        inbox = capture._Inbox(64, torch.device("cpu"), new_event)
+        slots = [OnCPU().new_slot(64) for _ in range(4)]
+        inbox = capture._Inbox(slots, torch.device("cpu"))
         for step in range(6):
             inbox.receive([torch.tensor([step])])
-        assert [event.calls for event in events] == [["synchronize", "record"] * times for times in (2, 2, 1, 1)]
-        assert [int(slot.view(torch.int64)[0]) for slot, _ in inbox._slots] == [2, 3, 4, 5]
+        assert [event.calls for _, event in slots] == [["synchronize", "record"] * times for times in (2, 2, 1, 1)]
+        assert [int(slot.view(torch.int64)[0]) for slot, _ in slots] == [4, 5, 2, 3]
 
     def test_views_are_aligned_and_apart(self):
         tensors = [torch.arange(3), torch.tensor(0.5), torch.arange(0), torch.rand(5), torch.ones(2, 2)]
-        inbox = capture._Inbox(capture._offsets(tensors)[-1], torch.device("cpu"), Event)
+        inbox = capture._Inbox([OnCPU().new_slot(capture._offsets(tensors)[-1])] * 2, torch.device("cpu"))
         views = inbox.receive(tensors)
         for view, tensor in zip(views, tensors, strict=True):
             assert torch.equal(view, tensor)
