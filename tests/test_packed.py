@@ -90,6 +90,7 @@ def test_moving_changes_nothing():
             for rows, expected in zip(moved, pairs.rows(3), strict=True):
                 for name in ("start", "step", "lengths"):
                     assert torch.equal(getattr(rows, name), getattr(expected, name))
+                assert rows.filled is expected.filled is None or torch.equal(rows.filled, expected.filled)
                 assert (rows.max_length, rows.tokens) == (expected.max_length, expected.tokens)
     assert pairs.to("meta").tokens.is_meta
     assert pairs.to("meta").addresses.is_meta
@@ -112,6 +113,47 @@ def test_known_rows_equal_computed_ones(width):
     assert not rows.premises.is_apart_from(rows.all)
     nothing = torch.zeros(2, dtype=torch.int64)
     assert all(rows.extent is None for rows in pack_pairs(torch.ones(2, 3), torch.ones(2, 3), nothing, nothing).rows(4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), max_size=5),
+    more=st.tuples(st.integers(0, 9), st.integers(0, 3)),
+)
+def test_a_capacity_only_adds_room(lengths, more):
+    lengths_p, lengths_h = torch.tensor(lengths, dtype=torch.int64).view(-1, 2).unbind(1)
+    ids = torch.arange(2, 2 + 29 * len(lengths)).view(-1, 29)
+    pairs = pack_pairs(ids[:, :20], ids[:, 20:], lengths_p, lengths_h)
+    rows, count = len(pairs.tokens) + more[0], len(pairs) + more[1]
+    roomy = pairs.with_capacity(rows, count, padding_idx=0)
+    assert roomy.tokens.tolist() == pairs.tokens.tolist() + [0] * more[0]
+    assert len(roomy) == count
+    assert roomy.longest == (32 if pairs.longest[0] > 16 else 16, 16)
+    assert len(roomy.addresses) == 4 * count + max(roomy.longest) + 2
+    assert roomy.rank.sort().values.tolist() == list(range(2 * count))
+    for part in (roomy.rank, roomy.first_row, roomy.lengths):
+        assert (part.storage_offset() - roomy.addresses.storage_offset()) % 2 == 0
+    for ours, theirs in zip(roomy.rows(3), pairs.rows(3), strict=True):
+        there = [*range(len(pairs)), *range(count, count + len(pairs))][: len(theirs.start)]
+        assert torch.equal(ours.start[there], theirs.start)
+        assert torch.equal(ours.lengths[there], theirs.lengths)
+        assert ours.lengths.sum() == theirs.lengths.sum()
+        assert torch.equal(ours.step[: theirs.max_length], theirs.step[: theirs.max_length])
+        assert ours.tokens is None
+    assert roomy.rows(3).all.filled.tolist() == [len(pairs.tokens)]
+    # Step by step, the longest sentences come first.
+    wanted = [r for size in pairs.batch_sizes.tolist() for r in range(size)]
+    assert roomy.sentence[: len(wanted)].tolist() == pairs.sentence.tolist() == wanted
+    assert (roomy.sentence < max(2 * count, 1)).all()
+
+
+def test_capacities_that_do_not_fit():
+    pairs = some_pairs()
+    for rows, count in ((len(pairs.tokens) - 1, None), (99, 3)):
+        with pytest.raises(ValueError, match=rf"^expected room for 18 rows and 4 pairs, got rows={rows} and pairs="):
+            pairs.with_capacity(rows, count)
+    with pytest.raises(ValueError, match=r"^these pairs already have a capacity"):
+        pairs.with_capacity(20).with_capacity(30)
 
 
 @pytest.mark.parametrize("longest", [4, 5])

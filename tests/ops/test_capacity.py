@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from esim_fast import ESIM, pack_pairs
+from esim_fast.layers import VariationalDropout
 from esim_fast.ops import bilstm, local_inference_packed, masked_pool
 
 TRITON = pytest.param("triton", marks=pytest.mark.interpreter)
@@ -80,6 +81,37 @@ def test_bilstm(seed, backend):
     assert_zero_behind(y, count)
     assert_zero_behind(grad_x, count)
     assert_equal_up_to_rounding([y[:count], grad_x[:count], *gradients], wanted)
+
+
+def test_sizes_that_are_missing():
+    lstm, x = nn.LSTM(5, 7, bidirectional=True), torch.zeros(4, 5)
+    for sizes in ({}, {"first_row": torch.tensor([0, 4])}, {"sentences": 4}):
+        with pytest.raises(TypeError, match=r"^without batch_sizes, bilstm needs first_row and sentences"):
+            bilstm(lstm, x, None, **sizes)
+
+
+@pytest.mark.interpreter
+def test_first_rows_without_their_number():
+    """As callers may give them after batch_sizes."""
+    pairs = some_pairs(torch.Generator().manual_seed(0), 3, longest=4)
+    lstm, x, T = nn.LSTM(5, 7, bidirectional=True), torch.randn(len(pairs.tokens), 5), len(pairs.batch_sizes)
+    wanted, *ours = (
+        bilstm(lstm, x, pairs.batch_sizes, first_row=first_row, backend="triton")
+        for first_row in (None, pairs.first_row[:T], pairs.first_row)
+    )
+    assert all(torch.equal(y, wanted) for y in ours)
+
+
+def test_variational_dropout():
+    """The masks of sentences do not depend on the capacity."""
+    layer, (pairs, _) = VariationalDropout(0.5), random_case(1, longest=5)
+    roomy, x = pairs.with_capacity(len(pairs.tokens) + 9, len(pairs) + 2), torch.ones(len(pairs.tokens) + 9, 40)
+    torch.manual_seed(0)
+    wanted = layer(x[:-9], pairs)
+    torch.manual_seed(0)
+    assert torch.equal(layer(x, roomy)[:-9], wanted)
+    assert wanted.any()
+    assert not wanted.all()
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference", TRITON])
