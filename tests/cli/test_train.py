@@ -167,6 +167,10 @@ def test_a_run_that_ends_with_nan_weights(corpus, tmp_path):
         (["--seed", "18446744073709551616"], "argument --seed: expected an integer from 0 to 2**63 - 1"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
         (["--precision", "int8"], "argument --precision: invalid choice"),
+        (
+            ["--train", "{corpus}", "--dev", "{corpus}", "--cuda-graphs", "on", "--device", "cpu"],
+            "esim-fast: --cuda-graphs: steps are captured on an NVIDIA GPU only, and this device is cpu",
+        ),
         (["--unheard-of"], "unrecognized arguments: --unheard-of (see esim-fast train --help)"),
         # no abbreviated options
         (["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs? (see esim-fast train --help)"),
