@@ -40,8 +40,9 @@ _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", 
 class Case(NamedTuple):
     """A batch whose kernels are compiled.
 
-    ``a_length`` and ``b_length`` are the lengths of the longest sentences. Layout "bilstm" is the recurrence, with
-    ``width`` units per direction; its kernels do not depend on the lengths.
+    ``a_length`` and ``b_length`` are the lengths of the longest sentences. Layout "capacity" is that of rows which
+    sentences may not fill. Layout "bilstm" is the recurrence, with ``width`` units per direction; its kernels do not
+    depend on the lengths.
     """
 
     arithmetic: str
@@ -94,6 +95,9 @@ def default_cases() -> list[Case]:
     tiles = list(itertools.combinations_with_replacement(kernels.TILES[::-1], 2))
     arithmetics = [arithmetic for arithmetic in ARITHMETIC if arithmetic != "fp16"]
     packed = [Case(arithmetic, *lengths) for arithmetic in arithmetics for lengths in [*tiles, (200, 200)]]
+    packed += [
+        Case(arithmetic, *lengths, "capacity") for arithmetic in arithmetics for lengths in [*tiles[-3:], (200, 200)]
+    ]
     padded = [Case("bf16", *lengths, layout) for lengths in [(32, 16), (200, 200)] for layout in ("lengths", "mask")]
     recurrence = [Case(arithmetic, 16, 16, "bilstm", 300) for arithmetic in arithmetics]
     return packed + padded + recurrence
@@ -128,7 +132,7 @@ def launches(case: Case) -> list[runtime.Launch]:
 
     def side(length):
         dtype, mask = ARITHMETIC[case.arithmetic], None
-        if case.layout == "rows":
+        if case.layout in ("rows", "capacity"):
             x = new(case.pairs * length, case.width, dtype=dtype)
             return kernels.Side(Tokens(x, new(case.pairs), new(length), new(case.pairs), None, 0), length, 0, length)
         if case.layout == "mask":
@@ -141,8 +145,8 @@ def launches(case: Case) -> list[runtime.Launch]:
     # The plan of a small batch depends on the GPU's size, but only in how often a loop runs.
     runtime.multiprocessors = lambda _: 132
     a, b = side(case.a_length), side(case.b_length)
-    x = a.tokens.x
-    return kernels.plan_forward(a, b, x, x) + kernels.plan_backward(a, b, x, x, x, x)
+    x, filled = a.tokens.x, new(1) if case.layout == "capacity" else None
+    return kernels.plan_forward(a, b, x, x, filled) + kernels.plan_backward(a, b, x, x, x, x, filled)
 
 
 def _recurrence(case: Case) -> list[runtime.Launch]:
