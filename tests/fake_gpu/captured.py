@@ -1,0 +1,69 @@
+"""Captured steps on a fake GPU: ``python -m tests.fake_gpu.captured PRECISION ACCUMULATE``."""
+
+import json
+import sys
+
+import torch
+
+from tests.fake_gpu.process import FAKE, GPU, OnTheGPU
+
+from esim_fast import ESIM  # isort: skip
+from esim_fast.data import EncodedPairs, batches  # isort: skip
+from esim_fast.recipe import Recipe  # isort: skip
+from esim_fast.training import CapturedStep, capture, plan_capacities, step_sizes  # isort: skip
+
+
+class Event:
+    def record(self):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+class OnFakeGPU(capture.CUDAGraphs):
+    """A capture records operators, and refuses whatever needs the host."""
+
+    def __init__(self):
+        self.captures = []
+
+    def new_slot(self, size):
+        return torch.zeros(size, dtype=torch.uint8), Event()
+
+    def capture(self, step):
+        with OnTheGPU() as recorder:
+            step()
+        self.captures.append(recorder.calls)
+        return lambda: None
+
+
+capture.CUDAGraphs = OnFakeGPU
+
+
+@torch.library.register_fake("aten::_fused_adamw_.tensor_lr")
+def _fused_adamw(*_, **__):
+    pass
+
+
+def steps(precision, accumulate):
+    """Print, in JSON, counts of six steps of one capacity, and the operators of the optimizer in a captured one."""
+    recipe = Recipe(precision=precision, accumulate=int(accumulate))
+    corpus = EncodedPairs([[2] * (8 + (index % 32 > 0)) for index in range(192)], [[3] * 7] * 192, [0] * 192)
+    loader = batches(corpus, 32, shuffle=True, parts=recipe.accumulate)
+    capacities = plan_capacities(step_sizes(loader, recipe.accumulate))
+    made = list(loader)
+    with FAKE:
+        with GPU:
+            net = ESIM(300, 300, 36_988, 3).train()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=4e-4, fused=True)
+        step = CapturedStep(
+            net, optimizer, torch.amp.GradScaler("cuda", enabled=precision == "fp16"), recipe, capacities
+        )
+        for parts in zip(*[iter(made)] * recipe.accumulate, strict=True):
+            step(parts)
+    (calls,) = step._graphs.captures
+    print(json.dumps([vars(step.statistics), sorted({name for name, _ in calls if "adam" in name})]))
+
+
+if __name__ == "__main__":
+    steps(*sys.argv[1:])
