@@ -35,7 +35,9 @@ class CUDAGraphs:
 
     device = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        if device.index != (current := torch.cuda.current_device()):
+            raise ValueError(f"expected a network on the current GPU, cuda:{current}, got one on {device}")
         self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, because no two of them run at once
 
     def obstacle(self, net: ESIM) -> str | None:
@@ -112,7 +114,7 @@ class CapturedStep:
         statistics: counts of the steps so far.
 
     Raises:
-        ValueError: the network is not on an NVIDIA GPU.
+        ValueError: the network is not on an NVIDIA GPU, or not on the current one (``torch.cuda.set_device``).
     """
 
     def __init__(
@@ -129,11 +131,11 @@ class CapturedStep:
         self.statistics = Statistics()
         self._net, self._optimizer, self._scaler, self._recipe = net, optimizer, scaler, recipe
         self._capacities, self._class_weights = capacities, class_weights
-        self._graphs = CUDAGraphs()
+        self._graphs = CUDAGraphs(net.device)
         self._inbox: _Inbox | None = None
         self._measured = torch.zeros(len(StepResult._fields), device=net.device)
         self._steps: dict[tuple[Size, int], _PaddedStep] = {}  # by capacity and number of parts
-        self._captured_state: object = None
+        self._captured_with: tuple[object, object] | None = None
         self._has_warned = False
 
     def __call__(self, parts: Sequence[Batch]) -> StepResult:
@@ -214,7 +216,7 @@ class CapturedStep:
 
     def _obstacle(self) -> str | None:
         net = self._net
-        if not isinstance(net, ESIM) or net._compiled_call_impl is not None:
+        if not isinstance(net, ESIM) or any(module._compiled_call_impl is not None for module in net.modules()):
             return f"the network is not an ESIM but a {type(net).__name__}, or it is compiled"
         hooked = any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in net.parameters())
         if hooked or not is_as_made(net):
@@ -226,10 +228,10 @@ class CapturedStep:
     def _drop_stale_graphs(self) -> None:
         """Forget graphs that were captured with other addresses or another mode."""
         weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._net.parameters()]
-        state = weights, self._net.training, id(self._optimizer.state)
-        if state != self._captured_state:
+        now, state = (self._net.training, *weights), self._optimizer.state
+        if self._captured_with is None or self._captured_with[0] != now or self._captured_with[1] is not state:
             self._steps.clear()
-            self._captured_state = state
+            self._captured_with = now, state
 
 
 @dataclass

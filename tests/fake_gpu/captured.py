@@ -24,7 +24,7 @@ class Event:
 class OnFakeGPU(capture.CUDAGraphs):
     """A capture records operators, and refuses whatever needs the host."""
 
-    def __init__(self):
+    def __init__(self, device):
         self.captures = []
 
     def new_slot(self, size):

@@ -37,7 +37,7 @@ class Event:
 class OnCPU(capture.CUDAGraphs):
     device = "cpu"
 
-    def __init__(self):
+    def __init__(self, device):
         pass
 
     def obstacle(self, net):
@@ -74,14 +74,14 @@ def batches_of(data, recipe, epoch=1):
 class Run:
     """A network and what trains it, with captured or other steps."""
 
-    def __init__(self, recipe, data, captured, **options):
+    def __init__(self, recipe, data, captured, device="cpu", **options):
         torch.manual_seed(0)
         labels = 1 if data.labels.dtype == np.float32 else 3
-        self.net = esim_fast.ESIM(16, 12, WORDS, labels, **{"dropout": 0.0, **options})
+        self.net = esim_fast.ESIM(16, 12, WORDS, labels, **{"dropout": 0.0, **options}).to(device)
         self.recipe, self.class_weights = recipe, torch.tensor([1.0, 2.0, 0.5]) if recipe.class_weights else None
         trained = [weight for weight in self.net.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
-        self.scaler = torch.amp.GradScaler("cpu", enabled=recipe.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device, enabled=recipe.precision == "fp16")
         sizes = step_sizes(batches(data, recipe.batch_size, shuffle=True, epoch=1, parts=recipe.accumulate))
         capacities = plan_capacities(sizes)
         self.captured = (
@@ -165,6 +165,31 @@ class TestStep:
         captured, others = Run(recipe, data, True, backend="triton"), Run(recipe, data, False)
         np.testing.assert_allclose(captured.train(data, 5), others.train(data, 5), rtol=1e-4, atol=1e-5)
         assert captured.captured.statistics.replayed == 3
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+    def test_replayed_steps_equal_eager_ones_on_a_gpu(self, monkeypatch, precision):
+        """With the same masks of dropout, whatever is in the memory that graphs share."""
+
+        class Poisoned(capture.CUDAGraphs):
+            def capture(self, step):
+                def poison():
+                    tensors = [torch.full((size,), torch.nan, device="cuda") for size in [2**16] * 64 + [2**21] * 16]
+                    assert len(tensors) == 80  # kept until all of them are made
+
+                replays = super().capture(step), super().capture(poison)
+                return lambda: [replay() for replay in reversed(replays)]
+
+        monkeypatch.setattr(capture, "CUDAGraphs", Poisoned)
+        data, results = corpus(), []
+        for eager in (2, 10**6):
+            monkeypatch.setattr(capture, "EAGER_USES", eager)
+            run = Run(replace(SMALL, precision=precision), data, True, "cuda", dropout=0.3)
+            results.append((run.train(data, 50), run.weights.cpu(), run.captured.statistics.replayed > 20))
+        (found, weights, replayed), (expected, expected_weights, others) = results
+        assert (replayed, others) == (True, False)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=2e-5)
 
     def test_a_graph_is_captured_at_the_third_use(self, graphs):
         data = EncodedPairs([[2, 3]] * 8, [[4]] * 8, [0] * 8)
@@ -272,7 +297,7 @@ class TestObstacles:
             (lambda run: run.net.linear.register_forward_hook(lambda *_: None), "hooks or replaced forward passes"),
             (lambda run: run.net.linear.mlp[1].weight.register_hook(lambda g: g), "hooks or replaced forward passes"),
             (lambda run: setattr(run.net.linear, "forward", run.net.linear.forward), "replaced forward passes"),
-            (lambda run: setattr(run.net, "_compiled_call_impl", run.net._call_impl), "compiled"),
+            (lambda run: setattr(run.net.linear, "_compiled_call_impl", run.net.linear._call_impl), "compiled"),
             (lambda run: run.optimizer.param_groups[0].update(fused=False), "fused=True"),
         ],
         ids=["hook", "gradient hook", "forward", "compiled", "optimizer"],
@@ -306,10 +331,15 @@ class TestObstacles:
         with pytest.raises(ValueError, match=r"^expected a network on an NVIDIA GPU, got one on cpu$"):
             CapturedStep(net, optimizer, torch.amp.GradScaler("cpu", enabled=False), SMALL, [])
 
+    def test_a_network_that_is_not_on_the_current_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        with pytest.raises(ValueError, match=r"^expected a network on the current GPU, cuda:0, got one on cuda:1$"):
+            capture.CUDAGraphs(torch.device("cuda:1"))
+
 
 class TestInbox:
     def test_slots_are_not_overwritten_before_they_are_copied(self):
-        slots = [OnCPU().new_slot(64) for _ in range(4)]
+        slots = [OnCPU(None).new_slot(64) for _ in range(4)]
         inbox = capture._Inbox(slots, torch.device("cpu"))
         for step in range(6):
             inbox.receive([torch.tensor([step])])
@@ -318,7 +348,7 @@ class TestInbox:
 
     def test_views_are_aligned_and_apart(self):
         tensors = [torch.arange(3), torch.tensor(0.5), torch.arange(0), torch.rand(5), torch.ones(2, 2)]
-        inbox = capture._Inbox([OnCPU().new_slot(capture._offsets(tensors)[-1])] * 2, torch.device("cpu"))
+        inbox = capture._Inbox([OnCPU(None).new_slot(capture._offsets(tensors)[-1])] * 2, torch.device("cpu"))
         views = inbox.receive(tensors)
         for view, tensor in zip(views, tensors, strict=True):
             assert torch.equal(view, tensor)
