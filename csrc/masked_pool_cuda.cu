@@ -227,7 +227,8 @@ __global__ void __launch_bounds__(kLanes* kWarps)
 
   if (filled) {
     const vector_t zeros = {};
-    for (int64_t row = max(*filled, int64_t{0}) + unit / column_blocks; row < rows; row += layout.batch * row_blocks) {
+    const int64_t end = min(max(*filled, int64_t{0}), rows);
+    for (int64_t row = end + unit / column_blocks; row < rows; row += layout.batch * row_blocks) {
       store(grad_x + row * layout.width + column, zeros);
     }
   }

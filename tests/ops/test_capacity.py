@@ -5,6 +5,7 @@ New memory is NaN here, so whatever a kernel does not write is seen.
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,6 +163,37 @@ def test_masked_pool(backend, width, masked, request):
         v, grad_x = results(behind(x, rows, math.nan), roomy, grad_v, mask)
         assert_zero_behind(grad_x, count)
         assert_equal_up_to_rounding([v[same], grad_x[:count]], [wanted_v, wanted_grad])
+
+
+WRONG = [torch.tensor([3.0]), torch.tensor([3, 3]), torch.tensor(3)]
+IMPOSSIBLE = [-(2**63), -1, 7, 2**63 - 1]
+
+
+def test_a_wrong_number_of_filled_rows_when_pooling(cuda):
+    """It is refused or, where it cannot be read, kept within the tensor."""
+    operators, step = cuda.operators(), torch.arange(2) * 8
+    x, addresses = torch.randn(6, 8), (torch.tensor([0]), step, torch.tensor([2]), None)
+    results = operators["masked_pool"](x, *addresses)
+    for wrong in WRONG:
+        with pytest.raises(RuntimeError, match="filled must"):
+            operators["masked_pool_backward"](*results, *addresses, 6, filled=wrong)
+    for impossible in IMPOSSIBLE:
+        operators["masked_pool_backward"](*results, *addresses, 6, filled=torch.tensor([impossible]))
+
+
+@pytest.mark.interpreter
+def test_a_wrong_number_of_filled_rows_in_local_inference():
+    operators, (pairs, _) = torch.ops.esim_fast, random_case(0)
+    a, b, every = pairs.rows(4)
+    x, addresses = torch.randn(len(pairs.tokens), 4), [(s.start, s.step, s.lengths, None) for s in (a, b)]
+    arguments = x, *addresses[0], *addresses[1], a.max_length, b.max_length, False
+    for wrong in WRONG:
+        with pytest.raises(ValueError, match=r"^filled must be int64"):
+            operators.local_inference_packed_triton(*arguments, filled=wrong)
+    for impossible in IMPOSSIBLE:
+        operators.local_inference_packed_triton(*arguments, filled=torch.tensor([impossible]))
+    with pytest.raises(TypeError, match=r"^Rows\.filled must be an int64 tensor, got torch\.float32"):
+        replace(every, filled=WRONG[0])
 
 
 def step(net, pairs, labels):
