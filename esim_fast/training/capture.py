@@ -132,6 +132,7 @@ class CapturedStep:
         self._net, self._optimizer, self._scaler, self._recipe = net, optimizer, scaler, recipe
         self._capacities, self._class_weights = capacities, class_weights
         self._graphs = CUDAGraphs(net.device)
+        self._obstacle_of_kernels = self._graphs.obstacle(net)
         self._inbox: _Inbox | None = None
         self._measured = torch.zeros(len(StepResult._fields), device=net.device)
         self._steps: dict[tuple[Size, int], _PaddedStep] = {}  # by capacity and number of parts
@@ -218,12 +219,15 @@ class CapturedStep:
         net = self._net
         if not isinstance(net, ESIM) or any(module._compiled_call_impl is not None for module in net.modules()):
             return f"the network is not an ESIM but a {type(net).__name__}, or it is compiled"
-        hooked = any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in net.parameters())
-        if hooked or not is_as_made(net):
+        groups = self._optimizer.param_groups
+        weights = (weight for group in groups for weight in group["params"])
+        if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):
+            return "parameters have hooks"
+        if not is_as_made(net):
             return "the network has hooks or replaced forward passes"
-        if not all(group.get("fused") for group in self._optimizer.param_groups):
+        if not all(group.get("fused") for group in groups):
             return "the optimizer was not made with fused=True"
-        return self._graphs.obstacle(net)
+        return self._obstacle_of_kernels
 
     def _drop_stale_graphs(self) -> None:
         """Forget graphs that were captured with other addresses or another mode."""

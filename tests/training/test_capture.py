@@ -295,7 +295,7 @@ class TestObstacles:
         ("prevent", "why"),
         [
             (lambda run: run.net.linear.register_forward_hook(lambda *_: None), "hooks or replaced forward passes"),
-            (lambda run: run.net.linear.mlp[1].weight.register_hook(lambda g: g), "hooks or replaced forward passes"),
+            (lambda run: run.net.linear.mlp[1].weight.register_hook(lambda g: g), "parameters have hooks"),
             (lambda run: setattr(run.net.linear, "forward", run.net.linear.forward), "replaced forward passes"),
             (lambda run: setattr(run.net.linear, "_compiled_call_impl", run.net.linear._call_impl), "compiled"),
             (lambda run: run.optimizer.param_groups[0].update(fused=False), "fused=True"),
