@@ -44,9 +44,9 @@ class CUDAGraphs:
         """Why steps of this network cannot be captured, or None."""
         backends = {getattr(module, "backend", None) for module in net.modules()}
         if backends & {"cudnn", "reference"} or not all(runs_on(name, net.device) for name in ("triton", "cuda")):
-            return "it does not run on the Triton and CUDA kernels, and others read sizes back from the GPU"
+            return "the network does not run on the Triton and CUDA kernels, and others read sizes back from the GPU"
         if not all(is_plain_fp32(module) for module in net.modules() if isinstance(module, nn.RNNBase)):
-            return "its LSTMs are not in fp32"
+            return "the network's LSTMs are not in fp32"
         return None
 
     def new_slot(self, size: int) -> tuple[Tensor, Any]:
@@ -104,7 +104,7 @@ class CapturedStep:
 
     Args:
         net: the network, on an NVIDIA GPU.
-        optimizer: made with ``fused=True``. Learning rates may change between steps; other options may not.
+        optimizer: made with ``fused=True``. Learning rates may change between steps, other options may not.
         scaler: as for ``training_step``.
         recipe: as for ``training_step``.
         capacities: from ``esim_fast.training.plan_capacities``.
@@ -201,7 +201,10 @@ class CapturedStep:
         return replace(part, pairs=pairs, labels=labels)
 
     def _tensors(self, padded: Sequence[Batch]) -> list[Tensor]:
-        """All that differs between steps of a capacity; ``_compute`` takes it in the same order."""
+        """All that differs between steps of a capacity, in the order in which ``_compute`` takes it.
+
+        Numbers are tensors, too, because a graph would keep those of the captured step.
+        """
         rates = torch.tensor([group["lr"] for group in self._optimizer.param_groups], dtype=torch.float32)
         whole = torch.tensor(padded[0].whole, dtype=torch.float32)
         batches = [(part.pairs.tokens, part.pairs.addresses, cast(Tensor, part.labels)) for part in padded]
