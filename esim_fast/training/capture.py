@@ -22,7 +22,6 @@ from ..ops.backends import runs_on
 from ..ops.bilstm import is_plain_fp32
 from ..recipe import Recipe
 from .capacities import EAGER_USES, Size, capacity_of
-from .distributed import ALONE, Worker
 from .losses import no_target
 from .steps import StepResult, training_step
 
@@ -62,7 +61,7 @@ class CUDAGraphs:
         return graph.replay
 
 
-def wants_graphs(cuda_graphs: str, device: torch.device, worker: Worker = ALONE) -> bool:
+def wants_graphs(cuda_graphs: str, device: torch.device) -> bool:
     """Whether to capture training steps, for an option that is ``"on"``, ``"off"`` or ``"auto"``.
 
     Raises:
@@ -74,8 +73,6 @@ def wants_graphs(cuda_graphs: str, device: torch.device, worker: Worker = ALONE)
         return False
     if device.type != CUDAGraphs.device:
         raise ValueError(f"cuda_graphs: steps are captured on an NVIDIA GPU only, and this device is {device}")
-    if worker.count > 1:
-        raise ValueError(f"cuda_graphs: steps are captured in a single process only, and there are {worker.count}")
     return True
 
 
@@ -108,6 +105,7 @@ class CapturedStep:
         scaler: as for ``training_step``.
         recipe: as for ``training_step``.
         capacities: from ``esim_fast.training.plan_capacities``.
+        workers: as for ``training_step``. Processes may have different capacities, and replay while others do not.
         class_weights: as for ``training_step``.
 
     Attributes:
@@ -124,13 +122,14 @@ class CapturedStep:
         scaler: torch.amp.GradScaler,
         recipe: Recipe,
         capacities: Sequence[Size],
+        workers: int = 1,
         class_weights: Tensor | None = None,
     ) -> None:
         if net.device.type != CUDAGraphs.device:
             raise ValueError(f"expected a network on an NVIDIA GPU, got one on {net.device}")
         self.statistics = Statistics()
         self._net, self._optimizer, self._scaler, self._recipe = net, optimizer, scaler, recipe
-        self._capacities, self._class_weights = capacities, class_weights
+        self._capacities, self._workers, self._class_weights = capacities, workers, class_weights
         self._graphs = CUDAGraphs(net.device)
         self._obstacle_of_kernels = self._graphs.obstacle(net)
         self._inbox: _Inbox | None = None
@@ -189,8 +188,8 @@ class CapturedStep:
         self._measured.copy_(torch.stack([value.float() for value in result]))
 
     def _train(self, parts: Sequence[Batch]) -> StepResult:
-        weights = self._class_weights
-        return training_step(self._net, parts, self._optimizer, self._scaler, self._recipe, class_weights=weights)
+        more = self._scaler, self._recipe, self._workers, self._class_weights
+        return training_step(self._net, parts, self._optimizer, *more)
 
     def _padded(self, part: Batch, capacity: Size) -> Batch:
         """Pad a batch with rows and pairs that change neither the loss nor the gradient."""

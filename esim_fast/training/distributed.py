@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,6 +42,15 @@ class Worker(NamedTuple):
 
 
 ALONE = Worker()
+
+
+def average(tensors: Sequence[Tensor], workers: int) -> None:
+    """Average each tensor over all workers, in place, with a single message."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    parts = flat.div_(workers).split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def this_worker() -> Worker:

@@ -13,7 +13,7 @@ from ..data import Batch, EncodedPairs
 from ..model import ESIM
 from ..recipe import Recipe
 from ..scoring import scored_batches
-from .distributed import ALONE, Worker
+from .distributed import ALONE, Worker, average
 from .losses import correct_answers, summed_loss
 
 
@@ -50,7 +50,8 @@ def training_step(
         optimizer: updates the parameters.
         scaler: scales the loss under fp16; pass a disabled one otherwise.
         recipe: its precision, label smoothing and largest gradient norm are used.
-        workers: how many processes share the batch. DistributedDataParallel averages their gradients.
+        workers: how many processes share the batch. DistributedDataParallel averages their gradients; for a network
+            that is not wrapped in it, this function does.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
     """
     dtype, smoothing = autocast_dtype(recipe.precision), recipe.label_smoothing
@@ -67,9 +68,12 @@ def training_step(
             scaler.scale(loss * (workers / part.whole)).backward()
         losses.append(loss.detach())
         correct.append(correct_answers(logits.detach(), labels))
-    scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if workers > 1 and not isinstance(net, DistributedDataParallel):
+        average(gradients, workers)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.get_total_norm(gradients)
     # A CPU skips multiplying by one. On a GPU, reading the norm would synchronize.
     if norm.device.type != "cpu" or not norm <= recipe.max_grad_norm:
         nn.utils.clip_grads_with_norm_(parameters, recipe.max_grad_norm, norm)

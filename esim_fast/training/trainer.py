@@ -92,7 +92,7 @@ class Trainer:
     Raises:
         ValueError: there are no pairs, their labels do not suit the network, the recipe does not suit them, the figure
             that chooses the best epoch is not defined on dev, ``checkpoint_steps`` is not positive, or steps cannot be
-            captured on the model's device or in several processes.
+            captured on the model's device.
         DataError: the checkpoint is damaged or belongs to another run.
         FileExistsError: the directory holds a model, and ``resume`` is not set.
         OSError: the directory or its checkpoint cannot be read.
@@ -162,11 +162,11 @@ class Trainer:
             )
         self.parallel: nn.Module = self.net
         self.captured: CapturedStep | None = None
-        if wants_graphs(cuda_graphs, self.device, self.worker):
+        if wants_graphs(cuda_graphs, self.device):
             # Always those of the first epoch, so that a resumed run has the same.
             capacities = plan_capacities(step_sizes(self._batches(epoch=1), recipe.accumulate))
             self.captured = CapturedStep(
-                self.net, self.optimizer, self.scaler, recipe, capacities, class_weights=self.class_weights
+                self.net, self.optimizer, self.scaler, recipe, capacities, self.worker.count, self.class_weights
             )
 
     @property
@@ -194,7 +194,7 @@ class Trainer:
         """
         torch.manual_seed(_seed_of(self.recipe.seed, self.worker.rank))  # for dropout
         set_random_states(self._random, self.device)
-        if self.worker.count > 1 and self.parallel is self.net:
+        if self.worker.count > 1 and self.captured is None and self.parallel is self.net:
             self.parallel = DistributedDataParallel(self.net, gradient_as_bucket_view=True)
         if self.worker.leads:
             self.directory.begin(self.model, self.progress.history, described=self.resumed and self.is_over)
@@ -275,7 +275,7 @@ class Trainer:
         rate = self.recipe.rate(progress.steps, progress.ranks(self.figure))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.worker.count > 1:  # DistributedDataParallel needs a gradient of every parameter from every part
+        if self.worker.count > 1:  # every process needs a gradient of every parameter, from every part
             parts = [part if len(part.pairs.tokens) else self._with_words(part) for part in parts]
         else:
             parts = [part for part in parts if len(part)]

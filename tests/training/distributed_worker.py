@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from esim_fast.data import EncodedPairs
-from esim_fast.training import Recipe, evaluate
+from esim_fast.training import Recipe, capture, evaluate
 from esim_fast.training.distributed import joined, this_worker
 from tests.training.training_tasks import (
+    GraphsOnCPU,
     new_model,
     new_regression,
     new_regression_trainer,
@@ -28,11 +29,20 @@ def uneven_pairs():
     return EncodedPairs([[], *[[2, 6], [], [4]] * 25], [[], *[[6, 2], [5], []] * 25], [0] + [0, 1, 1] * 25)
 
 
-def steps(directory, accumulate):
+def steps(directory, accumulate, **options):
     """A network without dropout, whose random numbers would differ."""
     recipe = replace(STEPS, accumulate=accumulate)
-    trainer = new_trainer(recipe, directory, new_model(dropout=0.0), uneven_pairs(), pairs(41, 2))
+    trainer = new_trainer(recipe, directory, new_model(dropout=0.0), uneven_pairs(), pairs(41, 2), **options)
     return [[m.train_loss, m.train_accuracy, m.dev_loss, m.dev_accuracy] for m in trainer.run()]
+
+
+def captured_steps(directory):
+    """The same steps, with a stand-in for CUDA graphs."""
+    before, capture.CUDAGraphs = capture.CUDAGraphs, GraphsOnCPU
+    try:
+        return steps(directory, 1, cuda_graphs="on")
+    finally:
+        capture.CUDAGraphs = before
 
 
 def scores():
@@ -88,6 +98,7 @@ def main(folder, place):
             "workers": this_worker().count,
             "scores": scores(),
             "steps": {parts: steps(folder / f"steps-{parts}", parts) for parts in (1, 2)},
+            "captured": captured_steps(folder / "captured"),
             "interrupted": interrupted(folder),
             "figures": other_figures(folder / "figures"),
         }

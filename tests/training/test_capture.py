@@ -14,45 +14,22 @@ from benchmarks.corpus import draw_pairs
 from esim_fast.data import EncodedPairs, batches
 from esim_fast.training import CapturedStep, Recipe, capture, plan_capacities, step_sizes, training_step
 from esim_fast.training.capture import wants_graphs
-from esim_fast.training.distributed import Worker
-from tests.training.training_tasks import new_model, new_regression, new_regression_trainer, new_trainer, pairs
+from tests.training.training_tasks import (
+    GraphsOnCPU,
+    new_model,
+    new_regression,
+    new_regression_trainer,
+    new_trainer,
+    pairs,
+)
 
 WORDS = 60
 RATE = 2**-9  # a float32: the graph's memory has rates in this precision
 
 
-class Event:
-    """An event of a stream whose work is done at once."""
-
-    def __init__(self):
-        self.calls = []
-
-    def record(self):
-        self.calls.append("record")
-
-    def synchronize(self):
-        self.calls.append("synchronize")
-
-
-class OnCPU(capture.CUDAGraphs):
-    device = "cpu"
-
-    def __init__(self, device):
-        pass
-
-    def obstacle(self, net):
-        return None
-
-    def new_slot(self, size):
-        return torch.zeros(size, dtype=torch.uint8), Event()
-
-    def capture(self, step):
-        return step
-
-
 @pytest.fixture
 def graphs(monkeypatch):
-    monkeypatch.setattr(capture, "CUDAGraphs", OnCPU)
+    monkeypatch.setattr(capture, "CUDAGraphs", GraphsOnCPU)
 
 
 def corpus(count=203, seed=0, scores=False):
@@ -339,7 +316,7 @@ class TestObstacles:
 
 class TestInbox:
     def test_slots_are_not_overwritten_before_they_are_copied(self):
-        slots = [OnCPU(None).new_slot(64) for _ in range(4)]
+        slots = [GraphsOnCPU(None).new_slot(64) for _ in range(4)]
         inbox = capture._Inbox(slots, torch.device("cpu"))
         for step in range(6):
             inbox.receive([torch.tensor([step])])
@@ -348,7 +325,7 @@ class TestInbox:
 
     def test_views_are_aligned_and_apart(self):
         tensors = [torch.arange(3), torch.tensor(0.5), torch.arange(0), torch.rand(5), torch.ones(2, 2)]
-        inbox = capture._Inbox([OnCPU(None).new_slot(capture._offsets(tensors)[-1])] * 2, torch.device("cpu"))
+        inbox = capture._Inbox([GraphsOnCPU(None).new_slot(capture._offsets(tensors)[-1])] * 2, torch.device("cpu"))
         views = inbox.receive(tensors)
         for view, tensor in zip(views, tensors, strict=True):
             assert torch.equal(view, tensor)
@@ -412,8 +389,6 @@ class TestTrainer:
     def test_where_steps_cannot_be_captured(self, tmp_path, graphs, monkeypatch):
         with pytest.raises(ValueError, match=r"^cuda_graphs: expected on, off or auto, got 'yes'$"):
             new_trainer(self.RECIPE, tmp_path, cuda_graphs="yes")
-        with pytest.raises(ValueError, match=r"^cuda_graphs: steps are captured in a single process .* there are 2$"):
-            wants_graphs("on", torch.device("cpu"), Worker(1, 2))
         monkeypatch.undo()
         with pytest.raises(ValueError, match=r"^cuda_graphs: steps are captured on an NVIDIA GPU .* device is cpu$"):
             new_trainer(self.RECIPE, tmp_path, cuda_graphs="on")

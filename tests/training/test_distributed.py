@@ -68,6 +68,15 @@ def test_several_processes_train_like_one(outcome, alone, parts):
         assert_close_weights(folder / f"steps-{parts}" / directory, expected_folder / directory)
 
 
+def test_captured_steps_are_the_same(outcome, alone):
+    folder, result = outcome
+    for measured, expected in zip(result["captured"], alone[1], strict=True):
+        assert measured == pytest.approx(expected, abs=1e-5)
+    assert_close_weights(folder / "captured", alone[0])
+    counts = [json.loads(line) for line in (folder / "captured" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(epoch["replayed_steps"] for epoch in counts) > 20
+
+
 def test_figures_cover_all_processes(outcome, tmp_path):
     expected = other_figures(tmp_path)
     for measured, values in zip(outcome[1]["figures"], expected, strict=True):
