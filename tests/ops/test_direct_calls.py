@@ -63,7 +63,7 @@ def valid_calls():
         for name in [name for name in calls if name.startswith("local_inference")]:
             operator = "local_inference_packed" if name.startswith("local_inference_packed") else "local_inference"
             calls[name.replace(operator, f"{operator}_triton")] = calls[name]
-        of_gates = [torch.randn(5, 24), torch.randn(2, 12, 4), index(0, 3)]
+        of_gates = [torch.randn(5, 24), torch.randn(2, 12, 4), index(0, 3, 5)]
         of_states = [torch.randn(5, 6) for _ in range(3)]
         calls["bilstm_triton"] = [*of_gates, 3, "tf32x3"]
         calls["bilstm_triton_backward"] = [*of_states, *of_gates, 3, "tf32x3"]

@@ -254,7 +254,7 @@ def plan_backward(
     sentences: int,
     precision: str,
 ) -> Launch:
-    grad_c = y.new_empty(GROUP * blocks_in(sentences, GROUP), y.shape[1], dtype=torch.float32)
+    grad_c = y.new_empty(GROUP * _groups(sentences, gates), y.shape[1], dtype=torch.float32)
     tensors = grad_y, y, c, gates, weights, first_row, grad_gates, previous, grad_c
     return _plan(backward, tensors, gates, weights, first_row, sentences, precision)
 
@@ -275,7 +275,12 @@ def _plan(
         "BLOCK_K": config.block_k,
     }
     arguments = (*tensors, len(gates), len(first_row) - 1)
-    return Launch(kernel, 2 * blocks_in(sentences, GROUP), arguments, constants, config.options())
+    return Launch(kernel, 2 * _groups(sentences, gates), arguments, constants, config.options())
+
+
+def _groups(sentences: int, gates: Tensor) -> int:
+    """Return how many groups of sentences can have rows."""
+    return blocks_in(min(sentences, len(gates)), GROUP)
 
 
 def _hidden_size(gates: Tensor, weights: Tensor, first_row: Tensor, sentences: int) -> int:
