@@ -62,7 +62,7 @@ class Run:
         sizes = step_sizes(batches(data, recipe.batch_size, shuffle=True, epoch=1, parts=recipe.accumulate))
         capacities = plan_capacities(sizes)
         self.captured = (
-            CapturedStep(self.net, self.optimizer, self.scaler, recipe, capacities, self.class_weights)
+            CapturedStep(self.net, self.optimizer, self.scaler, recipe, capacities, class_weights=self.class_weights)
             if captured
             else None
         )
