@@ -1,9 +1,13 @@
 """Drop-in PyTorch layers that are faster on a CPU in fp32, and the ops as layers."""
 
 import contextlib
+import itertools
 import mmap
 import threading
 import weakref
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -93,6 +97,28 @@ class _Embedding(torch.autograd.Function):
         return table, None, None, None
 
 
+_KEY: ContextVar[tuple[Tensor, Iterator[int]] | None] = ContextVar("keyed dropout", default=None)
+_FUSED: dict[Any, str | None] = {nn.Identity: None, nn.ReLU: "relu", nn.Tanh: "tanh"}
+
+
+@contextlib.contextmanager
+def keyed_dropout(key: Tensor) -> Iterator[None]:
+    """Within this context the dropout layers of this module draw their masks from ``key`` (``esim_fast.ops.dropout``).
+
+    Masks are then the same in eager steps and CUDA graphs, on any device and for any capacity of packed pairs. Calls
+    of layers are numbered, so each has its own mask. Compiled layers ignore the key.
+
+    Args:
+        key: int64 ``[2]`` on the network's device, a seed and the number of the training step. It must not change
+            before the backward pass.
+    """
+    token = _KEY.set((key, itertools.count()))
+    try:
+        yield
+    finally:
+        _KEY.reset(token)
+
+
 class Dropout(nn.Dropout):
     """``torch.nn.Dropout`` that is faster on CPUs: it draws 16 random bits per element instead of a float.
 
@@ -102,6 +128,8 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor, pairs: PackedPairs | PaddedPairs | None = None) -> Tensor:
         if torch.compiler.is_compiling():  # the compiler generates fast dropout itself
             return super().forward(input)
+        if _is_keyed(self):
+            return _keyed(self, input, pairs)
         drop = round(self.p * 2**16)
         if not (self.training and input.device.type == "cpu" and 0 < drop < 2**16) or self.inplace:
             return super().forward(input)
@@ -122,13 +150,46 @@ class VariationalDropout(Dropout):
         if isinstance(pairs, PaddedPairs):
             kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
             return input * kept.repeat(pairs.steps, 1)
+        if _is_keyed(self):
+            return _keyed(self, input, pairs)
         kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
         return input * kept.index_select(0, pairs.sentence)
 
 
-def drop(layer: nn.Module, x: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-    """Apply a dropout layer, ours or PyTorch's, to ``x [N, D]``."""
+def _is_keyed(layer: Dropout) -> bool:
+    """Whether the layer drops elements, and the key of ``keyed_dropout`` tells which."""
+    return not torch.compiler.is_compiling() and _KEY.get() is not None and layer.training and 0 < layer.p < 1
+
+
+def _keyed(layer: Dropout, x: Tensor, pairs: PackedPairs | PaddedPairs | None, activation: str | None = None) -> Tensor:
+    key, numbers = cast(tuple[Tensor, Iterator[int]], _KEY.get())
+    sentence = cast(PackedPairs, pairs).sentence if isinstance(layer, VariationalDropout) else None
+    return ops.dropout(x, layer.p, key, next(numbers), activation=activation, sentence=sentence)
+
+
+def _fuses(layer: Dropout, activation: nn.Module) -> bool:
+    """Whether an activation and the layer can run as one kernel, although neither is called."""
+    return type(activation) in _FUSED and not is_hooked(activation) and not is_hooked(layer)
+
+
+def drop(
+    layer: nn.Module,
+    x: Tensor,
+    pairs: PackedPairs | PaddedPairs | None = None,
+    activation: nn.Module | None = None,
+) -> Tensor:
+    """Apply an activation, if any, and a dropout layer, ours or PyTorch's, to ``x [N, D]``."""
+    if isinstance(layer, Dropout) and _is_keyed(layer) and activation is not None and _fuses(layer, activation):
+        return _keyed(layer, x, pairs, _FUSED[type(activation)])
+    x = x if activation is None else activation(x)
     return layer(x, pairs) if isinstance(layer, Dropout) else layer(x)
+
+
+class ActivationAndDropout(nn.Sequential):
+    """An activation and then dropout, in one kernel if dropout is keyed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return drop(self[1], input, activation=self[0])
 
 
 def bilstm(

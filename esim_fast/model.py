@@ -14,6 +14,7 @@ from . import ops, state_dicts
 from .config import FROM_VARIANT, ESIMConfig
 from .inputs import check_tokens, look_up, pack_ids, refuse_torchscript, spread, token_mask
 from .layers import (
+    ActivationAndDropout,
     Dropout,
     Embedding,
     Pooling,
@@ -303,7 +304,7 @@ class CompositionLayer(nn.Module):
 
     def compose(self, y: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """Run everything after the projection: ``y [N, H]`` to ``[N, 2H]``."""
-        y = drop(self.dropout, self.activation(y), pairs)
+        y = drop(self.dropout, y, pairs, self.activation)
         return bilstm(self, "lstm", y, pairs, self.backend)
 
 
@@ -316,7 +317,7 @@ class MLP(nn.Module):
         self.mlp = Sequential(
             Dropout(config.dropout),
             nn.Linear(self.input_size, config.hidden_size),
-            nn.Sequential(_ACTIVATIONS[config.classifier_activation](), Dropout(config.feedforward_dropout)),
+            ActivationAndDropout(_ACTIVATIONS[config.classifier_activation](), Dropout(config.feedforward_dropout)),
             nn.Linear(config.hidden_size, config.num_labels),
         )
 

@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from esim_fast.ops.triton import bilstm, runtime
+from esim_fast.ops.triton import bilstm, dropout, runtime
 from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton.tokens import Tokens
 
@@ -41,8 +41,8 @@ class Case(NamedTuple):
     """A batch whose kernels are compiled.
 
     ``a_length`` and ``b_length`` are the lengths of the longest sentences. Layout "capacity" is that of rows which
-    sentences may not fill. Layout "bilstm" is the recurrence, with ``width`` units per direction; its kernels do not
-    depend on the lengths.
+    sentences may not fill. Layout "bilstm" is the recurrence, with ``width`` units per direction, and "dropout" is
+    dropout; their kernels do not depend on the lengths.
     """
 
     arithmetic: str
@@ -100,7 +100,8 @@ def default_cases() -> list[Case]:
     ]
     padded = [Case("bf16", *lengths, layout) for lengths in [(32, 16), (200, 200)] for layout in ("lengths", "mask")]
     recurrence = [Case(arithmetic, 16, 16, "bilstm", 300) for arithmetic in arithmetics]
-    return packed + padded + recurrence
+    masks = [Case(arithmetic, 16, 16, "dropout", 2400) for arithmetic in ("bf16", "ieee")]
+    return packed + padded + recurrence + masks
 
 
 def other_cases() -> list[Case]:
@@ -126,6 +127,8 @@ def launches(case: Case) -> list[runtime.Launch]:
     """The launches of forward and backward, planned on meta tensors."""
     if case.layout == "bilstm":
         return _recurrence(case)
+    if case.layout == "dropout":
+        return _dropout(case)
 
     def new(*shape, dtype=torch.int64):
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -163,6 +166,15 @@ def _recurrence(case: Case) -> list[runtime.Launch]:
     ]
 
 
+def _dropout(case: Case) -> list[runtime.Launch]:
+    """Without an activation, with either, and the gradient of the costlier one."""
+    x = torch.empty(2 * case.pairs * case.a_length, case.width, device="meta")
+    y, key, sentence = x.to(ARITHMETIC[case.arithmetic]), x.new_empty(2, dtype=torch.int64), x[:, 0].long()
+    forward = [(x, None, key, sentence, y, None), (y, None, key, None, y, "relu"), (y, None, key, None, y, "tanh")]
+    launches = [*forward, (y, y, key, None, y, "tanh")]
+    return [dropout.plan(*tensors, 0, 2**31, activation) for *tensors, activation in launches]
+
+
 def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
     """Compile a launch like a call would, with pointers aligned like an allocator's."""
     names = planned.kernel.arg_names
@@ -198,7 +210,7 @@ def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
     if "Used" not in ptxas:
         raise RuntimeError(f"ptxas reported nothing about {planned.kernel.__name__}: {ptxas!r}")
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ptxas)
-    shown = ("A_TILE", "B_TILE", "TILE", "GROUP", "BLOCK_K", "BLOCK_D", "BLOCK_H", "SPLITS")
+    shown = ("A_TILE", "B_TILE", "TILE", "GROUP", "BLOCK_K", "BLOCK_D", "BLOCK_H", "SPLITS", "ACTIVATION")
     parts = [f"{name.lower()}={planned.constants[name]}" for name in shown if name in planned.constants]
     config = " ".join(part.replace("block_", "").replace("_tile", "") for part in parts)
     return Resources(
@@ -238,7 +250,8 @@ def compile_all(cases: list[Case], targets: list[str], jobs: int) -> list[Resour
     for case in cases:
         for number, planned in enumerate(launches(case)):
             kernel = f"{case.arithmetic} {case.layout} {planned.kernel.__module__} {planned.kernel.__name__}"
-            different.setdefault(f"{kernel} {planned.constants} {planned.options}", (case, number))
+            given = [value is not None for value in planned.arguments]
+            different.setdefault(f"{kernel} {given} {planned.constants} {planned.options}", (case, number))
     tasks = [(*task, target) for target in targets for task in different.values()]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return list(pool.map(resources, tasks))

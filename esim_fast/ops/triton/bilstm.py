@@ -34,7 +34,7 @@ GROUP = 16  # sentences per program, the minimum for tl.dot; on an H100, 32 and 
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
     # Near zero the quotient cancels, so a series is used there.
     square = x * x
     series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
@@ -129,14 +129,14 @@ def forward(
                 forget = dot(state, tl.load(place + FORGET * H * PITCH, mask=here, other=0.0), forget, PRECISION)
                 cell = dot(state, tl.load(place + CELL * H * PITCH, mask=here, other=0.0), cell, PRECISION)
                 output = dot(state, tl.load(place + OUTPUT * H * PITCH, mask=here, other=0.0), output, PRECISION)
-            input, forget, cell, output = _sigmoid(input), _sigmoid(forget), _tanh(cell), _sigmoid(output)
+            input, forget, cell, output = _sigmoid(input), _sigmoid(forget), tanh(cell), _sigmoid(output)
             c_here = forget * c_before + input * cell
             _store(gates, row, 8 * H, there, h, H, input)
             _store(gates + FORGET * H, row, 8 * H, there, h, H, forget)
             _store(gates + CELL * H, row, 8 * H, there, h, H, cell)
             _store(gates + OUTPUT * H, row, 8 * H, there, h, H, output)
             _store(c, row, 2 * H, there, h, H, c_here)
-            _store(y, row, 2 * H, there, h, H, output * _tanh(c_here))
+            _store(y, row, 2 * H, there, h, H, output * tanh(c_here))
         tl.debug_barrier()  # the next step reads what all threads of this program have written
 
 
@@ -179,7 +179,7 @@ def backward(
             forget = _load(gates + FORGET * H, row, 8 * H, there, h, H).to(tl.float32)
             cell = _load(gates + CELL * H, row, 8 * H, there, h, H).to(tl.float32)
             output = _load(gates + OUTPUT * H, row, 8 * H, there, h, H).to(tl.float32)
-            tangent = _tanh(_load(c, row, 2 * H, there, h, H))
+            tangent = tanh(_load(c, row, 2 * H, there, h, H))
             c_before = _load(c, row_before, 2 * H, known, h, H)
             grad = _load(grad_c, sentence, 2 * H, continued, h, H)
             _store(previous, row, 2 * H, there, h, H, _load(y, row_before, 2 * H, known, h, H))
