@@ -167,11 +167,6 @@ def _keyed(layer: Dropout, x: Tensor, pairs: PackedPairs | PaddedPairs | None, a
     return ops.dropout(x, layer.p, key, next(numbers), activation=activation, sentence=sentence)
 
 
-def _fuses(layer: Dropout, activation: nn.Module) -> bool:
-    """Whether an activation and the layer can run as one kernel, although neither is called."""
-    return type(activation) in _FUSED and not is_hooked(activation) and not is_hooked(layer)
-
-
 def drop(
     layer: nn.Module,
     x: Tensor,
@@ -179,10 +174,16 @@ def drop(
     activation: nn.Module | None = None,
 ) -> Tensor:
     """Apply an activation, if any, and a dropout layer, ours or PyTorch's, to ``x [N, D]``."""
-    if isinstance(layer, Dropout) and _is_keyed(layer) and activation is not None and _fuses(layer, activation):
+    if not isinstance(layer, Dropout):
+        return layer(x if activation is None else activation(x))
+    if activation is not None and _is_keyed(layer) and _fuses(layer, activation):
         return _keyed(layer, x, pairs, _FUSED[type(activation)])
-    x = x if activation is None else activation(x)
-    return layer(x, pairs) if isinstance(layer, Dropout) else layer(x)
+    return layer(x if activation is None else activation(x), pairs)
+
+
+def _fuses(layer: Dropout, activation: nn.Module) -> bool:
+    """Whether an activation and keyed dropout can run as one kernel, although neither is called."""
+    return type(activation) in _FUSED and not _must_be_called(layer) and not _must_be_called(activation)
 
 
 class ActivationAndDropout(nn.Sequential):
@@ -233,11 +234,15 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or type(layer) is not nn.Linear or layer.bias is None or x.dim() != 2:
         return layer(x)
-    # A layer with hooks, a replaced forward or a compiled call must run as a module.
-    is_watched = is_hooked(layer) or _has_any_global_hook() or transforming()
-    if is_watched or "forward" in vars(layer) or layer._compiled_call_impl is not None:
+    if transforming() or _must_be_called(layer):
         return layer(x)
     return linear(x, layer.weight, layer.bias)
+
+
+def _must_be_called(layer: nn.Module) -> bool:
+    """Whether a layer must run as a module: it has hooks, a replaced forward or a compiled call."""
+    is_changed = "forward" in vars(layer) or layer._compiled_call_impl is not None
+    return is_changed or is_hooked(layer) or _has_any_global_hook()
 
 
 class Sequential(nn.Sequential):

@@ -12,8 +12,16 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
-from esim_fast import ops
-from esim_fast.layers import Dropout, Embedding, Sequential, project
+from esim_fast import ESIM, ops, pack_pairs
+from esim_fast.layers import (
+    ActivationAndDropout,
+    Dropout,
+    Embedding,
+    Sequential,
+    VariationalDropout,
+    keyed_dropout,
+    project,
+)
 from esim_fast.ops.products import product
 
 
@@ -153,6 +161,65 @@ class TestDropout:
         assert not Dropout(1.0)(x).any()
         assert torch.equal(Dropout(0.5).eval()(x), x)
         assert Dropout(0.5)(x[:0]).shape == (0, 3)
+
+
+class TestKeyedDropout:
+    KEY = torch.tensor([7, 3])
+
+    def test_masks_come_from_the_key_alone(self):
+        x, layer = torch.randn(9, 6), Dropout(0.5)
+        with keyed_dropout(self.KEY):
+            first, second = layer(x), layer(x)
+        with keyed_dropout(self.KEY):
+            assert torch.equal(layer(x), first)
+        assert torch.equal(first, ops.dropout(x, 0.5, self.KEY, 0))
+        assert torch.equal(second, ops.dropout(x, 0.5, self.KEY, 1))
+        torch.manual_seed(0)
+        outside = layer(x)
+        torch.manual_seed(0)
+        with keyed_dropout(self.KEY):
+            for unchanged in (Dropout(0.5).eval(), Dropout(0.0)):
+                assert torch.equal(unchanged(x), x)
+            assert not Dropout(1.0)(x).any()
+        assert torch.equal(layer(x), outside)
+
+    def test_a_sentence_has_one_mask(self):
+        pairs = pack_pairs(torch.ones(2, 5).long(), torch.ones(2, 3).long(), [5, 2], [0, 3])
+        x, layer = torch.ones(10, 40), VariationalDropout(0.5)
+        with keyed_dropout(self.KEY):
+            y = layer(x, pairs)
+        masks = torch.stack([y[pairs.sentence == sentence].unique(dim=0).squeeze(0) for sentence in range(3)])
+        assert len(masks.unique(dim=0)) == 3
+
+    @pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU, nn.Tanh, nn.GELU])
+    def test_an_activation_is_fused_or_called(self, activation):
+        x, layer = torch.randn(9, 6), ActivationAndDropout(activation(), Dropout(0.5))
+        calls = []
+        with keyed_dropout(self.KEY):
+            found = layer(x)
+        for part in layer:
+            handle = part.register_forward_hook(lambda part, *_: calls.append(part))
+            with keyed_dropout(self.KEY):
+                assert torch.equal(layer(x), found)
+            assert calls.pop() is part
+            handle.remove()
+        wanted = ops.dropout(activation()(x), 0.5, self.KEY, 0)
+        assert torch.equal(found, wanted)
+        assert torch.equal(layer.eval()(x), activation()(x))
+
+    @pytest.mark.parametrize("options", [{}, {"variational_dropout": True, "variant": "notebook"}])
+    def test_a_capacity_changes_no_mask(self, options):
+        net = ESIM(6, 5, 20, 3, **options)
+        ids, lengths = torch.randint(2, 20, (2, 4, 7)), [[7, 0, 2, 5], [1, 4, 0, 6]]
+        pairs = pack_pairs(*ids, *lengths)
+        results = []
+        for batch in (pairs, pairs.with_capacity(60, 6)):
+            with keyed_dropout(self.KEY):
+                logits = net(batch)[:4]
+            results.append([logits, *torch.autograd.grad(logits.square().sum(), list(net.parameters()))])
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+        with keyed_dropout(self.KEY + 1):
+            assert not torch.allclose(net(pairs), results[0][0])
 
 
 class TestProject:

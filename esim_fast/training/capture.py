@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..layers import keyed_dropout
 from ..model import ESIM, is_as_made
 from ..ops.backends import runs_on
 from ..ops.bilstm import is_plain_fp32
@@ -107,9 +108,12 @@ class CapturedStep:
         capacities: from ``esim_fast.training.plan_capacities``.
         workers: as for ``training_step``. Processes may have different capacities, and replay while others do not.
         class_weights: as for ``training_step``.
+        seed: of dropout, a different one for each process; None is the recipe's.
 
     Attributes:
         statistics: counts of the steps so far.
+        steps: the number of steps so far; set it when training resumes. Dropout's masks are functions of the seed and
+            this number (``esim_fast.ops.dropout``), so they are the same whether a step is captured or not.
 
     Raises:
         ValueError: the network is not on an NVIDIA GPU, or not on the current one (``torch.cuda.set_device``).
@@ -124,14 +128,16 @@ class CapturedStep:
         capacities: Sequence[Size],
         workers: int = 1,
         class_weights: Tensor | None = None,
+        seed: int | None = None,
     ) -> None:
         if net.device.type != CUDAGraphs.device:
             raise ValueError(f"expected a network on an NVIDIA GPU, got one on {net.device}")
-        self.statistics = Statistics()
+        self.statistics, self.steps = Statistics(), 0
         self._net, self._optimizer, self._scaler, self._recipe = net, optimizer, scaler, recipe
         self._capacities, self._workers, self._class_weights = capacities, workers, class_weights
         self._graphs = CUDAGraphs(net.device)
         self._obstacle_of_kernels = self._graphs.obstacle(net)
+        self._seed = recipe.seed if seed is None else seed
         self._inbox: _Inbox | None = None
         self._measured = torch.zeros(len(StepResult._fields), device=net.device)
         self._steps: dict[tuple[Size, int], _PaddedStep] = {}  # by capacity and number of parts
@@ -147,10 +153,12 @@ class CapturedStep:
         Returns:
             As ``training_step``.
         """
+        self.steps += 1
         capacity = capacity_of(Size.largest(map(_size, parts)), self._capacities)
         if capacity is None or len(parts) > self._recipe.accumulate or self._is_prevented():
             self.statistics.eager += 1
-            return self._train([part.to(self._net.device) for part in parts if len(part)])
+            moved = [part.to(self._net.device) for part in parts if len(part)]
+            return self._train(moved, self._key.to(self._net.device))
         self._drop_stale_graphs()
         padded = [self._padded(part, capacity) for part in parts]
         if self._inbox is None:
@@ -178,18 +186,24 @@ class CapturedStep:
 
     def _compute(self, padded: Sequence[Batch], received: Sequence[Tensor]) -> None:
         """Run a step on received tensors, in memory that does not move. The padded batches tell sizes only."""
-        rates, whole, *others = received
+        rates, whole, key, *others = received
         parts = [
             replace(part, pairs=replace(part.pairs, tokens=tokens, addresses=addresses), labels=labels, whole=whole)
             for part, tokens, addresses, labels in zip(padded, *[iter(others)] * 3, strict=True)
         ]
         with _options(self._optimizer, "lr", list(rates)):
-            result = self._train(parts)
+            result = self._train(parts, key)
         self._measured.copy_(torch.stack([value.float() for value in result]))
 
-    def _train(self, parts: Sequence[Batch]) -> StepResult:
+    def _train(self, parts: Sequence[Batch], key: Tensor) -> StepResult:
         more = self._scaler, self._recipe, self._workers, self._class_weights
-        return training_step(self._net, parts, self._optimizer, *more)
+        with keyed_dropout(key):
+            return training_step(self._net, parts, self._optimizer, *more)
+
+    @property
+    def _key(self) -> Tensor:
+        """The key of this step's dropout."""
+        return torch.tensor([self._seed, self.steps])
 
     def _padded(self, part: Batch, capacity: Size) -> Batch:
         """Pad a batch with rows and pairs that change neither the loss nor the gradient."""
@@ -207,7 +221,7 @@ class CapturedStep:
         rates = torch.tensor([group["lr"] for group in self._optimizer.param_groups], dtype=torch.float32)
         whole = torch.tensor(padded[0].whole, dtype=torch.float32)
         batches = [(part.pairs.tokens, part.pairs.addresses, cast(Tensor, part.labels)) for part in padded]
-        return [rates, whole, *(tensor for batch in batches for tensor in batch)]
+        return [rates, whole, self._key, *(tensor for batch in batches for tensor in batch)]
 
     def _is_prevented(self) -> bool:
         """Whether steps cannot be captured now; warns the first time."""

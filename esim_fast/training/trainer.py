@@ -165,9 +165,8 @@ class Trainer:
         if wants_graphs(cuda_graphs, self.device):
             # Always those of the first epoch, so that a resumed run has the same.
             capacities = plan_capacities(step_sizes(self._batches(epoch=1), recipe.accumulate))
-            self.captured = CapturedStep(
-                self.net, self.optimizer, self.scaler, recipe, capacities, self.worker.count, self.class_weights
-            )
+            trained = self.net, self.optimizer, self.scaler, recipe, capacities, self.worker.count, self.class_weights
+            self.captured = CapturedStep(*trained, seed=_seed_of(recipe.seed, self.worker.rank))
 
     @property
     def is_over(self) -> bool:
@@ -224,6 +223,7 @@ class Trainer:
         self.net.train()
         if self.captured is not None:
             self.captured.statistics = Statistics(progress.replayed, progress.eager, progress.captured)
+            self.captured.steps = progress.steps
         loader = self._batches(progress.epoch, start=progress.batch)
         left = len(loader) // recipe.accumulate
         self.steps_of_epoch = progress.batch + left

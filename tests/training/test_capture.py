@@ -11,7 +11,9 @@ import torch
 
 import esim_fast
 from benchmarks.corpus import draw_pairs
+from esim_fast import layers
 from esim_fast.data import EncodedPairs, batches
+from esim_fast.layers import keyed_dropout
 from esim_fast.training import CapturedStep, Recipe, capture, plan_capacities, step_sizes, training_step
 from esim_fast.training.capture import wants_graphs
 from tests.training.training_tasks import (
@@ -92,6 +94,17 @@ class Run:
         return torch.cat([weight.detach().flatten() for weight in self.net.parameters()])
 
 
+class KeyedRun(Run):
+    """A run that draws dropout's masks as captured steps do."""
+
+    steps = 0
+
+    def __call__(self, parts):
+        self.steps += 1
+        with keyed_dropout(torch.tensor([self.recipe.seed, self.steps])):
+            return super().__call__(parts)
+
+
 SMALL = Recipe(batch_size=8)
 
 
@@ -121,8 +134,17 @@ class TestStep:
         assert statistics.replayed > 20
         assert statistics.captured > 3
 
+    @pytest.mark.parametrize("recipe", [replace(SMALL, seed=2**40), replace(SMALL, accumulate=3)])
+    @pytest.mark.parametrize("variational", [False, True])
+    def test_dropout_does_not_depend_on_the_capacity(self, graphs, recipe, variational):
+        data, options = corpus(), {"dropout": 0.3, "variational_dropout": variational}
+        captured, others = Run(recipe, data, True, **options), KeyedRun(recipe, data, False, **options)
+        found, expected = (run.train(data, 50) for run in (captured, others))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(captured.weights, others.weights, rtol=0, atol=2e-5)
+        assert captured.captured.statistics.replayed > 20
+
     def test_replayed_steps_have_the_bits_of_eager_ones(self, graphs, monkeypatch):
-        """With dropout, whose masks depend on the capacity."""
         data, results = corpus(), []
         for eager in (2, 10**6):
             monkeypatch.setattr(capture, "EAGER_USES", eager)
@@ -245,11 +267,16 @@ class TestStep:
 
         def spy(net, parts, optimizer, *arguments, **options):
             batches = [(part.pairs.tokens, part.pairs.addresses, part.labels, part.whole) for part in parts]
-            tensors = [*(group["lr"] for group in optimizer.param_groups), *(x for batch in batches for x in batch)]
+            tensors = [
+                layers._KEY.get()[0],
+                *(group["lr"] for group in optimizer.param_groups),
+                *(x for batch in batches for x in batch),
+            ]
             memory = run.captured._inbox._memory
             seen.append([tensor.data_ptr() - memory.data_ptr() for tensor in tensors])
             assert all(0 <= offset < len(memory) for offset in seen[-1])
-            assert [float(tensors[0]), float(parts[0].whole)] == pytest.approx([rate, sum(map(len, batch))])
+            assert [float(tensors[1]), float(parts[0].whole)] == pytest.approx([rate, sum(map(len, batch))])
+            assert tensors[0].tolist() == [run.recipe.seed, len(seen)]
             return training_step(net, parts, optimizer, *arguments, **options)
 
         monkeypatch.setattr(capture, "training_step", spy)
