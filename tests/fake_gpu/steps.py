@@ -10,6 +10,7 @@ from tests.fake_gpu.process import FAKE, GPU, OnTheGPU
 
 from esim_fast import ESIM, pack_pairs  # isort: skip
 from esim_fast.data import Batch  # isort: skip
+from esim_fast.layers import keyed_dropout  # isort: skip
 from esim_fast.recipe import Recipe  # isort: skip
 from esim_fast.scoring import _logits  # isort: skip
 from esim_fast.training.steps import training_step  # isort: skip
@@ -43,10 +44,11 @@ def random_batch(seed, rows=ROWS, pairs=PAIRS, longest=(16, 16)):
 
 
 class Training:
-    """A network with all that a training step takes."""
+    """A network with all that a training step takes, and the key of dropout."""
 
     def __init__(self, precision, dropout):
         with FAKE, GPU:
+            self.key = torch.zeros(2, dtype=torch.int64)
             self.net = ESIM(300, 300, 36_988, 3, variational_dropout=dropout == "variational").train()
         parameters = self.net.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=4e-4, fused=True, capturable=True)
@@ -56,7 +58,7 @@ class Training:
 
     def step(self, batch):
         """The operators of a step."""
-        with FAKE, OnTheGPU() as recorder:
+        with FAKE, OnTheGPU() as recorder, keyed_dropout(self.key):
             training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe)
         return recorder.calls
 
