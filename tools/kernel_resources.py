@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from esim_fast.ops.triton import bilstm, dropout, runtime
+from esim_fast.ops.triton import bilstm, cross_entropy, dropout, runtime
 from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton.tokens import Tokens
 
@@ -41,8 +41,8 @@ class Case(NamedTuple):
     """A batch whose kernels are compiled.
 
     ``a_length`` and ``b_length`` are the lengths of the longest sentences. Layout "capacity" is that of rows which
-    sentences may not fill. Layout "bilstm" is the recurrence, with ``width`` units per direction, and "dropout" is
-    dropout; their kernels do not depend on the lengths.
+    sentences may not fill. Layout "bilstm" is the recurrence, with ``width`` units per direction, "dropout" is
+    dropout, and "loss" is cross entropy of ``width`` labels; their kernels do not depend on the lengths.
     """
 
     arithmetic: str
@@ -101,7 +101,8 @@ def default_cases() -> list[Case]:
     padded = [Case("bf16", *lengths, layout) for lengths in [(32, 16), (200, 200)] for layout in ("lengths", "mask")]
     recurrence = [Case(arithmetic, 16, 16, "bilstm", 300) for arithmetic in arithmetics]
     masks = [Case(arithmetic, 16, 16, "dropout", 2400) for arithmetic in ("bf16", "ieee")]
-    return packed + padded + recurrence + masks
+    losses = [Case(arithmetic, 16, 16, "loss", labels) for arithmetic in ("bf16", "ieee") for labels in (3, 1000)]
+    return packed + padded + recurrence + masks + losses
 
 
 def other_cases() -> list[Case]:
@@ -129,6 +130,8 @@ def launches(case: Case) -> list[runtime.Launch]:
         return _recurrence(case)
     if case.layout == "dropout":
         return _dropout(case)
+    if case.layout == "loss":
+        return _loss(case)
 
     def new(*shape, dtype=torch.int64):
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -173,6 +176,16 @@ def _dropout(case: Case) -> list[runtime.Launch]:
     forward = [(x, None, key, sentence, y, None), (y, None, key, None, y, "relu"), (y, None, key, None, y, "tanh")]
     launches = [*forward, (y, y, key, None, y, "tanh")]
     return [dropout.plan(*tensors, 0, 2**31, activation) for *tensors, activation in launches]
+
+
+def _loss(case: Case) -> list[runtime.Launch]:
+    logits = torch.empty(case.pairs, case.width, dtype=ARITHMETIC[case.arithmetic], device="meta")
+    labels, weights = logits[:, 0].long(), logits[0].float()
+    given = logits, labels, weights, 0.1
+    return [
+        cross_entropy.plan_forward(*given, weights[0], labels[0]),
+        cross_entropy.plan_backward(weights[0], *given, logits),
+    ]
 
 
 def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:

@@ -4,8 +4,18 @@ from .. import extension as extension  # must come first, because it registers t
 from . import reference
 from .backends import BACKENDS
 from .bilstm import bilstm
+from .cross_entropy import cross_entropy
 from .dropout import dropout
 from .local_inference import local_inference, local_inference_packed
 from .masked_pool import masked_pool
 
-__all__ = ["BACKENDS", "bilstm", "dropout", "local_inference", "local_inference_packed", "masked_pool", "reference"]
+__all__ = [
+    "BACKENDS",
+    "bilstm",
+    "cross_entropy",
+    "dropout",
+    "local_inference",
+    "local_inference_packed",
+    "masked_pool",
+    "reference",
+]

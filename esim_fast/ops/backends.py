@@ -22,6 +22,7 @@ BACKENDS = {  # for each op, the best one first; on a CPU, Triton's interpreter 
     "local_inference": ("cpp", "triton", "reference"),
     "masked_pool": ("cpp", "cuda", "reference"),
     "dropout": ("triton", "reference"),
+    "cross_entropy": ("triton", "reference"),
 }
 _KNOWN = (None, "cpp", "cuda", "triton", "cudnn", "reference")
 _CUDA_ARCHITECTURES = tuple(build_info()["cuda"])

@@ -198,7 +198,7 @@ class CapturedStep:
     def _train(self, parts: Sequence[Batch], key: Tensor) -> StepResult:
         more = self._scaler, self._recipe, self._workers, self._class_weights
         with keyed_dropout(key):
-            return training_step(self._net, parts, self._optimizer, *more)
+            return training_step(self._net, parts, self._optimizer, *more, loss_backend=None)
 
     @property
     def _key(self) -> Tensor:

@@ -5,43 +5,39 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..classifier import Classifier
 from ..data import EncodedPairs
 from ..errors import listed
+from ..ops.cross_entropy import NO_LABEL, cross_entropy
 from ..recipe import Recipe
 
-_NO_LABEL = -100
 
-
-def summed_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
-    """The loss summed over pairs, as a scalar.
+def summed_loss(
+    logits: Tensor,
+    targets: Tensor,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    backend: str | None = "reference",
+) -> tuple[Tensor, Tensor]:
+    """The loss summed over pairs, and how many pairs get their label, an int64; 0 in regression. Both are scalars.
 
     Args:
         logits: ``[B, number of labels]``; in regression, ``[B, 1]``.
         targets: int64 ``[B]`` label ids or float32 ``[B]`` scores. Pairs with the target ``no_target`` are ignored.
         smoothing: label smoothing, the share of each target that is spread evenly over all labels.
         class_weights: float32 ``[number of labels]``.
+        backend: of ``esim_fast.ops.cross_entropy``.
     """
     if targets.is_floating_point():
         errors = torch.where(targets.isnan(), 0.0, logits[:, 0].float() - targets)
-        return errors.square().sum()
-    return cross_entropy(
-        logits, targets, class_weights, reduction="sum", label_smoothing=smoothing, ignore_index=_NO_LABEL
-    )
-
-
-def correct_answers(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many pairs get their label, as an int64 scalar; 0 in regression."""
-    if targets.is_floating_point():
-        return targets.new_zeros((), dtype=torch.int64)
-    return (logits.argmax(1) == targets).sum()
+        return errors.square().sum(), targets.new_zeros((), dtype=torch.int64)
+    return cross_entropy(logits, targets, smoothing, class_weights, backend=backend)
 
 
 def no_target(targets: Tensor) -> Tensor:
     """A target ``[1]``, in the dtype of ``targets``, that the loss ignores."""
-    return targets.new_full((1,), math.nan if targets.is_floating_point() else _NO_LABEL)
+    return targets.new_full((1,), math.nan if targets.is_floating_point() else NO_LABEL)
 
 
 def check_targets(name: str, pairs: EncodedPairs, model: Classifier) -> None:

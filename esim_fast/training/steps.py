@@ -14,7 +14,7 @@ from ..model import ESIM
 from ..recipe import Recipe
 from ..scoring import scored_batches
 from .distributed import ALONE, Worker, average
-from .losses import correct_answers, summed_loss
+from .losses import summed_loss
 
 
 class StepResult(NamedTuple):
@@ -39,6 +39,7 @@ def training_step(
     recipe: Recipe,
     workers: int = 1,
     class_weights: Tensor | None = None,
+    loss_backend: str | None = "reference",
 ) -> StepResult:
     """Run forward, backward, gradient clipping and the optimizer's update, without a GPU sync.
 
@@ -53,6 +54,8 @@ def training_step(
         workers: how many processes share the batch. DistributedDataParallel averages their gradients; for a network
             that is not wrapped in it, this function does.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
+        loss_backend: of ``esim_fast.ops.cross_entropy``. Its kernel is not the default, because it has not run on a
+            GPU yet.
     """
     dtype, smoothing = autocast_dtype(recipe.precision), recipe.label_smoothing
     optimizer.zero_grad()
@@ -64,10 +67,10 @@ def training_step(
                 stack.enter_context(net.no_sync())
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = net(part.pairs)
-                loss = summed_loss(logits, labels, smoothing, class_weights)
+                loss, right = summed_loss(logits, labels, smoothing, class_weights, loss_backend)
             scaler.scale(loss * (workers / part.whole)).backward()
         losses.append(loss.detach())
-        correct.append(correct_answers(logits.detach(), labels))
+        correct.append(right)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if workers > 1 and not isinstance(net, DistributedDataParallel):
@@ -118,8 +121,9 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
     for batch, scores in scored_batches(net, pairs, batch_size, max_tokens=max_tokens, shard=worker):
         labels = cast(Tensor, batch.labels)
-        sums[0] += float(summed_loss(scores, labels))
-        sums[1] += int(correct_answers(scores, labels))
+        loss, correct = summed_loss(scores, labels)
+        sums[0] += float(loss)
+        sums[1] += int(correct)
         if logits is not None:
             logits[batch.indices] = scores.to(logits.device)
     loss, accuracy = (worker.total(sums) / len(pairs)).tolist()

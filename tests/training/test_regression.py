@@ -88,7 +88,7 @@ def test_a_pair_without_a_target_is_ignored():
     logits = torch.tensor([[2.0], [1e6], [-1.0]], requires_grad=True)
     targets = torch.tensor([1.5, 0.0, 1.0])
     targets[1:2] = no_target(targets)
-    loss = summed_loss(logits, targets)
+    loss, _ = summed_loss(logits, targets)
     loss.backward()
     assert loss.item() == 0.25 + 4.0
     assert logits.grad.tolist() == [[1.0], [0.0], [-4.0]]
