@@ -11,6 +11,7 @@ from .runtime import Config, Launch, blocks_in, power_of_2
 
 _LARGEST = 4096  # classes
 _TILE = 1024  # logits that a program holds, if a pair has no more
+_CONFIG = Config(0, 0, 4, 1, max_registers=128)  # without a limit the compiler spills a few
 
 
 @triton.jit(do_not_specialize=["pairs"])
@@ -83,7 +84,7 @@ def plan_forward(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None, smoothing: float, loss: Tensor, correct: Tensor
 ) -> Launch:
     arguments = logits, labels, class_weights, None, loss, correct, None, len(logits)
-    return Launch(cross_entropy, 1, arguments, _constants(logits, smoothing), Config(0, 0, 4, 1).options())
+    return Launch(cross_entropy, 1, arguments, _constants(logits, smoothing), _CONFIG.options())
 
 
 def plan_backward(
@@ -92,7 +93,7 @@ def plan_backward(
     constants = _constants(logits, smoothing)
     arguments = logits, labels, class_weights, grad_loss, None, None, grad, len(logits)
     programs = blocks_in(len(logits), constants["BLOCK"])
-    return Launch(cross_entropy, programs, arguments, constants, Config(0, 0, 4, 1).options())
+    return Launch(cross_entropy, programs, arguments, constants, _CONFIG.options())
 
 
 def _constants(logits: Tensor, smoothing: float) -> dict[str, Any]:
