@@ -2,7 +2,8 @@
 
     python -m benchmarks.sweep [--minutes 20] [--json FILE] [--dry-run]
 
-The candidates for an entry of the tables in esim_fast/ops/triton/local_inference.py are the entry and its neighbors.
+The candidates for an entry of the tables in esim_fast/ops/triton/local_inference.py are the entry, its neighbors and
+those that CANDIDATES there lists. If one tile has no entry yet, they are compared with many tiles.
 Worker processes compile candidates while others are timed. --dry-run needs no GPU: it compiles the candidates for two
 entries for an H100, runs two in Triton's interpreter, and times none.
 """
@@ -28,11 +29,12 @@ from esim_fast.cli.options import Parser, rate
 from esim_fast.files import write_json
 from esim_fast.ops import reference
 from esim_fast.ops.triton import local_inference, runtime
-from esim_fast.ops.triton.local_inference import MANY_TILES, ONE_TILE
+from esim_fast.ops.triton.local_inference import CANDIDATES, MANY_TILES, ON_CHIP, ONE_TILE
 from esim_fast.ops.triton.runtime import Config
 
 Batch = tuple[int, int, int]  # pairs, length of the longest premise, length of the longest hypothesis
-PRESENT: dict[tuple, Config] = ONE_TILE | MANY_TILES  # by case: kernel, arithmetic and, for one tile, its sides
+# By case: kernel, arithmetic and, for one tile, its sides. None: many tiles compute what one tile might.
+PRESENT: dict[tuple, Config | None] = dict.fromkeys(CANDIDATES) | ONE_TILE | ON_CHIP | MANY_TILES
 KERNELS = tuple(dict.fromkeys(kernel for kernel, _ in MANY_TILES))
 WIDTH = 600  # of ESIM's BiLSTM
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
@@ -59,18 +61,20 @@ def batches(case: tuple) -> list[Batch]:
     return [(2, *found[0][1:])] if runtime.INTERPRETED else found
 
 
-def candidates(case: tuple) -> list[Config]:
-    """The present entry, and all that are one step away from it."""
+def candidates(case: tuple) -> list[Config | None]:
+    """The present entry, those listed, and all that are one step away from the present one."""
     present, found = PRESENT[case], []
-    for name, values in AXES.items():
+    for name, values in AXES.items() if present else ():
         if (value := getattr(present, name)) in values:  # other values mean that the kernel does not use it
             at = values.index(value)
             found += [present._replace(**{name: other}) for other in values[max(0, at - 1) : at + 2]]
-    return list(dict.fromkeys([present, *found]))
+    return list(dict.fromkeys([present, *CANDIDATES.get(case, ()), *found]))
 
 
-def entry(case: tuple, config: Config) -> str:
+def entry(case: tuple, config: Config | None) -> str:
     """A line of the tables."""
+    if config is None:
+        return f"# {case}: many tiles,".replace("'", '"')
     named = "".join(f", {name}={value}" for name, value in list(config._asdict().items())[4:] if value)
     return f"{case}: Config({', '.join(map(str, config[:4]))}{named}),".replace("'", '"')
 
@@ -90,15 +94,17 @@ class Inputs:
         where = (a.start, a.step, a.lengths, None, b.start, b.step, b.lengths, None, a.max_length, b.max_length, True)
         self.rows, self.sides = (a, b), local_inference.sides_of(x, x, where)
 
-    def plan(self, config: Config) -> list[runtime.Launch]:
+    def plan(self, config: Config | None) -> list[runtime.Launch]:
         """The launches of a user's call if the table had this entry."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if self.case[1] == "tf32" else "ieee"
-        with patch.dict(ONE_TILE if self.case in ONE_TILE else MANY_TILES, {self.case: config}):
+        on_chip = config if config and self.case[2:] and not config.block_k else None
+        table = ONE_TILE if self.case[2:] else MANY_TILES
+        with patch.dict(ON_CHIP, {self.case: on_chip}), patch.dict(table, {self.case: config}):
             if self.grad_m is None:
                 return local_inference.plan_forward(*self.sides, self.result, self.result)
             return local_inference.plan_backward(*self.sides, self.grad_m, self.grad_m, self.result, self.result)
 
-    def computed(self, config: Config) -> torch.Tensor:
+    def computed(self, config: Config | None) -> torch.Tensor:
         """The result; what the kernels fail to write is NaN."""
         launches = self.plan(config)
         for tensor in chain(*(launch.arguments for launch in launches)):
@@ -114,14 +120,14 @@ class Inputs:
         return m.detach() if self.grad_m is None else torch.autograd.grad(m, x, self.grad_m.double())[0]
 
 
-def refusal(case: tuple, config: Config, batch: Batch, gpu: tuple[GPUTarget, int, int]) -> str | None:
+def refusal(case: tuple, config: Config | None, batch: Batch, gpu: tuple[GPUTarget, int, int]) -> str | None:
     """Compile a candidate into Triton's cache, without using a GPU; return why it is unusable, or None."""
     signal.alarm(COMPILING)  # ends the process
     triton.runtime.driver.set_active(Mock(get_current_target=lambda: gpu[0], get_current_device=lambda: 0))
     runtime.multiprocessors = lambda _: gpu[1]
     try:
         for launch in Inputs(case, batch, "meta").plan(config):
-            if launch.kernel.__name__ == case[0]:
+            if case[2:] or launch.kernel.__name__ == case[0]:
                 code = launch.kernel.warmup(*launch.arguments, grid=(1,), **launch.constants, **launch.options)
                 if code.metadata.shared > gpu[2]:
                     return f"takes {code.metadata.shared} bytes of shared memory"
@@ -134,7 +140,7 @@ def refusal(case: tuple, config: Config, batch: Batch, gpu: tuple[GPUTarget, int
     return None
 
 
-def measured(case: tuple, batch: Batch, refused: dict[Config, str]) -> dict[Config, float]:
+def measured(case: tuple, batch: Batch, refused: dict[Config | None, str]) -> dict[Config | None, float]:
     """Microseconds of the candidates that are as exact as the present entry; adds the others to ``refused``."""
     copies, some = (1, 2) if runtime.INTERPRETED else (1 + TOKENS // (batch[0] * sum(batch[1:])), None)
     inputs = [Inputs(case, batch, measure.DEVICE) for _ in range(copies)]
@@ -149,7 +155,7 @@ def measured(case: tuple, batch: Batch, refused: dict[Config, str]) -> dict[Conf
             launches = list(chain(*(one.plan(config) for one in inputs)))
             for launch in launches:  # the timed kernel may read what other kernels write
                 launch.start()
-            own = [launch for launch in launches if launch.kernel.__name__ == case[0]]
+            own = [launch for launch in launches if case[2:] or launch.kernel.__name__ == case[0]]
             calls[config] = measure.recorded(lambda own=own: [launch.start() for launch in own])
         except Exception as error:  # Triton and the driver may raise anything
             refused[config] = f"{error!r:.120}"

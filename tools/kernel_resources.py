@@ -2,8 +2,9 @@
 
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
-Compiles the kernels that esim_fast launches by default for every supported GPU generation, and prints a table of shared
-memory, registers, spills and the widths of loads and stores. ``--all`` adds other layouts, widths and batch sizes. The
+Compiles the kernels that esim_fast launches by default, and those that await timing on a GPU, for every supported GPU
+generation. Prints a table of shared memory, registers, spills, the widths of loads and stores, and the most bytes that
+the programs of a multiprocessor load at the same time. ``--all`` adds other layouts, widths and batch sizes. The
 exit code is 1 if a kernel does not fit: if it needs too much shared memory, spills registers, or accesses aligned rows
 in narrow pieces.
 """
@@ -19,6 +20,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
+from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "0"  # Triton reads it on import
 
@@ -33,6 +35,10 @@ from esim_fast.ops.triton.tokens import Tokens
 
 # Bytes of shared memory that a program can use, from the CUDA C++ Programming Guide, "technical specifications".
 SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448}
+SHARED_MEMORY["sm_120"] = 101376
+# Of a multiprocessor: threads, registers, and shared memory that each program takes for the system.
+THREADS = {"sm_80": 2048, "sm_86": 1536, "sm_89": 1536, "sm_90": 2048, "sm_100": 2048, "sm_120": 1536}
+REGISTERS, RESERVED = 65536, 1024
 ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.bool: "i1"}
 
@@ -51,6 +57,8 @@ class Case(NamedTuple):
     layout: str = "rows"
     width: int = 600
     pairs: int = 32
+    candidate: runtime.Config | None = None  # instead of the entry of the tables
+    kernel: str = ""  # the candidate's; empty for all
 
 
 class Resources(NamedTuple):
@@ -63,6 +71,7 @@ class Resources(NamedTuple):
     spilled: int
     widest_load: int
     widest_store: int
+    in_flight: int
 
     @property
     def problem(self) -> str | None:
@@ -81,6 +90,7 @@ class Resources(NamedTuple):
         sizes = f"{case.a_length:>4} x {case.b_length:<4} {case.layout:<7} D={case.width:<5} B={case.pairs:<5}"
         figures = f"{self.shared:>7} shared {self.registers:>4} registers {self.spilled:>6} spilled"
         figures += f" {self.widest_load:>3}-byte loads {self.widest_store:>3}-byte stores"
+        figures += f" {self.in_flight:>7} in flight"
         return (
             f"{self.target:<7} {case.arithmetic:<5} {sizes} {self.kernel:<20} {self.config:<44} {figures} "
             f"{self.problem or 'fits'}"
@@ -102,7 +112,16 @@ def default_cases() -> list[Case]:
     recurrence = [Case(arithmetic, 16, 16, "bilstm", 300) for arithmetic in arithmetics]
     masks = [Case(arithmetic, 16, 16, "dropout", 2400) for arithmetic in ("bf16", "ieee")]
     losses = [Case(arithmetic, 16, 16, "loss", labels) for arithmetic in ("bf16", "ieee") for labels in (3, 1000)]
-    return packed + padded + recurrence + masks + losses
+    return packed + padded + recurrence + masks + losses + candidates()
+
+
+def candidates() -> list[Case]:
+    """Those of benchmarks/sweep.py, for batches of which each pair gets one program."""
+    return [
+        Case("bf16" if arithmetic == "half" else arithmetic, a, b, pairs=1024, candidate=config, kernel=kernel)
+        for (kernel, arithmetic, a, b), configs in kernels.CANDIDATES.items()
+        for config in configs
+    ]
 
 
 def other_cases() -> list[Case]:
@@ -152,7 +171,14 @@ def launches(case: Case) -> list[runtime.Launch]:
     runtime.multiprocessors = lambda _: 132
     a, b = side(case.a_length), side(case.b_length)
     x, filled = a.tokens.x, new(1) if case.layout == "capacity" else None
-    return kernels.plan_forward(a, b, x, x, filled) + kernels.plan_backward(a, b, x, x, x, x, filled)
+    table, entry = kernels.ONE_TILE, {}
+    if case.candidate:
+        table = table if case.candidate.block_k else kernels.ON_CHIP
+        arithmetic = "half" if x.element_size() == 2 else case.arithmetic
+        entry = {(case.kernel, arithmetic, a.tile, b.tile): case.candidate}
+    with mock.patch.dict(table, entry):
+        planned = kernels.plan_forward(a, b, x, x, filled) + kernels.plan_backward(a, b, x, x, x, x, filled)
+    return [launch for launch in planned if launch.kernel.__name__ == (case.kernel or launch.kernel.__name__)]
 
 
 def _recurrence(case: Case) -> list[runtime.Launch]:
@@ -226,17 +252,51 @@ def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
     shown = ("A_TILE", "B_TILE", "TILE", "GROUP", "BLOCK_K", "BLOCK_D", "BLOCK_H", "SPLITS", "ACTIVATION")
     parts = [f"{name.lower()}={planned.constants[name]}" for name in shown if name in planned.constants]
     config = " ".join(part.replace("block_", "").replace("_tile", "") for part in parts)
+    registers, warps = int(re.search(r"Used (\d+) registers", ptxas)[1]), planned.options["num_warps"]
     return Resources(
         case,
         planned.kernel.__name__,
-        f"{config} warps={planned.options['num_warps']} stages={planned.options['num_stages']}",
+        f"{config} warps={warps} stages={planned.options['num_stages']}",
         target,
         compiled.metadata.shared,
-        int(re.search(r"Used (\d+) registers", ptxas)[1]),
+        registers,
         int(spilled[1]) + int(spilled[2]),
         _widest(r"(?:ld\.global|cp\.async\.c[ag]\.shared\.global)", compiled.asm["ptx"]),
         _widest(r"st\.global", compiled.asm["ptx"]),
+        32 * warps * _in_flight(compiled.asm["sass"]) * _programs(target, warps, registers, compiled.metadata.shared),
     )
+
+
+def _programs(target: str, warps: int, registers: int, shared: int) -> int:
+    """How many programs run on a multiprocessor at the same time."""
+    by_registers = REGISTERS // (32 * warps * (-(-registers // 8) * 8))
+    by_shared = (SHARED_MEMORY[target] + RESERVED) // (shared + RESERVED)
+    return min(by_registers, by_shared, THREADS[target] // (32 * warps))
+
+
+def _in_flight(sass: str) -> int:
+    """The most bytes that a thread has asked of global memory and not waited for, with every instruction run once.
+
+    A load names the barrier that its arrival releases, and each instruction the barriers (bits) that it waits for.
+    Asynchronous copies are counted in groups, of which an instruction leaves the latest few to arrive.
+    """
+    loads, groups, most = dict.fromkeys("012345", 0), [0], 0
+    for line in re.finditer(r"^(\S\S):[^:]*:(.):[^:]*:\S+\s+(.*)", sass, re.MULTILINE):
+        waits, barrier, instruction = line.groups()
+        if waits != "--":
+            loads = {name: 0 if int(waits, 16) >> int(name) & 1 else moved for name, moved in loads.items()}
+        if copied := re.search(r"\b(LDG|LDGSTS)\.E\S*?(?:\.(U8|S8|U16|64|128))?(?= )", instruction):
+            moved = {"U8": 1, "S8": 1, "U16": 2, "64": 8, "128": 16}.get(copied[2], 4)
+            if copied[1] == "LDGSTS":
+                groups[-1] += moved
+            elif barrier in loads:
+                loads[barrier] += moved
+        elif "LDGDEPBAR" in instruction:
+            groups.append(0)
+        elif left := re.search(r"\bDEPBAR\.LE SB0, (\w+)", instruction):
+            groups = groups[-int(left[1], 16) - 1 :]
+        most = max(most, sum(loads.values()) + sum(groups))
+    return most
 
 
 def _widest(instruction: str, ptx: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import many_tiles, one_tile, runtime
+from . import many_tiles, on_chip, one_tile, runtime
 from .arguments import check_arguments, check_gradient, check_packed
 from .runtime import Config, Launch, blocks_in
 from .tokens import Tokens
@@ -50,7 +50,23 @@ ONE_TILE = {
     ("backward", "tf32", 64, 16): Config(32, 32, 8, 2),
     ("backward", "ieee", 16, 16): Config(32, 32, 4, 3),
     ("backward", "ieee", 32, 16): Config(32, 64, 8, 2),
-    # The other fp32 gradients do not fit into registers, so many_tiles computes them.
+    # many_tiles computes the other fp32 gradients.
+}
+# Like ONE_TILE, but programs keep all rows of their pair in registers. An entry is preferred to ONE_TILE's if rows have
+# at most WIDEST_ON_CHIP features. There are none yet, because no GPU has timed the candidates below.
+ON_CHIP: dict[tuple, Config] = {}
+WIDEST_ON_CHIP = 640
+# What `python -m benchmarks.sweep` compares with the entries above. It has never run on a GPU; according to the
+# compiler, it spills no registers on any supported one. A block_k of 0 is for ON_CHIP, all others are for ONE_TILE.
+CANDIDATES: dict[tuple, tuple[Config, ...]] = {
+    ("forward", "half", 16, 16): (Config(0, 64, 4, 1),),
+    ("forward", "half", 32, 16): (Config(0, 64, 4, 1),),
+    ("forward", "half", 32, 32): (Config(0, 64, 8, 1),),
+    ("forward", "half", 64, 16): (Config(0, 64, 8, 1),),
+    ("forward", "half", 64, 32): (Config(0, 64, 8, 1),),
+    ("backward", "half", 16, 16): (Config(0, 64, 8, 1),),
+    ("backward", "tf32", 64, 32): (Config(16, 16, 8, 2),),
+    ("backward", "ieee", 64, 16): (Config(16, 16, 8, 1),),
 }
 # Keys: kernel and arithmetic. A block size is 0 if the kernel does not use it.
 MANY_TILES = {
@@ -189,9 +205,10 @@ def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor, filled: Tensor | No
     """Plan ``m_a`` and ``m_b``. With ``filled`` they are one tensor, whose rows behind that many are cleared."""
     rows = len(m_a)
     if config := _one_tile_config("forward", a, b):
-        if a.tile < b.tile:  # the sides are symmetric, so putting the larger first halves the kernels to compile
+        if _swapped(config, a, b):
             a, b, m_a, m_b = b, a, m_b, m_a
-        return [_one_tile(one_tile.forward, config, a, b, m_a, m_b, filled, rows)]
+        kernel = one_tile.forward if config.block_k else on_chip.forward
+        return [_one_tile(kernel, config, a, b, m_a, m_b, filled, rows)]
     scores = _pairs_of_words(a, b, torch.float32)
     return [
         _many_tiles(many_tiles.scores, a, b, scores),
@@ -212,9 +229,10 @@ def plan_backward(
     """Plan ``grad_a`` and ``grad_b``, with ``filled`` as in ``plan_forward``."""
     rows = len(grad_a)
     if config := _one_tile_config("backward", a, b):
-        if a.tile < b.tile:
+        if _swapped(config, a, b):
             a, b, grad_m_a, grad_m_b, grad_a, grad_b = b, a, grad_m_b, grad_m_a, grad_b, grad_a
-        return [_one_tile(one_tile.backward, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b, filled, rows)]
+        kernel = one_tile.backward if config.block_k else on_chip.backward
+        return [_one_tile(kernel, config, a, b, grad_m_a, grad_m_b, grad_a, grad_b, filled, rows)]
     scores, grad_alpha, grad_beta = (_pairs_of_words(a, b, torch.float32) for _ in range(3))
     alpha, beta, grad_scores = (_pairs_of_words(a, b, a.tokens.x.dtype) for _ in range(3))
     # Gradients of the alignments.
@@ -242,8 +260,17 @@ def _one_tile_config(kernel: str, a: Side, b: Side) -> Config | None:
     """Return the configuration, or None if the pairs need many tiles."""
     if not a.tile or not b.tile:
         return None
-    config = ONE_TILE.get((kernel, _arithmetic(a), max(a.tile, b.tile), min(a.tile, b.tile)))
+    key = (kernel, _arithmetic(a), max(a.tile, b.tile), min(a.tile, b.tile))
+    config = (ON_CHIP.get(key) if a.width <= WIDEST_ON_CHIP else None) or ONE_TILE.get(key)
     return config and config.fitting(a.width)
+
+
+def _swapped(config: Config, a: Side, b: Side) -> bool:
+    """Whether a and b, which are symmetric, change places: a fixed order halves the kernels to compile.
+
+    The larger tile comes first, but on chip the smaller one does, because then products take fewer registers.
+    """
+    return a.tile < b.tile if config.block_k else b.tile < a.tile
 
 
 def _arithmetic(side: Side) -> str:

@@ -23,7 +23,7 @@ from .tokens import (
 
 
 @triton.jit
-def _softmaxes(scores, a_counts, b_counts):
+def softmaxes(scores, a_counts, b_counts):
     """Return the soft alignment's weights from scores ``[A, B]`` (equations 12, 13), zero unless both words count."""
     scores = tl.where(a_counts[:, None] & b_counts[None, :], scores, NOTHING)
     a_any, b_any = tl.max(a_counts.to(tl.int32), 0) > 0, tl.max(b_counts.to(tl.int32), 0) > 0
@@ -34,10 +34,10 @@ def _softmaxes(scores, a_counts, b_counts):
     return alpha, beta
 
 
-_UNSPECIALIZED = ["a_length", "b_length", "a_batch_stride", "b_batch_stride", "rows"]
+UNSPECIALIZED = ["a_length", "b_length", "a_batch_stride", "b_batch_stride", "rows"]
 
 
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward(
     a, b, a_length, b_length, a_batch_stride, b_batch_stride, m_a, m_b, filled, rows,
     D: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, A_TILE: tl.constexpr, B_TILE: tl.constexpr,
@@ -57,7 +57,7 @@ def forward(
         k = k0 + tl.arange(0, BLOCK_K)
         a_part, b_part = load(a.x, a_offset, a_counts, k, D), load(b.x, b_offset, b_counts, k, D)
         scores = dot(a_part, b_part.T, scores, PRECISION)
-    alpha, beta = _softmaxes(scores, a_counts, b_counts)
+    alpha, beta = softmaxes(scores, a_counts, b_counts)
 
     dtype = a.x.dtype.element_ty
     alpha, beta = alpha.to(dtype), beta.to(dtype)
@@ -70,7 +70,7 @@ def forward(
         enhance(m_b, m_b_offset, b_counts, b_rows, d, b_part, b_aligned, D)
 
 
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward(
     a, b, a_length, b_length, a_batch_stride, b_batch_stride, grad_m_a, grad_m_b, grad_a, grad_b,
     filled, rows,
@@ -97,7 +97,7 @@ def backward(
         scores = dot(a_part, b_part.T, scores, PRECISION)
         grad_alpha = dot(grad_a_aligned, b_part.T, grad_alpha, PRECISION)
         grad_beta = dot(a_part, grad_b_aligned.T, grad_beta, PRECISION)
-    alpha, beta = _softmaxes(scores, a_counts, b_counts)
+    alpha, beta = softmaxes(scores, a_counts, b_counts)
     grad_scores = alpha * (grad_alpha - tl.sum(alpha * grad_alpha, 1)[:, None])
     grad_scores += beta * (grad_beta - tl.sum(beta * grad_beta, 0)[None, :])
 
