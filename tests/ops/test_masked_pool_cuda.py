@@ -1,14 +1,13 @@
 """The CUDA kernels of masked_pool, compiled for the CPU: results, reads and writes."""
 
 import math
-import sys
 
 import pytest
 import torch
 
 from esim_fast import Rows
 from esim_fast.ops import masked_pool, reference
-from tests.ops.cuda_on_cpu import LIBRARY, CudaOnCpu, build, compiler
+from tests.ops.cuda_on_cpu import cuda_on_cpu
 from tests.ops.large_tensors import FAR, reserve, spread
 from tests.ops.layouts import LAYOUTS, Layout
 
@@ -21,11 +20,7 @@ LENGTHS = [70, 0, 1, 133, 17]
 
 @pytest.fixture(scope="session")
 def cuda(once):
-    if sys.platform != "linux":
-        pytest.skip("CUDA code is built for Linux alone")
-    if (command := compiler()) is None:
-        pytest.skip("no C++ compiler here to build CUDA code for the CPU")
-    return CudaOnCpu(once("cuda-on-cpu", lambda folder: build(folder, command)) / LIBRARY)
+    return cuda_on_cpu(once, "masked_pool_cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +49,7 @@ def launched(dtype, vector, split, vector_backward=None):
 @pytest.fixture(params=[False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 def split(cuda, request):
     """A large GPU takes many warps per sentence; a GPU without processors takes one."""
-    cuda.set_multiprocessors(10**6 if request.param else 0)
+    cuda.set(multiprocessors=10**6 if request.param else 0)
     return request.param
 
 
@@ -222,7 +217,7 @@ def test_tensors_that_begin_anywhere(cuda, dtype, given_as):
     rows = layout.given_as.get("rows")
     addresses = (*((rows.start, rows.step, rows.lengths) if rows else (None, None, layout.given_as["lengths"])), None)
     forward, backward = torch.ops.esim_fast.masked_pool, torch.ops.esim_fast.masked_pool_backward
-    cuda.set_multiprocessors(0)
+    cuda.set(multiprocessors=0)
     results = forward(x, *addresses)
     for ours, wanted in zip(forward(moved(x), *addresses), results, strict=True):
         assert torch.equal(ours, wanted)
