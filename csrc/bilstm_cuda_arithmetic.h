@@ -102,7 +102,9 @@ struct Fp32 {
       mma_tf32(acc, a, b);
     } else {
       uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
+#pragma unroll
       for (int i = 0; i < 4; ++i) split(a[i], a_high[i], a_low[i]);
+#pragma unroll
       for (int i = 0; i < 2; ++i) split(b[i], b_high[i], b_low[i]);
       mma_tf32(acc, a_low, b_high);  // small terms first
       mma_tf32(acc, a_high, b_low);
@@ -123,6 +125,7 @@ struct Fp32 {
 
  private:
   static __device__ __forceinline__ void split(uint32_t bits, uint32_t& high, uint32_t& low) {
+    forget(bits);  // two words of each weight would not fit into the registers
     high = round_tf32(as_float(bits));
     low = round_tf32(as_float(bits) - as_float(high));
   }

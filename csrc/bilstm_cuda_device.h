@@ -75,12 +75,19 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return result;
 }
 
+// Hides from the compiler that a word is the same in every step, so that it does not keep what it computes from it.
+__device__ __forceinline__ void forget(uint32_t& word) { asm volatile("" : "+r"(word)); }
+
 // ---- Threads of a block
 
 // The value of another lane. All lanes of the warp call it.
 __device__ __forceinline__ uint32_t shuffle(uint32_t value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
+
+// The warp's number in its block, by a shuffle: so the compiler knows that it is the same in all lanes, and keeps what
+// follows from it in registers of the warp.
+__device__ __forceinline__ int warp_of_thread() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }
 
 // Waits for `threads` threads in all, which are whole warps. id: 1 to 15; 0 belongs to __syncthreads.
 __device__ __forceinline__ void named_barrier(int id, int threads) {

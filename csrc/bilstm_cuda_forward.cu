@@ -56,7 +56,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
   float4* const sums = reinterpret_cast<float4*>(states + 2 * Config::kStateBytes);
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(states + 2 * Config::kStateBytes + Config::kSumBytes);
 
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = warp_of_thread();
   const int team = static_cast<int>(blockIdx.x) / a.blocks, rank = static_cast<int>(blockIdx.x) % a.blocks;
   const int direction = team % 2, H = a.H;
   const int groups = (H + kUnitsOfGroup - 1) / kUnitsOfGroup;  // of the team
@@ -71,26 +71,24 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
   batch.clear_rest(a.previous, a.rows, 2 * H * A::kBytes);
 
   uint32_t weights[2][kInRegisters][4];
-  {
-    const float* const weight = direction ? a.weight_reverse : a.weight;
+  const int begin = (part * 8 + lane % 4) * (4 / A::kBytes);  // this thread's first column
+  const float* const row = (direction ? a.weight_reverse : a.weight) + unit * H + begin;
+#pragma unroll
+  for (int k = 0; k < kDepth; ++k) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
+      uint32_t fragment[4];
 #pragma unroll
-      for (int k = 0; k < kDepth; ++k) {
-        uint32_t fragment[4];
+      for (int j = 0; j < 4; ++j) {
+        const auto value = [&](int i) { return i < (has_unit ? H - begin : 0) ? row[(2 * m + j % 2) * H * H + i] : 0.f; };
+        fragment[j] = A::word(value, k * kParts * 8 + 4 * (j / 2));
+      }
+      if (k < kInRegisters) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float* const row = weight + ((2 * m + j % 2) * H + unit) * H;
-          const auto value = [&](int i) { return has_unit && i < H ? row[i] : 0.f; };
-          fragment[j] = A::word(value, (k * kParts + part) * 8 + lane % 4 + 4 * (j / 2));
-        }
-        if (k < kInRegisters) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) weights[m][k < kInRegisters ? k : 0][j] = fragment[j];
-        } else {
-          more_weights[((warp * 2 + m) * (kDepth - kInRegisters) + k - kInRegisters) * 32 + lane] = {
-              fragment[0], fragment[1], fragment[2], fragment[3]};
-        }
+        for (int j = 0; j < 4; ++j) weights[m][k < kInRegisters ? k : 0][j] = fragment[j];
+      } else {
+        more_weights[((warp * 2 + m) * (kDepth - kInRegisters) + k - kInRegisters) * 32 + lane] = {
+            fragment[0], fragment[1], fragment[2], fragment[3]};
       }
     }
   }
@@ -105,7 +103,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
     const int steps = batch.length(first);  // the longest sentence is the first
     if (steps == 0) break;                  // nor has a later one any
     signals.meet();
-    float cell[kPasses][2] = {}, state[kPasses][2] = {};
+    float cell[kPasses][2] = {};
 
     for (int n = 0; n < steps; ++n) {
       const Step step = batch.step(direction ? steps - 1 - n : n);
@@ -113,15 +111,15 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
       const auto place = [&](int sentence) { return ((step.begin + sentence) * 2 + direction) * H + unit; };
       const auto sentence_of = [&](int pass, int e) { return first + (pass * kTiles + part) * kTile + lane % 4 * 2 + e; };
       const auto exists = [&](int sentence) { return has_unit && part < kTiles && sentence < step.sentences; };
-      typename A::Four input[kPasses][2] = {};  // products with the input, asked for before anybody waits
-#pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
+      typename A::Four input[2] = {};  // products with the input
+      const auto load_input = [&](int pass) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int sentence = sentence_of(pass, e);
-          if (exists(sentence)) input[pass][e] = static_cast<const typename A::Four*>(a.gates)[place(sentence)];
+          if (exists(sentence)) input[e] = static_cast<const typename A::Four*>(a.gates)[place(sentence)];
         }
-      }
+      };
+      load_input(0);  // before anybody waits
       if (!last) signals.expect(n + 1, groups * kPiecesOfGroup * kSentences * 16);
       if (n > 0) {
         signals.wait(n, works);
@@ -139,9 +137,11 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
         if (!works) continue;
+        if (pass > 0) load_input(pass);
+        const unsigned char* const before = states + n % 2 * Config::kStateBytes;
         if (n > 0) {
           if (pass > 0) named_barrier(1 + own_group, 32 * kParts);  // the sums of the pass before have been read
-          const uint32_t* const before = reinterpret_cast<const uint32_t*>(states + n % 2 * Config::kStateBytes);
+          const uint32_t* const words = reinterpret_cast<const uint32_t*>(before);
           float acc[kTiles][2][4] = {};
 #pragma unroll
           for (int k = 0; k < kDepth; ++k) {
@@ -161,8 +161,8 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
 #pragma unroll
             for (int j = 0; j < kTiles; ++j) {
               const int sentence = (pass * kTiles + j) * kTile;
-              const uint32_t b[2] = {before[(piece * kSentences + sentence) * 4 + lane],
-                                     before[((piece + 1) * kSentences + sentence) * 4 + lane]};
+              const uint32_t b[2] = {words[(piece * kSentences + sentence) * 4 + lane],
+                                     words[((piece + 1) * kSentences + sentence) * 4 + lane]};
               if (k >= depth) continue;
               A::multiply(acc[j][0], fragment[0], b);
               A::multiply(acc[j][1], fragment[1], b);
@@ -191,24 +191,29 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
             }
           }
         }
+        float state[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float x[4];
-          A::widen(input[pass][e], x);
+          A::widen(input[e], x);
           const float gate[4] = {A::sigmoid(x[0] + sum[0][e]), A::sigmoid(x[1] + sum[0][2 + e]),
                                  A::tanh(x[2] + sum[1][e]), A::sigmoid(x[3] + sum[1][2 + e])};
-          const float before = state[pass][e], next = gate[1] * cell[pass][e] + gate[0] * gate[2];
+          const float next = gate[1] * cell[pass][e] + gate[0] * gate[2];
           // Zero before a sentence begins, in the backward direction, and after it has ended.
           const int sentence = sentence_of(pass, e);
           const bool active = exists(sentence);
           cell[pass][e] = active ? next : 0.f;
-          state[pass][e] = active ? gate[3] * A::tanh(next) : 0.f;
+          state[e] = active ? gate[3] * A::tanh(next) : 0.f;
           if (!active) continue;
           const int at = place(sentence);
           static_cast<typename A::Four*>(a.gates)[at] = A::narrow(gate);
           a.c[at] = next;
-          static_cast<typename A::Scalar*>(a.y)[at] = A::narrow(state[pass][e]);
-          static_cast<typename A::Scalar*>(a.previous)[at] = A::narrow(before);
+          using Scalar = typename A::Scalar;
+          static_cast<Scalar*>(a.y)[at] = A::narrow(state[e]);
+          // As the products read it.
+          const int piece = group * kPiecesOfGroup + lane / 4 * A::kBytes / 16;
+          const Scalar* const own = reinterpret_cast<const Scalar*>(before + (piece * kSentences + sentence - first) * 16);
+          static_cast<Scalar*>(a.previous)[at] = n > 0 ? own[lane / 4 % (16 / A::kBytes)] : Scalar{0};
         }
         if (last) continue;
 
@@ -219,13 +224,13 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
           if constexpr (A::kBytes == 2) {
-            const uint32_t pair = A::word([&](int i) { return state[pass][i]; }, 0);
+            const uint32_t pair = A::word([&](int i) { return state[i]; }, 0);
             const uint32_t low = shuffle(pair, 8 * w + row / 2), high = shuffle(pair, 8 * w + 4 + row / 2);
             word[w] = row % 2 ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16;
           } else {
             const int from = (piece * 4 + w) * 4 + row / 2;
-            const uint32_t even = shuffle(A::operand(state[pass][0]), from);
-            const uint32_t odd = shuffle(A::operand(state[pass][1]), from);
+            const uint32_t even = shuffle(A::operand(state[0]), from);
+            const uint32_t odd = shuffle(A::operand(state[1]), from);
             word[w] = row % 2 ? odd : even;
           }
         }
@@ -265,12 +270,12 @@ std::vector<ForwardVariant> variants(bool wide) {
     return {variant<ForwardConfig<A, true, false, 1, 1>>(), variant<ForwardConfig<A, true, false, 2, 1>>()};
   } else if (wide) {
     return {variant<ForwardConfig<A, true, true, 1, 1>>(), variant<ForwardConfig<A, true, true, 2, 1>>(),
-            variant<ForwardConfig<A, true, true, 4, 2>>(), variant<ForwardConfig<A, false, true, 1, 1>>(),
+            variant<ForwardConfig<A, true, true, 2, 4>>(), variant<ForwardConfig<A, false, true, 1, 1>>(),
             variant<ForwardConfig<A, false, true, 2, 1>>()};
   } else {
     return {variant<ForwardConfig<A, true, false, 1, 1>>(),  variant<ForwardConfig<A, true, false, 2, 1>>(),
-            variant<ForwardConfig<A, true, false, 4, 2>>(),  variant<ForwardConfig<A, false, false, 1, 1>>(),
-            variant<ForwardConfig<A, false, false, 2, 1>>(), variant<ForwardConfig<A, false, false, 4, 2>>()};
+            variant<ForwardConfig<A, true, false, 2, 4>>(),  variant<ForwardConfig<A, false, false, 1, 1>>(),
+            variant<ForwardConfig<A, false, false, 2, 1>>(), variant<ForwardConfig<A, false, false, 2, 4>>()};
   }
 }
 
