@@ -70,8 +70,9 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
 
   uint32_t weights[kRowTiles][kInRegisters][4];
   const int begin = lane % 4 * (4 / A::kBytes);  // this thread's first column: a gate of a unit
-  const int units = min(own_units, H - first_unit) - begin / 4, row = warp * kRowTiles * 16 + lane / 4;
-  const float* const corner =
+  const int row = warp * kRowTiles * 16 + lane / 4;
+  uint32_t units = max(0, min(own_units, H - first_unit) - begin / 4);  // from here on
+  const float* corner =
       (direction ? a.weight_reverse : a.weight) + (begin % 4 * H + first_unit + begin / 4) * H + row;
 #pragma unroll
   for (int k = 0; k < kDepth; ++k) {
@@ -82,9 +83,9 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
       for (int j = 0; j < 4; ++j) {
         const int down = m * 16 + j % 2 * 8;
         const auto value = [&](int i) {
-          return i / 4 < (row + down < H ? units : 0) ? corner[(i % 4 * H + i / 4) * H + down] : 0.f;
+          return i / 4 < (row + down < H ? static_cast<int>(units) : 0) ? corner[(i % 4 * H + i / 4) * H + down] : 0.f;
         };
-        fragment[j] = A::word(value, k * 8 + 4 * (j / 2));
+        fragment[j] = A::word(value, 4 * (j / 2));
       }
       if (k < kInRegisters) {
 #pragma unroll
@@ -94,6 +95,9 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
             fragment[0], fragment[1], fragment[2], fragment[3]};
       }
     }
+    corner += 8 / A::kBytes * H;
+    units -= 8 / A::kBytes;
+    forget(units);
   }
   Signals<kCluster> signals(a, team, barriers);
   __syncthreads();

@@ -66,10 +66,6 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
   const bool has_unit = works && unit < H;
   const int depth = ((H * A::kBytes + 31) / 32 - part + kParts - 1) / kParts;  // without the tiles that are zero
 
-  const Batch batch(a);
-  batch.clear_rest(a.y, a.rows, 2 * H * A::kBytes);
-  batch.clear_rest(a.previous, a.rows, 2 * H * A::kBytes);
-
   uint32_t weights[2][kInRegisters][4];
   const int begin = (part * 8 + lane % 4) * (4 / A::kBytes);  // this thread's first column
   const float* const row = (direction ? a.weight_reverse : a.weight) + unit * H + begin;
@@ -96,6 +92,9 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
   for (int i = thread; i < 2 * Config::kStateBytes / 16; i += Config::kThreads) {
     reinterpret_cast<uint4*>(states)[i] = {0, 0, 0, 0};
   }
+  const Batch batch(a);
+  batch.clear_rest(a.y, a.rows, 2 * H * A::kBytes);
+  batch.clear_rest(a.previous, a.rows, 2 * H * A::kBytes);
   Signals<kCluster> signals(a, team, barriers);
   __syncthreads();
 

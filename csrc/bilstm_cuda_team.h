@@ -66,6 +66,7 @@ struct Batch {
     uint32_t* const words = static_cast<uint32_t*>(tensor);
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
     const int64_t begin = static_cast<int64_t>(rows) * row_bytes / 4 + static_cast<int64_t>(blockIdx.x) * blockDim.x;
+#pragma unroll 1
     for (int64_t i = begin + threadIdx.x; i < static_cast<int64_t>(capacity) * row_bytes / 4; i += stride) words[i] = 0;
   }
 };

@@ -16,6 +16,7 @@ from torch.utils import cpp_extension
 import esim_fast.ops  # noqa: F401 (defines the operators)
 
 HERE = Path(__file__).resolve().parent
+FAKE_CUDA = HERE / "fake_cuda"
 SOURCES = HERE.parents[1] / "csrc"
 NAMESPACE = "esim_fast_cuda_on_cpu"
 # The operators, and the files that they are in, by the name of the library for the CPU.
@@ -25,7 +26,7 @@ OPERATORS = {
 }
 TORCH_TARGET_VERSION = "0x020a000000000000"  # as in setup.py
 FLAGS = (
-    *("-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-std=c++20", "-O1", "-g1", "-fvisibility=hidden"),
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
     # CUDA code uses type punning; misaligned accesses, which stop a GPU, are recorded.
     *("-fno-strict-aliasing", "-fsanitize=alignment"),
@@ -52,20 +53,30 @@ def rewritten(source):
 
 def build(folder, name, command):
     """Compiles csrc/<name>*.cu to <name>.so in a folder."""
-    sources, library = [HERE / "fake_cuda" / "cuda_runtime.cpp"], folder / f"{name}.so"
+    sources = []
     for original in sorted(SOURCES.glob(f"{name}*.cu")):
         sources.append(folder / f"{original.stem}.cpp")
-        sources[-1].write_text(
-            f'#line 1 "{original}"\n{rewritten(original.read_text(encoding="utf-8"))}', encoding="utf-8"
-        )
-    includes = [f"-I{folder}" for folder in (HERE / "fake_cuda", SOURCES, *cpp_extension.include_paths())]
-    links = [*(f"-L{folder}" for folder in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch", "-lc10"]
+        code = rewritten(original.read_text(encoding="utf-8"))
+        sources[-1].write_text(f'#line 1 "{original}"\n{code}', encoding="utf-8")
+    _compile(folder / f"{name}.so", sources, command, "-fPIC", "-shared")
+
+
+def build_mistakes(folder, command):
+    """Compiles fake_cuda/mistakes.cpp to a program in a folder."""
+    _compile(folder / "mistakes", [FAKE_CUDA / "mistakes.cpp"], command)
+
+
+def _compile(result, sources, command, *flags):
+    includes = [f"-I{folder}" for folder in (FAKE_CUDA, SOURCES, *cpp_extension.include_paths())]
+    libraries = cpp_extension.library_paths()
+    links = [*(f"-L{folder}" for folder in libraries), "-ltorch_cpu", "-ltorch", "-lc10", f"-Wl,-rpath,{libraries[0]}"]
     # Sanitizers of the tests should not slow down the compiler.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    arguments = [*command, *FLAGS, *includes, *map(str, sources), "-o", str(library), *links]
+    sources = [*sources, FAKE_CUDA / "cuda_runtime.cpp"]
+    arguments = [*command, *FLAGS, *flags, *includes, *map(str, sources), "-o", str(result), *links]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{name}*.cu do not compile for the CPU:\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"{result.name} does not compile for the CPU:\n{done.stderr[-4000:]}")
 
 
 def cuda_on_cpu(once, name):

@@ -79,6 +79,8 @@ inline float tanh_approx(float x) {
   return std::ldexp(std::nearbyint(std::ldexp(fraction, 11)), exponent - 11);
 }
 
+inline void forget(uint32_t&) {}
+
 // ---- Threads of a block
 
 inline uint32_t shuffle(uint32_t value, int lane) {
@@ -87,6 +89,8 @@ inline uint32_t shuffle(uint32_t value, int lane) {
     for (int i = 0; i < 32; ++i) warp.results[i][0] = warp.operands[warp.operands[i][1] % 32][0];
   });
 }
+
+inline int warp_of_thread() { return static_cast<int>(shuffle(threadIdx.x / 32, 0)); }
 
 inline void named_barrier(int id, int threads) {
   if (id < 1 || id > 15 || threads % 32 != 0) cuda_on_cpu::stop("an impossible named barrier");

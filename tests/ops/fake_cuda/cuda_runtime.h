@@ -201,7 +201,9 @@ inline int __syncthreads_count(int predicate) {
   cuda_on_cpu::Block& block = *cuda_on_cpu::running->block;
   return cuda_on_cpu::meet(block.all, block.alive, predicate != 0, "__syncthreads");
 }
-inline void __syncwarp() { cuda_on_cpu::meet(cuda_on_cpu::running->warp->barrier, cuda_on_cpu::kLanes, 0, "__syncwarp"); }
+inline void __syncwarp() {
+  cuda_on_cpu::collective("__syncwarp", {0}, [](cuda_on_cpu::Warp&) {});
+}
 
 // Like the compiler's --use_fast_math.
 inline float __expf(float x) { return std::exp(x); }
