@@ -3,8 +3,16 @@
 from .. import extension as extension  # must come first, because it registers the operators
 from . import reference
 from .backends import BACKENDS
-from .bilstm import bilstm
+from .bilstm import bilstm, bilstm_backends
 from .local_inference import local_inference, local_inference_packed
 from .masked_pool import masked_pool
 
-__all__ = ["BACKENDS", "bilstm", "local_inference", "local_inference_packed", "masked_pool", "reference"]
+__all__ = [
+    "BACKENDS",
+    "bilstm",
+    "bilstm_backends",
+    "local_inference",
+    "local_inference_packed",
+    "masked_pool",
+    "reference",
+]

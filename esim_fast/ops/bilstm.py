@@ -1,7 +1,7 @@
 """A bidirectional LSTM over packed sentences: Triton on NVIDIA GPUs, C++ on the CPU, PyTorch's own elsewhere.
 
-The kernels, triton/bilstm.py and csrc/bilstm_cpu.cpp, compute only the sequential part. The products with the input and
-the weights' gradients are single matrix products over all tokens.
+The kernels, triton/bilstm.py, csrc/bilstm_cpu.cpp and csrc/bilstm_cuda.cu, compute only the sequential part. The
+products with the input and the weights' gradients are single matrix products over all tokens.
 """
 
 import contextlib
@@ -15,10 +15,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..packed import move
-from .backends import BACKENDS, choose
+from .backends import BACKENDS, choose, runs_on
 from .checks import autocast_dtype, constant_when_compiled, is_hooked
 from .derivatives import apply, first_derivative
 from .packing import packed
+from .persistent import PersistentBiLSTM, shut
+from .persistent import can_run as persistent_can_run
 from .products import can_order, for_weight_gradients, onednn_product, ordered, ordered_bf16, product, weight_gradient
 from .triton import runtime
 
@@ -27,13 +29,24 @@ _MANY_SENTENCES = 512
 
 def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
     """Return the backends that support this input, the best one first."""
-    autocast = autocast_dtype(x.device) is not None
-    if not ((x.dtype == torch.float32 or autocast) and is_plain_fp32(lstm)):
+    dtype = autocast_dtype(x.device)
+    if not ((x.dtype == torch.float32 or dtype is not None) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
-    if x.is_cuda and not autocast and not torch.compiler.is_compiling() and int(batch_sizes[0]) > _MANY_SENTENCES:
+    # Behind "reference", which runs everywhere, so that it must be named: no GPU has run its tests yet.
+    named = ("cuda",) if persistent_can_run(x.device, dtype or x.dtype, lstm.hidden_size) else ()
+    if x.is_cuda and dtype is None and not torch.compiler.is_compiling() and int(batch_sizes[0]) > _MANY_SENTENCES:
         # With this many sentences on an H100, cuDNN's launches are hidden and its fp32 products are faster.
-        return "cudnn", "triton", "reference"
-    return BACKENDS["bilstm"]
+        return "cudnn", "triton", "reference", *named
+    return *BACKENDS["bilstm"], *named
+
+
+def bilstm_backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
+    """Return the backends that can run ``bilstm(lstm, x, batch_sizes)`` here; without ``backend=``, the first one does.
+
+    ``"cuda"`` is listed if the GPU, or the part of it that this process has, has room for its kernels. The arguments
+    are those of ``bilstm``.
+    """
+    return tuple(name for name in _backends(lstm, x, batch_sizes) if runs_on(name, x.device))
 
 
 def bilstm(
@@ -59,9 +72,11 @@ def bilstm(
         padding: bool ``[N]`` on the device of ``x``, True in rows after the end of their sentence. Requires that every
             sentence has a row in every time step. These rows have no effect, and their results are undefined.
         backend: ``"cpp"`` (kernel for CPUs), ``"triton"`` (kernel for NVIDIA GPUs with compute capability 8.0 or
-            higher; with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"cudnn"`` (``lstm`` itself on an NVIDIA GPU,
+            higher; with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"cuda"`` (kernel that keeps the weights on an
+            NVIDIA GPU's chip, where ``bilstm_backends`` lists it), ``"cudnn"`` (``lstm`` itself on an NVIDIA GPU,
             where it uses cuDNN), ``"reference"`` (``lstm`` itself on any device, so also cuDNN on an NVIDIA GPU) or
-            None, the best one for ``x``. The kernels need parameters in fp32, and ``x`` in fp32 or autocast.
+            None, the best one for ``x``, but never ``"cuda"``, which no GPU has run yet. The kernels need parameters
+            in fp32, and ``x`` in fp32 or autocast.
 
     Returns:
         ``[N, 2 * hidden_size]``, the forward and backward state of each token, in the dtype of ``x``, or in autocast's
@@ -91,13 +106,17 @@ def bilstm(
     if backend in ("cudnn", "reference"):
         return _torch_lstm(lstm, x, batch_sizes) if padding is None else _of_padded(lstm, x, batch_sizes, padding)
     weights = [weight for direction in lstm.all_weights for weight in direction]
-    if backend == "triton" and first_row is None:
+    if backend in ("triton", "cuda") and first_row is None:
         first_row = move(batch_sizes.cumsum(0) - batch_sizes, x.device)
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(dtype)
-        if backend == "triton":
+        if backend in ("triton", "cuda"):
             sentences = int(batch_sizes[0]) if padding is None else x.shape[0] // batch_sizes.shape[0]
-            y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision())[0]
+            layout = first_row, padding, sentences
+            if backend == "triton":
+                y = apply(_TritonBiLSTM, x, *weights, *layout, _precision())[0]
+            else:
+                y = apply(PersistentBiLSTM, x, *weights, *layout, _precision() == "tf32")[0]
         elif padding is None and can_order(x, *weights, dtype=x.dtype):
             y = _states(x, batch_sizes, weights)
         else:
@@ -194,15 +213,6 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
     return grad_x, *gradients
 
 
-def _shut(gates_reverse: Tensor, padding: Tensor | None) -> None:
-    """Keep the state at zero in padding, where the backward direction starts.
-
-    Closed gates also make the gradients there zero, because each has such a gate as a factor.
-    """
-    if padding is not None:
-        gates_reverse.masked_fill_(padding[:, None], -torch.inf)
-
-
 class _BiLSTM(torch.autograd.Function):
     """Return y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
 
@@ -212,7 +222,7 @@ class _BiLSTM(torch.autograd.Function):
         # The kernel overwrites the products with the gates.
         gates = product(x, w_ih.to(x.dtype), (b_ih + b_hh).to(x.dtype)).float()
         gates_r = product(x, w_ih_r.to(x.dtype), (b_ih_r + b_hh_r).to(x.dtype)).float()
-        _shut(gates_r, padding)
+        shut(gates_r, padding)
         y, c = torch.ops.esim_fast.bilstm(gates, gates_r, w_hh.contiguous(), w_hh_r.contiguous(), batch_sizes)
         return y, c, gates, gates_r
 
@@ -268,7 +278,7 @@ class _TritonBiLSTM(torch.autograd.Function):
         w_x = torch.cat([w_ih, w_ih_r], out=x.new_empty(8 * H, x.shape[1]))
         bias = torch.cat([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 8 * H).sum(0)
         gates = functional.linear(x, w_x, bias.to(x.dtype))
-        _shut(gates[:, 4 * H :], padding)
+        shut(gates[:, 4 * H :], padding)
         vector = 16 // x.element_size()  # rows aligned to 16 bytes allow vector loads
         w_h = x.new_zeros(2, 4 * H, -(-H // vector) * vector)
         torch.stack([w_hh, w_hh_r], out=w_h[:, :, :H])
