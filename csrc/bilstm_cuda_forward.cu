@@ -103,6 +103,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
     if (steps == 0) break;                  // nor has a later one any
     signals.meet();
     float cell[kPasses][2] = {};
+    [[maybe_unused]] float state_before[kPasses][2] = {};  // for fp32, whose operands may be rounded
 
     for (int n = 0; n < steps; ++n) {
       const Step step = batch.step(direction ? steps - 1 - n : n);
@@ -190,7 +191,10 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
             }
           }
         }
+        using Scalar = typename A::Scalar;
         float state[2];
+        typename A::Four gates[2];
+        Scalar previous[2] = {};
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float x[4];
@@ -199,49 +203,59 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
                                  A::tanh(x[2] + sum[1][e]), A::sigmoid(x[3] + sum[1][2 + e])};
           const float next = gate[1] * cell[pass][e] + gate[0] * gate[2];
           // Zero before a sentence begins, in the backward direction, and after it has ended.
-          const int sentence = sentence_of(pass, e);
-          const bool active = exists(sentence);
+          const bool active = exists(sentence_of(pass, e));
           cell[pass][e] = active ? next : 0.f;
           state[e] = active ? gate[3] * A::tanh(next) : 0.f;
-          if (!active) continue;
-          const int at = place(sentence);
-          static_cast<typename A::Four*>(a.gates)[at] = A::narrow(gate);
-          a.c[at] = next;
-          using Scalar = typename A::Scalar;
-          static_cast<Scalar*>(a.y)[at] = A::narrow(state[e]);
-          // As the products read it.
-          const int piece = group * kPiecesOfGroup + lane / 4 * A::kBytes / 16;
-          const Scalar* const own = reinterpret_cast<const Scalar*>(before + (piece * kSentences + sentence - first) * 16);
-          static_cast<Scalar*>(a.previous)[at] = n > 0 ? own[lane / 4 % (16 / A::kBytes)] : Scalar{0};
+          gates[e] = A::narrow(gate);
+          if constexpr (A::kBytes == 2) {  // before others write there, which they do when they have got this state
+            const int word = (group * kSentences + sentence_of(pass, e) - first) * 4 + lane / 8;
+            if (n > 0) previous[e] = reinterpret_cast<const Scalar*>(before)[word * 2 + lane / 4 % 2];
+          }
         }
-        if (last) continue;
 
-        // From one unit of two sentences to 16 bytes of units of one sentence.
-        constexpr int kLanes = kTile * kPiecesOfGroup;  // that have different 16 bytes
-        const int row = lane % kTile, piece = lane / kTile % kPiecesOfGroup;
-        uint32_t word[4];
+        if (!last) {  // first of all, because the others wait
+          // From one unit of two sentences to 16 bytes of units of one sentence.
+          constexpr int kLanes = kTile * kPiecesOfGroup;  // that have different 16 bytes
+          const int row = lane % kTile, piece = lane / kTile % kPiecesOfGroup;
+          uint32_t word[4];
 #pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          if constexpr (A::kBytes == 2) {
-            const uint32_t pair = A::word([&](int i) { return state[i]; }, 0);
-            const uint32_t low = shuffle(pair, 8 * w + row / 2), high = shuffle(pair, 8 * w + 4 + row / 2);
-            word[w] = row % 2 ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16;
-          } else {
-            const int from = (piece * 4 + w) * 4 + row / 2;
-            const uint32_t even = shuffle(A::operand(state[0]), from);
-            const uint32_t odd = shuffle(A::operand(state[1]), from);
-            word[w] = row % 2 ? odd : even;
+          for (int w = 0; w < 4; ++w) {
+            if constexpr (A::kBytes == 2) {
+              const uint32_t pair = A::word([&](int i) { return state[i]; }, 0);
+              const uint32_t low = shuffle(pair, 8 * w + row / 2), high = shuffle(pair, 8 * w + 4 + row / 2);
+              word[w] = row % 2 ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16;
+            } else {
+              const int from = (piece * 4 + w) * 4 + row / 2;
+              const uint32_t even = shuffle(A::operand(state[0]), from);
+              const uint32_t odd = shuffle(A::operand(state[1]), from);
+              word[w] = row % 2 ? odd : even;
+            }
+          }
+          const uint4 value = {word[0], word[1], word[2], word[3]};
+          const int to = (group * kPiecesOfGroup + piece) * kSentences + (pass * kTiles + part) * kTile + row;
+          if constexpr (kCluster) {
+            unsigned char* const next = states + (n + 1) % 2 * Config::kStateBytes + to * 16;
+            for (int block = lane / kLanes; block < a.blocks; block += 32 / kLanes) {
+              store_async(next, signals.barrier(n + 1), block, value);
+            }
+          } else if (lane < kLanes) {
+            static_cast<uint4*>(a.exchange)[(team * 2 + (n + 1) % 2) * Config::kPieces * kSentences + to] = value;
           }
         }
-        const uint4 value = {word[0], word[1], word[2], word[3]};
-        const int to = (group * kPiecesOfGroup + piece) * kSentences + (pass * kTiles + part) * kTile + row;
-        if constexpr (kCluster) {
-          unsigned char* const next = states + (n + 1) % 2 * Config::kStateBytes + to * 16;
-          for (int block = lane / kLanes; block < a.blocks; block += 32 / kLanes) {
-            store_async(next, signals.barrier(n + 1), block, value);
+
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if constexpr (A::kBytes == 4) {
+            previous[e] = state_before[pass][e];
+            state_before[pass][e] = state[e];
           }
-        } else if (lane < kLanes) {
-          static_cast<uint4*>(a.exchange)[(team * 2 + (n + 1) % 2) * Config::kPieces * kSentences + to] = value;
+          const int sentence = sentence_of(pass, e);
+          if (!exists(sentence)) continue;
+          const int at = place(sentence);
+          static_cast<typename A::Four*>(a.gates)[at] = gates[e];
+          a.c[at] = cell[pass][e];
+          static_cast<Scalar*>(a.y)[at] = A::narrow(state[e]);
+          static_cast<Scalar*>(a.previous)[at] = previous[e];
         }
       }
       if (!last) signals.arrive();
