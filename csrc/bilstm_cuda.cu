@@ -116,7 +116,8 @@ std::optional<Plan<Arguments>> plan(const std::vector<Variant<Arguments>>& varia
     if (best && best->variant.cluster != variant.cluster) break;  // a cluster is better than a grid
     const int all_groups = ceil_div(H, 8), groups = ceil_div(all_groups, ceil_div(all_groups, variant.most_groups));
     const int blocks = ceil_div(all_groups, groups);  // each with a group
-    const int resident = resident_teams(variant, blocks, device), jobs = ceil_div(std::max(sentences, 1), variant.sentences);
+    const int resident = resident_teams(variant, blocks, device);
+    const int jobs = ceil_div(std::max(sentences, 1), variant.sentences);
     // Clusters do not wait for each other, but both directions of a grid must be there.
     if (resident < (variant.cluster ? 1 : 2)) continue;
     best = {variant, groups, blocks, std::min(jobs, std::max(resident / 2, 1))};
@@ -133,8 +134,8 @@ struct Layer {
 
   Layer(const char* name, const Tensor& gates, const Tensor& weight, const Tensor& weight_reverse,
         const Tensor& first_row, const std::optional<Tensor>& sizes, int64_t most_sentences, bool tf32) {
-    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) > 0 && weight.size(0) == 4 * weight.size(1), "esim_fast: ", name,
-                    " needs weights [4H, H]");
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) > 0 && weight.size(0) == 4 * weight.size(1),
+                    "esim_fast: ", name, " needs weights [4H, H]");
     const int64_t units = weight.size(1);
     const ScalarType type = gates.scalar_type();
     const bool half = type == ScalarType::BFloat16 || type == ScalarType::Half;
@@ -175,9 +176,9 @@ struct Layer {
 };
 
 template <typename Arguments>
-void launch(const char* name, const CudaStream& cuda, const Layer& layer, const std::vector<Variant<Arguments>>& variants,
-            Arguments arguments, const Tensor& weight, const Tensor& weight_reverse, const Tensor& first_row,
-            const std::optional<Tensor>& sizes) {
+void launch(const char* name, const CudaStream& cuda, const Layer& layer,
+            const std::vector<Variant<Arguments>>& variants, Arguments arguments, const Tensor& weight,
+            const Tensor& weight_reverse, const Tensor& first_row, const std::optional<Tensor>& sizes) {
   const auto planned = plan(variants, layer.H, layer.sentences, cuda.device);
   STD_TORCH_CHECK(planned, "esim_fast: ", name, " cannot run on this GPU: it has no room for the blocks of a layer of ",
                   layer.H, " units");
@@ -195,7 +196,8 @@ void launch(const char* name, const CudaStream& cuda, const Layer& layer, const 
   arguments.teams = planned->teams;
   std::optional<Tensor> exchange, counter;
   if (!variant.cluster) {
-    exchange = torch::stable::new_empty(weight, {static_cast<int64_t>(teams) * variant.exchange_bytes}, ScalarType::Byte);
+    const int64_t bytes = static_cast<int64_t>(teams) * variant.exchange_bytes;
+    exchange = torch::stable::new_empty(weight, {bytes}, ScalarType::Byte);
     counter = torch::stable::new_zeros(weight, {teams}, ScalarType::Int);
     arguments.exchange = exchange->mutable_data_ptr();
     arguments.counter = static_cast<unsigned int*>(counter->mutable_data_ptr());
@@ -251,13 +253,13 @@ Tensor bilstm_cuda_backward(const Tensor& grad_y, const Tensor& c, const Tensor&
   return grad_gates;
 }
 
-// The smallest layer has as good a chance as any of its kind, but larger ones have more blocks.
 bool bilstm_cuda_fits(int64_t device, bool half, int64_t units) {
   if (units < 1 || units > (half ? kWide : kNarrow)) return false;
   const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
-  const Format format = half ? Format::kBf16 : Format::kTf32;
-  const int H = static_cast<int>(units), on = static_cast<int>(device);
-  return plan(forward_variants(format, H > kNarrow), H, 1, on) && plan(backward_variants(format, H > kNarrow), H, 1, on);
+  const Format format = half ? Format::kBf16 : Format::kTf32;  // the others of this size need as much
+  const int H = static_cast<int>(units), number = static_cast<int>(device);
+  const bool wide = H > kNarrow;
+  return plan(forward_variants(format, wide), H, 1, number) && plan(backward_variants(format, wide), H, 1, number);
 }
 
 }  // namespace

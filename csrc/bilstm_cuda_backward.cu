@@ -9,9 +9,9 @@
 namespace esim_fast {
 namespace {
 
-// A block computes the gradients of its own gates and multiplies them by its own rows of W_hh. So each block has a share
-// of the gradients of all states, which it gives to the blocks whose units they belong to, and these add up the shares
-// in the order of the blocks. That is half of what it takes to give all gradients of gates to all blocks. A warp
+// A block computes the gradients of its own gates and multiplies them by its own rows of W_hh. So each block has a
+// share of the gradients of all states, which it gives to the blocks whose units they belong to, and these add up the
+// shares in the order of the blocks. That is half of what it takes to give all gradients of gates to all blocks. A warp
 // multiplies for 16 units of all blocks, which are the rows of its tiles of weights; their columns are the gates of the
 // block's units, the four of a unit side by side.
 template <typename Arithmetic_, bool kCluster_, bool kWide_, int kTiles_>
@@ -237,11 +237,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1) backward_kernel(const Bac
 
 template <typename Config>
 BackwardVariant variant() {
-  return {&backward_kernel<Config>, Config::kCluster, Config::kWide,       Config::kSentences,
-          Config::kThreads,         Config::kGroups,  Config::kSharedBytes, 2 * Config::kMostBlocks * Config::kShareBytes};
+  return {&backward_kernel<Config>, Config::kCluster, Config::kWide, Config::kSentences, Config::kThreads,
+          Config::kGroups, Config::kSharedBytes, 2 * Config::kMostBlocks * Config::kShareBytes};
 }
 
-// The configurations of a number format: 8, 16 and 64 sentences.
+// The configurations of a number format: 8, 16 and 64 sentences. For 64, the shares of a wide layer take 256 KB.
 template <typename A>
 std::vector<BackwardVariant> variants(bool wide) {
   if constexpr (A::kBytes == 4) {

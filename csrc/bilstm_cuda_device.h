@@ -28,8 +28,9 @@ __device__ __forceinline__ void count_poll([[maybe_unused]] uint32_t& polls) {
 
 // ---- Arithmetic
 
-// acc [16, 8] += a [16, 8 words] * b [8 words, 8], by all threads of a warp. With g = lane / 4 and t = lane % 4 a thread
-// has rows g and g + 8 of columns 2t and 2t + 1 of acc, words t and t + 4 of these rows of a, and of column g of b.
+// acc [16, 8] += a [16, 8 words] * b [8 words, 8], by all threads of a warp. With g = lane / 4 and t = lane % 4, a
+// thread has rows g and g + 8 of columns 2t and 2t + 1 of acc, words t and t + 4 of these rows of a, and words t and
+// t + 4 of column g of b.
 #define ESIM_MMA(name, shape_and_types)                                                                            \
   __device__ __forceinline__ void name(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {          \
     asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \

@@ -1,5 +1,5 @@
-// The recurrence of a packed BiLSTM on NVIDIA GPUs, forward: all time steps in one launch, with the recurrent weights in
-// registers. See bilstm_cuda_team.h for how blocks share the work.
+// The recurrence of a packed BiLSTM on NVIDIA GPUs, forward: all time steps in one launch, with the recurrent weights
+// in registers. See bilstm_cuda_team.h for how blocks share the work.
 #include <algorithm>
 #include <vector>
 
@@ -21,12 +21,13 @@ struct ForwardConfig {
   static constexpr bool kWide = kWide_;      // up to 512 units, else 320
   static constexpr int kTiles = kTiles_;     // of sentences that are multiplied at once
   static constexpr int kPasses = kPasses_;   // for all sentences
+  static constexpr bool kHalf = Arithmetic::kBytes == 2;
   static constexpr int kParts = 4;           // of the states, one for each warp of a group
   static constexpr int kGroups = kWide ? 4 : 5;  // of units, at most, in a block
   static constexpr int kMostBlocks = kWide ? 16 : 8;
   static constexpr int kWords = kGroups * kMostBlocks * kUnitsOfGroup * Arithmetic::kBytes / 4;  // of a state
   static constexpr int kDepth = kWords / 8 / kParts;  // tiles [16, 8 words] of weights, one behind the other, of a part
-  static constexpr int kInRegisters = std::min(kDepth, kWide ? 8 : 5);  // of these; the others in shared memory
+  static constexpr int kInRegisters = std::min(kDepth, kWide ? 8 : kHalf ? 5 : 4);  // of these; the others in shared memory
   static constexpr int kSentences = kTile * kTiles * kPasses;
   static constexpr int kThreads = 32 * kParts * kGroups;
   static constexpr int kPieces = kWords / 4;  // of 16 bytes, of a state
@@ -62,6 +63,9 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
   const int groups = (H + kUnitsOfGroup - 1) / kUnitsOfGroup;  // of the team
   const int own_group = warp / kParts, group = rank * a.groups + own_group, part = warp % kParts;
   const bool works = own_group < a.groups && group < groups;
+  // The tile that this warp finishes, if there is one. The finishing warps are spread over the four schedulers of a
+  // multiprocessor, each of which has every fourth warp.
+  const int own_tile = (part + own_group) % kParts;
   const int unit = group * kUnitsOfGroup + lane / 4;  // of this thread's row
   const bool has_unit = works && unit < H;
   const int depth = ((H * A::kBytes + 31) / 32 - part + kParts - 1) / kParts;  // without the tiles that are zero
@@ -76,7 +80,8 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
       uint32_t fragment[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const auto value = [&](int i) { return i < (has_unit ? H - begin : 0) ? row[(2 * m + j % 2) * H * H + i] : 0.f; };
+        const float* const of_gate = row + (2 * m + j % 2) * H * H;
+        const auto value = [&](int i) { return i < (has_unit ? H - begin : 0) ? of_gate[i] : 0.f; };
         fragment[j] = A::word(value, k * kParts * 8 + 4 * (j / 2));
       }
       if (k < kInRegisters) {
@@ -109,8 +114,10 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
       const Step step = batch.step(direction ? steps - 1 - n : n);
       const bool last = n + 1 == steps;
       const auto place = [&](int sentence) { return ((step.begin + sentence) * 2 + direction) * H + unit; };
-      const auto sentence_of = [&](int pass, int e) { return first + (pass * kTiles + part) * kTile + lane % 4 * 2 + e; };
-      const auto exists = [&](int sentence) { return has_unit && part < kTiles && sentence < step.sentences; };
+      const auto sentence_of = [&](int pass, int e) {
+        return first + (pass * kTiles + own_tile) * kTile + lane % 4 * 2 + e;
+      };
+      const auto exists = [&](int sentence) { return has_unit && own_tile < kTiles && sentence < step.sentences; };
       typename A::Four input[2] = {};  // products with the input
       const auto load_input = [&](int pass) {
 #pragma unroll
@@ -134,7 +141,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
         }
       }
 
-#pragma unroll
+#pragma unroll 1
       for (int pass = 0; pass < kPasses; ++pass) {
         if (!works) continue;
         if (pass > 0) load_input(pass);
@@ -178,7 +185,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
           }
           named_barrier(1 + own_group, 32 * kParts);
         }
-        if (part >= kTiles) continue;  // there are fewer tiles than warps
+        if (own_tile >= kTiles) continue;
 
         float sum[2][4] = {};
         if (n > 0) {
@@ -186,7 +193,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
           for (int other = 0; other < kParts; ++other) {  // always in the same order
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
-              const float4 of = sums[(((own_group * kParts + other) * kTiles + part) * 2 + m) * 32 + lane];
+              const float4 of = sums[(((own_group * kParts + other) * kTiles + own_tile) * 2 + m) * 32 + lane];
               sum[m][0] += of.x, sum[m][1] += of.y, sum[m][2] += of.z, sum[m][3] += of.w;
             }
           }
@@ -232,7 +239,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
             }
           }
           const uint4 value = {word[0], word[1], word[2], word[3]};
-          const int to = (group * kPiecesOfGroup + piece) * kSentences + (pass * kTiles + part) * kTile + row;
+          const int to = (group * kPiecesOfGroup + piece) * kSentences + (pass * kTiles + own_tile) * kTile + row;
           if constexpr (kCluster) {
             unsigned char* const next = states + (n + 1) % 2 * Config::kStateBytes + to * 16;
             for (int block = lane / kLanes; block < a.blocks; block += 32 / kLanes) {
