@@ -27,7 +27,7 @@ struct ForwardConfig {
   static constexpr int kMostBlocks = kWide ? 16 : 8;
   static constexpr int kWords = kGroups * kMostBlocks * kUnitsOfGroup * Arithmetic::kBytes / 4;  // of a state
   static constexpr int kDepth = kWords / 8 / kParts;  // tiles [16, 8 words] of weights, one behind the other, of a part
-  static constexpr int kInRegisters = std::min(kDepth, kWide ? 8 : kHalf ? 5 : 4);  // of these; the others in shared memory
+  static constexpr int kInRegisters = std::min(kDepth, kWide ? 8 : kHalf ? 5 : 4);  // of these; others in shared memory
   static constexpr int kSentences = kTile * kTiles * kPasses;
   static constexpr int kThreads = 32 * kParts * kGroups;
   static constexpr int kPieces = kWords / 4;  // of 16 bytes, of a state
