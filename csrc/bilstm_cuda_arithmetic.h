@@ -35,6 +35,7 @@ struct Bf16 {
   using Scalar = uint16_t;
   using Four = uint2;  // the four gates of a unit
   static constexpr int kBytes = 2;
+  static constexpr int kMostRegisters = 5;  // for how many tiles of weights there are registers in the forward pass
 
   // Word i of an operand whose value k is value(k).
   template <typename Function>
@@ -63,6 +64,7 @@ struct Fp16 {
   using Scalar = uint16_t;
   using Four = uint2;
   static constexpr int kBytes = 2;
+  static constexpr int kMostRegisters = 5;
 
   template <typename Function>
   static __device__ __forceinline__ uint32_t word(const Function& value, int i) {
@@ -91,6 +93,7 @@ struct Fp32 {
   using Scalar = float;
   using Four = float4;
   static constexpr int kBytes = 4;
+  static constexpr int kMostRegisters = kProducts == 1 ? 4 : 3;
 
   static __device__ __forceinline__ uint32_t operand(float x) { return kProducts == 1 ? round_tf32(x) : as_bits(x); }
   template <typename Function>

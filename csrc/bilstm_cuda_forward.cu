@@ -21,13 +21,12 @@ struct ForwardConfig {
   static constexpr bool kWide = kWide_;      // up to 512 units, else 320
   static constexpr int kTiles = kTiles_;     // of sentences that are multiplied at once
   static constexpr int kPasses = kPasses_;   // for all sentences
-  static constexpr bool kHalf = Arithmetic::kBytes == 2;
   static constexpr int kParts = 4;           // of the states, one for each warp of a group
   static constexpr int kGroups = kWide ? 4 : 5;  // of units, at most, in a block
   static constexpr int kMostBlocks = kWide ? 16 : 8;
   static constexpr int kWords = kGroups * kMostBlocks * kUnitsOfGroup * Arithmetic::kBytes / 4;  // of a state
   static constexpr int kDepth = kWords / 8 / kParts;  // tiles [16, 8 words] of weights, one behind the other, of a part
-  static constexpr int kInRegisters = std::min(kDepth, kWide ? 8 : kHalf ? 5 : 4);  // of these; others in shared memory
+  static constexpr int kInRegisters = kWide ? 8 : Arithmetic::kMostRegisters;  // of these; others in shared memory
   static constexpr int kSentences = kTile * kTiles * kPasses;
   static constexpr int kThreads = 32 * kParts * kGroups;
   static constexpr int kPieces = kWords / 4;  // of 16 bytes, of a state
