@@ -22,7 +22,7 @@ NAMESPACE = "esim_fast_cuda_on_cpu"
 # The operators, and the files that they are in, by the name of the library for the CPU.
 OPERATORS = {
     "masked_pool_cuda": ("masked_pool", "masked_pool_backward"),
-    "bilstm_cuda": ("bilstm_cuda", "bilstm_cuda_backward"),
+    "bilstm_cuda": ("bilstm_cuda", "bilstm_cuda_backward", "bilstm_cuda_fits"),
 }
 TORCH_TARGET_VERSION = "0x020a000000000000"  # as in setup.py
 FLAGS = (
@@ -47,8 +47,9 @@ def rewritten(source):
     source = re.sub(r"(\b\w+<[^<>;]*>)\s*<<<(.*?)>>>\(", r"cuda_on_cpu::Launch<\1>{\2}(", source, flags=re.DOTALL)
     if "<<<" in source:
         raise ValueError("kernels are launched in a way that is not known here")
-    registration = "STABLE_TORCH_LIBRARY_IMPL({}, {}, m)"
-    return source.replace(registration.format("esim_fast", "CUDA"), registration.format(NAMESPACE, "CPU"))
+    for key, key_here in (("CUDA", "CPU"), ("CompositeExplicitAutograd",) * 2):
+        source = source.replace(f"_IMPL(esim_fast, {key}, m)", f"_IMPL({NAMESPACE}, {key_here}, m)")
+    return source
 
 
 def build(folder, name, command):
