@@ -1,8 +1,10 @@
 """The persistent CUDA kernels of the BiLSTM, compiled for the CPU: every step, and every schedule of their threads."""
 
+import copy
 import itertools
 import math
 import random
+import sys
 from dataclasses import dataclass, fields
 
 import pytest
@@ -11,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.ops import bilstm_steps
-from tests.ops.cuda_on_cpu import cuda_on_cpu
+from esim_fast import ESIM, pack_pairs
+from esim_fast.ops import backends, bilstm, bilstm_backends, persistent
+from tests.ops import bilstm_steps, test_bilstm
+from tests.ops.cuda_on_cpu import NAMESPACE, cuda_on_cpu
+from tests.ops.numerics import assert_as_exact_as_eager
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 POLICIES, SEEDS = 7, 9  # of fake_cuda/scheduler.h
@@ -254,7 +259,7 @@ class TestNumbersInDeviceMemory:
         batch = Batch.draw([2, 2, 1, 1, 1, 1], 9, "bf16")
         weight, weight_reverse, _, _, sentences, tf32 = batch.layer()
         given = weight, weight_reverse, torch.tensor(first_row), sizes and torch.tensor(sizes), sentences, tf32
-        gates, *others = (torch.full((24, 72), 7.0).bfloat16() for _ in range(2))
+        gates = torch.full((24, 72), 7.0).bfloat16()
         gates[8:16] = batch.padded(batch.inputs)
         forward, backward = cuda.operators()["bilstm_cuda"], cuda.operators()["bilstm_cuda_backward"]
         _, c, _ = forward(gates[8:16], *given)
@@ -326,7 +331,7 @@ ARGUMENTS = "gates", "weight", "weight_reverse", "first_row", "sizes", "sentence
         ),
         ({"first_row": Tensor.int}, r"contiguous int64 first_row \[T\]"),
         ({"first_row": lambda x: x[:0]}, r"contiguous int64 first_row \[T\]"),
-        ({"first_row": lambda x: x.repeat(9)}, r"contiguous int64 first_row \[T\]"),
+        ({"first_row": lambda x: x[None]}, r"contiguous int64 first_row \[T\]"),
         ({"sizes": lambda _: torch.tensor([3])}, r"contiguous int64 sizes \[2\]"),
         ({"sizes": lambda _: torch.tensor([3, 3], dtype=torch.int32)}, r"contiguous int64 sizes \[2\]"),
         ({"sentences": lambda _: 9}, "has room for 8 rows, got 9 sentences"),
@@ -353,3 +358,169 @@ def test_wrong_arguments_of_the_gradient(cuda, name, change):
     states[name] = change(states[name])
     with pytest.raises(RuntimeError, match="needs grad_y like gates and fp32 c"):
         cuda.operators()["bilstm_cuda_backward"](*states.values(), batch.padded(batch.inputs), *batch.layer())
+
+
+class Tf32Product(torch.autograd.Function):
+    """``a @ b.t()``, with operands rounded to TF32 as in cuDNN's LSTMs, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return (bilstm_steps.rounded(a, "tf32") @ bilstm_steps.rounded(b, "tf32").t()).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b, grad = (bilstm_steps.rounded(x, "tf32") for x in (*ctx.saved_tensors, grad))
+        return (grad @ b).float(), (grad.t() @ a).float()
+
+
+def in_tf32(lstm, x, batch_sizes):
+    """An LSTM step by step, because no CPU has TF32."""
+    results = []
+    for direction, (w_ih, w_hh, b_ih, b_hh) in enumerate(lstm.all_weights):
+        gates = Tf32Product.apply(x, w_ih) + b_ih + b_hh
+        steps = list(gates.split(batch_sizes.tolist()))
+        h = c = x.new_zeros(0, lstm.hidden_size)
+        states = [None] * len(steps)
+        for t in reversed(range(len(steps))) if direction else range(len(steps)):
+            size = len(steps[t])
+            h, c = (torch.cat([old, old.new_zeros(max(size - len(old), 0), old.shape[1])])[:size] for old in (h, c))
+            i, f, g, o = (steps[t] + Tf32Product.apply(h, w_hh)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            states[t] = h = o.sigmoid() * c.tanh()
+        results.append(torch.cat(states))
+    return torch.cat(results, 1)
+
+
+@pytest.fixture
+def _on_cpu(cuda, monkeypatch):
+    """The op may be asked for the CUDA kernels on the CPU."""
+    runs_on = backends.runs_on
+    for module in (backends, persistent, sys.modules["esim_fast.ops.bilstm"]):
+        monkeypatch.setattr(module, "runs_on", lambda backend, device: backend == "cuda" or runs_on(backend, device))
+    for name, operator in cuda.operators().items():
+        monkeypatch.setattr(torch.ops.esim_fast, name, operator)
+
+
+@pytest.mark.usefixtures("_on_cpu")
+class TestOp:
+    @pytest.mark.parametrize("precision", DTYPES)
+    def test_as_exact_as_torch(self, precision, monkeypatch):
+        """Over layers of all sizes, the states and the gradients of the inputs and parameters."""
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "tf32")
+        families, dtype = ([], [], []), DTYPES[precision]
+        for units in CHOICES["units"]:
+            if units > 320 and dtype == torch.float32:
+                continue
+            case = lstm, x, batch_sizes, grad_y = test_bilstm.make([6, 4, 3, 3, 1], 20, units, seed=units)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                ours = test_bilstm.run(*case, "cuda")
+            if precision == "tf32":
+                y = in_tf32(lstm, x, batch_sizes)
+                theirs = [y.detach(), *torch.autograd.grad(y, [x, *lstm.parameters()], grad_y)]
+            else:
+                rounded = copy.deepcopy(lstm).to(dtype), x.detach().to(dtype).requires_grad_()
+                theirs = test_bilstm.run(*rounded, batch_sizes, grad_y, "reference")
+            exact = test_bilstm.exactly(*case)
+            for family, results in zip(families, (ours, theirs, exact), strict=True):
+                family.append(results)
+        for number in range(len(exact)):  # each kind of result by itself
+            assert_as_exact_as_eager(*([results[number] for results in family] for family in families))
+
+    def test_padding(self):
+        lstm, x, batch_sizes, grad_y = test_bilstm.make([4, 4, 4], 5, 9)
+        padding = torch.tensor([0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1, 1]).bool()
+        results = []
+        for backend in ("cuda", "cpp"):
+            y = bilstm(lstm, x.masked_fill(padding[:, None], math.nan), batch_sizes, padding=padding, backend=backend)
+            gradients = torch.autograd.grad(y[~padding], [*lstm.parameters()], grad_y[~padding])
+            results.append([y[~padding].detach(), *gradients])
+        torch.testing.assert_close(*results)
+
+    def test_only_on_request(self):
+        lstm, x, batch_sizes, _ = test_bilstm.make([4, 2], 5, 9)
+        assert "cuda" in bilstm_backends(lstm, x, batch_sizes)
+        assert bilstm_backends(lstm, x, batch_sizes)[0] == "cpp"
+
+    @pytest.mark.parametrize(("units", "room"), [(321, MANY), (9, 0)], ids=["too many units", "no room"])
+    def test_where_it_cannot_run(self, cuda, units, room):
+        cuda.set(multiprocessors=room)
+        lstm, x, batch_sizes, _ = test_bilstm.make([4, 2], 5, units)
+        assert "cuda" not in bilstm_backends(lstm, x, batch_sizes)
+        with pytest.raises(ValueError, match="backend='cuda' cannot run bilstm on cpu"):
+            bilstm(lstm, x, batch_sizes, backend="cuda")
+
+    def test_gradients(self):
+        """They are separate tensors, backward can be repeated, and second derivatives raise."""
+        lstm, x, batch_sizes, grad_y = test_bilstm.make([3, 2], 4, 5)
+        y = bilstm(lstm, x, batch_sizes, backend="cuda")
+        gradients = torch.autograd.grad(y, [*lstm.parameters()], grad_y, retain_graph=True)
+        before = [gradient.clone() for gradient in gradients]
+        for gradient in gradients:
+            gradient.mul_(2)
+        assert all(torch.equal(after, 2 * old) for after, old in zip(gradients, before, strict=True))
+        again = torch.autograd.grad(y, [*lstm.parameters()], grad_y, retain_graph=True)
+        assert all(torch.equal(one, other) for one, other in zip(again, before, strict=True))
+        (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            (gradient.square().sum() + y.sum()).backward()
+        lstm.requires_grad_(False)
+        with pytest.raises(RuntimeError, match=r"jvp|forward"):
+            torch.func.jvp(lambda x: bilstm(lstm, x, batch_sizes, backend="cuda"), (x.detach(),), (x.detach(),))
+
+    def test_esim_takes_the_same_steps(self, cuda):
+        tokens = torch.randint(2, 9, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+        pairs = pack_pairs(*tokens, [4, 1, 3], [2, 5, 0])
+        labels = torch.tensor([0, 2, 1])
+        histories = []
+        for backend in ("reference", "cuda"):
+            torch.manual_seed(0)
+            net = ESIM(10, 12, 9, 3, bilstm_backend=backend).train()
+            optimizer = torch.optim.AdamW(net.parameters(), 0.01)
+            losses = []
+            for step in range(3):
+                torch.manual_seed(step)  # dropout
+                loss = nn.functional.cross_entropy(net(pairs), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+            histories.append([*losses, *(parameter.detach() for parameter in net.parameters())])
+        assert len(cuda.launches()) == 3 * 4  # two layers, forward and backward
+        torch.testing.assert_close(*histories, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def fakes(cuda):
+    """The operators for the CPU know the shapes of their results."""
+    with torch.library._scoped_library(NAMESPACE, "FRAGMENT") as library:
+        for name, fake in (("bilstm_cuda", persistent._fake), ("bilstm_cuda_backward", persistent._backward_fake)):
+            torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+        yield cuda.operators()
+
+
+def test_opcheck(fakes):
+    batch = Batch.draw([3, 2, 2, 1], 9, "bf16")
+    gates = batch.padded(batch.inputs)
+    torch.library.opcheck(fakes["bilstm_cuda"].default, (gates, *batch.layer()))
+    _, c, _ = fakes["bilstm_cuda"](gates, *batch.layer())
+    given = batch.padded(batch.grad_y), c, gates, *batch.layer()
+    torch.library.opcheck(fakes["bilstm_cuda_backward"].default, given)
+
+
+@pytest.mark.usefixtures("_on_cpu", "fakes")
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled_as_one_graph(training):
+    lstm, x, batch_sizes, grad_y = test_bilstm.make([5, 3, 3], 6, 7)
+    first_row = batch_sizes.cumsum(0) - batch_sizes
+
+    def op(x):
+        return bilstm(lstm, x, batch_sizes, first_row=first_row, backend="cuda")
+
+    wanted = [op(x)]
+    with torch._dynamo.config.patch(allow_rnn=True), torch.set_grad_enabled(training):
+        results = [torch.compile(op, fullgraph=True, backend="aot_eager")(x)]
+    if training:
+        for y in (wanted, results):
+            y += torch.autograd.grad(y[0], [x, *lstm.parameters()], grad_y)
+    assert all(torch.equal(one, other) for one, other in zip(results, wanted, strict=True))
