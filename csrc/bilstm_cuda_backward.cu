@@ -30,7 +30,8 @@ struct BackwardConfig {
   static constexpr int kInRegisters = std::min(kDepth, kWide ? 8 : 10);  // of these; the others in shared memory
   static constexpr int kSentences = kTile * kTiles;
   static constexpr int kCells = (kUnits * kSentences + kThreads - 1) / kThreads;  // of a thread
-  static constexpr int kWeightBytes = kWarps * kRowTiles * (kDepth - kInRegisters) * kFragmentBytes;
+  using WarpWeights = Weights<kRowTiles, kDepth, kInRegisters>;
+  static constexpr int kWeightBytes = kWarps * WarpWeights::kSharedBytes;
   static constexpr int kGradBytes = 2 * kDepth * kSentences * 16;  // of the block's gates
   static constexpr int kShareBytes = kMostBlocks * kUnits * kSentences * 4;  // of the block's states, from all blocks
   static constexpr int kSharedBytes = kWeightBytes + 2 * kGradBytes + 2 * kCluster * kShareBytes + 16;
@@ -45,11 +46,10 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
   using A = typename Config::Arithmetic;
   using Four = typename A::Four;
   constexpr bool kCluster = Config::kCluster;
-  constexpr int kDepth = Config::kDepth, kInRegisters = Config::kInRegisters, kRowTiles = Config::kRowTiles;
+  constexpr int kDepth = Config::kDepth, kRowTiles = Config::kRowTiles;
   constexpr int kSentences = Config::kSentences, kCells = Config::kCells, kUnits = Config::kUnits;
 
   unsigned char* const shared = dynamic_shared();
-  uint4* const more_weights = reinterpret_cast<uint4*>(shared);
   // Twice the gradients of gates, laid out [piece of 16 bytes][sentence].
   unsigned char* const grads = shared + Config::kWeightBytes;
   // Twice the shares of the gradients of states, laid out [block][unit][sentence].
@@ -68,7 +68,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
   const Batch batch(a);
   batch.clear_rest(a.grad_gates, a.rows, 8 * H * A::kBytes);
 
-  uint32_t weights[kRowTiles][kInRegisters][4];
+  typename Config::WarpWeights weights(shared, warp, lane);
   const int begin = lane % 4 * (4 / A::kBytes);  // this thread's first column: a gate of a unit
   const int row = warp * kRowTiles * 16 + lane / 4;
   uint32_t units = max(0, min(own_units, H - first_unit) - begin / 4);  // from here on
@@ -87,13 +87,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
         };
         fragment[j] = A::word(value, 4 * (j / 2));
       }
-      if (k < kInRegisters) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) weights[m][k < kInRegisters ? k : 0][j] = fragment[j];
-      } else {
-        more_weights[((warp * kRowTiles + m) * (kDepth - kInRegisters) + k - kInRegisters) * 32 + lane] = {
-            fragment[0], fragment[1], fragment[2], fragment[3]};
-      }
+      weights.set(m, k, fragment);
     }
     corner += 8 / A::kBytes * H;
     units -= 8 / A::kBytes;
@@ -191,13 +185,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
 #pragma unroll
           for (int k = 0; k < kDepth; ++k) {
             uint32_t fragment[4];
-            if (k < kInRegisters) {
-#pragma unroll
-              for (int j = 0; j < 4; ++j) fragment[j] = weights[m][k < kInRegisters ? k : 0][j];
-            } else {
-              const uint4 from = more_weights[(row_tile * (kDepth - kInRegisters) + k - kInRegisters) * 32 + lane];
-              fragment[0] = from.x, fragment[1] = from.y, fragment[2] = from.z, fragment[3] = from.w;
-            }
+            weights.get(m, k, fragment);
             const uint32_t b[2] = {words[(2 * k * kSentences + tile * kTile) * 4 + lane],
                                    words[((2 * k + 1) * kSentences + tile * kTile) * 4 + lane]};
             if (k < depth) A::multiply(acc[k % 2], fragment, b);

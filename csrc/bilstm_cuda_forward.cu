@@ -30,7 +30,8 @@ struct ForwardConfig {
   static constexpr int kSentences = kTile * kTiles * kPasses;
   static constexpr int kThreads = 32 * kParts * kGroups;
   static constexpr int kPieces = kWords / 4;  // of 16 bytes, of a state
-  static constexpr int kWeightBytes = kGroups * kParts * 2 * (kDepth - kInRegisters) * kFragmentBytes;
+  using WarpWeights = Weights<2, kDepth, kInRegisters>;
+  static constexpr int kWeightBytes = kGroups * kParts * WarpWeights::kSharedBytes;
   static constexpr int kStateBytes = kPieces * kSentences * 16;
   static constexpr int kSumBytes = kGroups * kParts * kTiles * 2 * 512;
   static constexpr int kSharedBytes = kWeightBytes + 2 * kStateBytes + kSumBytes + 16;
@@ -41,16 +42,34 @@ struct ForwardConfig {
   static_assert(2ll * kStateBytes < 1 << 20, "an mbarrier counts the bytes of a step");
 };
 
+// From one unit of two sentences to 16 bytes of units of one sentence. All lanes of the warp call it.
+template <typename A>
+__device__ __forceinline__ uint4 of_one_sentence(const float (&state)[2], int sentence, [[maybe_unused]] int piece) {
+  uint32_t word[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    if constexpr (A::kBytes == 2) {
+      const uint32_t pair = A::word([&](int i) { return state[i]; }, 0);
+      const uint32_t low = shuffle(pair, 8 * w + sentence / 2), high = shuffle(pair, 8 * w + 4 + sentence / 2);
+      word[w] = sentence % 2 ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16;
+    } else {
+      const int from = (piece * 4 + w) * 4 + sentence / 2;
+      const uint32_t even = shuffle(A::operand(state[0]), from), odd = shuffle(A::operand(state[1]), from);
+      word[w] = sentence % 2 ? odd : even;
+    }
+  }
+  return {word[0], word[1], word[2], word[3]};
+}
+
 template <typename Config>
 __device__ __forceinline__ void forward(const ForwardArguments& a) {
   using A = typename Config::Arithmetic;
   constexpr bool kCluster = Config::kCluster;
-  constexpr int kParts = Config::kParts, kDepth = Config::kDepth, kInRegisters = Config::kInRegisters;
+  constexpr int kParts = Config::kParts, kDepth = Config::kDepth;
   constexpr int kTiles = Config::kTiles, kPasses = Config::kPasses, kSentences = Config::kSentences;
   constexpr int kPiecesOfGroup = kUnitsOfGroup * A::kBytes / 16;
 
   unsigned char* const shared = dynamic_shared();
-  uint4* const more_weights = reinterpret_cast<uint4*>(shared);
   // Two states, laid out [piece of 16 bytes][sentence]: a warp reads 128 consecutive bytes, and a group writes them.
   unsigned char* const states = shared + Config::kWeightBytes;
   float4* const sums = reinterpret_cast<float4*>(states + 2 * Config::kStateBytes);
@@ -69,7 +88,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
   const bool has_unit = works && unit < H;
   const int depth = ((H * A::kBytes + 31) / 32 - part + kParts - 1) / kParts;  // without the tiles that are zero
 
-  uint32_t weights[2][kInRegisters][4];
+  typename Config::WarpWeights weights(shared, warp, lane);
   const int begin = (part * 8 + lane % 4) * (4 / A::kBytes);  // this thread's first column
   const float* const row = (direction ? a.weight_reverse : a.weight) + unit * H + begin;
 #pragma unroll
@@ -83,13 +102,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
         const auto value = [&](int i) { return i < (has_unit ? H - begin : 0) ? of_gate[i] : 0.f; };
         fragment[j] = A::word(value, k * kParts * 8 + 4 * (j / 2));
       }
-      if (k < kInRegisters) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) weights[m][k < kInRegisters ? k : 0][j] = fragment[j];
-      } else {
-        more_weights[((warp * 2 + m) * (kDepth - kInRegisters) + k - kInRegisters) * 32 + lane] = {
-            fragment[0], fragment[1], fragment[2], fragment[3]};
-      }
+      weights.set(m, k, fragment);
     }
   }
   // Pieces that no unit writes are multiplied with weights of zero, so they must not be NaN.
@@ -152,17 +165,8 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
 #pragma unroll
           for (int k = 0; k < kDepth; ++k) {
             uint32_t fragment[2][4];
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-              if (k < kInRegisters) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) fragment[m][j] = weights[m][k < kInRegisters ? k : 0][j];
-              } else {
-                const uint4 from =
-                    more_weights[((warp * 2 + m) * (kDepth - kInRegisters) + k - kInRegisters) * 32 + lane];
-                fragment[m][0] = from.x, fragment[m][1] = from.y, fragment[m][2] = from.z, fragment[m][3] = from.w;
-              }
-            }
+            weights.get(0, k, fragment[0]);
+            weights.get(1, k, fragment[1]);
             const int piece = (k * kParts + part) * 2;
 #pragma unroll
             for (int j = 0; j < kTiles; ++j) {
@@ -220,24 +224,9 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
         }
 
         if (!last) {  // first of all, because the others wait
-          // From one unit of two sentences to 16 bytes of units of one sentence.
           constexpr int kLanes = kTile * kPiecesOfGroup;  // that have different 16 bytes
           const int row = lane % kTile, piece = lane / kTile % kPiecesOfGroup;
-          uint32_t word[4];
-#pragma unroll
-          for (int w = 0; w < 4; ++w) {
-            if constexpr (A::kBytes == 2) {
-              const uint32_t pair = A::word([&](int i) { return state[i]; }, 0);
-              const uint32_t low = shuffle(pair, 8 * w + row / 2), high = shuffle(pair, 8 * w + 4 + row / 2);
-              word[w] = row % 2 ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16;
-            } else {
-              const int from = (piece * 4 + w) * 4 + row / 2;
-              const uint32_t even = shuffle(A::operand(state[0]), from);
-              const uint32_t odd = shuffle(A::operand(state[1]), from);
-              word[w] = row % 2 ? odd : even;
-            }
-          }
-          const uint4 value = {word[0], word[1], word[2], word[3]};
+          const uint4 value = of_one_sentence<A>(state, row, piece);
           const int to = (group * kPiecesOfGroup + piece) * kSentences + (pass * kTiles + own_tile) * kTile + row;
           if constexpr (kCluster) {
             unsigned char* const next = states + (n + 1) % 2 * Config::kStateBytes + to * 16;

@@ -71,6 +71,43 @@ struct Batch {
   }
 };
 
+// A warp's tiles [16, 8 words] of weights: the first ones of each row in registers, the others in shared memory. Rows
+// and depths are constants where loops are unrolled, as registers need it.
+template <int kRows, int kDepth, int kInRegisters>
+class Weights {
+ public:
+  static constexpr int kSharedBytes = kRows * (kDepth - kInRegisters) * kFragmentBytes;  // of a warp
+
+  __device__ Weights(unsigned char* shared, int warp, int lane)
+      : others_(reinterpret_cast<uint4*>(shared + warp * kSharedBytes) + lane) {}
+
+  __device__ __forceinline__ void set(int row, int k, const uint32_t (&fragment)[4]) {
+    if (k < kInRegisters) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) registers_[row][k < kInRegisters ? k : 0][j] = fragment[j];
+    } else {
+      others_[place(row, k)] = {fragment[0], fragment[1], fragment[2], fragment[3]};
+    }
+  }
+  __device__ __forceinline__ void get(int row, int k, uint32_t (&fragment)[4]) const {
+    if (k < kInRegisters) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) fragment[j] = registers_[row][k < kInRegisters ? k : 0][j];
+    } else {
+      const uint4 from = others_[place(row, k)];
+      fragment[0] = from.x, fragment[1] = from.y, fragment[2] = from.z, fragment[3] = from.w;
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ int place(int row, int k) {
+    return (row * (kDepth - kInRegisters) + k - kInRegisters) * 32;
+  }
+
+  uint32_t registers_[kRows][kInRegisters][4];
+  uint4* others_;
+};
+
 // How the blocks of a team wait for each other. What a step exchanges goes into one of two buffers, the one of its
 // parity, so that a step can be written while the one before is read.
 template <bool kCluster>
