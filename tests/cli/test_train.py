@@ -167,6 +167,7 @@ def test_a_run_that_ends_with_nan_weights(corpus, tmp_path):
         (["--seed", "18446744073709551616"], "argument --seed: expected an integer from 0 to 2**63 - 1"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
         (["--precision", "int8"], "argument --precision: invalid choice"),
+        (["--bilstm-backend", "cuda", "--device", "cpu"], "--bilstm-backend cuda: it cannot run on cpu"),
         (["--unheard-of"], "unrecognized arguments: --unheard-of (see esim-fast train --help)"),
         # no abbreviated options
         (["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs? (see esim-fast train --help)"),
