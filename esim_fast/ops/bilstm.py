@@ -27,13 +27,14 @@ from .triton import runtime
 _MANY_SENTENCES = 512
 
 
-def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
-    """Return the backends that support this input, the best one first."""
+def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor, persistent: bool) -> tuple[str, ...]:
+    """Return the backends that support this input, the best one first; ``"cuda"`` only with ``persistent``."""
     dtype = autocast_dtype(x.device)
     if not ((x.dtype == torch.float32 or dtype is not None) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
     # Behind "reference", which runs everywhere, so that it must be named: no GPU has run its tests yet.
-    named = ("cuda",) if persistent_can_run(x.device, dtype or x.dtype, lstm.hidden_size) else ()
+    persistent = persistent and persistent_can_run(x.device, dtype or x.dtype, lstm.hidden_size)
+    named = ("cuda",) if persistent else ()
     if x.is_cuda and dtype is None and not torch.compiler.is_compiling() and int(batch_sizes[0]) > _MANY_SENTENCES:
         # With this many sentences on an H100, cuDNN's launches are hidden and its fp32 products are faster.
         return "cudnn", "triton", "reference", *named
@@ -46,7 +47,7 @@ def bilstm_backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str,
     ``"cuda"`` is listed if the GPU, or the part of it that this process has, has room for its kernels. The arguments
     are those of ``bilstm``.
     """
-    return tuple(name for name in _backends(lstm, x, batch_sizes) if runs_on(name, x.device))
+    return tuple(name for name in _backends(lstm, x, batch_sizes, True) if runs_on(name, x.device))
 
 
 def bilstm(
@@ -100,7 +101,7 @@ def bilstm(
     dtype = autocast_dtype(x.device) or x.dtype
     if x.shape[0] == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
-    backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), x)
+    backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes, backend == "cuda"), x)
     if padding is not None:
         x = x.masked_fill(padding[:, None], 0)
     if backend in ("cudnn", "reference"):
