@@ -24,3 +24,18 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def _bilstm_cuda_library(once):
+    from tests.ops.cuda_on_cpu import cuda_on_cpu  # here, because it imports torch's compiler helpers
+
+    return cuda_on_cpu(once, "bilstm_cuda")
+
+
+@pytest.fixture
+def bilstm_cuda(_bilstm_cuda_library, poisoned):
+    """The CUDA kernels of the BiLSTM on a large GPU with clusters, on which unwritten results are NaN."""
+    _bilstm_cuda_library.set(multiprocessors=10**6, capability=90, policy=0, seed=0)
+    _bilstm_cuda_library.launches()
+    return _bilstm_cuda_library
