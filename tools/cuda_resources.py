@@ -134,7 +134,7 @@ def resources(target: str, most_shared: int, listed: list[Variant], sources: Pat
         for variant in listed:
             if variant.direction == direction and variant.exists(target):
                 steps = _steps(code[variant.key], variant)
-                in_steps = sum(instruction.opcode.startswith(("STL", "LDL")) for instruction, _ in steps) * 4
+                in_steps = round(4 * sum(count for i, count in steps if i.opcode.startswith(("STL", "LDL"))))
                 found.append(
                     Resources(variant, target, most_shared, *used[variant.key], in_steps, _clocks(steps, variant))
                 )
@@ -184,31 +184,22 @@ def _machine_code(cubin: Path) -> dict[tuple, list[Instruction | str]]:
 
 def _steps(code: list[Instruction | str], variant: Variant) -> list[tuple[Instruction, float]]:
     """The instructions of the loop over time steps, and how often a warp executes each in a step."""
-    place = {label: number for number, label in enumerate(code) if isinstance(label, str)}
-    products = [n for n, i in enumerate(code) if isinstance(i, Instruction) and i.opcode.startswith("HMMA")]
-    # A step tells the other blocks something once.
-    signals = [
-        n
-        for n, i in enumerate(code)
-        if isinstance(i, Instruction) and i.opcode.startswith(("SYNCS.ARRIVE", "RED") if variant.cluster else "RED")
-    ]
-    loops = [
-        (place[i.target], n)
-        for n, i in enumerate(code)
-        if isinstance(i, Instruction) and i.target in place and place[i.target] < n
-    ]
-    all_products = [(a, b) for a, b in loops if a < products[0] and products[-1] < b]
-    begin, end = min(
-        ((a, b) for a, b in all_products if any(a < n < b for n in signals)), key=lambda loop: loop[1] - loop[0]
+    labels = {label: n for n, label in enumerate(code) if isinstance(label, str)}
+    instructions = [(n, i) for n, i in enumerate(code) if isinstance(i, Instruction)]
+    products = [n for n, i in instructions if i.opcode.startswith("HMMA")]
+    loops = [(labels[i.target], n) for n, i in instructions if labels.get(i.target or "", n) < n]
+    with_products = sorted(
+        (loop for loop in loops if loop[0] < products[0] and products[-1] < loop[1]), key=lambda loop: loop[1] - loop[0]
     )
-    inner = min(all_products, key=lambda loop: loop[1] - loop[0])
-    again = 1.0
-    if inner != (begin, end):  # it has a part of the products
-        again = _products(variant) / len(products)
+    # A step tells the other blocks something once; a loop inside of it may have a part of the products.
+    signal = "SYNCS.ARRIVE" if variant.cluster else "RED"
+    signals = [n for n, i in instructions if i.opcode.startswith(signal)]
+    step = next(loop for loop in with_products if any(loop[0] < n < loop[1] for n in signals))
+    inner, again = with_products[0], _products(variant) / len(products)
     return [
-        (instruction, again if inner[0] <= n <= inner[1] else 1.0)
-        for n, instruction in enumerate(code[begin : end + 1], begin)
-        if isinstance(instruction, Instruction)
+        (i, again if inner != step and inner[0] <= n <= inner[1] else 1.0)
+        for n, i in instructions
+        if step[0] <= n <= step[1]
     ]
 
 
