@@ -5,6 +5,7 @@ was built against. Environment variables: ESIM_FAST_CUDA=auto|0|1 (1 fails if CU
 CUDA_HOME, TORCH_CUDA_ARCH_LIST (default: those of DEFAULT_ARCHITECTURES that nvcc supports).
 """
 
+import glob
 import os
 import re
 import shutil
@@ -126,7 +127,8 @@ def extension() -> cpp_extension.CppExtension:
     architectures: list[str] = []
     if cuda := find_cuda():
         architectures = cuda_architectures(cuda.home)
-        sources.append("csrc/masked_pool_cuda.cu")
+        kernels = ("masked_pool_cuda", "bilstm_cuda", "bilstm_cuda_forward", "bilstm_cuda_backward")
+        sources += [f"csrc/{name}.cu" for name in kernels]
         macros.append(("USE_CUDA", None))
         nvcc_args = ["-O3", "-Xcompiler=-fvisibility=hidden", *code_flags(architectures)]
         link_args += [*cuda.library_flags, "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
@@ -146,7 +148,7 @@ def extension() -> cpp_extension.CppExtension:
         define_macros=macros,
         extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden", *facts], "nvcc": nvcc_args},
         extra_link_args=link_args,
-        depends=["csrc/rows.h", "csrc/masked_pool.h", "csrc/local_inference_cpu.h", "csrc/vectors.h", "csrc/steps.h"],
+        depends=glob.glob("csrc/*.h"),
         py_limited_api=True,
     )
 

@@ -26,7 +26,7 @@ from esim_fast.files import write_json
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT, LEAST, PATIENCE = 480.0, 15.0, 10.0  # seconds of a part: at most, at least, and to end after an interrupt
 # The most important first. Each benchmark is a file and a -k, because pytest-benchmark writes its JSON at the end.
-ORDER = """tests sanitizer masked_pool-bf16 local_inference-bf16 bilstm-bf16
+ORDER = """tests sanitizer bilstm masked_pool-bf16 local_inference-bf16 bilstm-bf16
 training-32-bf16 training-512-bf16 inference-32-bf16 inference-512-bf16 end_to_end-bf16
 bilstm-tf32 training-32-tf32 training-512-tf32 inference-32-tf32 inference-512-tf32
 masked_pool-fp32 local_inference-fp32 bilstm-fp32 training-32-fp32 inference-32-fp32 inference-cross_encoders
@@ -42,6 +42,7 @@ def arguments_of(part: str, dry_run: bool) -> str:
     others = {
         "tests": f"pytest -m gpu {workers} tests",
         "sanitizer": f"tools.sanitize_cuda {dry} --json {{json}}",
+        "bilstm": f"benchmarks.bilstm_steps {dry} --json {{json}}",
         "sweep": f"benchmarks.sweep {dry} --minutes {{minutes}} --json {{json}}",
     }
     return others.get(part, f"pytest benchmarks/test_{name}.py -k {which} --benchmark-{how}")

@@ -1,17 +1,12 @@
 // Masked average and max pooling on NVIDIA GPUs: x is read once, in 16-byte loads, with several rows in flight per
 // warp. Every output has one writer and there are no atomics, so results are bitwise reproducible.
 #include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
+#include "cuda_stream.h"
 #include "masked_pool.h"
-
-// Only a CUDA build of torch has this symbol. Weak linkage lets the library also load under a CPU-only torch, where the
-// symbol is null and no CUDA tensor reaches this file.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                   void** ret_stream);
 
 namespace esim_fast {
 namespace {
@@ -260,30 +255,6 @@ __global__ void __launch_bounds__(kLanes* kWarps)
     }
     store(sequence + layout.offsets.advance(t), row);
   }
-}
-
-struct CudaStream {
-  torch::stable::accelerator::DeviceGuard guard;
-  int device;
-  cudaStream_t stream = nullptr;
-
-  explicit CudaStream(const Tensor& x) : guard(x.get_device_index()), device(x.get_device_index()) {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "esim_fast: this torch has no CUDA support");
-    void* current = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &current) == AOTI_TORCH_SUCCESS,
-                    "esim_fast: torch returned no CUDA stream for device ", device);
-    stream = static_cast<cudaStream_t>(current);
-  }
-  int multiprocessors() const {
-    int count = 1;
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-    return count;
-  }
-};
-
-void check_launch(const char* name) {
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "esim_fast: ", name, " failed to launch: ", cudaGetErrorString(error));
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -388,6 +388,7 @@ class Classifier(Trainable):
         device: torch.device | str | None = None,
         precision: str = "fp32",
         backend: str | None = None,
+        bilstm_backend: str | None = None,
         tokenizer: str | Tokenizer | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -400,6 +401,7 @@ class Classifier(Trainable):
             device: device for the network; None is the GPU if torch finds one, else the CPU.
             precision: as for ``Classifier``.
             backend: as for ``esim_fast.ESIM``.
+            bilstm_backend: as for ``esim_fast.ESIM``.
             tokenizer: if the model was trained with a custom tokenizer, that function or its ``"module:function"``.
                 Code named in a model directory is never imported unless you pass it here.
             revision: a branch, tag or commit of a model on the Hub.
@@ -412,9 +414,9 @@ class Classifier(Trainable):
         """
         device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         inference_precision(precision, device)
-        backends_of_ops(backend, device)
+        backends_of_ops(backend, device, bilstm_backend)
         directory = directory_of(os.fspath(directory), revision, token)
-        parts = read_model(directory, backend, tokenizer)
+        parts = read_model(directory, backend, bilstm_backend, tokenizer)
         try:
             model = cls(**parts._asdict())
         except (TypeError, ValueError) as error:

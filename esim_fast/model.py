@@ -66,6 +66,8 @@ class ESIM(nn.Module):
         backend: ``"cpp"`` (C++ kernels, on CPUs), ``"cuda"`` (CUDA kernels for pooling), ``"triton"`` (Triton kernels
             for BiLSTMs and local inference), ``"cudnn"`` (BiLSTMs) or ``"reference"`` (plain PyTorch for everything).
             Ops that a backend does not implement use the best one for the tensors at hand, as does None.
+        bilstm_backend: a backend for the BiLSTMs alone, instead of ``backend``: one of the above, where ``"cuda"`` is a
+            kernel that keeps the weights on the GPU's chip. No GPU has run it yet, so it must be named here.
 
     Attributes:
         config: the options, an ``esim_fast.config.ESIMConfig``, which is saved with a model.
@@ -73,7 +75,7 @@ class ESIM(nn.Module):
     Raises:
         TypeError: an option has the wrong type.
         ValueError: a size is not positive, ``padding_idx`` is not below ``vocab_size``, a dropout lies outside 0..1, a
-            name is unknown, or ``backend`` cannot run here.
+            name is unknown, or a backend cannot run here.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class ESIM(nn.Module):
         classifier_activation: str | None = FROM_VARIANT,
         freeze_embedding: bool = False,
         backend: str | None = None,
+        bilstm_backend: str | None = None,
     ) -> None:
         super().__init__()
         self.config = config = ESIMConfig(
@@ -109,7 +112,7 @@ class ESIM(nn.Module):
             classifier_activation=classifier_activation,
             freeze_embedding=freeze_embedding,
         )
-        backends = backends_of_ops(backend, device)
+        backends = backends_of_ops(backend, device, bilstm_backend)
         sequence_dropout = VariationalDropout if variational_dropout else Dropout
         self.embedding = Embedding(vocab_size, embedding_dim, padding_idx=padding_idx)
         self.embedding_dropout = sequence_dropout(cast(float, config.embedding_dropout))

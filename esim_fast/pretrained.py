@@ -46,12 +46,14 @@ def directory_of(name: str, revision: str | None, token: str | bool | None) -> P
     return fetch(name, MODEL_FILES, revision, token)
 
 
-def read_model(directory: Path, backend: str | None, tokenizer: str | Tokenizer | None) -> Parts:
+def read_model(
+    directory: Path, backend: str | None, bilstm_backend: str | None, tokenizer: str | Tokenizer | None
+) -> Parts:
     """Read what ``esim_fast.Classifier.save_pretrained`` wrote.
 
     Args:
         directory: the model's directory.
-        backend: as for ``esim_fast.ESIM``.
+        backend, bilstm_backend: as for ``esim_fast.ESIM``.
         tokenizer: the custom tokenizer of the model, or its name, if it has one.
 
     Raises:
@@ -78,7 +80,7 @@ def read_model(directory: Path, backend: str | None, tokenizer: str | Tokenizer 
     try:
         # Sizes in the file must not allocate memory before they are checked against the weights.
         with torch.device("meta"):
-            net = ESIM(**config, backend=backend)
+            net = ESIM(**config, backend=backend, bilstm_backend=bilstm_backend)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
     _load_weights(net, directory / WEIGHTS)

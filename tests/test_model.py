@@ -227,12 +227,20 @@ class TestBadInput:
             ((8, 4, 9, 3), {"dropout": 1.5}, ValueError, "dropout must lie between 0 and 1, got 1.5"),
             ((8, 4, 9, 3), {"variant": "coetaur"}, ValueError, "variant must be one of 'paper', 'notebook'"),
             ((8, 4, 9, 3), {"backend": "cuDNN"}, ValueError, f"backend must be one of {BACKENDS}"),
+            ((8, 4, 9, 3), {"bilstm_backend": "cuDNN"}, ValueError, f"bilstm_backend must be one of {BACKENDS}"),
             ((8, 4, 9, 3), {"classifier_activation": "gelu"}, ValueError, "classifier_activation must be one of"),
         ],
     )
     def test_constructor(self, arguments, options, error, message):
         with pytest.raises(error, match=message):
             esim_fast.ESIM(*arguments, **options)
+
+    def test_a_backend_for_the_lstms_alone(self):
+        net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, "cpu", backend="cpp", bilstm_backend="reference")
+        chosen = {name: module.backend for name, module in net.named_modules() if hasattr(module, "backend")}
+        lstms = {"encoder", "infercomposition.composition"}
+        assert chosen == {name: "reference" if name in lstms else "cpp" for name in chosen}
+        assert chosen.keys() > lstms
 
     def test_a_backend_that_cannot_run(self, batch):
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, batch[0].device, backend="cpp").bfloat16()

@@ -1,4 +1,4 @@
-"""Lists what the Triton kernels need of a GPU, according to the compiler. Needs no GPU.
+"""Lists what the Triton kernels and the CUDA BiLSTM need of a GPU, according to the compilers. Needs no GPU.
 
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
@@ -6,7 +6,7 @@ Compiles the kernels that esim_fast launches by default, and those that await ti
 generation. Prints a table of shared memory, registers, spills, the widths of loads and stores, and the most bytes that
 the programs of a multiprocessor load at the same time. ``--all`` adds other layouts, widths and batch sizes. The
 exit code is 1 if a kernel does not fit: if it needs too much shared memory, spills registers, or accesses aligned rows
-in narrow pieces.
+in narrow pieces. Where nvcc is installed, the CUDA kernels of the BiLSTM follow, with the time that a step should take.
 """
 
 import argparse
@@ -15,15 +15,17 @@ import io
 import itertools
 import os
 import re
+import shutil
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "0"  # Triton reads it on import
 
+import cuda_resources
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -330,14 +332,24 @@ def compile_all(cases: list[Case], targets: list[str], jobs: int) -> list[Resour
         return list(pool.map(resources, tasks))
 
 
+def compile_cuda(targets: list[str], jobs: int) -> list[cuda_resources.Resources]:
+    """The kernels of csrc/bilstm_cuda*.cu that each target has room for or not; none without nvcc."""
+    if not shutil.which("nvcc"):
+        return []
+    listed = cuda_resources.variants()
+    with ThreadPoolExecutor(jobs) as pool:
+        found = pool.map(lambda target: cuda_resources.resources(target, SHARED_MEMORY[target], listed), targets)
+        return [*itertools.chain.from_iterable(found)]
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compiles the Triton kernels for all supported GPUs; needs none.")
+    parser = argparse.ArgumentParser(description="Compiles the GPU kernels for all supported GPUs; needs none.")
     parser.add_argument("--target", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY))
     parser.add_argument("--all", action="store_true", help="also other layouts, widths and batch sizes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     cases = default_cases() + (other_cases() if options.all else [])
-    found = compile_all(cases, options.target, options.jobs)
+    found = [*compile_all(cases, options.target, options.jobs), *compile_cuda(options.target, options.jobs)]
     for result in found:
         print(result)
     problems = sum(result.problem is not None for result in found)

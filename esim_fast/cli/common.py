@@ -18,6 +18,7 @@ from ..data.parallel import processors
 from ..data.parsing import NO_LABELS
 from ..data.records import bounded_lines
 from ..errors import one_line
+from ..ops.backends import backends_of_ops
 from ..quantized import inference_precision
 from .options import UsageError, say
 
@@ -29,7 +30,17 @@ _CHINESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # and Japanese, which has
 def load_model(options: argparse.Namespace) -> Classifier:
     device, precision = device_of(options), getattr(options, "precision", "fp32")
     check_possible(inference_precision, precision, device)
-    return Classifier.from_pretrained(options.model, device=device, precision=precision, tokenizer=options.tokenizer)
+    check_bilstm_backend(options, device)
+    how = {"precision": precision, "bilstm_backend": options.bilstm_backend, "tokenizer": options.tokenizer}
+    return Classifier.from_pretrained(options.model, device=device, **how)
+
+
+def check_bilstm_backend(options: argparse.Namespace, device: torch.device) -> None:
+    """Raise UsageError if --bilstm-backend cannot run on the device."""
+    try:
+        backends_of_ops(None, device, options.bilstm_backend)
+    except ValueError as error:
+        raise UsageError(f"--bilstm-backend {options.bilstm_backend}: it cannot run on {device}") from error
 
 
 def check_possible(check: Callable[[str, torch.device], object], precision: str, device: torch.device) -> None:

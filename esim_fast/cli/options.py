@@ -100,6 +100,9 @@ def add_device(command: argparse.ArgumentParser) -> None:
     choices = ("auto", "cpu", "cuda")
     gpu = "auto: a GPU if there is one (default: %(default)s)"
     command.add_argument("--device", choices=choices, default="auto", help=gpu)
+    names = ("cpp", "cuda", "triton", "cudnn", "reference")
+    lstms = "what runs the BiLSTMs (default: the best one, but never cuda, which no GPU has run yet)"
+    command.add_argument("--bilstm-backend", choices=names, help=lstms)
     how_many = "compute threads (default: one for each core that this process may use)"
     command.add_argument("--threads", type=threads, metavar="N", help=how_many)
 

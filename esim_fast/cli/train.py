@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int | None:
         raise UsageError("--embedding-dim and --vectors exclude each other")
     device = common.device_of(options)
     common.check_possible(check_precision, recipe.precision, device)
+    common.check_bilstm_backend(options, device)
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:
@@ -246,7 +247,8 @@ def _new_classifier(plan: _Plan) -> tuple[Classifier, int | None, list[BadRow]]:
         )
     given = {name: getattr(options, name) for name, usual in _WRITTEN_DOWN.items() if getattr(options, name) != usual}
     bias = data.mean_score() if data.has_scores else 0.0
-    net = new_network(plan.model, len(vocabulary), len(data.labels), vectors=vectors, output_bias=bias)
+    how = {"vectors": vectors, "output_bias": bias, "bilstm_backend": options.bilstm_backend}
+    net = new_network(plan.model, len(vocabulary), len(data.labels), **how)
     training = {
         "recipe": recipe.as_dict(),
         "forget_bias": plan.model.forget_bias,

@@ -17,7 +17,9 @@ from ..extension import build_info
 from .checks import constant_when_compiled
 from .triton import runtime
 
-BACKENDS = {  # for each op, the best one first; on a CPU, Triton's interpreter is for testing only
+# For each op, the best one first; on a CPU, Triton's interpreter is for testing only. The CUDA kernel of bilstm is not
+# here, because it must be asked for.
+BACKENDS = {
     "bilstm": ("cpp", "triton", "cudnn", "reference"),
     "local_inference": ("cpp", "triton", "reference"),
     "masked_pool": ("cpp", "cuda", "reference"),
@@ -78,21 +80,26 @@ def choose(backend: str | None, op: str, order: Sequence[str], x: torch.Tensor) 
     raise ValueError(f"backend={backend!r} cannot run {op} on {x.device} in {x.dtype}; available here: {possible}")
 
 
-def backends_of_ops(backend: str | None, device: torch.device | str | None = None) -> dict[str, str | None]:
+def backends_of_ops(
+    backend: str | None, device: torch.device | str | None = None, bilstm_backend: str | None = None
+) -> dict[str, str | None]:
     """Return the backend of each op in a model for ``backend``: None for ops that do not have it.
 
     Args:
         backend: the requested backend, or None.
         device: the model's device; None if it may be any device of this machine.
+        bilstm_backend: a backend for the BiLSTMs alone, or None.
 
     Raises:
         ValueError: there is no such backend, or it cannot run any op there.
     """
-    if backend not in _KNOWN:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, _KNOWN))}, got {backend!r}")
     devices = [torch.device(place) for place in (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])]
     if device is not None and torch.device(device).type != "meta":  # a model on meta may be moved to any device
         devices = [torch.device(device)]
-    if backend is not None and not any(runs_on(backend, possible) for possible in devices):
-        raise ValueError(f"backend={backend!r} cannot run any op on {' or '.join(map(str, devices))}")
-    return {op: backend if backend in known else None for op, known in BACKENDS.items()}
+    for name, requested in (("backend", backend), ("bilstm_backend", bilstm_backend)):
+        if requested not in _KNOWN:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, _KNOWN))}, got {requested!r}")
+        if requested is not None and not any(runs_on(requested, possible) for possible in devices):
+            raise ValueError(f"{name}={requested!r} cannot run any op on {' or '.join(map(str, devices))}")
+    chosen = {op: backend if backend in known else None for op, known in BACKENDS.items()}
+    return chosen if bilstm_backend is None else {**chosen, "bilstm": bilstm_backend}

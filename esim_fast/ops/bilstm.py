@@ -1,7 +1,7 @@
 """A bidirectional LSTM over packed sentences: Triton on NVIDIA GPUs, C++ on the CPU, PyTorch's own elsewhere.
 
-The kernels, triton/bilstm.py and csrc/bilstm_cpu.cpp, compute only the sequential part. The products with the input and
-the weights' gradients are single matrix products over all tokens.
+The kernels, triton/bilstm.py, csrc/bilstm_cpu.cpp and csrc/bilstm_cuda.cu, compute only the sequential part. The
+products with the input and the weights' gradients are single matrix products over all tokens.
 """
 
 import contextlib
@@ -15,26 +15,41 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..packed import move
-from .backends import BACKENDS, choose
+from .backends import BACKENDS, choose, runs_on
 from .checks import autocast_dtype, constant_when_compiled, is_hooked
 from .derivatives import apply, first_derivative
 from .packing import packed
+from .persistent import PersistentBiLSTM, shut
+from .persistent import can_run as persistent_can_run
 from .products import can_order, for_weight_gradients, onednn_product, ordered, ordered_bf16, product, weight_gradient
 from .triton import runtime
 
 _MANY_SENTENCES = 512
+_ON_GPU = "triton", "cuda"  # kernels that read sizes on the GPU
 
 
-def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor | None) -> tuple[str, ...]:
-    """Return the backends that support this input, the best one first."""
-    autocast = autocast_dtype(x.device) is not None
-    if not ((x.dtype == torch.float32 or autocast) and is_plain_fp32(lstm)):
+def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor | None, persistent: bool) -> tuple[str, ...]:
+    """Return the backends that support this input, the best one first; ``"cuda"`` only with ``persistent``."""
+    dtype = autocast_dtype(x.device)
+    if not ((x.dtype == torch.float32 or dtype is not None) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
+    # Behind "reference", which runs everywhere, so that it must be named: no GPU has run its tests yet.
+    persistent = persistent and persistent_can_run(x.device, dtype or x.dtype, lstm.hidden_size)
+    named = ("cuda",) if persistent else ()
     eager = x.is_cuda and not torch.compiler.is_compiling()
-    if eager and not autocast and batch_sizes is not None and int(batch_sizes[0]) > _MANY_SENTENCES:
+    if eager and dtype is None and batch_sizes is not None and int(batch_sizes[0]) > _MANY_SENTENCES:
         # With this many sentences on an H100, cuDNN's launches are hidden and its fp32 products are faster.
-        return "cudnn", "triton", "reference"
-    return BACKENDS["bilstm"]
+        return "cudnn", "triton", "reference", *named
+    return *BACKENDS["bilstm"], *named
+
+
+def bilstm_backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> tuple[str, ...]:
+    """Return the backends that can run ``bilstm(lstm, x, batch_sizes)`` here; without ``backend=``, the first one does.
+
+    ``"cuda"`` is listed if the GPU, or the part of it that this process has, has room for its kernels. The arguments
+    are those of ``bilstm``.
+    """
+    return tuple(name for name in _backends(lstm, x, batch_sizes, True) if runs_on(name, x.device))
 
 
 def bilstm(
@@ -66,9 +81,11 @@ def bilstm(
         padding: bool ``[N]`` on the device of ``x``, True in rows after the end of their sentence. Requires that every
             sentence has a row in every time step. These rows have no effect, and their results are undefined.
         backend: ``"cpp"`` (kernel for CPUs), ``"triton"`` (kernel for NVIDIA GPUs with compute capability 8.0 or
-            higher; with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"cudnn"`` (``lstm`` itself on an NVIDIA GPU,
+            higher; with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"cuda"`` (kernel that keeps the weights on an
+            NVIDIA GPU's chip, where ``bilstm_backends`` lists it), ``"cudnn"`` (``lstm`` itself on an NVIDIA GPU,
             where it uses cuDNN), ``"reference"`` (``lstm`` itself on any device, so also cuDNN on an NVIDIA GPU) or
-            None, the best one for ``x``. The kernels need parameters in fp32, and ``x`` in fp32 or autocast.
+            None, the best one for ``x``, but never ``"cuda"``, which no GPU has run yet. The kernels need parameters
+            in fp32, and ``x`` in fp32 or autocast.
 
     Returns:
         ``[N, 2 * hidden_size]``, the forward and backward state of each token, in the dtype of ``x``, or in autocast's
@@ -95,16 +112,16 @@ def bilstm(
     dtype = autocast_dtype(x.device) or x.dtype
     if x.shape[0] == 0:  # every sentence is empty
         return x.new_zeros(0, 2 * lstm.hidden_size, dtype=dtype)
-    backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes), x)
-    if batch_sizes is None and backend != "triton":
+    backend = choose(backend, "bilstm", _backends(lstm, x, batch_sizes, backend == "cuda"), x)
+    if batch_sizes is None and backend not in _ON_GPU:
         return _of_first_rows(lstm, x, cast(Tensor, first_row), backend)
     if padding is not None:
         x = x.masked_fill(padding[:, None], 0)
-    sizes = cast(Tensor, batch_sizes)  # None for Triton alone, which then needs none
+    sizes = cast(Tensor, batch_sizes)  # None for kernels on a GPU alone
     if backend in ("cudnn", "reference"):
         return _torch_lstm(lstm, x, sizes) if padding is None else _of_padded(lstm, x, sizes, padding)
     weights = [weight for direction in lstm.all_weights for weight in direction]
-    if backend == "triton" and batch_sizes is not None:
+    if backend in _ON_GPU and batch_sizes is not None:
         if first_row is None:
             first_row = move(functional.pad(batch_sizes.cumsum(0), (1, 0)), x.device)
         elif len(first_row) == len(batch_sizes):
@@ -115,6 +132,8 @@ def bilstm(
         x = x.to(dtype)
         if backend == "triton":
             y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision())[0]
+        elif backend == "cuda":
+            y = apply(PersistentBiLSTM, x, *weights, first_row, padding, sentences, _precision() == "tf32")[0]
         elif padding is None and can_order(x, *weights, dtype=x.dtype):
             y = _states(x, sizes, weights)
         else:
@@ -218,15 +237,6 @@ def _backward(grad_y, x, batch_sizes, y, c, gates, gates_r, w_ih, w_hh, w_ih_r, 
     return grad_x, *gradients
 
 
-def _shut(gates_reverse: Tensor, padding: Tensor | None) -> None:
-    """Keep the state at zero in padding, where the backward direction starts.
-
-    Closed gates also make the gradients there zero, because each has such a gate as a factor.
-    """
-    if padding is not None:
-        gates_reverse.masked_fill_(padding[:, None], -torch.inf)
-
-
 class _BiLSTM(torch.autograd.Function):
     """Return y and c ``[N, 2H]``, and the gates of each direction ``[N, 4H]``."""
 
@@ -236,7 +246,7 @@ class _BiLSTM(torch.autograd.Function):
         # The kernel overwrites the products with the gates.
         gates = product(x, w_ih.to(x.dtype), (b_ih + b_hh).to(x.dtype)).float()
         gates_r = product(x, w_ih_r.to(x.dtype), (b_ih_r + b_hh_r).to(x.dtype)).float()
-        _shut(gates_r, padding)
+        shut(gates_r, padding)
         y, c = torch.ops.esim_fast.bilstm(gates, gates_r, w_hh.contiguous(), w_hh_r.contiguous(), batch_sizes)
         return y, c, gates, gates_r
 
@@ -292,7 +302,7 @@ class _TritonBiLSTM(torch.autograd.Function):
         w_x = torch.cat([w_ih, w_ih_r], out=x.new_empty(8 * H, x.shape[1]))
         bias = torch.cat([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 8 * H).sum(0)
         gates = functional.linear(x, w_x, bias.to(x.dtype))
-        _shut(gates[:, 4 * H :], padding)
+        shut(gates[:, 4 * H :], padding)
         vector = 16 // x.element_size()  # rows aligned to 16 bytes allow vector loads
         w_h = x.new_zeros(2, 4 * H, -(-H // vector) * vector)
         torch.stack([w_hh, w_hh_r], out=w_h[:, :, :H])

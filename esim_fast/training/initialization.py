@@ -42,7 +42,13 @@ def initialize(net: ESIM, *, forget_bias: float = 1.0, output_bias: float = 0.0)
 
 
 def new_network(
-    options: ModelOptions, words: int, labels: int, *, vectors: Tensor | None = None, output_bias: float = 0.0
+    options: ModelOptions,
+    words: int,
+    labels: int,
+    *,
+    vectors: Tensor | None = None,
+    output_bias: float = 0.0,
+    bilstm_backend: str | None = None,
 ) -> ESIM:
     """Create a network and initialize it with ``initialize``.
 
@@ -52,12 +58,13 @@ def new_network(
         labels: number of labels, or 1 for regression.
         vectors: word vectors, float32 ``[words, dimension]``. None draws random ones of ``options.embedding_dim``.
         output_bias: as in ``initialize``.
+        bilstm_backend: as for ``esim_fast.ESIM``.
     """
     sizes = asdict(options)
     forget_bias = sizes.pop("forget_bias")
     if vectors is not None:
         sizes["embedding_dim"] = vectors.shape[1]
-    net = ESIM(**sizes, vocab_size=words, num_labels=labels)
+    net = ESIM(**sizes, vocab_size=words, num_labels=labels, bilstm_backend=bilstm_backend)
     initialize(net, forget_bias=forget_bias, output_bias=output_bias)
     if vectors is not None:
         net.embedding.weight.data.copy_(vectors)

@@ -171,6 +171,7 @@ def test_a_run_that_ends_with_nan_weights(corpus, tmp_path):
             ["--train", "{corpus}", "--dev", "{corpus}", "--cuda-graphs", "on", "--device", "cpu"],
             "esim-fast: --cuda-graphs: steps are captured on an NVIDIA GPU only, and this device is cpu",
         ),
+        (["--bilstm-backend", "cuda", "--device", "cpu"], "--bilstm-backend cuda: it cannot run on cpu"),
         (["--unheard-of"], "unrecognized arguments: --unheard-of (see esim-fast train --help)"),
         # no abbreviated options
         (["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs? (see esim-fast train --help)"),

@@ -1,11 +1,7 @@
 """Fixtures of the tests of ops."""
 
-import sys
-
 import pytest
 import torch
-
-from tests.ops.cuda_on_cpu import LIBRARY, CudaOnCpu, build, compiler
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -33,8 +29,21 @@ def threads():
 @pytest.fixture(scope="session")
 def cuda(once):
     """The CUDA kernels of pooling, compiled for the CPU."""
-    if sys.platform != "linux":
-        pytest.skip("CUDA code is built for Linux alone")
-    if (command := compiler()) is None:
-        pytest.skip("no C++ compiler here to build CUDA code for the CPU")
-    return CudaOnCpu(once("cuda-on-cpu", lambda folder: build(folder, command)) / LIBRARY)
+    from tests.ops.cuda_on_cpu import cuda_on_cpu  # here, because it imports torch's compiler helpers
+
+    return cuda_on_cpu(once, "masked_pool_cuda")
+
+
+@pytest.fixture(scope="session")
+def _bilstm_cuda_library(once):
+    from tests.ops.cuda_on_cpu import cuda_on_cpu  # here, because it imports torch's compiler helpers
+
+    return cuda_on_cpu(once, "bilstm_cuda")
+
+
+@pytest.fixture
+def bilstm_cuda(_bilstm_cuda_library, poisoned):
+    """The CUDA kernels of the BiLSTM on a large GPU with clusters, on which unwritten results are NaN."""
+    _bilstm_cuda_library.set(multiprocessors=10**6, capability=90, policy=0, seed=0)
+    _bilstm_cuda_library.launches()
+    return _bilstm_cuda_library

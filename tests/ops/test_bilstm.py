@@ -67,7 +67,7 @@ def test_cudnn_training_mode_changes_only_gradients():
 
 @pytest.mark.gpu
 class TestOnAGPU:
-    @pytest.mark.parametrize("backend", ["triton", "cudnn"])
+    @pytest.mark.parametrize("backend", ["triton", "cuda", "cudnn"])
     @pytest.mark.parametrize("training", [True, False])
     def test_same_as_nn_lstm(self, training, backend):
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
@@ -75,7 +75,7 @@ class TestOnAGPU:
         for mine, wanted in zip(run(lstm.train(training), x, batch_sizes, grad_y, backend, "cuda"), exact, strict=True):
             torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("backend", ["triton", "cudnn"])
+    @pytest.mark.parametrize("backend", ["triton", "cuda", "cudnn"])
     def test_gradients_do_not_underflow_in_bf16(self, backend):
         """PyTorch's autocast runs cuDNN's LSTMs in fp16, whose smallest number is 6e-8."""
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
@@ -87,20 +87,22 @@ class TestOnAGPU:
         for mine, wanted in zip(results, exact, strict=True):
             assert (mine.double() - wanted).norm() < 0.02 * wanted.norm()
 
-    def test_the_same_bits_every_time(self):
+    @pytest.mark.parametrize("backend", ["triton", "cuda"])
+    def test_the_same_bits_every_time(self, backend):
         """A step reads what all threads wrote in the previous one, which needs a barrier."""
         lstm, x, batch_sizes, grad_y = make(sorted([*range(1, 41)] * 20, reverse=True), 300, 300)
-        first = run(lstm, x, batch_sizes, grad_y, "triton", "cuda")
+        first = run(lstm, x, batch_sizes, grad_y, backend, "cuda")
         for _ in range(30):
-            again = run(lstm, x, batch_sizes, grad_y, "triton", "cuda")
+            again = run(lstm, x, batch_sizes, grad_y, backend, "cuda")
             assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
-    def test_tf32(self):
+    @pytest.mark.parametrize("ours", ["triton", "cuda"])
+    def test_tf32(self, ours):
         lstm, x, batch_sizes, grad_y = make([30, 9, 4, 4, 1], 20, 24)
         exact = exactly(lstm, x, batch_sizes, grad_y)
         torch.backends.cudnn.allow_tf32 = True
         try:
-            results = [run(lstm, x, batch_sizes, grad_y, backend, "cuda") for backend in ("triton", "cudnn")]
+            results = [run(lstm, x, batch_sizes, grad_y, backend, "cuda") for backend in (ours, "cudnn")]
         finally:
             torch.backends.cudnn.allow_tf32 = False
         for mine, cudnn, wanted in zip(*results, exact, strict=True):
