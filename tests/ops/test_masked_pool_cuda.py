@@ -43,7 +43,7 @@ def launched(dtype, vector, split, vector_backward=None):
 @pytest.fixture(params=[False, True], ids=["a-warp-a-sentence", "a-block-a-sentence"])
 def split(cuda, request):
     """A large GPU takes many warps per sentence; a GPU without processors takes one."""
-    cuda.set_multiprocessors(10**6 if request.param else 0)
+    cuda.set(multiprocessors=10**6 if request.param else 0)
     return request.param
 
 
@@ -211,7 +211,7 @@ def test_tensors_that_begin_anywhere(cuda, dtype, given_as):
     rows = layout.given_as.get("rows")
     addresses = (*((rows.start, rows.step, rows.lengths) if rows else (None, None, layout.given_as["lengths"])), None)
     forward, backward = torch.ops.esim_fast.masked_pool, torch.ops.esim_fast.masked_pool_backward
-    cuda.set_multiprocessors(0)
+    cuda.set(multiprocessors=0)
     results = forward(x, *addresses)
     for ours, wanted in zip(forward(moved(x), *addresses), results, strict=True):
         assert torch.equal(ours, wanted)
