@@ -46,7 +46,7 @@ def cross_entropy(
             # A class without a share may have probability zero.
             terms = tl.where(target == 0, 0.0, target * (tl.log(total) - shifted))
             total_loss += tl.where(counts, tl.sum(terms, 1), 0.0)
-            total_correct += (counts & (tl.argmax(z, 1) == label)).to(tl.int64)
+            total_correct += (tl.argmax(z, 1) == label).to(tl.int64)
         else:
             of_pair = tl.exp(shifted) / total * tl.sum(target, 1)[:, None] - target
             of_pair = tl.where(counts[:, None], of_pair * tl.load(grad_loss), 0.0)
