@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kLanes* kWarps)
   const int64_t first = row_block * kGradientRows;
   for (int64_t t = first; t < min(end, first + kGradientRows); ++t) {
     const bool counts = t < length && layout.tokens.unmasked(b, t);
-    if (!counts && !padded && !filled) continue;  // zero already
+    if (!counts && !padded && !filled) continue;  // these are zero already
     vector_t row;
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
@@ -332,7 +332,7 @@ Tensor masked_pool_backward_cuda(const Tensor& grad_v, const Tensor& argmax, con
   const CudaStream cuda(grad_v);
   check_vector(filled, "filled", grad_v);
   STD_TORCH_CHECK(!filled || filled->size(0) == 1, "esim_fast: filled must have one entry, got ", filled->size(0));
-  const bool written = filled && step && step->dim() == 1 && step->size(0) > 0 && argmax.dim() == 2 && argmax.size(0) > 0;
+  const bool written = filled && step && step->numel() > 0 && argmax.numel() > 0;  // otherwise no kernel runs
   PoolGradient g = allocate_gradient(grad_v, argmax, count, start, step, lengths, mask, rows, written);
   if (g.grad_x.numel() == 0 || g.layout.batch == 0 || g.layout.tokens.max_length == 0) return g.grad_x;
 

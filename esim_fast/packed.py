@@ -245,18 +245,14 @@ class PackedPairs:
                 f"expected room for {len(self.tokens)} rows and {self.pairs} pairs, got rows={rows} and pairs={pairs}"
             )
         longest = tuple(1 << max(4, (length - 1).bit_length()) for length in self.longest)
-        first_row = self.first_row
+        (p_rank, h_rank), (p_lengths, h_lengths) = (part.tensor_split(2) for part in (self.rank, self.lengths))
         # The further sentences come last in the sorted order.
-        ranks = torch.arange(2 * self.pairs, 2 * pairs, device=self.addresses.device).tensor_split(2)
-        zeros = torch.zeros_like(ranks[0])
-        sides = [part.tensor_split(2) for part in (self.rank, self.lengths)]
-        addresses = [
-            *(sides[0][0], ranks[0], sides[0][1], ranks[1]),
-            *(first_row, first_row[-1:].expand(max(longest) + 2 - len(first_row))),
-            *(sides[1][0], zeros, sides[1][1], zeros),
-        ]
+        p_more, h_more = torch.arange(2 * self.pairs, 2 * pairs, device=self.addresses.device).tensor_split(2)
+        ranks = p_rank, p_more, h_rank, h_more
+        steps = self.first_row, self.first_row[-1:].expand(max(longest) + 2 - len(self.first_row))
+        lengths = p_lengths, torch.zeros_like(p_more), h_lengths, torch.zeros_like(h_more)
         tokens = functional.pad(self.tokens, (0, rows - len(self.tokens)), value=padding_idx or 0)
-        return PackedPairs(tokens, None, torch.cat(addresses), (longest[0], longest[1]), None, pairs)
+        return PackedPairs(tokens, None, torch.cat([*ranks, *steps, *lengths]), (longest[0], longest[1]), None, pairs)
 
     def to(self, device: torch.device | str) -> "PackedPairs":
         """Return the same pairs with tokens and addresses on ``device``; copies to a GPU cause no sync."""
