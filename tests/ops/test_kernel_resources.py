@@ -19,15 +19,12 @@ from kernel_resources import Case, compile_for, kernels, launches, runtime
 
 found = {}
 for case, target, changes in json.loads(sys.argv[1]):
-    changes = {tuple(key): runtime.Config(*config) for key, config in changes}
-    on_chip = {key: config for key, config in changes.items() if not config.block_k}
-    with mock.patch.dict(kernels.ONE_TILE, changes), mock.patch.dict(kernels.ON_CHIP, on_chip):
+    with mock.patch.dict(kernels.ONE_TILE, {tuple(key): runtime.Config(*config) for key, config in changes}):
         resources = []
         for planned in launches(Case(*case)):
-            if changes and planned.kernel.__name__ not in [kernel for kernel, *_ in changes]:
+            if changes and planned.kernel.__name__ != changes[0][0][0]:
                 continue
-            name = f"{planned.kernel.__module__} {planned.kernel.__name__}"
-            key = str((case[0], case[3:], name, planned.constants, planned.options, target))
+            key = str((case[0], case[3:], planned.kernel.__name__, planned.constants, planned.options, target))
             if key not in found:
                 found[key] = compile_for(Case(*case), planned, target)
             resources.append({**found[key]._asdict(), "problem": found[key].problem})
@@ -38,9 +35,7 @@ BROKEN = [
     (["forward", "half", 64, 64], [128, 64, 4, 8], ("bf16", 64, 64), "shared memory, but sm_89 has"),
     (["forward", "half", 64, 64], [64, 128, 4, 2], ("bf16", 64, 64), "spills"),
     (["forward", "half", 16, 16], [16, 16, 8, 1], ("bf16", 16, 16), "bytes at a time"),
-    (["forward", "half", 16, 16], [0, 128, 1, 1], ("bf16", 16, 16), "bytes of registers"),  # on chip, with one warp
 ]
-ON_CHIP = (["forward", "half", 32, 16], [0, 128, 4, 1])
 WIDTHS = [600, 601]
 
 
@@ -51,7 +46,6 @@ def compiled(once):
     jobs = {f"fits {name}": [(name, *lengths), target, []] for name, target in FITTING for lengths in [(32, 16)]}
     jobs |= {f"fits {name}, many tiles": [(name, 100, 100), target, []] for name, target in FITTING}
     jobs |= {problem: [case, "sm_89", [(key, config)]] for key, config, case, problem in BROKEN}
-    jobs["on chip"] = [("bf16", 32, 16, "rows", 600, 1024), "sm_90", [ON_CHIP]]
     jobs |= {f"width {width}": [("bf16", 32, 32, "rows", width), "sm_90", []] for width in WIDTHS}
     path = os.pathsep.join([str(ROOT / "tools"), *sys.path])
 
@@ -75,16 +69,6 @@ def test_default_configurations_fit(compiled, arithmetic):
         assert resources["shared"] < 100_000
         assert 24 <= resources["registers"] <= 255
         assert resources["spilled"] == 0
-
-
-def test_a_pair_kept_on_chip_is_loaded_at_once(compiled):
-    (resources,) = compiled["on chip"]
-    assert resources["problem"] is None
-    in_flight = 2 * (32 + 16) * 640  # bytes of all rows, in whole blocks
-    assert resources["in_flight"] >= in_flight
-    assert resources["in_flight"] % in_flight == 0  # several programs on a multiprocessor
-    streamed, _ = compiled["fits bf16"]
-    assert 0 < streamed["in_flight"] < resources["in_flight"]
 
 
 @pytest.mark.parametrize("problem", [problem for *_, problem in BROKEN])
