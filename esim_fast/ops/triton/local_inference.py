@@ -68,7 +68,6 @@ CANDIDATES: dict[tuple, tuple[Config, ...]] = {
     ("forward", "half", 64, 32): (Config(0, 64, 8, 1),),
     ("backward", "half", 16, 16): (Config(0, 64, 8, 1),),
     ("backward", "tf32", 64, 32): (Config(16, 16, 8, 2),),
-    ("backward", "ieee", 64, 16): (Config(16, 16, 8, 1),),
 }
 # Keys: kernel and arithmetic. A block size is 0 if the kernel does not use it.
 MANY_TILES = {
