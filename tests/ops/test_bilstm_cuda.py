@@ -42,8 +42,11 @@ class Case:
     def possible(self):
         """Larger layers in fp32, and fp32 on GPUs without clusters, do not fit the registers and shared memory."""
         fits = self.precision in ("bf16", "fp16") or (self.units <= 320 and self.exchange == "clusters")
-        work = self.units**2 * self.sentences * max(self.all_lengths())
-        return fits and work < 6e7  # a few seconds
+        return fits and self.work() < 6  # seconds
+
+    def work(self):
+        """About how many seconds it takes."""
+        return self.units**2 * self.sentences * max(self.all_lengths()) / 1e7
 
     def all_lengths(self):
         draw = random.Random(self.sentences)
@@ -87,12 +90,13 @@ def pairwise():
         values = [(name, getattr(case, name)) for name in names]
         return set(itertools.combinations(values, 2))
 
-    pool = [drawn() for _ in range(3000)]
-    missing = set().union(*map(pairs, pool))
-    cases = []
+    pool = {case: pairs(case) for case in (drawn() for _ in range(2000))}
+    missing, cases = set().union(*pool.values()), []
     while missing:
-        cases.append(max(pool, key=lambda case: len(pairs(case) & missing)))
-        missing -= pairs(cases[-1])
+        # A second is worth four pairs.
+        cases.append(max(pool, key=lambda case: len(pool[case]) - 4 * case.work()))
+        missing -= pool[cases[-1]]
+        pool = {case: left for case, of_case in pool.items() if (left := of_case & missing)}
     return cases
 
 
