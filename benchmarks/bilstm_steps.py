@@ -56,7 +56,8 @@ def main() -> int:
 def checks(dry_run: bool) -> dict[str, str]:
     """The kernel's tests, and small batches under compute-sanitizer: how each ended."""
     small = [sys.executable, "-m", "benchmarks.bilstm_steps", "--small"]
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_bilstm.py", "-k", "cuda"]
+    files = ["tests/ops/test_bilstm_cuda.py", "tests/ops/test_bilstm.py"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", "cuda", *files]
     commands = {"small batches": small} if dry_run else {"tests": tests}
     if not dry_run and (tool := sanitizer()):
         how = ["--target-processes", "application-only", "--report-api-errors", "no", "--error-exitcode", "86"]
