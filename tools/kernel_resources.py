@@ -38,7 +38,7 @@ from esim_fast.ops.triton.tokens import Tokens
 # Bytes of shared memory that a program can use, from the CUDA C++ Programming Guide, "technical specifications".
 SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448}
 DEFAULT_TARGETS = list(SHARED_MEMORY)
-SHARED_MEMORY["sm_120"] = 101376  # only on request: not all kernels have been compiled for it
+SHARED_MEMORY["sm_120"] = 101376  # for Triton only on request: not all kernels have been compiled for it
 # Of a multiprocessor: threads, registers, and shared memory that each program takes for the system.
 THREADS = {"sm_80": 2048, "sm_86": 1536, "sm_89": 1536, "sm_90": 2048, "sm_100": 2048, "sm_120": 1536}
 REGISTERS, RESERVED = 65536, 1024
@@ -345,7 +345,9 @@ def compile_cuda(targets: list[str], jobs: int) -> list[cuda_resources.Resources
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles the GPU kernels for all supported GPUs; needs none.")
-    parser.add_argument("--target", nargs="+", choices=SHARED_MEMORY, help="default: all, Triton's kernels not for 12.0")
+    parser.add_argument(
+        "--target", nargs="+", choices=SHARED_MEMORY, help="default: all, Triton's kernels not for 12.0"
+    )
     parser.add_argument("--all", action="store_true", help="also other layouts, widths and batch sizes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()

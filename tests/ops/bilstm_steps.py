@@ -108,10 +108,9 @@ class Batch:
     def layer(self):
         """The arguments that both operators have."""
         units = self.weights.shape[-1]
-        first_row = torch.cat([self.rows.first, torch.full((self.spare,), -(2**40))])
-        sizes = torch.tensor([self.rows.count, len(self.rows.first)]) if self.spare else None
+        first_row = torch.cat([self.rows.first, self.rows.first.new_full((1 + self.spare,), self.rows.count)])
         weights = self.weights.reshape(2, 4 * units, units)
-        return weights[0].clone(), weights[1].clone(), first_row, sizes, self.sentences, self.precision == "tf32"
+        return weights[0].clone(), weights[1].clone(), first_row, self.sentences, self.precision == "tf32"
 
     def run(self, operators, device="cpu"):
         """The results of both operators: gates, y, c, previous and the gates' gradients."""

@@ -169,12 +169,12 @@ class TestNumbersInDeviceMemory:
 
     @pytest.mark.parametrize("exchange", ["clusters", "grid"])
     @pytest.mark.parametrize("first_row", [[0, 1], [3, 1], [0, 7], [-5, 2**62]], ids=str)
-    @pytest.mark.parametrize("sizes", [None, [0, 0], [-1, -1], [2**40, 2**40], [8, 1], [3, 2]], ids=str)
-    def test_impossible_ones(self, bilstm_cuda, exchange, first_row, sizes):
+    @pytest.mark.parametrize("rows", [0, -1, 2**40, 8, 3])
+    def test_impossible_ones(self, bilstm_cuda, exchange, first_row, rows):
         Case(9, "bf16", 8, "", 0, exchange, 2, 0).set_up(bilstm_cuda)
         batch = Batch.draw([2, 2, 1, 1, 1, 1], 9, "bf16")
-        weight, weight_reverse, _, _, sentences, tf32 = batch.layer()
-        given = weight, weight_reverse, torch.tensor(first_row), sizes and torch.tensor(sizes), sentences, tf32
+        weight, weight_reverse, _, sentences, tf32 = batch.layer()
+        given = weight, weight_reverse, torch.tensor([*first_row, rows]), sentences, tf32
         gates = torch.full((24, 72), 7.0).bfloat16()
         gates[8:16] = batch.padded(batch.inputs)
         forward, backward = bilstm_cuda.operators()["bilstm_cuda"], bilstm_cuda.operators()["bilstm_cuda_backward"]
@@ -225,7 +225,7 @@ class TestRoom:
         assert bilstm_cuda.operators()["bilstm_cuda_fits"](0, half, units) == (expected is not None)
 
 
-ARGUMENTS = "gates", "weight", "weight_reverse", "first_row", "sizes", "sentences", "tf32"
+ARGUMENTS = "gates", "weight", "weight_reverse", "first_row", "sentences", "tf32"
 
 
 @pytest.mark.parametrize("operator", ["bilstm_cuda", "bilstm_cuda_backward"])
@@ -245,13 +245,10 @@ ARGUMENTS = "gates", "weight", "weight_reverse", "first_row", "sizes", "sentence
             {"gates": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)},
             r"contiguous gates \[N, 72\] that begin at 16 bytes",
         ),
-        ({"first_row": Tensor.int}, r"contiguous int64 first_row \[T\]"),
-        ({"first_row": lambda x: x[:0]}, r"contiguous int64 first_row \[T\]"),
-        ({"first_row": lambda x: x[None]}, r"contiguous int64 first_row \[T\]"),
-        ({"sizes": lambda _: torch.tensor([3])}, r"contiguous int64 sizes \[2\]"),
-        ({"sizes": lambda _: torch.tensor([3, 3], dtype=torch.int32)}, r"contiguous int64 sizes \[2\]"),
-        ({"sentences": lambda _: 9}, "has room for 8 rows, got 9 sentences"),
-        ({"sentences": lambda _: -1}, "has room for 8 rows, got -1 sentences"),
+        ({"first_row": Tensor.int}, r"contiguous int64 first_row \[T \+ 1\]"),
+        ({"first_row": lambda x: x[:0]}, r"contiguous int64 first_row \[T \+ 1\]"),
+        ({"first_row": lambda x: x[None]}, r"contiguous int64 first_row \[T \+ 1\]"),
+        ({"sentences": lambda _: -1}, "got -1 sentences"),
     ],
 )
 def test_wrong_arguments(bilstm_cuda, operator, changes, message):
