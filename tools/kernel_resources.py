@@ -2,10 +2,10 @@
 
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
-Compiles the kernels that esim_fast launches by default, and those that await timing on a GPU, for every supported GPU
-generation. Prints a table of shared memory, registers, spills, the widths of loads and stores, and the most bytes that
-the programs of a multiprocessor load at the same time. ``--all`` adds other layouts, widths and batch sizes. The
-exit code is 1 if a kernel does not fit: if it needs too much shared memory, spills registers, or accesses aligned rows
+Compiles the kernels that esim_fast launches by default for every supported GPU generation. Prints a table of shared
+memory, registers, spills, the widths of loads and stores, and the most bytes that the programs of a multiprocessor load
+at the same time. ``--all`` adds candidates that await timing on a GPU, other layouts, widths and batch sizes. The exit
+code is 1 if a kernel does not fit: if it needs too much shared memory, spills registers, or accesses aligned rows
 in narrow pieces. Where nvcc is installed, the CUDA kernels of the BiLSTM follow, with the time that a step should take.
 """
 
@@ -115,7 +115,7 @@ def default_cases() -> list[Case]:
     recurrence = [Case(arithmetic, 16, 16, "bilstm", 300) for arithmetic in arithmetics]
     masks = [Case(arithmetic, 16, 16, "dropout", 2400) for arithmetic in ("bf16", "ieee")]
     losses = [Case(arithmetic, 16, 16, "loss", labels) for arithmetic in ("bf16", "ieee") for labels in (3, 1000)]
-    return packed + padded + recurrence + masks + losses + candidates()
+    return packed + padded + recurrence + masks + losses
 
 
 def candidates() -> list[Case]:
@@ -348,10 +348,10 @@ def main() -> int:
     parser.add_argument(
         "--target", nargs="+", choices=SHARED_MEMORY, help="default: all, Triton's kernels not for 12.0"
     )
-    parser.add_argument("--all", action="store_true", help="also other layouts, widths and batch sizes")
+    parser.add_argument("--all", action="store_true", help="also candidates, other layouts, widths and batch sizes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    cases = default_cases() + (other_cases() if options.all else [])
+    cases = default_cases() + (candidates() + other_cases() if options.all else [])
     for_triton, for_cuda = options.target or DEFAULT_TARGETS, options.target or list(SHARED_MEMORY)
     found = [*compile_all(cases, for_triton, options.jobs), *compile_cuda(for_cuda, options.jobs)]
     for result in found:
