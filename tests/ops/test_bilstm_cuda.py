@@ -118,7 +118,7 @@ def test_random_cases(bilstm_cuda):
     """More of them in the profile ``nightly``."""
 
     @settings(max_examples=max(1, settings.default.max_examples // 10))
-    @given(cases().filter(Case.possible), st.integers(0, 10**6))
+    @given(cases().filter(lambda case: case.possible() and case.work() < 1), st.integers(0, 10**6))
     def holds(case, seed):
         case.set_up(bilstm_cuda)
         bilstm_cuda.set(seed=seed)
@@ -134,17 +134,17 @@ class TestSchedules:
     @pytest.mark.parametrize(
         ("units", "precision", "lengths", "exchange", "teams"),
         [
-            # Teams of two blocks: one that takes two groups of 8 sentences, in turn, of an even number of steps each,
+            # Teams of two blocks, each for 8 sentences,
             (77, "bf16", [*[4, 4, 3, 3, 2, 2, 2, 1], *[4, 4, 3, 2]], "clusters", MANY),
-            # of 16 sentences, then of 64,
+            # for 16, and for 64 after 64, of an even number of steps: the next ones begin with the buffer just read.
             (77, "fp16", [5, 4, 3, 3, 3, 2, 2, 2, 1, 1], "clusters", 2),
-            (77, "bf16", [*[3] * 60, *[2] * 8], "clusters", 2),
+            (77, "bf16", [2] * 70, "clusters", 2),
             (77, "tf32", [*[4] * 16, *[3] * 16, 1], "clusters", 2),
             (60, "fp32", [3, 3, 2, 2, 1, 1], "clusters", MANY),
-            # and the same in a grid.
+            # The same in a grid.
             (77, "bf16", [5, 4, 3, 3, 2, 2, 2, 1, 1], "grid", MANY),
-            (77, "fp16", [*[3] * 60, *[2] * 8], "grid", 2),
-            # One block, three of them, and many small ones.
+            (77, "fp16", [2] * 70, "grid", 2),
+            # One block; three, of which the last has idle warps; and many small ones.
             (40, "bf16", [6, 5, 5, 2, 1], "clusters", 2),
             (100, "bf16", [6, 6, 5, 2, 1], "clusters", 2),
             (330, "fp16", [3, 3, 2], "clusters", 2),
