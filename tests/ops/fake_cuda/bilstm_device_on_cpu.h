@@ -123,7 +123,8 @@ inline void mbarrier_init(uint64_t* barrier) {
 }
 
 inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {
-  cuda_on_cpu::MBarrier& its = cuda_on_cpu::mbarrier_at(*cuda_on_cpu::running->block, cuda_on_cpu::place_of(barrier, 8));
+  const size_t place = cuda_on_cpu::place_of(barrier, 8);
+  cuda_on_cpu::MBarrier& its = cuda_on_cpu::mbarrier_at(*cuda_on_cpu::running->block, place);
   if (its.missing == 0) cuda_on_cpu::stop("more arrivals at an mbarrier than it counts");
   if (bytes >= 1 << 20) cuda_on_cpu::stop("more bytes than an mbarrier counts");
   its.bytes += bytes;

@@ -1,5 +1,4 @@
-// What the library that ops/cuda_on_cpu.py builds has once: what the tests set and read, and what torch and the compiler
-// look for.
+// What a library of several files has once: what the tests set and read, and what torch and the compiler look for.
 #include "cuda_runtime.h"
 
 #define CUDA_ON_CPU_EXPORT extern "C" __attribute__((visibility("default")))

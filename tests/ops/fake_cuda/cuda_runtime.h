@@ -130,7 +130,9 @@ struct Together {
       if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = attribute.val.clusterDim.x;
     }
   }
-  unsigned int resident() const { return static_cast<unsigned int>(std::max(cuda_on_cpu_multiprocessors, 0)) / cluster; }
+  unsigned int resident() const {
+    return static_cast<unsigned int>(std::max(cuda_on_cpu_multiprocessors, 0)) / cluster;
+  }
 };
 
 inline cudaError_t problem(const cudaLaunchConfig_t& config, const void* kernel) {
@@ -147,7 +149,8 @@ inline cudaError_t problem(const cudaLaunchConfig_t& config, const void* kernel)
 }  // namespace cuda_on_cpu
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   using namespace cuda_on_cpu;
   const Together together(*config);
   if (error = problem(*config, reinterpret_cast<const void*>(kernel)); error) return error;

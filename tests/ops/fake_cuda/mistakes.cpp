@@ -98,7 +98,8 @@ void print(const char* name, unsigned int blocks, unsigned int cluster, unsigned
     for (int seed = 0; seed < kSeeds; ++seed) {
       std::fill(std::begin(results), std::end(results), 0);
       counter = 0;
-      cuda_on_cpu::run({blocks, cluster, resident, {kThreads, 1, 1}, kShared}, cuda_on_cpu::Policy(policy), seed, kernel);
+      const cuda_on_cpu::Shape shape = {blocks, cluster, resident, {kThreads, 1, 1}, kShared};
+      cuda_on_cpu::run(shape, cuda_on_cpu::Policy(policy), seed, kernel);
       std::string outcome = cuda_on_cpu::failure;
       if (outcome.empty()) {
         for (unsigned int i = 0; i < blocks; ++i) outcome += std::to_string(results[i]) + ' ';

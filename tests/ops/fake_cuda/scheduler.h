@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -115,8 +114,8 @@ struct Message {
   uint32_t words[4];
 };
 
-// Who goes on: everybody in turn, odd blocks from the last thread to the first, or even ones; or at random; or everybody
-// but one warp, block or thread, as long as anybody gets on or, restlessly, for a while.
+// Who goes on: everybody in turn, odd blocks from the last thread to the first, or even ones; or at random; or
+// everybody but one warp, block or thread, as long as anybody gets on or, restlessly, for a while.
 enum Policy { kInOrder, kBackwards, kShuffled, kStarvedWarp, kStarvedBlock, kStarvedThread, kRestless, kPolicies };
 enum Delivery { kAtOnce, kAnyTime, kLate };
 
@@ -127,12 +126,12 @@ inline uint64_t progress;  // grows when anything happens
 inline std::vector<Message> messages;
 inline std::mt19937 dice;
 inline Delivery delivery;
-inline int most_resident;  // clusters that have lived at the same time in this launch
 
 // Ends the launch. The threads never go on.
 [[noreturn]] inline void stop(const std::string& why) {
-  if (failure.empty()) failure = why + " (block " + std::to_string(running->block->number) + ", thread " +
-                                 std::to_string(running->lane + kLanes * (running->warp - running->block->warps.data())) + ")";
+  const Block& block = *running->block;
+  const auto thread = running->lane + kLanes * (running->warp - block.warps.data());
+  failure = why + " (block " + std::to_string(block.number) + ", thread " + std::to_string(thread) + ")";
   for (;;) switch_to(*running, scheduler);
 }
 
@@ -288,8 +287,11 @@ inline std::string described(const std::vector<std::unique_ptr<Cluster>>& cluste
           const Wait& wait = thread->wait;
           std::string what = wait.word ? wait.what : "a counter in global memory";
           if (wait.which) what += " " + std::to_string(wait.which);
-          if (const auto found = block->mbarriers.find(wait.which); wait.word && found != block->mbarriers.end() && !std::strcmp(wait.what, "mbarrier")) {
-            what += " (" + std::to_string(found->second.missing) + " arrivals and " + std::to_string(found->second.bytes) + " bytes are missing)";
+          const auto found = block->mbarriers.find(wait.which);
+          if (what.starts_with("mbarrier") && found != block->mbarriers.end()) {
+            const MBarrier& its = found->second;
+            what += " (" + std::to_string(its.missing) + " arrivals and ";
+            what += std::to_string(its.bytes) + " bytes are missing)";
           }
           ++waiting[what];
         }
@@ -377,7 +379,6 @@ inline void run(const Shape& shape, Policy policy, unsigned int seed, const std:
   body = &kernel;
   gridDim = {shape.blocks, 1, 1};
   blockDim = shape.threads;
-  most_resident = 0;
   std::vector<unsigned int> waiting(shape.blocks / shape.cluster);  // clusters, the next one last
   for (size_t i = 0; i < waiting.size(); ++i) waiting[i] = static_cast<unsigned int>(waiting.size() - 1 - i);
   if (policy >= kShuffled) std::shuffle(waiting.begin(), waiting.end(), dice);  // CUDA promises no order
@@ -392,7 +393,9 @@ inline void run(const Shape& shape, Policy policy, unsigned int seed, const std:
         for (size_t i = 0; i < block->memory.size(); ++i) {
           const unsigned char* byte = block->memory.data() + i;
           const bool inside = byte >= block->shared && byte < block->shared + block->shared_size;
-          if (!inside && *byte != 0xff) failure = "block " + std::to_string(block->number) + " wrote outside of its shared memory";
+          if (!inside && *byte != 0xff) {
+            failure = "block " + std::to_string(block->number) + " wrote outside of its shared memory";
+          }
         }
         for (Warp& warp : block->warps) {
           for (Thread* thread : warp.threads) idle.emplace_back(thread);
@@ -406,7 +409,6 @@ inline void run(const Shape& shape, Policy policy, unsigned int seed, const std:
       clusters.push_back(started(waiting.back() * shape.cluster, shape.cluster, shape.threads, shape.shared, idle));
       changed = true;
     }
-    most_resident = std::max(most_resident, static_cast<int>(clusters.size()));
     if (clusters.empty()) break;
     if (changed) {
       adversary.spare();
