@@ -1,4 +1,4 @@
-"""The CUDA kernel of the BiLSTM on a GPU, in at most 3 minutes: tests, sanitizer, and times against cuDNN and Triton.
+"""The CUDA kernel of the BiLSTM on a GPU: tests, sanitizer, and times against cuDNN and Triton.
 
     python -m benchmarks.bilstm_steps [--json FILE] [--dry-run]
 
@@ -141,7 +141,7 @@ def _microseconds(call) -> float:
 
 
 def steps() -> dict[str, object]:
-    """Microseconds of a time step and of everything beside the steps, forward and backward."""
+    """Microseconds of a time step, and of everything outside of the steps, forward and backward."""
     found = {}
     for precision in PRECISIONS if FULL_SIZE else ["fp32"]:
         for at_once, sentences in SENTENCES.items():
@@ -154,7 +154,7 @@ def steps() -> dict[str, object]:
             offsets = [first - WORDS[0] * slope for first, slope in zip(times[0], slopes, strict=True)]
             found[f"{precision}, {at_once} at once"] = {"step": slopes, "offset": offsets, "times": times}
             print(f"{precision}, {sentences} sentences, {at_once} at once: {slopes[0]:.2f} µs forward", end=" ")
-            print(f"and {slopes[1]:.2f} µs backward a step, {offsets[0]:.1f} and {offsets[1]:.1f} beside", flush=True)
+            print(f"and {slopes[1]:.2f} µs backward a step, {offsets[0]:.1f} and {offsets[1]:.1f} outside", flush=True)
     return found
 
 

@@ -151,7 +151,7 @@ struct Layer {
     }
     STD_TORCH_CHECK(gates.dim() == 2 && gates.size(1) == 8 * units && gates.is_contiguous() &&
                         reinterpret_cast<uintptr_t>(gates.data_ptr()) % 16 == 0,
-                    "esim_fast: ", name, " needs contiguous gates [N, ", 8 * units, "] that begin at 16 bytes");
+                    "esim_fast: ", name, " needs contiguous gates [N, ", 8 * units, "] aligned to 16 bytes");
     STD_TORCH_CHECK(gates.size(0) * 2 * units <= INT_MAX, "esim_fast: ", name, " supports up to ", INT_MAX / 2 / units,
                     " rows of ", units, " units, got ", gates.size(0));
     STD_TORCH_CHECK(first_row.dim() == 1 && first_row.scalar_type() == ScalarType::Long && first_row.is_contiguous() &&

@@ -19,7 +19,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 }
 
 // A wait that never ends would hang the GPU. A build with NVCC_APPEND_FLAGS=-DESIM_FAST_DEBUG ends it with an error
-// after some seconds.
+// after 2^28 polls.
 __device__ __forceinline__ void count_poll([[maybe_unused]] uint32_t& polls) {
 #if defined(ESIM_FAST_DEBUG)
   if (++polls == 1u << 28) __trap();

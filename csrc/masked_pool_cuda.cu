@@ -204,8 +204,8 @@ __global__ void __launch_bounds__(kLanes* kWarps, kVector == 8 ? 3 : 4)  // bloc
   if (column == 0) count_out[b] = count;
 }
 
-// A warp writes kGradientRows rows of kLanes * kVector columns of one sequence, and its share of the rows behind those
-// that the sequences fill, if `filled` tells how many these are.
+// A warp writes kGradientRows rows of kLanes * kVector columns of one sequence, and its share of the rows after those
+// that the sequences fill, if `filled` says how many these are.
 template <typename scalar_t, int kVector>
 __global__ void __launch_bounds__(kLanes* kWarps)
     gradient_kernel(const scalar_t* __restrict__ grad_v, const int32_t* __restrict__ argmax_in,

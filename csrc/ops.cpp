@@ -68,10 +68,10 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
       "Tensor weight_reverse, Tensor batch_sizes) -> (Tensor, Tensor, Tensor)");
 
   // The same on NVIDIA GPUs with one kernel for all time steps, for up to 512 units, or 320 in fp32. gates: [N, 8H],
-  // products with the input, laid out [N, 2, H, 4], overwritten by the gates. Weights: fp32. first_row: [T + 1], of each
-  // time step, then the number of rows that the sentences fill; the other rows of y, previous and grad_gates become
-  // zero. The last time steps may be empty. sentences: how many there are at most. tf32: whether fp32 may be multiplied
-  // in TF32. Returns y, c and previous, the states before each step, all [N, 2H].
+  // products with the input, laid out [N, 2, H, 4], overwritten by the gates. Weights: fp32. first_row: [T + 1], the
+  // first row of each time step, then the number of rows that the sentences fill; the other rows of y, previous and
+  // grad_gates become zero. The last time steps may be empty. sentences: how many there are at most. tf32: whether fp32
+  // may be multiplied in TF32. Returns y, c and previous, the states before each step, all [N, 2H].
   m.def(
       "bilstm_cuda(Tensor(a!) gates, Tensor weight, Tensor weight_reverse, Tensor first_row, SymInt sentences, "
       "bool tf32) -> (Tensor, Tensor, Tensor)");

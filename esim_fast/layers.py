@@ -182,7 +182,7 @@ def drop(
 
 
 def _fuses(layer: Dropout, activation: nn.Module) -> bool:
-    """Whether an activation and keyed dropout can run as one kernel, although neither is called."""
+    """Whether an activation and keyed dropout can run as one kernel, which calls neither module."""
     return type(activation) in _FUSED and not _must_be_called(layer) and not _must_be_called(activation)
 
 

@@ -43,7 +43,7 @@ class Rows:
         tokens: the sum of ``lengths``, if it is known without reading them back. If that is every row of the tensor,
             results need no clearing before they are written.
         filled: int64 ``[1]``, how many rows the sentences fill, if they fill the first rows of the tensor without gaps.
-            Kernels on a GPU then clear only the rows behind them.
+            Kernels on a GPU then clear only the rows after them.
 
     Raises:
         TypeError: a tensor is not int64, or ``max_length`` or ``tokens`` is not an integer.
@@ -230,15 +230,15 @@ class PackedPairs:
         tiles of local inference's kernels.
 
         Args:
-            rows: the new N. Rows behind the batch have no effect.
+            rows: the new N. Rows after the batch have no effect.
             pairs: the new B; None keeps it.
-            padding_idx: the token id in rows behind the batch, the network's ``padding_idx``.
+            padding_idx: the token id in rows after the batch, the network's ``padding_idx``.
 
         Raises:
             ValueError: the pairs do not fit, or already have a capacity.
         """
         if self.batch_sizes is None:
-            raise ValueError("these pairs already have a capacity: keep the pairs without one")
+            raise ValueError("these pairs already have a capacity: call with_capacity on the original pairs")
         pairs = self.pairs if pairs is None else pairs
         if rows < len(self.tokens) or pairs < self.pairs:
             raise ValueError(

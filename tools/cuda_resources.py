@@ -204,7 +204,7 @@ def _steps(code: list[Instruction | str], variant: Variant) -> list[tuple[Instru
 
 
 def _depth(variant: Variant) -> int:
-    """Tiles of weights that a warp has one behind the other, for one tile of rows."""
+    """Tiles of weights that a warp has along the depth of its products, for one tile of rows."""
     words = variant.groups * 8 * (16 if variant.wide else 8) // (1 if "tf32" in variant.format else 2)
     return words // 8 // 4 if variant.direction == "forward" else words * 4 // 8 // (16 if variant.wide else 8)
 
@@ -219,7 +219,7 @@ def _clocks(steps: list[tuple[Instruction, float]], variant: Variant) -> float:
     """Predict the clocks of a step with 300 or 512 units."""
     warps = variant.threads // 32 / 4  # of a scheduler
     if variant.direction == "forward":
-        # Behind the last named barrier, only those warps go on that finish a tile.
+        # After the last named barrier, only warps that finish a tile go on.
         barriers = [n for n, (i, _) in enumerate(steps) if i.opcode.startswith("BAR.SYNC") and "0x80" in i.text]
         finishing = -(-variant.groups * min(variant.sentences // 8, 2 if variant.sentences == 64 else 4) // 4)
         issue = sum(count * (warps if n <= barriers[-1] else finishing) for n, (_, count) in enumerate(steps))

@@ -334,7 +334,7 @@ def compile_all(cases: list[Case], targets: list[str], jobs: int) -> list[Resour
 
 
 def compile_cuda(targets: list[str], jobs: int) -> list[cuda_resources.Resources]:
-    """The kernels of csrc/bilstm_cuda*.cu that each target has room for or not; none without nvcc."""
+    """What the kernels of csrc/bilstm_cuda*.cu need on each target; nothing without nvcc."""
     if not shutil.which("nvcc"):
         return []
     listed = cuda_resources.variants()
@@ -346,7 +346,7 @@ def compile_cuda(targets: list[str], jobs: int) -> list[cuda_resources.Resources
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles the GPU kernels for all supported GPUs; needs none.")
     parser.add_argument(
-        "--target", nargs="+", choices=SHARED_MEMORY, help="default: all, Triton's kernels not for 12.0"
+        "--target", nargs="+", choices=SHARED_MEMORY, help="default: all, but Triton's kernels not for 12.0"
     )
     parser.add_argument("--all", action="store_true", help="also candidates, other layouts, widths and batch sizes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())

@@ -33,7 +33,7 @@ def _backends(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor | None, persistent: 
     dtype = autocast_dtype(x.device)
     if not ((x.dtype == torch.float32 or dtype is not None) and is_plain_fp32(lstm)):
         return "cudnn", "reference"
-    # Behind "reference", which runs everywhere, so that it must be named: no GPU has run its tests yet.
+    # Last, after "reference", which runs everywhere: so it runs only if it is named. No GPU has run its tests yet.
     persistent = persistent and persistent_can_run(x.device, dtype or x.dtype, lstm.hidden_size)
     named = ("cuda",) if persistent else ()
     eager = x.is_cuda and not torch.compiler.is_compiling()
@@ -71,9 +71,10 @@ def bilstm(
     Args:
         lstm: a bidirectional LSTM. The kernels support one layer with biases, without projections and hooks.
         x: ``[N, input_size]``, the rows of packed sentences, sorted by length and time-major.
-        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step. If it is None, ``first_row``
-            tells, and Triton's kernels read nothing back (other backends do). The last steps may then be empty, and the
-            sentences may fill fewer than N rows: those behind have no effect if they are finite, and get zeros.
+        batch_sizes: int64 ``[T]`` on the CPU, how many sentences reach each time step. If it is None, the sizes come
+            from ``first_row``, which the Triton and CUDA kernels read on the GPU; other backends read it back. The last
+            steps may then be empty, and the sentences may fill fewer than N rows. The rows after them must be finite,
+            have no effect, and get zeros.
         first_row: int64 ``[T + 1]`` on the device of ``x``, the first row of each time step, then the number of rows
             that the sentences fill (which may be left out after ``batch_sizes``). Required if ``batch_sizes`` is None.
         sentences: the number of sentences, or an upper bound; by default ``batch_sizes[0]``. Required if
@@ -95,7 +96,7 @@ def bilstm(
         second derivatives are not implemented and raise RuntimeError.
 
     Raises:
-        TypeError: ``x`` is not a tensor, or nothing tells the sizes.
+        TypeError: ``x`` is not a tensor, or the sizes are missing.
         ValueError: ``x`` or ``batch_sizes`` has the wrong shape, or ``backend`` cannot run here.
     """
     if not isinstance(x, Tensor):

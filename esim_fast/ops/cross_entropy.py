@@ -1,4 +1,4 @@
-"""Cross entropy summed over pairs, and how many of them get their label, in one kernel."""
+"""Cross entropy summed over pairs, and the number of correct answers, in one kernel."""
 
 import torch
 from torch import Tensor
@@ -32,12 +32,12 @@ def cross_entropy(
 
     Args:
         logits: ``[B, number of labels]``, fp32, fp16, bf16 or fp64.
-        labels: int64 ``[B]``. Pairs with the label -100 have no part in either sum.
+        labels: int64 ``[B]``. Pairs with the label -100 are left out of both sums.
         smoothing: label smoothing from 0 to 1, the share of each target that is spread evenly over all labels.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
         backend: ``"triton"`` (kernel for NVIDIA GPUs with compute capability 8.0 or higher and at most 4,096 labels;
             with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"reference"`` (plain PyTorch) or None, the best one
-            for ``logits``. The kernel has not run on a GPU yet. It takes any other label for -100.
+            for ``logits``. The kernel has not run on a GPU yet. It treats invalid labels like -100.
 
     Returns:
         ``(loss, correct)``: a float32 scalar (fp64 for fp64) and an int64 scalar. Second derivatives of the kernel are

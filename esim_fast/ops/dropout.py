@@ -34,10 +34,10 @@ def dropout(
 
     Args:
         x: ``[N, D]``, fp32, fp16, bf16 or fp64.
-        p: the probability to drop an element, at least 0 and below 1; rounded to a multiple of 2**-32.
+        p: the probability of dropping an element, at least 0 and below 1; rounded to a multiple of 2**-32.
         key: int64 ``[2]`` on the device of ``x``: a seed, and the number of a training step, below 2**32. It is not
             read back, and must not change before the backward pass.
-        layer: a number that tells apart the masks of a step, at least 0 and below 2**31.
+        layer: a number that distinguishes the masks of a step, at least 0 and below 2**31.
         activation: None, ``"relu"`` or ``"tanh"``.
         sentence: int64 ``[N]``, numbers that take the place of the rows' indices, so that all words of a sentence share
             a mask (variational dropout).

@@ -110,7 +110,7 @@ def local_inference_packed(
         a_mask: ``[B, a_rows.max_length]``, bool or 0/1 of any dtype: narrows the rows.
         b_mask: ``[B, b_rows.max_length]``, likewise.
         filled: int64 ``[1]`` on the device of ``x``, how many rows the sentences of both sides fill, if they fill the
-            first rows without gaps. The Triton kernels then clear only the rows behind them.
+            first rows without gaps. The Triton kernels then clear only the rows after them.
         backend: as for ``local_inference``.
 
     Returns:

@@ -14,7 +14,7 @@ from .derivatives import first_derivative
 
 @constant_when_compiled
 def can_run(device: torch.device, dtype: torch.dtype, hidden_size: int) -> bool:
-    """Whether the kernels support so many units in ``dtype``, and the device has room for them.
+    """Whether the kernels support this many units in ``dtype``, and the device has room for them.
 
     They take up to 512 units in half precision from compute capability 8.0, and up to 320 in fp32 from 9.0 with 227 KB
     of shared memory. A part of a GPU (MIG, MPS) may have room for less.

@@ -16,7 +16,7 @@ EAGER_USES = 2  # steps of a capacity that run uncaptured, before a graph is cap
 _MOST_CAPACITIES = 24  # in a plan; each is a graph
 _MOST_ROWS = 12  # different numbers of rows among them
 _LONGEST = 64  # words of a sentence; batches with longer ones are rare
-_WORD_PAIRS = 900  # of a premise's and a hypothesis's words, in local inference, that cost about as much as a row
+_WORD_PAIRS = 900  # pairs of words, one of the premise and one of the hypothesis, that cost about as much as a row
 _UNIT = 16  # rows; capacities are multiples of it
 _MOST_SIZES = 1024  # different numbers of rows that a plan tells apart
 
@@ -47,7 +47,7 @@ class Size(NamedTuple):
 
 
 def step_sizes(loader: Batches, parts: int = 1) -> list[Size]:
-    """The size of each step's batch, without making the batches; with ``parts``, of the largest of so many batches."""
+    """The size of each step's batch, without making it; a step of several ``parts`` has the size that holds each."""
     lengths = loader.dataset.lengths
     sizes = []
     for indices, _ in loader.order:
@@ -60,7 +60,7 @@ def plan_capacities(sizes: Sequence[Size]) -> list[Size]:
     """Choose the capacities of captured steps, at most 24, the cheapest first.
 
     A step takes the first capacity that holds it (``capacity_of``), and a step without one runs uncaptured. The plan
-    depends on nothing but the argument: for the same plan when a run resumes, plan the same epoch, all of it.
+    depends only on the argument. To get the same plan when a run resumes, plan the same epoch, all of it.
 
     Args:
         sizes: sizes of an epoch's steps.

@@ -1,6 +1,6 @@
 """Training steps as CUDA graphs: the host copies a batch to the GPU and launches a whole step at once.
 
-A step of 32 pairs is hundreds of small kernels, and launching them one by one takes longer than running them. A graph
+A step of 32 pairs is more than a hundred small kernels, and launching them takes longer than running them. A graph
 repeats the same kernels on the same addresses. So batches are padded to a capacity (training/capacities.py), and all
 that differs between steps is copied to the same memory.
 """
@@ -50,7 +50,7 @@ class CUDAGraphs:
         return None
 
     def new_slot(self, size: int) -> tuple[Tensor, Any]:
-        """Return pinned memory of so many bytes, and an event."""
+        """Return ``size`` bytes of pinned memory, and an event."""
         return torch.zeros(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
 
     def capture(self, step: Callable[[], object]) -> Callable[[], object]:
@@ -108,7 +108,7 @@ class CapturedStep:
         capacities: from ``esim_fast.training.plan_capacities``.
         workers: as for ``training_step``. Processes may have different capacities, and replay while others do not.
         class_weights: as for ``training_step``.
-        seed: of dropout, a different one for each process; None is the recipe's.
+        seed: the seed of dropout, a different one for each process; None is the recipe's.
 
     Attributes:
         statistics: counts of the steps so far.
@@ -234,7 +234,7 @@ class CapturedStep:
     def _obstacle(self) -> str | None:
         net = self._net
         if not isinstance(net, ESIM) or any(module._compiled_call_impl is not None for module in net.modules()):
-            return f"the network is not an ESIM but a {type(net).__name__}, or it is compiled"
+            return "the network is compiled, or it is not an ESIM"
         groups = self._optimizer.param_groups
         weights = (weight for group in groups for weight in group["params"])
         if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):

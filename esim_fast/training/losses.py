@@ -20,7 +20,7 @@ def summed_loss(
     class_weights: Tensor | None = None,
     backend: str | None = "reference",
 ) -> tuple[Tensor, Tensor]:
-    """The loss summed over pairs, and how many pairs get their label, an int64; 0 in regression. Both are scalars.
+    """Return the loss summed over pairs, and the number of correct answers (int64; 0 in regression), both scalars.
 
     Args:
         logits: ``[B, number of labels]``; in regression, ``[B, 1]``.

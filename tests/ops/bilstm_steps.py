@@ -125,7 +125,7 @@ def assert_every_step(batch, results, error=2.0**-20):
     """error: of sums and functions, except a tanh in bf16."""
     count, units = batch.rows.count, batch.weights.shape[-1]
     for rest in (results[1], results[3], results[4]):
-        assert (rest[count:] == 0).all(), "rows behind the batch are not clear"
+        assert (rest[count:] == 0).all(), "rows after the batch are not clear"
     gates, y, c, previous, grad_gates = (
         result[:count].view(count, 2, units, *[4] * (result.shape[1] > 2 * units)) for result in results
     )

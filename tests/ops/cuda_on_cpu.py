@@ -30,7 +30,7 @@ FLAGS = (
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
     # CUDA code uses type punning; misaligned accesses, which stop a GPU, are recorded.
     *("-fno-strict-aliasing", "-fsanitize=alignment"),
-    "-U_FORTIFY_SOURCE",  # longjmp to another stack is meant
+    "-U_FORTIFY_SOURCE",  # longjmp to another stack is intended
     # A torch with CUDA has functions with the names of fake_cuda/cuda_runtime.h.
     "-Wl,-Bsymbolic-functions",
 )
@@ -83,7 +83,7 @@ def _compile(result, sources, command, *flags):
 def cuda_on_cpu(once, name):
     """The operators in csrc/<name>*.cu, compiled once for all test workers."""
     if sys.platform != "linux":
-        pytest.skip("CUDA code is built for Linux alone")
+        pytest.skip("CUDA code is built only on Linux")
     if (command := compiler()) is None:
         pytest.skip("no C++ compiler here to build CUDA code for the CPU")
     return CudaOnCpu(once(f"{name}-on-cpu", lambda folder: build(folder, name, command)) / f"{name}.so")

@@ -1,4 +1,4 @@
-"""Pairs with a capacity: rows and pairs behind the batch have no effect, and whatever kernels leave there is zero.
+"""Pairs with a capacity: rows and pairs after the batch have no effect, and whatever kernels leave there is zero.
 
 New memory is NaN here, so whatever a kernel does not write is seen.
 """

@@ -97,7 +97,7 @@ def forward(
     """Write ``y [N, 2H]`` and ``c [N, 2H]``; ``gates [N, 8H]`` hold products with the input and are overwritten by the
     gates.
 
-    Behind the rows that sentences fill, y is zero, and c and the gates are left as they are.
+    In rows after those that sentences fill, y is zero, and c and the gates are left as they are.
     """
     clear(y, first_row + steps, rows, 2 * H)
     backwards = tl.program_id(0) % 2
@@ -147,7 +147,7 @@ def backward(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Write ``grad_gates [N, 8H]``, gradients of the products with the input, and ``previous [N, 2H]``, the initial
-    states of the steps; both are zero behind the rows that sentences fill.
+    states of the steps; both are zero in rows after those that sentences fill.
 
     ``grad_c`` carries gradients from step to step, with a row for each sentence that a program can have.
     """

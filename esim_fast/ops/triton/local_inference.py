@@ -60,7 +60,7 @@ WIDEST_ON_CHIP = 640
 # ON_CHIP, all others are for ONE_TILE. Not listed, because registers spilled in the few configurations tried:
 # - on chip: forward, half, 64 by 32 (for compute capabilities 8.0 and 12.0), and backward, half, 32 by 16;
 # - with one tile: backward, tf32, 64 by 64, and backward, ieee, 32 by 32, 64 by 32 and (for 8.6 and 12.0) 64 by 16.
-# Larger tiles of these have not been tried, nor fp32 on chip for all GPUs.
+# Larger tiles of these have not been tried, and fp32 on chip has not been tried for every GPU.
 CANDIDATES: dict[tuple, tuple[Config, ...]] = {
     ("forward", "half", 16, 16): (Config(0, 64, 4, 1),),
     ("forward", "half", 32, 16): (Config(0, 64, 4, 1),),
@@ -203,7 +203,7 @@ def _new_like(
 
 
 def plan_forward(a: Side, b: Side, m_a: Tensor, m_b: Tensor, filled: Tensor | None = None) -> list[Launch]:
-    """Plan ``m_a`` and ``m_b``. With ``filled`` they are one tensor, whose rows behind that many are cleared."""
+    """Plan ``m_a`` and ``m_b``. With ``filled`` they are one tensor, whose rows after that many are cleared."""
     rows = len(m_a)
     if config := _one_tile_config("forward", a, b):
         if _swapped(config, a, b):

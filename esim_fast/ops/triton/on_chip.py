@@ -47,10 +47,10 @@ def _fixed(x):
 
 @triton.jit
 def _hidden(x, zero):
-    """Return ``x`` without the compiler knowing, which would keep in registers what else it has computed from ``x``.
+    """Return ``x`` so that the compiler does not recognize it. Else it would keep other values computed from ``x``.
 
     Args:
-        zero: 0, which the compiler does not know either.
+        zero: 0, as a value that the compiler does not know.
     """
     if x.dtype.primitive_bitwidth == 16:
         return (x.to(tl.int16, bitcast=True) ^ zero.to(tl.int16)).to(x.dtype, bitcast=True)

@@ -92,9 +92,9 @@ def store(x, offset, rows, d, value, D: tl.constexpr):
 
 @triton.jit
 def clear(x, filled, rows, W: tl.constexpr):
-    """Write zeros to the rows of ``x [rows, W]`` behind the first ``filled`` (in memory); all programs share the work.
+    """Write zeros to the rows of ``x [rows, W]`` after the first ``filled`` (in memory); all programs share the work.
 
-    If ``filled`` is None, there are none.
+    If ``filled`` is None, do nothing.
     """
     if filled is not None:
         BLOCK: tl.constexpr = 1024

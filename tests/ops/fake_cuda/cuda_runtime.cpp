@@ -1,4 +1,5 @@
-// What a library of several files has once: what the tests set and read, and what torch and the compiler look for.
+// Compiled once into each library that ops/cuda_on_cpu.py builds: what the tests set and read, and functions that torch
+// and the compiler expect.
 #include "cuda_runtime.h"
 
 #define CUDA_ON_CPU_EXPORT extern "C" __attribute__((visibility("default")))

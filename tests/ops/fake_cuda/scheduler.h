@@ -65,7 +65,7 @@ struct Barrier {
   }
 };
 
-// Counts arrivals and bytes: a phase ends when none of either are missing.
+// Counts arrivals and bytes: a phase ends when neither are missing.
 struct MBarrier {
   uint32_t count = 0, missing = 0;
   int64_t bytes = 0;  // missing; negative if they come before they are expected
@@ -141,7 +141,7 @@ inline void wait_while(const unsigned int& word, unsigned int value, const char*
   running->wait = {};
 }
 
-// Where a thread looks at global memory again and again, until another block has written there.
+// Called by a thread that reads global memory again and again, until another block has written there.
 inline void poll() {
   running->polls = true;
   switch_to(*running, scheduler);
@@ -190,7 +190,7 @@ inline MBarrier& mbarrier_at(Block& block, size_t place) {
   return found->second;
 }
 
-// Whether a phase has ended.
+// Delivers a message, and returns whether a phase has ended.
 inline bool arrive(const Message& message) {
   std::memcpy(message.block->shared + message.place, message.words, message.bytes);
   MBarrier& mbarrier = mbarrier_at(*message.block, message.mbarrier);
