@@ -66,7 +66,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
   const int depth = own_units * 4 * A::kBytes / 32;
 
   const Batch batch(a);
-  batch.clear_rest(a.grad_gates, a.rows, 8 * H * A::kBytes);
+  batch.clear_rest(a.grad_gates, 8 * H * A::kBytes);
 
   typename Config::WarpWeights weights(shared, warp, lane);
   const int begin = lane % 4 * (4 / A::kBytes);  // this thread's first column: a gate of a unit

@@ -110,8 +110,8 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
     reinterpret_cast<uint4*>(states)[i] = {0, 0, 0, 0};
   }
   const Batch batch(a);
-  batch.clear_rest(a.y, a.rows, 2 * H * A::kBytes);
-  batch.clear_rest(a.previous, a.rows, 2 * H * A::kBytes);
+  batch.clear_rest(a.y, 2 * H * A::kBytes);
+  batch.clear_rest(a.previous, 2 * H * A::kBytes);
   Signals<kCluster> signals(a, team, barriers);
   __syncthreads();
 

@@ -44,7 +44,7 @@ struct Batch {
   int rows, steps;
 
   __device__ explicit Batch(const Recurrence& a)
-      : first_row(a.first_row), rows(clamp(a.first_row[a.steps], a.rows)), steps(a.steps) {}
+      : first_row(a.first_row), rows(a.rows), steps(a.steps) {}
 
   __device__ __forceinline__ Step step(int t) const {
     if (t < 0 || t >= steps) return {0, 0};
@@ -60,12 +60,13 @@ struct Batch {
     return length;
   }
   // Rows behind the batch become zero in a tensor of `row_bytes` per row, a multiple of 4. All blocks share the work.
-  __device__ void clear_rest(void* tensor, int capacity, int row_bytes) const {
+  __device__ void clear_rest(void* tensor, int row_bytes) const {
     uint32_t* const words = static_cast<uint32_t*>(tensor);
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-    const int64_t begin = static_cast<int64_t>(rows) * row_bytes / 4 + static_cast<int64_t>(blockIdx.x) * blockDim.x;
+    const int64_t filled = clamp(first_row[steps], rows);
+    const int64_t begin = filled * row_bytes / 4 + static_cast<int64_t>(blockIdx.x) * blockDim.x;
 #pragma unroll 1
-    for (int64_t i = begin + threadIdx.x; i < static_cast<int64_t>(capacity) * row_bytes / 4; i += stride) words[i] = 0;
+    for (int64_t i = begin + threadIdx.x; i < static_cast<int64_t>(rows) * row_bytes / 4; i += stride) words[i] = 0;
   }
 };
 

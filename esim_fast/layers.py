@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import ops
+from .ops.backends import runs_on
 from .ops.checks import constant_when_compiled, is_hooked, transforming
 from .ops.derivatives import apply
 from .ops.products import linear
@@ -164,7 +165,8 @@ def _is_keyed(layer: Dropout) -> bool:
 def _keyed(layer: Dropout, x: Tensor, pairs: PackedPairs | PaddedPairs | None, activation: str | None = None) -> Tensor:
     key, numbers = cast(tuple[Tensor, Iterator[int]], _KEY.get())
     sentence = cast(PackedPairs, pairs).sentence if isinstance(layer, VariationalDropout) else None
-    return ops.dropout(x, layer.p, key, next(numbers), activation=activation, sentence=sentence)
+    backend = "triton" if x.is_cuda and runs_on("triton", x.device) else None
+    return ops.dropout(x, layer.p, key, next(numbers), activation=activation, sentence=sentence, backend=backend)
 
 
 def drop(
@@ -178,7 +180,8 @@ def drop(
         return layer(x if activation is None else activation(x))
     if activation is not None and _is_keyed(layer) and _fuses(layer, activation):
         return _keyed(layer, x, pairs, _FUSED[type(activation)])
-    return layer(x if activation is None else activation(x), pairs)
+    x = x if activation is None else activation(x)
+    return layer(x) if pairs is None else layer(x, pairs)
 
 
 def _fuses(layer: Dropout, activation: nn.Module) -> bool:
@@ -190,6 +193,8 @@ class ActivationAndDropout(nn.Sequential):
     """An activation and then dropout, in one kernel if dropout is keyed."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if len(self) != 2:  # somebody changed it
+            return super().forward(input)
         return drop(self[1], input, activation=self[0])
 
 

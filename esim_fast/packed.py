@@ -203,7 +203,7 @@ class PackedPairs:
     def rows(self, width: int) -> PairRows:
         """Return the addressing of a tensor ``[N, width]`` with a row for each token."""
         # One multiplication for both, to launch one GPU kernel instead of two.
-        lengths, filled = self.lengths, self.first_row[-1:]
+        lengths, filled = self.lengths, self.first_row[-1:] if self.words is None else None
         start, step = (self.addresses[: len(self.addresses) - len(lengths)] * width).tensor_split([len(lengths)])
         count, words = (None, (None, None)) if self.words is None else (len(self.tokens), self.words)
         every = Rows(start, step, lengths, max(self.longest), count, filled)

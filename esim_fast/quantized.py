@@ -77,9 +77,11 @@ def quantized_logits(net: ESIM, pairs: PackedPairs) -> Tensor:
 @torch.no_grad()
 def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
     """Compute ``net.encode(pairs)`` in int8 and without dropout: float32 ``[N, 2H]``."""
+    if pairs.batch_sizes is None:
+        raise ValueError("int8 needs pairs without a capacity")
     with torch.autocast("cpu", enabled=False):
         x = net.embedding(pairs.tokens)  # [N, embedding_dim]
-        return int8.bilstm(net.encoder.lstm, x, cast(Tensor, pairs.batch_sizes))
+        return int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)
 
 
 @torch.no_grad()

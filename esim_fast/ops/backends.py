@@ -17,14 +17,14 @@ from ..extension import build_info
 from .checks import constant_when_compiled
 from .triton import runtime
 
-# For each op, the best one first; on a CPU, Triton's interpreter is for testing only. The CUDA kernel of bilstm is not
-# here, because it must be asked for.
+# For each op, the best one first; on a CPU, Triton's interpreter is for testing only. What no GPU has run yet must be
+# asked for: the CUDA kernel of bilstm, which is not here, and the kernels behind "reference", which runs everywhere.
 BACKENDS = {
     "bilstm": ("cpp", "triton", "cudnn", "reference"),
     "local_inference": ("cpp", "triton", "reference"),
     "masked_pool": ("cpp", "cuda", "reference"),
-    "dropout": ("triton", "reference"),
-    "cross_entropy": ("triton", "reference"),
+    "dropout": ("reference", "triton"),
+    "cross_entropy": ("reference", "triton"),
 }
 _KNOWN = (None, "cpp", "cuda", "triton", "cudnn", "reference")
 _CUDA_ARCHITECTURES = tuple(build_info()["cuda"])

@@ -10,7 +10,7 @@ from .derivatives import apply, first_derivative
 from .triton import runtime
 
 NO_LABEL = -100
-_LARGEST = 4096  # labels that the kernel takes
+MOST_LABELS = 4096  # that the kernel takes
 
 
 def cross_entropy(
@@ -36,8 +36,8 @@ def cross_entropy(
         smoothing: label smoothing from 0 to 1, the share of each target that is spread evenly over all labels.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
         backend: ``"triton"`` (kernel for NVIDIA GPUs with compute capability 8.0 or higher and at most 4,096 labels;
-            with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"reference"`` (plain PyTorch) or None, the best one
-            for ``logits``. The kernel has not run on a GPU yet. It treats invalid labels like -100.
+            with ``TRITON_INTERPRET=1`` also for CPU tensors), ``"reference"`` (plain PyTorch) or None, which is
+            the reference, because the kernel has not run on a GPU yet. The kernel treats invalid labels like -100.
 
     Returns:
         ``(loss, correct)``: a float32 scalar (fp64 for fp64) and an int64 scalar. Second derivatives of the kernel are
@@ -59,9 +59,8 @@ def cross_entropy(
         raise ValueError(f"smoothing must lie between 0 and 1, got {smoothing}")
     if class_weights is not None and class_weights.shape != logits.shape[1:]:
         raise ValueError(f"class_weights must be [{logits.shape[1]}], got shape {list(class_weights.shape)}")
-    order = BACKENDS["cross_entropy"][:: -1 if logits.device.type == "cpu" else 1]  # on a CPU, the interpreter is slow
-    if logits.dtype == torch.float64 or logits.shape[1] > _LARGEST:
-        order = ("reference",)
+    fits = logits.dtype != torch.float64 and logits.shape[1] <= MOST_LABELS
+    order = BACKENDS["cross_entropy"] if fits else ("reference",)
     if choose(backend, "cross_entropy", order, logits) == "reference":
         return _reference(logits, labels, smoothing, class_weights)
     weights = None if class_weights is None else class_weights.float().contiguous()

@@ -42,8 +42,8 @@ def dropout(
         sentence: int64 ``[N]``, numbers that take the place of the rows' indices, so that all words of a sentence share
             a mask (variational dropout).
         backend: ``"triton"`` (kernel for NVIDIA GPUs with compute capability 8.0 or higher; with
-            ``TRITON_INTERPRET=1`` also for CPU tensors), ``"reference"`` (plain PyTorch) or None, the best one for
-            ``x``. The kernel has not run on a GPU yet.
+            ``TRITON_INTERPRET=1`` also for CPU tensors), ``"reference"`` (plain PyTorch) or None, which is the
+            reference, because the kernel has not run on a GPU yet.
 
     Returns:
         ``[N, D]`` in autocast's dtype under autocast, otherwise in the dtype of ``x``. Arithmetic is fp32 (fp64 for
@@ -56,8 +56,8 @@ def dropout(
     _check(x, p, key, layer, activation, sentence)
     drop = min(round(p * 2**32), _WORD)
     dtype = autocast_dtype(x.device) or x.dtype
-    order = BACKENDS["dropout"][:: -1 if x.device.type == "cpu" else 1]  # on a CPU, the interpreter is slow
-    if choose(backend, "dropout", order if x.dtype != torch.float64 else ("reference",), x) == "reference":
+    order = BACKENDS["dropout"] if x.dtype != torch.float64 else ("reference",)
+    if choose(backend, "dropout", order, x) == "reference":
         return _reference(x, key, sentence, layer, drop, activation, dtype)
     return apply(_Dropout, x, key, sentence, layer, drop, activation, dtype)
 

@@ -21,6 +21,7 @@ from ..layers import keyed_dropout
 from ..model import ESIM, is_as_made
 from ..ops.backends import runs_on
 from ..ops.bilstm import is_plain_fp32
+from ..ops.cross_entropy import MOST_LABELS
 from ..recipe import Recipe
 from .capacities import EAGER_USES, Size, capacity_of
 from .losses import no_target
@@ -197,8 +198,11 @@ class CapturedStep:
 
     def _train(self, parts: Sequence[Batch], key: Tensor) -> StepResult:
         more = self._scaler, self._recipe, self._workers, self._class_weights
+        device, labels = self._net.device, self._net.config.num_labels
+        fits = device.type == "cuda" and runs_on("triton", device) and labels <= MOST_LABELS
         with keyed_dropout(key):
-            return training_step(self._net, parts, self._optimizer, *more, loss_backend=None)
+            loss_backend = "triton" if fits else None
+            return training_step(self._net, parts, self._optimizer, *more, loss_backend=loss_backend)
 
     @property
     def _key(self) -> Tensor:
@@ -248,7 +252,8 @@ class CapturedStep:
     def _drop_stale_graphs(self) -> None:
         """Forget graphs that were captured with other addresses or another mode."""
         weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._net.parameters()]
-        now, state = (self._net.training, *weights), self._optimizer.state
+        modes = [(module.training, getattr(module, "p", None)) for module in self._net.modules()]  # p: of dropout
+        now, state = (*modes, len(self._optimizer.param_groups), *weights), self._optimizer.state
         if self._captured_with is None or self._captured_with[0] != now or self._captured_with[1] is not state:
             self._steps.clear()
             self._captured_with = now, state

@@ -129,6 +129,8 @@ class Trainer:
         self.worker = this_worker()
         self.net, self.device, self.is_regression = model.net, model.net.device, model.task == "regression"
         self.settings = {**asdict(recipe), **(settings or {})}
+        captures = wants_graphs(cuda_graphs, self.device)
+        self.settings["cuda_graphs"] = "on" if captures else None  # dropout draws other masks then
         if self.figure == figure_of(None, model.labels):  # the default, whether named or not
             self.settings["best_by"] = None
         del self.settings["epochs"], self.settings["patience"]  # a resumed run may change them
@@ -162,7 +164,7 @@ class Trainer:
             )
         self.parallel: nn.Module = self.net
         self.captured: CapturedStep | None = None
-        if wants_graphs(cuda_graphs, self.device):
+        if captures:
             # Always those of the first epoch, so that a resumed run has the same.
             capacities = plan_capacities(step_sizes(self._batches(epoch=1), recipe.accumulate))
             trained = self.net, self.optimizer, self.scaler, recipe, capacities, self.worker.count, self.class_weights

@@ -46,7 +46,7 @@ def test_every_kernel_fits(hopper):
     assert all(found["problem"] is None and found["gap"] is None for found in hopper), hopper
     for found in hopper:
         assert found["registers"] * found["threads"] <= 65536
-        assert found["in_steps"] == 0 or found["sentences"] == 64 or found["in_steps"] <= 40
+        assert found["in_steps"] == 0 or found["sentences"] == 64 or found["in_steps"] <= 100
         assert 0.5 < found["clocks"] / 1755 < 10  # microseconds
 
 
