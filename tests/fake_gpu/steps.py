@@ -59,7 +59,7 @@ class Training:
     def step(self, batch):
         """The operators of a step."""
         with FAKE, OnTheGPU() as recorder, keyed_dropout(self.key):
-            training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe, loss_backend=None)
+            training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe, loss_backend="triton")
         return recorder.calls
 
     def both(self, batch):
