@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from ..classifier import Classifier
+from ..config import PRECISIONS, autocast_dtype
 from ..data import BadRow, CorpusFormat, PreparedCorpus, Tokenizer, default_cache, prepare
 from ..data.parallel import processors
 from ..data.parsing import NO_LABELS
 from ..data.records import bounded_lines
 from ..errors import one_line
+from ..ops import persistent
 from ..ops.backends import backends_of_ops
 from ..quantized import inference_precision
 from .options import UsageError, say
@@ -32,7 +34,9 @@ def load_model(options: argparse.Namespace) -> Classifier:
     check_possible(inference_precision, precision, device)
     check_bilstm_backend(options, device)
     how = {"precision": precision, "bilstm_backend": options.bilstm_backend, "tokenizer": options.tokenizer}
-    return Classifier.from_pretrained(options.model, device=device, **how)
+    model = Classifier.from_pretrained(options.model, device=device, **how)
+    check_room(options, device, precision, model.net.config.hidden_size)
+    return model
 
 
 def check_bilstm_backend(options: argparse.Namespace, device: torch.device) -> None:
@@ -41,6 +45,13 @@ def check_bilstm_backend(options: argparse.Namespace, device: torch.device) -> N
         backends_of_ops(None, device, options.bilstm_backend)
     except ValueError as error:
         raise UsageError(f"--bilstm-backend {options.bilstm_backend}: it cannot run on {device}") from error
+
+
+def check_room(options: argparse.Namespace, device: torch.device, precision: str, hidden_size: int) -> None:
+    """Raise UsageError if the kernel of --bilstm-backend cuda does not support an LSTM of this size on the device."""
+    dtype = autocast_dtype(precision) if precision in PRECISIONS else None
+    if options.bilstm_backend == "cuda" and not persistent.can_run(device, dtype or torch.float32, hidden_size):
+        raise UsageError(f"--bilstm-backend cuda: no room on {device} for {hidden_size} hidden units in {precision}")
 
 
 def check_possible(check: Callable[[str, torch.device], object], precision: str, device: torch.device) -> None:

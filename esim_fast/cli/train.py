@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> int | None:
     device = common.device_of(options)
     common.check_possible(check_precision, recipe.precision, device)
     common.check_bilstm_backend(options, device)
+    common.check_room(options, device, recipe.precision, model.hidden_size)
     output = Path(options.output)
     runs = {recipe.seed: output}
     if options.seeds:

@@ -1,12 +1,17 @@
 """``esim-fast train``: its output, its files and its error messages."""
 
+import argparse
 import json
 import re
 import statistics
+from unittest import mock
 
 import pytest
+import torch
 
-from esim_fast.ops import products
+from esim_fast.cli.common import check_room
+from esim_fast.cli.options import UsageError
+from esim_fast.ops import persistent, products
 from tests.cli.commands import SMALL, esim_fast, fails, succeeds, training
 
 
@@ -135,6 +140,15 @@ def test_a_run_that_ends_with_nan_weights(corpus, tmp_path):
     assert "epoch 1: the loss on dev is nan; a lower learning rate (--lr) may help; the last" in result.stderr
     assert not (tmp_path / "m" / "model.safetensors").exists()
     assert (tmp_path / "m" / "metrics.jsonl").read_text() == ""
+
+
+def test_no_room_for_the_cuda_lstm():
+    options = argparse.Namespace(bilstm_backend="cuda")
+    message = "--bilstm-backend cuda: no room on cuda for 400 hidden units in fp32"
+    with mock.patch.object(persistent, "can_run", lambda device, dtype, units: dtype != torch.float32):
+        check_room(options, torch.device("cuda"), "bf16", 400)
+        with pytest.raises(UsageError, match=message):
+            check_room(options, torch.device("cuda"), "fp32", 400)
 
 
 @pytest.mark.parametrize(
