@@ -98,7 +98,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
 
   for (int first = team / 2 * kSentences; first < batch.rows; first += a.teams * kSentences) {
     const int steps = batch.length(first);  // the longest sentence is the first
-    if (steps == 0) break;                  // nor has a later one any
+    if (steps == 0) break;                  // later ones have no steps either
     signals.meet();
     // A thread has kCells of the block's units and sentences, in all steps.
     const auto own_of = [&](int i) { return (thread + i * Config::kThreads) / kSentences; };
@@ -119,7 +119,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
     for (int n = 0; n < steps; ++n) {  // from the state computed last to the first
       const Step before = batch.step(direction ? n + 1 : steps - 2 - n);
       const bool last = n + 1 == steps;
-      Four gates[kCells] = {};  // asked for before anybody waits, like the following
+      Four gates[kCells] = {};  // loaded before anybody waits, like the next two
       float grad_state[kCells] = {}, cell_before[kCells] = {};
 #pragma unroll
       for (int i = 0; i < kCells; ++i) {

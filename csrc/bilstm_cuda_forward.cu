@@ -117,7 +117,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
 
   for (int first = team / 2 * kSentences; first < batch.rows; first += a.teams * kSentences) {
     const int steps = batch.length(first);  // the longest sentence is the first
-    if (steps == 0) break;                  // nor has a later one any
+    if (steps == 0) break;                  // later ones have no steps either
     signals.meet();
     float cell[kPasses][2] = {};
     [[maybe_unused]] float state_before[kPasses][2] = {};  // for fp32, whose operands may be rounded

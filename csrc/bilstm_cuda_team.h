@@ -59,7 +59,7 @@ struct Batch {
     }
     return length;
   }
-  // Rows behind the batch become zero in a tensor of `row_bytes` per row, a multiple of 4. All blocks share the work.
+  // Rows after the batch become zero in a tensor of `row_bytes` per row, a multiple of 4. All blocks share the work.
   __device__ void clear_rest(void* tensor, int row_bytes) const {
     uint32_t* const words = static_cast<uint32_t*>(tensor);
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
