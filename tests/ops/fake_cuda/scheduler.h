@@ -44,7 +44,6 @@ struct Thread : Fibre {
   uint3 index = {};
   int lane = 0;
   Wait wait;
-  unsigned int cluster_generation = 0;  // of the cluster's barrier, when the thread arrived there
   bool polls = false;                   // see poll()
   bool finished = false;
 
