@@ -138,6 +138,8 @@ class CapturedStep:
         self._capacities, self._workers, self._class_weights = capacities, workers, class_weights
         self._graphs = CUDAGraphs(net.device)
         self._obstacle_of_kernels = self._graphs.obstacle(net)
+        fits = net.device.type == "cuda" and runs_on("triton", net.device) and net.config.num_labels <= MOST_LABELS
+        self._loss_backend = "triton" if fits else None
         self._seed = recipe.seed if seed is None else seed
         self._inbox: _Inbox | None = None
         self._measured = torch.zeros(len(StepResult._fields), device=net.device)
@@ -198,11 +200,8 @@ class CapturedStep:
 
     def _train(self, parts: Sequence[Batch], key: Tensor) -> StepResult:
         more = self._scaler, self._recipe, self._workers, self._class_weights
-        device, labels = self._net.device, self._net.config.num_labels
-        fits = device.type == "cuda" and runs_on("triton", device) and labels <= MOST_LABELS
         with keyed_dropout(key):
-            loss_backend = "triton" if fits else None
-            return training_step(self._net, parts, self._optimizer, *more, loss_backend=loss_backend)
+            return training_step(self._net, parts, self._optimizer, *more, loss_backend=self._loss_backend)
 
     @property
     def _key(self) -> Tensor:
