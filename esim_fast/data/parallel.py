@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
@@ -62,8 +63,8 @@ def map_in_processes(
         yield from map_ahead(pool, _work, items, 3 * workers)
         is_done = True
     except BrokenProcessPool as error:
-        if sys.version_info < (3, 11, 5):  # these would wait for work that no process takes any more (gh-94777)
-            pool._call_queue._reader.close()  # type: ignore[attr-defined]
+        if sys.version_info < (3, 11, 5):
+            _drain(pool)
         raise DataError("a worker process was killed, possibly for lack of memory") from error
     finally:
         try:
@@ -73,6 +74,15 @@ def map_in_processes(
         finally:  # even if Ctrl-C is pressed again
             os.close(tells)
             os.close(hears)
+
+
+def _drain(pool: ProcessPoolExecutor) -> None:
+    """Empty the pipe to the workers until the thread that fills it has ended; else it waits for room (gh-94777)."""
+    queue: Any = pool._call_queue  # type: ignore[attr-defined]
+    with suppress(OSError):  # the thread has closed the pipe
+        while queue._thread is not None and queue._thread.is_alive():
+            if queue._reader.poll(0.01):
+                os.read(queue._reader.fileno(), 2**16)
 
 
 def never() -> bool:
