@@ -3,10 +3,11 @@
     python tools/kernel_resources.py [--target sm_90 ...] [--all] [--jobs N]
 
 Compiles the kernels that esim_fast launches by default for every supported GPU generation. Prints a table of shared
-memory, registers, spills, the widths of loads and stores, and the most bytes that the programs of a multiprocessor load
-at the same time. ``--all`` adds candidates that await timing on a GPU, other layouts, widths and batch sizes. The exit
-code is 1 if a kernel does not fit: if it needs too much shared memory, spills registers, or accesses aligned rows
-in narrow pieces. Where nvcc is installed, the CUDA kernels of the BiLSTM follow, with the time that a step should take.
+memory, registers, spills, and the widths of loads and stores. ``--all`` adds candidates that await timing on a GPU,
+other layouts, widths and batch sizes. It also disassembles every kernel, which takes minutes, to count the most bytes
+that the programs of a multiprocessor load at the same time. The exit code is 1 if a kernel does not fit: if it needs
+too much shared memory, spills registers, or accesses aligned rows in narrow pieces. Where nvcc is installed, the CUDA
+kernels of the BiLSTM follow, with the time that a step should take.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 from unittest import mock
@@ -74,7 +77,7 @@ class Resources(NamedTuple):
     spilled: int
     widest_load: int
     widest_store: int
-    in_flight: int
+    in_flight: int | None  # bytes; None if the kernel was not disassembled
 
     @property
     def problem(self) -> str | None:
@@ -93,7 +96,7 @@ class Resources(NamedTuple):
         sizes = f"{case.a_length:>4} x {case.b_length:<4} {case.layout:<7} D={case.width:<5} B={case.pairs:<5}"
         figures = f"{self.shared:>7} shared {self.registers:>4} registers {self.spilled:>6} spilled"
         figures += f" {self.widest_load:>3}-byte loads {self.widest_store:>3}-byte stores"
-        figures += f" {self.in_flight:>7} in flight"
+        figures += "" if self.in_flight is None else f" {self.in_flight:>7} in flight"
         return (
             f"{self.target:<7} {case.arithmetic:<5} {sizes} {self.kernel:<20} {self.config:<44} {figures} "
             f"{self.problem or 'fits'}"
@@ -217,7 +220,7 @@ def _loss(case: Case) -> list[runtime.Launch]:
     ]
 
 
-def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
+def compile_for(case: Case, planned: runtime.Launch, target: str, disassembled: bool = False) -> Resources:
     """Compile a launch like a call would, with pointers aligned like an allocator's."""
     names = planned.kernel.arg_names
     signature: dict[str, Any] = {}
@@ -256,6 +259,7 @@ def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
     parts = [f"{name.lower()}={planned.constants[name]}" for name in shown if name in planned.constants]
     config = " ".join(part.replace("block_", "").replace("_tile", "") for part in parts)
     registers, warps = int(re.search(r"Used (\d+) registers", ptxas)[1]), planned.options["num_warps"]
+    programs = _programs(target, warps, registers, compiled.metadata.shared)
     return Resources(
         case,
         planned.kernel.__name__,
@@ -266,7 +270,7 @@ def compile_for(case: Case, planned: runtime.Launch, target: str) -> Resources:
         int(spilled[1]) + int(spilled[2]),
         _widest(r"(?:ld\.global|cp\.async\.c[ag]\.shared\.global)", compiled.asm["ptx"]),
         _widest(r"st\.global", compiled.asm["ptx"]),
-        32 * warps * _in_flight(compiled.asm["sass"]) * _programs(target, warps, registers, compiled.metadata.shared),
+        32 * warps * _in_flight(_sass(compiled)) * programs if disassembled else None,
     )
 
 
@@ -275,6 +279,13 @@ def _programs(target: str, warps: int, registers: int, shared: int) -> int:
     by_registers = REGISTERS // (32 * warps * (-(-registers // 8) * 8))
     by_shared = (SHARED_MEMORY[target] + RESERVED) // (shared + RESERVED)
     return min(by_registers, by_shared, THREADS[target] // (32 * warps))
+
+
+def _sass(compiled: Any) -> str:
+    # Triton runs cuobjdump, which warns about every kernel for GPUs older than 9.0.
+    silent = partial(subprocess.check_output, stderr=subprocess.DEVNULL)
+    with mock.patch.object(subprocess, "check_output", silent):
+        return compiled.asm["sass"]
 
 
 def _in_flight(sass: str) -> int:
@@ -316,12 +327,12 @@ def _widest(instruction: str, ptx: str) -> int:
     return widest
 
 
-def resources(task: tuple[Case, int, str]) -> Resources:
+def resources(task: tuple[Case, int, str], disassembled: bool) -> Resources:
     case, number, target = task
-    return compile_for(case, launches(case)[number], target)
+    return compile_for(case, launches(case)[number], target, disassembled)
 
 
-def compile_all(cases: list[Case], targets: list[str], jobs: int) -> list[Resources]:
+def compile_all(cases: list[Case], targets: list[str], disassembled: bool, jobs: int) -> list[Resources]:
     different: dict[str, tuple[Case, int]] = {}
     for case in cases:
         for number, planned in enumerate(launches(case)):
@@ -330,7 +341,7 @@ def compile_all(cases: list[Case], targets: list[str], jobs: int) -> list[Resour
             different.setdefault(f"{kernel} {given} {planned.constants} {planned.options}", (case, number))
     tasks = [(*task, target) for target in targets for task in different.values()]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(resources, tasks))
+        return list(pool.map(partial(resources, disassembled=disassembled), tasks))
 
 
 def compile_cuda(targets: list[str], jobs: int) -> list[cuda_resources.Resources]:
@@ -348,12 +359,12 @@ def main() -> int:
     parser.add_argument(
         "--target", nargs="+", choices=SHARED_MEMORY, help="default: all, but Triton's kernels not for 12.0"
     )
-    parser.add_argument("--all", action="store_true", help="also candidates, other layouts, widths and batch sizes")
+    parser.add_argument("--all", action="store_true", help="also candidates, other sizes, bytes in flight")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     cases = default_cases() + (candidates() + other_cases() if options.all else [])
     for_triton, for_cuda = options.target or DEFAULT_TARGETS, options.target or list(SHARED_MEMORY)
-    found = [*compile_all(cases, for_triton, options.jobs), *compile_cuda(for_cuda, options.jobs)]
+    found = [*compile_all(cases, for_triton, options.all, options.jobs), *compile_cuda(for_cuda, options.jobs)]
     for result in found:
         print(result)
     problems = sum(result.problem is not None for result in found)
