@@ -18,7 +18,7 @@ def summed_loss(
     targets: Tensor,
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
-    backend: str | None = "reference",
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss summed over pairs, and the number of correct answers (int64; 0 in regression), both scalars.
 

@@ -39,7 +39,7 @@ def training_step(
     recipe: Recipe,
     workers: int = 1,
     class_weights: Tensor | None = None,
-    loss_backend: str | None = "reference",
+    loss_backend: str | None = None,
 ) -> StepResult:
     """Run forward, backward, gradient clipping and the optimizer's update, without a GPU sync.
 
@@ -54,8 +54,7 @@ def training_step(
         workers: how many processes share the batch. DistributedDataParallel averages their gradients; for a network
             that is not wrapped in it, this function does.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
-        loss_backend: of ``esim_fast.ops.cross_entropy``. Its kernel is not the default, because it has not run on a
-            GPU yet.
+        loss_backend: of ``esim_fast.ops.cross_entropy``, which tells the default.
     """
     dtype, smoothing = autocast_dtype(recipe.precision), recipe.label_smoothing
     optimizer.zero_grad()
