@@ -13,7 +13,7 @@ adjust the probabilities and the decisions of a trained model.
 from ..config import PRECISIONS
 from ..recipe import PRESETS, Recipe
 from .calibration import Calibration, calibrate
-from .capacities import plan_capacities, step_sizes
+from .capacities import Size, plan_capacities, step_sizes
 from .capture import CapturedStep
 from .checkpoint import Checkpoint
 from .initialization import initialize
@@ -32,6 +32,7 @@ __all__ = [
     "NotFiniteError",
     "Recipe",
     "Score",
+    "Size",
     "StepResult",
     "Threshold",
     "Trainer",
