@@ -148,12 +148,11 @@ class VariationalDropout(Dropout):
             raise TypeError("variational dropout needs pairs, which tell where each sentence lies")
         if not (self.training and self.p and input.shape[0]):
             return input
-        if isinstance(pairs, PaddedPairs):
-            kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
-            return input * kept.repeat(pairs.steps, 1)
         if _is_keyed(self):
             return _keyed(self, input, pairs)
         kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
+        if isinstance(pairs, PaddedPairs):
+            return input * kept.repeat(pairs.steps, 1)
         return input * kept.index_select(0, pairs.sentence)
 
 
@@ -164,7 +163,7 @@ def _is_keyed(layer: Dropout) -> bool:
 
 def _keyed(layer: Dropout, x: Tensor, pairs: PackedPairs | PaddedPairs | None, activation: str | None = None) -> Tensor:
     key, numbers = cast(tuple[Tensor, Iterator[int]], _KEY.get())
-    sentence = cast(PackedPairs, pairs).sentence if isinstance(layer, VariationalDropout) else None
+    sentence = cast(PackedPairs | PaddedPairs, pairs).sentence if isinstance(layer, VariationalDropout) else None
     backend = "triton" if x.is_cuda and runs_on("triton", x.device) else None
     return ops.dropout(x, layer.p, key, next(numbers), activation=activation, sentence=sentence, backend=backend)
 

@@ -45,6 +45,11 @@ class PaddedPairs:
         """int64 ``[T + 1]``, the first row of each time step, then the number of rows."""
         return torch.arange(self.steps + 1, device=self.tokens.device) * (2 * self.pairs)
 
+    @property
+    def sentence(self) -> Tensor:
+        """int64 ``[N]``, the number of each row's sentence: premises first, then hypotheses."""
+        return torch.arange(2 * self.pairs, device=self.tokens.device).repeat(self.steps)
+
     def rows(self, width: int) -> PairRows:
         """Return the addressing of a tensor ``[N, width]`` with these rows."""
         start, step = torch.arange(2 * self.pairs, device=self.tokens.device) * width, self.first_row * width

@@ -19,10 +19,12 @@ from esim_fast.layers import (
     Embedding,
     Sequential,
     VariationalDropout,
+    drop,
     keyed_dropout,
     project,
 )
 from esim_fast.ops.products import product
+from esim_fast.padded import pad_pairs
 
 
 def twin(layer, kind):
@@ -190,6 +192,15 @@ class TestKeyedDropout:
             y = layer(x, pairs)
         masks = torch.stack([y[pairs.sentence == sentence].unique(dim=0).squeeze(0) for sentence in range(3)])
         assert len(masks.unique(dim=0)) == 3
+
+    def test_a_padded_sentence_has_one_mask(self):
+        ids, lengths = torch.ones(2, 5).long(), torch.tensor([5, 2])
+        pairs, layer = pad_pairs(ids, ids, lengths, lengths), VariationalDropout(0.5)
+        for activation in (None, nn.ReLU()):
+            with keyed_dropout(self.KEY):
+                y = drop(layer, torch.ones(20, 40), pairs, activation).view(5, 4, 40)
+            assert torch.equal(y, y[:1].expand_as(y))
+            assert len(y[0].unique(dim=0)) == 4
 
     @pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU, nn.Tanh, nn.GELU])
     def test_an_activation_is_fused_or_called(self, activation):
