@@ -67,6 +67,8 @@ class Rows:
                 raise TypeError(f"Rows.{name} must be an int64 tensor, got {found}")
             if tensor.dim() != 1:
                 raise ValueError(f"Rows.{name} must have one dimension, got shape {list(tensor.shape)}")
+            if name == "filled" and len(tensor) != 1:
+                raise ValueError(f"Rows.filled must have one entry, got {len(tensor)}")
             if tensor.device != self.start.device:
                 raise ValueError(f"Rows.start is on {self.start.device}, but Rows.{name} is on {tensor.device}")
         if self.start.shape != self.lengths.shape:

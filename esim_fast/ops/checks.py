@@ -78,8 +78,12 @@ def check_rows(name: str, rows: Rows, x: Tensor) -> None:
         return
     if not rows.known:
         check_lengths(f"{name}.lengths", rows.lengths, len(rows.start), rows.max_length)
-        if rows.tokens is not None and rows.tokens != (words := int(rows.lengths.sum())):
-            raise ValueError(f"{name}.tokens = {rows.tokens}, but the lengths sum to {words}")
+        words = int(rows.lengths.sum())
+        for part, count in (("tokens", rows.tokens), ("filled", rows.filled)):
+            if count is not None and int(count) != words:
+                raise ValueError(f"{name}.{part} = {int(count)}, but the lengths sum to {words}")
+        if rows.filled is not None and rows.extent is not None and rows.extent.highest > (words - 1) * x.shape[1]:
+            raise ValueError(f"{name}.filled = {words}, but tokens lie after the first {words} rows")
     if rows.extent is None:
         return
     lowest, highest, divisor, distinct = rows.extent

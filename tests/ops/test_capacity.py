@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from esim_fast import ESIM, pack_pairs
+from esim_fast import ESIM, Rows, pack_pairs
 from esim_fast.layers import VariationalDropout
 from esim_fast.ops import bilstm, local_inference_packed, masked_pool
 
@@ -184,7 +184,7 @@ def test_a_wrong_number_of_filled_rows_when_pooling(cuda):
 @pytest.mark.interpreter
 def test_a_wrong_number_of_filled_rows_in_local_inference():
     operators, (pairs, _) = torch.ops.esim_fast, random_case(0)
-    a, b, every = pairs.rows(4)
+    a, b, _ = pairs.rows(4)
     x, addresses = torch.randn(len(pairs.tokens), 4), [(s.start, s.step, s.lengths, None) for s in (a, b)]
     arguments = x, *addresses[0], *addresses[1], a.max_length, b.max_length, False
     for wrong in WRONG:
@@ -192,8 +192,23 @@ def test_a_wrong_number_of_filled_rows_in_local_inference():
             operators.local_inference_packed_triton(*arguments, filled=wrong)
     for impossible in IMPOSSIBLE:
         operators.local_inference_packed_triton(*arguments, filled=torch.tensor([impossible]))
-    with pytest.raises(TypeError, match=r"^Rows\.filled must be an int64 tensor, got torch\.float32"):
-        replace(every, filled=WRONG[0])
+
+
+@pytest.mark.parametrize(
+    ("filled", "error", "message"),
+    [
+        (torch.tensor([3.0]), TypeError, r"^Rows\.filled must be an int64 tensor, got torch\.float32$"),
+        (torch.tensor([3, 3]), ValueError, r"^Rows\.filled must have one entry, got 2$"),
+        (torch.tensor(3), ValueError, r"^Rows\.filled must have one dimension, got shape \[\]$"),
+        (torch.tensor([4]), ValueError, r"^rows\.filled = 4, but the lengths sum to 3$"),
+        (torch.tensor([3]), ValueError, r"^rows\.filled = 3, but tokens lie after the first 3 rows$"),
+    ],
+)
+def test_a_wrong_number_of_filled_rows_on_the_cpu(filled, error, message):
+    rows = Rows.concatenated([2, 1], 4)
+    assert masked_pool(torch.zeros(6, 4), rows=replace(rows, filled=torch.tensor([3]))).shape == (2, 8)
+    with pytest.raises(error, match=message):
+        masked_pool(torch.zeros(6, 4), rows=replace(rows, start=rows.start + 4, filled=filled))
 
 
 def step(net, pairs, labels):
