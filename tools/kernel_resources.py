@@ -34,7 +34,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from esim_fast.ops.triton import bilstm, cross_entropy, dropout, runtime
+from esim_fast.ops.triton import bilstm, cross_entropy, dropout, lstm_weights, runtime
 from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton.tokens import Tokens
 
@@ -195,7 +195,9 @@ def _recurrence(case: Case) -> list[runtime.Launch]:
     first_row, y = gates.new_empty(case.a_length + 1, dtype=torch.int64), gates.new_empty(len(gates), 2 * H)
     c = torch.empty_like(y, dtype=torch.float32)
     precision = "tf32" if case.arithmetic == "tf32" else "tf32x3"
+    of_direction = [torch.empty(4 * H, width, device="meta") for width in (H, H, 1, 1)]
     return [
+        lstm_weights.plan(*of_direction * 2, gates.new_empty(8 * H, H), gates[0], weights),
         bilstm.plan_forward(gates, weights, first_row, y, c, sentences, precision),
         bilstm.plan_backward(y, y, c, gates, weights, first_row, gates, y, sentences, precision),
     ]

@@ -1,7 +1,8 @@
 """A bidirectional LSTM over packed sentences: Triton on NVIDIA GPUs, C++ on the CPU, PyTorch's own elsewhere.
 
 The kernels, triton/bilstm.py, csrc/bilstm_cpu.cpp and csrc/bilstm_cuda.cu, compute only the sequential part. The
-products with the input and the weights' gradients are single matrix products over all tokens.
+products with the input and the weights' gradients are single matrix products over all tokens. On a GPU the weights are
+first laid out for these, by PyTorch's operators or by triton/lstm_weights.py.
 """
 
 import contextlib
@@ -132,7 +133,9 @@ def bilstm(
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(dtype)
         if backend == "triton":
-            y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision())[0]
+            # The kernel that packs the weights has not run on a GPU yet, so it serves only pairs with a capacity.
+            packs = batch_sizes is None
+            y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision(), packs)[0]
         elif backend == "cuda":
             y = apply(PersistentBiLSTM, x, *weights, first_row, padding, sentences, _precision() == "tf32")[0]
         elif padding is None and can_order(x, *weights, dtype=x.dtype):
@@ -298,21 +301,29 @@ class _TritonBiLSTM(torch.autograd.Function):
     """Use one product with the input for both directions; their gates lie side by side in ``[N, 8H]``."""
 
     @staticmethod
-    def forward(x, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, first_row, padding, sentences, precision):
+    def forward(
+        x, w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r, first_row, padding, sentences, precision, packs,
+    ):  # fmt: skip
         H = w_hh.shape[1]
-        w_x = torch.cat([w_ih, w_ih_r], out=x.new_empty(8 * H, x.shape[1]))
-        bias = torch.cat([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 8 * H).sum(0)
-        gates = functional.linear(x, w_x, bias.to(x.dtype))
-        shut(gates[:, 4 * H :], padding)
         vector = 16 // x.element_size()  # rows aligned to 16 bytes allow vector loads
-        w_h = x.new_zeros(2, 4 * H, -(-H // vector) * vector)
-        torch.stack([w_hh, w_hh_r], out=w_h[:, :, :H])
+        pitch = -(-H // vector) * vector
+        w_x, w_h = x.new_empty(8 * H, x.shape[1]), x.new_empty(2, 4 * H, pitch)
+        if packs:
+            bias = x.new_empty(8 * H)
+            given = w_ih, w_hh, b_ih, b_hh, w_ih_r, w_hh_r, b_ih_r, b_hh_r
+            torch.ops.esim_fast.bilstm_triton_weights(*given, w_x, bias, w_h)
+        else:
+            torch.cat([w_ih, w_ih_r], out=w_x)
+            torch.stack([w_hh, w_hh_r], out=(w_h if pitch == H else w_h.zero_())[:, :, :H])
+            bias = torch.cat([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 8 * H).sum(0).to(x.dtype)
+        gates = functional.linear(x, w_x, bias)
+        shut(gates[:, 4 * H :], padding)
         y, c = torch.ops.esim_fast.bilstm_triton(gates, w_h, first_row, sentences, precision)
         return y, c, gates, w_x, w_h
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, *_, first_row, _, sentences, precision = inputs
+        x, *_, first_row, _, sentences, precision, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *output, first_row)
@@ -321,10 +332,10 @@ class _TritonBiLSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, *_):
         if grad_y is None:
-            return (None,) * 13
+            return (None,) * 14
         arguments = grad_y, *ctx.saved_tensors, *ctx.options, ctx.needs_input_grad[0]
         grad_x, *gradients = first_derivative("bilstm", _triton_backward, *arguments)
-        return grad_x, *gradients, None, None, None, None
+        return grad_x, *gradients, None, None, None, None, None
 
 
 def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, precision, x_needed):
@@ -335,16 +346,18 @@ def _triton_backward(grad_y, x, y, c, gates, w_x, w_h, first_row, sentences, pre
     H = y.shape[1] // 2
     grad_w_ih = (grad_gates.t() @ x).float()
     grad_b = grad_gates.sum(0, dtype=torch.float32)
+    grad_b_hh = grad_b.clone()  # gradients may be scaled in place
     gradients = []
     for direction in (0, 1):
         units, gate = slice(direction * H, (direction + 1) * H), slice(direction * 4 * H, (direction + 1) * 4 * H)
         grad_w_hh = (grad_gates[:, gate].t() @ previous[:, units]).float()
-        gradients += [grad_w_ih[gate], grad_w_hh, grad_b[gate], grad_b[gate].clone()]  # may be scaled in place
+        gradients += [grad_w_ih[gate], grad_w_hh, grad_b[gate], grad_b_hh[gate]]
     return grad_gates @ w_x if x_needed else None, *gradients
 
 
 if runtime.AVAILABLE:
     from .triton import bilstm as kernels  # imports Triton, so only if it is available
+    from .triton import lstm_weights
 
     def _bilstm_triton_fake(gates, *_):
         shape = gates.shape[0], gates.shape[1] // 4
@@ -353,6 +366,12 @@ if runtime.AVAILABLE:
     def _bilstm_triton_backward_fake(grad_y, y, c, gates, *_):
         return torch.empty_like(gates), torch.empty_like(y)
 
+    _given = ", ".join(f"Tensor {name}{end}" for end in ("", "_r") for name in ("w_ih", "w_hh", "b_ih", "b_hh"))
+    runtime.register(
+        f"bilstm_triton_weights({_given}, Tensor(a!) w_x, Tensor(b!) bias, Tensor(c!) w_h) -> ()",
+        lstm_weights.run,
+        lambda *_: None,
+    )
     _last = "Tensor weights, Tensor first_row, SymInt sentences, str precision) -> (Tensor, Tensor)"
     runtime.register(f"bilstm_triton(Tensor(a!) gates, {_last}", kernels.run_forward, _bilstm_triton_fake)
     runtime.register(

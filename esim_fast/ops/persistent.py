@@ -41,8 +41,10 @@ class PersistentBiLSTM(torch.autograd.Function):
         H = w_hh.shape[1]
         by_unit = [weight.view(4, H, -1).transpose(0, 1) for weight in (w_ih, w_ih_r)]
         w_x = torch.stack(by_unit, out=x.new_empty(2, H, 4, x.shape[1])).view(8 * H, -1)
-        bias = torch.stack([b_ih, b_ih_r, b_hh, b_hh_r]).view(2, 2, 4, H).sum(0).transpose(1, 2)
-        gates = functional.linear(x, w_x, bias.to(x.dtype).reshape(-1))
+        bias = x.new_empty(2, H, 4)
+        for of_direction, *both in zip(bias, (b_ih, b_ih_r), (b_hh, b_hh_r), strict=True):
+            torch.add(*(part.view(4, H).t() for part in both), out=of_direction)
+        gates = functional.linear(x, w_x, bias.view(-1))
         shut(gates[:, 4 * H :], padding)
         weights = w_hh.contiguous(), w_hh_r.contiguous()
         y, c, previous = torch.ops.esim_fast.bilstm_cuda(gates, *weights, first_row, sentences, tf32)
@@ -73,10 +75,10 @@ def _backward(grad_y, x, c, previous, gates, w_x, w_hh, w_hh_r, first_row, sente
     grad_w_ih = _by_gate(grad_gates.t() @ x, H)
     grad_w_hh = _by_gate((of_directions @ previous.view(-1, 2, H).transpose(0, 1)).flatten(0, 1), H)
     grad_b = _by_gate(grad_gates.sum(0, dtype=torch.float32), H)
+    grad_b_hh = grad_b.clone()  # gradients may be scaled in place
     gradients = []
     for direction in (0, 1):
-        bias = grad_b[direction]
-        gradients += [grad_w_ih[direction], grad_w_hh[direction], bias, bias.clone()]  # may be scaled in place
+        gradients += [grad_w_ih[direction], grad_w_hh[direction], grad_b[direction], grad_b_hh[direction]]
     return grad_gates @ w_x if x_needed else None, *gradients
 
 

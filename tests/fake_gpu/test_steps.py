@@ -18,6 +18,7 @@ def test_a_capacity_fixes_everything(run, precision, dropout, dtype):
     kernels, same, rows, pairs, longest = map(json.loads, run("steps", "compare", precision, dropout))
     names = ["bilstm_triton", "local_inference_packed_triton", "masked_pool"]
     expected = [[f"esim_fast.{name}{end}.default", dtype] for name in names for end in ("", "_backward")]
+    expected += [["esim_fast.bilstm_triton_weights.default", "torch.float32"]]
     # Dropout also takes the word vectors, in fp32, and the gradient of the loss is in fp32.
     expected += [["esim_fast.dropout_triton.default", kind] for kind in {dtype, "torch.float32"}]
     expected += [["esim_fast.cross_entropy_triton.default", dtype]]

@@ -216,6 +216,52 @@ def test_a_wrong_first_row_stays_in_bounds(first_row):
     assert (memory[there:] == 7.0).all()
 
 
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("input_size", "hidden_size"), [(1, 1), (7, 5), (600, 8), (30, 130)])
+def test_weights_packed_by_the_kernel(input_size, hidden_size, dtype, device):
+    """They have the bits that PyTorch's operators give."""
+    lstm, *_ = make([1], input_size, hidden_size)
+    weights = [weight.detach().to(device) for direction in lstm.all_weights for weight in direction]
+    if device == "cpu" and dtype == torch.bfloat16:  # the interpreter does not round, so these are numbers in bf16
+        weights = [weight.mul(64).round().div(64) for weight in weights]
+    w_ih, w_hh, b_ih, b_hh = (torch.cat(both) for both in zip(weights[:4], weights[4:], strict=True))
+    pitch = -(-hidden_size // 8) * 8
+    padded = nn.functional.pad(w_hh, (0, pitch - hidden_size)).view(2, -1, pitch)
+    wanted = [whole.to(dtype) for whole in (w_ih, b_ih + b_hh, padded)]
+    results = [torch.full_like(whole, torch.nan) for whole in wanted]
+    torch.ops.esim_fast.bilstm_triton_weights(*weights, *results)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(results, wanted, strict=True))
+
+
+@pytest.mark.interpreter
+def test_weights_of_wrong_shapes():
+    lstm, *_ = make([1], 6, 5)
+    weights = [weight.detach() for direction in lstm.all_weights for weight in direction]
+    results = torch.empty(40, 6), torch.empty(40), torch.empty(2, 20, 8)
+    for index, wrong, message in (
+        (
+            4,
+            torch.zeros(20, 7),
+            r"^expected \[20, 6\] in torch\.float32 on cpu, got \[20, 7\] in torch\.float32 on cpu$",
+        ),
+        (1, weights[1].half(), r"^expected \[20, 5\] .* got \[20, 5\] in torch\.float16 on cpu$"),
+        (
+            9,
+            torch.empty(40).bfloat16(),
+            r"^expected \[40\] in torch\.float32 on cpu, got \[40\] in torch\.bfloat16 on cpu$",
+        ),
+        (10, torch.empty(2, 20, 4), r"rows of at least 5 for 5 units$"),
+        (8, torch.empty(6, 40).t(), r"^expected contiguous results"),
+    ):
+        arguments = [*weights, *results]
+        arguments[index] = wrong
+        with pytest.raises(ValueError, match=message):
+            torch.ops.esim_fast.bilstm_triton_weights(*arguments)
+
+
 class Layer(nn.Module):
     """A function of an LSTM as a module with parameters."""
 

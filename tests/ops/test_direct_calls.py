@@ -66,6 +66,9 @@ def valid_calls():
         of_gates = [torch.randn(5, 24), torch.randn(2, 12, 4), index(0, 3, 5)]
         of_states = [torch.randn(5, 6) for _ in range(3)]
         calls["bilstm_triton"] = [*of_gates, 3, "tf32x3"]
+        of_direction = [torch.randn(12, 4), weights[0], torch.randn(12), torch.randn(12)]
+        packed = [torch.empty(24, 4), torch.empty(24), torch.empty(2, 12, 4)]
+        calls["bilstm_triton_weights"] = [*of_direction * 2, *packed]
         calls["bilstm_triton_backward"] = [*of_states, *of_gates, 3, "tf32x3"]
     return calls
 
