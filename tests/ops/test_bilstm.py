@@ -175,6 +175,16 @@ def test_only_the_requested_results(backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_batched_gradients(backend, device):
+    lstm, x, batch_sizes, grad_y = make([5, 3, 3], 6, 7)
+    lstm, x, grad_y = lstm.to(device), x.detach().to(device).requires_grad_(), grad_y.to(device)
+    y, inputs = bilstm(lstm, x, batch_sizes, backend=backend), [x, *lstm.parameters()]
+    together = torch.autograd.grad(y, inputs, torch.stack([grad_y, -grad_y]), is_grads_batched=True, retain_graph=True)
+    for both, one in zip(together, torch.autograd.grad(y, inputs, grad_y), strict=True):
+        torch.testing.assert_close(both, torch.stack([one, -one]))
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
 def test_a_bad_sentence_affects_no_other(backend, device):
     lstm, x, batch_sizes, _ = make([6, 4, 4, 1], 6, 20)
     lstm, x = lstm.to(device), x.detach().to(device)
