@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "bilstm_cuda.h"
 #include "bilstm_cuda_device.h"
 
 namespace esim_fast {
@@ -31,7 +32,9 @@ __device__ __forceinline__ float exact_tanh(float x) {
 
 __device__ __forceinline__ float exact_sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 
-struct Bf16 {
+// What bf16 and fp16 share. A format packs two numbers into a word, unpacks and multiplies them.
+template <typename Format>
+struct Half {
   using Scalar = uint16_t;
   using Four = uint2;  // the four gates of a unit
   static constexpr int kBytes = 2;
@@ -40,49 +43,39 @@ struct Bf16 {
   // Word i of an operand whose value k is value(k).
   template <typename Function>
   static __device__ __forceinline__ uint32_t word(const Function& value, int i) {
-    return pack_bf16(value(2 * i), value(2 * i + 1));
+    return Format::pack(value(2 * i), value(2 * i + 1));
+  }
+  static __device__ __forceinline__ Scalar narrow(float x) { return static_cast<Scalar>(Format::pack(x, 0.f)); }
+  static __device__ __forceinline__ float widen(Scalar x) { return Format::unpack(x).x; }
+  static __device__ __forceinline__ Four narrow(const float (&x)[4]) {
+    return {Format::pack(x[0], x[1]), Format::pack(x[2], x[3])};
+  }
+  static __device__ __forceinline__ void widen(const Four& from, float (&x)[4]) {
+    const float2 low = Format::unpack(from.x), high = Format::unpack(from.y);
+    x[0] = low.x, x[1] = low.y, x[2] = high.x, x[3] = high.y;
+  }
+  static __device__ __forceinline__ Four operand(const float (&x)[4]) { return narrow(x); }
+};
+
+struct Bf16 : Half<Bf16> {
+  static __device__ __forceinline__ uint32_t pack(float low, float high) { return pack_bf16(low, high); }
+  static __device__ __forceinline__ float2 unpack(uint32_t both) {
+    return {as_float(both << 16), as_float(both & 0xffff0000u)};
   }
   static __device__ __forceinline__ void multiply(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_bf16(acc, a, b);
   }
-  static __device__ __forceinline__ Scalar narrow(float x) { return static_cast<Scalar>(pack_bf16(x, 0.f)); }
-  static __device__ __forceinline__ float widen(Scalar x) { return as_float(static_cast<uint32_t>(x) << 16); }
-  static __device__ __forceinline__ Four narrow(const float (&x)[4]) {
-    return {pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3])};
-  }
-  static __device__ __forceinline__ void widen(const Four& from, float (&x)[4]) {
-    x[0] = as_float(from.x << 16), x[1] = as_float(from.x & 0xffff0000u);
-    x[2] = as_float(from.y << 16), x[3] = as_float(from.y & 0xffff0000u);
-  }
-  static __device__ __forceinline__ Four operand(const float (&x)[4]) { return narrow(x); }
   // An error of 2^-11 is a quarter of what rounding a state to bf16 may add.
   static __device__ __forceinline__ float tanh(float x) { return tanh_approx(x); }
   static __device__ __forceinline__ float sigmoid(float x) { return 0.5f * tanh_approx(0.5f * x) + 0.5f; }
 };
 
-struct Fp16 {
-  using Scalar = uint16_t;
-  using Four = uint2;
-  static constexpr int kBytes = 2;
-  static constexpr int kMostRegisters = 5;
-
-  template <typename Function>
-  static __device__ __forceinline__ uint32_t word(const Function& value, int i) {
-    return pack_fp16(value(2 * i), value(2 * i + 1));
-  }
+struct Fp16 : Half<Fp16> {
+  static __device__ __forceinline__ uint32_t pack(float low, float high) { return pack_fp16(low, high); }
+  static __device__ __forceinline__ float2 unpack(uint32_t both) { return unpack_fp16(both); }
   static __device__ __forceinline__ void multiply(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     mma_fp16(acc, a, b);
   }
-  static __device__ __forceinline__ Scalar narrow(float x) { return static_cast<Scalar>(pack_fp16(x, 0.f)); }
-  static __device__ __forceinline__ float widen(Scalar x) { return unpack_fp16(x).x; }
-  static __device__ __forceinline__ Four narrow(const float (&x)[4]) {
-    return {pack_fp16(x[0], x[1]), pack_fp16(x[2], x[3])};
-  }
-  static __device__ __forceinline__ void widen(const Four& from, float (&x)[4]) {
-    const float2 low = unpack_fp16(from.x), high = unpack_fp16(from.y);
-    x[0] = low.x, x[1] = low.y, x[2] = high.x, x[3] = high.y;
-  }
-  static __device__ __forceinline__ Four operand(const float (&x)[4]) { return narrow(x); }
   static __device__ __forceinline__ float tanh(float x) { return exact_tanh(x); }
   static __device__ __forceinline__ float sigmoid(float x) { return exact_sigmoid(x); }
 };
@@ -136,5 +129,17 @@ struct Fp32 {
 
 using Tf32 = Fp32<1>;
 using Tf32x3 = Fp32<3>;
+
+// Returns make(A()) for the arithmetic A of a format.
+template <typename Make>
+auto with_arithmetic(Format format, const Make& make) {
+  switch (format) {
+    case Format::kBf16: return make(Bf16());
+    case Format::kFp16: return make(Fp16());
+    case Format::kTf32: return make(Tf32());
+    case Format::kTf32x3: break;
+  }
+  return make(Tf32x3());
+}
 
 }  // namespace esim_fast

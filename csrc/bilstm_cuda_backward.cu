@@ -248,13 +248,7 @@ std::vector<BackwardVariant> variants(bool wide) {
 }  // namespace
 
 std::vector<BackwardVariant> backward_variants(Format format, bool wide) {
-  switch (format) {
-    case Format::kBf16: return variants<Bf16>(wide);
-    case Format::kFp16: return variants<Fp16>(wide);
-    case Format::kTf32: return variants<Tf32>(wide);
-    case Format::kTf32x3: return variants<Tf32x3>(wide);
-  }
-  return {};
+  return with_arithmetic(format, [wide](auto arithmetic) { return variants<decltype(arithmetic)>(wide); });
 }
 
 }  // namespace esim_fast
