@@ -95,9 +95,13 @@ class Resources(NamedTuple):
         v = self.variant
         where = f"{'cluster' if v.cluster else 'grid':<7} H<={512 if v.wide else 320}"
         sizes = f"{v.format:<6} {v.direction:<8} {where} {v.sentences:>2} sentences {v.threads} threads"
-        spilled = f"{self.spilled:>4} spilled {self.in_steps:>4} in each step"
+        figures = f"{table_cells(v.shared, self.registers, self.spilled)} {self.in_steps:>4} in each step"
         verdict = self.gap or self.problem or f"{self.clocks / CLOCK[self.target] / 1000:.2f} µs predicted for a step"
-        return f"{self.target:<7} {sizes} {v.shared:>7} shared {self.registers:>4} registers {spilled}  {verdict}"
+        return f"{self.target:<7} {sizes} {figures}  {verdict}"
+
+
+def table_cells(shared: int, registers: int, spilled: int) -> str:
+    return f"{shared:>7} shared {registers:>4} registers {spilled:>6} spilled"
 
 
 def variants(sources: Path = SOURCES) -> list[Variant]:
@@ -128,9 +132,7 @@ def resources(target: str, most_shared: int, listed: list[Variant], sources: Pat
             code = _machine_code(cubin)
         used = {}
         for part in log.split("Compiling entry function '")[1:]:
-            spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
-            registers = re.search(r"Used (\d+) registers", part)
-            used[_key(part)] = int(registers[1]), int(spilled[1]) + int(spilled[2])
+            used[_key(part)] = registers_and_spills(part)
         for variant in listed:
             if variant.direction == direction and variant.exists(target):
                 steps = _steps(code[variant.key], variant)
@@ -139,6 +141,12 @@ def resources(target: str, most_shared: int, listed: list[Variant], sources: Pat
                     Resources(variant, target, most_shared, *used[variant.key], in_steps, _clocks(steps, variant))
                 )
     return found
+
+
+def registers_and_spills(log: str) -> tuple[int, int]:
+    """Registers of a kernel, and bytes of them that it stores and loads, from what ptxas says about it."""
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    return int(re.search(r"Used (\d+) registers", log)[1]), int(spilled[1]) + int(spilled[2])
 
 
 def _nvcc(*arguments: str) -> str:

@@ -94,7 +94,7 @@ class Resources(NamedTuple):
     def __str__(self) -> str:
         case = self.case
         sizes = f"{case.a_length:>4} x {case.b_length:<4} {case.layout:<7} D={case.width:<5} B={case.pairs:<5}"
-        figures = f"{self.shared:>7} shared {self.registers:>4} registers {self.spilled:>6} spilled"
+        figures = cuda_resources.table_cells(self.shared, self.registers, self.spilled)
         figures += f" {self.widest_load:>3}-byte loads {self.widest_store:>3}-byte stores"
         figures += "" if self.in_flight is None else f" {self.in_flight:>7} in flight"
         return (
@@ -256,11 +256,11 @@ def compile_for(case: Case, planned: runtime.Launch, target: str, disassembled: 
     ptxas = log.getvalue()
     if "Used" not in ptxas:
         raise RuntimeError(f"ptxas reported nothing about {planned.kernel.__name__}: {ptxas!r}")
-    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ptxas)
+    registers, spilled = cuda_resources.registers_and_spills(ptxas)
     shown = ("A_TILE", "B_TILE", "TILE", "GROUP", "BLOCK_K", "BLOCK_D", "BLOCK_H", "SPLITS", "ACTIVATION")
     parts = [f"{name.lower()}={planned.constants[name]}" for name in shown if name in planned.constants]
     config = " ".join(part.replace("block_", "").replace("_tile", "") for part in parts)
-    registers, warps = int(re.search(r"Used (\d+) registers", ptxas)[1]), planned.options["num_warps"]
+    warps = planned.options["num_warps"]
     programs = _programs(target, warps, registers, compiled.metadata.shared)
     return Resources(
         case,
@@ -269,7 +269,7 @@ def compile_for(case: Case, planned: runtime.Launch, target: str, disassembled: 
         target,
         compiled.metadata.shared,
         registers,
-        int(spilled[1]) + int(spilled[2]),
+        spilled,
         _widest(r"(?:ld\.global|cp\.async\.c[ag]\.shared\.global)", compiled.asm["ptx"]),
         _widest(r"st\.global", compiled.asm["ptx"]),
         32 * warps * _in_flight(_sass(compiled)) * programs if disassembled else None,
