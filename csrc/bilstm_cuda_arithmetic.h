@@ -32,8 +32,8 @@ __device__ __forceinline__ float exact_tanh(float x) {
 
 __device__ __forceinline__ float exact_sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 
-// What bf16 and fp16 share. A format packs two numbers into a word, unpacks and multiplies them.
-template <typename Format>
+// What bf16 and fp16 share. Self, the format, packs two numbers into a word, unpacks and multiplies them.
+template <typename Self>
 struct Half {
   using Scalar = uint16_t;
   using Four = uint2;  // the four gates of a unit
@@ -43,15 +43,15 @@ struct Half {
   // Word i of an operand whose value k is value(k).
   template <typename Function>
   static __device__ __forceinline__ uint32_t word(const Function& value, int i) {
-    return Format::pack(value(2 * i), value(2 * i + 1));
+    return Self::pack(value(2 * i), value(2 * i + 1));
   }
-  static __device__ __forceinline__ Scalar narrow(float x) { return static_cast<Scalar>(Format::pack(x, 0.f)); }
-  static __device__ __forceinline__ float widen(Scalar x) { return Format::unpack(x).x; }
+  static __device__ __forceinline__ Scalar narrow(float x) { return static_cast<Scalar>(Self::pack(x, 0.f)); }
+  static __device__ __forceinline__ float widen(Scalar x) { return Self::unpack(x).x; }
   static __device__ __forceinline__ Four narrow(const float (&x)[4]) {
-    return {Format::pack(x[0], x[1]), Format::pack(x[2], x[3])};
+    return {Self::pack(x[0], x[1]), Self::pack(x[2], x[3])};
   }
   static __device__ __forceinline__ void widen(const Four& from, float (&x)[4]) {
-    const float2 low = Format::unpack(from.x), high = Format::unpack(from.y);
+    const float2 low = Self::unpack(from.x), high = Self::unpack(from.y);
     x[0] = low.x, x[1] = low.y, x[2] = high.x, x[3] = high.y;
   }
   static __device__ __forceinline__ Four operand(const float (&x)[4]) { return narrow(x); }
