@@ -14,7 +14,8 @@ import numpy as np
 
 from esim_fast.cli.options import Parser
 from esim_fast.data import EncodedPairs, batches, prepare
-from esim_fast.training.capacities import EAGER_USES, Size, capacity_of, plan_capacities, step_sizes
+from esim_fast.graphs import EAGER_USES
+from esim_fast.training.capacities import Size, capacity_of, plan_capacities, step_sizes
 
 PAIRS = 549_367  # in SNLI's training set
 BATCHES = 32, 128, 512, 1024

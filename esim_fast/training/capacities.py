@@ -11,8 +11,6 @@ import numpy as np
 
 from ..data import Batches
 
-EAGER_USES = 2  # steps of a capacity that run uncaptured, before a graph is captured for it
-
 _MOST_CAPACITIES = 24  # in a plan; each is a graph
 _MOST_ROWS = 12  # different numbers of rows among them
 _LONGEST = 64  # words of a sentence; batches with longer ones are rare

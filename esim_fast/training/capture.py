@@ -2,89 +2,32 @@
 
 A step of 32 pairs is more than a hundred small kernels, and launching them takes longer than running them. A graph
 repeats the same kernels on the same addresses. So batches are padded to a capacity (training/capacities.py), and all
-that differs between steps is copied to the same memory.
+that differs between steps is copied to the same memory (graphs.py).
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .. import graphs
 from ..data import Batch
+from ..graphs import Inbox, Replayable, Statistics
 from ..layers import keyed_dropout
-from ..model import ESIM, is_as_made
+from ..model import ESIM
 from ..ops.backends import runs_on
-from ..ops.bilstm import is_plain_fp32
 from ..ops.cross_entropy import MOST_LABELS
 from ..recipe import Recipe
-from .capacities import EAGER_USES, Size, capacity_of
+from .capacities import Size, capacity_of
 from .losses import no_target
 from .steps import StepResult, training_step
 
 _SLOTS = 4  # steps that the host may be ahead of the GPU
-_ALIGNMENT = 16  # bytes, for vector loads
-
-
-class CUDAGraphs:
-    """What captured steps need from CUDA. Tests replace this class, so that they run on a CPU."""
-
-    device = "cuda"
-
-    def __init__(self, device: torch.device) -> None:
-        if device.index != (current := torch.cuda.current_device()):
-            raise ValueError(f"expected a network on the current GPU, cuda:{current}, got one on {device}")
-        self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, because no two of them run at once
-
-    def obstacle(self, net: ESIM) -> str | None:
-        """Why steps of this network cannot be captured, or None."""
-        backends = {getattr(module, "backend", None) for module in net.modules()}
-        if backends & {"cudnn", "reference"} or not all(runs_on(name, net.device) for name in ("triton", "cuda")):
-            return "the network does not run on the Triton and CUDA kernels, and others read sizes back from the GPU"
-        if not all(is_plain_fp32(module) for module in net.modules() if isinstance(module, nn.RNNBase)):
-            return "the network's LSTMs are not in fp32"
-        return None
-
-    def new_slot(self, size: int) -> tuple[Tensor, Any]:
-        """Return ``size`` bytes of pinned memory, and an event."""
-        return torch.zeros(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
-
-    def capture(self, step: Callable[[], object]) -> Callable[[], object]:
-        """Return a function that repeats what ``step`` launches; capturing does not execute it."""
-        graph = torch.cuda.CUDAGraph()
-        # In other modes, a thread that pins memory meanwhile would fail.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            step()
-        return graph.replay
-
-
-def wants_graphs(cuda_graphs: str, device: torch.device) -> bool:
-    """Whether to capture training steps, for an option that is ``"on"``, ``"off"`` or ``"auto"``.
-
-    Raises:
-        ValueError: they cannot be captured here, or there is no such value.
-    """
-    if cuda_graphs not in ("on", "off", "auto"):
-        raise ValueError(f"cuda_graphs: expected on, off or auto, got {cuda_graphs!r}")
-    if cuda_graphs != "on":  # auto may be on once a run on a GPU has shown that replayed steps equal eager ones
-        return False
-    if device.type != CUDAGraphs.device:
-        raise ValueError(f"cuda_graphs: steps are captured on an NVIDIA GPU only, and this device is {device}")
-    return True
-
-
-@dataclass
-class Statistics:
-    """How many steps were replayed and how many ran eagerly, and how many graphs were captured."""
-
-    replayed: int = 0
-    eager: int = 0
-    captured: int = 0
 
 
 class CapturedStep:
@@ -131,19 +74,19 @@ class CapturedStep:
         class_weights: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
-        if net.device.type != CUDAGraphs.device:
+        if net.device.type != graphs.CUDAGraphs.device:
             raise ValueError(f"expected a network on an NVIDIA GPU, got one on {net.device}")
         self.statistics, self.steps = Statistics(), 0
         self._net, self._optimizer, self._scaler, self._recipe = net, optimizer, scaler, recipe
         self._capacities, self._workers, self._class_weights = capacities, workers, class_weights
-        self._graphs = CUDAGraphs(net.device)
+        self._graphs = graphs.CUDAGraphs(net.device)
         self._obstacle_of_kernels = self._graphs.obstacle(net)
         fits = net.device.type == "cuda" and runs_on("triton", net.device) and net.config.num_labels <= MOST_LABELS
         self._loss_backend = "triton" if fits else None
         self._seed = recipe.seed if seed is None else seed
-        self._inbox: _Inbox | None = None
+        self._inbox: Inbox | None = None
         self._measured = torch.zeros(len(StepResult._fields), device=net.device)
-        self._steps: dict[tuple[Size, int], _PaddedStep] = {}  # by capacity and number of parts
+        self._steps: dict[tuple[Size, int], Replayable] = {}  # by capacity and number of parts
         self._captured_with: tuple[object, object] | None = None
         self._has_warned = False
 
@@ -166,26 +109,20 @@ class CapturedStep:
         padded = [self._padded(part, capacity) for part in parts]
         if self._inbox is None:
             largest = self._padded(parts[0], Size.largest(self._capacities))
-            needed = _offsets(self._tensors([largest] * self._recipe.accumulate))[-1]
+            needed = graphs.offsets(self._tensors([largest] * self._recipe.accumulate))[-1]
             slots = [self._graphs.new_slot(needed) for _ in range(_SLOTS)]
-            self._inbox = _Inbox(slots, self._net.device)
+            self._inbox = Inbox(slots, self._net.device)
         received = self._inbox.receive(self._tensors(padded))
         step = self._steps.get((capacity, len(parts)))
         if step is None:
-            step = self._steps[capacity, len(parts)] = _PaddedStep(partial(self._compute, padded, received))
-        step.uses += 1
-        if step.uses <= EAGER_USES:
-            self.statistics.eager += 1
-            step.compute()
-        else:
-            if step.replay is None:
-                self.statistics.captured += 1
-                with _options(self._optimizer, "capturable", [True] * len(self._optimizer.param_groups)):
-                    step.replay = self._graphs.capture(step.compute)
-            self.statistics.replayed += 1
-            step.replay()
+            step = self._steps[capacity, len(parts)] = Replayable(partial(self._compute, padded, received))
+        step.run(self._capture, self.statistics)
         loss_sum, correct, norm = self._measured.clone()
         return StepResult(loss_sum, correct.long(), norm)
+
+    def _capture(self, step: Callable[[], object]) -> Callable[[], object]:
+        with _options(self._optimizer, "capturable", [True] * len(self._optimizer.param_groups)):
+            return self._graphs.capture(step)
 
     def _compute(self, padded: Sequence[Batch], received: Sequence[Tensor]) -> None:
         """Run a step on received tensors, in memory that does not move. The padded batches tell sizes only."""
@@ -235,73 +172,27 @@ class CapturedStep:
         return reason is not None
 
     def _obstacle(self) -> str | None:
-        net = self._net
-        if not isinstance(net, ESIM) or any(module._compiled_call_impl is not None for module in net.modules()):
-            return "the network is compiled, or it is not an ESIM"
+        if (reason := graphs.obstacle(self._net)) is not None:
+            return reason
         groups = self._optimizer.param_groups
         weights = (weight for group in groups for weight in group["params"])
         if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):
             return "parameters have hooks"
-        if not is_as_made(net):
-            return "the network has hooks or replaced forward passes"
         if not all(group.get("fused") for group in groups):
             return "the optimizer was not made with fused=True"
         return self._obstacle_of_kernels
 
     def _drop_stale_graphs(self) -> None:
         """Forget graphs that were captured with other addresses or another mode."""
-        weights = [(weight.data_ptr(), weight.requires_grad) for weight in self._net.parameters()]
-        modes = [(module.training, getattr(module, "p", None)) for module in self._net.modules()]  # p: of dropout
-        now, state = (*modes, len(self._optimizer.param_groups), *weights), self._optimizer.state
+        now = len(self._optimizer.param_groups), graphs.fixed_by_graphs(self._net)
+        state = self._optimizer.state
         if self._captured_with is None or self._captured_with[0] != now or self._captured_with[1] is not state:
             self._steps.clear()
             self._captured_with = now, state
 
 
-@dataclass
-class _PaddedStep:
-    """The steps of one capacity: ``compute`` runs one on the tensors that were received last."""
-
-    compute: Callable[[], object]
-    uses: int = 0
-    replay: Callable[[], object] | None = None
-
-
-class _Inbox:
-    """Memory on the GPU that receives the tensors of each step."""
-
-    def __init__(self, slots: Sequence[tuple[Tensor, Any]], device: torch.device) -> None:
-        self._slots = list(slots)  # pinned memory to copy from, with an event; the one to use next comes first
-        self._memory = torch.zeros_like(slots[0][0], device=device)
-
-    def receive(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Begin to copy tensors to the GPU in one copy.
-
-        Returns:
-            Views of the memory, which are the same for the same shapes.
-        """
-        slot, copied = self._slots.pop(0)
-        self._slots.append((slot, copied))
-        copied.synchronize()  # an earlier copy may still read the slot
-        offsets = _offsets(tensors)
-        for offset, tensor in zip(offsets, tensors, strict=False):
-            _view(slot, offset, tensor).copy_(tensor)
-        self._memory[: offsets[-1]].copy_(slot[: offsets[-1]], non_blocking=True)
-        copied.record()
-        return [_view(self._memory, offset, tensor) for offset, tensor in zip(offsets, tensors, strict=False)]
-
-
 def _size(part: Batch) -> Size:
     return Size(len(part), len(part.pairs.tokens), *part.pairs.longest)
-
-
-def _offsets(tensors: Sequence[Tensor]) -> list[int]:
-    """The offset of each tensor in bytes, one after another, and then their size in all."""
-    return list(accumulate((-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors), initial=0))
-
-
-def _view(memory: Tensor, offset: int, like: Tensor) -> Tensor:
-    return memory[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
 
 
 @contextmanager

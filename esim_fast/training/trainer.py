@@ -17,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from ..classifier import Classifier
 from ..data import Batch, Batches, EncodedPairs, batches
 from ..errors import DataError
+from ..graphs import Statistics, wants_graphs
 from ..memory import short_of_memory
 from ..recipe import Recipe
 from .averaging import MovingAverage
 from .bar import progress_bar
 from .capacities import plan_capacities, step_sizes
-from .capture import CapturedStep, Statistics, wants_graphs
+from .capture import CapturedStep
 from .checkpoint import Checkpoint, random_states, set_random_states
 from .curves import draw_curves
 from .directory import RunDirectory

@@ -7,10 +7,10 @@ import torch
 
 from tests.fake_gpu.process import FAKE, GPU, OnTheGPU
 
-from esim_fast import ESIM  # isort: skip
+from esim_fast import ESIM, graphs  # isort: skip
 from esim_fast.data import EncodedPairs, batches  # isort: skip
 from esim_fast.recipe import Recipe  # isort: skip
-from esim_fast.training import CapturedStep, capture, plan_capacities, step_sizes  # isort: skip
+from esim_fast.training import CapturedStep, plan_capacities, step_sizes  # isort: skip
 
 
 class Event:
@@ -21,7 +21,7 @@ class Event:
         pass
 
 
-class OnFakeGPU(capture.CUDAGraphs):
+class OnFakeGPU(graphs.CUDAGraphs):
     """A capture records operators, and refuses whatever needs the host."""
 
     def __init__(self, device):
@@ -30,14 +30,14 @@ class OnFakeGPU(capture.CUDAGraphs):
     def new_slot(self, size):
         return torch.zeros(size, dtype=torch.uint8), Event()
 
-    def capture(self, step):
+    def capture(self, work):
         with OnTheGPU() as recorder:
-            step()
+            work()
         self.captures.append(recorder.calls)
         return lambda: None
 
 
-capture.CUDAGraphs = OnFakeGPU
+graphs.CUDAGraphs = OnFakeGPU
 
 
 @torch.library.register_fake("aten::_fused_adamw_.tensor_lr")

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from esim_fast import graphs
 from esim_fast.data import EncodedPairs
-from esim_fast.training import Recipe, capture, evaluate
+from esim_fast.training import Recipe, evaluate
 from esim_fast.training.distributed import joined, this_worker
 from tests.training.training_tasks import (
     GraphsOnCPU,
@@ -38,11 +39,11 @@ def steps(directory, accumulate, **options):
 
 def captured_steps(directory):
     """The same steps, with a stand-in for CUDA graphs."""
-    before, capture.CUDAGraphs = capture.CUDAGraphs, GraphsOnCPU
+    before, graphs.CUDAGraphs = graphs.CUDAGraphs, GraphsOnCPU
     try:
         return steps(directory, 1, cuda_graphs="on")
     finally:
-        capture.CUDAGraphs = before
+        graphs.CUDAGraphs = before
 
 
 def scores():

@@ -11,11 +11,12 @@ import torch
 
 import esim_fast
 from benchmarks.corpus import draw_pairs
+from esim_fast import graphs as cuda_graphs
 from esim_fast import layers
 from esim_fast.data import EncodedPairs, batches
+from esim_fast.graphs import CUDAGraphs, Inbox, offsets, wants_graphs
 from esim_fast.layers import keyed_dropout
 from esim_fast.training import CapturedStep, Recipe, capture, plan_capacities, step_sizes, training_step
-from esim_fast.training.capture import wants_graphs
 from tests.training.training_tasks import (
     GraphsOnCPU,
     new_model,
@@ -31,7 +32,7 @@ RATE = 2**-9  # a float32: the graph's memory has rates in this precision
 
 @pytest.fixture
 def graphs(monkeypatch):
-    monkeypatch.setattr(capture, "CUDAGraphs", GraphsOnCPU)
+    monkeypatch.setattr(cuda_graphs, "CUDAGraphs", GraphsOnCPU)
 
 
 def corpus(count=203, seed=0, scores=False):
@@ -147,7 +148,7 @@ class TestStep:
     def test_replayed_steps_have_the_bits_of_eager_ones(self, graphs, monkeypatch):
         data, results = corpus(), []
         for eager in (2, 10**6):
-            monkeypatch.setattr(capture, "EAGER_USES", eager)
+            monkeypatch.setattr(cuda_graphs, "EAGER_USES", eager)
             run = Run(SMALL, data, True, dropout=0.3)
             results.append((run.train(data, 40), run.weights, run.captured.statistics.replayed > 15))
         (found, weights, replayed), (expected, expected_weights, others) = results
@@ -170,19 +171,19 @@ class TestStep:
     def test_replayed_steps_equal_eager_ones_on_a_gpu(self, monkeypatch, precision):
         """With the same masks of dropout, whatever is in the memory that graphs share."""
 
-        class Poisoned(capture.CUDAGraphs):
-            def capture(self, step):
+        class Poisoned(CUDAGraphs):
+            def capture(self, work):
                 def poison():
                     tensors = [torch.full((size,), torch.nan, device="cuda") for size in [2**16] * 64 + [2**21] * 16]
                     assert len(tensors) == 80  # kept until all of them are made
 
-                replays = super().capture(step), super().capture(poison)
+                replays = super().capture(work), super().capture(poison)
                 return lambda: [replay() for replay in reversed(replays)]
 
-        monkeypatch.setattr(capture, "CUDAGraphs", Poisoned)
+        monkeypatch.setattr(cuda_graphs, "CUDAGraphs", Poisoned)
         data, results = corpus(), []
         for eager in (2, 10**6):
-            monkeypatch.setattr(capture, "EAGER_USES", eager)
+            monkeypatch.setattr(cuda_graphs, "EAGER_USES", eager)
             run = Run(replace(SMALL, precision=precision), data, True, "cuda", dropout=0.3)
             results.append((run.train(data, 50), run.weights.cpu(), run.captured.statistics.replayed > 20))
         (found, weights, replayed), (expected, expected_weights, others) = results
@@ -319,15 +320,15 @@ class TestObstacles:
         assert captured.captured.statistics.eager == 6
 
     def test_kernels_that_need_sizes_on_the_host(self):
-        obstacle = capture.CUDAGraphs.obstacle
+        obstacle = CUDAGraphs.obstacle
         assert "Triton and CUDA kernels" in obstacle(None, esim_fast.ESIM(8, 8, 9, 2, backend="reference"))
         assert "Triton and CUDA kernels" in obstacle(None, esim_fast.ESIM(8, 8, 9, 2))  # on a CPU
 
     def test_lstms_in_another_precision(self, monkeypatch):
-        monkeypatch.setattr(capture, "runs_on", lambda *_: True)
+        monkeypatch.setattr(cuda_graphs, "runs_on", lambda *_: True)
         net = esim_fast.ESIM(8, 8, 9, 2)
-        assert capture.CUDAGraphs.obstacle(None, net) is None
-        assert "fp32" in capture.CUDAGraphs.obstacle(None, net.to(torch.bfloat16))
+        assert CUDAGraphs.obstacle(None, net) is None
+        assert "fp32" in CUDAGraphs.obstacle(None, net.to(torch.bfloat16))
 
     def test_a_network_that_is_not_on_a_gpu(self):
         net = esim_fast.ESIM(8, 8, 9, 2)
@@ -338,13 +339,13 @@ class TestObstacles:
     def test_a_network_that_is_not_on_the_current_gpu(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         with pytest.raises(ValueError, match=r"^expected a network on the current GPU, cuda:0, got one on cuda:1$"):
-            capture.CUDAGraphs(torch.device("cuda:1"))
+            CUDAGraphs(torch.device("cuda:1"))
 
 
 class TestInbox:
     def test_slots_are_not_overwritten_before_they_are_copied(self):
         slots = [GraphsOnCPU(None).new_slot(64) for _ in range(4)]
-        inbox = capture._Inbox(slots, torch.device("cpu"))
+        inbox = Inbox(slots, torch.device("cpu"))
         for step in range(6):
             inbox.receive([torch.tensor([step])])
         assert [event.calls for _, event in slots] == [["synchronize", "record"] * times for times in (2, 2, 1, 1)]
@@ -352,7 +353,7 @@ class TestInbox:
 
     def test_views_are_aligned_and_apart(self):
         tensors = [torch.arange(3), torch.tensor(0.5), torch.arange(0), torch.rand(5), torch.ones(2, 2)]
-        inbox = capture._Inbox([GraphsOnCPU(None).new_slot(capture._offsets(tensors)[-1])] * 2, torch.device("cpu"))
+        inbox = Inbox([GraphsOnCPU(None).new_slot(offsets(tensors)[-1])] * 2, torch.device("cpu"))
         views = inbox.receive(tensors)
         for view, tensor in zip(views, tensors, strict=True):
             assert torch.equal(view, tensor)

@@ -6,7 +6,8 @@ import torch
 import esim_fast
 from esim_fast import Classifier
 from esim_fast.data import EncodedPairs, Vocabulary
-from esim_fast.training import Trainer, capture
+from esim_fast.graphs import CUDAGraphs
+from esim_fast.training import Trainer
 
 WORDS = ["<unk>", "<pad>", *"abcdefgh"]
 
@@ -66,7 +67,7 @@ class Event:
         self.calls.append("synchronize")
 
 
-class GraphsOnCPU(capture.CUDAGraphs):
+class GraphsOnCPU(CUDAGraphs):
     """A graph is the captured function, which finds nothing new but what was copied to the memory that it reads."""
 
     device = "cpu"
@@ -80,5 +81,5 @@ class GraphsOnCPU(capture.CUDAGraphs):
     def new_slot(self, size):
         return torch.zeros(size, dtype=torch.uint8), Event()
 
-    def capture(self, step):
-        return step
+    def capture(self, work):
+        return work
