@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .captured import CapturedForward
 from .config import check_int, check_number, usable_device
 from .data import EncodedPairs, Tokenizer, Vocabulary, get_tokenizer
 from .data.parallel import ShouldStop, never
 from .errors import DataError, first_line, listed, one_line
 from .explanation import Explanation
 from .files import replace_file, write_json
+from .graphs import wants_graphs
 from .labels import LabelNames, label_names, positive_or_second
 from .model import ESIM
 from .ops.backends import backends_of_ops
@@ -72,6 +74,9 @@ class Classifier(Trainable):
         temperature: logits are divided by it before the softmax. Values above 1 make probabilities less extreme, values
             below 1 more (Guo et al. 2017).
         threshold: with two labels, predict the positive one from this probability on. None predicts the likelier label.
+        cuda_graphs: ``"on"`` runs the network as CUDA graphs (``esim_fast.captured.CapturedForward``), which needs an
+            NVIDIA GPU; every pair is then computed whole, even if sentences repeat. ``"off"`` does not. ``"auto"`` is
+            ``"off"``, because captured forward passes have not run on a GPU yet. You can change it later.
 
     Attributes:
         positive: index of the label that ``threshold`` applies to: ``entailment``, else ``1``, else the second of the
@@ -80,8 +85,8 @@ class Classifier(Trainable):
     Raises:
         TypeError: labels are not strings or have no order, or temperature or threshold is not a number.
         ValueError: vocabulary or labels do not fit the network, a label is repeated, the temperature is not positive,
-            the threshold lies outside 0..1, a threshold is given and there are not two labels, or the tokenizer or the
-            precision is unknown or unavailable on the network's device.
+            the threshold lies outside 0..1, a threshold is given and there are not two labels, or the tokenizer, the
+            precision or CUDA graphs are unknown or unavailable on the network's device.
         DataError: the tokenizer cannot be imported.
     """
 
@@ -96,8 +101,10 @@ class Classifier(Trainable):
         *,
         temperature: float = 1.0,
         threshold: float | None = None,
+        cuda_graphs: str = "auto",
     ) -> None:
         inference_precision(precision, net.device)
+        wants_graphs(cuda_graphs, net.device)
         if len(vocabulary) != net.config.vocab_size:
             raise ValueError(
                 f"vocabulary must have {net.config.vocab_size} words, one for each row of the embedding, "
@@ -110,7 +117,8 @@ class Classifier(Trainable):
         if not isinstance(tokenizer, str) and not callable(tokenizer):
             raise TypeError(f"tokenizer must be a name or a function, got {tokenizer!r}")
         self.net, self.vocabulary, self.labels, self.tokenizer = net, vocabulary, names, tokenizer
-        self.training, self.precision = training, precision
+        self.training, self.precision, self.cuda_graphs = training, precision, cuda_graphs
+        self._captured: CapturedForward | None = None
         self.directory: Path | None = None  # where it was loaded from
         self.positive = names.index(cast(str, positive_or_second(names))) if len(names) == 2 else None
         if not 0 < check_number("temperature", temperature) < math.inf:
@@ -133,15 +141,33 @@ class Classifier(Trainable):
         """The network's device."""
         return self.net.device
 
+    @property
+    def captured(self) -> CapturedForward | None:
+        """The network's forward pass as CUDA graphs, with statistics; None unless ``cuda_graphs`` is on.
+
+        Graphs are kept between calls, but neither copied nor saved with the model.
+        """
+        if not wants_graphs(self.cuda_graphs, self.net.device):
+            return None
+        precision = inference_precision(self.precision, self.net.device, self.net)
+        captured = self._captured
+        if captured is None or captured.net is not self.net or captured.precision != precision:
+            captured = self._captured = CapturedForward(self.net, precision)
+        return captured
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_captured": None}
+
     def to(self, device: torch.device | str) -> "Classifier":
         """Move the network to a device and return this model.
 
         Raises:
-            ValueError: the device does not exist here, or cannot run the model's precision or backend. Nothing is moved
-                then.
+            ValueError: the device does not exist here, or cannot run the model's precision, backend or CUDA graphs.
+                Nothing is moved then.
         """
         device = usable_device(device)
         inference_precision(self.precision, device)
+        wants_graphs(self.cuda_graphs, device)
         for backend in {getattr(module, "backend", None) for module in self.net.modules()}:
             backends_of_ops(backend, device)
         self.net.to(device)
@@ -322,7 +348,8 @@ class Classifier(Trainable):
             KeyboardInterrupt: ``should_stop()`` returned True.
         """
         result = torch.empty(len(pairs), len(self.labels))
-        for indices, scores in scored_pairs(self.net, pairs, batch_size, precision=self.precision):
+        how: dict[str, Any] = {"precision": self.precision, "forward": self.captured}
+        for indices, scores in scored_pairs(self.net, pairs, batch_size, **how):
             result[indices] = scores
             on_scored(len(indices))
             if should_stop():
@@ -392,6 +419,7 @@ class Classifier(Trainable):
         tokenizer: str | Tokenizer | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
+        cuda_graphs: str = "auto",
     ) -> "Classifier":
         """Load a model that ``save_pretrained`` wrote. Nothing in the directory is executed.
 
@@ -406,15 +434,17 @@ class Classifier(Trainable):
                 Code named in a model directory is never imported unless you pass it here.
             revision: a branch, tag or commit of a model on the Hub.
             token: Hub token for a private model; None uses the one that ``huggingface_hub`` has stored.
+            cuda_graphs: as for ``Classifier``.
 
         Raises:
             DataError: a file is missing, malformed, or does not fit the others (the message names it), the Hub has no
                 such model, or the Hub cannot be reached.
-            ValueError: the device does not exist here, or cannot run the precision or the backend.
+            ValueError: the device does not exist here, or cannot run the precision, the backend or CUDA graphs.
         """
         device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         inference_precision(precision, device)
         backends_of_ops(backend, device, bilstm_backend)
+        wants_graphs(cuda_graphs, device)
         directory = directory_of(os.fspath(directory), revision, token)
         parts = read_model(directory, backend, bilstm_backend, tokenizer)
         try:
@@ -422,7 +452,7 @@ class Classifier(Trainable):
         except (TypeError, ValueError) as error:
             raise DataError(f"{directory / CONFIG}: {first_line(error)}") from error
         model.net.to(device).eval()
-        model.precision, model.directory = precision, directory
+        model.precision, model.cuda_graphs, model.directory = precision, cuda_graphs, directory
         return model
 
 

@@ -1,7 +1,8 @@
 """CUDA graphs: the host copies tensors to the GPU and launches all kernels at once.
 
 A graph repeats the same kernels on the same addresses. So batches are padded to a few capacities, and all that differs
-between batches of a capacity is copied to the same memory. Captured steps (training/capture.py) consist of these parts.
+between batches of a capacity is copied to the same memory. Training steps (training/capture.py) and forward passes
+(captured.py) share these parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ class CUDAGraphs:
     device = "cuda"
 
     def __init__(self, device: torch.device) -> None:
+        if device.type != self.device:
+            raise ValueError(f"expected a network on an NVIDIA GPU, got one on {device}")
         if device.index != (current := torch.cuda.current_device()):
             raise ValueError(f"expected a network on the current GPU, cuda:{current}, got one on {device}")
         self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, because no two of them run at once
@@ -64,7 +67,7 @@ def wants_graphs(cuda_graphs: str, device: torch.device) -> bool:
     if cuda_graphs != "on":  # auto may be on once a run on a GPU has shown that replayed results equal eager ones
         return False
     if device.type != CUDAGraphs.device:
-        raise ValueError(f"cuda_graphs: steps are captured on an NVIDIA GPU only, and this device is {device}")
+        raise ValueError(f"cuda_graphs: they need an NVIDIA GPU, and this device is {device}")
     return True
 
 
@@ -78,9 +81,9 @@ def obstacle(net: nn.Module) -> str | None:
 
 
 def fixed_by_graphs(net: ESIM) -> tuple[object, ...]:
-    """All of a network that a graph keeps from when it was captured: modes, and where the parameters are."""
+    """All of a network that a graph keeps from when it was captured: modes, and where its parameters are."""
     names = "training", "p", "backend"  # p: of dropout
-    modes = [[getattr(module, name, None) for name in names] for module in net.modules()]
+    modes = [[vars(module).get(name) for name in names] for module in net.modules()]
     return modes, [(w.data_ptr(), w.dtype, w.shape, w.requires_grad) for w in net.parameters()]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .captured import CapturedForward
 from .data.distinct import SharedSentences
 from .errors import listed, one_line
 from .labels import positive_label
@@ -29,6 +30,9 @@ class Model(Protocol):
 
     @property
     def task(self) -> str: ...
+
+    @property
+    def captured(self) -> CapturedForward | None: ...
 
     def encode(self, sentence: str) -> list[int]: ...
 
@@ -148,7 +152,8 @@ def _scores(
     members = np.stack(np.broadcast_arrays(premises[:, None], hypotheses), -1).reshape(-1, 2)
     logits = torch.empty(len(members), len(model.labels))
     shared = SharedSentences.of([*distinct.values()], members)
-    for indices, found in scored_shared(model.net, shared, batch_size, precision=model.precision):
+    how: dict[str, Any] = {"precision": model.precision, "forward": model.captured}
+    for indices, found in scored_shared(model.net, shared, batch_size, **how):
         logits[indices] = found
     scores = (logits if model.task == "regression" else model.probabilities(logits))[:, output]
     if not scores.isfinite().all():

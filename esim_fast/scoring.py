@@ -4,10 +4,10 @@ Embedding and first BiLSTM (equations 1 and 2) depend on one sentence only, so a
 is encoded once. The rest of the network works on pairs, which get copies of the encoded words.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from .packed import PackedPairs
 from .quantized import inference_precision, quantized_comparison, quantized_encoding, quantized_logits
 
 NOT_FINITE = "the network's output must be finite, got NaN or infinity"
+
+Forward: TypeAlias = Callable[[PackedPairs], Tensor]
 
 _MOST_TOKENS = 2**15  # per forward pass, so that long sentences do not fill the memory
 # On a CPU, tensors of 32 MB and more are slower: malloc maps them anew, and the system clears them each time.
@@ -49,7 +51,13 @@ def evaluating(net: ESIM) -> Iterator[None]:
 
 @torch.no_grad()
 def scored_batches(
-    net: ESIM, pairs: EncodedPairs, batch_size: int | None, *, precision: str = "fp32", **options: Any
+    net: ESIM,
+    pairs: EncodedPairs,
+    batch_size: int | None,
+    *,
+    precision: str = "fp32",
+    forward: Forward | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Yield batches of pairs with their logits, without dropout: float32 ``[B, number of labels]`` on the CPU.
 
@@ -58,23 +66,30 @@ def scored_batches(
         pairs: encoded pairs.
         batch_size: pairs per batch.
         precision: as for ``esim_fast.Classifier``.
+        forward: computes the logits of each batch instead, an ``esim_fast.captured.CapturedForward`` of the network.
         options: options of ``esim_fast.data.batches``. Empty parts of batches are skipped.
     """
     precision = inference_precision(precision, net.device, net)
     with evaluating(net):
-        for batch in batches(pairs, batch_size, shuffle=False, pin_memory=net.device.type == "cuda", **options):
-            if len(batch):
+        pinned = net.device.type == "cuda" and forward is None  # captured ones have pinned memory of their own
+        for batch in batches(pairs, batch_size, shuffle=False, pin_memory=pinned, **options):
+            if len(batch) and forward is not None:
+                yield batch, forward(batch.pairs)
+            elif len(batch):
                 yield batch, _logits(net, batch.pairs.to(net.device), precision).float().cpu()
 
 
 def scored_pairs(
-    net: ESIM, pairs: EncodedPairs, batch_size: int, *, precision: str = "fp32"
+    net: ESIM, pairs: EncodedPairs, batch_size: int, *, precision: str = "fp32", forward: Forward | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield indices of pairs with their logits, as in ``scored_batches``, encoding repeated sentences once if that
     pays.
 
-    Shared encoding changes logits only by rounding.
+    Shared encoding changes logits only by rounding. With ``forward``, pairs are scored whole.
     """
+    if forward is not None:
+        yield from _scored_whole(net, pairs, batch_size, precision, forward)
+        return
     parts = list(shared_sentences(pairs, _KEPT_TOKENS))
     if sum(part.words for part in parts) > (1 - _LEAST_REPEATED) * pairs.lengths.sum():
         yield from _scored_whole(net, pairs, batch_size, precision)
@@ -88,14 +103,15 @@ def scored_pairs(
 
 @torch.no_grad()
 def scored_shared(
-    net: ESIM, shared: SharedSentences, batch_size: int, *, precision: str = "fp32"
+    net: ESIM, shared: SharedSentences, batch_size: int, *, precision: str = "fp32", forward: Forward | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield indices and logits of pairs whose sentences are each encoded once; all encoded words are kept meanwhile.
 
-    No gradients are computed. A network with hooks or replaced forward passes gets whole pairs instead.
+    No gradients are computed. A network with hooks or replaced forward passes, and ``forward`` as in
+    ``scored_batches``, get whole pairs instead.
     """
-    if not is_as_made(net):
-        yield from _scored_whole(net, shared.pairs(shared.word_ids()), batch_size, precision)
+    if forward is not None or not is_as_made(net):
+        yield from _scored_whole(net, shared.pairs(shared.word_ids()), batch_size, precision, forward)
         return
     precision = inference_precision(precision, net.device, net)
     how: dict[str, Any] = {"shuffle": False, "pin_memory": net.device.type == "cuda", "max_tokens": _most_tokens(net)}
@@ -105,8 +121,11 @@ def scored_shared(
             yield batch.indices, compare(batch.pairs.to(net.device)).float().cpu()
 
 
-def _scored_whole(net: ESIM, pairs: EncodedPairs, batch_size: int, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch, scores in scored_batches(net, pairs, batch_size, max_tokens=_most_tokens(net), precision=precision):
+def _scored_whole(
+    net: ESIM, pairs: EncodedPairs, batch_size: int, precision: str, forward: Forward | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    how: dict[str, Any] = {"max_tokens": _most_tokens(net), "precision": precision, "forward": forward}
+    for batch, scores in scored_batches(net, pairs, batch_size, **how):
         yield batch.indices, scores
 
 

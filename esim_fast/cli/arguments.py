@@ -18,6 +18,7 @@ from .options import (
     Parser,
     UsageError,
     add_cache,
+    add_cuda_graphs,
     add_device,
     add_label_map,
     add_loading,
@@ -90,8 +91,7 @@ def train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resume", action="store_true", help="continue a run that stopped, with the same options")
     number = partial(command.add_argument, type=count, metavar="N")
     number("--checkpoint-steps", default=1000, help="steps between checkpoints within an epoch (default: %(default)s)")
-    graphs = "capture training steps as CUDA graphs; auto: off, because they have not run on a GPU yet (default: auto)"
-    command.add_argument("--cuda-graphs", choices=("on", "off", "auto"), default="auto", help=graphs)
+    add_cuda_graphs(command, "training steps")
     number("--seeds", help="train N models, with seeds counting up from --seed, in DIR/seed-…")
     scaling = "fit a temperature on dev, so that probabilities match how often the best model is right"
     command.add_argument("--calibrate", action="store_true", help=scaling)

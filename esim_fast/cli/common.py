@@ -19,6 +19,7 @@ from ..data.parallel import processors
 from ..data.parsing import NO_LABELS
 from ..data.records import bounded_lines
 from ..errors import one_line
+from ..graphs import wants_graphs
 from ..ops import persistent
 from ..ops.backends import backends_of_ops
 from ..quantized import inference_precision
@@ -33,7 +34,13 @@ def load_model(options: argparse.Namespace) -> Classifier:
     device, precision = device_of(options), getattr(options, "precision", "fp32")
     check_possible(inference_precision, precision, device)
     check_bilstm_backend(options, device)
+    cuda_graphs = getattr(options, "cuda_graphs", "auto")
+    try:
+        wants_graphs(cuda_graphs, device)
+    except ValueError as error:
+        raise UsageError(f"--{error}".replace("_", "-", 1)) from error
     how = {"precision": precision, "bilstm_backend": options.bilstm_backend, "tokenizer": options.tokenizer}
+    how["cuda_graphs"] = cuda_graphs
     model = Classifier.from_pretrained(options.model, device=device, **how)
     check_room(options, device, precision, model.net.config.hidden_size)
     return model

@@ -84,7 +84,13 @@ def add_model_use(command: argparse.ArgumentParser) -> None:
         default="fp32",
         help="bf16, fp16: autocast; int8: quantized, on CPUs with VNNI; auto: int8 or fp32 (default: %(default)s)",
     )
+    add_cuda_graphs(command, "the network")
     add_loading(command)
+
+
+def add_cuda_graphs(command: argparse.ArgumentParser, what: str) -> None:
+    graphs = f"capture {what} as CUDA graphs; auto: off, because they have not run on a GPU yet (default: auto)"
+    command.add_argument("--cuda-graphs", choices=("on", "off", "auto"), default="auto", help=graphs)
 
 
 def add_loading(command: argparse.ArgumentParser) -> None:

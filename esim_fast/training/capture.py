@@ -74,8 +74,6 @@ class CapturedStep:
         class_weights: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
-        if net.device.type != graphs.CUDAGraphs.device:
-            raise ValueError(f"expected a network on an NVIDIA GPU, got one on {net.device}")
         self.statistics, self.steps = Statistics(), 0
         self._net, self._optimizer, self._scaler, self._recipe = net, optimizer, scaler, recipe
         self._capacities, self._workers, self._class_weights = capacities, workers, class_weights

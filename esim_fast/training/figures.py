@@ -97,7 +97,7 @@ def check_dev(figure: Figure, model: Classifier, dev: EncodedPairs) -> None:
 
 
 def assess(
-    figure: Figure, model: Classifier, pairs: EncodedPairs, *, worker: Worker = ALONE, **size: Any
+    figure: Figure, model: Classifier, pairs: EncodedPairs, *, worker: Worker = ALONE, **options: Any
 ) -> dict[str, Any]:
     """Measure a model on labeled pairs, as a dictionary by field.
 
@@ -108,14 +108,14 @@ def assess(
         model: the model.
         pairs: labeled pairs, in its word ids.
         worker: as in ``evaluate``.
-        **size: ``batch_size`` and ``max_tokens``, as in ``evaluate``.
+        **options: ``batch_size``, ``max_tokens`` and ``forward``, as in ``evaluate``.
     """
     is_regression, gold = model.task == "regression", np.asarray(pairs.labels)
     logits = None
     if is_regression or figure not in (_ACCURACY, _LOSS) or model.threshold is not None:
         device = model.net.device if worker.count > 1 else "cpu"
         logits = torch.zeros(len(pairs), len(model.labels), device=device)
-    loss, share = evaluate(model.net, pairs, worker=worker, logits=logits, **size)
+    loss, share = evaluate(model.net, pairs, worker=worker, logits=logits, **options)
     if logits is None or not math.isfinite(loss):
         return {"loss": loss, "accuracy": share}
     logits = logits.cpu()

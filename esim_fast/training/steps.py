@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from ..config import autocast_dtype
 from ..data import Batch, EncodedPairs
 from ..model import ESIM
 from ..recipe import Recipe
-from ..scoring import scored_batches
+from ..scoring import Forward, scored_batches
 from .distributed import ALONE, Worker, average
 from .losses import summed_loss
 
@@ -104,6 +104,7 @@ def evaluate(
     max_tokens: int | None = None,
     worker: Worker = ALONE,
     logits: Tensor | None = None,
+    forward: Forward | None = None,
 ) -> Score:
     """Compute loss and accuracy on labeled pairs, without dropout.
 
@@ -116,9 +117,11 @@ def evaluate(
             gets the result.
         logits: float32 zeros ``[n, number of labels]``, filled in place with the logits of all pairs. With several
             processes, on the network's device.
+        forward: as in ``esim_fast.scoring.scored_batches``.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=net.device if worker.count > 1 else "cpu")
-    for batch, scores in scored_batches(net, pairs, batch_size, max_tokens=max_tokens, shard=worker):
+    how: dict[str, Any] = {"max_tokens": max_tokens, "shard": worker, "forward": forward}
+    for batch, scores in scored_batches(net, pairs, batch_size, **how):
         labels = cast(Tensor, batch.labels)
         loss, correct = summed_loss(scores, labels)
         sums[0] += float(loss)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..captured import CapturedForward
 from ..classifier import Classifier
 from ..data import Batch, Batches, EncodedPairs, batches
 from ..errors import DataError
@@ -82,8 +83,8 @@ class Trainer:
         settings: other values that must match the checkpoint's, such as a digest of the data.
         resume: continue from the directory's checkpoint, if there is one.
         checkpoint_steps: steps between the checkpoints within an epoch. Another is written at its end.
-        cuda_graphs: ``"on"`` captures training steps as CUDA graphs (``CapturedStep``), ``"off"`` runs them eagerly.
-            ``"auto"`` is ``"off"``, because captured steps have not run on a GPU yet.
+        cuda_graphs: ``"on"`` captures training steps (``CapturedStep``) and the evaluation on dev as CUDA graphs,
+            ``"off"`` runs them eagerly. ``"auto"`` is ``"off"``, because captured steps have not run on a GPU yet.
         on_begin: called by ``run`` once the directory has been written to, before the first step.
         on_epoch: called with the metrics of each epoch, before its checkpoint is written.
         on_step: called with the metrics of each step; on a GPU, some steps later.
@@ -165,11 +166,13 @@ class Trainer:
             )
         self.parallel: nn.Module = self.net
         self.captured: CapturedStep | None = None
+        self.forward: CapturedForward | None = None  # of the evaluation
         if captures:
             # Always those of the first epoch, so that a resumed run has the same.
             capacities = plan_capacities(step_sizes(self._batches(epoch=1), recipe.accumulate))
             trained = self.net, self.optimizer, self.scaler, recipe, capacities, self.worker.count, self.class_weights
             self.captured = CapturedStep(*trained, seed=_seed_of(recipe.seed, self.worker.rank))
+            self.forward = CapturedForward(self.model.net)
 
     @property
     def is_over(self) -> bool:
@@ -366,8 +369,8 @@ class Trainer:
         recipe = self.recipe
         size = None if recipe.max_tokens else min(_EVALUATED, max(1, 4 * recipe.batch_size // recipe.accumulate))
         with _naming_what_is_too_large(lambda: f"epoch {self.progress.epoch}, evaluation on dev"):
-            sizes = {"batch_size": size, "max_tokens": recipe.max_tokens}
-            found = assess(self.figure, self.model, self.dev, worker=self.worker, **sizes)
+            how = {"batch_size": size, "max_tokens": recipe.max_tokens, "forward": self.forward}
+            found = assess(self.figure, self.model, self.dev, worker=self.worker, **how)
         if not math.isfinite(found["loss"]):
             raise NotFiniteError(f"epoch {self.progress.epoch}: the loss on dev is {found['loss']}; {_RATE_HINT}", [])
         return found
