@@ -8,8 +8,12 @@ from torch.utils._pytree import tree_flatten
 
 from tests.fake_gpu.process import FAKE, GPU
 
-from esim_fast import ESIM, pack_pairs  # isort: skip
+from tests.fake_gpu.captured import OnFakeGPU  # isort: skip
+
+from esim_fast import ESIM, graphs, pack_pairs  # isort: skip
 from esim_fast.captured import CapturedForward  # isort: skip
+
+graphs.CUDAGraphs = OnFakeGPU
 
 
 def random_pairs(seed, capacity=32):

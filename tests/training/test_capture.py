@@ -372,10 +372,13 @@ class TestTrainer:
             model = new_model(dropout=0.0)
             trainer = new_trainer(self.RECIPE, tmp_path / use, model, pairs(156, 1), cuda_graphs=use)
             weights.append((trainer.run(), torch.cat([weight.flatten() for weight in model.net.parameters()])))
+            forward = trainer.forward and vars(trainer.forward.statistics)
+            assert forward == ({"replayed": 5, "eager": 4, "captured": 2} if use == "on" else None)  # 9 batches of dev
         (history, found), (expected_history, expected) = weights
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
         for metrics, others in zip(history, expected_history, strict=True):
             assert metrics.train_loss == pytest.approx(others.train_loss, rel=1e-4)
+            assert metrics.dev_loss == pytest.approx(others.dev_loss, rel=1e-4)
             assert (metrics.train_accuracy, metrics.dev_accuracy) == (others.train_accuracy, others.dev_accuracy)
             assert "eager_steps" not in others.as_dict()
         counts = [(m.replayed_steps, m.eager_steps, m.captured_graphs) for m in history]
