@@ -28,11 +28,11 @@ class CapturedForward:
         for batch in batches(pairs, 256, shuffle=False):
             logits = forward(batch.pairs)
 
-    Each batch is padded to its capacity, on a grid whose steps are at most 25 % for larger batches. A capacity's first
-    two batches run eagerly, then a graph is captured, up to 24 graphs; batches of further capacities stay eager.
-    Batches with sentences of more than 64 words, with more than 4,096 pairs or with more than 32,768 words run eagerly
-    and unpadded. So does everything while the network has hooks, replaced forward passes or a compiled call, runs on
-    other kernels than Triton's and CUDA's, or autocast is on around the call; a warning says why.
+    Each batch is padded to its capacity, by at most 25 % above 32 pairs and 128 words. A capacity's first two batches
+    run eagerly, then a graph is captured, up to 24 graphs; batches of further capacities stay eager. Batches with
+    sentences of more than 64 words, with more than 4,096 pairs or with more than 32,768 words run eagerly and unpadded.
+    So does everything while the network has hooks, replaced forward passes or a compiled call, runs on other kernels
+    than Triton's and CUDA's, or autocast is on around the call; a warning says why.
 
     Graphs read the parameters, so they follow changes in place. They are dropped when parameters have been moved or
     converted, or the network's mode has changed. They keep settings of torch, such as TF32, from when they were

@@ -8,6 +8,7 @@ between batches of a capacity is copied to the same memory. Training steps (trai
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .ops.bilstm import is_plain_fp32
 EAGER_USES = 2  # of a capacity, before a graph is captured for it
 
 _ALIGNMENT = 16  # bytes, for vector loads
+_CAPTURING = Lock()  # torch captures everything on one stream, so two threads must not capture at once
 
 
 class CUDAGraphs:
@@ -51,7 +53,7 @@ class CUDAGraphs:
         """Return a function that repeats what ``work`` launches; capturing does not execute it."""
         graph = torch.cuda.CUDAGraph()
         # In other modes, a thread that pins memory meanwhile would fail.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with _CAPTURING, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         return graph.replay
 

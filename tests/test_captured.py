@@ -1,22 +1,27 @@
 """Captured forward passes give the logits of others. Without a GPU, a graph calls the captured function again, which
 finds nothing new but what was copied to the memory that it reads."""
 
+import contextlib
 import copy
 import pickle
 import threading
 import time
+import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from esim_fast import ESIM, Classifier, captured, graphs, pack_pairs
+from esim_fast import ESIM, Classifier, captured, graphs, pack_pairs, scoring
 from esim_fast.captured import CapturedForward
 from esim_fast.data import Vocabulary
+from esim_fast.graphs import CUDAGraphs
 from tests.training.training_tasks import GraphsOnCPU
 
 WORDS = 40
 SENTENCES = ["", "a b", "c", "b a d", "e f g h i j", "c c a", "k l a b c", "d"]
+PAIRS = [(premise, hypothesis) for premise in SENTENCES for hypothesis in SENTENCES]
 
 
 @pytest.fixture(autouse=True)
@@ -129,15 +134,16 @@ class TestLogits:
         forward = CapturedForward(net)
         seen = []
 
-        def spy(received, pairs=ESIM.forward):
+        def spy(net, precision, pairs, logits):
             memory = forward._inbox._memory
-            places = [tensor.data_ptr() - memory.data_ptr() for tensor in (received.tokens, received.addresses)]
+            places = [tensor.data_ptr() - memory.data_ptr() for tensor in (pairs.tokens, pairs.addresses)]
             assert all(0 <= place < len(memory) for place in places)
-            assert (received.batch_sizes, received.words) == (None, None)
-            seen.append((places, received.longest, len(received), len(received.tokens)))
-            return pairs(net, received)
+            assert (pairs.batch_sizes, pairs.words) == (None, None)
+            seen.append((places, pairs.longest, len(pairs), len(pairs.tokens)))
+            compute(net, precision, pairs, logits)
 
-        monkeypatch.setattr(captured, "_compute", lambda net, _, pairs, logits: logits[: len(pairs)].copy_(spy(pairs)))
+        compute = captured._compute
+        monkeypatch.setattr(captured, "_compute", spy)
         for seed in range(5):
             forward(equal_pairs(seed, words=3 + seed % 2))
         assert len({str(what) for what in seen}) == 1
@@ -148,7 +154,7 @@ class TestLogits:
     def test_replayed_ones_equal_eager_ones_on_a_gpu(self, monkeypatch, precision):
         """Whatever is in the memory that graphs share."""
 
-        class Poisoned(graphs.CUDAGraphs):
+        class Poisoned(CUDAGraphs):
             def capture(self, work):
                 def poison():
                     tensors = [torch.full((size,), torch.nan, device="cuda") for size in [2**16] * 64 + [2**21] * 16]
@@ -193,23 +199,23 @@ class TestCapacities:
 
     def test_batches_that_are_too_large(self, monkeypatch):
         """They run as without graphs, also between others."""
-        monkeypatch.setattr(captured, "_MOST_ROWS", 64)
+        monkeypatch.setattr(captured, "_MOST_ROWS", 80)
         monkeypatch.setattr(captured, "_MOST_PAIRS", 8)
         net = new_net()
         forward = CapturedForward(net)
         small = equal_pairs(2)
-        for large in (equal_pairs(1, 1, 65), equal_pairs(1, 9, 1), equal_pairs(1, 8, 5)):
+        long = pack_pairs(torch.full((1, 65), 2), torch.full((1, 1), 3), [65], [1])
+        for large in (long, equal_pairs(1, 9, 1), equal_pairs(1, 8, 6)):
             for pairs in (large, small) * 3:
                 assert_equal_up_to_rounding(forward(pairs), exact(net, pairs))
         assert counts(forward) == (7, 9 + 2, 1)
-        for pairs in (equal_pairs(1, 1, 32), equal_pairs(1, 8, 1), equal_pairs(1, 8, 4)):  # are not too large
+        long = pack_pairs(torch.full((1, 64), 2), torch.full((1, 1), 3), [64], [1])
+        for pairs in (long, equal_pairs(1, 8, 1), equal_pairs(1, 8, 5)):  # are not too large
             for _ in range(3):
                 forward(pairs)
         assert counts(forward) == (7 + 3, 9 + 2 + 6, 4)
 
     def test_the_bounds_are_those_of_a_forward_pass(self):
-        from esim_fast import scoring
-
         assert captured._MOST_ROWS == scoring._MOST_TOKENS
         for unit, most in ((captured._ROWS, captured._MOST_ROWS), (captured._PAIRS, captured._MOST_PAIRS)):
             assert captured._rounded_up(most, unit) == most
@@ -259,7 +265,7 @@ class TestChanges:
         assert counts(forward) == ((4, 4, 2) if dropped else (6, 2, 1))
 
     def test_a_network_that_the_kernels_do_not_support_any_more(self, monkeypatch):
-        monkeypatch.setattr(GraphsOnCPU, "obstacle", graphs.CUDAGraphs.__mro__[1].obstacle)
+        monkeypatch.setattr(GraphsOnCPU, "obstacle", CUDAGraphs.obstacle)
         monkeypatch.setattr(graphs, "runs_on", lambda *_: True)
         net = new_net()
         forward = CapturedForward(net)
@@ -285,8 +291,6 @@ class TestChanges:
 
     def test_nothing_keeps_the_network(self):
         """Without waiting for the garbage collector, which knows nothing of a GPU's memory."""
-        import weakref
-
         net = new_net()
         forward = CapturedForward(net)
         for seed in range(3):
@@ -377,9 +381,29 @@ def test_threads(monkeypatch):
     assert counts(forward) == (46, 2, 1)
 
 
-class TestClassifier:
-    PAIRS = [(premise, hypothesis) for premise in SENTENCES for hypothesis in SENTENCES]  # noqa: RUF012
+def test_threads_do_not_capture_at_once(monkeypatch):
+    """Graphs of two networks, which torch captures on the same stream."""
+    busy, done = threading.Lock(), []
 
+    @contextlib.contextmanager
+    def capturing(graph, **_):
+        if busy.acquire(blocking=False):
+            yield
+            done.append(graph)
+            busy.release()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    arguments = mock.Mock(), lambda: time.sleep(0.01)
+    threads = [threading.Thread(target=CUDAGraphs.capture, args=arguments) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 4
+
+
+class TestClassifier:
     @pytest.fixture
     def model(self):
         words = ["<unk>", "<pad>", *map(chr, range(97, 97 + WORDS - 2))]
@@ -392,18 +416,18 @@ class TestClassifier:
         return found
 
     def test_predict(self, model):
-        expected = self.plain(model).predict(self.PAIRS)
+        expected = self.plain(model).predict(PAIRS)
         for _ in range(3):
-            found = model.predict(self.PAIRS, batch_size=16)
+            found = model.predict(PAIRS, batch_size=16)
             assert found.labels == expected.labels
             assert_equal_up_to_rounding(found.probabilities, expected.probabilities)
         assert counts(model.captured)[0] > 3
         assert sum(counts(model.captured)[:2]) == 12
 
     def test_one_pair(self, model):
-        expected = self.plain(model).predict(self.PAIRS[12])
+        expected = self.plain(model).predict(PAIRS[12])
         for _ in range(4):
-            label, probabilities = model.predict(self.PAIRS[12])
+            label, probabilities = model.predict(PAIRS[12])
             assert label == expected.label
             assert_equal_up_to_rounding(probabilities, expected.probabilities)
         assert counts(model.captured) == (2, 2, 1)
@@ -419,30 +443,30 @@ class TestClassifier:
 
     def test_in_training_mode(self, model):
         """Whoever trains the network finds it in the mode that it was in."""
-        expected = model.predict(self.PAIRS)
+        expected = model.predict(PAIRS)
         model.net.train()
         for _ in range(3):
-            assert torch.equal(model.predict(self.PAIRS).probabilities, expected.probabilities)
+            assert torch.equal(model.predict(PAIRS).probabilities, expected.probabilities)
         assert model.net.training
         assert counts(model.captured) == (2, 2, 1)
 
     @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
     def test_copies_have_graphs_of_their_own(self, model, copied):
         for _ in range(3):
-            expected = model.predict(self.PAIRS)
+            expected = model.predict(PAIRS)
         other = copied(model)
         assert other.cuda_graphs == "on"
         assert other.captured is not model.captured
         assert counts(other.captured) == (0, 0, 0)
-        assert torch.equal(other.predict(self.PAIRS).probabilities, expected.probabilities)
+        assert torch.equal(other.predict(PAIRS).probabilities, expected.probabilities)
         assert counts(model.captured) == (1, 2, 1)
 
     def test_saved_models(self, model, tmp_path):
-        model.predict(self.PAIRS)
+        model.predict(PAIRS)
         model.save_pretrained(tmp_path)
         assert Classifier.from_pretrained(tmp_path).captured is None
         loaded = Classifier.from_pretrained(tmp_path, device="cpu", cuda_graphs="on")
-        assert torch.equal(loaded.predict(self.PAIRS).probabilities, model.predict(self.PAIRS).probabilities)
+        assert torch.equal(loaded.predict(PAIRS).probabilities, model.predict(PAIRS).probabilities)
         assert counts(loaded.captured) == (0, 1, 0)
 
     def test_another_network_or_precision(self, model):
@@ -450,8 +474,8 @@ class TestClassifier:
         assert model.captured is first
         model.net = copy.deepcopy(model.net)
         torch.nn.init.normal_(model.net.linear.mlp[3].weight)
-        expected = self.plain(model).predict(self.PAIRS).probabilities
-        assert_equal_up_to_rounding(model.predict(self.PAIRS).probabilities, expected)
+        expected = self.plain(model).predict(PAIRS).probabilities
+        assert_equal_up_to_rounding(model.predict(PAIRS).probabilities, expected)
         assert counts(first) == (0, 0, 0)
         model.precision = "bf16"
         assert model.captured.precision == "bf16"
@@ -468,7 +492,7 @@ class TestClassifier:
             lambda: Classifier(net, vocabulary, labels, cuda_graphs="on"),
             lambda: Classifier.from_pretrained(tmp_path, device="cpu", cuda_graphs="on"),
             lambda: model.to("cpu"),
-            lambda: model.predict(self.PAIRS),
+            lambda: model.predict(PAIRS),
         ):
             with pytest.raises(ValueError, match=message):
                 refuse()
