@@ -35,15 +35,20 @@ def load_model(options: argparse.Namespace) -> Classifier:
     check_possible(inference_precision, precision, device)
     check_bilstm_backend(options, device)
     cuda_graphs = getattr(options, "cuda_graphs", "auto")
+    check_cuda_graphs(cuda_graphs, device)
+    how = {"precision": precision, "bilstm_backend": options.bilstm_backend, "tokenizer": options.tokenizer}
+    model = Classifier.from_pretrained(options.model, device=device, cuda_graphs=cuda_graphs, **how)
+    check_room(options, device, precision, model.net.config.hidden_size)
+    return model
+
+
+def check_cuda_graphs(cuda_graphs: str, device: torch.device) -> None:
+    """Raise UsageError if --cuda-graphs is on and the device has none."""
     try:
         wants_graphs(cuda_graphs, device)
     except ValueError as error:
-        raise UsageError(f"--{error}".replace("_", "-", 1)) from error
-    how = {"precision": precision, "bilstm_backend": options.bilstm_backend, "tokenizer": options.tokenizer}
-    how["cuda_graphs"] = cuda_graphs
-    model = Classifier.from_pretrained(options.model, device=device, **how)
-    check_room(options, device, precision, model.net.config.hidden_size)
-    return model
+        reason = str(error).removeprefix("cuda_graphs: ")
+        raise UsageError(f"--cuda-graphs: {reason}") from error
 
 
 def check_bilstm_backend(options: argparse.Namespace, device: torch.device) -> None:
