@@ -266,7 +266,7 @@ class Classifier(Trainable):
         """Rank candidates for a query, in the format of sentence-transformers' ``CrossEncoder.rank``.
 
         The query is the premise and each candidate a hypothesis. No gradients are computed. Each sentence is encoded
-        once for all the pairs that are scored together.
+        once for all the pairs that are scored together, except with CUDA graphs.
 
         Args:
             query: a sentence, or a list of sentences.

@@ -107,8 +107,8 @@ def scored_shared(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield indices and logits of pairs whose sentences are each encoded once; all encoded words are kept meanwhile.
 
-    No gradients are computed. A network with hooks or replaced forward passes, and ``forward`` as in
-    ``scored_batches``, get whole pairs instead.
+    No gradients are computed. Pairs are scored whole instead if the network has hooks or replaced forward passes, or
+    with ``forward``, which is as in ``scored_batches``.
     """
     if forward is not None or not is_as_made(net):
         yield from _scored_whole(net, shared.pairs(shared.word_ids()), batch_size, precision, forward)
