@@ -101,6 +101,7 @@ def script() -> dict[str, object]:
     return {
         **{"torch": torch, "device": torch.device("cpu"), "hidden_size": 6, "embedding_dim": 8, "num_labels": 3},
         **{"vocab": range(20), "vectors": torch.randn(20, 8), "embeddings": torch.randn(20, 8)},
+        "pairs": EncodedPairs([[2, 3], [4, 5, 6], [7]], [[8], [9, 10], [11]], [0, 1, 2]),
         "train_iter": [SimpleNamespace(premise=(ids[0], None), hypothesis=(ids[1], None), label=label)] * 2,
         **dict(zip(("premise", "hypothesis", "premises", "hypotheses"), ids * 2, strict=True)),
         **dict(zip(("p_lengths", "h_lengths", "a_lengths", "b_lengths"), lengths * 2, strict=True)),

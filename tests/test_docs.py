@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import esim_fast
-from esim_fast import Classifier, metrics, recipe
+from esim_fast import Classifier, graphs, metrics, recipe
 from tests import documented_files
 from tests.pages import PAGES, READMES, ROOT, SHOWN, blocks, needs, run, run_line, skip_without, text_of
+from tests.training.training_tasks import GraphsOnCPU
 
 # What a page's code shows is a part of a training script, or of a network, that the reader has.
 WITH_A_SCRIPT = {*READMES, "docs/checkpoints.md", "docs/ops.md", "docs/differences.md", "docs/how-it-works.md"}
@@ -43,9 +44,11 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def folder(files, tmp_path, monkeypatch):
-    """With the files that pages name; networks are small there, and runs short, unless a page says otherwise."""
+    """With the files that pages name; networks are small there, and runs short, unless a page says otherwise. CUDA
+    graphs are replaced by ones that run on a CPU."""
     shutil.copytree(files, tmp_path / "folder")
     monkeypatch.chdir(tmp_path / "folder")
+    monkeypatch.setattr(graphs, "CUDAGraphs", GraphsOnCPU)
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # a minute less
     sizes = recipe.ModelOptions.__init__.__defaults__
