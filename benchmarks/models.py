@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.baselines import EAGER, PADDING, Coetaur0ESIM, NotebookESIM
 from benchmarks.corpus import VOCABULARY, PairBatch, make_batches
-from benchmarks.measure import DEVICE, Call, Variant, precision_set, saved_bytes
+from benchmarks.measure import DEVICE, DRY_RUN, Call, Variant, precision_set, saved_bytes
 from esim_fast import ESIM
 
-HIDDEN, WIDTH, _, LABELS = SIZES = 300, 300, VOCABULARY, 3
+HIDDEN, WIDTH, _, LABELS = SIZES = (16, 16, VOCABULARY, 3) if DRY_RUN else (300, 300, VOCABULARY, 3)
 PEERS = (EAGER, "coetaur0 style")
 COMPILED = ("torch.compile of eager", "torch.compile of coetaur0 style")
 OURS = ("esim_fast, ids alone", "esim_fast, with lengths", "esim_fast, packed batches")
