@@ -1,4 +1,4 @@
-"""The CUDA kernel of the BiLSTM on a GPU: tests, sanitizer, and times against cuDNN and Triton.
+"""Times of the CUDA kernel of the BiLSTM, of a time step and of a layer against cuDNN and Triton.
 
     python -m benchmarks.bilstm_steps [--json FILE] [--dry-run]
 
@@ -7,9 +7,6 @@ kernel takes 8, 16 and 64 of them at once on a GPU with room for 16 clusters of 
 at a small size without a GPU, with PyTorch's LSTM in the kernel's place.
 """
 
-import os
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -23,58 +20,24 @@ from benchmarks.measure import FULL_SIZE, machine, precision_set
 from esim_fast.cli.options import Parser
 from esim_fast.files import write_json
 from esim_fast.ops import bilstm, bilstm_backends
-from tools.sanitize_cuda import SUMMARY, sanitizer
 
-ROOT = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKEND = "cuda" if DEVICE.type == "cuda" else "reference"
 UNITS, WORDS = (300, [8, 16, 32]) if FULL_SIZE else (7, [2, 3, 4])
 SENTENCES = {8: 64, 16: 128, 64: 512} if FULL_SIZE else {8: 3}  # of a launch, by those that a cluster takes
 PRECISIONS = ("bf16", "fp16", "tf32")
-LIMIT = 60  # seconds for the tests, and for each tool of the sanitizer
 
 
-def main() -> int:
+def main() -> None:
     parser = Parser(prog="python -m benchmarks.bilstm_steps", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--small", action="store_true", help="for the processes that this program starts")
     options = parser.parse_args()
-    if options.small:
-        small()
-        return 0
     if DEVICE.type == "cpu" and not options.dry_run:
         parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
-    figures: dict[str, object] = {"checks": checks(options.dry_run)}
-    print(figures["checks"], flush=True)
-    figures |= {"microseconds_per_step": steps(), "layers": layers()}
+    figures = {"microseconds_per_step": steps(), "layers": layers()}
     if options.json:
         write_json(options.json, {**machine(), **figures})
-    return 1 if "failed" in str(figures["checks"]) else 0
-
-
-def checks(dry_run: bool) -> dict[str, str]:
-    """The kernel's tests, and small batches under compute-sanitizer: how each ended."""
-    small = [sys.executable, "-m", "benchmarks.bilstm_steps", "--small"]
-    files = ["tests/ops/test_bilstm_cuda.py", "tests/ops/test_bilstm.py"]
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", "cuda", *files]
-    commands = {"small batches": small} if dry_run else {"tests": tests}
-    if not dry_run and (tool := sanitizer()):
-        how = ["--target-processes", "application-only", "--report-api-errors", "no", "--error-exitcode", "86"]
-        commands |= {name: [tool, "--tool", name, *how, *small] for name in ("racecheck", "memcheck")}
-    return {name: _outcome(command) for name, command in commands.items()}
-
-
-def _outcome(command: list[str]) -> str:
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return f"failed: takes more than {LIMIT} s"
-    found = sum(int(errors or hazards) for errors, hazards in SUMMARY.findall(done.stdout))
-    if not done.returncode and not found:
-        return "done"
-    return f"failed: exit code {done.returncode}, {found} errors\n{(done.stdout + done.stderr)[-2000:]}"
 
 
 class Layer:
@@ -107,18 +70,6 @@ class Layer:
             _microseconds(lambda: ops.bilstm_cuda(gates, *weights, *layout)),
             _microseconds(lambda: ops.bilstm_cuda_backward(self.grad, c, gates, *weights, *layout)),
         )
-
-
-def small() -> None:
-    """Ragged batches of small layers, each exchange and format, for the sanitizer."""
-    for units in (7, 77):
-        for precision in (*PRECISIONS, "fp32"):
-            layer = Layer([6, 3, 3, 1], units, precision if DEVICE.type == "cuda" else "fp32")
-            with precision_set("tf32" if precision == "tf32" else "fp32"):
-                if BACKEND in bilstm_backends(layer.lstm, layer.x, layer.sizes):
-                    layer.run(BACKEND)
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _microseconds(call) -> float:
@@ -175,4 +126,4 @@ def layers() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,83 +1,176 @@
 """Test and benchmark the library on an NVIDIA GPU, the most important parts first.
 
-    python -m benchmarks.gpu [--minutes 30] [--out DIR] [--parts NAME ...] [--dry-run]
+    python -m benchmarks.gpu [--minutes 8] [--out DIR] [--parts NAME ...] [--changed] [--dry-run]
 
-Each part runs in a process and writes its log and its JSON to DIR; run.json records how it ended. The exit code is 1 if
-a part failed. --dry-run tries everything once, at a small size, without a GPU.
+Each part runs in a process and writes its log and its JSON to DIR; run.json records how it ended. At the end,
+verdicts.md compares what was measured with the targets (benchmarks/verdicts.py). The exit code is 1 if a part failed;
+a missed target is no failure. --changed repeats those parts of the run in DIR whose files have changed since or that
+did not end well, except the sweep: first what is timed, the shortest first, then tests. --dry-run tries everything
+once, at a small size, without a GPU.
 """
 
+import hashlib
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from benchmarks import measure, report
+from benchmarks import measure, report, verdicts
 from esim_fast import build_info
 from esim_fast.cli.options import Parser, UsageError, rate
 from esim_fast.files import write_json
+from tools.sanitize_cuda import NOT_THERE
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT, LEAST, PATIENCE = 480.0, 15.0, 10.0  # seconds of a part: at most, at least, and to end after an interrupt
-# The most important first. Each benchmark is a file and a -k, because pytest-benchmark writes its JSON at the end.
-ORDER = """tests sanitizer bilstm masked_pool-bf16 local_inference-bf16 bilstm-bf16
-training-32-bf16 training-512-bf16 inference-32-bf16 inference-512-bf16 end_to_end-bf16
-bilstm-tf32 training-32-tf32 training-512-tf32 inference-32-tf32 inference-512-tf32
-masked_pool-fp32 local_inference-fp32 bilstm-fp32 training-32-fp32 inference-32-fp32 inference-cross_encoders
-training-1024-bf16 inference-1024-bf16 inference-1-bf16 sweep"""
-PARTS = ORDER.split()
+# A part may take this many times its estimate. It is not started with fewer than LEAST seconds left, and has PATIENCE
+# seconds to end after an interrupt.
+SLACK, LEAST, PATIENCE = 1.5, 15.0, 10.0
 
 
-def arguments_of(part: str, dry_run: bool) -> str:
+class Part(NamedTuple):
+    """A step of the run.
+
+    Attributes:
+        seconds: an estimate; none of these has been measured yet. None: as long as there is time.
+        command: the command line after python -m.
+        sources: what its result depends on, besides benchmarks/measure.py; patterns of files.
+    """
+
+    seconds: float | None
+    command: str
+    sources: str
+
+
+EVERYTHING = "esim_fast/**/*.py csrc/*"
+KERNELS = "esim_fast/ops/**/*.py csrc/*"
+LOCAL_INFERENCE = "esim_fast/ops/local_inference.py esim_fast/ops/triton/[!bcd]*.py"
+BILSTM = "esim_fast/ops/bilstm.py esim_fast/ops/persistent.py esim_fast/ops/triton/bilstm.py csrc/bilstm_cuda*"
+STEPS = f"{EVERYTHING} benchmarks/captured_steps.py benchmarks/baselines.py benchmarks/models.py benchmarks/corpus.py"
+OPS = "benchmarks/conftest.py benchmarks/baselines.py benchmarks/corpus.py"
+# The most important first. By the estimates, tests and sanitizer together take 100 seconds, and everything up to the
+# sweep 380, which leaves the sweep 100 of 8 minutes.
+PARTS = {
+    "tests": Part(100, "pytest -m gpu {workers} tests", f"{EVERYTHING} tests/**/*.py"),
+    "sanitizer": Part(100, "tools.sanitize_cuda {dry} --json {json}", f"{KERNELS} tools/sanitize_cuda.py"),
+    "ceilings": Part(10, "benchmarks.ceilings {dry} --json {json}", "benchmarks/ceilings.py"),
+    "captured": Part(120, "benchmarks.captured_steps {dry} --json {json}", STEPS),
+    "bilstm": Part(25, "benchmarks.bilstm_steps {dry} --json {json}", f"{BILSTM} benchmarks/bilstm_steps.py"),
+    "local_inference": Part(
+        50,
+        "pytest benchmarks/test_local_inference.py {quick} -k 'bf16 and device and (notebook or compile or packed)'",
+        f"{LOCAL_INFERENCE} {OPS} benchmarks/test_local_inference.py",
+    ),
+    "masked_pool": Part(
+        15,
+        "pytest benchmarks/test_masked_pool.py {quick} -k device",
+        f"esim_fast/ops/masked_pool.py csrc/masked_pool* csrc/rows.h {OPS} benchmarks/test_masked_pool.py",
+    ),
+    "epoch": Part(60, "benchmarks.epoch {dry} --json {json}", f"{STEPS} benchmarks/epoch.py"),
+    "sweep": Part(None, "benchmarks.sweep {dry} --minutes {minutes} --json {json}", LOCAL_INFERENCE),
+    "captured-fp32": Part(65, "benchmarks.captured_steps --precisions fp32 {dry} --json {json}", STEPS),
+}
+DEFAULT = [name for name in PARTS if name != "captured-fp32"]
+UNTIMED = ["tests", "sanitizer"]  # run at the same time
+REPORTED = ["captured", "captured-fp32", "local_inference", "masked_pool"]  # parts with figures in report.md
+
+
+def digest(part: Part) -> str:
+    """A digest of the part's command and of the files that its result depends on."""
+    found = hashlib.sha256(part.command.encode())
+    for pattern in ["benchmarks/measure.py", *part.sources.split()]:
+        for file in sorted(ROOT.glob(pattern)):
+            found.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def changed(before: dict[str, dict]) -> list[str]:
+    """The parts of a run that are out of date."""
+    done = {name for name, part in before.items() if part["outcome"] in (verdicts.DONE, verdicts.NO_SANITIZER)}
+    current = {name for name in done if before[name]["digest"] == digest(PARTS[name])}
+    return [name for name in DEFAULT if name != "sweep" and name not in current]
+
+
+def stages(chosen: Sequence[str], untimed_last: bool) -> list[list[str]]:
+    """In which order parts run, and which of them at the same time: those that are not timed."""
+    untimed = [name for name in PARTS if name in chosen and name in UNTIMED]
+    timed = [[name] for name in PARTS if name in chosen and name not in UNTIMED]
+    if untimed_last:  # and the others from the shortest on
+        return [*sorted(timed, key=lambda names: PARTS[names[0]].seconds or 0), untimed]
+    return [untimed, *timed]
+
+
+def arguments_of(part: Part, result: Path, left: float, dry_run: bool) -> list[str]:
     """The command line after python -m."""
-    dry, how = ("--dry-run", "disable") if dry_run else ("", "json={json}")
-    workers = f"-n {min(12, os.cpu_count() or 1)}" if find_spec("xdist") else ""
-    name, _, which = part.partition("-")
-    others = {
-        "tests": f"pytest -m gpu {workers} tests",
-        "sanitizer": f"tools.sanitize_cuda {dry} --json {{json}}",
-        "bilstm": f"benchmarks.bilstm_steps {dry} --json {{json}}",
-        "sweep": f"benchmarks.sweep {dry} --minutes {{minutes}} --json {{json}}",
+    file = shlex.quote(str(result))
+    values = {
+        "dry": "--dry-run" if dry_run else "",
+        "json": file,
+        "minutes": max(0.5, left / 60 - 0.5),
+        "quick": "--benchmark-disable" if dry_run else f"--benchmark-max-time=0.4 --benchmark-json={file}",
+        "workers": f"-n {min(12, os.cpu_count() or 1)}" if find_spec("xdist") else "",
     }
-    return others.get(part, f"pytest benchmarks/test_{name}.py -k {which} --benchmark-{how}")
+    return shlex.split(part.command.format(**values))
 
 
-def run(name: str, arguments: str, folder: Path, left: float) -> str:
-    """Run a part and return how it ended."""
-    limit = left if name == "sweep" else min(left, LIMIT)  # the sweep gets its limit as an option
+@contextmanager
+def started(name: str, folder: Path, left: float, dry_run: bool) -> Iterator[Callable[[], str]]:
+    """Start a part; yields a function that waits for its end and returns how it ended."""
+    part = PARTS[name]
+    limit = min(left, SLACK * (part.seconds or left))
     if left < LEAST:
-        return "not started: out of time"
-    (json := folder / f"{name}.json").unlink(missing_ok=True)  # from an earlier run
-    values = {"json": json, "minutes": max(0.5, left // 60 - 1)}
-    command = [sys.executable, "-m", *(argument.format(**values) for argument in arguments.split())]
+        yield lambda: "not started: out of time"
+        return
+    (result := folder / f"{name}.json").unlink(missing_ok=True)  # from an earlier run
+    command, begin = [sys.executable, "-m", *arguments_of(part, result, left, dry_run)], time.monotonic()
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def outcome() -> str:
         try:
-            process.wait(limit)
+            code = process.wait(begin + limit - time.monotonic())
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
             return f"failed: takes more than {limit:.0f} s" if limit < left else "interrupted: out of time"
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its remaining children
-            process.wait()
-    outcome = f"failed: exit code {process.returncode}" if process.returncode else "done"
-    return "skipped: no working compute-sanitizer" if (name, process.returncode) == ("sanitizer", 3) else outcome
+        if (name, code) == ("sanitizer", NOT_THERE):
+            return verdicts.NO_SANITIZER
+        return f"failed: exit code {code}" if code else verdicts.DONE
+
+    try:
+        yield outcome
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what is left of it
+        process.wait()
+
+
+def run_before(folder: Path) -> dict[str, dict]:
+    """How the parts of the run in the folder ended."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))["parts"]
+    except OSError as error:
+        raise UsageError(f"{folder / 'run.json'}: {error.strerror}; run without --changed first") from error
 
 
 def main() -> int:
     parser = Parser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=rate, default=30.0, help="default: %(default)s")
+    parser.add_argument("--minutes", type=rate, default=8.0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/<GPU>-<date>")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME", help=", ".join(PARTS))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--parts", nargs="+", choices=list(PARTS), metavar="NAME", help=", ".join(PARTS))
+    which.add_argument("--changed", action="store_true", help="parts of the run in DIR that are out of date")
     parser.add_argument("--dry-run", action="store_true", help="on a machine without a GPU")
     options, on_gpu = parser.parse_args(), torch.cuda.is_available()
     if on_gpu == options.dry_run:
@@ -86,22 +179,29 @@ def main() -> int:
     if on_gpu and architecture not in {name.removesuffix("+PTX") for name in build_info()["cuda"]}:
         parser.error(f"the extension has no code for this GPU (TORCH_CUDA_ARCH_LIST={architecture} pip install .)")
     name = f"{torch.cuda.get_device_name() if on_gpu else 'dry run'} {date.today()}".lower().replace(" ", "-")
-    folder, end, ended = (options.out or report.RESULTS / name).resolve(), time.monotonic() + 60 * options.minutes, {}
+    folder, end = (options.out or report.RESULTS / name).resolve(), time.monotonic() + 60 * options.minutes
     os.environ["ESIM_FAST_DRY_RUN"] = str(int(options.dry_run))
-    chosen = {name: arguments_of(name, options.dry_run) for name in PARTS if name in options.parts}
     try:
+        ended = run_before(folder) if options.changed else {}
+        chosen = changed(ended) if options.changed else options.parts or DEFAULT
         folder.mkdir(parents=True, exist_ok=True)
-        for name, arguments in chosen.items():
-            begin = time.monotonic()
-            outcome = run(name, arguments, folder, end - begin)
-            ended[name] = {"outcome": outcome, "seconds": round(time.monotonic() - begin, 1), "arguments": arguments}
-            print(f"{name}: {outcome}, {ended[name]['seconds']} s", flush=True)
-            write_json(folder / "run.json", {**measure.machine(), "dry_run": options.dry_run, "parts": ended})
-        files = [file for file in sorted(folder.glob("*-*.json")) if file.stat().st_size]  # unfinished ones are empty
+        for together in stages(chosen, untimed_last=options.changed):
+            begin, digests = time.monotonic(), {name: digest(PARTS[name]) for name in together}
+            with ExitStack() as stack:
+                running = [
+                    stack.enter_context(started(name, folder, end - begin, options.dry_run)) for name in together
+                ]
+                for name, outcome in zip(together, running, strict=True):
+                    found = {"outcome": outcome(), "seconds": round(time.monotonic() - begin, 1)}
+                    ended[name] = {**found, "digest": digests[name]}
+                    print(f"{name}: {found['outcome']}, {found['seconds']} s", flush=True)
+                    write_json(folder / "run.json", {**measure.machine(), "dry_run": options.dry_run, "parts": ended})
+        print(verdicts.write(folder))
+        files = [file for name in REPORTED if (file := folder / f"{name}.json").exists() and file.stat().st_size]
         print(report.write(files, folder) if files else f"{folder}: no benchmark finished")
     except (OSError, UsageError) as error:
         parser.error(str(error))
-    return 1 if any(part["outcome"].startswith("failed") for part in ended.values()) else 0
+    return 1 if any(ended[name]["outcome"].startswith("failed") for name in chosen) else 0
 
 
 if __name__ == "__main__":

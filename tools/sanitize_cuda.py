@@ -13,7 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from benchmarks.measure import machine
@@ -33,14 +34,9 @@ def run_cases(device: str) -> int:
     """Run every kernel in every dtype on small batches; return how many results were compared with the equations."""
     import torch
 
-    from esim_fast.ops import masked_pool, reference
-    from tests.ops.layouts import Layout
-    from tests.ops.pairs import Pairs
-
+    cases = [*local_inference_cases(device), *masked_pool_cases(device), *bilstm_cases(device), *loss_cases(device)]
     checked = 0
-
-    def check(what: str, results: list[torch.Tensor], exact: list[torch.Tensor], dtype: torch.dtype) -> None:
-        nonlocal checked
+    for what, results, exact, dtype in cases:
         for result, wanted in zip(results, exact, strict=True):
             wanted = wanted.detach().double()
             error = float((result.detach().cpu().double() - wanted).norm() / wanted.norm().clamp(min=1e-3))
@@ -48,33 +44,89 @@ def run_cases(device: str) -> int:
             if not error < 0.01 + 8 * torch.finfo(dtype).eps:
                 sys.exit(f"{what}, {dtype}: off by {error:.1e}")
             checked += 1
-
-    for dtype in (torch.float32, torch.bfloat16):
-        for lengths, width in CASES:
-            pairs = Pairs.draw(lengths, width, dtype=dtype)
-            exact = pairs.expected()
-            for layout in ("mask", "one tensor"):
-                found = pairs.through_the_op(layout, device, "triton")
-                for ours, wanted in zip(found, exact, strict=True):
-                    check(f"local_inference, {layout}, {lengths}, D = {width}", list(ours), list(wanted), dtype)
-            sentences = pairs.a
-            for layout in ("lengths", "mask", "packed"):
-                place = Layout.make(layout, [len(x) for x in sentences], width)
-                given_as = {name: value.to(device) for name, value in place.given_as.items()}
-                x = place.fill(sentences)
-                grad = torch.randn(len(sentences), 2 * width).to(dtype)
-                results = []
-                for tensor, options in ((x.to(device), given_as), (x.double(), place.given_as)):
-                    leaf = tensor.requires_grad_()
-                    pool = masked_pool if tensor.dtype == dtype else reference.masked_pool
-                    v = pool(leaf, **options)
-                    results.append([v, torch.autograd.grad(v, leaf, grad.to(v))[0]])
-                for result in results:  # padding is NaN, and its gradient zero
-                    result[1] = torch.cat(place.sentences(result[1]))
-                check(f"masked_pool, {layout}, {lengths}, D = {width}", *results, dtype)
     if device == "cuda":
         torch.cuda.synchronize()
     return checked
+
+
+def local_inference_cases(device: str):
+    """What was computed, the results, the exact ones, and the dtype; also of the other kinds of cases."""
+    import torch
+
+    from tests.ops.pairs import Pairs
+
+    for dtype, (lengths, width) in product((torch.float32, torch.bfloat16), CASES):
+        pairs = Pairs.draw(lengths, width, dtype=dtype)
+        exact = pairs.expected()
+        for layout in ("mask", "one tensor"):
+            found = pairs.through_the_op(layout, device, "triton")
+            for ours, wanted in zip(found, exact, strict=True):
+                yield f"local_inference, {layout}, {lengths}, D = {width}", list(ours), list(wanted), dtype
+
+
+def masked_pool_cases(device: str):
+    import torch
+
+    from esim_fast.ops import masked_pool, reference
+    from tests.ops.layouts import Layout
+    from tests.ops.pairs import Pairs
+
+    for dtype, (lengths, width) in product((torch.float32, torch.bfloat16), CASES):
+        sentences = Pairs.draw(lengths, width, dtype=dtype).a
+        for layout in ("lengths", "mask", "packed"):
+            place = Layout.make(layout, [len(x) for x in sentences], width)
+            given_as = {name: value.to(device) for name, value in place.given_as.items()}
+            x = place.fill(sentences)
+            grad = torch.randn(len(sentences), 2 * width).to(dtype)
+            results = []
+            for tensor, options in ((x.to(device), given_as), (x.double(), place.given_as)):
+                leaf = tensor.requires_grad_()
+                pool = masked_pool if tensor.dtype == dtype else reference.masked_pool
+                v = pool(leaf, **options)
+                results.append([v, torch.autograd.grad(v, leaf, grad.to(v))[0]])
+            for result in results:  # padding is NaN, and its gradient zero
+                result[1] = torch.cat(place.sentences(result[1]))
+            yield f"masked_pool, {layout}, {lengths}, D = {width}", *results, dtype
+
+
+def bilstm_cases(device: str):
+    import torch
+
+    from esim_fast.ops import bilstm
+
+    sizes = torch.tensor([4, 3, 3, 1, 1, 1])  # four sentences
+    for units, backend in product((7, 77), ("triton", "cuda") if device == "cuda" else ("triton",)):
+        exact_lstm = torch.nn.LSTM(units, units, bidirectional=True).double()
+        lstm = torch.nn.LSTM(units, units, bidirectional=True).to(device)
+        lstm.load_state_dict(exact_lstm.state_dict())
+        x, grad = torch.randn(int(sizes.sum()), units), torch.randn(int(sizes.sum()), 2 * units)
+        y = bilstm(exact_lstm, (leaf := x.double().requires_grad_()), sizes, backend="reference")
+        exact = [y, *torch.autograd.grad(y, [leaf, *exact_lstm.parameters()], grad.double())]
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                y = bilstm(lstm, (leaf := x.to(device).requires_grad_()), sizes, backend=backend)
+            results = [y, *torch.autograd.grad(y, [leaf, *lstm.parameters()], grad.to(y))]
+            yield f"bilstm, {backend}, {units} units", results, exact, dtype
+
+
+def loss_cases(device: str):
+    """Of dropout with an activation, and of cross entropy."""
+    import torch
+
+    from esim_fast.ops import cross_entropy, dropout
+
+    key, labels = torch.tensor([3, 5]), torch.tensor([0, 2, -100, 1, 2])
+    for dtype, columns in product((torch.float32, torch.bfloat16), (3, 37)):
+        x = torch.randn(5, columns).to(dtype)
+        for name, run in {
+            "dropout": lambda x, to, backend: dropout(x, 0.3, key.to(to), 1, activation="tanh", backend=backend),
+            "cross_entropy": lambda x, to, backend: cross_entropy(x, labels.to(to), 0.1, backend=backend)[0],
+        }.items():
+            found = []
+            for leaf, backend in ((x.to(device), "triton"), (x.double(), "reference")):
+                y = run(leaf.requires_grad_(), leaf.device, backend)
+                found.append([y, torch.autograd.grad(y.sum(), leaf)[0]])
+            yield name, *found, dtype
 
 
 def plant_an_error() -> None:
@@ -141,26 +193,29 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["TRITON_INTERPRET"] = "1"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # First without a tool, which would also watch the compilers.
-    code, _, output = under(None, "all")
+    with ThreadPoolExecutor() as pool:
+        if not options.dry_run:
+            pool.submit(under, None, "planted")
+        code, _, output = pool.submit(under, None, "all").result()
     print(output.strip())
     if code or options.dry_run:
         return 1 if code else 0
     if sanitizer() is None:
         print("compute-sanitizer is not installed: results are correct, but memory accesses were not checked")
         return NOT_THERE
+    with ThreadPoolExecutor() as pool:  # side by side, because a tool mostly uses one core
+        planted = pool.submit(under, "memcheck", "planted")
+        running = {tool: pool.submit(under, tool, "all") for tool in options.tools}
+    _, errors, output = planted.result()
+    if not errors:
+        print(f"{output}\nthe planted error was not found: compute-sanitizer does not work on this machine")
+        return NOT_THERE
+    print(f"memcheck finds the planted error ({errors})")
     found = {}
-    if "memcheck" in options.tools:
-        under(None, "planted")  # compile it first
-        code, errors, output = under("memcheck", "planted")
-        if not errors:
-            print(f"{output}\nthe planted error was not found: compute-sanitizer does not work on this machine")
-            return NOT_THERE
-        print(f"memcheck finds the planted error ({errors})")
-    for tool in options.tools:
-        begin = time.perf_counter()
-        code, errors, output = under(tool, "all")
-        found[tool] = {"exit_code": code, "errors": errors, "seconds": round(time.perf_counter() - begin)}
-        print(f"{tool}: {errors} errors, exit code {code}, {found[tool]['seconds']} s")
+    for tool, done in running.items():
+        code, errors, output = done.result()
+        found[tool] = {"exit_code": code, "errors": errors}
+        print(f"{tool}: {errors} errors, exit code {code}")
         if code or errors:
             print(output)
     if options.json:
