@@ -1,6 +1,6 @@
 """Training steps as CUDA graphs against eager steps, torch.compile and cuDNN, and whether they train the same.
 
-    python -m benchmarks.captured_steps [--precisions bf16 tf32] [--json FILE] [--dry-run]
+    python -m benchmarks.captured_steps [--precisions NAME ...] [--json FILE] [--dry-run]
 
 A step is forward, cross entropy, backward and fused Adam; esim_fast's steps also clip the gradient. A captured step
 takes its batch from the CPU's memory, pads it and copies it, while all others find theirs on the GPU. Before captured
@@ -47,9 +47,10 @@ OURS, CUDNN, CAPTURED, CAPTURED_CUDA = (f"esim_fast, {how}" for how in ("eager",
 BACKENDS = {OURS: None, CUDNN: "cudnn", CAPTURED: None, CAPTURED_CUDA: "cuda"}  # of the BiLSTMs
 MODES = {COMPILED[0]: "default", f"{COMPILED[0]}, reduce-overhead": "reduce-overhead"}
 PRECISIONS = ("bf16", "tf32", "fp32")
-PAIRS, BATCHES = ((32, 512), 5) if FULL_SIZE else ((4,), 2)
+DEFAULT = PRECISIONS[:2] if FULL_SIZE else PRECISIONS[:1]
+PAIRS, BATCHES = ((32, 512), 5) if FULL_SIZE else ((32,), 2)
 PLANNED = 100 if FULL_SIZE else 3  # batches of an epoch that capacities are planned for
-STEPS, REPETITIONS = (50, 100) if FULL_SIZE else (6, 3)
+STEPS, REPETITIONS = (50, 100) if FULL_SIZE else (6, 2)
 SECONDS, ROUNDS = (1.0, 7) if FULL_SIZE else (0.1, 1)  # most seconds of a variant, and fewest rounds
 # Most that weights may differ, relative to how far they moved. The same kernels give the same bits, but cuBLAS may
 # choose others in a graph, and Adam takes large steps even along small gradients.
@@ -273,7 +274,7 @@ def compile_everything(pairs: int, precision: str) -> None:
 
 def main() -> int:
     parser = Parser(prog="python -m benchmarks.captured_steps", description=__doc__.splitlines()[0])
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:2], metavar="NAME")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=DEFAULT, metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
