@@ -97,10 +97,10 @@ def least_speedup(results: Results) -> float:
 
 
 STEPS = [(32, 4), (512, 3)]  # pairs, and how many times as fast as eager
-SHAPE = "(1024, 64, 600)"
 PERCENT = "{:.0f} %"
 LOCAL = "local inference, SNLI, 1024 pairs, bf16, {}, on the device"
 # Those of a run on a GPU: which value, which bound, and how to read it from the JSON of the parts.
+POOLING = "masked pool, (1024, 64, 600), {}, forward, on the device"
 TARGETS = [
     Target("GPU tests", DONE, partial(outcome, "tests")),
     Target("compute-sanitizer on small cases", DONE, partial(outcome, "sanitizer")),
@@ -125,9 +125,9 @@ TARGETS = [
     Target("local inference against torch.compile, in the worst of all shapes", 1, least_speedup),
     *(
         Target(
-            f"pooling {SHAPE}, {precision}, of a copy's bandwidth",
+            f"pooling (1024, 64, 600), {precision}, of a copy's bandwidth",
             85,
-            partial(share_of_copy, "masked_pool", f"masked pool, {SHAPE}, {precision}, forward, on the device"),
+            partial(share_of_copy, "masked_pool", POOLING.format(precision)),
             PERCENT,
         )
         for precision in ("bf16", "fp32")

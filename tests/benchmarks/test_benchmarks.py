@@ -39,18 +39,11 @@ VARIANTS = {
 def test_of_turns(variant, pairs, race):
     race(variant, lambda: VARIANTS)
 """
-PARTS = """
-import sys
-from benchmarks import gpu
-parts = {"tests": "no_such_module", "a": "timeit -n 1 1", "b": "http.server 0"}
-gpu.LEAST, gpu.PARTS, gpu.arguments_of = 0, list(parts), lambda part, dry_run: parts[part]
-sys.exit(gpu.main())
-"""
 
 
-def python(*arguments, cwd=ROOT):
+def python(*arguments, cwd=ROOT, **variables):
     inherited = {name: os.environ[name] for name in os.environ if not name.startswith("PYTEST_")}  # not xdist's workers
-    environment = {**inherited, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {**inherited, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -85,19 +78,14 @@ def test_options_of_pytest_benchmark(race, tmp_path):
     assert "--benchmark-timer=time.time: variants are timed in turns" in race("--benchmark-timer=time.time").stderr
 
 
-def test_a_gpu_run_whose_parts_fail_or_run_out_of_time(tmp_path):
-    done = python("-c", PARTS, "--dry-run", "--minutes", "0.1", "--out", str(tmp_path))
-    assert done.returncode == 1
-    parts = json.loads((tmp_path / "run.json").read_text())["parts"].values()
-    assert [part["outcome"] for part in parts] == ["failed: exit code 1", "done", "interrupted: out of time"]
-    assert "No module named no_such_module" in (tmp_path / "tests.log").read_text()
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("gpu", "there is no NVIDIA GPU here"),
         ("gpu --dry-run --parts opps", "invalid choice: 'opps'"),
+        ("gpu --dry-run --changed --parts tests", "not allowed with argument"),
+        ("captured_steps", "there is no NVIDIA GPU here"),
+        ("verdicts /no/such/folder", "/no/such/folder: expected the files of a run"),
         ("sweep", "there is no NVIDIA GPU here"),
         ("report /no/such/file", "No such file"),
         ("report setup.py", "setup.py: expected what pytest benchmarks/ --benchmark-json writes"),
