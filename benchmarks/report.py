@@ -27,7 +27,7 @@ FIGURES = {
     "summary.png": Figure(
         "ESIM: times as fast as eager PyTorch",
         r"training, 32 pairs, \w+|inference, (32|1) pairs, \w+",
-        r"eager.*|coetaur0 style|torch.compile of eager|ONNX Runtime.*|esim_fast, (packed batches|int8)",
+        r"eager.*|coetaur0 style|torch.compile of eager|ONNX Runtime.*|esim_fast, (packed batches|int8|captured)",
         side_by_side=True,
     ),
     "models.png": Figure("ESIM, times as fast as eager PyTorch", r"(training|inference), \d+ pairs, \w+"),
@@ -39,6 +39,10 @@ FIGURES = {
 # Key in extra_info, heading, scale and number format of each column.
 COLUMNS = (
     ("times_as_fast", "times as fast", 1, ",.2f"),
+    ("replay_seconds", "replay, ms", 1e3, ",.3f"),
+    ("host_seconds", "on the host, ms", 1e3, ",.3f"),
+    ("capture_seconds", "to capture, ms", 1e3, ",.1f"),
+    ("graph_bytes", "memory of graphs, MB", 1e-6, ",.1f"),
     ("peak_bytes", "peak memory, MB", 1e-6, ",.1f"),
     ("saved_bytes", "kept for backward, MB", 1e-6, ",.1f"),
     ("file_bytes", "file, MB", 1e-6, ",.1f"),
