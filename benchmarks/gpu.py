@@ -128,10 +128,10 @@ def started(name: str, folder: Path, left: float, dry_run: bool) -> Iterator[Cal
     """Start a part; yields a function that waits for its end and returns how it ended."""
     part = PARTS[name]
     limit = min(left, SLACK * (part.seconds or left)) if not dry_run else left
+    (result := folder / f"{name}.json").unlink(missing_ok=True)  # from an earlier run
     if left < LEAST:
         yield lambda: "not started: out of time"
         return
-    (result := folder / f"{name}.json").unlink(missing_ok=True)  # from an earlier run
     command, begin = [sys.executable, "-m", *arguments_of(part, result, left, dry_run)], time.monotonic()
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

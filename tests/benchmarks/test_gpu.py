@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import captured_steps, gpu, models, verdicts
 from benchmarks.baselines import EAGER
@@ -212,6 +213,29 @@ class TestCapturedSteps:
         (found,) = contest.checks.values()
         assert (found["equal"], found["same_bits"], found["different_repetitions"]) == (True, True, 0)
         assert 0 < found["replayed"] < found["steps"]
+
+    def test_only_unused_memory_of_the_graphs_is_filled(self, monkeypatch):
+        """Of two pools, and again after the next capture. Without a GPU, the address is all there is of the memory."""
+        states = {"active_allocated": 10, "inactive": 20, "active_awaiting_free": 30}
+        blocks = [{"address": address, "size": 8, "state": state} for state, address in states.items()]
+        segments = [{"segment_pool_id": (0, pool), "total_size": 24, "blocks": blocks} for pool in (0, 1, 2)]
+        bytes_at = {20: torch.zeros(8, dtype=torch.uint8)}
+        monkeypatch.setattr(captured_steps, "DEVICE", torch.device("cuda"))
+        monkeypatch.setattr(captured_steps, "bytes_at", lambda address, size: bytes_at[address][:size])
+        monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+        graphs, seen = captured_steps.WatchedGraphs(torch.device("cpu")), []
+        graphs._pool = (0, 1)
+        replays = [graphs.capture(lambda: seen.append(bytes_at[20].view(torch.float32).isnan().all().item()))]
+        replays[0]()
+        graphs.poisons = True
+        replays[0]()
+        bytes_at[40] = torch.zeros(8, dtype=torch.uint8)
+        segments[1]["blocks"] = [*blocks, {"address": 40, "size": 8, "state": "inactive"}]
+        replays.append(graphs.capture(lambda: None))
+        replays[1]()
+        assert seen == [False, True]
+        assert bytes_at[40].view(torch.bfloat16).isnan().all()
+        assert sum(segment["total_size"] for segment in graphs.segments()) == 24
 
     @pytest.mark.filterwarnings("ignore:training steps run eagerly")
     @pytest.mark.parametrize("mistake", ["nothing", "noise", "no graph"])
