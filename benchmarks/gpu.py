@@ -54,6 +54,7 @@ class Part(NamedTuple):
 
 EVERYTHING = "esim_fast/**/*.py csrc/*"
 KERNELS = "esim_fast/ops/**/*.py csrc/*"
+# Without bilstm.py, cross_entropy.py and dropout.py.
 LOCAL_INFERENCE = "esim_fast/ops/local_inference.py esim_fast/ops/triton/[!bcd]*.py"
 BILSTM = "esim_fast/ops/bilstm.py esim_fast/ops/persistent.py esim_fast/ops/triton/bilstm.py csrc/bilstm_cuda*"
 STEPS = f"{EVERYTHING} benchmarks/captured_steps.py benchmarks/baselines.py benchmarks/models.py benchmarks/corpus.py"
@@ -188,10 +189,9 @@ def main() -> int:
         for together in stages(chosen, untimed_last=options.changed):
             begin, digests = time.monotonic(), {name: digest(PARTS[name]) for name in together}
             with ExitStack() as stack:
-                running = [
-                    stack.enter_context(started(name, folder, end - begin, options.dry_run)) for name in together
-                ]
-                for name, outcome in zip(together, running, strict=True):
+                how = folder, end - begin, options.dry_run
+                running = {name: stack.enter_context(started(name, *how)) for name in together}
+                for name, outcome in running.items():
                     found = {"outcome": outcome(), "seconds": round(time.monotonic() - begin, 1)}
                     ended[name] = {**found, "digest": digests[name]}
                     print(f"{name}: {found['outcome']}, {found['seconds']} s", flush=True)
