@@ -3,10 +3,10 @@
     python -m benchmarks.captured_steps [--precisions NAME ...] [--json FILE] [--dry-run]
 
 A step is forward, cross entropy, backward and fused Adam; esim_fast's steps also clip the gradient. A captured step
-takes its batch from the CPU's memory, pads it and copies it, while all others find theirs on the GPU. Before captured
-steps are timed, they must train like eager ones while all memory that they must not read is NaN, and they must repeat
-themselves to the bit. The exit code is 1 if they do not. --dry-run tries everything at a small size without a GPU,
-where a graph is the captured function.
+takes its batch from the CPU's memory, pads it and copies it, while all others find theirs on the GPU. Captured steps
+must train like eager ones while all memory that they must not read is NaN, and they must repeat themselves to the bit.
+They are timed in any case, but the exit code is 1 if they do not. --dry-run tries everything at a small size without a
+GPU, where a graph is the captured function.
 """
 
 import gc
@@ -195,13 +195,13 @@ class Contest:
         return call
 
     def compare(self, name: str) -> None:
-        """Raise AssertionError unless captured steps equal eager ones and repeat themselves; capture those to time."""
+        """Compare captured steps with eager ones and with themselves; then capture those that are timed."""
         (weights, losses, begin, replayed), (others, other_losses, *_) = (
             self.trained(name, uses) for uses in (EAGER_USES, 10**9)
         )
         off = float((weights - others).norm() / (others - begin).norm())
         different = self.different(name)
-        found = self.checks[f"{self.name}, {name}"] = {
+        self.checks[f"{self.name}, {name}"] = {
             "steps": STEPS,
             "replayed": replayed,
             "same_bits": torch.equal(weights, others) and torch.equal(losses, other_losses),
@@ -211,8 +211,8 @@ class Contest:
             "repetitions": REPETITIONS,
             "different_repetitions": different,
         }
-        if different or not found["equal"]:
-            raise AssertionError(f"captured steps are not eager ones: {found}")
+        if not replayed:
+            raise AssertionError("no step was captured")
         for _ in range(EAGER_USES + 1):
             self.variants[name].call()
 
@@ -309,6 +309,7 @@ def main() -> int:
         rows, outcomes = contest.measured()
         checks |= contest.checks
         failed |= any(isinstance(outcome, Exception) for outcome in outcomes.values())
+        failed |= any(not check["equal"] or check["different_repetitions"] for check in contest.checks.values())
         print(f"\n{contest.name}", *table(rows), sep="\n")
         print(*(f"{name}: {outcome}" for name, outcome in outcomes.items()), sep="\n")
         print(*(f"{name}: {facts}" for name, facts in contest.checks.items()), sep="\n", flush=True)

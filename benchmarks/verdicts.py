@@ -57,9 +57,11 @@ def fastest(variants: dict[str, dict[str, Any]], begin: str) -> float:
 
 
 def speedup(pairs: int, precision: str, over: str, results: Results) -> float:
-    """Of the fastest captured step, over the fastest variant of another kind."""
-    variants = benchmarks(results, "captured", f"training, {pairs} pairs, {precision}")
-    return fastest(variants, over) / fastest(variants, CAPTURED)
+    """Of the fastest captured step that equals eager ones, over the fastest variant of another kind."""
+    group = f"training, {pairs} pairs, {precision}"
+    variants = benchmarks(results, "captured", group)
+    right = {name for name in variants if results["captured"]["checks"].get(f"{group}, {name}", {}).get("equal")}
+    return fastest(variants, over) / fastest({name: variants[name] for name in right}, CAPTURED)
 
 
 def checks(results: Results, key: str) -> list[Any]:
