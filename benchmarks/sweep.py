@@ -4,7 +4,7 @@
 
 The candidates for an entry of the tables in esim_fast/ops/triton/local_inference.py are the entry, its neighbors and
 those that CANDIDATES there lists. If one tile has no entry yet, they are compared with many tiles.
-Worker processes compile candidates while others are timed. --dry-run needs no GPU: it compiles the candidates for two
+Worker processes compile candidates while others are timed. --dry-run needs no GPU: it compiles some candidates for two
 entries for an H100, runs two in Triton's interpreter, and times none.
 """
 
@@ -46,6 +46,7 @@ H100 = (GPUTarget("cuda", 90, 32), 132, 227 * 1024)  # target, multiprocessors, 
 COMPILING = 60  # seconds after which a compiler is taken to hang
 SECONDS, ROUNDS = 0.6, 5  # most seconds and fewest rounds of a candidate on a batch
 GAIN = 0.02  # smaller gains may be noise
+TRIED = 3  # candidates of an entry in a dry run
 TOKENS = 2**16  # in all copies of a batch, hundreds of MB, which exceed a GPU's cache
 
 
@@ -68,7 +69,7 @@ def candidates(case: tuple) -> list[Config | None]:
         if (value := getattr(present, name)) in values:  # other values mean that the kernel does not use it
             at = values.index(value)
             found += [present._replace(**{name: other}) for other in values[max(0, at - 1) : at + 2]]
-    return list(dict.fromkeys([present, *CANDIDATES.get(case, ()), *found]))
+    return list(dict.fromkeys([present, *CANDIDATES.get(case, ()), *found]))[: TRIED if runtime.INTERPRETED else None]
 
 
 def entry(case: tuple, config: Config | None) -> str:
