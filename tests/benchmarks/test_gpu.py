@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from benchmarks.corpus import VOCABULARY
 from benchmarks.gpu import Part
 from benchmarks.models import COMPILED
 from esim_fast.cli.options import UsageError
+from esim_fast.training import capture, training_step
 from tests.benchmarks.test_benchmarks import ROOT, python
 
 PARTS = """
@@ -217,7 +219,25 @@ class TestCapturedSteps:
         contest.compare(CAPTURED)
         (found,) = contest.checks.values()
         assert (found["equal"], found["same_bits"], found["different_repetitions"]) == (True, True, 0)
+        assert 0 < found["unpadded_difference"] < 1e-5
         assert 0 < found["replayed"] < found["steps"]
+
+    @pytest.mark.parametrize("mistake", ["smoothing", "nan"])
+    def test_other_steps_than_without_capture(self, contest, monkeypatch, mistake):
+        """Whether replayed or not, captured steps do the same, but it is wrong."""
+
+        def other(net, parts, optimizer, scaler, recipe, *more, **options):
+            if mistake == "nan":
+                net.linear.mlp[3].bias.data.fill_(torch.nan)
+            else:
+                recipe = replace(recipe, label_smoothing=0.5)
+            return training_step(net, parts, optimizer, scaler, recipe, *more, **options)
+
+        monkeypatch.setattr(capture, "training_step", other)
+        contest.compare(CAPTURED)
+        (found,) = contest.checks.values()
+        assert not found["equal"]
+        assert found["replayed"] > 0
 
     def test_only_unused_memory_of_the_graphs_is_filled(self, monkeypatch):
         """Of two pools, and again after the next capture. Without a GPU, the address is all there is of the memory."""
