@@ -20,6 +20,7 @@ from .tokens import (
     enhance,
     load,
     offsets,
+    places,
     store,
     written,
 )
@@ -142,8 +143,7 @@ def forward(
     """Compute equations 12 and 14 (or 13 and 15) for one tile of x and one block of features."""
     clear(m, filled, rows, 4 * D)
     pair, t, d = _tile_and_block(x_length, D, TILE, BLOCK_D)
-    counts, rows = counting(x, x_length, pair, t), written(x, x_length, pair, t)
-    x_offset, m_offset = offsets(x, x_length, x_batch_stride, pair, t, D, VECTOR)
+    counts, rows, x_offset, m_offset = places(x, x_length, x_batch_stride, pair, t, D, VECTOR)
 
     highest = tl.full([TILE], NOTHING, tl.float32)
     total = tl.zeros([TILE], tl.float32)

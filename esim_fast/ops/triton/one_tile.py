@@ -7,19 +7,7 @@ cheap. Only the inputs are saved for the backward pass.
 import triton
 import triton.language as tl
 
-from .tokens import (
-    NOTHING,
-    aligned_gradient,
-    clear,
-    counting,
-    direct_gradient,
-    dot,
-    enhance,
-    load,
-    offsets,
-    store,
-    written,
-)
+from .tokens import NOTHING, aligned_gradient, clear, direct_gradient, dot, enhance, fixed, load, places, store
 
 
 @triton.jit
@@ -32,6 +20,14 @@ def softmaxes(scores, a_counts, b_counts):
     beta = tl.exp(scores - tl.where(b_counts & a_any, tl.max(scores, 0), 0.0)[None, :])
     beta /= tl.where(b_counts & a_any, tl.sum(beta, 0), 1.0)[None, :]
     return alpha, beta
+
+
+@triton.jit
+def _product(x, y, total, PRECISION: tl.constexpr):
+    """Return ``dot``. For three products, which split each factor in two, fix both, or they take too many registers."""
+    if PRECISION == "tf32x3":
+        x, y = fixed(x), fixed(y)
+    return dot(x, y, total, PRECISION)
 
 
 UNSPECIALIZED = ["a_length", "b_length", "a_batch_stride", "b_batch_stride", "rows"]
@@ -47,10 +43,8 @@ def forward(
     clear(m_a, filled, rows, 4 * D)
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
-    a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
-    a_rows, b_rows = written(a, a_length, pair, t_a), written(b, b_length, pair, t_b)
-    a_offset, m_a_offset = offsets(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
-    b_offset, m_b_offset = offsets(b, b_length, b_batch_stride, pair, t_b, D, VECTOR)
+    a_counts, a_rows, a_offset, m_a_offset = places(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
+    b_counts, b_rows, b_offset, m_b_offset = places(b, b_length, b_batch_stride, pair, t_b, D, VECTOR)
 
     scores = tl.zeros([A_TILE, B_TILE], tl.float32)
     for k0 in range(0, D, BLOCK_K):
@@ -81,10 +75,8 @@ def backward(
     clear(grad_a, filled, rows, D)
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
-    a_counts, b_counts = counting(a, a_length, pair, t_a), counting(b, b_length, pair, t_b)
-    a_rows, b_rows = written(a, a_length, pair, t_a), written(b, b_length, pair, t_b)
-    a_offset, grad_a_offset = offsets(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
-    b_offset, grad_b_offset = offsets(b, b_length, b_batch_stride, pair, t_b, D, VECTOR)
+    a_counts, a_rows, a_offset, grad_a_offset = places(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
+    b_counts, b_rows, b_offset, grad_b_offset = places(b, b_length, b_batch_stride, pair, t_b, D, VECTOR)
 
     scores = tl.zeros([A_TILE, B_TILE], tl.float32)
     grad_alpha = tl.zeros([A_TILE, B_TILE], tl.float32)
@@ -94,9 +86,9 @@ def backward(
         a_part, b_part = load(a.x, a_offset, a_counts, k, D), load(b.x, b_offset, b_counts, k, D)
         grad_a_aligned = aligned_gradient(grad_m_a, grad_a_offset, a_counts, k, a_part, D)
         grad_b_aligned = aligned_gradient(grad_m_b, grad_b_offset, b_counts, k, b_part, D)
-        scores = dot(a_part, b_part.T, scores, PRECISION)
-        grad_alpha = dot(grad_a_aligned, b_part.T, grad_alpha, PRECISION)
-        grad_beta = dot(a_part, grad_b_aligned.T, grad_beta, PRECISION)
+        scores = _product(a_part, b_part.T, scores, PRECISION)
+        grad_alpha = _product(grad_a_aligned, b_part.T, grad_alpha, PRECISION)
+        grad_beta = _product(a_part, grad_b_aligned.T, grad_beta, PRECISION)
     alpha, beta = softmaxes(scores, a_counts, b_counts)
     grad_scores = alpha * (grad_alpha - tl.sum(alpha * grad_alpha, 1)[:, None])
     grad_scores += beta * (grad_beta - tl.sum(beta * grad_beta, 0)[None, :])
@@ -108,17 +100,17 @@ def backward(
         d = d0 + tl.arange(0, BLOCK_D)
         b_part = load(b.x, b_offset, b_counts, d, D)
         grad_b_aligned = aligned_gradient(grad_m_b, grad_b_offset, b_counts, d, b_part, D)
-        a_aligned = dot(alpha, b_part, tl.zeros([A_TILE, BLOCK_D], tl.float32), PRECISION)
+        a_aligned = _product(alpha, b_part, tl.zeros([A_TILE, BLOCK_D], tl.float32), PRECISION)
         total = direct_gradient(grad_m_a, grad_a_offset, a_counts, d, a_aligned, D)
-        total = dot(beta, grad_b_aligned, total, PRECISION)
-        total = dot(grad_scores, b_part, total, PRECISION)
+        total = _product(beta, grad_b_aligned, total, PRECISION)
+        total = _product(grad_scores, b_part, total, PRECISION)
         store(grad_a, grad_a_offset, a_rows, d, tl.where(a_counts[:, None], total, 0.0), D)
     for d0 in range(split * BLOCK_D, D, SPLITS * BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
         a_part = load(a.x, a_offset, a_counts, d, D)
         grad_a_aligned = aligned_gradient(grad_m_a, grad_a_offset, a_counts, d, a_part, D)
-        b_aligned = dot(beta.T, a_part, tl.zeros([B_TILE, BLOCK_D], tl.float32), PRECISION)
+        b_aligned = _product(beta.T, a_part, tl.zeros([B_TILE, BLOCK_D], tl.float32), PRECISION)
         total = direct_gradient(grad_m_b, grad_b_offset, b_counts, d, b_aligned, D)
-        total = dot(alpha.T, grad_a_aligned, total, PRECISION)
-        total = dot(grad_scores.T, a_part, total, PRECISION)
+        total = _product(alpha.T, grad_a_aligned, total, PRECISION)
+        total = _product(grad_scores.T, a_part, total, PRECISION)
         store(grad_b, grad_b_offset, b_rows, d, tl.where(b_counts[:, None], total, 0.0), D)

@@ -78,6 +78,13 @@ def offsets(tokens, length, batch_stride, pair, t, D: tl.constexpr, VECTOR: tl.c
 
 
 @triton.jit
+def places(tokens, length, batch_stride, pair, t, D: tl.constexpr, VECTOR: tl.constexpr):
+    """Return all four of positions ``t [T]``: which count, which get results, and ``offsets``."""
+    x_offset, offset = offsets(tokens, length, batch_stride, pair, t, D, VECTOR)
+    return counting(tokens, length, pair, t), written(tokens, length, pair, t), x_offset, offset
+
+
+@triton.jit
 def load(x, offset, rows, d, D: tl.constexpr):
     """Load ``[T, W]``: elements ``d [W]`` of the rows at ``offset [T]``, zero if ``rows [T]`` is False."""
     return tl.load(x + offset[:, None] + d[None, :], mask=rows[:, None] & (d < D)[None, :], other=0.0)
@@ -140,3 +147,16 @@ def dot(x, y, total, PRECISION: tl.constexpr):
     if _INTERPRETED:  # NumPy has no bf16, and the interpreter would multiply the raw bits
         x, y = x.to(tl.float32), y.to(tl.float32)
     return tl.dot(x, y, total, input_precision=PRECISION)
+
+
+@triton.jit
+def fixed(x):
+    """Return ``x``, but let nothing that needs it start before this point, after all earlier loads and stores.
+
+    Otherwise the compiler moves conversions between layouts up to each load, where they wait for it, and keeps their
+    results in registers for all later uses.
+    """
+    if not _INTERPRETED:
+        PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=PACK)
+    return x
