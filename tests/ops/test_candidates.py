@@ -40,10 +40,10 @@ def launched(monkeypatch):
     return kernels
 
 
-def ragged(case, width, seed=0):
+def ragged(case, width, score=1.0):
     """Pairs of which the first needs the whole tile."""
     lengths = [tuple(round(part * tile) for part, tile in zip(parts, case[2:], strict=True)) for parts in RAGGED]
-    return Pairs.draw(lengths, width, seed, dtype=DTYPES[case[1]])
+    return Pairs.draw(lengths, width, score=score, dtype=DTYPES[case[1]])
 
 
 def assert_right(pairs):
@@ -57,13 +57,15 @@ def assert_right(pairs):
 CASES = [(case, config) for case, configs in kernels.CANDIDATES.items() for config in configs]
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 132], ids=["whole", "split"])
+@pytest.mark.parametrize(
+    ("multiprocessors", "width", "score"), [(1, 72, 1e4), (2, 131, 1.0)], ids=["whole, extreme", "split"]
+)
 @pytest.mark.parametrize(("case", "config"), CASES, ids=str)
-def test_equations(case, config, multiprocessors, offer, launched, poisoned, monkeypatch):
-    """With ragged and empty sentences, an odd width, and few pairs, whose features are split over programs."""
+def test_equations(case, config, multiprocessors, width, score, offer, launched, poisoned, monkeypatch):
+    """With ragged and empty sentences, extreme scores, an odd width, and features that two programs share."""
     offer(case, config)
     monkeypatch.setattr(runtime, "multiprocessors", lambda _: multiprocessors)
-    assert_right(ragged(case, 72 if multiprocessors == 1 else 131))
+    assert_right(ragged(case, width, score))
     assert getattr(one_tile if config.block_k else on_chip, case[0]) in launched
 
 

@@ -19,14 +19,18 @@ from kernel_resources import Case, compile_for, kernels, launches, runtime
 
 found = {}
 for case, target, changes in json.loads(sys.argv[1]):
+    case = Case(*case)
+    if case.kernel:
+        key = case.kernel, case.arithmetic.replace("bf16", "half"), case.a_length, case.b_length
+        case = case._replace(candidate=kernels.CANDIDATES[key][0])
     with mock.patch.dict(kernels.ONE_TILE, {tuple(key): runtime.Config(*config) for key, config in changes}):
         resources = []
-        for planned in launches(Case(*case)):
+        for planned in launches(case):
             if changes and planned.kernel.__name__ != changes[0][0][0]:
                 continue
             key = str((case[0], case[3:], planned.kernel.__name__, planned.constants, planned.options, target))
             if key not in found:
-                found[key] = compile_for(Case(*case), planned, target)
+                found[key] = compile_for(case, planned, target)
             resources.append({**found[key]._asdict(), "problem": found[key].problem})
         print(json.dumps(resources), flush=True)
 """
@@ -37,6 +41,12 @@ BROKEN = [
     (["forward", "half", 16, 16], [16, 16, 8, 1], ("bf16", 16, 16), "bytes at a time"),
 ]
 WIDTHS = [600, 601]
+# Candidates: fp32 with the most registers, and on chip, with narrow rows because others take long to compile.
+CANDIDATES = [
+    ("ieee", 64, 32, "rows", 600, 1024, None, "backward"),
+    ("bf16", 32, 16, "rows", 72, 1024, None, "backward"),
+    ("bf16", 64, 32, "rows", 72, 1024, None, "forward"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +57,7 @@ def compiled(once):
     jobs |= {f"fits {name}, many tiles": [(name, 100, 100), target, []] for name, target in FITTING}
     jobs |= {problem: [case, "sm_89", [(key, config)]] for key, config, case, problem in BROKEN}
     jobs |= {f"width {width}": [("bf16", 32, 32, "rows", width), "sm_90", []] for width in WIDTHS}
+    jobs |= {str(case): [case, "sm_80", []] for case in CANDIDATES}
     path = os.pathsep.join([str(ROOT / "tools"), *sys.path])
 
     def compile_all(folder):
@@ -74,6 +85,13 @@ def test_default_configurations_fit(compiled, arithmetic):
 @pytest.mark.parametrize("problem", [problem for *_, problem in BROKEN])
 def test_a_configuration_broken_on_purpose_is_found(compiled, problem):
     assert any(problem in (resources["problem"] or "") for resources in compiled[problem]), compiled[problem]
+
+
+@pytest.mark.parametrize("case", CANDIDATES, ids=str)
+def test_candidates_fit(compiled, case):
+    """``tools/kernel_resources.py --all`` compiles all of them for all GPUs."""
+    (resources,) = compiled[str(case)]
+    assert resources["problem"] is None, resources
 
 
 def test_aligned_rows_move_16_bytes_at_a_time(compiled):

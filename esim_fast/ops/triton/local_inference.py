@@ -57,17 +57,20 @@ ONE_TILE = {
 ON_CHIP: dict[tuple, Config] = {}
 WIDEST_ON_CHIP = 640
 # What `python -m benchmarks.sweep` compares with the entries above. It has never run on a GPU. A block_k of 0 is for
-# ON_CHIP, all others are for ONE_TILE. Not listed, because registers spilled in the few configurations tried:
-# - on chip: forward, half, 64 by 32 (for compute capabilities 8.0 and 12.0), and backward, half, 32 by 16;
-# - with one tile: backward, tf32, 64 by 64, and backward, ieee, 32 by 32, 64 by 32 and (for 8.6 and 12.0) 64 by 16.
-# Larger tiles of these have not been tried, and fp32 on chip has not been tried for every GPU.
+# ON_CHIP, all others are for ONE_TILE. Registers spilled in all that was tried (see benchmarks/NOTES.md) on chip,
+# backward, half, from 32 by 32 tokens on, and with one tile, backward, tf32 and ieee, 64 by 64.
 CANDIDATES: dict[tuple, tuple[Config, ...]] = {
     ("forward", "half", 16, 16): (Config(0, 64, 4, 1),),
     ("forward", "half", 32, 16): (Config(0, 64, 4, 1),),
     ("forward", "half", 32, 32): (Config(0, 64, 8, 1),),
     ("forward", "half", 64, 16): (Config(0, 64, 8, 1),),
+    ("forward", "half", 64, 32): (Config(0, 32, 8, 1),),
     ("backward", "half", 16, 16): (Config(0, 64, 8, 1),),
+    ("backward", "half", 32, 16): (Config(0, 64, 8, 1),),
     ("backward", "tf32", 64, 32): (Config(16, 16, 8, 2),),
+    ("backward", "ieee", 32, 32): (Config(16, 16, 8, 1),),
+    ("backward", "ieee", 64, 16): (Config(16, 32, 8, 2),),
+    ("backward", "ieee", 64, 32): (Config(16, 16, 8, 2),),
 }
 # Keys: kernel and arithmetic. A block size is 0 if the kernel does not use it.
 MANY_TILES = {
