@@ -130,13 +130,13 @@ class CapturedStep:
             for part, tokens, addresses, labels in zip(padded, *[iter(others)] * 3, strict=True)
         ]
         with _options(self._optimizer, "lr", list(rates)):
-            result = self._train(parts, key)
+            result = self._train(parts, key, fused_clipping=True)
         self._measured.copy_(torch.stack([value.float() for value in result]))
 
-    def _train(self, parts: Sequence[Batch], key: Tensor) -> StepResult:
-        more = self._scaler, self._recipe, self._workers, self._class_weights
+    def _train(self, parts: Sequence[Batch], key: Tensor, **options: Any) -> StepResult:
+        more = self._scaler, self._recipe, self._workers, self._class_weights, self._loss_backend
         with keyed_dropout(key):
-            return training_step(self._net, parts, self._optimizer, *more, loss_backend=self._loss_backend)
+            return training_step(self._net, parts, self._optimizer, *more, **options)
 
     @property
     def _key(self) -> Tensor:
@@ -176,7 +176,8 @@ class CapturedStep:
         weights = (weight for group in groups for weight in group["params"])
         if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):
             return "parameters have hooks"
-        if not all(group.get("fused") for group in groups):
+        scales = getattr(self._optimizer, "_step_supports_amp_scaling", False)  # in its kernel, as clipping needs
+        if not scales or not all(group.get("fused") for group in groups):
             return "the optimizer was not made with fused=True"
         return self._obstacle_of_kernels
 

@@ -13,6 +13,7 @@ from ..data import Batch, EncodedPairs
 from ..model import ESIM
 from ..recipe import Recipe
 from ..scoring import Forward, scored_batches
+from .clipping import clipped_update
 from .distributed import ALONE, Worker, average
 from .losses import summed_loss
 
@@ -40,6 +41,7 @@ def training_step(
     workers: int = 1,
     class_weights: Tensor | None = None,
     loss_backend: str | None = None,
+    fused_clipping: bool = False,
 ) -> StepResult:
     """Run forward, backward, gradient clipping and the optimizer's update, without a GPU sync.
 
@@ -55,6 +57,8 @@ def training_step(
             that is not wrapped in it, this function does.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
         loss_backend: of ``esim_fast.ops.cross_entropy``, which tells the default.
+        fused_clipping: whether the optimizer's kernel scales the gradients as it reads them; for optimizers made with
+            ``fused=True``. Not the default, because it has not run on a GPU yet.
     """
     dtype, smoothing = autocast_dtype(recipe.precision), recipe.label_smoothing
     optimizer.zero_grad()
@@ -70,17 +74,10 @@ def training_step(
             scaler.scale(loss * (workers / part.whole)).backward()
         losses.append(loss.detach())
         correct.append(right)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if workers > 1 and not isinstance(net, DistributedDataParallel):
-        average(gradients, workers)
-    scaler.unscale_(optimizer)
-    norm = nn.utils.get_total_norm(gradients)
-    # A CPU skips multiplying by one. On a GPU, reading the norm would synchronize.
-    if norm.device.type != "cpu" or not norm <= recipe.max_grad_norm:
-        nn.utils.clip_grads_with_norm_(parameters, recipe.max_grad_norm, norm)
-    scaler.step(optimizer)
-    scaler.update()
+        weights = (weight for group in optimizer.param_groups for weight in group["params"])
+        average([weight.grad for weight in weights if weight.grad is not None], workers)
+    norm = clipped_update(optimizer, scaler, recipe.max_grad_norm, fused_clipping)
     return StepResult(cast(Tensor, sum(losses)), cast(Tensor, sum(correct)), norm)
 
 

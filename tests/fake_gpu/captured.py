@@ -46,7 +46,7 @@ def _fused_adamw(*_, **__):
 
 
 def steps(precision, accumulate):
-    """Print, in JSON, counts of six steps of one capacity, and the operators of the optimizer in a captured one."""
+    """Print, in JSON, counts of six steps of one capacity, and what scales or uses gradients in a captured one."""
     recipe = Recipe(precision=precision, accumulate=int(accumulate))
     corpus = EncodedPairs([[2] * (8 + (index % 32 > 0)) for index in range(192)], [[3] * 7] * 192, [0] * 192)
     loader = batches(corpus, 32, shuffle=True, parts=recipe.accumulate)
@@ -62,7 +62,7 @@ def steps(precision, accumulate):
         for parts in zip(*[iter(made)] * recipe.accumulate, strict=True):
             step(parts)
     (calls,) = step._graphs.captures
-    print(json.dumps([vars(step.statistics), sorted({name for name, _ in calls if "adam" in name})]))
+    print(json.dumps([vars(step.statistics), sorted({name for name, _ in calls if "adam" in name or "foreach_mul" in name})]))
 
 
 if __name__ == "__main__":
