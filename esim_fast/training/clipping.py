@@ -20,7 +20,12 @@ def clipped_update(
 
     Returns:
         The norm before clipping.
+
+    Raises:
+        ValueError: the optimizer's kernel does not scale gradients.
     """
+    if fused and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(f"fused_clipping: expected an optimizer made with fused=True, got {type(optimizer).__name__}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if fused:

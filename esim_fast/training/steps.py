@@ -14,7 +14,7 @@ from ..model import ESIM
 from ..recipe import Recipe
 from ..scoring import Forward, scored_batches
 from .clipping import clipped_update
-from .distributed import ALONE, Worker, average
+from .distributed import ALONE, Worker, add_gradients
 from .losses import summed_loss
 
 
@@ -53,30 +53,31 @@ def training_step(
         optimizer: updates the parameters.
         scaler: scales the loss under fp16; pass a disabled one otherwise.
         recipe: its precision, label smoothing and largest gradient norm are used.
-        workers: how many processes share the batch. DistributedDataParallel averages their gradients; for a network
-            that is not wrapped in it, this function does.
+        workers: how many processes share the batch. For a network that is not wrapped in DistributedDataParallel, this
+            function adds up their gradients.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
         loss_backend: of ``esim_fast.ops.cross_entropy``, which tells the default.
         fused_clipping: whether the optimizer's kernel scales the gradients as it reads them; for optimizers made with
             ``fused=True``. Not the default, because it has not run on a GPU yet.
     """
     dtype, smoothing = autocast_dtype(recipe.precision), recipe.label_smoothing
+    parallel = net if isinstance(net, DistributedDataParallel) else None  # which averages gradients
     optimizer.zero_grad()
     losses, correct = [], []
     for index, part in enumerate(parts):
         device, labels = part.pairs.tokens.device, cast(Tensor, part.labels)
         with contextlib.ExitStack() as stack:
-            if isinstance(net, DistributedDataParallel) and index < len(parts) - 1:
-                stack.enter_context(net.no_sync())
+            if parallel is not None and index < len(parts) - 1:
+                stack.enter_context(parallel.no_sync())
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = net(part.pairs)
                 loss, right = summed_loss(logits, labels, smoothing, class_weights, loss_backend)
-            scaler.scale(loss * (workers / part.whole)).backward()
+            share = (1 if parallel is None else workers) / part.whole
+            scaler.scale(loss * share).backward()
         losses.append(loss.detach())
         correct.append(right)
-    if workers > 1 and not isinstance(net, DistributedDataParallel):
-        weights = (weight for group in optimizer.param_groups for weight in group["params"])
-        average([weight.grad for weight in weights if weight.grad is not None], workers)
+    if workers > 1 and parallel is None:
+        add_gradients(weight for group in optimizer.param_groups for weight in group["params"])
     norm = clipped_update(optimizer, scaler, recipe.max_grad_norm, fused_clipping)
     return StepResult(cast(Tensor, sum(losses)), cast(Tensor, sum(correct)), norm)
 

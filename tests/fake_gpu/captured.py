@@ -62,7 +62,8 @@ def steps(precision, accumulate):
         for parts in zip(*[iter(made)] * recipe.accumulate, strict=True):
             step(parts)
     (calls,) = step._graphs.captures
-    print(json.dumps([vars(step.statistics), sorted({name for name, _ in calls if "adam" in name or "foreach_mul" in name})]))
+    scaling = {name for name, _ in calls if "adam" in name or "foreach_mul" in name}
+    print(json.dumps([vars(step.statistics), sorted(scaling)]))
 
 
 if __name__ == "__main__":

@@ -58,8 +58,9 @@ class Training:
 
     def step(self, batch):
         """The operators of a step."""
+        options = {"loss_backend": "triton", "fused_clipping": True}
         with FAKE, OnTheGPU() as recorder, keyed_dropout(self.key):
-            training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe, loss_backend="triton")
+            training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe, **options)
         return recorder.calls
 
     def both(self, batch):

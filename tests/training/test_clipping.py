@@ -108,3 +108,9 @@ def test_the_optimizer_is_left_as_it_was(device, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run.step(1, 30.0)
     assert not {"grad_scale", "found_inf"} & set(vars(run.optimizer))
+
+
+def test_an_optimizer_without_a_fused_kernel():
+    optimizer = torch.optim.AdamW([torch.ones(2, requires_grad=True)])
+    with pytest.raises(ValueError, match=r"^fused_clipping: expected an optimizer made with fused=True, got AdamW$"):
+        clipped_update(optimizer, torch.amp.GradScaler("cpu", enabled=False), 1.0, True)

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from esim_fast.data import batches
+from esim_fast.training import distributed
 from tests.cli.commands import succeeds
 from tests.processes import SECONDS, fork, places, start
 from tests.training import distributed_worker
@@ -95,6 +96,24 @@ def test_an_interrupted_run_resumes(outcome):
     # Bit for bit with two processes. With more, DistributedDataParallel's first step changes the order of summation.
     difference = outcome[1]["interrupted"]
     assert difference < 1e-5 if outcome[1]["workers"] > 2 else difference == 0
+
+
+def test_gradients_become_views_of_the_one_message(monkeypatch):
+    shapes = [(3, 5), (7,), (4, 2), (), (6, 6), (2,)]
+    weights = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    gradients = [torch.randn(shape) for shape in shapes]
+    gradients[4] = gradients[4].t()
+    for weight, gradient in zip(weights[:-1], gradients, strict=False):
+        weight.grad = gradient.clone()
+    messages = []
+    monkeypatch.setattr(distributed.distributed, "all_reduce", lambda flat: messages.append(flat.mul_(3)))
+    distributed.add_gradients(iter(weights))
+    (flat,) = messages
+    assert weights[-1].grad is None
+    for weight, gradient in zip(weights[:-1], gradients, strict=False):
+        assert torch.equal(weight.grad, gradient * 3)
+        assert weight.grad.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+        assert weight.numel() % 4 or weight.grad.data_ptr() % 16 == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
