@@ -34,7 +34,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from esim_fast.ops.triton import bilstm, cross_entropy, dropout, lstm_weights, runtime
+from esim_fast.ops.triton import bilstm, cross_entropy, dropout, embedding, lstm_weights, runtime
 from esim_fast.ops.triton import local_inference as kernels
 from esim_fast.ops.triton.tokens import Tokens
 
@@ -54,7 +54,8 @@ class Case(NamedTuple):
 
     ``a_length`` and ``b_length`` are the lengths of the longest sentences. Layout "capacity" is that of rows which
     sentences may not fill. Layout "bilstm" is the recurrence, with ``width`` units per direction, "dropout" is
-    dropout, and "loss" is cross entropy of ``width`` labels; their kernels do not depend on the lengths.
+    dropout, "words" the embedding's gradient, and "loss" is cross entropy of ``width`` labels; their kernels do not
+    depend on the lengths.
     """
 
     arithmetic: str
@@ -118,7 +119,7 @@ def default_cases() -> list[Case]:
     recurrence = [Case(arithmetic, 16, 16, "bilstm", 300) for arithmetic in arithmetics]
     masks = [Case(arithmetic, 16, 16, "dropout", 2400) for arithmetic in ("bf16", "ieee")]
     losses = [Case(arithmetic, 16, 16, "loss", labels) for arithmetic in ("bf16", "ieee") for labels in (3, 1000)]
-    return packed + padded + recurrence + masks + losses
+    return packed + padded + recurrence + masks + losses + [Case("ieee", 16, 16, "words", 300)]
 
 
 def candidates() -> list[Case]:
@@ -157,6 +158,8 @@ def launches(case: Case) -> list[runtime.Launch]:
         return _dropout(case)
     if case.layout == "loss":
         return _loss(case)
+    if case.layout == "words":
+        return _words(case)
 
     def new(*shape, dtype=torch.int64):
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -220,6 +223,12 @@ def _loss(case: Case) -> list[runtime.Launch]:
         cross_entropy.plan_forward(*given, weights[0], labels[0]),
         cross_entropy.plan_backward(weights[0], *given, logits),
     ]
+
+
+def _words(case: Case) -> list[runtime.Launch]:
+    grad = torch.empty(2 * case.pairs * case.a_length, case.width, device="meta")
+    numbers = torch.empty(len(grad) + 1, dtype=torch.int64, device="meta")
+    return [embedding.plan(grad, grad, numbers[1:], numbers[1:], numbers)]
 
 
 def compile_for(case: Case, planned: runtime.Launch, target: str, disassembled: bool = False) -> Resources:

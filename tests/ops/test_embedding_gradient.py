@@ -1,0 +1,123 @@
+"""The gradient of an embedding from sorted rows, against a sum in fp64."""
+
+import re
+
+import pytest
+import torch
+from torch.nn import functional
+
+from esim_fast.ops.embedding import add_gradient, occurrences
+from tests.ops.implementations import IMPLEMENTATIONS
+
+BACKENDS = [case for case in IMPLEMENTATIONS if case.values[0] != "cpp"]
+
+
+def exact(tokens, grad, words, padding_idx):
+    weight = torch.zeros(words, grad.shape[1], dtype=torch.float64, requires_grad=True)
+    x = functional.embedding(tokens, weight, padding_idx=padding_idx)
+    return torch.autograd.grad(x, weight, grad.double())[0]
+
+
+def batch(rows, width, words):
+    """Random words, some of which are word 3 or word 1."""
+    torch.manual_seed(rows + width)
+    tokens = torch.randint(words, (rows,))
+    tokens[torch.rand(rows) < 0.5] = 3 % words
+    tokens[torch.rand(rows) < 0.2] = 1
+    return tokens, torch.randn(rows, width)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("padding_idx", [1, None])
+@pytest.mark.parametrize(
+    ("rows", "width", "words"),
+    [(200, 70, 30), (40, 300, 10_000), (17, 64, 2), (1, 1, 5), (0, 4, 3), (4, 0, 3), (33, 65, 2)],
+)
+@pytest.mark.usefixtures("poisoned")
+def test_equals_torchs(rows, width, words, padding_idx, backend, device):
+    tokens, grad = batch(rows, width, words)
+    start = torch.randn(words, width)
+    places = [numbers.to(device) for numbers in (tokens, *occurrences(tokens, padding_idx))]
+    found = []
+    for _ in range(2):
+        table = start.clone().to(device)
+        add_gradient(table, grad.to(device), *places, backend=backend)
+        found.append(table.cpu())
+    assert torch.equal(*found)
+    wanted = exact(tokens, grad, words, padding_idx)
+    torch.testing.assert_close(found[0].double(), start + wanted, rtol=1e-5, atol=1e-5)
+    others = ~torch.isin(torch.arange(words), tokens)
+    assert torch.equal(found[0][others], start[others])
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_rows_after_the_batch_and_rows_of_padding_are_not_read(backend, device):
+    tokens, grad = batch(50, 9, 20)
+    more = torch.cat([tokens, torch.ones(30).long()])
+    padded = torch.full((80, 9), torch.nan)
+    padded[:50] = grad.masked_fill(tokens[:, None] == 1, torch.nan)
+    found = []
+    for words, rows in ((tokens, grad), (more, padded)):
+        found.append(torch.zeros(20, 9, device=device))
+        places = [numbers.to(device) for numbers in (words, *occurrences(words, 1))]
+        add_gradient(found[-1], rows.to(device), *places, backend=backend)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("padding_idx", [0, None])
+def test_occurrences(padding_idx):
+    order, first = occurrences(torch.tensor([4, 0, 2, 4, 0]), padding_idx)
+    if padding_idx == 0:
+        assert (order.tolist(), first.tolist()) == ([2, 0, 3, 0, 0], [0, 1, 3, 3, 3, 3])
+    else:
+        assert (order.tolist(), first.tolist()) == ([1, 4, 2, 0, 3], [0, 2, 3, 5, 5, 5])
+
+
+@pytest.mark.interpreter
+class TestOperator:
+    def given(self):
+        tokens, grad = batch(6, 5, 4)
+        order, first = occurrences(tokens, 1)
+        return {"table": torch.zeros(4, 5), "grad": grad, "tokens": tokens, "order": order, "first": first}
+
+    def test_opcheck(self):
+        torch.library.opcheck(torch.ops.esim_fast.embedding_gradient_triton.default, tuple(self.given().values()))
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_numbers_outside_are_bounded(self, seed):
+        """What lies around the tensors is neither read nor written."""
+        torch.manual_seed(seed)
+        numbers = {"tokens": (6, -2, 6), "order": (6, -2, 8), "first": (7, -3, 9)}
+        given = {name: torch.randint(low, high, (size,)) for name, (size, low, high) in numbers.items()}
+        grad, table = torch.randn(6, 5), torch.randn(4, 5)
+        wanted = table.clone()
+        for start, end in zip(given["first"].clamp(min=0), given["first"][1:].clamp(max=6), strict=False):
+            rows = given["order"][start:end] if start < end else torch.tensor([-1])
+            word = given["tokens"][rows[0]] if 0 <= rows[0] < 6 else -1
+            if 0 <= word < 4:
+                wanted[word] += grad[rows[(rows >= 0) & (rows < 6)]].sum(0)
+        around = {"tokens": torch.arange(30) % 4, "order": torch.arange(30) % 6, "first": torch.arange(30) % 6}
+        around |= {"grad": torch.full((30, 5), torch.nan), "table": torch.full((30, 5), 7.0)}
+        for name, values in {**given, "grad": grad, "table": table}.items():
+            around[name][12 : 12 + len(values)] = values
+            given[name] = around[name][12 : 12 + len(values)]
+        torch.ops.esim_fast.embedding_gradient_triton(**given)
+        torch.testing.assert_close(given["table"], wanted)
+        assert (around["table"][:12] == 7).all()
+        assert (around["table"][16:] == 7).all()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"table": torch.zeros(4, 10)[:, ::2]}, "contiguous float32 [V, D]"),
+            ({"table": torch.zeros(4, 5).double()}, "contiguous float32 [V, D]"),
+            ({"grad": torch.zeros(6, 4)}, "grad must be float32 [N, 5]"),
+            ({"grad": torch.zeros(6, 5).half()}, "grad must be float32 [N, 5]"),
+            ({"tokens": torch.zeros(5).long()}, "tokens must be contiguous int64 [6]"),
+            ({"order": torch.zeros(12).long()[::2]}, "order must be contiguous int64 [6]"),
+            ({"first": torch.zeros(6).long()}, "first must be contiguous int64 [7]"),
+        ],
+    )
+    def test_direct_calls(self, changes, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            torch.ops.esim_fast.embedding_gradient_triton(**{**self.given(), **changes})
