@@ -5,7 +5,7 @@ import itertools
 import mmap
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from . import ops
 from .ops.backends import runs_on
 from .ops.checks import constant_when_compiled, is_hooked, transforming
 from .ops.derivatives import apply
+from .ops.embedding import add_gradient
 from .ops.products import linear
 from .packed import PackedPairs, Rows
 from .padded import PaddedPairs
@@ -38,9 +39,13 @@ class Embedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         plain = self.max_norm is None and not self.scale_grad_by_freq and not self.sparse
         fits = input.dim() == 1 and input.dtype == torch.int64 and self.weight.dtype == torch.float32
-        eager = input.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
+        eager = not torch.compiler.is_compiling() and not transforming()
         if plain and fits and eager and torch.is_grad_enabled() and self.weight.requires_grad:
-            return apply(_Embedding, self.weight, input, self.padding_idx, self._memory)
+            for batch in _KEPT.get():
+                if batch[1] is input:
+                    return apply(_KeptGradient, self.weight, *batch)
+            if input.device.type == "cpu":
+                return apply(_Embedding, self.weight, input, self.padding_idx, self._memory)
         return super().forward(input)
 
 
@@ -96,6 +101,47 @@ class _Embedding(torch.autograd.Function):
             table = ctx.memory.table(*ctx.shape)
             torch.ops.esim_fast.embedding_backward(table, grad, tokens, ctx.padding_idx)
         return table, None, None, None
+
+
+_KEPT: ContextVar[Sequence[tuple[Tensor, ...]]] = ContextVar("kept gradient", default=())
+
+
+@contextlib.contextmanager
+def kept_gradient(table: Tensor, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
+    """Within this context the gradient of an ``Embedding`` is added to ``table``, which becomes its ``weight.grad``.
+
+    The table is zero before and after, so only the rows of the batches' words are written and, at the end, cleared.
+    Gradients in new memory are cleared as a whole.
+
+    Args:
+        table: zeros like the embedding's weight, in fp32.
+        batches: tokens and what ``esim_fast.ops.embedding.occurrences`` finds in them, for each batch. Calls of the
+            layer with these very tokens take part, others do not.
+    """
+    token = _KEPT.set([(table, *batch) for batch in batches])
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+        for tokens, *_ in batches:
+            table.index_fill_(0, tokens, 0)
+
+
+class _KeptGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(weight, table, tokens, order, first):
+        return functional.embedding(tokens, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.weight, ctx.table, *places = inputs
+        ctx.save_for_backward(*places)
+
+    @staticmethod
+    def backward(ctx, grad):
+        add_gradient(ctx.table, grad, *ctx.saved_tensors)
+        ctx.weight.grad = ctx.table  # autograd would copy the table, or add it to itself
+        return None, None, None, None, None
 
 
 _KEY: ContextVar[tuple[Tensor, Iterator[int]] | None] = ContextVar("keyed dropout", default=None)

@@ -18,10 +18,11 @@ from torch import Tensor
 from .. import graphs
 from ..data import Batch
 from ..graphs import Inbox, Replayable, Statistics
-from ..layers import keyed_dropout
+from ..layers import kept_gradient, keyed_dropout
 from ..model import ESIM
 from ..ops.backends import runs_on
 from ..ops.cross_entropy import MOST_LABELS
+from ..ops.embedding import occurrences
 from ..recipe import Recipe
 from .capacities import Size, capacity_of
 from .losses import no_target
@@ -42,7 +43,8 @@ class CapturedStep:
     captured. Batches larger than every capacity run eagerly and unpadded. So does every step while the network has
     hooks, replaced forward passes or a compiled call, or runs on other kernels than Triton's and CUDA's, or the
     optimizer is not fused; a warning says why. Graphs are dropped when parameters have been moved, frozen or unfrozen,
-    the optimizer's state has been loaded, or the network's mode has changed.
+    the optimizer's state has been loaded, or the network's mode has changed. Gradients are not kept: ``.grad`` is None
+    after a step.
 
     Args:
         net: the network, on an NVIDIA GPU.
@@ -125,18 +127,21 @@ class CapturedStep:
     def _compute(self, padded: Sequence[Batch], received: Sequence[Tensor]) -> None:
         """Run a step on received tensors, in memory that does not move. The padded batches tell sizes only."""
         rates, whole, key, *others = received
-        parts = [
-            replace(part, pairs=replace(part.pairs, tokens=tokens, addresses=addresses), labels=labels, whole=whole)
-            for part, tokens, addresses, labels in zip(padded, *[iter(others)] * 3, strict=True)
-        ]
-        with _options(self._optimizer, "lr", list(rates)):
+        parts, words = [], []
+        for part, tokens, addresses, labels, *places in zip(padded, *[iter(others)] * 5, strict=True):
+            pairs = replace(part.pairs, tokens=tokens, addresses=addresses)
+            parts.append(replace(part, pairs=pairs, labels=labels, whole=whole))
+            words.append((tokens, *places))
+        with _options(self._optimizer, "lr", list(rates)), kept_gradient(self._table, words):
             result = self._train(parts, key, fused_clipping=True)
         self._measured.copy_(torch.stack([value.float() for value in result]))
 
     def _train(self, parts: Sequence[Batch], key: Tensor, **options: Any) -> StepResult:
         more = self._scaler, self._recipe, self._workers, self._class_weights, self._loss_backend
         with keyed_dropout(key):
-            return training_step(self._net, parts, self._optimizer, *more, **options)
+            result = training_step(self._net, parts, self._optimizer, *more, **options)
+        self._optimizer.zero_grad()  # later steps use the memory of these gradients
+        return result
 
     @property
     def _key(self) -> Tensor:
@@ -158,8 +163,11 @@ class CapturedStep:
         """
         rates = torch.tensor([group["lr"] for group in self._optimizer.param_groups], dtype=torch.float32)
         whole = torch.tensor(padded[0].whole, dtype=torch.float32)
-        batches = [(part.pairs.tokens, part.pairs.addresses, cast(Tensor, part.labels)) for part in padded]
-        return [rates, whole, self._key, *(tensor for batch in batches for tensor in batch)]
+        tensors = [rates, whole, self._key]
+        for part in padded:
+            places = occurrences(part.pairs.tokens, self._net.config.padding_idx)
+            tensors += [part.pairs.tokens, part.pairs.addresses, cast(Tensor, part.labels), *places]
+        return tensors
 
     def _is_prevented(self) -> bool:
         """Whether steps cannot be captured now; warns the first time."""
@@ -187,6 +195,7 @@ class CapturedStep:
         state = self._optimizer.state
         if self._captured_with is None or self._captured_with[0] != now or self._captured_with[1] is not state:
             self._steps.clear()
+            self._table = torch.zeros_like(self._net.embedding.weight)
             self._captured_with = now, state
 
 

@@ -10,7 +10,8 @@ from tests.fake_gpu.process import FAKE, GPU, OnTheGPU
 
 from esim_fast import ESIM, pack_pairs  # isort: skip
 from esim_fast.data import Batch  # isort: skip
-from esim_fast.layers import keyed_dropout  # isort: skip
+from esim_fast.layers import kept_gradient, keyed_dropout  # isort: skip
+from esim_fast.ops.embedding import occurrences  # isort: skip
 from esim_fast.recipe import Recipe  # isort: skip
 from esim_fast.scoring import _logits  # isort: skip
 from esim_fast.training.steps import training_step  # isort: skip
@@ -32,7 +33,7 @@ MISTAKES = {
 
 
 def random_batch(seed, rows=ROWS, pairs=PAIRS, longest=(16, 16)):
-    """A batch on the fake GPU with 0 to 2 pairs fewer than its capacity."""
+    """A batch on the fake GPU with 0 to 2 pairs fewer than its capacity, and where its words occur."""
     generator, count = torch.Generator().manual_seed(seed), pairs - seed % 3
     ids = [torch.randint(2, 1000, (count, length), generator=generator) for length in longest]
     lengths = [torch.randint(0, length + 1, (count,), generator=generator) for length in longest]
@@ -40,7 +41,7 @@ def random_batch(seed, rows=ROWS, pairs=PAIRS, longest=(16, 16)):
     roomy = pack_pairs(*ids, *lengths).with_capacity(rows, pairs)
     batch = Batch(roomy, torch.zeros(pairs).long(), torch.arange(pairs), pairs)
     with FAKE:
-        return batch.to(GPU)
+        return batch.to(GPU), [places.to(GPU) for places in occurrences(roomy.tokens, 1)]
 
 
 class Training:
@@ -50,22 +51,24 @@ class Training:
         with FAKE, GPU:
             self.key = torch.zeros(2, dtype=torch.int64)
             self.net = ESIM(300, 300, 36_988, 3, variational_dropout=dropout == "variational").train()
+            self.table = torch.zeros(36_988, 300)
         parameters = self.net.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=4e-4, fused=True, capturable=True)
         self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
         self.recipe = Recipe(precision=precision)
-        self.step(random_batch(0))  # the first step also makes the optimizer's state
+        self.step(*random_batch(0))  # the first step also makes the optimizer's state
 
-    def step(self, batch):
+    def step(self, batch, places):
         """The operators of a step."""
         options = {"loss_backend": "triton", "fused_clipping": True}
-        with FAKE, OnTheGPU() as recorder, keyed_dropout(self.key):
+        kept = kept_gradient(self.table, [(batch.pairs.tokens, *places)])
+        with FAKE, OnTheGPU() as recorder, keyed_dropout(self.key), kept:
             training_step(self.net, [batch], self.optimizer, self.scaler, self.recipe, **options)
         return recorder.calls
 
-    def both(self, batch):
+    def both(self, batch, places):
         """The operators of a step, and those of inference."""
-        step = self.step(batch)
+        step = self.step(batch, places)
         self.net.eval()
         with FAKE, OnTheGPU() as recorder, torch.no_grad():
             _logits(self.net, batch.pairs, self.recipe.precision)
@@ -78,12 +81,12 @@ def compare(precision, dropout):
     batches have the same operators with the same arguments, and which arguments differ with each part of a capacity.
     """
     training = Training(precision, dropout)
-    wanted = training.both(random_batch(0))
+    wanted = training.both(*random_batch(0))
     kernels = {(name, arguments[0][0][2]) for name, arguments in wanted[0] if name.startswith("esim_fast")}
     print(json.dumps(sorted(kernels)))
-    print(sum(training.both(batch) == wanted for batch in map(random_batch, range(1, 31))))
+    print(sum(training.both(*batch) == wanted for batch in map(random_batch, range(1, 31))))
     for capacity in ({"rows": 1100}, {"pairs": 40}, {"longest": (32, 16)}):
-        ours = training.both(random_batch(0, **capacity))
+        ours = training.both(*random_batch(0, **capacity))
         (theirs, structure), (ours, same) = tree_flatten(wanted), tree_flatten(ours)
         assert structure == same
         print(json.dumps(sorted({pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]})))
@@ -96,7 +99,7 @@ def mistakes(precision, dropout):
         layer = training.net.infercomposition.composition.F
         layer.register_forward_hook(lambda _, x, y, mistake=mistake: mistake(y) and None)
         try:
-            training.step(random_batch(1))
+            training.step(*random_batch(1))
         except Exception as error:
             print(f"{name}: {type(error).__name__}")
         else:

@@ -23,11 +23,12 @@ def test_a_capacity_fixes_everything(run, precision, dropout, dtype):
     expected += [["esim_fast.dropout_triton.default", kind] for kind in {dtype, "torch.float32"}]
     expected += [["esim_fast.cross_entropy_triton.default", dtype]]
     expected += [["esim_fast.cross_entropy_triton_backward.default", "torch.float32"]]
+    expected += [["esim_fast.embedding_gradient_triton.default", "torch.float32"]]
     assert kernels == sorted(expected)
     assert same == 30
     # For B pairs and longest sentences of L words, there are 4B + L + 2 addresses, and 2B + L + 2 without the lengths.
     # Variational dropout takes the last sentence, 2B - 1, and L + 1 steps.
-    assert rows == [[1000, 1100]]
+    assert rows == [[1000, 1100], [1001, 1101]]
     sentence, steps = ([[63, 79]], [[17, 33]]) if dropout == "variational" else ([], [])
     assert pairs == sorted([[1 / 32, 1 / 40], [32, 40], [64, 80], *sentence, [82, 98], [146, 178]])
     assert longest == sorted([[16, 32], *steps, [18, 34], [82, 98], [146, 162]])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from esim_fast.layers import Embedding, kept_gradient
 from esim_fast.ops.embedding import add_gradient, occurrences
 from tests.ops.implementations import IMPLEMENTATIONS
 
@@ -71,6 +72,59 @@ def test_occurrences(padding_idx):
         assert (order.tolist(), first.tolist()) == ([2, 0, 3, 0, 0], [0, 1, 3, 3, 3, 3])
     else:
         assert (order.tolist(), first.tolist()) == ([1, 4, 2, 0, 3], [0, 2, 3, 5, 5, 5])
+
+
+class TestKeptGradient:
+    """The layer in a context that keeps its gradient's memory."""
+
+    @pytest.fixture
+    def layer(self):
+        return Embedding(20, 9, padding_idx=1)
+
+    def batches(self, table):
+        tokens = [batch(rows, 9, 20)[0].to(table.device) for rows in (30, 40)]
+        return [(ids, *(places.to(table.device) for places in occurrences(ids.cpu(), 1))) for ids in tokens]
+
+    def test_it_is_the_gradient(self, layer, device):
+        layer.to(device)
+        table = torch.zeros_like(layer.weight)
+        for _ in range(2):
+            batches = self.batches(table)
+            scales = [torch.randn(len(tokens), 9, device=device) for tokens, *_ in batches]
+            with kept_gradient(table, batches):
+                for (tokens, *_), scale in zip(batches, scales, strict=True):
+                    (layer(tokens) * scale).sum().backward()
+                assert layer.weight.grad.data_ptr() == table.data_ptr()
+                found = table.clone().cpu()
+            wanted = sum(exact(b[0].cpu(), scale.cpu(), 20, 1) for b, scale in zip(batches, scales, strict=True))
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+            assert not table.any()
+            layer.weight.grad = None
+
+    def test_it_is_cleared_after_an_error(self, layer):
+        table = torch.zeros_like(layer.weight)
+        batches = self.batches(table)
+
+        def fail():
+            with kept_gradient(table, batches):
+                layer(batches[0][0]).sum().backward()
+                assert table.any()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert not table.any()
+
+    def test_other_calls_take_no_part(self, layer):
+        table = torch.zeros_like(layer.weight)
+        batches = self.batches(table)
+        frozen = Embedding(20, 9).requires_grad_(False)
+        with kept_gradient(table, batches):
+            layer(batches[0][0].clone()).sum().backward()
+            assert not frozen(batches[0][0]).requires_grad
+        layer(batches[0][0]).sum().backward()
+        assert not table.any()
+        assert layer.weight.grad.any()
 
 
 @pytest.mark.interpreter

@@ -272,6 +272,7 @@ class TestStep:
                 layers._KEY.get()[0],
                 *(group["lr"] for group in optimizer.param_groups),
                 *(x for batch in batches for x in batch),
+                *(x for _, *words in layers._KEPT.get() for x in words),
             ]
             memory = run.captured._inbox._memory
             seen.append([tensor.data_ptr() - memory.data_ptr() for tensor in tensors])
@@ -285,6 +286,22 @@ class TestStep:
             rate = run.optimizer.param_groups[0]["lr"] = 0.001 * step
             run(batch)
         assert len(seen) == 8
+
+    def test_gradients_are_not_kept(self, graphs):
+        """Nor does it matter what ``.grad`` is before a step; the embedding's gradient is cleared behind each."""
+        data = corpus(60)
+        captured, others = (Run(replace(SMALL, accumulate=2), data, captured) for captured in (True, False))
+        for run in (captured, others):
+            results = []
+            for parts in [*batches_of(data, run.recipe, 1), *batches_of(data, run.recipe, 2)]:
+                run.net.embedding.weight.grad = torch.ones_like(run.net.embedding.weight)
+                results.append(run(parts))
+                if run is captured:
+                    assert all(weight.grad is None for weight in run.net.parameters())
+                    assert not run.captured._table.any()
+            run.results = results
+        np.testing.assert_allclose(captured.results, others.results, rtol=1e-4, atol=1e-5)
+        assert captured.captured.statistics.replayed >= 2
 
     def test_the_optimizers_options_are_left_alone(self, graphs):
         data = EncodedPairs([[2, 3]] * 8, [[4]] * 8, [0] * 8)
