@@ -19,7 +19,9 @@ def occurrences(tokens: Tensor, padding_idx: int | None) -> tuple[Tensor, Tensor
         ``[N + 1]``, where each word's rows begin in ``order``, and for the entries after the last word, where they end.
     """
     ids = tokens.numpy()
-    rows = np.argsort(ids, kind="stable")
+    # By the lower and then by the upper 16 bits of ids, because NumPy sorts numbers of 16 bits 30 times as fast.
+    rows = np.argsort(ids.astype(np.uint16), kind="stable")
+    rows = rows[np.argsort((ids >> 16).astype(np.uint16)[rows], kind="stable")]
     rows = rows[ids[rows] != padding_idx] if padding_idx is not None else rows
     starts = np.flatnonzero(np.diff(ids[rows], prepend=-1))
     order, first = np.zeros(len(ids), np.int64), np.full(len(ids) + 1, len(rows))

@@ -15,8 +15,9 @@ def clipped_update(
         optimizer: updates the parameters.
         scaler: scaled the loss under fp16; a disabled one otherwise.
         largest: the largest norm.
-        fused: whether the optimizer's kernel scales the gradients as it reads them. Otherwise they are scaled before,
-            which reads and writes all of them once more, under fp16 twice. For optimizers made with ``fused=True``.
+        fused: whether the optimizer's kernel scales the gradients as it reads them, and writes them back if it does not
+            skip the step. Otherwise they are scaled before, which is one more pass over all of them, under fp16 two.
+            For optimizers made with ``fused=True``.
 
     Returns:
         The norm before clipping.

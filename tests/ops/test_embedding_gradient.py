@@ -127,6 +127,16 @@ class TestKeptGradient:
         assert layer.weight.grad.any()
 
 
+def test_occurrences_of_many_words():
+    torch.manual_seed(0)
+    tokens = torch.cat([torch.randint(2**18, (500,)), torch.randint(9, (500,)) * 2**16])[torch.randperm(1000)]
+    order, first = occurrences(tokens, None)
+    wanted = torch.sort(tokens, stable=True)
+    assert torch.equal(order, wanted.indices)
+    counts = torch.unique_consecutive(wanted.values, return_counts=True)[1]
+    assert torch.equal(first.diff()[: len(counts)], counts)
+
+
 @pytest.mark.interpreter
 class TestOperator:
     def given(self):
