@@ -66,7 +66,7 @@ def steps(precision, accumulate):
         for parts in zip(*[iter(made)] * recipe.accumulate, strict=True):
             step(parts)
     (calls,) = step._graphs.captures
-    found = {name for name, _ in calls if any(part in name for part in ("adam", "foreach_mul", "embedding_"))}
+    found = {name for name, _ in calls if any(part in name for part in ("adam", "mul_", "embedding_"))}
     print(json.dumps([vars(step.statistics), sorted(found)]))
 
 
