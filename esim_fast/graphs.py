@@ -37,7 +37,7 @@ class CUDAGraphs:
         self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, because no two of them run at once
 
     def obstacle(self, net: ESIM) -> str | None:
-        """Why work of this network's kernels cannot be captured, or None."""
+        """Why the kernels that this network runs cannot be captured, or None."""
         backends = {getattr(module, "backend", None) for module in net.modules()}
         if backends & {"cudnn", "reference"} or not all(runs_on(name, net.device) for name in ("triton", "cuda")):
             return "the network does not run on the Triton and CUDA kernels, and others read sizes back from the GPU"
@@ -52,7 +52,7 @@ class CUDAGraphs:
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
         """Return a function that repeats what ``work`` launches; capturing does not execute it."""
         graph = torch.cuda.CUDAGraph()
-        # In other modes, a thread that pins memory meanwhile would fail.
+        # In other modes, another thread that pins memory during the capture would fail.
         with _CAPTURING, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         return graph.replay
@@ -69,7 +69,7 @@ def wants_graphs(cuda_graphs: str, device: torch.device) -> bool:
     if cuda_graphs != "on":  # auto may be on once a run on a GPU has shown that replayed results equal eager ones
         return False
     if device.type != CUDAGraphs.device:
-        raise ValueError(f"cuda_graphs: they need an NVIDIA GPU, and this device is {device}")
+        raise ValueError(f"cuda_graphs: 'on' needs an NVIDIA GPU, and this device is {device}")
     return True
 
 

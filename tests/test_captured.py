@@ -1,5 +1,5 @@
-"""Captured forward passes give the logits of others. Without a GPU, a graph calls the captured function again, which
-finds nothing new but what was copied to the memory that it reads."""
+"""Captured forward passes give the logits of uncaptured ones. Without a GPU, a graph calls the captured function again,
+which gets nothing new but what was copied to the memory that it reads."""
 
 import contextlib
 import copy
@@ -152,7 +152,7 @@ class TestLogits:
     @pytest.mark.gpu
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
     def test_replayed_ones_equal_eager_ones_on_a_gpu(self, monkeypatch, precision):
-        """Whatever is in the memory that graphs share."""
+        """Also if the memory that graphs share is filled with NaN."""
 
         class Poisoned(CUDAGraphs):
             def capture(self, work):
@@ -198,7 +198,7 @@ class TestCapacities:
         assert {2**power for power in range(unit.bit_length(), 13)} < set(found)
 
     def test_batches_that_are_too_large(self, monkeypatch):
-        """They run as without graphs, also between others."""
+        """They run as without graphs, also between batches that are replayed."""
         monkeypatch.setattr(captured, "_MOST_ROWS", 80)
         monkeypatch.setattr(captured, "_MOST_PAIRS", 8)
         net = new_net()
@@ -442,7 +442,7 @@ class TestClassifier:
         assert sum(counts(model.captured)) == 1
 
     def test_in_training_mode(self, model):
-        """Whoever trains the network finds it in the mode that it was in."""
+        """Afterwards the network is in the mode that it was in."""
         expected = model.predict(PAIRS)
         model.net.train()
         for _ in range(3):
@@ -487,7 +487,7 @@ class TestClassifier:
         model.save_pretrained(tmp_path)
         net, vocabulary, labels = model.net, model.vocabulary, model.labels
         monkeypatch.undo()
-        message = r"^cuda_graphs: they need an NVIDIA GPU, and this device is cpu$"
+        message = r"^cuda_graphs: 'on' needs an NVIDIA GPU, and this device is cpu$"
         for refuse in (
             lambda: Classifier(net, vocabulary, labels, cuda_graphs="on"),
             lambda: Classifier.from_pretrained(tmp_path, device="cpu", cuda_graphs="on"),

@@ -47,7 +47,7 @@ def test_the_same_answers(commands, monkeypatch):
 
 
 def test_without_a_gpu(commands):
-    message = "esim-fast: --cuda-graphs: they need an NVIDIA GPU, and this device is cpu"
+    message = "esim-fast: --cuda-graphs: 'on' needs an NVIDIA GPU, and this device is cpu"
     for command in commands:
         assert fails(*command, "--device", "cpu", "--cuda-graphs", "on") == message
         assert "--cuda-graphs: invalid choice: 'yes'" in fails(*command, "--cuda-graphs", "yes")

@@ -183,7 +183,7 @@ def test_no_room_for_the_cuda_lstm():
         (["--precision", "int8"], "argument --precision: invalid choice"),
         (
             ["--train", "{corpus}", "--dev", "{corpus}", "--cuda-graphs", "on", "--device", "cpu"],
-            "esim-fast: --cuda-graphs: they need an NVIDIA GPU, and this device is cpu",
+            "esim-fast: --cuda-graphs: 'on' needs an NVIDIA GPU, and this device is cpu",
         ),
         (["--bilstm-backend", "cuda", "--device", "cpu"], "--bilstm-backend cuda: it cannot run on cpu"),
         (["--unheard-of"], "unrecognized arguments: --unheard-of (see esim-fast train --help)"),

@@ -438,5 +438,5 @@ class TestTrainer:
         with pytest.raises(ValueError, match=r"^cuda_graphs: expected on, off or auto, got 'yes'$"):
             new_trainer(self.RECIPE, tmp_path, cuda_graphs="yes")
         monkeypatch.undo()
-        with pytest.raises(ValueError, match=r"^cuda_graphs: they need an NVIDIA GPU, and this device is cpu$"):
+        with pytest.raises(ValueError, match=r"^cuda_graphs: 'on' needs an NVIDIA GPU, and this device is cpu$"):
             new_trainer(self.RECIPE, tmp_path, cuda_graphs="on")
