@@ -28,13 +28,14 @@ class CapturedForward:
         for batch in batches(pairs, 256, shuffle=False):
             logits = forward(batch.pairs)
 
-    Each batch is padded to its capacity, by at most 25 % above 32 pairs and 128 words. A capacity's first two batches
-    run eagerly, then a graph is captured, up to 24 graphs; batches of further capacities stay eager. Batches with
-    sentences of more than 64 words, with more than 4,096 pairs or with more than 32,768 words run eagerly and unpadded.
+    Each batch is padded to its capacity; one of more than 32 pairs and 128 words grows by at most 25 %. A capacity's
+    first two batches run eagerly, then a graph is captured, up to 24 graphs; batches of further capacities stay eager.
+    Batches with a sentence of more than 64 words, with more than 4,096 pairs or with more than 32,768 words run eagerly
+    and unpadded.
     So does everything while the network has hooks, replaced forward passes or a compiled call, runs on other kernels
     than Triton's and CUDA's, or autocast is on around the call; a warning says why.
 
-    Graphs read the parameters, so they follow changes in place. They are dropped when parameters have been moved or
+    Graphs read the parameters, so changes in place take effect. They are dropped when parameters have been moved or
     converted, or the network's mode has changed. They keep settings of torch, such as TF32, from when they were
     captured. Several threads may use one object; their batches run one after another.
 
@@ -43,7 +44,7 @@ class CapturedForward:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
 
     Attributes:
-        statistics: counts of the forward passes so far.
+        statistics: counts of ``replayed`` and ``eager`` forward passes and of ``captured`` graphs so far.
 
     Raises:
         ValueError: the precision is unknown, or the network is not on an NVIDIA GPU, or not on the current one

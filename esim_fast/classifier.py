@@ -85,8 +85,8 @@ class Classifier(Trainable):
     Raises:
         TypeError: labels are not strings or have no order, or temperature or threshold is not a number.
         ValueError: vocabulary or labels do not fit the network, a label is repeated, the temperature is not positive,
-            the threshold lies outside 0..1, a threshold is given and there are not two labels, or the tokenizer, the
-            precision or CUDA graphs are unknown or unavailable on the network's device.
+            the threshold lies outside 0..1, a threshold is given and there are not two labels, the tokenizer is
+            unknown, or the precision or ``cuda_graphs`` is unknown or unavailable on the network's device.
         DataError: the tokenizer cannot be imported.
     """
 

@@ -111,7 +111,7 @@ def kept_gradient(table: Tensor, batches: Sequence[tuple[Tensor, Tensor, Tensor]
     """Within this context the gradient of an ``Embedding`` is added to ``table``, which becomes its ``weight.grad``.
 
     The table is zero before and after, so only the rows of the batches' words are written and, at the end, cleared.
-    Gradients in new memory are cleared as a whole.
+    A gradient in new memory would have to be cleared as a whole.
 
     Args:
         table: zeros like the embedding's weight, in fp32.

@@ -66,12 +66,12 @@ def scored_batches(
         pairs: encoded pairs.
         batch_size: pairs per batch.
         precision: as for ``esim_fast.Classifier``.
-        forward: computes the logits of each batch instead, an ``esim_fast.captured.CapturedForward`` of the network.
+        forward: an ``esim_fast.captured.CapturedForward`` of the network, which then computes the logits; or None.
         options: options of ``esim_fast.data.batches``. Empty parts of batches are skipped.
     """
     precision = inference_precision(precision, net.device, net)
     with evaluating(net):
-        pinned = net.device.type == "cuda" and forward is None  # captured ones have pinned memory of their own
+        pinned = net.device.type == "cuda" and forward is None  # it has pinned memory of its own
         for batch in batches(pairs, batch_size, shuffle=False, pin_memory=pinned, **options):
             if len(batch) and forward is not None:
                 yield batch, forward(batch.pairs)

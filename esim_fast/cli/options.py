@@ -89,6 +89,7 @@ def add_model_use(command: argparse.ArgumentParser) -> None:
 
 
 def add_cuda_graphs(command: argparse.ArgumentParser, what: str) -> None:
+    """Add --cuda-graphs, whose help names what is captured."""
     graphs = f"capture {what} as CUDA graphs; auto: off, because they have not run on a GPU yet (default: auto)"
     command.add_argument("--cuda-graphs", choices=("on", "off", "auto"), default="auto", help=graphs)
 

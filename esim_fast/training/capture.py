@@ -57,7 +57,7 @@ class CapturedStep:
         seed: the seed of dropout, a different one for each process; None is the recipe's.
 
     Attributes:
-        statistics: counts of the steps so far.
+        statistics: counts of ``replayed`` and ``eager`` steps and of ``captured`` graphs so far.
         steps: the number of steps so far; set it when training resumes. Dropout's masks are functions of the seed and
             this number (``esim_fast.ops.dropout``), so they are the same whether a step is captured or not.
 
@@ -125,7 +125,7 @@ class CapturedStep:
             return self._graphs.capture(step)
 
     def _compute(self, padded: Sequence[Batch], received: Sequence[Tensor]) -> None:
-        """Run a step on received tensors, in memory that does not move. The padded batches tell sizes only."""
+        """Run a step on received tensors, in memory that does not move. The padded batches only give the sizes."""
         rates, whole, key, *others = received
         parts, words = [], []
         for part, tokens, addresses, labels, *places in zip(padded, *[iter(others)] * 5, strict=True):

@@ -47,8 +47,8 @@ def clipped_update(
 class _FusedUpdate:
     """A fused optimizer as a GradScaler sees it: its only gradient is the norm of all gradients.
 
-    The norm is finite only if all of them are, so the scaler need not look at the others. It does not scale gradients
-    of such an optimizer, but sets two attributes before it calls ``step``.
+    The norm is finite only if all of them are, so the scaler need not look at the others. The scaler does not unscale
+    the gradients of such an optimizer, but sets two attributes before it calls ``step``.
 
     Attributes:
         grad_scale: what gradients must be divided by; the scaler sets it.
@@ -70,7 +70,7 @@ class _FusedUpdate:
     def step(self) -> None:
         """Update the parameters in one pass over the gradients."""
         optimizer, self.norm = self._optimizer, self._scaled_norm / self.grad_scale
-        divisor = ((self.norm + 1e-6) / self._largest).clamp(min=1)  # as clip_grads_with_norm_ has it
+        divisor = ((self.norm + 1e-6) / self._largest).clamp(min=1)  # as in clip_grads_with_norm_
         optimizer.grad_scale = self.grad_scale * divisor  # type: ignore[attr-defined]
         optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
         try:

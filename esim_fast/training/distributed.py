@@ -46,7 +46,7 @@ ALONE = Worker()
 
 def add_gradients(weights: Iterable[Tensor]) -> None:
     """Add up the weights' gradients over all workers with a single message; they become views of one tensor."""
-    # Those of odd sizes come last, so that the others stay aligned to 16 bytes, for vector loads.
+    # Sizes that are no multiple of four come last, so that the others stay aligned to 16 bytes, for vector loads.
     found = sorted((weight for weight in weights if weight.grad is not None), key=lambda weight: weight.numel() % 4 > 0)
     flat = torch.cat([cast(Tensor, weight.grad).flatten() for weight in found])
     distributed.all_reduce(flat)

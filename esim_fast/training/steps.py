@@ -56,7 +56,7 @@ def training_step(
         workers: how many processes share the batch. For a network that is not wrapped in DistributedDataParallel, this
             function adds up their gradients.
         class_weights: float32 ``[number of labels]``, the weight of each label's pairs.
-        loss_backend: of ``esim_fast.ops.cross_entropy``, which tells the default.
+        loss_backend: ``backend`` of ``esim_fast.ops.cross_entropy``.
         fused_clipping: whether the optimizer's kernel scales the gradients as it reads them; for optimizers made with
             ``fused=True``. Not the default, because it has not run on a GPU yet.
     """

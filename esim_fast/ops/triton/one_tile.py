@@ -24,7 +24,7 @@ def softmaxes(scores, a_counts, b_counts):
 
 @triton.jit
 def _product(x, y, total, PRECISION: tl.constexpr):
-    """Return ``dot``. For three products, which split each factor in two, fix both, or they take too many registers."""
+    """Return ``dot``. Three products split each factor in two; without ``fixed`` that takes too many registers."""
     if PRECISION == "tf32x3":
         x, y = fixed(x), fixed(y)
     return dot(x, y, total, PRECISION)

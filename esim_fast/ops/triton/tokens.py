@@ -79,7 +79,7 @@ def offsets(tokens, length, batch_stride, pair, t, D: tl.constexpr, VECTOR: tl.c
 
 @triton.jit
 def places(tokens, length, batch_stride, pair, t, D: tl.constexpr, VECTOR: tl.constexpr):
-    """Return all four of positions ``t [T]``: which count, which get results, and ``offsets``."""
+    """Return which of the positions ``t [T]`` count, which get results, and both ``offsets``."""
     x_offset, offset = offsets(tokens, length, batch_stride, pair, t, D, VECTOR)
     return counting(tokens, length, pair, t), written(tokens, length, pair, t), x_offset, offset
 
