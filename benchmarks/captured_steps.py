@@ -3,7 +3,7 @@
     python -m benchmarks.captured_steps [--precisions NAME ...] [--json FILE] [--dry-run]
 
 A step is forward, cross entropy, backward and fused Adam; esim_fast's steps also clip the gradient. A captured step
-takes its batch from the CPU's memory, pads it and copies it, while all others find theirs on the GPU. Captured steps
+takes its batch from the CPU's memory, pads it and copies it, while all others have theirs on the GPU. Captured steps
 must train like eager ones while all memory that they must not read is NaN, and they must repeat themselves to the bit.
 They are timed in any case, but the exit code is 1 if they do not. --dry-run tries everything at a small size without a
 GPU, where a graph is the captured function.
@@ -93,7 +93,7 @@ class WatchedGraphs(graphs.CUDAGraphs if DEVICE.type == "cuda" else GraphsOnCPU)
         return [segment for segment in found if tuple(segment["segment_pool_id"]) == tuple(self._pool)]
 
     def unused(self) -> list[Tensor]:
-        """Those parts of it that no tensor has outside of replays, as bytes."""
+        """The parts of it that no tensor holds outside of replays, as bytes."""
         if self._unused is None:
             blocks = [block for segment in self.segments() for block in segment["blocks"]]
             self._unused = [bytes_at(x["address"], x["size"]) for x in blocks if x["state"] == "inactive"]
@@ -108,7 +108,7 @@ def bytes_at(address: int, size: int) -> Tensor:
 
 @contextmanager
 def watched_graphs() -> Iterator[None]:
-    """Captured steps that are made meanwhile use WatchedGraphs."""
+    """Within this context, new captured steps use WatchedGraphs."""
     with patch.object(graphs, "CUDAGraphs", WatchedGraphs):
         yield
 
@@ -132,7 +132,7 @@ class Training:
         return torch.cat([weight.detach().flatten() for weight in self.net.parameters()])
 
     def gradients(self) -> list[Tensor]:
-        """Those of the last steps, averaged by Adam."""
+        """Adam's averages of the gradients so far."""
         return [self.optimizer.state[weight]["exp_avg"] for weight in self.net.parameters()]
 
     def state(self) -> list[Tensor]:
@@ -246,7 +246,7 @@ class Contest:
         return float(torch.stack([(gradient - wanted).norm() / wanted.norm() for gradient, wanted in found]).max())
 
     def different(self, name: str) -> int:
-        """How many repetitions of one replayed step change the weights to other bits than the first."""
+        """How many repetitions of a replayed step give other bits than the first."""
         training = Training(self.precision, self.capacities, BACKENDS[name])
         training.graphs.poisons = True
         different, first = 0, None
@@ -299,7 +299,7 @@ class Contest:
 def compile_everything(pairs: int, precision: str) -> None:
     """Run every variant once, which leaves what it compiles in the caches of Triton and Inductor on the disk."""
     for variant in Contest(pairs, precision).variants.values():
-        with suppress(Exception):  # timing meets it again
+        with suppress(Exception):  # timing will meet it again and report it
             variant.call()
 
 

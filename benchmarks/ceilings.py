@@ -1,4 +1,4 @@
-"""What this GPU reaches at most: bytes per second of a large copy, and operations per second of a large product.
+"""The highest rates that this GPU reaches: bytes per second of a large copy, operations per second of a large product.
 
     python -m benchmarks.ceilings [--json FILE] [--dry-run]
 

@@ -4,8 +4,8 @@
 
 549,367 pairs of SNLI's lengths, in batches of 32, in bf16. Each way to train first takes some steps that are not timed,
 in which kernels are compiled. A run that takes too long is stopped, and the time of its training steps is extrapolated
-to an epoch, in which case the evaluation on dev is not counted. --dry-run trains on a few pairs without a GPU, where a
-graph is the captured function.
+to an epoch; then the evaluation on dev is not counted. --dry-run trains on a few pairs without a GPU, where a graph is
+the captured function.
 """
 
 import time
@@ -31,7 +31,7 @@ WORDS = Vocabulary.build(dict.fromkeys(map(str, range(VOCABULARY - 2)), 1))
 
 
 def epoch_of(name: str, train: EncodedPairs, dev: EncodedPairs) -> dict[str, object]:
-    """Seconds of an epoch, and of what they are."""
+    """How long an epoch takes, how many of its steps were done, and which share of these was replayed."""
     torch.manual_seed(0)
     net = ESIM(*SIZES, bilstm_backend=BACKENDS[name]).to(DEVICE)
     initialize(net)

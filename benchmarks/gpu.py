@@ -39,7 +39,7 @@ SLACK, LEAST, PATIENCE = 1.5, 15.0, 10.0
 
 
 class Part(NamedTuple):
-    """A step of the run.
+    """A part of the run.
 
     Attributes:
         seconds: an estimate; none of these has been measured yet. None: as long as there is time.
@@ -54,7 +54,7 @@ class Part(NamedTuple):
 
 EVERYTHING = "esim_fast/**/*.py csrc/*"
 KERNELS = "esim_fast/ops/**/*.py csrc/*"
-# Without bilstm.py, cross_entropy.py and dropout.py.
+# The pattern leaves out bilstm.py, cross_entropy.py and dropout.py.
 LOCAL_INFERENCE = "esim_fast/ops/local_inference.py esim_fast/ops/triton/[!bcd]*.py"
 BILSTM = "esim_fast/ops/bilstm.py esim_fast/ops/persistent.py esim_fast/ops/triton/bilstm.py csrc/bilstm_cuda*"
 STEPS = f"{EVERYTHING} benchmarks/captured_steps.py benchmarks/baselines.py benchmarks/models.py benchmarks/corpus.py"
@@ -103,10 +103,10 @@ def changed(before: dict[str, dict]) -> list[str]:
 
 
 def stages(chosen: Sequence[str], untimed_last: bool) -> list[list[str]]:
-    """In which order parts run, and which of them at the same time: those that are not timed."""
+    """The parts in their order; those of one list, which are not timed, run at the same time."""
     untimed = [name for name in PARTS if name in chosen and name in UNTIMED]
     timed = [[name] for name in PARTS if name in chosen and name not in UNTIMED]
-    if untimed_last:  # and the others from the shortest on
+    if untimed_last:  # and the timed ones from the shortest to the longest
         return [*sorted(timed, key=lambda names: PARTS[names[0]].seconds or 0), untimed]
     return [untimed, *timed]
 

@@ -144,7 +144,7 @@ def resources(target: str, most_shared: int, listed: list[Variant], sources: Pat
 
 
 def registers_and_spills(log: str) -> tuple[int, int]:
-    """Registers of a kernel, and bytes of them that it stores and loads, from what ptxas says about it."""
+    """The registers of a kernel, and the bytes that it spills and reloads, from the report of ptxas."""
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     return int(re.search(r"Used (\d+) registers", log)[1]), int(spilled[1]) + int(spilled[2])
 

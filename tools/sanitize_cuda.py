@@ -50,7 +50,7 @@ def run_cases(device: str) -> int:
 
 
 def local_inference_cases(device: str):
-    """What was computed, the results, the exact ones, and the dtype; also of the other kinds of cases."""
+    """Yield what was computed, the results, the exact ones and the dtype, as the other kinds of cases do."""
     import torch
 
     from tests.ops.pairs import Pairs
@@ -110,7 +110,7 @@ def bilstm_cases(device: str):
 
 
 def loss_cases(device: str):
-    """Of dropout with an activation, and of cross entropy."""
+    """Dropout with an activation, and cross entropy."""
     import torch
 
     from esim_fast.ops import cross_entropy, dropout

@@ -59,7 +59,7 @@ def test_the_parts_fit_into_eight_minutes():
 
 @pytest.mark.parametrize("name", gpu.PARTS)
 def test_a_part_and_its_files(name, tmp_path):
-    """Each pattern matches a file, and the command line has neither gaps nor a divided path."""
+    """Each pattern matches a file. The command line has no placeholders left, and its path is not split."""
     part, result = gpu.PARTS[name], tmp_path / "a b.json"
     assert all(list(ROOT.glob(pattern)) for pattern in part.sources.split())
     found = gpu.arguments_of(part, result, 100.0, dry_run=False)
@@ -116,7 +116,7 @@ def written(folder, outcome="done", dry_run=False, **parts):
 
 class TestVerdicts:
     def test_steps(self, tmp_path):
-        """The fastest captured step that is right counts, and of what was compiled the fastest."""
+        """Speedups are those of the fastest correct captured step over the fastest compiled variant."""
         taken = {
             EAGER: 8.0,
             COMPILED[0]: 6.0,
@@ -185,7 +185,7 @@ class TestVerdicts:
         assert (tmp_path / "verdicts.md").read_text().startswith("A dry run: these figures say nothing.")
 
     def test_names_of_groups(self, tmp_path):
-        """Those that targets read are those that benchmarks have, apart from sizes that only GPUs run."""
+        """The groups that targets read are those of the benchmarks, apart from sizes that only GPUs run."""
         file, expression = tmp_path / "run.json", "notebook and bf16 and device and 32"
         files = [f"benchmarks/test_{name}.py" for name in ("masked_pool", "local_inference")]
         options = [
@@ -224,7 +224,7 @@ class TestCapturedSteps:
 
     @pytest.mark.parametrize("mistake", ["smoothing", "nan"])
     def test_other_steps_than_without_capture(self, contest, monkeypatch, mistake):
-        """Whether replayed or not, captured steps do the same, but it is wrong."""
+        """Replayed steps equal those that are not replayed yet, but both are wrong."""
 
         def other(net, parts, optimizer, scaler, recipe, *more, **options):
             if mistake == "nan":
@@ -240,7 +240,7 @@ class TestCapturedSteps:
         assert found["replayed"] > 0
 
     def test_only_unused_memory_of_the_graphs_is_filled(self, monkeypatch):
-        """Of two pools, and again after the next capture. Without a GPU, the address is all there is of the memory."""
+        """Not that of other pools, and also what the next capture leaves unused. Memory is replaced by tensors here."""
         states = {"active_allocated": 10, "inactive": 20, "active_awaiting_free": 30}
         blocks = [{"address": address, "size": 8, "state": state} for state, address in states.items()]
         segments = [{"segment_pool_id": (0, pool), "total_size": 24, "blocks": blocks} for pool in (0, 1, 2)]
