@@ -17,7 +17,7 @@ graphs.CUDAGraphs = OnFakeGPU
 
 
 def random_pairs(seed, capacity=32):
-    """0 to 2 pairs fewer than the capacity, of 8 words each, but for the first one, which has any number of them."""
+    """0 to 2 pairs fewer than the capacity, of 8 words each, except the first pair, which has 0 to 8."""
     generator, count = torch.Generator().manual_seed(seed), capacity - seed % 3
     ids = torch.randint(2, 1000, (2, count, 4), generator=generator)
     lengths = torch.full((2, count), 4)

@@ -288,7 +288,7 @@ class TestStep:
         assert len(seen) == 8
 
     def test_gradients_are_not_kept(self, graphs):
-        """Nor does it matter what ``.grad`` is before a step; the embedding's gradient is cleared behind each."""
+        """``.grad`` before a step does not matter either, and the embedding's gradient is cleared after each."""
         data = corpus(60)
         captured, others = (Run(replace(SMALL, accumulate=2), data, captured) for captured in (True, False))
         for run in (captured, others):
