@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from benchmarks.measure import machine
@@ -34,9 +34,9 @@ def run_cases(device: str) -> int:
     """Run every kernel in every dtype on small batches; return how many results were compared with the equations."""
     import torch
 
-    cases = [*local_inference_cases(device), *masked_pool_cases(device), *bilstm_cases(device), *loss_cases(device)]
+    kinds = local_inference_cases, masked_pool_cases, bilstm_cases, embedding_cases, loss_cases
     checked = 0
-    for what, results, exact, dtype in cases:
+    for what, results, exact, dtype in chain(*(cases(device) for cases in kinds)):
         for result, wanted in zip(results, exact, strict=True):
             wanted = wanted.detach().double()
             error = float((result.detach().cpu().double() - wanted).norm() / wanted.norm().clamp(min=1e-3))
@@ -95,6 +95,11 @@ def bilstm_cases(device: str):
     from esim_fast.ops import bilstm
 
     sizes = torch.tensor([4, 3, 3, 1, 1, 1])  # four sentences
+    first_row = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(device)
+    given_as = {
+        "packed": {"batch_sizes": sizes},
+        "in a capacity": {"batch_sizes": None, "first_row": first_row, "sentences": 4},
+    }
     for units, backend in product((7, 77), ("triton", "cuda") if device == "cuda" else ("triton",)):
         exact_lstm = torch.nn.LSTM(units, units, bidirectional=True).double()
         lstm = torch.nn.LSTM(units, units, bidirectional=True).to(device)
@@ -102,11 +107,25 @@ def bilstm_cases(device: str):
         x, grad = torch.randn(int(sizes.sum()), units), torch.randn(int(sizes.sum()), 2 * units)
         y = bilstm(exact_lstm, (leaf := x.double().requires_grad_()), sizes, backend="reference")
         exact = [y, *torch.autograd.grad(y, [leaf, *exact_lstm.parameters()], grad.double())]
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for dtype, (name, given) in product((torch.float32, torch.bfloat16, torch.float16), given_as.items()):
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                y = bilstm(lstm, (leaf := x.to(device).requires_grad_()), sizes, backend=backend)
+                y = bilstm(lstm, (leaf := x.to(device).requires_grad_()), **given, backend=backend)
             results = [y, *torch.autograd.grad(y, [leaf, *lstm.parameters()], grad.to(y))]
-            yield f"bilstm, {backend}, {units} units", results, exact, dtype
+            yield f"bilstm, {backend}, {name}, {units} units", results, exact, dtype
+
+
+def embedding_cases(device: str):
+    import torch
+
+    from esim_fast.ops.embedding import add_gradient, occurrences
+
+    tokens = torch.tensor([1, 6, 3, 3, 0, 6, 1, 3])  # 1 is padding
+    places = [tokens, *occurrences(tokens, 1)]
+    for width in (37, 300):
+        grad, table = torch.randn(8, width), torch.randn(7, width)
+        wanted = table.double().index_add(0, tokens, torch.where(tokens[:, None] == 1, 0.0, grad).double())
+        add_gradient(found := table.to(device), grad.to(device), *(x.to(device) for x in places), backend="triton")
+        yield f"embedding, D = {width}", [found], [wanted], torch.float32
 
 
 def loss_cases(device: str):

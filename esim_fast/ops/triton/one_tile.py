@@ -23,9 +23,9 @@ def softmaxes(scores, a_counts, b_counts):
 
 
 @triton.jit
-def _product(x, y, total, PRECISION: tl.constexpr):
-    """Return ``dot``. Three products split each factor in two; without ``fixed`` that takes too many registers."""
-    if PRECISION == "tf32x3":
+def _product(x, y, total, PRECISION: tl.constexpr, FIXES: tl.constexpr):
+    """Return ``dot``, with FIXES of factors that are ``fixed``."""
+    if FIXES:
         x, y = fixed(x), fixed(y)
     return dot(x, y, total, PRECISION)
 
@@ -40,7 +40,6 @@ def forward(
     SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Compute equations 11-15 for one pair and every SPLITS-th block of features."""
-    clear(m_a, filled, rows, 4 * D)
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
     a_counts, a_rows, a_offset, m_a_offset = places(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
@@ -62,6 +61,7 @@ def forward(
         b_aligned = dot(beta.T, a_part, tl.zeros([B_TILE, BLOCK_D], tl.float32), PRECISION)
         enhance(m_a, m_a_offset, a_counts, a_rows, d, a_part, a_aligned, D)
         enhance(m_b, m_b_offset, b_counts, b_rows, d, b_part, b_aligned, D)
+    clear(m_a, filled, rows, 4 * D)  # last, because registers spill if it comes first
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -73,6 +73,8 @@ def backward(
 ):  # fmt: skip
     """Compute the gradients of one pair's tokens, for every SPLITS-th block of features."""
     clear(grad_a, filled, rows, D)
+    # Three products split each factor in two. In larger tiles that takes too many registers unless factors are fixed.
+    FIXES: tl.constexpr = PRECISION == "tf32x3" and A_TILE * B_TILE > 512
     pair, split = (tl.program_id(0) // SPLITS).to(tl.int64), tl.program_id(0) % SPLITS
     t_a, t_b = tl.arange(0, A_TILE), tl.arange(0, B_TILE)
     a_counts, a_rows, a_offset, grad_a_offset = places(a, a_length, a_batch_stride, pair, t_a, D, VECTOR)
@@ -86,9 +88,9 @@ def backward(
         a_part, b_part = load(a.x, a_offset, a_counts, k, D), load(b.x, b_offset, b_counts, k, D)
         grad_a_aligned = aligned_gradient(grad_m_a, grad_a_offset, a_counts, k, a_part, D)
         grad_b_aligned = aligned_gradient(grad_m_b, grad_b_offset, b_counts, k, b_part, D)
-        scores = _product(a_part, b_part.T, scores, PRECISION)
-        grad_alpha = _product(grad_a_aligned, b_part.T, grad_alpha, PRECISION)
-        grad_beta = _product(a_part, grad_b_aligned.T, grad_beta, PRECISION)
+        scores = _product(a_part, b_part.T, scores, PRECISION, FIXES)
+        grad_alpha = _product(grad_a_aligned, b_part.T, grad_alpha, PRECISION, FIXES)
+        grad_beta = _product(a_part, grad_b_aligned.T, grad_beta, PRECISION, FIXES)
     alpha, beta = softmaxes(scores, a_counts, b_counts)
     grad_scores = alpha * (grad_alpha - tl.sum(alpha * grad_alpha, 1)[:, None])
     grad_scores += beta * (grad_beta - tl.sum(beta * grad_beta, 0)[None, :])
@@ -100,17 +102,17 @@ def backward(
         d = d0 + tl.arange(0, BLOCK_D)
         b_part = load(b.x, b_offset, b_counts, d, D)
         grad_b_aligned = aligned_gradient(grad_m_b, grad_b_offset, b_counts, d, b_part, D)
-        a_aligned = _product(alpha, b_part, tl.zeros([A_TILE, BLOCK_D], tl.float32), PRECISION)
+        a_aligned = _product(alpha, b_part, tl.zeros([A_TILE, BLOCK_D], tl.float32), PRECISION, FIXES)
         total = direct_gradient(grad_m_a, grad_a_offset, a_counts, d, a_aligned, D)
-        total = _product(beta, grad_b_aligned, total, PRECISION)
-        total = _product(grad_scores, b_part, total, PRECISION)
+        total = _product(beta, grad_b_aligned, total, PRECISION, FIXES)
+        total = _product(grad_scores, b_part, total, PRECISION, FIXES)
         store(grad_a, grad_a_offset, a_rows, d, tl.where(a_counts[:, None], total, 0.0), D)
     for d0 in range(split * BLOCK_D, D, SPLITS * BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
         a_part = load(a.x, a_offset, a_counts, d, D)
         grad_a_aligned = aligned_gradient(grad_m_a, grad_a_offset, a_counts, d, a_part, D)
-        b_aligned = _product(beta.T, a_part, tl.zeros([B_TILE, BLOCK_D], tl.float32), PRECISION)
+        b_aligned = _product(beta.T, a_part, tl.zeros([B_TILE, BLOCK_D], tl.float32), PRECISION, FIXES)
         total = direct_gradient(grad_m_b, grad_b_offset, b_counts, d, b_aligned, D)
-        total = _product(alpha.T, grad_a_aligned, total, PRECISION)
-        total = _product(grad_scores.T, a_part, total, PRECISION)
+        total = _product(alpha.T, grad_a_aligned, total, PRECISION, FIXES)
+        total = _product(grad_scores.T, a_part, total, PRECISION, FIXES)
         store(grad_b, grad_b_offset, b_rows, d, tl.where(b_counts[:, None], total, 0.0), D)
