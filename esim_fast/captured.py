@@ -47,8 +47,7 @@ class CapturedForward:
         statistics: counts of ``replayed`` and ``eager`` forward passes and of ``captured`` graphs so far.
 
     Raises:
-        ValueError: the precision is unknown, or the network is not on an NVIDIA GPU, or not on the current one
-            (``torch.cuda.set_device``).
+        ValueError: the precision is unknown, or the network is not on an NVIDIA GPU.
     """
 
     def __init__(self, net: ESIM, precision: str = "fp32") -> None:
@@ -78,7 +77,7 @@ class CapturedForward:
         Returns:
             Float32 ``[B, num_labels]`` on the CPU.
         """
-        with self._lock, torch.inference_mode(False), torch.no_grad():
+        with self._lock, self._graphs.current(self.net.device), torch.inference_mode(False), torch.no_grad():
             if self._is_prevented() or not self._run(pairs):
                 self.statistics.eager += 1
                 with autocast(self.precision, self.net.device):

@@ -148,6 +148,7 @@ class Classifier(Trainable):
         Graphs are kept between calls, but neither copied nor saved with the model.
         """
         if not wants_graphs(self.cuda_graphs, self.net.device):
+            self._captured = None
             return None
         precision = inference_precision(self.precision, self.net.device, self.net)
         captured = self._captured

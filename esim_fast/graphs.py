@@ -6,6 +6,7 @@ between batches of a capacity is copied to the same memory. Training steps (trai
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
 from threading import Lock
@@ -21,7 +22,7 @@ from .ops.bilstm import is_plain_fp32
 EAGER_USES = 2  # of a capacity, before a graph is captured for it
 
 _ALIGNMENT = 16  # bytes, for vector loads
-_CAPTURING = Lock()  # torch captures everything on one stream, so two threads must not capture at once
+_CAPTURING = Lock()  # torch synchronizes the GPU before it captures, and must not do so during another capture
 
 
 class CUDAGraphs:
@@ -32,9 +33,13 @@ class CUDAGraphs:
     def __init__(self, device: torch.device) -> None:
         if device.type != self.device:
             raise ValueError(f"expected a network on an NVIDIA GPU, got one on {device}")
-        if device.index != (current := torch.cuda.current_device()):
-            raise ValueError(f"expected a network on the current GPU, cuda:{current}, got one on {device}")
         self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, because no two of them run at once
+        self._stream = torch.cuda.Stream(device)  # torch's own one may belong to another GPU
+
+    @staticmethod
+    def current(device: torch.device) -> AbstractContextManager[object]:
+        """Make a network's GPU the current one for a while, because events and streams belong to that one."""
+        return torch.cuda.device(device)
 
     def obstacle(self, net: ESIM) -> str | None:
         """Why the kernels that this network runs cannot be captured, or None."""
@@ -53,7 +58,8 @@ class CUDAGraphs:
         """Return a function that repeats what ``work`` launches; capturing does not execute it."""
         graph = torch.cuda.CUDAGraph()
         # In other modes, another thread that pins memory during the capture would fail.
-        with _CAPTURING, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        how: dict[str, Any] = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        with _CAPTURING, torch.cuda.graph(graph, **how):
             work()
         return graph.replay
 
@@ -114,8 +120,8 @@ class Replayable:
             self.compute()
             return
         if self.replay is None:
-            statistics.captured += 1
             self.replay = capture(self.compute)
+            statistics.captured += 1
         statistics.replayed += 1
         self.replay()
 

@@ -32,6 +32,7 @@ def gradients(logits, leaves):
 
 
 class TestSameAsIds:
+    @pytest.mark.filterwarnings("ignore:token ids look time-major")
     @settings(max_examples=40, deadline=None)
     @given(st.integers(1, 6), st.integers(0, 7), st.integers(0, 7), st.integers(0, 2**16))
     def test_with_padding_anywhere(self, pairs, p_length, h_length, seed):

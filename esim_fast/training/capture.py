@@ -44,7 +44,8 @@ class CapturedStep:
     hooks, replaced forward passes or a compiled call, or runs on other kernels than Triton's and CUDA's, or the
     optimizer is not fused; a warning says why. Graphs are dropped when parameters have been moved, frozen or unfrozen,
     the optimizer's state has been loaded, or the network's mode has changed. Gradients are not kept: ``.grad`` is None
-    after a step.
+    after a step. After a step whose loss is not finite, make a new object: without a scaler, the memory of the
+    embedding's gradient is not finite either.
 
     Args:
         net: the network, on an NVIDIA GPU.
@@ -62,7 +63,7 @@ class CapturedStep:
             this number (``esim_fast.ops.dropout``), so they are the same whether a step is captured or not.
 
     Raises:
-        ValueError: the network is not on an NVIDIA GPU, or not on the current one (``torch.cuda.set_device``).
+        ValueError: the network is not on an NVIDIA GPU.
     """
 
     def __init__(
@@ -99,6 +100,10 @@ class CapturedStep:
         Returns:
             As ``training_step``.
         """
+        with self._graphs.current(self._net.device):
+            return self._run(parts)
+
+    def _run(self, parts: Sequence[Batch]) -> StepResult:
         self.steps += 1
         capacity = capacity_of(Size.largest(map(_size, parts)), self._capacities)
         if capacity is None or len(parts) > self._recipe.accumulate or self._is_prevented():

@@ -3,6 +3,7 @@ nothing new but what was copied to the memory that it reads."""
 
 import copy
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -353,10 +354,27 @@ class TestObstacles:
         with pytest.raises(ValueError, match=r"^expected a network on an NVIDIA GPU, got one on cpu$"):
             CapturedStep(net, optimizer, torch.amp.GradScaler("cpu", enabled=False), SMALL, [])
 
-    def test_a_network_that_is_not_on_the_current_gpu(self, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        with pytest.raises(ValueError, match=r"^expected a network on the current GPU, cuda:0, got one on cuda:1$"):
-            CUDAGraphs(torch.device("cuda:1"))
+    def test_its_gpu_is_the_current_one(self, graphs, monkeypatch):
+        current = []
+
+        @contextmanager
+        def make_current(device):
+            current.append(device)
+            yield
+            current.clear()
+
+        def capture(self, work):
+            assert current == [torch.device("cpu")]
+            return work
+
+        monkeypatch.setattr(GraphsOnCPU, "current", staticmethod(make_current))
+        monkeypatch.setattr(GraphsOnCPU, "capture", capture)
+        data = corpus()
+        run = Run(SMALL, data, captured=True)
+        for parts in batches_of(data, SMALL):
+            run(parts)
+        assert run.captured.statistics.captured
+        assert not current
 
 
 class TestInbox:

@@ -1,5 +1,7 @@
 """A task that a small model learns in seconds."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 
@@ -71,6 +73,8 @@ class GraphsOnCPU(CUDAGraphs):
     """A graph is the captured function, which finds nothing new but what was copied to the memory that it reads."""
 
     device = "cpu"
+
+    current = staticmethod(nullcontext)
 
     def __init__(self, device):
         pass
