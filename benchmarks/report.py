@@ -1,7 +1,8 @@
 """Turn the JSON of ``pytest benchmarks/ --benchmark-json FILE`` into a page with tables and figures.
 
 ``python -m benchmarks.report FILE ...`` writes report.md, its figures and results.json to the folder
-benchmarks/results/<hardware>-<date>. All files must come from one machine; single rounds are left out.
+benchmarks/results/<hardware>-<date>. All files must come from one machine; single rounds are left out. A file that is
+broken is named and left out.
 """
 
 import json
@@ -63,24 +64,33 @@ class Row(NamedTuple):
 
 
 def read(files: list[Path]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Merge files of one machine; return the merged JSON and the rows of each group, or raise UsageError."""
-    merged, groups = {}, {}
+    """Merge files of one machine; return the merged JSON and the rows of each group, or raise UsageError.
+
+    Broken files are left out: an interrupted process may leave half of one. At least one must be whole.
+    """
+    merged, groups, broken = {}, {}, []
     for file in files:
         try:
-            run = json.loads(file.read_text(encoding="utf-8"))
+            run, rows = json.loads(file.read_text(encoding="utf-8")), []
             for found in run["benchmarks"]:
                 stats = found["stats"]
                 stats.pop("data", None)
                 row = Row(found["params"]["variant"], float(stats["median"]), stats["rounds"], found["extra_info"])
-                groups.setdefault(found["group"], []).append(row)
+                rows.append((found["group"], row))
             machines = hardware(run), hardware(merged or run)
-            merged = {**run, **merged, "benchmarks": merged.get("benchmarks", []) + run["benchmarks"]}
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{file}: expected what pytest benchmarks/ --benchmark-json writes") from error
+        except (ValueError, KeyError, TypeError, AttributeError):
+            broken.append(f"{file}: expected what pytest benchmarks/ --benchmark-json writes")
+            continue
         if len(set(machines)) > 1:
             raise UsageError(f"{file}: measured on {machines[0]}, others on {machines[1]}")
+        merged = {**run, **merged, "benchmarks": merged.get("benchmarks", []) + run["benchmarks"]}
+        for group, row in rows:
+            groups.setdefault(group, []).append(row)
+    if not merged:
+        raise UsageError("; ".join(broken))
+    print(*(f"left out: {message}\n" for message in broken), sep="", end="", file=sys.stderr)
     return merged, groups
 
 
