@@ -198,11 +198,20 @@ def write(folder: Path) -> str:
         try:
             results[file.stem] = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:  # the part was interrupted while it wrote
-            broken.append(f"{file.name} is left out, because it is not JSON.")
+            broken.append(f"- {file.name} is left out, because it is not JSON")
     run = results["run"]
     head = "A dry run: these figures say nothing." if run["dry_run"] else f"On {run['gpu']}, torch {run['torch']}."
     rows = [line(target, results) for target in TARGETS]
-    lines = [head, *broken, "", "| target | wanted | measured | verdict |", "| --- | ---: | ---: | --- |", *rows]
+    ended = [f"- {name}: {part['outcome']}" for name, part in run["parts"].items() if part["outcome"] != DONE]
+    lines = [
+        head,
+        *ended,
+        *broken,
+        "",
+        "| target | wanted | measured | verdict |",
+        "| --- | ---: | ---: | --- |",
+        *rows,
+    ]
     page = "\n".join(lines) + "\n"
     (folder / "verdicts.md").write_text(page, encoding="utf-8")
     return page

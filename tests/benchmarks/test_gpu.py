@@ -83,8 +83,9 @@ def test_figures_of_parts_that_are_not_started(run, tmp_path, monkeypatch):
     (tmp_path / "captured.json").write_text("{}")
     before = {"captured": {"outcome": "done", "digest": ""}, "of a later version": {"outcome": "done", "digest": ""}}
     monkeypatch.setattr(gpu, "LEAST", 1000.0)
-    _, parts, _ = run("--changed", before=before, captured="timeit 1", masked_pool="timeit 1")
+    _, parts, printed = run("--changed", before=before, captured="timeit 1", masked_pool="timeit 1")
     assert parts["captured"]["outcome"] == "not started: out of time; its figures are of an earlier run"
+    assert f"\n- captured: {parts['captured']['outcome']}\n" in printed
     assert parts["masked_pool"]["outcome"] == "not started: out of time"
     assert parts["of a later version"] == before["of a later version"]
     assert (tmp_path / "captured.json").exists()
@@ -104,7 +105,7 @@ def test_broken_files(run, tmp_path):
     code, _, printed = run(ceilings="timeit -n 1 1")
     assert code == 0
     for name in ("masked_pool", "local_inference"):
-        assert f"{name}.json is left out, because it is not JSON." in printed
+        assert f"{name}.json is left out, because it is not JSON\n" in printed
     assert printed.splitlines()[-1] == str(tmp_path)
     assert "| eager   | 1,000.000 |" in (tmp_path / "report.md").read_text()
     (tmp_path / "captured.json").unlink()
