@@ -1,7 +1,6 @@
 """Forward passes as CUDA graphs, for inference: the host copies a batch to the GPU and launches all kernels at once."""
 
 import threading
-import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +13,7 @@ from .graphs import Inbox, Replayable, Statistics
 from .model import ESIM
 from .ops.checks import autocast_dtype
 from .packed import PackedPairs
+from .traps import warn
 
 _MOST_GRAPHS = 24
 _MOST_ROWS, _MOST_PAIRS = 2**15, 2**12  # of a batch in a graph
@@ -115,7 +115,7 @@ class CapturedForward:
         """Whether the forward pass cannot be captured now; warns the first time."""
         reason = self._obstacle()
         if reason is not None and not self._has_warned:
-            warnings.warn(f"inference runs eagerly, not as CUDA graphs: {reason}", stacklevel=3)
+            warn(f"inference runs eagerly, not as CUDA graphs: {reason}")
             self._has_warned = True
         return reason is not None
 

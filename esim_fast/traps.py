@@ -29,9 +29,9 @@ def warn_of_traps(p: Tensor, h: Tensor, padding_idx: int) -> None:
         return
     sides = [ids.numpy() for ids in (p, h) if type(ids) is Tensor and ids.shape[1] > 1]
     if _padded_with_another_id(sides, padding_idx):
-        _warn(_OTHER_PADDING)
+        warn(_OTHER_PADDING)
     elif _time_major(sides, padding_idx):
-        _warn(_TIME_MAJOR)
+        warn(_TIME_MAJOR)
 
 
 def _padded_with_another_id(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
@@ -66,7 +66,7 @@ def _time_major(sides: Sequence[np.ndarray], padding_idx: int) -> bool:
     return len(sides) == 2 and len(sides[0]) > _FEW and scattered >= _FEW
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Warn at the first stack frame outside esim_fast and torch."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("esim_fast", "torch"):

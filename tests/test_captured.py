@@ -17,7 +17,7 @@ from esim_fast import ESIM, Classifier, captured, graphs, pack_pairs, scoring
 from esim_fast.captured import CapturedForward
 from esim_fast.data import Vocabulary
 from esim_fast.graphs import CUDAGraphs
-from tests.training.training_tasks import GraphsOnCPU
+from tests.training.training_tasks import GraphsOnCPU, PoisonedGraphs
 
 WORDS = 40
 SENTENCES = ["", "a b", "c", "b a d", "e f g h i j", "c c a", "k l a b c", "d"]
@@ -154,16 +154,7 @@ class TestLogits:
     def test_replayed_ones_equal_eager_ones_on_a_gpu(self, monkeypatch, precision):
         """Also if the memory that graphs share is filled with NaN."""
 
-        class Poisoned(CUDAGraphs):
-            def capture(self, work):
-                def poison():
-                    tensors = [torch.full((size,), torch.nan, device="cuda") for size in [2**16] * 64 + [2**21] * 16]
-                    assert len(tensors) == 80  # kept until all of them are made
-
-                replays = super().capture(work), super().capture(poison)
-                return lambda: [replay() for replay in reversed(replays)]
-
-        monkeypatch.setattr(graphs, "CUDAGraphs", Poisoned)
+        monkeypatch.setattr(graphs, "CUDAGraphs", PoisonedGraphs)
         net = new_net().to("cuda")
         batches, results = [some_pairs(seed) for seed in range(100)], []
         for eager in (2, 10**6):

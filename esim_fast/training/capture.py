@@ -5,7 +5,6 @@ repeats the same kernels on the same addresses. So batches are padded to a capac
 that differs between steps is copied to the same memory (graphs.py).
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from ..ops.backends import runs_on
 from ..ops.cross_entropy import MOST_LABELS
 from ..ops.embedding import occurrences
 from ..recipe import Recipe
+from ..traps import warn
 from .capacities import Size, capacity_of
 from .losses import no_target
 from .steps import StepResult, training_step
@@ -178,7 +178,7 @@ class CapturedStep:
         """Whether steps cannot be captured now; warns the first time."""
         reason = self._obstacle()
         if reason is not None and not self._has_warned:
-            warnings.warn(f"training steps run eagerly, not as CUDA graphs: {reason}", stacklevel=3)
+            warn(f"training steps run eagerly, not as CUDA graphs: {reason}")
             self._has_warned = True
         return reason is not None
 

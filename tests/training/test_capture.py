@@ -20,6 +20,7 @@ from esim_fast.layers import keyed_dropout
 from esim_fast.training import CapturedStep, Recipe, capture, plan_capacities, step_sizes, training_step
 from tests.training.training_tasks import (
     GraphsOnCPU,
+    PoisonedGraphs,
     new_model,
     new_regression,
     new_regression_trainer,
@@ -172,16 +173,7 @@ class TestStep:
     def test_replayed_steps_equal_eager_ones_on_a_gpu(self, monkeypatch, precision):
         """With the same masks of dropout, whatever is in the memory that graphs share."""
 
-        class Poisoned(CUDAGraphs):
-            def capture(self, work):
-                def poison():
-                    tensors = [torch.full((size,), torch.nan, device="cuda") for size in [2**16] * 64 + [2**21] * 16]
-                    assert len(tensors) == 80  # kept until all of them are made
-
-                replays = super().capture(work), super().capture(poison)
-                return lambda: [replay() for replay in reversed(replays)]
-
-        monkeypatch.setattr(cuda_graphs, "CUDAGraphs", Poisoned)
+        monkeypatch.setattr(cuda_graphs, "CUDAGraphs", PoisonedGraphs)
         data, results = corpus(), []
         for eager in (2, 10**6):
             monkeypatch.setattr(cuda_graphs, "EAGER_USES", eager)
@@ -333,6 +325,7 @@ class TestObstacles:
         with pytest.warns(UserWarning, match=f"^training steps run eagerly, not as CUDA graphs: .*{why}") as caught:
             found = [captured(first)]
         assert len(caught) == 1
+        assert caught[0].filename == __file__
         found += [captured(parts) for parts in rest]  # a warning is an error
         assert found == [others(parts) for parts in (first, *rest)]
         assert captured.captured.statistics.eager == 6

@@ -87,3 +87,15 @@ class GraphsOnCPU(CUDAGraphs):
 
     def capture(self, work):
         return work
+
+
+class PoisonedGraphs(CUDAGraphs):
+    """Before each replay, the memory that graphs share is filled with NaN."""
+
+    def capture(self, work):
+        def poison():
+            tensors = [torch.full((size,), torch.nan, device="cuda") for size in [2**16] * 64 + [2**21] * 16]
+            assert len(tensors) == 80  # kept until all of them are made
+
+        replays = super().capture(work), super().capture(poison)
+        return lambda: [replay() for replay in reversed(replays)]
