@@ -197,8 +197,6 @@ class VariationalDropout(Dropout):
         if _is_keyed(self):
             return _keyed(self, input, pairs)
         kept = super().forward(input.new_ones(2 * pairs.pairs, input.shape[1]))
-        if isinstance(pairs, PaddedPairs):
-            return input * kept.repeat(pairs.steps, 1)
         return input * kept.index_select(0, pairs.sentence)
 
 
