@@ -9,19 +9,17 @@ at a small size without a GPU, with PyTorch's LSTM in the kernel's place.
 
 import time
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.measure import FULL_SIZE, machine, precision_set
+from benchmarks.measure import DEVICE, FULL_SIZE, gpu_options, machine, precision_set
 from esim_fast.cli.options import Parser
 from esim_fast.files import write_json
 from esim_fast.ops import bilstm, bilstm_backends
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKEND = "cuda" if DEVICE.type == "cuda" else "reference"
 UNITS, WORDS = (300, [8, 16, 32]) if FULL_SIZE else (7, [2, 3, 4])
 SENTENCES = {8: 64, 16: 128, 64: 512} if FULL_SIZE else {8: 3}  # of a launch, by those that a cluster takes
@@ -30,11 +28,7 @@ PRECISIONS = ("bf16", "fp16", "tf32")
 
 def main() -> None:
     parser = Parser(prog="python -m benchmarks.bilstm_steps", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    parser.add_argument("--dry-run", action="store_true")
-    options = parser.parse_args()
-    if DEVICE.type == "cpu" and not options.dry_run:
-        parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
+    options = gpu_options(parser)
     figures = {"microseconds_per_step": steps(), "layers": layers()}
     if options.json:
         write_json(options.json, {**machine(), **figures})

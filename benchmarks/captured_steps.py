@@ -20,7 +20,6 @@ from datetime import datetime
 from functools import cache, partial
 from itertools import cycle, islice, product
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import mean, median
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -321,11 +320,7 @@ def main() -> int:
     parser = Parser(prog="python -m benchmarks.captured_steps", description=__doc__.splitlines()[0])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=DEFAULT, metavar="NAME")
     parser.add_argument("--backend", choices=["cuda"], help="only captured steps with this BiLSTM, and eager ones")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    parser.add_argument("--dry-run", action="store_true")
-    options = parser.parse_args()
-    if DEVICE.type == "cpu" and not options.dry_run:
-        parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
+    options = measure.gpu_options(parser)
     cases = list(product(options.precisions, PAIRS))
     if DEVICE.type == "cuda":
         with ProcessPoolExecutor(len(cases), mp_context=get_context("spawn")) as pool:

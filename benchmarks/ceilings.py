@@ -5,8 +5,6 @@
 Copies count bytes read and bytes written.
 """
 
-from pathlib import Path
-
 from benchmarks import measure
 from esim_fast.cli.options import Parser
 from esim_fast.files import write_json
@@ -16,11 +14,7 @@ COPIED = 2**33 if measure.FULL_SIZE else 2**24  # bytes
 
 def main() -> None:
     parser = Parser(prog="python -m benchmarks.ceilings", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    parser.add_argument("--dry-run", action="store_true")
-    options = parser.parse_args()
-    if measure.DEVICE.type == "cpu" and not options.dry_run:
-        parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
+    options = measure.gpu_options(parser)
     copied = measure.copy_bandwidth(COPIED, on_device=True)
     rates = {precision: measure.product_rate(precision) for precision in measure.PRECISIONS}
     print(f"a copy: {copied / 1e9:,.0f} GB/s")

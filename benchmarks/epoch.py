@@ -11,7 +11,6 @@ the exit code is 1. --dry-run trains on a few pairs without a GPU, where a graph
 import sys
 import time
 import traceback
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 
 from benchmarks.captured_steps import BACKENDS, CAPTURED, CAPTURED_CUDA, OURS, watched_graphs
 from benchmarks.corpus import VOCABULARY, draw_pairs
-from benchmarks.measure import DEVICE, FULL_SIZE, machine
+from benchmarks.measure import DEVICE, FULL_SIZE, gpu_options, machine
 from benchmarks.models import LABELS, SIZES
 from esim_fast import ESIM, Classifier
 from esim_fast.cli.options import Parser
@@ -62,11 +61,7 @@ def epoch_of(name: str, train: EncodedPairs, dev: EncodedPairs) -> dict[str, obj
 
 def main() -> int:
     parser = Parser(prog="python -m benchmarks.epoch", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    parser.add_argument("--dry-run", action="store_true")
-    options = parser.parse_args()
-    if DEVICE.type == "cpu" and not options.dry_run:
-        parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
+    options = gpu_options(parser)
     train, dev = (draw_pairs(size, np.random.default_rng(size)) for size in (TRAIN, DEV))
     found, failed = {}, False
     for name in LIMITS:

@@ -2,16 +2,19 @@
 
 import os
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
 
 from esim_fast import build_info
+from esim_fast.cli.options import Parser
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DRY_RUN = os.environ.get("ESIM_FAST_DRY_RUN") == "1" and DEVICE.type == "cpu"
@@ -47,6 +50,19 @@ class Variant(NamedTuple):
     multiplies: tuple[int, str] | None = None
     saves: Callable[[], int] | None = None
     file_bytes: Callable[[], int] | None = None
+
+
+def gpu_options(parser: Parser) -> Namespace:
+    """Parse the command line of a GPU benchmark, which also has --json and --dry-run.
+
+    Ends with exit code 2 if there is no GPU and this is no dry run.
+    """
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    if DEVICE.type == "cpu" and not options.dry_run:
+        parser.error("there is no NVIDIA GPU here (--dry-run needs none)")
+    return options
 
 
 def in_turns(calls: dict[str, Call], seconds: float, least: int, on_device: bool = False) -> dict[str, list[float]]:

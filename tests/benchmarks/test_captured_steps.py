@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import captured_steps, models
+from benchmarks import captured_steps, measure, models
 from benchmarks.baselines import EAGER
 from benchmarks.captured_steps import CAPTURED, CAPTURED_CUDA, CUDNN, MODES, OURS, Contest
 from benchmarks.corpus import VOCABULARY
@@ -72,7 +72,8 @@ def test_compiling_fails(monkeypatch, capsys):
 
     for name, value in {"ProcessPoolExecutor": Pool, "compile_everything": crash, "Contest": contest}.items():
         monkeypatch.setattr(captured_steps, name, value)
-    monkeypatch.setattr(captured_steps, "DEVICE", torch.device("cuda"))
+    for module in (captured_steps, measure):
+        monkeypatch.setattr(module, "DEVICE", torch.device("cuda"))
     monkeypatch.setattr(sys, "argv", ["captured_steps", "--precisions", "tf32", "--backend", "cuda"])
     assert captured_steps.main() == 0
     printed = capsys.readouterr().out
