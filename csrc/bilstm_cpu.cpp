@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "parallel.h"
 #include "steps.h"
 #include "vectors.h"
 
@@ -211,7 +212,7 @@ Tensor bilstm_pack_cpu(const Tensor& weight, const Tensor& weight_reverse) {
   Tensor packed = torch::stable::new_empty(weight, {2, parts, H, kGates * kPart});
   float* const to = packed.mutable_data_ptr<float>();
   const float* const weights[] = {weight.const_data_ptr<float>(), weight_reverse.const_data_ptr<float>()};
-  torch::stable::parallel_for(0, 2 * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, 2 * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t direction = n / parts;
       pack_part(Part{weights[direction], to + direction * parts * H * kGates * kPart, H, n % parts});

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "parallel.h"
 #include "rows.h"
 
 namespace esim_fast {
@@ -30,7 +31,7 @@ void embedding_backward_cpu(Tensor table, const Tensor& grad_x, const Tensor& to
   float* const sums = table.mutable_data_ptr<float>();
   // Each word belongs to one task, which adds in token order, so results are bitwise equal for any number of threads.
   const int64_t words_per_task = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));
-  torch::stable::parallel_for(0, words, words_per_task, [&](int64_t begin, int64_t end) {
+  parallel_for(0, words, words_per_task, [&](int64_t begin, int64_t end) {
     std::memset(sums + begin * width, 0, (end - begin) * width * sizeof(float));
     for (int64_t n = 0; n < count; ++n) {
       if (id[n] < begin || id[n] >= end || (padding_idx && id[n] == *padding_idx)) continue;

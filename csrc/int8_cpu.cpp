@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "parallel.h"
 #include "steps.h"
 #include "vectors.h"
 
@@ -232,7 +233,7 @@ std::tuple<Tensor, Tensor> quantize_rows(const Tensor& input) {
   Tensor q = torch::stable::new_empty(x, {count, width}, ScalarType::Byte), scale = torch::stable::new_empty(x, {count});
   const Rows rows{x.const_data_ptr<float>(), q.mutable_data_ptr<uint8_t>(), scale.mutable_data_ptr<float>(), 0, 0, width};
   const int64_t least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));
-  torch::stable::parallel_for(0, count, least, [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, least, [&](int64_t begin, int64_t end) {
     Rows mine = rows;
     mine.first = begin;
     mine.last = end;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "local_inference_cpu.h"
+#include "parallel.h"
 
 namespace esim_fast {
 namespace {
@@ -282,7 +283,7 @@ void for_each_pair(const Side& a, const Side& b, const F& f) {
   const int64_t tokens = a.layout.tokens.max_length + b.layout.tokens.max_length, pairs = a.layout.batch;
   const int64_t least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, tokens) / a.layout.width);
   const int64_t tasks = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(1, pairs / least));
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     PairOfSentences<scalar_t> pair(a, b);
     for (int64_t task = begin; task < end; ++task) {
       for (int64_t i = task; i < pairs; i += tasks) {

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "masked_pool.h"
+#include "parallel.h"
 
 // The loops below are compiled for each of these targets, and the loader picks one, so one binary serves every x86-64.
 // Targets are instruction sets, because a processor name such as haswell would match only that vendor's processors.
@@ -130,13 +131,13 @@ template <typename F>
 void for_each_block(const Layout& layout, const F& f) {
   const int64_t blocks = (layout.width + kColumns - 1) / kColumns;
   const int64_t work = std::max<int64_t>(1, layout.tokens.max_length * std::min(layout.width, kColumns));
-  torch::stable::parallel_for(0, layout.batch * blocks, std::max<int64_t>(1, kElementsPerTask / work),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i) {
-                                  const int64_t first = i % blocks * kColumns;
-                                  f(i / blocks, first, std::min(kColumns, layout.width - first));
-                                }
-                              });
+  const int64_t least = std::max<int64_t>(1, kElementsPerTask / work);
+  parallel_for(0, layout.batch * blocks, least, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % blocks * kColumns;
+      f(i / blocks, first, std::min(kColumns, layout.width - first));
+    }
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> masked_pool_cpu(const Tensor& input, std::optional<Tensor> start,

@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "parallel.h"
 #include "rows.h"
 
 namespace esim_fast {
@@ -72,7 +73,7 @@ template <typename F>
 void for_each_group(const Steps& steps, const F& run) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = std::clamp<int64_t>((threads + 1) / 2, 1, (steps.size[0] + kLeastRows - 1) / kLeastRows);
-  torch::stable::parallel_for(0, 2 * groups, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, 2 * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) run(Group{&steps, n % 2 == 1, n / 2, groups});
   });
 }

@@ -7,7 +7,7 @@ from .errors import first_line
 
 _SHORT = re.compile(
     r"out of memory|can't allocate memory|Cannot allocate memory|not enough memory|_ALLOC_FAILED"
-    r"|^could not create a primitive$"  # oneDNN, whose code needs memory, too
+    r"|^could not (create|execute) a primitive$"  # oneDNN, whose code and buffers need memory, too
 )
 # A failed allocation in the extension: LibTorch's stable ABI reports which call failed, but not why.
 _ALLOCATION = re.compile(r'"aten::(new_empty|new_zeros|empty_like)".*API call failed', re.DOTALL)

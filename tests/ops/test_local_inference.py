@@ -5,6 +5,8 @@ The reference is compared with the equations in fp64, and the kernels in each dt
 
 import functools
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -285,6 +287,21 @@ class TestCpp:
         given = {**dict(zip(names, arguments, strict=True)), **change}
         with pytest.raises(RuntimeError, match=message):
             run_backward(*grad_m, *given.values()) if backward else run(*given.values())
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are not heeded here")
+    def test_too_little_memory_for_the_buffers(self):
+        """Rows of one value have buffers of a whole cache line each, many times the size of the result."""
+        import resource
+
+        premise, hypothesis = torch.ones(1, 2_000_000, 1), torch.ones(1, 1, 1)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, most))
+        try:
+            with pytest.raises(MemoryError):
+                local_inference(premise, hypothesis, backend="cpp")
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
     def test_gradients_of_a_wrong_shape_raise(self):
         arguments = case("cpu", "lengths")

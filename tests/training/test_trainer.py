@@ -160,7 +160,8 @@ class TestRun:
     def test_other_errors_that_mention_memory(self):
         for message in ("CUDA error: an illegal memory access was encountered", "unsupported memory format option"):
             assert short_of_memory(RuntimeError(message)) is None
-        assert short_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")) is not None
+        for message in ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "could not execute a primitive"):
+            assert short_of_memory(RuntimeError(message)) == message
 
     def test_bad_pairs(self, tmp_path):
         unlabeled = EncodedPairs([[2]], [[2]], None)
