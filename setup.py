@@ -100,7 +100,7 @@ def check_compiler() -> None:
 
 
 def vnni_macros() -> list[tuple[str, None]]:
-    """Return macros for the int8 instructions that the compiler and assembler support, for csrc/int8_cpu.cpp."""
+    """Return macros for the int8 instructions that the compiler and assembler support, for csrc/int8_cpu.h."""
     forms = {
         "ESIM_AVX512_VNNI": ("vpdpbusd %zmm0, %zmm0, %zmm0", "avx512vnni"),
         "ESIM_AVX_VNNI": ("{vex} vpdpbusd %ymm0, %ymm0, %ymm0", "avxvnni"),
@@ -116,8 +116,8 @@ def vnni_macros() -> list[tuple[str, None]]:
 
 def extension() -> cpp_extension.CppExtension:
     check_compiler()
-    names = ("ops", "masked_pool_cpu", "bilstm_cpu", "int8_cpu", "embedding_cpu", "local_inference_cpu")
-    sources = [f"csrc/{name}.cpp" for name in names]
+    kernels = ("masked_pool", "bilstm", "bilstm_int8", "int8_products", "embedding", "local_inference")
+    sources = ["csrc/ops.cpp", *(f"csrc/{name}_cpu.cpp" for name in kernels)]
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), *vnni_macros()]
     nvcc_args: list[str] = []
     # In a CUDA build of torch, libtorch.so loads the CUDA library, so it must stay linked although none of its symbols

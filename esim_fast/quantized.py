@@ -13,6 +13,7 @@ from .inputs import check_tokens
 from .model import ESIM, is_as_made
 from .ops import int8
 from .ops.bilstm import is_plain_fp32
+from .ops.checks import without_autocast
 from .packed import PackedPairs
 
 
@@ -79,7 +80,7 @@ def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
     """Compute ``net.encode(pairs)`` in int8 and without dropout: float32 ``[N, 2H]``."""
     if pairs.batch_sizes is None:
         raise ValueError("int8 needs pairs without a capacity")
-    with torch.autocast("cpu", enabled=False):
+    with without_autocast(pairs.tokens.device):
         x = net.embedding(pairs.tokens)  # [N, embedding_dim]
         return int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)
 
@@ -87,7 +88,7 @@ def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
 @torch.no_grad()
 def quantized_comparison(net: ESIM, x: Tensor, pairs: PackedPairs) -> Tensor:
     """Compute the logits from the encoded rows ``x [N, 2H]`` of pairs: float32 ``[B, num_labels]``."""
-    with torch.autocast("cpu", enabled=False):
+    with without_autocast(pairs.tokens.device):
         rows = pairs.rows(x.shape[1])
         m = net.inference(x, rows)  # [N, 8H]
         composition = net.infercomposition.composition

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ..packed import move
 from .backends import BACKENDS, choose, runs_on
-from .checks import autocast_dtype, constant_when_compiled, is_hooked
+from .checks import autocast_dtype, constant_when_compiled, is_hooked, without_autocast
 from .derivatives import apply, first_derivative
 from .packing import packed
 from .persistent import PersistentBiLSTM, shut
@@ -130,7 +130,7 @@ def bilstm(
             first_row = functional.pad(first_row, (0, 1), value=len(x))
         if sentences is None:
             sentences = int(batch_sizes[0]) if padding is None else x.shape[0] // batch_sizes.shape[0]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         x = x.to(dtype)
         if backend == "triton":
             # The kernel that packs the weights has not run on a GPU yet, so it serves only pairs with a capacity.
@@ -138,10 +138,9 @@ def bilstm(
             y = apply(_TritonBiLSTM, x, *weights, first_row, padding, sentences, _precision(), packs)[0]
         elif backend == "cuda":
             y = apply(PersistentBiLSTM, x, *weights, first_row, padding, sentences, _precision() == "tf32")[0]
-        elif padding is None and can_order(x, *weights, dtype=x.dtype):
-            y = _states(x, sizes, weights)
         else:
-            y = apply(_BiLSTM, x, batch_sizes, padding, *weights)[0]
+            kept = _packed_weights(x, weights) if padding is None else None
+            y = _states(x, sizes, *kept) if kept else apply(_BiLSTM, x, batch_sizes, padding, *weights)[0]
         return y.to(dtype)
 
 
@@ -202,9 +201,15 @@ def is_plain_fp32(lstm: nn.Module) -> bool:
     return lstm.num_layers == 1 and lstm.bidirectional and lstm.bias and lstm.proj_size == 0 and not is_hooked(lstm)
 
 
-def _states(x: Tensor, batch_sizes: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Compute ``y [N, 2H]`` alone, from weights that are packed once and cached."""
-    w_x, bias, w_h = packed(_pack_bf16 if x.dtype == torch.bfloat16 else _pack, *weights)
+def _packed_weights(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the weights as ``_states`` takes them, packed once and cached, or None if they cannot be."""
+    if not can_order(x, *weights, dtype=x.dtype):
+        return None
+    return packed(_pack_bf16 if x.dtype == torch.bfloat16 else _pack, *weights)
+
+
+def _states(x: Tensor, batch_sizes: Tensor, w_x: Tensor, bias: Tensor, w_h: Tensor) -> Tensor:
+    """Compute ``y [N, 2H]`` alone, without gradients."""
     gates = onednn_product(x, w_x, bias).float()
     return torch.ops.esim_fast.bilstm_states(gates, w_h, batch_sizes)
 

@@ -4,6 +4,7 @@ Shapes, dtypes, devices and values on the CPU are checked. Values on a GPU are n
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -30,6 +31,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return autocast's dtype; None if autocast is off, or for meta tensors, which autocast does not support."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast, which costs nothing if autocast is off already."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def transforming() -> bool:

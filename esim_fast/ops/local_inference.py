@@ -4,7 +4,6 @@ The GPU kernels are triton/one_tile.py and triton/many_tiles.py, selected in tri
 are in csrc/local_inference_cpu.cpp.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..packed import Rows
 from . import reference
 from .backends import BACKENDS, choose
-from .checks import autocast_dtype, check_apart, check_is_rows, tokens_of
+from .checks import autocast_dtype, check_apart, check_is_rows, tokens_of, without_autocast
 from .derivatives import apply, first_derivative
 from .triton import runtime
 
@@ -76,7 +75,7 @@ def local_inference(
     a, b = _in_autocast_dtype(a), _in_autocast_dtype(b)
     backend = _choose(backend, a)
     if backend == "reference":
-        with _without_autocast(a):
+        with without_autocast(a.device):
             return reference.local_inference(
                 a, b, a_lengths, b_lengths, a_mask=a_mask, b_mask=b_mask, a_rows=a_rows, b_rows=b_rows
             )
@@ -129,7 +128,7 @@ def local_inference_packed(
     x = _in_autocast_dtype(x)
     backend = _choose(backend, x)
     if backend == "reference":
-        with _without_autocast(x):
+        with without_autocast(x.device):
             return reference.local_inference_packed(x, a_rows, b_rows, a_mask=a_mask, b_mask=b_mask)
     every_row = _are_all_rows(x, a_rows, b_rows)
     if every_row or backend != "triton":
@@ -147,10 +146,6 @@ def _choose(backend: str | None, x: Tensor) -> str:
 def _in_autocast_dtype(x: Tensor) -> Tensor:
     dtype = autocast_dtype(x.device)
     return x if dtype is None or x.dtype != torch.float32 else x.to(dtype)
-
-
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _check_pair(a: Tensor, b: Tensor, a_rows: Rows | None, b_rows: Rows | None) -> None:

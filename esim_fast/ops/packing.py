@@ -12,7 +12,6 @@ from weakref import ref
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .checks import transforming
 
@@ -25,17 +24,19 @@ class _Kept(NamedTuple):
     """
 
     parameters: list[ref]
-    state: list[tuple]
+    states: list[tuple]
     sampled: list[np.ndarray]  # views of the parameters, which also keep their memory from being reused
     sample: bytes
     value: Any
 
 
-_kept = WeakIdKeyDictionary()  # first parameter -> function -> entry
+# By the id of the first parameter, which drops its entries when it is freed. A weak dictionary would be slower.
+_kept: dict[tuple[int, Callable], _Kept] = {}
 
 
 def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
-    """Return ``make(*parameters)``, cached until a parameter changes. For use without gradients.
+    """Return ``make(*parameters)``, cached until a parameter changes, or None if it cannot be. For use without
+    gradients.
 
     A change is detected by the parameters' identities and memory, by PyTorch's counter of in-place changes, and, for
     changes that it does not count (through ``.data``, a NumPy array or shared memory), by comparing 64 elements spread
@@ -43,24 +44,7 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
 
     Args:
         make: a module-level function. Its result must not refer to the parameters, because it is freed with them.
-        parameters: parameters that ``can_keep`` accepts.
-    """
-    first = parameters[0]
-    state = [_state(parameter) for parameter in parameters]
-    by_function = _kept.setdefault(first, {})
-    kept = by_function.get(make)
-    if kept is not None and _is_current(kept, parameters, state):
-        return kept.value
-    sampled = [_spread(parameter) for parameter in parameters]
-    sample = _bytes_of(sampled)  # sampled before make() runs, so that a concurrent change is noticed later
-    value = make(*parameters)
-    by_function[make] = _Kept([ref(parameter) for parameter in parameters], state, sampled, sample, value)
-    return value
-
-
-def can_keep(*parameters: Tensor) -> bool:
-    """Whether ``packed`` supports these: plain contiguous fp32 tensors on the CPU, with no compiler or transform
-    active.
+        parameters: kept if they are plain contiguous fp32 tensors on the CPU, and no compiler or transform is active.
     """
     # A dispatch mode may trace every operation or use tensors without values.
     if (
@@ -69,8 +53,21 @@ def can_keep(*parameters: Tensor) -> bool:
         or transforming()
         or torch._C._len_torch_dispatch_stack()
     ):
-        return False
-    return all(_is_plain(parameter) for parameter in parameters)
+        return None
+    key = id(parameters[0]), make
+    kept = _kept.get(key)
+    if kept is not None and _is_current(kept, parameters):
+        return kept.value
+    if not all(_is_plain(parameter) for parameter in parameters):
+        return None
+    drop = _kept.pop  # bound, because the module may be gone when the interpreter ends
+    known = [ref(parameters[0], lambda _: drop(key, None)), *(ref(parameter) for parameter in parameters[1:])]
+    states = [_state(parameter) for parameter in parameters]
+    sampled = [_spread(parameter) for parameter in parameters]
+    sample = _bytes_of(sampled)  # sampled before make() runs, so that a concurrent change is noticed later
+    value = make(*parameters)
+    _kept[key] = _Kept(known, states, sampled, sample, value)
+    return value
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -80,15 +77,14 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _state(x: Tensor) -> tuple:
-    return x._version, x.data_ptr(), x.shape
+    return x._version, x.data_ptr(), x.dtype, x.shape, x.stride()
 
 
-def _is_current(kept: _Kept, parameters: tuple[Tensor, ...], state: list[tuple]) -> bool:
-    # Compare addresses first: if a parameter's memory has moved, the arrays may point to freed memory.
-    if kept.state != state:
-        return False
-    if any(known() is not parameter for known, parameter in zip(kept.parameters, parameters, strict=True)):
-        return False
+def _is_current(kept: _Kept, parameters: tuple[Tensor, ...]) -> bool:
+    for known, parameter, state in zip(kept.parameters, parameters, kept.states, strict=True):
+        # Compare addresses first: if a parameter's memory has moved, the arrays may point to freed memory.
+        if known() is not parameter or _state(parameter) != state:
+            return False
     return _bytes_of(kept.sampled) == kept.sample
 
 

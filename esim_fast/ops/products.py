@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .checks import autocast_dtype
 from .derivatives import apply, recorded
-from .packing import can_keep, packed
+from .packing import packed
 
 
 def _is_intel() -> bool:
@@ -29,6 +29,7 @@ def _is_intel() -> bool:
 
 
 _LEAST_ROWS = 4  # with fewer rows, reading the weights is the bottleneck and MKL has less overhead
+_LARGE = 2**16  # elements of a reordered weight: reading it takes longer than calling oneDNN, even for one row
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _MKL = torch.backends.mkl.is_available() and _is_intel()
@@ -64,7 +65,7 @@ def can_order(x: Tensor, *parameters: Tensor, dtype: torch.dtype) -> bool:
 
     The first parameter is the weight; the others are parameters that the cached value also depends on.
     """
-    return _onednn_takes(x, parameters[0], dtype) and can_keep(*parameters) and not recorded(x, *parameters)
+    return _onednn_takes(x, parameters[0], dtype) and not recorded(x, *parameters)
 
 
 def ordered(weight: Tensor) -> Tensor:
@@ -75,6 +76,14 @@ def ordered(weight: Tensor) -> Tensor:
 def ordered_bf16(weight: Tensor) -> Tensor:
     """Convert a weight to bf16 and reorder it."""
     return ordered(weight.bfloat16())
+
+
+def _ordered_linear(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return ordered(weight), bias.detach().clone()
+
+
+def _ordered_linear_bf16(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return ordered_bf16(weight), bias.bfloat16()
 
 
 def for_weight_gradients(x: Tensor) -> Tensor:
@@ -95,10 +104,11 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute ``torch.nn.functional.linear`` of ``x [M, K]``, with gradients."""
     dtype = autocast_dtype(x.device) or torch.float32
-    fits = x.dtype in (torch.float32, dtype) and _is_large(x, weight)
+    fits = x.dtype in (torch.float32, dtype) and (_is_large(x, weight) or weight.numel() >= _LARGE)
     if fits and can_order(x, weight, bias, dtype=dtype):
-        order = ordered_bf16 if dtype == torch.bfloat16 else ordered
-        return onednn_product(x.to(dtype), packed(order, weight), bias.to(dtype))
+        kept = packed(_ordered_linear_bf16 if dtype == torch.bfloat16 else _ordered_linear, weight, bias)
+        if kept is not None:
+            return onednn_product(x.to(dtype), *kept)
     use_onednn = dtype == torch.float32 and _for_onednn(x, weight)
     return apply(_Linear, x, weight, bias) if use_onednn else functional.linear(x, weight, bias)
 

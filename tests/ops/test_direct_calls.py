@@ -28,6 +28,13 @@ def bilstm_int8_call(batch_sizes, hidden):
     return [gates, torch.ones(rows), bias, weight, torch.full(width, 1e-3), offset, hidden, batch_sizes]
 
 
+def int8_products_call(rows, width, outputs):
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (outputs, width), generator=random, dtype=torch.int8)
+    blocks, offset = int8._in_terms(weight)
+    return [torch.randn(rows, width, generator=random), blocks, torch.rand(outputs, generator=random), offset]
+
+
 def valid_calls():
     """Small valid arguments of each operator, with every optional tensor."""
     torch.manual_seed(0)
@@ -59,6 +66,7 @@ def valid_calls():
     }
     if int8.LANES:
         calls["bilstm_int8"] = bilstm_int8_call(index(3, 2), 3)
+        calls["int8_products"] = int8_products_call(3, 5, 7)
     if hasattr(OPERATORS, "local_inference_triton") and not torch.cuda.is_available():
         for name in [name for name in calls if name.startswith("local_inference")]:
             operator = "local_inference_packed" if name.startswith("local_inference_packed") else "local_inference"
@@ -152,6 +160,9 @@ def test_wrong_arguments_of_every_kind(name):
         ("bilstm_states", {2: index(HUGE, HUGE, HUGE, HUGE, 5)}, "overflows the number of rows"),
         ("bilstm_int8", {6: 2**20 + 1}, "supports 1 to 65536 hidden units"),
         ("bilstm_int8", {6: 0}, "supports 1 to 65536 hidden units"),
+        ("int8_products", {0: torch.empty(0, 2**20)}, "rows of up to 65536 elements, got 1048576"),
+        ("int8_products", {0: torch.empty(3, 9)}, "weight must be"),
+        ("int8_products", {2: torch.empty(700)}, "weight must be"),
         ("bilstm_int8", {7: index(HUGE, HUGE, HUGE, HUGE, 5)}, "overflows the number of rows"),
         ("masked_pool_backward", {1: torch.zeros(2, 1, dtype=torch.int32).expand(2, HUGE // 2)}, "needs grad_v"),
         ("masked_pool", {0: torch.empty(0, 1, HUGE), 3: None, 4: None}, "wider than supported"),

@@ -1,10 +1,11 @@
 """Inference in int8: the kernels against equivalent quantization in PyTorch, and both against fp64."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -49,8 +50,17 @@ def test_rows_of_zeros_and_rows_that_are_not_finite():
         assert scale.isnan().tolist() == [False, False, True, True, False]
 
 
+@pytest.fixture(params=["our product", "oneDNN's"])
+def product(request, monkeypatch):
+    monkeypatch.setattr(int8, "_FEW_ROWS", 10**6 if request.param == "our product" else 0)
+
+
+WITH_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # it is the same in all examples
+
+
+@WITH_FIXTURE
 @given(rows=st.integers(0, 40), inputs=SIZES, outputs=SIZES, seed=st.integers(0, 99))
-def test_linear(rows, inputs, outputs, seed):
+def test_linear(product, rows, inputs, outputs, seed):
     torch.manual_seed(seed)
     layer, x = nn.Linear(inputs, outputs).requires_grad_(False), torch.randn(rows, inputs)
     y = int8.linear(layer, x)
@@ -61,6 +71,20 @@ def test_linear(rows, inputs, outputs, seed):
     off_x, off_w = rounding_of(x).expand_as(x), rounding_of(layer.weight).expand_as(layer.weight)
     bound = off_x @ layer.weight.abs().t() + x.abs() @ off_w.t() + off_x @ off_w.t()
     assert ((y - exact).abs() <= 1.001 * bound + 1e-6).all()
+
+
+@given(rows=st.integers(0, 70), inputs=SIZES, outputs=SIZES, seed=st.integers(0, 99))
+def test_both_products_are_exact(rows, inputs, outputs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(size, inputs, generator=generator) for size in (rows, outputs))
+    (q_x, scale), (q_w, scale_w) = quantize_rows(x), reference.quantized_rows(weight)
+    wanted = (q_x.double() @ q_w.double().t()).float() * scale_w
+    quantized = int8._quantized_linear(weight)
+    for most in (0, 10**6):
+        with patch.object(int8, "_FEW_ROWS", most):
+            y, scales = quantized.product(x)
+        assert torch.equal(scales, scale)
+        torch.testing.assert_close(y, wanted, rtol=1e-6, atol=0)
 
 
 def assert_quantized_alike(lstm, x, batch_sizes):
@@ -76,14 +100,15 @@ def assert_quantized_alike(lstm, x, batch_sizes):
     assert quantization <= 0.02 * y.numel() ** 0.5
 
 
+@WITH_FIXTURE
 @given(lengths=LENGTHS, inputs=SIZES, hidden=st.sampled_from([16, 17, 63, 300]), seed=st.integers(0, 99))
-def test_bilstm(lengths, inputs, hidden, seed):
+def test_bilstm(product, lengths, inputs, hidden, seed):
     lstm, x, batch_sizes, _ = make(lengths, inputs, hidden, seed)
     assert_quantized_alike(lstm.requires_grad_(False), x.detach(), batch_sizes)
 
 
 @pytest.mark.parametrize("hidden", [1, 3])
-def test_few_units(hidden):
+def test_few_units(product, hidden):
     lstm, x, batch_sizes, _ = make([7, 3, 3, 1], 4, hidden)
     assert_quantized_alike(lstm.requires_grad_(False), x.detach(), batch_sizes)
 
@@ -95,7 +120,7 @@ def test_empty_batches():
 
 
 @torch.no_grad()
-def test_huge_numbers_saturate_and_infinities_stay_in_their_sentence():
+def test_huge_numbers_saturate_and_infinities_stay_in_their_sentence(product):
     lstm, x, batch_sizes, _ = make([5, 4, 4, 1], 20, 33)
     y = int8.bilstm(lstm, x, batch_sizes)
     second = [1, 5, 8, 11]  # rows of the second sentence
@@ -133,7 +158,7 @@ def test_every_kind_of_processor(capability):
 
 ONE_PRODUCT = """
 import torch; from esim_fast.ops import int8
-int8.linear(torch.nn.Linear(300, 1200).requires_grad_(False), torch.randn(28, 300))
+int8.linear(torch.nn.Linear(300, 1200).requires_grad_(False), torch.randn(100, 300))
 """
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from esim_fast.layers import project
 from esim_fast.ops import bilstm, int8, packing, products
-from esim_fast.ops.packing import can_keep, packed
+from esim_fast.ops.packing import packed
 
 BATCH_SIZES = torch.tensor([4, 3, 3, 1])
 
@@ -238,7 +238,7 @@ def test_made_once():
     packed(others, *parameters)
     packed(make, *parameters[::-1])
     assert others.calls == 1
-    assert len(packing._kept) == before + 1  # for the parameter that is first when reversed
+    assert len(packing._kept) == before + 2
 
 
 def test_nothing_outlives_its_parameters():
@@ -289,15 +289,24 @@ MODES = {
 )
 def test_parameters_that_are_not_cached(x, mode):
     with mode():
-        assert not can_keep(x)
+        assert packed(Maker(), x) is None
+
+
+@pytest.mark.parametrize("change", [torch.t, lambda x: x.view(torch.int32)], ids=["strides", "dtype"])
+def test_parameters_that_are_no_longer_cached(change):
+    """The memory and the shape stay the same."""
+    make, weight = Maker(), torch.randn(8, 8)
+    assert packed(make, weight) is not None
+    weight.data = change(weight.data)
+    assert packed(make, weight) is None
 
 
 def test_transforms_see_everything():
-    weight, seen = torch.randn(8, 4), []
-    assert can_keep(weight)
-    torch.func.vmap(lambda x: seen.append(can_keep(weight)) or x)(torch.zeros(3))
-    torch.jit.trace(lambda x: seen.append(can_keep(weight)) or x + 1, torch.zeros(3), check_trace=False)
-    assert seen == [False, False]
+    make, weight, seen = Maker(), torch.randn(8, 4), []
+    assert packed(make, weight) is not None
+    torch.func.vmap(lambda x: seen.append(packed(make, weight)) or x)(torch.zeros(3))
+    torch.jit.trace(lambda x: seen.append(packed(make, weight)) or x + 1, torch.zeros(3), check_trace=False)
+    assert seen == [None, None]
 
 
 def test_several_threads():

@@ -11,7 +11,7 @@ import torch
 
 from esim_fast.ops import int8  # importing the ops defines the operators
 from tests.ops.ops_in_workers import examples, run_ops
-from tests.ops.test_direct_calls import bilstm_int8_call
+from tests.ops.test_direct_calls import bilstm_int8_call, int8_products_call
 
 OPERATORS = torch.ops.esim_fast
 MANY = [2, 3, 8, 64]  # the last ones exceed the cores, sentences and columns to split
@@ -48,7 +48,8 @@ def run_int8(batch, dtype):
     x = drawn(3 * batch, 9)
     if not int8.LANES:
         return OPERATORS.quantize_rows(x)
-    return [*OPERATORS.quantize_rows(x), OPERATORS.bilstm_int8(*bilstm_int8_call(torch.tensor([2 * batch, batch]), 7))]
+    y = OPERATORS.bilstm_int8(*bilstm_int8_call(torch.tensor([2 * batch, batch]), 7))
+    return [*OPERATORS.quantize_rows(x), *OPERATORS.int8_products(*int8_products_call(batch, 300, 150)), y]
 
 
 def run_embedding_backward(batch, dtype):
