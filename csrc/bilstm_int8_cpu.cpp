@@ -13,6 +13,7 @@ namespace esim_fast {
 namespace {
 
 constexpr int64_t kMostUnits = 1 << 16;  // with more, sums of products may exceed 32 bits
+static_assert(kGates == kVectors, "a block of weights has one vector for each gate");
 
 // One direction of a group of sentences, as in bilstm_cpu.cpp. Units are in blocks of one vector, and each block has
 // its four gates side by side.

@@ -9,19 +9,15 @@
 #include "steps.h"
 #include "vectors.h"
 
-// Code for one kind of processor, because the loader cannot tell which has VNNI. setup.py defines ESIM_AVX512_VNNI and
-// ESIM_AVX_VNNI if the compiler supports the instructions.
-#define ESIM_FOR_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define ESIM_FOR_AVX2 __attribute__((target("avx2,fma")))
-
 namespace esim_fast {
 
-constexpr int kTerms = 4;            // bytes per lane that one instruction multiplies and adds
-constexpr float kMost = 127.0f;      // the range is symmetric, so -128 is not used
-constexpr int kZeroPoint = 128;      // of activations, which are unsigned, because the instruction takes such bytes
-constexpr int kVectors = 4;          // in a block of weights
+constexpr int kTerms = 4;        // bytes per lane that one instruction multiplies and adds
+constexpr float kMost = 127.0f;  // the range is symmetric, so -128 is not used
+constexpr int kZeroPoint = 128;  // of activations, which are unsigned, because the instruction takes such bytes
+constexpr int kVectors = 4;      // in a block of weights
 
-// fp32 lanes of this processor's vectors, or 0 without VNNI. setup.py defines the macros that the compiler supports.
+// fp32 lanes of this processor's vectors, or 0 without VNNI, for which ESIM_FOR_EACH_PROCESSOR does not look. setup.py
+// defines the macros that the compiler supports.
 inline int64_t int8_lanes() {
   static const int64_t lanes = [] {
 #if defined(ESIM_AVX512_VNNI)

@@ -87,8 +87,8 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
   // Quantizes x [N, D] to uint8 [N, D] with zero point 128, and a scale [N] for each row.
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
   // The product of x [M, K], quantized likewise, with an int8 matrix [N, K]: [M, N], still to be scaled by the second
-  // result [M]. weight: [N / (4 * lanes), K / 4, 4, lanes, 4] (both rounded up), the same matrix in blocks.
-  // weight_scale: [N]. offset: int32, [N / (4 * lanes), 4, lanes], 128 times the sums of the matrix's rows.
+  // result [M]. weight: the matrix in blocks, [N / (4 * lanes), K / 4, 4, lanes, 4], both quotients rounded up.
+  // weight_scale: [N]. offset: int32 [N / (4 * lanes), 4, lanes], 128 times the sums of the matrix's rows.
   m.def("int8_products(Tensor x, Tensor weight, Tensor weight_scale, Tensor offset) -> (Tensor, Tensor)");
   // The quantized recurrence of a packed BiLSTM of H units, in blocks of `lanes`. gates: [N, 2, blocks, 4, lanes],
   // products with the input's integers, whose scale is input_scale [N]. bias, scale and offset: [2, blocks, 4, lanes],

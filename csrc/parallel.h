@@ -7,8 +7,8 @@
 
 namespace esim_fast {
 
-// As torch::stable::parallel_for, but an exception in f reaches the caller. LibTorch's stable ABI would replace it by a
-// "call failed", and nobody could see that memory has run out.
+// As torch::stable::parallel_for, but an exception in f reaches the caller. LibTorch's stable ABI would report only that
+// the call failed, so nobody could see that memory ran out.
 template <typename F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain_size, const F& f) {
   std::exception_ptr failure;
@@ -18,7 +18,7 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain_size, const F& f) {
       f(first, last);
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex);
-      failure = std::current_exception();
+      if (!failure) failure = std::current_exception();
     }
   });
   if (failure) std::rethrow_exception(failure);

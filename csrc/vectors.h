@@ -251,20 +251,22 @@ inline Processor processor() {
 
 }  // namespace esim_fast
 
+// For functions that are compiled for one of the instruction sets.
+#define ESIM_FOR_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define ESIM_FOR_AVX2 __attribute__((target("avx2,fma")))
+
 // Defines `void name(const argument& x)`, which calls `body<lanes, rows>(x)` with the fp32 lanes of a vector and the
 // number of rows of sums, four vectors each, that fit into registers.
 #if defined(__x86_64__)
-#define ESIM_FOR_EACH_PROCESSOR(name, body, argument)                                                      \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) void name##_avx512(const argument& x) { \
-    body<16, 6>(x);                                                                                        \
-  }                                                                                                        \
-  __attribute__((target("avx2,fma"))) void name##_avx2(const argument& x) { body<8, 3>(x); }               \
-  void name##_baseline(const argument& x) { body<4, 3>(x); }                                               \
-  void name(const argument& x) {                                                                           \
-    static const Processor best = processor();                                                             \
-    if (best == Processor::avx512) return name##_avx512(x);                                                \
-    if (best == Processor::avx2) return name##_avx2(x);                                                    \
-    name##_baseline(x);                                                                                    \
+#define ESIM_FOR_EACH_PROCESSOR(name, body, argument)                            \
+  ESIM_FOR_AVX512 void name##_avx512(const argument& x) { body<16, 6>(x); }      \
+  ESIM_FOR_AVX2 void name##_avx2(const argument& x) { body<8, 3>(x); }           \
+  void name##_baseline(const argument& x) { body<4, 3>(x); }                     \
+  void name(const argument& x) {                                                 \
+    static const Processor best = processor();                                   \
+    if (best == Processor::avx512) return name##_avx512(x);                      \
+    if (best == Processor::avx2) return name##_avx2(x);                          \
+    name##_baseline(x);                                                          \
   }
 #else
 #define ESIM_FOR_EACH_PROCESSOR(name, body, argument) \

@@ -16,7 +16,8 @@ _ALLOCATION = re.compile(r'"aten::(new_empty|new_zeros|empty_like)".*API call fa
 def short_of_memory(error: Exception) -> str | None:
     """Return a one-line reason if ``error`` means that memory ran out, else None."""
     if isinstance(error, MemoryError):
-        return first_line(error) or "no memory left"
+        reason = first_line(error)
+        return "no memory left" if reason in ("", "std::bad_alloc") else reason
     if isinstance(error, RuntimeError):
         import torch  # slow to import; already imported if torch raised the error
 

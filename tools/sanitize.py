@@ -48,10 +48,11 @@ FULL = (*QUICK, "test_model.py", "ops/test_threads.py", "ops/test_memory_safety.
 # Without masked_pool, which ignores ATEN_CPU_CAPABILITY.
 OTHER_PROCESSORS = ("ops/test_direct_calls.py", "ops/test_local_inference.py", "ops/test_bilstm.py", "ops/test_int8.py")
 # Not for sanitizers: tests that start compilers, Triton's kernels (they are not in the extension), tests that start
-# processes (fresh ones, or with another processor's code), 4 GiB of results, and a deliberate error.
+# processes (fresh ones, or with another processor's code), 4 GiB of results, a lack of memory, where sanitizers abort,
+# and a deliberate error.
 LEFT_OUT = (
     *("compile", "triton", "kind_of_processor", "other_processors", "spawn", "forkserver", "written_as_a_whole"),
-    "misaligned_rows",
+    *("too_little_memory", "misaligned_rows"),
 )
 
 EMBEDDING = "csrc/embedding_cpu.cpp"

@@ -3,7 +3,7 @@
 Weights are quantized once, per row, and activations per token as they arrive. Both are symmetric: ``x ≈ scale * q``
 with integers ``q`` in -127..127 and ``scale = max |x| / 127`` of a row. Activations are stored as ``q + 128``, because
 VNNI multiplies unsigned bytes by signed ones. Sums of products are exact. Gates, cell states and everything between the
-layers are fp32. Products of many words use oneDNN, those of few words csrc/int8_products_cpu.cpp, and the recurrence
+layers are fp32. Products of many rows use oneDNN, those of few rows csrc/int8_products_cpu.cpp, and the recurrence
 csrc/bilstm_int8_cpu.cpp.
 """
 
@@ -21,11 +21,14 @@ from .reference import quantized_rows
 LANES = torch.ops.esim_fast.int8_lanes() if torch.backends.mkldnn.is_available() else 0
 _GATES, _TERMS, _VECTORS = 4, 4, 4  # terms: bytes that one instruction multiplies and adds; vectors of a block
 _ZERO_POINT = 128  # of activations
-_FEW_ROWS = 64  # a call of oneDNN takes 20 to 30 us, as long as the product of so few rows
+# With more rows, the 20 to 30 us that a call of oneDNN costs no longer matter. With AMX it multiplies faster, so its
+# limit is an estimate.
+_FEW_ROWS = 24 if torch.cpu._is_amx_tile_supported() else 64
+_MOST_TERMS = 2**16  # of our kernel's sums
 
 
 class _Weight(NamedTuple):
-    """A quantized matrix ``[N, K]``, in oneDNN's order and in that of our kernel."""
+    """A quantized matrix ``[N, K]``, stored twice: in oneDNN's order and in that of our kernel."""
 
     onednn: Tensor
     scale: Tensor  # [N]
@@ -37,7 +40,7 @@ class _Weight(NamedTuple):
         """Quantize ``x``, float32 ``[M, K]``, and return its product ``[M, N]``, not yet scaled by the second result,
         ``[M]``.
         """
-        if x.shape[0] <= _FEW_ROWS:
+        if x.shape[0] <= _FEW_ROWS and x.shape[1] <= _MOST_TERMS:
             return torch.ops.esim_fast.int8_products(x, self.blocks, self.scale, self.offset)
         q, scale = torch.ops.esim_fast.quantize_rows(x)
         # For signed activations, oneDNN has fast code only for processors with AMX.

@@ -35,7 +35,7 @@ _kept: dict[tuple[int, Callable], _Kept] = {}
 
 
 def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
-    """Return ``make(*parameters)``, cached until a parameter changes, or None if it cannot be. For use without
+    """Return ``make(*parameters)``, cached until a parameter changes, or None if it cannot be cached. For use without
     gradients.
 
     A change is detected by the parameters' identities and memory, by PyTorch's counter of in-place changes, and, for
@@ -44,7 +44,7 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
 
     Args:
         make: a module-level function. Its result must not refer to the parameters, because it is freed with them.
-        parameters: kept if they are plain contiguous fp32 tensors on the CPU, and no compiler or transform is active.
+        parameters: cached if they are plain contiguous fp32 tensors on the CPU, and no compiler or transform is active.
     """
     # A dispatch mode may trace every operation or use tensors without values.
     if (
@@ -59,6 +59,7 @@ def packed(make: Callable[..., Any], *parameters: Tensor) -> Any:
     if kept is not None and _is_current(kept, parameters):
         return kept.value
     if not all(_is_plain(parameter) for parameter in parameters):
+        _kept.pop(key, None)
         return None
     drop = _kept.pop  # bound, because the module may be gone when the interpreter ends
     known = [ref(parameters[0], lambda _: drop(key, None)), *(ref(parameter) for parameter in parameters[1:])]
@@ -81,6 +82,8 @@ def _state(x: Tensor) -> tuple:
 
 
 def _is_current(kept: _Kept, parameters: tuple[Tensor, ...]) -> bool:
+    if len(kept.parameters) != len(parameters):
+        return False
     for known, parameter, state in zip(kept.parameters, parameters, kept.states, strict=True):
         # Compare addresses first: if a parameter's memory has moved, the arrays may point to freed memory.
         if known() is not parameter or _state(parameter) != state:

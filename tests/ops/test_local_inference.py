@@ -293,13 +293,14 @@ class TestCpp:
         """Rows of one value have buffers of a whole cache line each, many times the size of the result."""
         import resource
 
-        premise, hypothesis = torch.ones(1, 2_000_000, 1), torch.ones(1, 1, 1)
+        premises, hypotheses = torch.ones(4, 500_000, 1), torch.ones(4, 1, 1)
+        local_inference(premises[:, :1], hypotheses, backend="cpp")  # starting threads takes memory, too
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         before, most = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, most))
         try:
             with pytest.raises(MemoryError):
-                local_inference(premise, hypothesis, backend="cpp")
+                local_inference(premises, hypotheses, backend="cpp")
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (before, most))
 

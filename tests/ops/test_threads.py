@@ -45,7 +45,7 @@ def run_bilstm(batch, dtype):
 
 
 def run_int8(batch, dtype):
-    x = drawn(3 * batch, 9)
+    x = drawn(batch, 3000)
     if not int8.LANES:
         return OPERATORS.quantize_rows(x)
     y = OPERATORS.bilstm_int8(*bilstm_int8_call(torch.tensor([2 * batch, batch]), 7))
