@@ -89,12 +89,7 @@ ESIM_INLINE void recur(const Task& task) {
   }
 }
 
-#if defined(ESIM_AVX512_VNNI)
-ESIM_FOR_AVX512 void recur_avx512(const Task& task) { recur<16, 6>(task); }
-#endif
-#if defined(ESIM_AVX_VNNI)
-ESIM_FOR_AVX2 void recur_avx2(const Task& task) { recur<8, 2>(task); }
-#endif
+ESIM_FOR_EACH_VNNI(run_task, recur, Task)
 
 Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor& bias, const Tensor& weight,
                    const Tensor& scale, const Tensor& offset, int64_t H, const Tensor& batch_sizes) {
@@ -125,12 +120,7 @@ Tensor bilstm_int8(const Tensor& gates, const Tensor& input_scale, const Tensor&
                     scale.const_data_ptr<float>() + place,
                     offset.const_data_ptr<int32_t>() + place,
                     states + group.reverse * H};
-#if defined(ESIM_AVX512_VNNI)
-    if (lanes == 16) recur_avx512(task);
-#endif
-#if defined(ESIM_AVX_VNNI)
-    if (lanes == 8) recur_avx2(task);
-#endif
+    run_task(task);
   });
   return y;
 }

@@ -122,3 +122,14 @@ ESIM_INLINE void multiply_rows(int32_t* product, int64_t count, const uint8_t* q
 }
 
 }  // namespace esim_fast
+
+// As ESIM_FOR_EACH_PROCESSOR, for processors with VNNI. Call it only if int8_lanes() is not 0.
+#if defined(__x86_64__)
+#define ESIM_FOR_EACH_VNNI(name, body, argument)                            \
+  ESIM_FOR_AVX512 void name##_avx512(const argument& x) { body<16, 6>(x); } \
+  ESIM_FOR_AVX2 void name##_avx2(const argument& x) { body<8, 2>(x); }      \
+  void name(const argument& x) { int8_lanes() == 16 ? name##_avx512(x) : name##_avx2(x); }
+#else
+#define ESIM_FOR_EACH_VNNI(name, body, argument) \
+  void name(const argument&) {}
+#endif

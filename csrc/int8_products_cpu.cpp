@@ -67,12 +67,7 @@ ESIM_INLINE void multiply(const Product& task) {
   }
 }
 
-#if defined(ESIM_AVX512_VNNI)
-ESIM_FOR_AVX512 void multiply_avx512(const Product& task) { multiply<16, 6>(task); }
-#endif
-#if defined(ESIM_AVX_VNNI)
-ESIM_FOR_AVX2 void multiply_avx2(const Product& task) { multiply<8, 2>(task); }
-#endif
+ESIM_FOR_EACH_VNNI(run_product, multiply, Product)
 
 void quantize_all(const Tensor& x, uint8_t* q, int64_t q_row, Tensor& scale) {
   const int64_t width = x.size(1), least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));
@@ -121,12 +116,7 @@ std::tuple<Tensor, Tensor> int8_products(const Tensor& input, const Tensor& weig
     Product task = all;
     task.first = first;
     task.last = last;
-#if defined(ESIM_AVX512_VNNI)
-    if (lanes == 16) multiply_avx512(task);
-#endif
-#if defined(ESIM_AVX_VNNI)
-    if (lanes == 8) multiply_avx2(task);
-#endif
+    run_product(task);
   });
   return {y, scale};
 }
