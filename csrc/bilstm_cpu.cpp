@@ -33,6 +33,20 @@ struct Task : Group {
   float* previous;          // [N, 2H]: the initial state of each step, offset to this direction's half
 };
 
+// Whether prefetches pay. Weights come from the second-level cache, on Intel's processors twice as fast with them. On
+// AMD's (Zen 4) they cost an eighth of the time for one or two sentences, and gain nothing for more.
+bool prefetches() {
+#if defined(__x86_64__)
+  static const bool amd = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") != 0;
+  }();
+  return !amd;
+#else
+  return true;
+#endif
+}
+
 // product[r, v]: `count` rows of a (at most `rows`) times a block of packed weights.
 template <int rows, int vectors, typename V>
 ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_t a_row, const float* b, int64_t terms) {
@@ -41,7 +55,11 @@ ESIM_INLINE void multiply_rows(float* product, int count, const float* a, int64_
     if (count < rows) return multiply_rows<rows - 1, vectors, V>(product, count, a, a_row, b, terms);
   }
   V sum[rows][vectors] = {};
-  multiply_add<rows, vectors, kAhead>(sum, a, a_row, 1, b, width, terms);
+  if (prefetches()) {
+    multiply_add<rows, vectors, kAhead>(sum, a, a_row, 1, b, width, terms);
+  } else {
+    multiply_add<rows, vectors>(sum, a, a_row, 1, b, width, terms);
+  }
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < vectors; ++v) store(product + r * width + v * lanes, sum[r][v]);
   }
@@ -87,7 +105,10 @@ ESIM_INLINE void forward(const Task& task) {
   for (int64_t n = 0; n < task.steps->count(); ++n) {
     const int64_t t = task.in_order(n), before = task.before(t);
     const int64_t count = task.sentences(t), known = std::min(count, task.sentences(before));
-    for (int64_t block = 0; block < blocks; ++block) {
+    // For few sentences every other step goes backward, because the weights that it begins with are still in the cache.
+    const bool back = n % 2 == 1 && count <= rows;
+    for (int64_t nth = 0; nth < blocks; ++nth) {
+      const int64_t block = back ? blocks - 1 - nth : nth;
       const int64_t unit = block * lanes, units = std::min<int64_t>(lanes, H - unit);
       const float* panel = task.weight + block * H * kWidth;
       for (int64_t i = 0; i < count; i += rows) {
