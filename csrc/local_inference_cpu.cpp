@@ -16,6 +16,7 @@
 namespace esim_fast {
 namespace {
 
+constexpr int64_t kParts = 4;  // of an enhanced token
 constexpr int64_t kElementsPerTask = 16384;
 constexpr int64_t kCached = 2 << 20;  // bytes: results larger than a core's cache bypass it
 
@@ -71,18 +72,18 @@ class PairOfSentences {
   Sentence<T> sentences[2];
   Buffer<T> buffers[4];
   Weights<T> weights{};
-  int64_t b = 0, width = 0, whole_vectors = 0, stride = 0;
+  int64_t b = 0, width = 0, parts = 0, whole_vectors = 0, stride = 0;
   Buffer<scalar_t> row_buffer;
   scalar_t* row = nullptr;
 
  public:
-  PairOfSentences(const Side& a_side, const Side& b_side) : sides{&a_side, &b_side} {
+  PairOfSentences(const Side& a_side, const Side& b_side, int64_t parts) : sides{&a_side, &b_side}, parts(parts) {
     width = a_side.layout.width;
     whole_vectors = up_to_multiple(width, kLanes);
     // An odd number of cache lines, so that rows do not map to the same few cache sets.
     stride = up_to_multiple(width, kVectors * kLanes) + kLanes;
-    const int64_t results = 4 * (a_side.x.numel() + b_side.x.numel());
-    if (results * int64_t{sizeof(scalar_t)} > kCached) row = row_buffer.at_least(4 * width);
+    const int64_t results = parts * (a_side.x.numel() + b_side.x.numel());
+    if (results * int64_t{sizeof(scalar_t)} > kCached) row = row_buffer.at_least(parts * width);
   }
 
   // Prefetches the features of a later pair.
@@ -98,8 +99,8 @@ class PairOfSentences {
   void forward(int64_t pair, scalar_t* const (&m)[2]) {
     align(pair, false);
     for (int side : {0, 1}) {
-      for (int64_t i = 0; i < sentences[side].count; ++i) enhance(token(side, i, m[side], 4));
-      clear_padding(side, m[side], 4);
+      for (int64_t i = 0; i < sentences[side].count; ++i) enhance(token(side, i, m[side], parts));
+      clear_padding(side, m[side], parts);
     }
   }
 
@@ -110,10 +111,10 @@ class PairOfSentences {
       for (int64_t i = 0; i < sentences[side].count; ++i) {
         Token<scalar_t> current = token(side, i, grad[side], 1);
         const auto gradient_of = [&](int64_t i) {
-          return grad_m[side] + 4 * sides[side]->offset(this->b, sentences[side].tokens[i]);
+          return grad_m[side] + parts * sides[side]->offset(this->b, sentences[side].tokens[i]);
         };
         current.grad_m = gradient_of(i);
-        if (i + 1 < sentences[side].count) announce_row(gradient_of(i + 1), 4 * width);
+        if (i + 1 < sentences[side].count) announce_row(gradient_of(i + 1), parts * width);
         enhance_backward(current);
       }
     }
@@ -197,6 +198,7 @@ class PairOfSentences {
             sentence.grad_aligned + place,
             sentence.grad + place,
             width,
+            parts,
             row};
   }
 
@@ -267,9 +269,9 @@ Tensor new_like(const Side& side, int64_t times, bool every_row) {
   return side.padded || every_row ? torch::stable::new_empty(side.x, shape) : torch::stable::new_zeros(side.x, shape);
 }
 
-Tensor contiguous_gradient(const Tensor& grad_m, const Side& side) {
+Tensor contiguous_gradient(const Tensor& grad_m, const Side& side, int64_t parts) {
   bool fits = grad_m.is_cpu() && grad_m.scalar_type() == side.x.scalar_type() && grad_m.dim() == side.x.dim() &&
-              grad_m.size(-1) == 4 * side.layout.width;
+              grad_m.size(-1) == parts * side.layout.width;
   for (int64_t i = 0; fits && i + 1 < grad_m.dim(); ++i) fits = grad_m.size(i) == side.x.size(i);
   STD_TORCH_CHECK(fits, "esim_fast: gradients of local_inference must have the shape and dtype of its results");
   return torch::stable::contiguous(grad_m);
@@ -278,13 +280,13 @@ Tensor contiguous_gradient(const Tensor& grad_m, const Side& side) {
 // Calls f(pair, b) for each pair b. Each pair is computed by one thread, which reuses its memory for the next.
 // Batches may be sorted by length, so pairs are distributed round-robin to balance the threads.
 template <typename scalar_t, typename F>
-void for_each_pair(const Side& a, const Side& b, const F& f) {
+void for_each_pair(const Side& a, const Side& b, int64_t parts, const F& f) {
   if (a.layout.width == 0) return;
   const int64_t tokens = a.layout.tokens.max_length + b.layout.tokens.max_length, pairs = a.layout.batch;
   const int64_t least = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, tokens) / a.layout.width);
   const int64_t tasks = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(1, pairs / least));
   parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    PairOfSentences<scalar_t> pair(a, b);
+    PairOfSentences<scalar_t> pair(a, b, parts);
     for (int64_t task = begin; task < end; ++task) {
       for (int64_t i = task; i < pairs; i += tasks) {
         if (i + tasks < pairs) pair.announce(i + tasks);
@@ -296,23 +298,25 @@ void for_each_pair(const Side& a, const Side& b, const F& f) {
 }
 
 // Writes the enhanced sentences of both sides, which may share one tensor.
-void forward(const Sides& sides, Tensor& m_a, Tensor& m_b) {
+void forward(const Sides& sides, int64_t parts, Tensor& m_a, Tensor& m_b) {
   dispatch_floating(sides.a.x.scalar_type(), "local_inference", [&](auto zero) {
     using scalar_t = decltype(zero);
     scalar_t* const m[] = {m_a.template mutable_data_ptr<scalar_t>(), m_b.template mutable_data_ptr<scalar_t>()};
-    for_each_pair<scalar_t>(sides.a, sides.b, [&](auto& pair, int64_t i) { pair.forward(i, m); });
+    for_each_pair<scalar_t>(sides.a, sides.b, parts, [&](auto& pair, int64_t i) { pair.forward(i, m); });
   });
 }
 
 // Writes the gradients of both sides, which may share one tensor.
-void backward(const Sides& sides, const Tensor& grad_m_a, const Tensor& grad_m_b, Tensor& grad_a, Tensor& grad_b) {
+void backward(const Sides& sides, int64_t parts, const Tensor& grad_m_a, const Tensor& grad_m_b, Tensor& grad_a,
+              Tensor& grad_b) {
   dispatch_floating(sides.a.x.scalar_type(), "local_inference_backward", [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* const grad_m[] = {grad_m_a.template const_data_ptr<scalar_t>(),
                                       grad_m_b.template const_data_ptr<scalar_t>()};
     scalar_t* const grad[] = {grad_a.template mutable_data_ptr<scalar_t>(),
                               grad_b.template mutable_data_ptr<scalar_t>()};
-    for_each_pair<scalar_t>(sides.a, sides.b, [&](auto& pair, int64_t i) { pair.backward(i, grad_m, grad); });
+    for_each_pair<scalar_t>(sides.a, sides.b, parts,
+                            [&](auto& pair, int64_t i) { pair.backward(i, grad_m, grad); });
   });
 }
 
@@ -326,8 +330,8 @@ void backward(const Sides& sides, const Tensor& grad_m_a, const Tensor& grad_m_b
 
 std::tuple<Tensor, Tensor> local_inference_cpu(const Tensor& a, const Tensor& b, ESIM_SIDES_PARAMETERS) {
   const Sides sides(a, b, ESIM_AT);
-  Tensor m_a = new_like(sides.a, 4, every_row), m_b = new_like(sides.b, 4, every_row);
-  forward(sides, m_a, m_b);
+  Tensor m_a = new_like(sides.a, kParts, every_row), m_b = new_like(sides.b, kParts, every_row);
+  forward(sides, kParts, m_a, m_b);
   return {m_a, m_b};
 }
 
@@ -335,22 +339,26 @@ std::tuple<Tensor, Tensor> local_inference_backward_cpu(const Tensor& grad_m_a, 
                                                         const Tensor& a, const Tensor& b, ESIM_SIDES_PARAMETERS) {
   const Sides sides(a, b, ESIM_AT);
   Tensor grad_a = new_like(sides.a, 1, every_row), grad_b = new_like(sides.b, 1, every_row);
-  backward(sides, contiguous_gradient(grad_m_a, sides.a), contiguous_gradient(grad_m_b, sides.b), grad_a, grad_b);
+  backward(sides, kParts, contiguous_gradient(grad_m_a, sides.a, kParts),
+           contiguous_gradient(grad_m_b, sides.b, kParts), grad_a, grad_b);
   return {grad_a, grad_b};
 }
 
-Tensor local_inference_packed_cpu(const Tensor& x, ESIM_SIDES_PARAMETERS) {
+Tensor local_inference_packed_cpu(const Tensor& x, ESIM_SIDES_PARAMETERS, bool difference) {
   const Sides sides(x, ESIM_AT);
-  Tensor m = new_like(sides.a, 4, every_row);
-  forward(sides, m, m);
+  const int64_t parts = difference ? kParts : kParts - 1;
+  Tensor m = new_like(sides.a, parts, every_row);
+  forward(sides, parts, m, m);
   return m;
 }
 
-Tensor local_inference_packed_backward_cpu(const Tensor& grad_m, const Tensor& x, ESIM_SIDES_PARAMETERS) {
+Tensor local_inference_packed_backward_cpu(const Tensor& grad_m, const Tensor& x, ESIM_SIDES_PARAMETERS,
+                                           bool difference) {
   const Sides sides(x, ESIM_AT);
-  const Tensor contiguous = contiguous_gradient(grad_m, sides.a);
+  const int64_t parts = difference ? kParts : kParts - 1;
+  const Tensor contiguous = contiguous_gradient(grad_m, sides.a, parts);
   Tensor grad = new_like(sides.a, 1, every_row);
-  backward(sides, contiguous, contiguous, grad, grad);
+  backward(sides, parts, contiguous, contiguous, grad, grad);
   return grad;
 }
 

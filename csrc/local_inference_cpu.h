@@ -55,7 +55,7 @@ struct Token {
   const scalar_t *in, *grad_m;
   scalar_t* out;
   T *x, *aligned, *grad_aligned, *grad;
-  int64_t width;
+  int64_t width, parts;  // parts: 4, or 3 without the difference
   scalar_t* row;  // buffer from which out is streamed; null to write out directly
 };
 
@@ -229,7 +229,7 @@ ESIM_INLINE void gather_of(const Token<scalar_t>& t) {
   });
 }
 
-// Writes the four parts one after another, as they lie in memory.
+// Writes the parts one after another, as they lie in memory.
 template <int lanes, int, typename scalar_t>
 ESIM_INLINE void enhance_of(const Token<scalar_t>& t) {
   constexpr int kLanesOfT = lanes_of<typename Token<scalar_t>::T>(lanes);
@@ -243,9 +243,9 @@ ESIM_INLINE void enhance_of(const Token<scalar_t>& t) {
   };
   put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d); });
   put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.aligned + d); });
-  put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d) - load<V>(t.aligned + d); });
+  if (t.parts == 4) put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d) - load<V>(t.aligned + d); });
   put([&](int64_t d) ESIM_INLINE_LAMBDA { return load<V>(t.x + d) * load<V>(t.aligned + d); });
-  if (t.row) stream<lanes>(t.out, t.row, 4 * t.width * int64_t{sizeof(scalar_t)});
+  if (t.row) stream<lanes>(t.out, t.row, t.parts * t.width * int64_t{sizeof(scalar_t)});
 }
 
 // Gradients of the soft alignment, and of x through the enhancement.
@@ -256,8 +256,8 @@ ESIM_INLINE void enhance_backward_of(const Token<scalar_t>& t) {
   const int64_t D = t.width;
   for_each_vector<kLanesOfT>(t.grad, D, [&](int64_t d, int64_t n) ESIM_INLINE_LAMBDA {
     const V of_x = read<kLanesOfT>(t.grad_m + d, n), of_aligned = read<kLanesOfT>(t.grad_m + D + d, n);
-    const V of_difference = read<kLanesOfT>(t.grad_m + 2 * D + d, n);
-    const V of_product = read<kLanesOfT>(t.grad_m + 3 * D + d, n);
+    const V of_difference = t.parts == 4 ? read<kLanesOfT>(t.grad_m + 2 * D + d, n) : V{};
+    const V of_product = read<kLanesOfT>(t.grad_m + (t.parts - 1) * D + d, n);
     store(t.grad_aligned + d, of_aligned - of_difference + of_product * load<V>(t.x + d));
     store(t.grad + d, of_x + of_difference + of_product * load<V>(t.aligned + d));
   });

@@ -48,9 +48,10 @@ STABLE_TORCH_LIBRARY(esim_fast, m) {
   m.def(
       "local_inference_backward(Tensor grad_m_a, Tensor grad_m_b, Tensor a, Tensor b, " ESIM_SIDES_SCHEMA
       ") -> (Tensor, Tensor)");
-  // For x [N, D] that holds both sides. They return m [N, 4D], and the gradient of x.
-  m.def("local_inference_packed(Tensor x, " ESIM_SIDES_SCHEMA ") -> Tensor");
-  m.def("local_inference_packed_backward(Tensor grad_m, Tensor x, " ESIM_SIDES_SCHEMA ") -> Tensor");
+  // For x [N, D] that holds both sides. They return m, [N, 4D] or without the difference [N, 3D], and the gradient of x.
+  m.def("local_inference_packed(Tensor x, " ESIM_SIDES_SCHEMA ", bool difference=True) -> Tensor");
+  m.def("local_inference_packed_backward(Tensor grad_m, Tensor x, " ESIM_SIDES_SCHEMA
+        ", bool difference=True) -> Tensor");
 
   // The recurrence of a packed BiLSTM. gates: [N, 4H] for each direction, products with the input, overwritten by the
   // gates. Weights: [4H, H]. batch_sizes: [T], as in a PackedSequence. Returns y [N, 2H] and c [N, 2H].

@@ -22,12 +22,14 @@ from .layers import (
     VariationalDropout,
     bilstm,
     drop,
+    must_be_called,
     project,
     side_by_side,
 )
 from .ops import reference
 from .ops.backends import backends_of_ops
-from .ops.checks import is_hooked
+from .ops.checks import autocast_dtype, is_hooked, transforming
+from .ops.projection import projection
 from .packed import PackedPairs, PairRows
 from .padded import PaddedPairs
 
@@ -184,7 +186,8 @@ class ESIM(nn.Module):
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.input_size))
         x = self.encode(pairs, embedded)  # [N, 2H], a row for each token of the batch
         rows = pairs.rows(x.shape[1])
-        m = self.inference(x, rows)  # [N, 8H]
+        # [N, 6H] or [N, 8H]
+        m = self.inference(x, rows, difference=False) if self._absorbs_difference(x) else self.inference(x, rows)
         v = self.infercomposition(m, pairs, rows)  # [B, 8H]
         return self.linear(v)
 
@@ -231,6 +234,22 @@ class ESIM(nn.Module):
         alpha, beta = (spread(spread(weight, p_mask, 1), h_mask, 2) for weight in weights)
         return alpha, beta
 
+    def _absorbs_difference(self, x: Tensor) -> bool:
+        """Whether the projection of ``x``'s enhancement can do without ``a - ã``: in fp32 with the C++ kernel, unless a
+        hook, a replaced layer or a compiler sees what lies between the two.
+        """
+        if x.device.type != "cpu" or x.dtype != torch.float32 or autocast_dtype(x.device) is not None:
+            return False
+        if torch.compiler.is_compiling() or transforming() or type(self.infercomposition) is not InferenceComposition:
+            return False
+        composition = self.infercomposition.composition
+        expected = {self.inference: PackedLocalInference, self.infercomposition: InferenceComposition}
+        expected |= {composition: CompositionLayer, composition.F: nn.Linear}
+        if any(type(layer) is not kind or must_be_called(layer) for layer, kind in expected.items()):
+            return False
+        is_fp32 = composition.F.weight.dtype == torch.float32 and composition.F.bias is not None
+        return is_fp32 and self.inference.backend in (None, "cpp")
+
     # torch.jit.script calls this before it compiles a module.
     __prepare_scriptable__ = refuse_torchscript
 
@@ -266,10 +285,12 @@ class PackedLocalInference(nn.Module):
         super().__init__()
         self.backend = backend
 
-    def forward(self, x: Tensor, rows: PairRows) -> Tensor:
-        """Map ``x [N, 2H]`` to ``[N, 8H]``."""
-        filled = rows.all.filled
-        return ops.local_inference_packed(x, rows.premises, rows.hypotheses, filled=filled, backend=self.backend)
+    def forward(self, x: Tensor, rows: PairRows, *, difference: bool = True) -> Tensor:
+        """Map ``x [N, 2H]`` to ``[N, 8H]``, or to ``[N, 6H]`` without the difference."""
+        filled, backend = rows.all.filled, self.backend
+        return ops.local_inference_packed(
+            x, rows.premises, rows.hypotheses, filled=filled, difference=difference, backend=backend
+        )
 
 
 class InferenceComposition(nn.Module):
@@ -281,7 +302,10 @@ class InferenceComposition(nn.Module):
         self.pooling = Pooling(backends["masked_pool"])
 
     def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs, rows: PairRows) -> Tensor:
-        """Map ``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
+        """Map ``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis.
+
+        ``m`` may be ``[N, 6H]``, without the difference.
+        """
         return self.pool(self.composition(m, pairs), rows)
 
     def pool(self, y: Tensor, rows: PairRows) -> Tensor:
@@ -302,8 +326,9 @@ class CompositionLayer(nn.Module):
         self.lstm = nn.LSTM(H, H, bidirectional=True)
 
     def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-        """Map ``m [N, 8H]`` to ``[N, 2H]``."""
-        return self.compose(project(self.F, m), pairs)
+        """Map ``m [N, 8H]``, or ``[N, 6H]`` without the difference, to ``[N, 2H]``."""
+        is_whole = m.shape[1] == 8 * self.hidden_size
+        return self.compose(project(self.F, m) if is_whole else projection(m, self.F.weight, self.F.bias), pairs)
 
     def compose(self, y: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """Run everything after the projection: ``y [N, H]`` to ``[N, 2H]``."""

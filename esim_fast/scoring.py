@@ -19,6 +19,7 @@ from .data.distinct import SharedSentences, shared_sentences
 from .inputs import check_tokens
 from .model import ESIM, is_as_made
 from .ops.checks import autocast_dtype
+from .ops.projection import without_difference
 from .packed import PackedPairs
 from .quantized import inference_precision, quantized_comparison, quantized_encoding, quantized_logits
 
@@ -166,11 +167,8 @@ def _encode(net: ESIM, sentences: PackedPairs, precision: str) -> Tensor:
 class _Comparison:
     """The network after the encoder, on pairs of encoded sentences: equations 11 to 20 and the classifier.
 
-    In fp32 the projection F (equation 16) of m = [a, ã, a - ã, a ⊙ ã] is computed as
-
-        (F1 + F3) a + (F2 - F3) ã + F4 (a ⊙ ã)
-
-    The first term depends on the word alone, so it is computed once, before sentences are paired.
+    In fp32 the projection is computed in three parts (ops/projection.py). The first depends on the word alone, so it is
+    computed once, before sentences are paired.
     """
 
     def __init__(self, net: ESIM, encoded: Tensor, precision: str) -> None:
@@ -178,9 +176,9 @@ class _Comparison:
         self._composition = composition = net.infercomposition.composition
         self._in_parts = precision == "fp32" and type(composition.F) is nn.Linear and autocast_dtype(net.device) is None
         if self._in_parts:
-            of_word, of_aligned, of_difference, of_product = composition.F.weight.chunk(4, dim=1)  # [H, 2H] each
-            self._projected = functional.linear(encoded, of_word + of_difference, composition.F.bias)  # [R, H]
-            self._of_aligned, self._of_product = (of_aligned - of_difference).t(), of_product.contiguous().t()
+            of_word, of_aligned, of_product = without_difference(composition.F.weight).chunk(3, dim=1)  # [H, 2H] each
+            self._projected = functional.linear(encoded, of_word, composition.F.bias)  # [R, H]
+            self._of_aligned, self._of_product = of_aligned.contiguous().t(), of_product.contiguous().t()
 
     def __call__(self, pairs: PackedPairs) -> Tensor:
         """Return the logits ``[B, num_labels]`` of pairs whose tokens are rows of the encoded words."""

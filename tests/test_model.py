@@ -6,6 +6,7 @@ from torch import nn
 
 import esim_fast
 from benchmarks.baselines import NotebookESIM
+from esim_fast import model
 
 WORDS, WIDTH, HIDDEN, LABELS = 50, 12, 8, 3
 
@@ -246,3 +247,71 @@ class TestBadInput:
         net = esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, batch[0].device, backend="cpp").bfloat16()
         with pytest.raises(ValueError, match="backend='cpp' cannot run bilstm on c"):
             net(*batch)
+
+
+def replaced_by(module):
+    """A module of the caller's that does what ``module`` does."""
+    other = nn.Module()
+    other.forward = module.forward
+    return other
+
+
+NOTICED = {
+    "a hook on local inference": lambda net: net.inference.register_forward_hook(lambda *_: None),
+    "a hook on the composition": lambda net: net.infercomposition.register_forward_pre_hook(lambda *_: None),
+    "a hook on the projection's layer": lambda net: net.infercomposition.composition.register_forward_hook(
+        lambda *_: None
+    ),
+    "a hook on the projection": lambda net: net.infercomposition.composition.F.register_forward_hook(lambda *_: None),
+    "another local inference": lambda net: setattr(net, "inference", replaced_by(net.inference)),
+    "another composition": lambda net: setattr(net, "infercomposition", replaced_by(net.infercomposition)),
+    "another forward": lambda net: setattr(net.inference, "forward", net.inference.forward),
+    "no bias": lambda net: setattr(net.infercomposition.composition.F, "bias", None),
+    "fp64": lambda net: net.double(),
+    "the reference": lambda net: setattr(net.inference, "backend", "reference"),
+}
+
+
+class TestDifference:
+    """On a CPU in fp32, local inference leaves out ``a - ã``, unless that would be noticed."""
+
+    @pytest.fixture
+    def net(self):
+        torch.manual_seed(0)
+        return esim_fast.ESIM(HIDDEN, WIDTH, WORDS, LABELS, "cpu").eval()
+
+    @pytest.fixture
+    def shortened(self, monkeypatch):
+        """The shape of each enhancement without the difference."""
+        shapes, project = [], model.projection
+        monkeypatch.setattr(model, "projection", lambda m, *weights: shapes.append(m.shape) or project(m, *weights))
+        return shapes
+
+    def test_logits_and_gradients_are_the_same(self, net, shortened):
+        p, h = random_pairs([5, 9, 1, 7, 3], [4, 2, 6, 1, 8])
+        results = []
+        for _ in range(2):
+            logits = net(p, h)
+            results.append([logits, *torch.autograd.grad(logits.square().sum(), list(net.parameters()))])
+            net.inference.register_forward_hook(lambda *_: None)
+        assert shortened == [(46, 6 * HIDDEN)]
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("noticed", NOTICED.values(), ids=NOTICED)
+    def test_is_there_if_somebody_looks(self, net, shortened, noticed):
+        p, h = random_pairs([5, 9], [4, 2])
+        net(p, h)
+        assert len(shortened) == 1
+        noticed(net)
+        assert net(p, h).isfinite().all()
+        assert len(shortened) == 1
+
+    def test_is_there_under_autocast_and_global_hooks(self, net, shortened):
+        p, h = random_pairs([5, 9], [4, 2])
+        with torch.autocast("cpu", torch.bfloat16):
+            net(p, h)
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        net(p, h)
+        handle.remove()
+        assert not shortened

@@ -93,6 +93,7 @@ def local_inference_packed(
     a_mask: Tensor | None = None,
     b_mask: Tensor | None = None,
     filled: Tensor | None = None,
+    difference: bool = True,
     backend: str | None = None,
 ) -> Tensor:
     """Compute ``local_inference`` of sentences that lie in one tensor, as in a packed batch of pairs.
@@ -110,10 +111,13 @@ def local_inference_packed(
         b_mask: ``[B, b_rows.max_length]``, likewise.
         filled: int64 ``[1]`` on the device of ``x``, how many rows the sentences of both sides fill, if they fill the
             first rows without gaps. The Triton kernels then clear only the rows after them.
+        difference: whether the result has the third part, ``x - aligned``. A linear layer can do without it, as in
+            ``esim_fast.ops.projection``. The Triton kernels always write it.
         backend: as for ``local_inference``.
 
     Returns:
-        ``[N, 4D]``, the enhanced tokens in the rows of ``x``; zero in rows that belong to no sentence.
+        ``[N, 4D]``, or ``[N, 3D]`` without the difference: the enhanced tokens in the rows of ``x``; zero in rows that
+        belong to no sentence.
 
     Raises:
         TypeError: as for ``local_inference``.
@@ -126,21 +130,24 @@ def local_inference_packed(
     _check_pair(x, x, a_rows, b_rows)
     check_apart(a_rows, b_rows, x.shape[1])
     x = _in_autocast_dtype(x)
-    backend = _choose(backend, x)
+    backend = _choose(backend, x, difference)
     if backend == "reference":
         with without_autocast(x.device):
-            return reference.local_inference_packed(x, a_rows, b_rows, a_mask=a_mask, b_mask=b_mask)
+            return reference.local_inference_packed(
+                x, a_rows, b_rows, a_mask=a_mask, b_mask=b_mask, difference=difference
+            )
     every_row = _are_all_rows(x, a_rows, b_rows)
     if every_row or backend != "triton":
         filled = None
     x, *a_address = a_side = _side(x, None, a_mask, a_rows)
     _, *b_address = _distinct(_side(x, None, b_mask, b_rows), a_side)
-    return apply(_PackedLocalInference, x, filled, *a_address, *b_address, a_longest, b_longest, every_row, backend)
+    options = a_longest, b_longest, every_row, backend, difference
+    return apply(_PackedLocalInference, x, filled, *a_address, *b_address, *options)
 
 
-def _choose(backend: str | None, x: Tensor) -> str:
-    order = BACKENDS["local_inference"] if x.dtype != torch.float64 else ("cpp", "reference")
-    return choose(backend, "local_inference", order, x)
+def _choose(backend: str | None, x: Tensor, difference: bool = True) -> str:
+    by_triton = x.dtype != torch.float64 and difference
+    return choose(backend, "local_inference", BACKENDS["local_inference"] if by_triton else ("cpp", "reference"), x)
 
 
 def _in_autocast_dtype(x: Tensor) -> Tensor:
@@ -197,6 +204,11 @@ def _operator(name: str, backend: str, suffix: str = "", filled: Tensor | None =
     return operator if filled is None else partial(operator, filled=filled)
 
 
+def _shortened(difference: bool) -> tuple[bool, ...]:
+    """Return the last argument of the C++ operators, which the Triton operators do not have."""
+    return () if difference else (False,)
+
+
 # No *args: torch.compile counts parameters to decide whether the first is a context. a_max and b_max are upper bounds
 # of the longest sentences.
 
@@ -230,18 +242,22 @@ class _PackedLocalInference(torch.autograd.Function):
     @staticmethod
     def forward(
         x, filled, a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row,
-        backend,
+        backend, difference,
     ):  # fmt: skip
         sides = a_start, a_step, a_lengths, a_mask, b_start, b_step, b_lengths, b_mask, a_max, b_max, every_row
-        return _operator("local_inference_packed", backend, filled=filled)(x, *sides)
+        return _operator("local_inference_packed", backend, filled=filled)(x, *sides, *_shortened(difference))
 
-    setup_context = _LocalInference.setup_context
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *inputs, ctx.difference = inputs
+        _LocalInference.setup_context(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx, grad_m):
         x, filled, *addresses = ctx.saved_tensors
         operator = _operator("local_inference_packed", ctx.backend, "_backward", filled)
-        return first_derivative("local_inference", operator, grad_m, x, *addresses, *ctx.options), *[None] * 13
+        arguments = grad_m, x, *addresses, *ctx.options, *_shortened(ctx.difference)
+        return first_derivative("local_inference", operator, *arguments), *[None] * 14
 
 
 def _results(a, b, *_):
@@ -252,8 +268,9 @@ def _gradients(grad_m_a, grad_m_b, a, b, *_):
     return a.new_empty(a.shape), b.new_empty(b.shape)
 
 
-def _packed_result(x, *_, filled=None):
-    return x.new_empty(x.shape[0], 4 * x.shape[-1])
+def _packed_result(x, *sides_and_difference, filled=None):
+    parts = 3 if sides_and_difference[11:] == (False,) else 4
+    return x.new_empty(x.shape[0], parts * x.shape[-1])
 
 
 def _packed_gradient(grad_m, x, *_, filled=None):

@@ -35,7 +35,13 @@ def local_inference(
 
 
 def local_inference_packed(
-    x: Tensor, a_rows: Rows, b_rows: Rows, *, a_mask: Tensor | None = None, b_mask: Tensor | None = None
+    x: Tensor,
+    a_rows: Rows,
+    b_rows: Rows,
+    *,
+    a_mask: Tensor | None = None,
+    b_mask: Tensor | None = None,
+    difference: bool = True,
 ) -> Tensor:
     """Compute local inference on a tensor ``[N, D]`` that holds both sides.
 
@@ -44,7 +50,11 @@ def local_inference_packed(
     a, a_valid = _padded(x, None, a_mask, a_rows)
     b, b_valid = _padded(x, None, b_mask, b_rows)
     m_a, m_b = _enhanced(a, b, a_valid, b_valid)
-    return _scatter(m_a, x, a_valid, a_rows, onto=_scatter(m_b, x, b_valid, b_rows))
+    m = _scatter(m_a, x, a_valid, a_rows, onto=_scatter(m_b, x, b_valid, b_rows))
+    if difference:
+        return m
+    of_word, aligned, _, product = m.chunk(4, dim=1)
+    return torch.cat([of_word, aligned, product], dim=1)
 
 
 def attention(a: Tensor, b: Tensor, *, a_rows: Rows | None = None, b_rows: Rows | None = None) -> tuple[Tensor, Tensor]:

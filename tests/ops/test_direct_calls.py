@@ -64,11 +64,13 @@ def valid_calls():
         "embedding_backward": [torch.randn(6, 4), torch.randn(3, 4), index(1, 5, 1), 5],
         "quantize_rows": [torch.randn(3, 5)],
     }
+    calls["local_inference_packed without difference"] = [*of_packed, False]
+    calls["local_inference_packed_backward without difference"] = [torch.randn(7, 12), *of_packed, False]
     if int8.LANES:
         calls["bilstm_int8"] = bilstm_int8_call(index(3, 2), 3)
         calls["int8_products"] = int8_products_call(3, 5, 7)
     if hasattr(OPERATORS, "local_inference_triton") and not torch.cuda.is_available():
-        for name in [name for name in calls if name.startswith("local_inference")]:
+        for name in [name for name in calls if name.startswith("local_inference") and "without" not in name]:
             operator = "local_inference_packed" if name.startswith("local_inference_packed") else "local_inference"
             calls[name.replace(operator, f"{operator}_triton")] = calls[name]
         of_gates = [torch.randn(5, 24), torch.randn(2, 12, 4), index(0, 3, 5)]

@@ -17,7 +17,7 @@ from benchmarks.baselines import eager_local_inference
 from esim_fast import Rows
 from esim_fast.ops import local_inference, local_inference_packed
 from tests.ops.implementations import IMPLEMENTATIONS, KERNELS, as_list, case, operators
-from tests.ops.layouts import LAYOUTS
+from tests.ops.layouts import LAYOUTS, packed_rows
 from tests.ops.numerics import DTYPES, assert_as_exact_as_eager, error_norm
 from tests.ops.pairs import Pairs
 from tests.processes import output_of
@@ -355,3 +355,39 @@ def test_no_shape_depends_on_values(backward):
     assert m_a.shape == m_b.shape == m.shape == (7, 16)
     if backward:
         (m_a.sum() + m.sum()).backward()
+
+
+class TestWithoutDifference:
+    @pytest.mark.parametrize("backend", ["cpp", "reference"])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("width", [1, 7, 64, 600])  # results of 4 MB are streamed
+    def test_the_other_parts_and_gradients_are_the_same(self, width, dtype, backend, poisoned):
+        lengths_a, lengths_b = [3, 0, 20, 5] * 10, [2, 7, 31, 0] * 10
+        rows, count = packed_rows(lengths_a + lengths_b, width)
+        half = len(lengths_a)
+        sides = [
+            Rows(rows.start[these], rows.step, rows.lengths[these], 31) for these in (slice(half), slice(half, None))
+        ]
+        mask = torch.rand(half, 31) < 0.8  # rows outside it are zero
+        x = torch.randn(count, width).to(dtype).requires_grad_()
+        whole = local_inference_packed(x, *sides, a_mask=mask, backend=backend)
+        m = local_inference_packed(x, *sides, a_mask=mask, difference=False, backend=backend)
+        of_word, aligned, _, product = whole.chunk(4, 1)
+        assert torch.equal(m, torch.cat([of_word, aligned, product], 1))
+        grad_m = torch.randn_like(m)
+        of_word, aligned, product = grad_m.chunk(3, 1)
+        grad_whole = torch.cat([of_word, aligned, torch.zeros_like(aligned), product], 1)
+        (expected,), (grad,) = torch.autograd.grad(whole, x, grad_whole), torch.autograd.grad(m, x, grad_m)
+        assert torch.equal(grad, expected)
+
+    def test_opcheck(self):
+        arguments = *case("cpu", "one tensor"), False
+        forward, backward = operators("cpp", "one tensor")
+        torch.library.opcheck(forward, arguments)
+        torch.library.opcheck(backward, (torch.randn_like(forward(*arguments)), *arguments))
+
+    @pytest.mark.interpreter
+    def test_triton_always_writes_it(self):
+        rows = [Rows.concatenated([2, 0], 4), Rows(torch.tensor([8, 12]), torch.arange(3) * 4, torch.tensor([1, 3]), 3)]
+        with pytest.raises(ValueError, match="backend='triton' cannot run local_inference"):
+            local_inference_packed(torch.randn(6, 4), *rows, difference=False, backend="triton")
