@@ -327,7 +327,8 @@ class TestObstacles:
         assert len(caught) == 1
         assert caught[0].filename == __file__
         found += [captured(parts) for parts in rest]  # a warning is an error
-        assert found == [others(parts) for parts in (first, *rest)]
+        # Not equal, because the fused optimizer rounds otherwise.
+        np.testing.assert_allclose(found, [others(parts) for parts in (first, *rest)], rtol=1e-6)
         assert captured.captured.statistics.eager == 6
 
     def test_kernels_that_need_sizes_on_the_host(self):
