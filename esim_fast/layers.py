@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 
 from . import ops
 from .ops.backends import runs_on
@@ -290,7 +290,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 def must_be_called(layer: nn.Module) -> bool:
     """Whether a layer must run as a module: it has hooks, a replaced forward or a compiled call."""
     is_changed = "forward" in vars(layer) or layer._compiled_call_impl is not None
-    return is_changed or is_hooked(layer) or _has_any_global_hook()
+    return is_changed or is_hooked(layer) or has_global_hooks()
 
 
 class Sequential(nn.Sequential):

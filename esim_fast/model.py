@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import ops, state_dicts
+from . import direct, ops, state_dicts
 from .config import FROM_VARIANT, ESIMConfig
 from .inputs import check_tokens, look_up, pack_ids, refuse_torchscript, spread, token_mask
 from .layers import (
@@ -184,6 +184,8 @@ class ESIM(nn.Module):
             pairs = self._pack(p, h, p_lengths, h_lengths, embedded)
         if pairs.pairs == 0:
             return self.linear(self.embedding.weight.new_zeros(0, self.linear.input_size))
+        if embedded is None and isinstance(pairs, PackedPairs) and self._runs_directly(pairs):
+            return direct.comparison(self, direct.encoding(self, pairs, direct.FP32), pairs, direct.FP32)
         x = self.encode(pairs, embedded)  # [N, 2H], a row for each token of the batch
         rows = pairs.rows(x.shape[1])
         # [N, 6H] or [N, 8H]
@@ -233,6 +235,13 @@ class ESIM(nn.Module):
         h_mask = token_mask("h", h, h_lengths, self.config.padding_idx)
         alpha, beta = (spread(spread(weight, p_mask, 1), h_mask, 2) for weight in weights)
         return alpha, beta
+
+    def _runs_directly(self, pairs: PackedPairs) -> bool:
+        """Whether the operators may be called without the layers (direct.py)."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        fits = pairs.tokens.device.type == "cpu" and pairs.batch_sizes is not None and len(pairs.tokens) > 0
+        return fits and is_as_made(self) and direct.can_run_directly(self)
 
     def _absorbs_difference(self, x: Tensor) -> bool:
         """Whether the projection of ``x``'s enhancement can do without ``a - ã``: in fp32 with the C++ kernel, unless a
@@ -372,7 +381,16 @@ def is_as_made(net: ESIM) -> bool:
         return False
     if type(composition.composition).forward is not CompositionLayer.forward:
         return False
-    return not any(is_hooked(module) or "forward" in vars(module) for module in net.modules())
+    # As a loop, because this runs before each prediction and net.modules() takes twice as long.
+    modules: list[nn.Module | None] = [net]
+    while modules:
+        module = modules.pop()
+        if module is None:
+            continue
+        if is_hooked(module) or "forward" in module.__dict__:
+            return False
+        modules.extend(module._modules.values())
+    return True
 
 
 def _rename_entries(net: ESIM, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

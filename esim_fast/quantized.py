@@ -3,11 +3,10 @@
 Both LSTMs, the projection and the classifier's hidden layer are quantized; everything else is fp32.
 """
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 
+from . import direct
 from .config import INFERENCE_PRECISIONS, check_precision
 from .inputs import check_tokens
 from .model import ESIM, is_as_made
@@ -81,19 +80,11 @@ def quantized_encoding(net: ESIM, pairs: PackedPairs) -> Tensor:
     if pairs.batch_sizes is None:
         raise ValueError("int8 needs pairs without a capacity")
     with without_autocast(pairs.tokens.device):
-        x = net.embedding(pairs.tokens)  # [N, embedding_dim]
-        return int8.bilstm(net.encoder.lstm, x, pairs.batch_sizes)
+        return direct.encoding(net, pairs, direct.INT8)
 
 
 @torch.no_grad()
 def quantized_comparison(net: ESIM, x: Tensor, pairs: PackedPairs) -> Tensor:
     """Compute the logits from the encoded rows ``x [N, 2H]`` of pairs: float32 ``[B, num_labels]``."""
     with without_autocast(pairs.tokens.device):
-        rows = pairs.rows(x.shape[1])
-        m = net.inference(x, rows)  # [N, 8H]
-        composition = net.infercomposition.composition
-        y = composition.activation(int8.linear(composition.F, m))  # [N, H]
-        y = int8.bilstm(composition.lstm, y, cast(Tensor, pairs.batch_sizes))  # [N, 2H]
-        v = net.infercomposition.pool(y, rows)  # [B, 8H]
-        hidden, (activation, _), output = (cast(Any, layer) for layer in list(net.linear.mlp)[1:])
-        return output(activation(int8.linear(hidden, v)))
+        return direct.comparison(net, x, pairs, direct.INT8)

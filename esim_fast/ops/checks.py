@@ -45,7 +45,7 @@ def transforming() -> bool:
 
 def is_hooked(layer: nn.Module) -> bool:
     """Whether a layer has hooks."""
-    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def check_features(name: str, x: Tensor, rows: Rows | None) -> None:

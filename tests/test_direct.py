@@ -1,0 +1,135 @@
+"""On a CPU without gradients, direct calls of the operators give what the layers give, and run only where they may."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import esim_fast
+from esim_fast import direct
+from esim_fast.layers import ActivationAndDropout, VariationalDropout
+from esim_fast.model import ESIM
+from tests.test_model import random_pairs
+
+BATCHES = {
+    "one pair": ([5], [4]),
+    "ragged": ([5, 9, 1, 36, 3], [4, 2, 19, 1, 8]),
+    "empty premises": ([0, 0], [3, 1]),
+    "empty hypotheses": ([3, 0, 2], [0, 0, 0]),
+    "nothing": ([0, 0], [0, 0]),
+    "no pairs": ([], []),
+}
+
+
+def make_net(**options):
+    torch.manual_seed(0)
+    return ESIM(40, 12, 50, 3, "cpu", **options).eval()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Grows by one with each direct forward pass."""
+    found, comparison = [], direct.comparison
+    monkeypatch.setattr(direct, "comparison", lambda *arguments: found.append(1) or comparison(*arguments))
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("options", [{}, {"variant": "notebook"}, {"variational_dropout": True}], ids=str)
+def test_logits_are_equal(monkeypatch, runs, options, lengths):
+    net, (p, h) = make_net(**options), random_pairs(*lengths)
+    given = (p, h), (p, h, *lengths), (esim_fast.pack_pairs(p, h, *lengths),)
+    ours = [net(*arguments) for arguments in given]
+    assert len(runs) == 3 * (sum(map(sum, lengths)) > 0)
+    monkeypatch.setattr(ESIM, "_runs_directly", lambda *_: False)
+    for arguments, logits in zip(given, ours, strict=True):
+        assert torch.equal(logits, net(*arguments))
+
+
+@torch.no_grad()
+def test_changes_and_copies_of_the_network(runs):
+    net, batch = make_net(), random_pairs([5, 9, 1], [4, 2, 6])
+    changes = (
+        lambda: None,
+        lambda: net.encoder.lstm.weight_hh_l0.mul_(1.5),
+        lambda: net.infercomposition.composition.F.weight.data.neg_(),
+        lambda: net.linear.mlp[1].bias.add_(1),
+        lambda: net.load_state_dict(make_net().state_dict()),
+    )
+    for change in changes:
+        change()
+        expected = copy.deepcopy(net).double()(*batch)
+        torch.testing.assert_close(net(*batch).double(), expected, rtol=1e-4, atol=1e-5)
+    assert len(runs) == len(changes)
+
+
+class Noise(nn.Module):
+    """Not a dropout layer."""
+
+    def forward(self, x, pairs=None):
+        return x + 1
+
+
+def replace_classifier(net):
+    net.linear.mlp = nn.Sequential(*net.linear.mlp[:2], nn.Tanh(), nn.Identity(), net.linear.mlp[3])
+
+
+OBSTACLES = {
+    "gradients": lambda net: torch.set_grad_enabled(True),
+    "dropout in training": lambda net: net.linear.mlp[0].train(),
+    "variational dropout in training": lambda net: setattr(net, "embedding_dropout", VariationalDropout(0.5)),
+    "dropout in the classifier": lambda net: net.linear.mlp[2][1].train(),
+    "another dropout": lambda net: setattr(net.infercomposition.composition, "dropout", Noise()),
+    "a hook": lambda net: net.infercomposition.pooling.register_forward_hook(lambda *_: None),
+    "another forward": lambda net: setattr(net.encoder, "forward", net.encoder.forward),
+    "another classifier": replace_classifier,
+    "one more activation": lambda net: net.linear.mlp.__setitem__(
+        2, ActivationAndDropout(*net.linear.mlp[2], nn.Tanh())
+    ),
+    "no bias": lambda net: setattr(net.infercomposition.composition.F, "bias", None),
+    "an LSTM without biases": lambda net: setattr(net.encoder, "lstm", nn.LSTM(12, 40, bidirectional=True, bias=False)),
+    "fp64": lambda net: net.double(),
+    "the reference": lambda net: setattr(net.inference, "backend", "reference"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("obstruct", OBSTACLES.values(), ids=OBSTACLES)
+def test_obstacles(runs, obstruct):
+    net, batch = make_net(), random_pairs([5, 9], [4, 2])
+    net(*batch)
+    assert len(runs) == 1
+    obstruct(net)
+    assert net(*batch).isfinite().all()
+    assert len(runs) == 1
+
+
+@torch.no_grad()
+def test_obstacles_outside_the_network(runs):
+    net, (p, h) = make_net(), random_pairs([5, 9], [4, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        net(p, h)
+    net(p, h, embedded=(torch.randn(2, 9, 12), torch.randn(2, 4, 12)))
+    torch.func.jvp(
+        lambda weight: torch.func.functional_call(net, {"linear.mlp.3.bias": weight}, (p, h)), *[(torch.ones(3),)] * 2
+    )
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    net(p, h)
+    handle.remove()
+    assert not runs
+
+
+@torch.no_grad()
+def test_wrong_packed_pairs():
+    net, lengths = make_net(), (torch.tensor([5, 9]), torch.tensor([4, 2]))
+    pairs = esim_fast.pack_pairs(*random_pairs([5, 9], [4, 2]), *lengths)
+    for wrong, error, message in (
+        ({"tokens": pairs.tokens[:-1]}, ValueError, "batch_sizes must sum to the 19 rows of x, got 20"),
+        ({"tokens": pairs.tokens + 40}, ValueError, "is not a token id"),
+        ({"addresses": pairs.addresses + 30}, RuntimeError, "esim_fast: "),
+    ):
+        with pytest.raises(error, match=message):
+            net(replace(pairs, **wrong))
