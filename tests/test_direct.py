@@ -73,8 +73,9 @@ class Noise(nn.Module):
         return x + 1
 
 
-def replace_classifier(net):
-    net.linear.mlp = nn.Sequential(*net.linear.mlp[:2], nn.Tanh(), nn.Identity(), net.linear.mlp[3])
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
 OBSTACLES = {
@@ -82,13 +83,16 @@ OBSTACLES = {
     "dropout in training": lambda net: net.linear.mlp[0].train(),
     "variational dropout in training": lambda net: setattr(net, "embedding_dropout", VariationalDropout(0.5)),
     "dropout in the classifier": lambda net: net.linear.mlp[2][1].train(),
-    "another dropout": lambda net: setattr(net.infercomposition.composition, "dropout", Noise()),
+    "another dropout": lambda net: setattr(net.infercomposition.composition, "dropout", Noise().eval()),
     "a hook": lambda net: net.infercomposition.pooling.register_forward_hook(lambda *_: None),
     "another forward": lambda net: setattr(net.encoder, "forward", net.encoder.forward),
-    "another classifier": replace_classifier,
+    "another projection": lambda net: setattr(net.infercomposition.composition, "F", Doubled(320, 40)),
+    "another classifier": lambda net: net.linear.mlp.__setitem__(1, Doubled(320, 40)),
+    "no dropout": lambda net: net.linear.mlp.__setitem__(2, ActivationAndDropout(nn.Tanh())),
     "one more activation": lambda net: net.linear.mlp.__setitem__(
         2, ActivationAndDropout(*net.linear.mlp[2], nn.Tanh())
     ),
+    "no bias in the classifier": lambda net: setattr(net.linear.mlp[1], "bias", None),
     "no bias": lambda net: setattr(net.infercomposition.composition.F, "bias", None),
     "an LSTM without biases": lambda net: setattr(net.encoder, "lstm", nn.LSTM(12, 40, bidirectional=True, bias=False)),
     "fp64": lambda net: net.double(),
@@ -133,3 +137,11 @@ def test_wrong_packed_pairs():
     ):
         with pytest.raises(error, match=message):
             net(replace(pairs, **wrong))
+
+
+@torch.no_grad()
+def test_word_vectors_in_another_dtype():
+    net, batch = make_net(), random_pairs([5, 9], [4, 2])
+    net.embedding.bfloat16()
+    with pytest.raises((RuntimeError, ValueError), match="dtype"):
+        net(*batch)
