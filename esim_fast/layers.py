@@ -229,7 +229,7 @@ def drop(
 
 def _fuses(layer: Dropout, activation: nn.Module) -> bool:
     """Whether an activation and keyed dropout can run as one kernel, which calls neither module."""
-    return type(activation) in _FUSED and not must_be_called(layer) and not must_be_called(activation)
+    return type(activation) in _FUSED and not _must_be_called(layer) and not _must_be_called(activation)
 
 
 class ActivationAndDropout(nn.Sequential):
@@ -282,12 +282,12 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or type(layer) is not nn.Linear or layer.bias is None or x.dim() != 2:
         return layer(x)
-    if transforming() or must_be_called(layer):
+    if transforming() or _must_be_called(layer):
         return layer(x)
     return linear(x, layer.weight, layer.bias)
 
 
-def must_be_called(layer: nn.Module) -> bool:
+def _must_be_called(layer: nn.Module) -> bool:
     """Whether a layer must run as a module: it has hooks, a replaced forward or a compiled call."""
     is_changed = "forward" in vars(layer) or layer._compiled_call_impl is not None
     return is_changed or is_hooked(layer) or has_global_hooks()

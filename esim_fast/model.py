@@ -22,7 +22,7 @@ from .layers import (
     VariationalDropout,
     bilstm,
     drop,
-    must_be_called,
+    has_global_hooks,
     project,
     side_by_side,
 )
@@ -188,9 +188,14 @@ class ESIM(nn.Module):
             return direct.comparison(self, direct.encoding(self, pairs, direct.FP32), pairs, direct.FP32)
         x = self.encode(pairs, embedded)  # [N, 2H], a row for each token of the batch
         rows = pairs.rows(x.shape[1])
-        # [N, 6H] or [N, 8H]
-        m = self.inference(x, rows, difference=False) if self._absorbs_difference(x) else self.inference(x, rows)
-        v = self.infercomposition(m, pairs, rows)  # [B, 8H]
+        if self._absorbs_difference(x):
+            composition = self.infercomposition.composition
+            m = self.inference(x, rows, difference=False)  # [N, 6H]
+            y = projection(m, composition.F.weight, composition.F.bias)  # [N, H]
+            v = self.infercomposition.pool(composition.compose(y, pairs), rows)  # [B, 8H]
+        else:
+            m = self.inference(x, rows)  # [N, 8H]
+            v = self.infercomposition(m, pairs, rows)  # [B, 8H]
         return self.linear(v)
 
     def encode(self, pairs: PackedPairs | PaddedPairs, embedded: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -238,26 +243,23 @@ class ESIM(nn.Module):
 
     def _runs_directly(self, pairs: PackedPairs) -> bool:
         """Whether the operators may be called without the layers (direct.py)."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or pairs.batch_sizes is None:
             return False
-        fits = pairs.tokens.device.type == "cpu" and pairs.batch_sizes is not None and len(pairs.tokens) > 0
+        fits = pairs.tokens.device.type == "cpu" and len(pairs.tokens) > 0 and direct.can_address(pairs)
         return fits and is_as_made(self) and direct.can_run_directly(self)
 
     def _absorbs_difference(self, x: Tensor) -> bool:
-        """Whether the projection of ``x``'s enhancement can do without ``a - ã``: in fp32 with the C++ kernel, unless a
-        hook, a replaced layer or a compiler sees what lies between the two.
+        """Whether the projection can do without ``a - ã`` (ops/projection.py): in fp32, with the C++ kernel of local
+        inference. Hooks and replaced layers still get all four parts, as does a compiler.
         """
         if x.device.type != "cpu" or x.dtype != torch.float32 or autocast_dtype(x.device) is not None:
             return False
-        if torch.compiler.is_compiling() or transforming() or type(self.infercomposition) is not InferenceComposition:
+        if torch.compiler.is_compiling() or transforming() or has_global_hooks() or not is_as_made(self):
             return False
-        composition = self.infercomposition.composition
-        expected = {self.inference: PackedLocalInference, self.infercomposition: InferenceComposition}
-        expected |= {composition: CompositionLayer, composition.F: nn.Linear}
-        if any(type(layer) is not kind or must_be_called(layer) for layer, kind in expected.items()):
+        F = self.infercomposition.composition.F
+        if type(F) is not nn.Linear or F.bias is None or F.in_features != 4 * x.shape[1]:
             return False
-        is_fp32 = composition.F.weight.dtype == torch.float32 and composition.F.bias is not None
-        return is_fp32 and self.inference.backend in (None, "cpp")
+        return F.weight.dtype == torch.float32 and self.inference.backend in (None, "cpp")
 
     # torch.jit.script calls this before it compiles a module.
     __prepare_scriptable__ = refuse_torchscript
@@ -311,10 +313,7 @@ class InferenceComposition(nn.Module):
         self.pooling = Pooling(backends["masked_pool"])
 
     def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs, rows: PairRows) -> Tensor:
-        """Map ``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis.
-
-        ``m`` may be ``[N, 6H]``, without the difference.
-        """
+        """Map ``m [N, 8H]`` to ``[B, 8H]``: average and maximum of the premise, then of the hypothesis."""
         return self.pool(self.composition(m, pairs), rows)
 
     def pool(self, y: Tensor, rows: PairRows) -> Tensor:
@@ -335,9 +334,8 @@ class CompositionLayer(nn.Module):
         self.lstm = nn.LSTM(H, H, bidirectional=True)
 
     def forward(self, m: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
-        """Map ``m [N, 8H]``, or ``[N, 6H]`` without the difference, to ``[N, 2H]``."""
-        is_whole = m.shape[1] == 8 * self.hidden_size
-        return self.compose(project(self.F, m) if is_whole else projection(m, self.F.weight, self.F.bias), pairs)
+        """Map ``m [N, 8H]`` to ``[N, 2H]``."""
+        return self.compose(project(self.F, m), pairs)
 
     def compose(self, y: Tensor, pairs: PackedPairs | PaddedPairs) -> Tensor:
         """Run everything after the projection: ``y [N, H]`` to ``[N, 2H]``."""
@@ -374,12 +372,20 @@ class MLP(nn.Module):
 
 
 def is_as_made(net: ESIM) -> bool:
-    """Whether no part of the network has hooks or a replaced forward, so its ops may be called directly."""
-    composition = net.infercomposition
-    made = ((net, ESIM), (net.encoder, InputEncoding), (net.inference, PackedLocalInference), (net.linear, MLP))
-    if any(type(part).forward is not kind.forward for part, kind in (*made, (composition, InferenceComposition))):
+    """Whether no part of the network has hooks or methods of its own, so its ops may be called directly."""
+    inner, classifier = net.infercomposition, net.linear
+    if type(net).forward is not ESIM.forward or type(net).encode is not ESIM.encode or "encode" in vars(net):
         return False
-    if type(composition.composition).forward is not CompositionLayer.forward:
+    if type(inner) is not InferenceComposition or type(classifier) is not MLP or "pool" in vars(inner):
+        return False
+    parts: tuple[tuple[object, type], ...] = (
+        (net.encoder, InputEncoding),
+        (net.inference, PackedLocalInference),
+        (inner.composition, CompositionLayer),
+        (inner.pooling, Pooling),
+        (classifier.mlp, Sequential),
+    )
+    if any(type(part) is not kind for part, kind in parts) or "compose" in vars(inner.composition):
         return False
     # As a loop, because this runs before each prediction and net.modules() takes twice as long.
     modules: list[nn.Module | None] = [net]
@@ -387,7 +393,7 @@ def is_as_made(net: ESIM) -> bool:
         module = modules.pop()
         if module is None:
             continue
-        if is_hooked(module) or "forward" in module.__dict__:
+        if is_hooked(module) or "forward" in module.__dict__ or module._compiled_call_impl is not None:
             return False
         modules.extend(module._modules.values())
     return True

@@ -4,14 +4,13 @@ Both LSTMs, the projection and the classifier's hidden layer are quantized; ever
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import direct
 from .config import INFERENCE_PRECISIONS, check_precision
 from .inputs import check_tokens
 from .model import ESIM, is_as_made
 from .ops import int8
-from .ops.bilstm import is_plain_fp32
 from .ops.checks import without_autocast
 from .packed import PackedPairs
 
@@ -47,10 +46,7 @@ def _why_not(device: torch.device, net: ESIM | None) -> str | None:
     parameters = [*net.encoder.parameters(), *net.infercomposition.parameters(), *net.linear.parameters()]
     if others := {parameter.dtype for parameter in parameters} - {torch.float32}:
         return f"parameters in float32, got {others.pop()}"
-    composition = net.infercomposition.composition
-    plain = is_plain_fp32(net.encoder.lstm) and is_plain_fp32(composition.lstm)
-    plain = plain and type(composition.F) is type(net.linear.mlp[1]) is nn.Linear
-    if not plain or not is_as_made(net):
+    if not is_as_made(net) or not direct.has_plain_layers(net):
         return "unmodified layers, because hooks and wrappers would not run"
     return None
 

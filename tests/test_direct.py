@@ -1,6 +1,7 @@
 """On a CPU without gradients, direct calls of the operators give what the layers give, and run only where they may."""
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 import esim_fast
-from esim_fast import direct
-from esim_fast.layers import ActivationAndDropout, VariationalDropout
-from esim_fast.model import ESIM
+from esim_fast import direct, ops
+from esim_fast.layers import ActivationAndDropout, Sequential, VariationalDropout
+from esim_fast.model import ESIM, CompositionLayer
+from esim_fast.ops import int8
+from esim_fast.quantized import inference_precision
 from tests.test_model import random_pairs
 
 BATCHES = {
@@ -23,9 +26,16 @@ BATCHES = {
 }
 
 
-def make_net(**options):
+def make_net(labels=3, **options):
     torch.manual_seed(0)
-    return ESIM(40, 12, 50, 3, "cpu", **options).eval()
+    return ESIM(40, 12, 50, labels, "cpu", **options).eval()
+
+
+def by_layers(net, *batch):
+    """The logits without direct calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ESIM, "_runs_directly", lambda *_: False)
+        return net(*batch)
 
 
 @pytest.fixture
@@ -38,15 +48,14 @@ def runs(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("options", [{}, {"variant": "notebook"}, {"variational_dropout": True}], ids=str)
-def test_logits_are_equal(monkeypatch, runs, options, lengths):
+@pytest.mark.parametrize("options", [{}, {"variant": "notebook", "labels": 5}, {"variational_dropout": True}], ids=str)
+def test_logits_are_equal(runs, options, lengths):
     net, (p, h) = make_net(**options), random_pairs(*lengths)
     given = (p, h), (p, h, *lengths), (esim_fast.pack_pairs(p, h, *lengths),)
     ours = [net(*arguments) for arguments in given]
     assert len(runs) == 3 * (sum(map(sum, lengths)) > 0)
-    monkeypatch.setattr(ESIM, "_runs_directly", lambda *_: False)
     for arguments, logits in zip(given, ours, strict=True):
-        assert torch.equal(logits, net(*arguments))
+        assert torch.equal(logits, by_layers(net, *arguments))
 
 
 @torch.no_grad()
@@ -78,11 +87,60 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Pooled(nn.Module):
+    """A pooling layer of the caller's."""
+
+    def forward(self, x, rows):
+        return 2 * ops.masked_pool(x, rows=rows)
+
+
+class Composed(CompositionLayer):
+    def compose(self, y, pairs):
+        return 2 * super().compose(y, pairs)
+
+
+class Classified(Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Activated(ActivationAndDropout):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Encoded(ESIM):
+    def encode(self, pairs, embedded=None):
+        return 2 * super().encode(pairs, embedded)
+
+
+def become(module, kind):
+    module.__class__ = kind
+
+
+def wider_composition(net):
+    net.infercomposition.composition.lstm = nn.LSTM(40, 60, bidirectional=True)
+    net.linear.mlp[1] = nn.Linear(480, 40)
+
+
+def wider_encoder(net):
+    net.encoder.lstm = nn.LSTM(12, 60, bidirectional=True)
+    net.infercomposition.composition.F = nn.Linear(480, 40)
+
+
+def own_composition(net):
+    """A composition of the caller's, with other names."""
+    inner = net.infercomposition.composition
+    net.infercomposition.composition = own = nn.Module()
+    own.inner, own.forward = inner, inner.forward
+
+
 OBSTACLES = {
     "gradients": lambda net: torch.set_grad_enabled(True),
     "dropout in training": lambda net: net.linear.mlp[0].train(),
     "variational dropout in training": lambda net: setattr(net, "embedding_dropout", VariationalDropout(0.5)),
     "dropout in the classifier": lambda net: net.linear.mlp[2][1].train(),
+    "a wider composition": wider_composition,
     "another dropout": lambda net: setattr(net.infercomposition.composition, "dropout", Noise().eval()),
     "a hook": lambda net: net.infercomposition.pooling.register_forward_hook(lambda *_: None),
     "another forward": lambda net: setattr(net.encoder, "forward", net.encoder.forward),
@@ -95,6 +153,18 @@ OBSTACLES = {
     "no bias in the classifier": lambda net: setattr(net.linear.mlp[1], "bias", None),
     "no bias": lambda net: setattr(net.infercomposition.composition.F, "bias", None),
     "an LSTM without biases": lambda net: setattr(net.encoder, "lstm", nn.LSTM(12, 40, bidirectional=True, bias=False)),
+    "another head": lambda net: setattr(net.linear, "mlp", nn.Linear(320, 3)),
+    "another pooling": lambda net: setattr(net.infercomposition, "pooling", Pooled()),
+    "another composition": own_composition,
+    "another encode": lambda net: become(net, Encoded),
+    "another compose": lambda net: become(net.infercomposition.composition, Composed),
+    "a subclass of the classifier": lambda net: become(net.linear.mlp, Classified),
+    "a subclass of the activation": lambda net: become(net.linear.mlp[2], Activated),
+    "a projection of the wrong width": lambda net: setattr(net.infercomposition.composition, "F", nn.Linear(100, 40)),
+    "a replaced encode": lambda net: setattr(net, "encode", lambda *pairs: 2 * ESIM.encode(net, *pairs)),
+    "no activation": lambda net: setattr(net.infercomposition.composition, "activation", None),
+    "a wider encoder": wider_encoder,
+    "a compiled part": lambda net: setattr(net.encoder, "_compiled_call_impl", net.encoder._call_impl),
     "fp64": lambda net: net.double(),
     "the reference": lambda net: setattr(net.inference, "backend", "reference"),
 }
@@ -107,7 +177,15 @@ def test_obstacles(runs, obstruct):
     net(*batch)
     assert len(runs) == 1
     obstruct(net)
-    assert net(*batch).isfinite().all()
+    torch.manual_seed(1)
+    try:
+        expected = by_layers(net, *batch)
+    except (ValueError, RuntimeError) as error:
+        with pytest.raises(type(error), match=re.escape(str(error))):
+            net(*batch)
+    else:
+        torch.manual_seed(1)
+        assert torch.equal(net(*batch), expected)
     assert len(runs) == 1
 
 
@@ -130,13 +208,37 @@ def test_obstacles_outside_the_network(runs):
 def test_wrong_packed_pairs():
     net, lengths = make_net(), (torch.tensor([5, 9]), torch.tensor([4, 2]))
     pairs = esim_fast.pack_pairs(*random_pairs([5, 9], [4, 2]), *lengths)
+    assert torch.equal(net(replace(pairs, addresses=pairs.addresses.repeat_interleave(2)[::2])), net(pairs))
     for wrong, error, message in (
         ({"tokens": pairs.tokens[:-1]}, ValueError, "batch_sizes must sum to the 19 rows of x, got 20"),
         ({"tokens": pairs.tokens + 40}, ValueError, "is not a token id"),
         ({"addresses": pairs.addresses + 30}, RuntimeError, "esim_fast: "),
+        ({"addresses": pairs.addresses.int()}, TypeError, "Rows.start must be an int64 tensor"),
+        ({"longest": (300, 3)}, ValueError, "Rows.max_length = 300 must lie between"),
+        ({"longest": (9, -1)}, ValueError, "Rows.max_length = -1 must lie between"),
     ):
         with pytest.raises(error, match=message):
             net(replace(pairs, **wrong))
+
+
+@pytest.mark.skipif(not int8.LANES, reason="needs a CPU with VNNI")
+@pytest.mark.parametrize(
+    "name", ["a wider composition", "another pooling", "another compose", "no bias in the classifier"]
+)
+def test_int8_refuses(name):
+    net = make_net()
+    assert inference_precision("int8", net.device, net) == "int8"
+    OBSTACLES[name](net)
+    with pytest.raises(ValueError, match="precision int8 needs unmodified layers"):
+        inference_precision("int8", net.device, net)
+
+
+@torch.no_grad()
+def test_word_vectors_of_the_wrong_width():
+    net, batch = make_net(), random_pairs([5, 9], [4, 2])
+    net.embedding = nn.Embedding(50, 13)
+    with pytest.raises(ValueError, match=r"x must be \[N, 12\], got shape \[20, 13\]"):
+        net(*batch)
 
 
 @torch.no_grad()

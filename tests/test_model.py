@@ -256,6 +256,22 @@ def replaced_by(module):
     return other
 
 
+def replace_composition(net):
+    """A composition layer of the caller's, with other names."""
+    inner = net.infercomposition.composition
+    net.infercomposition.composition = own = nn.Module()
+    own.inner, own.forward = inner, inner.forward
+
+
+def wider_encoder(net):
+    """Layers of other sizes, which fit together."""
+    net.encoder.lstm = nn.LSTM(WIDTH, 12, bidirectional=True)
+    net.infercomposition.composition.F = nn.Linear(96, HIDDEN)
+    net.infercomposition.composition.lstm = nn.LSTM(HIDDEN, 12, bidirectional=True)
+    net.linear.mlp[1] = nn.Linear(96, HIDDEN)
+    net.double()
+
+
 NOTICED = {
     "a hook on local inference": lambda net: net.inference.register_forward_hook(lambda *_: None),
     "a hook on the composition": lambda net: net.infercomposition.register_forward_pre_hook(lambda *_: None),
@@ -265,6 +281,8 @@ NOTICED = {
     "a hook on the projection": lambda net: net.infercomposition.composition.F.register_forward_hook(lambda *_: None),
     "another local inference": lambda net: setattr(net, "inference", replaced_by(net.inference)),
     "another composition": lambda net: setattr(net, "infercomposition", replaced_by(net.infercomposition)),
+    "another composition layer": replace_composition,
+    "a wider projection": wider_encoder,
     "another forward": lambda net: setattr(net.inference, "forward", net.inference.forward),
     "no bias": lambda net: setattr(net.infercomposition.composition.F, "bias", None),
     "fp64": lambda net: net.double(),
@@ -299,13 +317,15 @@ class TestDifference:
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize("noticed", NOTICED.values(), ids=NOTICED)
-    def test_is_there_if_somebody_looks(self, net, shortened, noticed):
+    def test_is_there_if_somebody_looks(self, net, shortened, noticed, monkeypatch):
         p, h = random_pairs([5, 9], [4, 2])
         net(p, h)
         assert len(shortened) == 1
         noticed(net)
-        assert net(p, h).isfinite().all()
+        logits = net(p, h)
         assert len(shortened) == 1
+        monkeypatch.setattr(esim_fast.ESIM, "_absorbs_difference", lambda *_: False)
+        assert torch.equal(logits, net(p, h))
 
     def test_is_there_under_autocast_and_global_hooks(self, net, shortened):
         p, h = random_pairs([5, 9], [4, 2])

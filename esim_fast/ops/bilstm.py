@@ -102,8 +102,7 @@ def bilstm(
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.dim() != 2 or x.shape[1] != lstm.input_size:
-        raise ValueError(f"x must be [N, {lstm.input_size}], got shape {list(x.shape)}")
+    _check_input(lstm, x)
     if batch_sizes is None:
         if first_row is None or sentences is None or padding is not None:
             raise TypeError("without batch_sizes, bilstm needs first_row and sentences, and takes no padding")
@@ -142,6 +141,11 @@ def bilstm(
             kept = _packed_weights(x, weights) if padding is None else None
             y = _states(x, sizes, *kept) if kept else apply(_BiLSTM, x, batch_sizes, padding, *weights)[0]
         return y.to(dtype)
+
+
+def _check_input(lstm: nn.LSTM, x: Tensor) -> None:
+    if x.dim() != 2 or x.shape[1] != lstm.input_size:
+        raise ValueError(f"x must be [N, {lstm.input_size}], got shape {list(x.shape)}")
 
 
 def _check_sizes(batch_sizes: Sequence[int], rows: int) -> None:
@@ -217,8 +221,9 @@ def packed_bilstm(lstm: nn.LSTM, x: Tensor, batch_sizes: Tensor) -> Tensor:
         batch_sizes: int64 ``[T]``.
 
     Raises:
-        ValueError: ``batch_sizes`` does not fit ``x``.
+        ValueError: ``x`` or ``batch_sizes`` has the wrong shape.
     """
+    _check_input(lstm, x)
     kept = _packed_weights(x, [weight for direction in lstm.all_weights for weight in direction])
     if kept is None:
         return bilstm(lstm, x, batch_sizes)

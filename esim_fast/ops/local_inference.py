@@ -112,7 +112,8 @@ def local_inference_packed(
         filled: int64 ``[1]`` on the device of ``x``, how many rows the sentences of both sides fill, if they fill the
             first rows without gaps. The Triton kernels then clear only the rows after them.
         difference: whether the result has the third part, ``x - aligned``. A linear layer can do without it, as in
-            ``esim_fast.ops.projection``. The Triton kernels always write it.
+            ``esim_fast.ops.projection``. Only ``"cpp"`` and ``"reference"`` can leave it out, so on a GPU that is plain
+            PyTorch.
         backend: as for ``local_inference``.
 
     Returns:

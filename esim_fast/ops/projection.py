@@ -2,7 +2,7 @@
 
     F [x; x̃; x - x̃; x ⊙ x̃] = [F1 + F3, F2 - F3, F4] [x; x̃; x ⊙ x̃]
 
-so a quarter of the enhancement need be neither written, read nor multiplied.
+so a quarter of the enhancement is not written, read or multiplied.
 """
 
 import torch
@@ -16,7 +16,7 @@ def projection(m: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Project ``m [N, 3D]``, as ``local_inference_packed(difference=False)`` returns it, to ``[N, H]``.
 
     Args:
-        m: enhanced tokens in fp32, on the CPU for speed.
+        m: enhanced tokens in fp32. It is fast on a CPU.
         weight: ``[H, 4D]`` in fp32, the weight of the whole enhancement.
         bias: ``[H]`` in fp32.
     """
