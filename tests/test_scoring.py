@@ -80,8 +80,13 @@ def test_against_fp64():
 
 def test_each_sentence_is_encoded_once():
     net, shared = new_net(), random_shared(2)
-    words, encode = [], net.encode
-    with mock.patch.object(net, "encode", lambda pairs: words.append(len(pairs.tokens)) or encode(pairs)):
+    words, encode = [], scoring._encode
+
+    def counted(net, pairs, precision):
+        words.append(len(pairs.tokens))
+        return encode(net, pairs, precision)
+
+    with mock.patch.object(scoring, "_encode", counted):
         together(scored_shared(net, shared, 8), shared.members)
     assert sum(words) == shared.words == int(shared.lengths.sum())
     assert shared.pairs().lengths.sum() > 10 * shared.words
