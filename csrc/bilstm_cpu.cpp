@@ -34,7 +34,7 @@ struct Task : Group {
 };
 
 // Whether prefetches pay. Weights come from the second-level cache, on Intel's processors twice as fast with them. On
-// AMD's (Zen 4) they cost an eighth of the time for one or two sentences, and gain nothing for more.
+// AMD's (measured on Zen 4, 2026-11-30) they make one or two sentences slower, and gain nothing for more.
 bool prefetches() {
 #if defined(__x86_64__)
   static const bool amd = [] {

@@ -1,6 +1,6 @@
 """ESIM's forward pass on a CPU without gradients: the operators alone, without the layers' calls and the ops' checks.
 
-Results are equal to the bit, and one pair takes a sixth less time. ``net`` is always an ``ESIM``.
+Results are equal to the bit, and single pairs are faster. ``net`` is always an ``ESIM``.
 """
 
 from collections.abc import Callable

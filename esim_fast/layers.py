@@ -288,9 +288,13 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _must_be_called(layer: nn.Module) -> bool:
-    """Whether a layer must run as a module: it has hooks, a replaced forward or a compiled call."""
-    is_changed = "forward" in vars(layer) or layer._compiled_call_impl is not None
-    return is_changed or is_hooked(layer) or has_global_hooks()
+    """Whether a layer must run as a module, for its own sake or because of hooks on all modules."""
+    return is_changed(layer) or has_global_hooks()
+
+
+def is_changed(layer: nn.Module) -> bool:
+    """Whether a layer has hooks, a replaced forward or a compiled call."""
+    return is_hooked(layer) or "forward" in layer.__dict__ or layer._compiled_call_impl is not None
 
 
 class Sequential(nn.Sequential):

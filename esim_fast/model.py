@@ -23,6 +23,7 @@ from .layers import (
     bilstm,
     drop,
     has_global_hooks,
+    is_changed,
     project,
     side_by_side,
 )
@@ -393,7 +394,7 @@ def is_as_made(net: ESIM) -> bool:
         module = modules.pop()
         if module is None:
             continue
-        if is_hooked(module) or "forward" in module.__dict__ or module._compiled_call_impl is not None:
+        if is_changed(module):
             return False
         modules.extend(module._modules.values())
     return True

@@ -214,14 +214,15 @@ class TestSharedLayers:
         assert copied.esim is not net.esim
         assert net.esim is net.esim
 
-    def test_assigned(self, net, batch):
+    def test_assigned(self, net, batch, monkeypatch):
+        monkeypatch.setattr(esim_fast.ESIM, "_absorbs_difference", lambda *_: False)  # coetaur0's module does not
         other = ESIM(WORDS, WIDTH, HIDDEN).eval()
         state_dict = {name: entry.clone() for name, entry in other.state_dict().items()}
         net.load_state_dict(state_dict, assign=True)
         assert net._projection[0].bias.data_ptr() == state_dict["_projection.0.bias"].data_ptr()
         self.assert_shared(net)
         for logits in (net(*batch)[0], inner_logits(net, batch)):
-            torch.testing.assert_close(logits, other(*batch)[0], rtol=1e-5, atol=1e-6)
+            assert torch.equal(logits, other(*batch)[0])
 
     def test_modes(self, net):
         inner = net.esim

@@ -14,7 +14,7 @@ from esim_fast.layers import ActivationAndDropout, Sequential, VariationalDropou
 from esim_fast.model import ESIM, CompositionLayer
 from esim_fast.ops import int8
 from esim_fast.quantized import inference_precision
-from tests.test_model import random_pairs
+from tests.test_model import random_pairs, replace_composition
 
 BATCHES = {
     "one pair": ([5], [4]),
@@ -128,13 +128,6 @@ def wider_encoder(net):
     net.infercomposition.composition.F = nn.Linear(480, 40)
 
 
-def own_composition(net):
-    """A composition of the caller's, with other names."""
-    inner = net.infercomposition.composition
-    net.infercomposition.composition = own = nn.Module()
-    own.inner, own.forward = inner, inner.forward
-
-
 OBSTACLES = {
     "gradients": lambda net: torch.set_grad_enabled(True),
     "dropout in training": lambda net: net.linear.mlp[0].train(),
@@ -155,7 +148,7 @@ OBSTACLES = {
     "an LSTM without biases": lambda net: setattr(net.encoder, "lstm", nn.LSTM(12, 40, bidirectional=True, bias=False)),
     "another head": lambda net: setattr(net.linear, "mlp", nn.Linear(320, 3)),
     "another pooling": lambda net: setattr(net.infercomposition, "pooling", Pooled()),
-    "another composition": own_composition,
+    "another composition": replace_composition,
     "another encode": lambda net: become(net, Encoded),
     "another compose": lambda net: become(net.infercomposition.composition, Composed),
     "a subclass of the classifier": lambda net: become(net.linear.mlp, Classified),

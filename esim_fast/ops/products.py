@@ -78,11 +78,12 @@ def ordered_bf16(weight: Tensor) -> Tensor:
     return ordered(weight.bfloat16())
 
 
-def _ordered_linear(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def ordered_linear(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Reorder the weight of a linear layer, and copy its bias."""
     return ordered(weight), bias.detach().clone()
 
 
-def _ordered_linear_bf16(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def ordered_linear_bf16(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return ordered_bf16(weight), bias.bfloat16()
 
 
@@ -106,7 +107,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     dtype = autocast_dtype(x.device) or torch.float32
     fits = x.dtype in (torch.float32, dtype) and (_is_large(x, weight) or weight.numel() >= _LARGE)
     if fits and can_order(x, weight, bias, dtype=dtype):
-        kept = packed(_ordered_linear_bf16 if dtype == torch.bfloat16 else _ordered_linear, weight, bias)
+        kept = packed(ordered_linear_bf16 if dtype == torch.bfloat16 else ordered_linear, weight, bias)
         if kept is not None:
             return onednn_product(x.to(dtype), *kept)
     use_onednn = dtype == torch.float32 and _for_onednn(x, weight)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from .packing import packed
-from .products import can_order, linear, onednn_product, ordered
+from .products import can_order, linear, onednn_product, ordered_linear
 
 
 def projection(m: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Project ``m [N, 3D]``, as ``local_inference_packed(difference=False)`` returns it, to ``[N, H]``.
 
     Args:
-        m: enhanced tokens in fp32. It is fast on a CPU.
+        m: enhanced tokens in fp32.
         weight: ``[H, 4D]`` in fp32, the weight of the whole enhancement.
         bias: ``[H]`` in fp32.
     """
@@ -34,4 +34,4 @@ def without_difference(weight: Tensor) -> Tensor:
 
 
 def _ordered(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return ordered(without_difference(weight)), bias.detach().clone()
+    return ordered_linear(without_difference(weight), bias)

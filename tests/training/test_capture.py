@@ -317,7 +317,8 @@ class TestObstacles:
         ],
         ids=["hook", "gradient hook", "forward", "compiled", "optimizer"],
     )
-    def test_steps_run_eagerly_and_say_so_once(self, graphs, prevent, why):
+    def test_steps_run_eagerly_and_say_so_once(self, graphs, prevent, why, monkeypatch):
+        monkeypatch.setattr(esim_fast.ESIM, "_absorbs_difference", lambda *_: False)  # as with hooks
         data = EncodedPairs([[2, 3]] * 12, [[4]] * 12, [0, 1] * 6)
         captured, others = (Run(Recipe(batch_size=2), data, captured) for captured in (True, False))
         prevent(captured)
@@ -327,8 +328,11 @@ class TestObstacles:
         assert len(caught) == 1
         assert caught[0].filename == __file__
         found += [captured(parts) for parts in rest]  # a warning is an error
-        # Not equal, because the fused optimizer rounds otherwise.
-        np.testing.assert_allclose(found, [others(parts) for parts in (first, *rest)], rtol=1e-6)
+        expected = [others(parts) for parts in (first, *rest)]
+        if why == "fused=True":  # optimizers that are not fused round otherwise
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+        else:
+            assert found == expected
         assert captured.captured.statistics.eager == 6
 
     def test_kernels_that_need_sizes_on_the_host(self):
